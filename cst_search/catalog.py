@@ -1,0 +1,44 @@
+"""Where the shipped files are: recipes, search spaces and page templates.
+
+In a wheel they lie inside the package (`pyproject.toml` forces them there), in a checkout or editable
+install beside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from cst_search.errors import ConfigError
+
+Kind = Literal["trials", "search_spaces", "dashboards"]
+_PACKAGE = Path(__file__).parent
+
+
+def shipped_folder(kind: Kind) -> Path:
+    """The folder of one kind of shipped files."""
+    for base in (_PACKAGE, _PACKAGE.parent):
+        if (base / kind).is_dir():
+            return base / kind
+    raise ConfigError(f"this installation lacks its folder {kind!r}; reinstall cst-search")
+
+
+def shipped(kind: Kind, name: str) -> Path:
+    """The path of one shipped file, ``.yaml`` added where the name has no ending. It may not exist."""
+    return shipped_folder(kind) / (name if "." in name else f"{name}.yaml")
+
+
+def names(kind: Kind) -> list[str]:
+    """Names of the shipped YAML files of a kind, without ending, sorted."""
+    return sorted(path.stem for path in shipped_folder(kind).glob("*.yaml"))
+
+
+def find(kind: Kind, name: str) -> Path:
+    """A file of the person's own (a path) or a shipped one (a bare name). Raises ConfigError when there is neither."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.name == name and shipped(kind, name).is_file():
+        return shipped(kind, name)
+    noun = {"trials": "recipe", "search_spaces": "search space", "dashboards": "dashboard"}[kind]
+    raise ConfigError(f"{noun} {name!r} is neither a file nor a shipped one; shipped: {', '.join(names(kind))}")

@@ -1,0 +1,495 @@
+"""The command line. Every command imports what it needs inside itself: `--help` must not wait for torch.
+
+Exit codes: 0 done, 1 the run failed, 2 the person must change something, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cst_search import __version__
+from cst_search.errors import CstSearchError
+
+app = typer.Typer(
+    name="cst-search",
+    help="Find the parameter-efficient fine-tuning configuration of an object detector for the GPU you really have.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# not a terminal (a file, a pipe): room for the tables instead of 80 columns
+out = Console(width=None if sys.stdout.isatty() else 160)
+err = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="Folder of studies and records [default: $CST_SEARCH_HOME, else ./cst-runs]"),
+]
+StorageOption = Annotated[
+    str | None, typer.Option("--storage", help="Database URL of the studies [default: SQLite in --home]")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+StudyArgument = Annotated[str, typer.Argument(help="Name of the study; see `cst-search list`.", show_default=False)]
+
+
+def main() -> None:
+    """Entry point: our own errors become one message and an exit code, never a traceback."""
+    try:
+        app()
+    except CstSearchError as error:
+        err.print(f"cst-search: {error}", markup=False, highlight=False, style="red" if err.is_terminal else "")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of our output, `head` say, has gone
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _home(home: Path | None) -> Path:
+    import os
+
+    return home or Path(os.environ.get("CST_SEARCH_HOME") or "cst-runs")
+
+
+def _print_json(value: Any) -> None:
+    from math import isfinite
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, float) and not isfinite(item):
+            return None
+        if isinstance(item, dict):
+            return {key: plain(inner) for key, inner in item.items()}
+        return [plain(inner) for inner in item] if isinstance(item, list | tuple) else item
+
+    print(json.dumps(plain(value), indent=2))
+
+
+def _say(text: str = "") -> None:
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _open_study(study: str, home: Path | None, storage: str | None) -> Any:
+    from cst_search.suggest import Study, default_storage
+
+    url = storage or default_storage(_home(home))
+    if storage is None and not (_home(home) / "studies.db").exists():
+        from cst_search.errors import StudyError
+
+        raise StudyError(
+            f"there are no studies in {_home(home)} yet; `cst-search launch` makes one, --home looks elsewhere"
+        )
+    return Study.open(url, study)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False) -> None:
+    if version:
+        print(f"cst-search {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def launch(
+    budget_mem: Annotated[
+        str | None, typer.Option("--budget-mem", help="Most device memory, such as 6GB or 6GiB.")
+    ] = None,
+    budget_params: Annotated[
+        str | None, typer.Option("--budget-params", help="Most trainable parameters, such as 2M.")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="COCO-format folder [default: the embedded demo].")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="What is held fixed: a shipped name or a YAML file "
+            "[default: demo; with --data, resnet50 on a GPU, small on a CPU].",
+        ),
+    ] = None,
+    space: Annotated[str, typer.Option("--space", help="What may vary: a shipped name or a YAML file.")] = "cst",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a field of the recipe: name=value. Repeatable.")
+    ] = None,
+    study: Annotated[str | None, typer.Option("--study", help="Name; an existing one is continued.")] = None,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Trials that the study shall have in the end.")] = 16,
+    time_limit: Annotated[
+        str | None, typer.Option("--time-limit", help="Start no trial after this time, such as 30m or 8h.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1)] = 0,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Trials at a time [default: one per GPU, or per CPU core].")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    objectives: Annotated[
+        str, typer.Option("--objectives", help="From map, device_bytes, trainable_params, map50, petl_params.")
+    ] = "map,device_bytes,trainable_params",
+    sampler: Annotated[str, typer.Option("--sampler", help="tpe, nsga2, gp or random.")] = "tpe",
+    storage: StorageOption = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Drop broken images and boxes instead of stopping.")
+    ] = False,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="One trial after the other in this process, without Ray.")
+    ] = False,
+    home: HomeOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Search for the best configurations within a budget."""
+    from cst_search.errors import ConfigError
+    from cst_search.units import parse_bytes, parse_count, parse_seconds
+
+    memory = None if budget_mem is None else parse_bytes(budget_mem)
+    params = None if budget_params is None else parse_count(budget_params)
+    limit = None if time_limit is None else parse_seconds(time_limit)
+    for flag, value, allowed in (
+        ("--device", device, ("auto", "cpu", "cuda")),
+        ("--sampler", sampler, ("tpe", "nsga2", "gp", "random")),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{flag} must be one of {', '.join(allowed)}; got {value!r}")
+
+    from cst_search.launch import LaunchOptions
+    from cst_search.launch import launch as run
+    from cst_search.results import Budget, front_report
+
+    options = LaunchOptions(
+        budget=Budget(memory, params),
+        home=_home(home),
+        data=data,
+        recipe=recipe,
+        space=space,
+        settings=tuple(settings or ()),
+        study=study,
+        trials=trials,
+        time_limit_seconds=limit,
+        seed=seed,
+        workers=workers,
+        device=device,
+        objectives=objectives,
+        sampler=sampler,
+        storage=storage,
+        tracking_uri=tracking_uri,
+        skip_bad=skip_bad,
+        in_process=in_process,
+    )
+    result = run(options, err if json_ else out)
+    if json_:
+        _print_json(front_report(result.info) | {"seconds": result.seconds, "interrupted": result.interrupted})
+    if result.interrupted:
+        raise typer.Exit(130)
+    if not result.info.front():
+        err.print(
+            "cst-search: no trial completed within the budget; see the reasons with `cst-search status`", markup=False
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    study: StudyArgument, home: HomeOption = None, storage: StorageOption = None, json_: JsonOption = False
+) -> None:
+    """How far a study is, and what became of each trial."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from cst_search.results import describe
+    from cst_search.units import format_bytes, format_count, format_seconds
+
+    info = _open_study(study, home, storage).info()
+    if json_:
+        rows = [
+            r.brief() | {"state": r.state, "reason": r.reason, "seconds": r.seconds, "ran": r.ran} for r in info.trials
+        ]
+        _print_json({"study": info.name, "trials": info.counts(), "hypervolume": info.hypervolume(), "all": rows})
+        return
+    table = Table(title=f"Study {info.name}", title_justify="left")
+    for name in ("trial", "state", "map", "memory", "trainable", "time", "configuration or reason"):
+        table.add_column(name, no_wrap=name != "configuration or reason")
+    for record in info.trials:
+        table.add_row(
+            str(record.trial),
+            record.state,
+            f"{record.map:.3f}" if record.map is not None else "-",
+            format_bytes(record.device_bytes),
+            format_count(record.trainable_params),
+            format_seconds(record.seconds),
+            Text(describe(record.config) + (f"\n{record.reason}" if record.reason else "")),
+        )
+    out.print(table)
+    counts = ", ".join(f"{n} {state}" for state, n in info.counts().items() if n and state != "total")
+    _say(f"{len(info.trials)} trials ({counts or 'none yet'}), hypervolume {info.hypervolume():.4f}")
+
+
+@app.command("list")
+def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOption = False) -> None:
+    """The studies in a storage."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from cst_search.suggest import Study, default_storage, list_studies
+    from cst_search.units import format_bytes
+
+    url = storage or default_storage(_home(home))
+    names = list_studies(url) if storage or (_home(home) / "studies.db").exists() else []
+    infos = [Study.open(url, name).info() for name in names]
+    if json_:
+        _print_json(
+            [
+                {
+                    "study": i.name,
+                    "started": i.started,
+                    "data": i.data,
+                    "trials": i.counts(),
+                    "best_map": max((r.map or 0.0 for r in i.front()), default=None),
+                    "hypervolume": i.hypervolume(),
+                }
+                for i in infos
+            ]
+        )
+        return
+    if not infos:
+        _say(f"no studies in {_home(home) if storage is None else 'this storage'} yet; `cst-search launch` makes one")
+        return
+    table = Table()
+    for name in ("study", "started (UTC)", "data", "complete", "best map", "budget"):
+        table.add_column(name)
+    for i in infos:
+        best = max((r.map or 0.0 for r in i.front()), default=None)
+        table.add_row(
+            Text(i.name), i.started[:16].replace("T", " "), Text(i.data), str(i.counts()["complete"]),
+            "-" if best is None else f"{best:.3f}", format_bytes(i.budget.memory_bytes),
+        )  # fmt: skip
+    out.print(table)
+
+
+@app.command()
+def front(
+    study: StudyArgument,
+    home: HomeOption = None,
+    storage: StorageOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write front.html, .png, .json here.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """The Pareto front of a study."""
+    from cst_search.results import front_report
+
+    info = _open_study(study, home, storage).info()
+    if output is not None:
+        from cst_search.launch import write_report
+
+        files = write_report(info, output)
+        err.print(f"wrote {', '.join(str(path) for path in files.values())}", markup=False, highlight=False)
+    if json_:
+        _print_json(front_report(info))
+        return
+    if not info.front():
+        _say(f"study {study} has no feasible complete trial yet")
+        return
+    from cst_search.live import front_table
+
+    out.print(front_table(info))
+    _say(f"hypervolume {info.hypervolume():.4f} of 1 (reference {dict(info.reference_point)})")
+
+
+@app.command()
+def export(
+    study: StudyArgument,
+    pick: Annotated[str, typer.Option("--pick", help="knee, best (highest map), or trial=N.")] = "knee",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Recipe file to write.")] = Path("best.yaml"),
+    home: HomeOption = None,
+    storage: StorageOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write a point of the front as a recipe that is complete by itself."""
+    from cst_search.export import export as write
+
+    info = _open_study(study, home, storage).info()
+    record = write(info, pick, output)
+    if json_:
+        _print_json(record.brief() | {"recipe": str(output)})
+        return
+    from cst_search.units import format_bytes, format_count
+
+    _say(
+        f"trial {record.trial}: map {record.map:.3f}, {format_bytes(record.device_bytes)} ({record.memory_source}), "
+        f"{format_count(record.trainable_params)} trainable -> {output}"
+    )
+    data = "" if info.data == "demo" else f" --data {info.data}"
+    _say(f"next:  cst-search train {output}{data} --out {output.stem}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe: an exported file, or a shipped name.", show_default=False)],
+    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for weights, metrics and recipe.")],
+    data: Annotated[str | None, typer.Option("--data", help="COCO-format folder [default: the recipe's].")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a field: name=value. Repeatable.")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Drop broken images and boxes instead of stopping.")
+    ] = False,
+    tracking_uri: Annotated[
+        str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
+    ] = None,
+    home: HomeOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Train a recipe at full length and keep the trained tensors."""
+    from cst_search.errors import ConfigError
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device must be one of auto, cpu, cuda; got {device!r}")
+    from cst_search.train import train as run
+
+    console = err if json_ else out
+    result = run(recipe, output, data=data, settings=tuple(settings or ()), device=device, skip_bad=skip_bad,
+                 home=_home(home), tracking_uri=tracking_uri, console=console)  # fmt: skip
+    if json_:
+        _print_json(result)
+    if result["outcome"] != "complete":
+        err.print(f"cst-search: training ended: {result['reason']}", markup=False, highlight=False)
+        raise typer.Exit(1)
+
+
+@app.command()
+def estimate(
+    recipe: Annotated[str, typer.Option("--recipe", help="A shipped name or a YAML file.")] = "resnet50",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: name=value. Repeatable.")] = None,
+    n_classes: Annotated[int, typer.Option("--classes", min=1, help="Classes without background.")] = 80,
+    max_boxes: Annotated[int, typer.Option("--max-boxes", min=1, help="Most boxes in one image (COCO: 93).")] = 100,
+    json_: JsonOption = False,
+) -> None:
+    """What training a recipe will need, before it runs. No GPU is used."""
+    from cst_search.config import load_recipe, make_recipe, parse_settings
+
+    config = parse_settings(settings or ())
+    configured = load_recipe(recipe).configured(config)
+    configured = make_recipe(configured.to_dict(), f"recipe {recipe!r} with --set")
+
+    from cst_search.memory import predict, worst_input
+
+    guess = predict(configured, n_classes, worst_input(configured, max_boxes=max_boxes))
+    shown = {"method": configured.method} | {f"{configured.method}.{k}": v for k, v in configured.options.items()}
+    shown |= {key: getattr(configured, key) for key in config if "." not in key}
+    if json_:
+        _print_json(
+            {
+                "config": shown,
+                "device_bytes": guess.device_bytes,
+                "reserved_bytes": guess.reserved_bytes,
+                "active_bytes": guess.active_bytes,
+                "trainable_params": guess.trainable_params,
+                "petl_params": guess.petl_params,
+                "breakdown": dict(guess.breakdown),
+                "target_device": guess.target_device,
+            }
+        )
+        return
+    from rich.table import Table
+
+    from cst_search.units import format_bytes, format_count
+
+    table = Table(
+        title=f"{recipe}: {configured.detector} {configured.backbone}, {configured.method}", title_justify="left"
+    )
+    table.add_column("part")
+    table.add_column("memory", justify="right")
+    table.add_column("", no_wrap=True)
+    for part, n_bytes in guess.breakdown.items():
+        share = n_bytes / guess.device_bytes
+        table.add_row(part.replace("_", " "), format_bytes(n_bytes), "█" * round(30 * share))
+    table.add_section()
+    table.add_row("device memory", format_bytes(guess.device_bytes), "predicted, " + guess.target_device)
+    out.print(table)
+    _say(
+        f"{format_count(guess.trainable_params)} trainable parameters, {format_count(guess.petl_params)} of the method"
+    )
+
+
+@app.command()
+def ui(
+    home: HomeOption = None,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option("--host", help="Loopback unless told otherwise.")] = "127.0.0.1",
+) -> None:
+    """Open MLflow on the record of the studies."""
+    import os
+    import subprocess
+
+    from cst_search.errors import StudyError
+
+    folder = _home(home)
+    if not (folder / "mlflow.db").exists():
+        raise StudyError(f"there is no record in {folder} yet; `cst-search launch` makes one, --home looks elsewhere")
+    environment = os.environ | {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # its job runner would be seven more processes and 1.5 GB that a viewer does not need
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{(folder / 'mlflow.db').absolute()}",
+        "--default-artifact-root", (folder / "artifacts").absolute().as_uri(),
+    ]  # fmt: skip
+    _say(f"MLflow on http://{host}:{port} in about ten seconds; Ctrl-C ends it")
+    _say('the front: filter runs with  tags."cst.pareto" = "true"')
+    try:
+        raise typer.Exit(subprocess.call(command, env=environment))
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+@app.command()
+def ls(json_: JsonOption = False) -> None:
+    """Shipped recipes and search spaces."""
+    from cst_search import catalog
+
+    found = {kind: catalog.names(kind) for kind in ("trials", "search_spaces")}
+    if json_:
+        _print_json(found)
+        return
+    for kind, label in (("trials", "recipes"), ("search_spaces", "search spaces")):
+        _say(f"{label}:")
+        for name in found[kind]:
+            first = catalog.shipped(kind, name).read_text(encoding="utf-8").splitlines()[0]  # type: ignore[arg-type]
+            _say(f"  {name:<12} {first.lstrip('# ')}")
+
+
+@app.command()
+def cp(
+    name: Annotated[str, typer.Argument(help="A shipped recipe or search space.", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="File or folder.")] = Path("."),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
+) -> None:
+    """Copy a shipped recipe or search space, to change it."""
+    import shutil
+
+    from cst_search import catalog
+    from cst_search.errors import ConfigError
+
+    kinds = [kind for kind in ("trials", "search_spaces") if name in catalog.names(kind)]
+    if not kinds:
+        known = [n for kind in ("trials", "search_spaces") for n in catalog.names(kind)]
+        raise ConfigError(f"nothing shipped is called {name!r}; there are {', '.join(known)}")
+    path = target / f"{name}.yaml" if target.is_dir() else target
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists; choose another name or give --force")
+    try:
+        shutil.copyfile(catalog.shipped(kinds[0], name), path)  # type: ignore[arg-type]
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    _say(f"{path}")
+
+
+if __name__ == "__main__":
+    main()

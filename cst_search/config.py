@@ -1,0 +1,127 @@
+"""Reading what people write: recipes and search spaces in YAML, ``name=value`` on the command line.
+
+All faults of a file are reported together, each with its place, the rule and the value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from cst_search import catalog
+from cst_search.errors import ConfigError
+from cst_search.recipe import Recipe
+from cst_search.space import Space
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which ``1e-3`` is a number (YAML 1.2) and a repeated key is an error, not a silent overwrite."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key if isinstance(key, str) else repr(key))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds one mapping. Raises ConfigError with the line of a syntax error."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: must be a UTF-8 text file: {error.reason} at byte {error.start}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold `name: value` lines; it holds {type(content).__name__}")
+    return content
+
+
+def write_yaml(path: Path, content: Mapping[str, Any], header: str) -> None:
+    """Write a mapping under comment lines, in one step: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    comment = "".join(f"# {line}\n" for line in header.splitlines())
+    part = path.with_name(path.name + ".part")
+    part.write_text(comment + yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    part.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+_RECIPE = TypeAdapter(Recipe)
+
+
+def make_recipe(content: Mapping[str, Any], where: str) -> Recipe:
+    """Check a mapping as a recipe, method and options included. Raises ConfigError with every fault."""
+    try:
+        # through JSON: strict types, and yet a mapping is taken for the dataclass
+        recipe = _RECIPE.validate_json(json.dumps(dict(content), default=str))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_say(fault) for fault in error.errors())) from error
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return recipe
+
+
+def _say(fault: Any) -> str:
+    name = ".".join(str(part) for part in fault["loc"]) or "recipe"
+    if fault["type"] == "unexpected_keyword_argument":
+        return f"{name} is not a field of a recipe"
+    return f"{name}: {fault['msg'][0].lower() + fault['msg'][1:]}; got {fault.get('input')!r}"
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe by path, or a shipped one by name. Raises ConfigError."""
+    path = catalog.find("trials", name)
+    return make_recipe(read_yaml(path), str(path))
+
+
+def load_space(name: str) -> Space:
+    """A search space by path, or a shipped one by name. Raises ConfigError."""
+    path = catalog.find("search_spaces", name)
+    return Space.from_dict(read_yaml(path), where=str(path))
+
+
+def recipe_json_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, for completion in editors."""
+    return _RECIPE.json_schema()
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """``["cst.reduction=8", "lr=1e-3"]`` -> a configuration; values are read as YAML. Raises ConfigError."""
+    config: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set takes name=value, for example --set cst.reduction=8; got {setting!r}")
+        try:
+            config[name.strip()] = yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {setting!r}: the value is not valid YAML") from error
+    return config

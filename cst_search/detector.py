@@ -1,0 +1,143 @@
+"""torchvision's detectors over a ResNet + FPN, with a PETL method in place.
+
+Modules and tensors keep torchvision's names (``backbone.body.*``, ``backbone.fpn.*``, ``rpn.*``, ``head.*`` ...); the
+side network of a method stands apart as ``backbone.side.*``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from cst_search.backbone import Body, load_weights
+from cst_search.petl import get_method
+from cst_search.recipe import Recipe
+
+# a detection below this score is dropped: torchvision's value for Faster R-CNN and RetinaNet; its 0.2 for FCOS cuts mAP
+SCORE_THRESHOLD = 0.05
+
+
+class Backbone(nn.Module):
+    """Body -> side network (if any) -> feature pyramid.
+
+    Attributes:
+        used_stages: the stages that the pyramid reads: 2..5 for Faster R-CNN, 3..5 for RetinaNet and FCOS.
+        base_hash: identity of the pre-trained body, see `backbone.fingerprint`.
+    """
+
+    def __init__(self, recipe: Recipe, shapes_only: bool = False) -> None:
+        super().__init__()
+        self.body = Body(recipe.backbone, recipe.width, frozen_norm=recipe.weights != "none")
+        self.base_hash = "" if shapes_only else load_weights(self.body, recipe.backbone, recipe.weights)
+        self.side: nn.Module | None = None
+        two_stage = recipe.detector == "fasterrcnn"
+        self.used_stages: tuple[int, ...] = (2, 3, 4, 5) if two_stage else (3, 4, 5)
+        channels = [self.body.stage_channels[stage - 1] for stage in self.used_stages]
+        self.out_channels = recipe.fpn_channels
+        extra = LastLevelMaxPool() if two_stage else LastLevelP6P7(self.out_channels, self.out_channels)
+        self.fpn = FeaturePyramidNetwork(channels, self.out_channels, extra)
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """(B, 3, H, W) -> pyramid levels, each (B, out_channels, H / stride, W / stride), finest first."""
+        features = self.body(images)
+        if self.side is not None:
+            features = self.side(features)
+        return self.fpn(OrderedDict((str(i), features[f"c{stage}"]) for i, stage in enumerate(self.used_stages)))
+
+
+def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False) -> nn.Module:
+    """The detector of a recipe, its method applied, ready to train.
+
+    Args:
+        n_classes: without background; labels are 1..n_classes.
+        shapes_only: read no weights; for counting, under ``torch.device("meta")`` or with fake tensors.
+
+    Raises:
+        ConfigError: unknown method or option, or weights that do not fit.
+    """
+    method = get_method(recipe.method)
+    options = method.make_options(recipe.options)
+    torch.manual_seed(recipe.seed)
+    backbone = Backbone(recipe, shapes_only)
+    # neck and head first, then the method: they start equal whatever the method draws from the generator
+    model = _FAMILIES[recipe.detector](backbone, n_classes + 1, recipe)
+    backbone.body.requires_grad_(False)
+    method.apply(backbone, options)
+    return model
+
+
+def _fasterrcnn(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
+    sizes = tuple((round(size * recipe.anchor_scale),) for size in (32, 64, 128, 256, 512))
+    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    return FasterRCNN(
+        backbone,
+        n_labels,
+        min_size=recipe.image_size_px,
+        max_size=recipe.max_size_px,
+        rpn_anchor_generator=anchors,
+        box_score_thresh=SCORE_THRESHOLD,
+    )
+
+
+def _retinanet(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
+    # three octaves a level, as in Lin et al. 2017 and torchvision
+    octaves = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+    sizes = tuple(tuple(int(size * recipe.anchor_scale * o) for o in octaves) for size in (32, 64, 128, 256, 512))
+    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    return RetinaNet(
+        backbone,
+        n_labels,
+        min_size=recipe.image_size_px,
+        max_size=recipe.max_size_px,
+        anchor_generator=anchors,
+        score_thresh=SCORE_THRESHOLD,
+    )
+
+
+def _fcos(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
+    # an FCOS "anchor" is a level's unit of size: it takes objects of 4 to 8 times that (torchvision: its stride)
+    sizes = tuple((round(size * recipe.anchor_scale),) for size in (8, 16, 32, 64, 128))
+    anchors = AnchorGenerator(sizes, ((1.0,),) * len(sizes))
+    return FCOS(
+        backbone,
+        n_labels,
+        min_size=recipe.image_size_px,
+        max_size=recipe.max_size_px,
+        anchor_generator=anchors,
+        head=FCOSHead(backbone.out_channels, 1, n_labels, num_convs=recipe.head_convs),
+        score_thresh=SCORE_THRESHOLD,
+    )
+
+
+_FAMILIES = {"fasterrcnn": _fasterrcnn, "retinanet": _retinanet, "fcos": _fcos}
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(petl_params, trainable_params): what the method adds to or opens in the backbone; all that is trained."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    backbone = model.backbone
+    assert isinstance(backbone, Backbone)
+    parts = [backbone.body] + ([backbone.side] if backbone.side is not None else [])
+    petl = sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
+    return petl, trainable
+
+
+def trained_tensors(model: nn.Module) -> OrderedDict[str, Tensor]:
+    """What training changes and nothing else: trainable parameters, and the statistics of norms that are not frozen."""
+    backbone = model.backbone
+    assert isinstance(backbone, Backbone)
+    frozen = {f"backbone.body.{name}" for name, _ in backbone.body.named_parameters()}
+    frozen |= {f"backbone.body.{name}" for name, _ in backbone.body.named_buffers()}
+    live = {name for name, p in model.named_parameters() if p.requires_grad}
+    for name, module in backbone.body.named_modules():  # BatchNorm in a stage that is trained
+        if isinstance(module, nn.BatchNorm2d) and any(p.requires_grad for p in module.parameters()):
+            live |= {f"backbone.body.{name}.{buffer}" for buffer, _ in module.named_buffers()}
+    state = model.state_dict()
+    return OrderedDict((name, state[name]) for name in state if name in live or name not in frozen)

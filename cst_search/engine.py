@@ -1,0 +1,238 @@
+"""The two loops: train one epoch, evaluate. Everything they need is an argument."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+
+from cst_search.errors import RunError
+
+# parameters that are not decayed, besides everything one-dimensional (norms, biases): Side-Tuning's reference code
+# gives its merge weights weight decay 0, and so do ours
+_NO_DECAY = "gate"
+
+
+class NonFiniteLoss(RunError):
+    """The loss became NaN or infinite; further steps would only spread it."""
+
+
+@dataclass(frozen=True)
+class EpochStats:
+    """One pass over the training split: mean loss per image, images per second, updates made, largest gradient norm."""
+
+    loss: float
+    images_per_second: float
+    n_updates: int
+    max_grad_norm: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """COCO figures in 0..1 (``map`` is mAP@[.50:.95]); ``per_class`` maps a class name to its mAP."""
+
+    map: float
+    map50: float
+    map75: float
+    map_small: float | None
+    map_medium: float | None
+    map_large: float | None
+    per_class: dict[str, float | None]
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a step computes: autocast's type (None: fp32), and whether gradients need scaling (fp16)."""
+
+    dtype: torch.dtype | None
+    scaled: bool
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """``auto`` takes bf16 where the device has it, else fp16 on CUDA, and fp32 on a CPU."""
+    if name == "auto":
+        if device.type != "cuda":
+            name = "fp32"
+        else:
+            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if name == "fp16" and device.type != "cuda":
+        name = "bf16"  # a CPU has no fp16 training kernels; bf16 is the type it can autocast to
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    return Precision(dtype, scaled=name == "fp16")
+
+
+def make_optimiser(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over what is trainable; weight decay only on weights with two or more dimensions that are no gate."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            bare = parameter.squeeze().ndim < 2 or name.endswith(_NO_DECAY)
+            (plain if bare else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr)
+
+
+def make_schedule(optimiser: torch.optim.Optimizer, n_updates: int, warmup: float) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear rise over the first ``warmup`` share of updates, then half a cosine down to zero (Loshchilov 2017)."""
+    n_warm = max(1, round(warmup * n_updates)) if warmup > 0 else 0
+
+    def factor(update: int) -> float:
+        if update < n_warm:
+            return (update + 1) / n_warm
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (update - n_warm) / max(1, n_updates - n_warm))))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+
+
+def _to(device: torch.device, images: list[Tensor], targets: list[dict[str, Any]]) -> tuple[list[Tensor], list[dict]]:
+    return (
+        [image.to(device, non_blocking=True) for image in images],
+        [{key: target[key].to(device, non_blocking=True) for key in ("boxes", "labels")} for target in targets],
+    )
+
+
+def train_one_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[list[Tensor], list[dict[str, Any]]]],
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    scaler: torch.amp.GradScaler,
+    *,
+    device: torch.device,
+    precision: Precision,
+    accumulate: int,
+    clip_norm: float,
+    n_batches: int,
+    after_step: Callable[[int], None] | None = None,
+) -> EpochStats:
+    """Train on every batch once. A last, shorter accumulation is stepped too.
+
+    Args:
+        after_step: called with the number of batches done.
+
+    Raises:
+        NonFiniteLoss: before the step that would have used it.
+    """
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    begun, n_images, loss_sum, n_updates, max_norm = time.perf_counter(), 0, 0.0, 0, 0.0
+    for index, (images, targets) in enumerate(batches):
+        images, targets = _to(device, images, targets)
+        with torch.autocast(device.type, dtype=precision.dtype, enabled=precision.dtype is not None):
+            losses = model(images, targets)
+        loss = torch.stack([value.float() for value in losses.values()]).sum()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            parts = ", ".join(f"{name} {float(part.detach()):g}" for name, part in losses.items())
+            raise NonFiniteLoss(
+                f"the loss is {value:g} at batch {index + 1} ({parts}); a lower lr or clip_norm may help"
+            )
+        # the last group may be shorter than `accumulate`: its mean is over what it has
+        group = min(accumulate, n_batches - index // accumulate * accumulate)
+        scaler.scale(loss / group).backward()
+        n_images, loss_sum = n_images + len(images), loss_sum + value * len(images)
+        if (index + 1) % accumulate == 0 or index + 1 == n_batches:
+            scaler.unscale_(optimiser)
+            norm = float(nn.utils.clip_grad_norm_(parameters, clip_norm))
+            if math.isfinite(norm):
+                max_norm = max(max_norm, norm)
+            elif not precision.scaled:  # a GradScaler skips such a step by itself and lowers its scale
+                raise NonFiniteLoss(f"the gradient is {norm:g} at batch {index + 1}; a lower lr may help")
+            scaler.step(optimiser)
+            scaler.update()
+            optimiser.zero_grad(set_to_none=True)
+            schedule.step()
+            n_updates += 1
+        if after_step is not None:
+            after_step(index + 1)
+    seconds = time.perf_counter() - begun
+    return EpochStats(loss_sum / max(1, n_images), n_images / max(seconds, 1e-9), n_updates, max_norm)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[list[Tensor], list[dict[str, Any]]]],
+    ground_truth: dict[str, Any],
+    category_ids: tuple[int, ...],
+    *,
+    device: torch.device,
+    precision: Precision,
+) -> Scores:
+    """COCO evaluation by pycocotools.
+
+    Args:
+        batches: as for training, without flips; each target holds ``image_id`` and ``scale_xy``, the factors from the
+            pixels of the batch to those of the file.
+        ground_truth: a COCO annotation dictionary.
+        category_ids: COCO ids; label i + 1 is category_ids[i].
+
+    Returns:
+        Scores; -1, which pycocotools writes for "no such ground truth", becomes None, and 0 for the three main figures.
+    """
+    model.eval()
+    begun, n_images, detections = time.perf_counter(), 0, []
+    for images, targets in batches:
+        n_images += len(images)
+        images = [image.to(device, non_blocking=True) for image in images]
+        with torch.autocast(device.type, dtype=precision.dtype, enabled=precision.dtype is not None):
+            outputs = model(images)
+        for target, output in zip(targets, outputs, strict=True):
+            sx, sy = target["scale_xy"]
+            boxes = output["boxes"].float().cpu() * torch.tensor([sx, sy, sx, sy])
+            boxes[:, 2:] -= boxes[:, :2]  # xyxy -> xywh
+            scores, labels = output["scores"].float().cpu(), output["labels"].cpu()
+            for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
+                if label > 0:  # 0 is background, which RetinaNet and FCOS can name
+                    detections.append(
+                        {
+                            "image_id": int(target["image_id"]),
+                            "category_id": category_ids[label - 1],
+                            "bbox": box,
+                            "score": score,
+                        }
+                    )
+    seconds = time.perf_counter() - begun
+    return _coco_scores(ground_truth, detections, n_images / max(seconds, 1e-9))
+
+
+def _coco_scores(ground_truth: dict[str, Any], detections: list[dict[str, Any]], images_per_second: float) -> Scores:
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    if not detections:
+        return Scores(0.0, 0.0, 0.0, None, None, None, dict.fromkeys(names.values(), 0.0), images_per_second)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        truth = COCO()
+        truth.dataset = ground_truth
+        truth.createIndex()
+        result = COCOeval(truth, truth.loadRes(detections), "bbox")
+        result.evaluate()
+        result.accumulate()
+        result.summarize()
+    precision = result.eval["precision"]  # [IoU, recall, class, area, max detections]; -1: no ground truth
+    per_class: dict[str, float | None] = {}
+    for k, category_id in enumerate(result.params.catIds):
+        values = precision[:, :, k, 0, -1]
+        values = values[values > -1]
+        per_class[names[category_id]] = float(values.mean()) if values.size else None
+    stats = [float(value) if value >= 0 else None for value in result.stats[:6]]
+    return Scores(
+        map=stats[0] or 0.0,
+        map50=stats[1] or 0.0,
+        map75=stats[2] or 0.0,
+        map_small=stats[3],
+        map_medium=stats[4],
+        map_large=stats[5],
+        per_class=per_class,
+        images_per_second=images_per_second,
+    )

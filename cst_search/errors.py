@@ -1,0 +1,46 @@
+"""The errors of cst-search, one tree.
+
+CstSearchError
+├── UserError          the person must change something      (exit code 2)
+│   ├── UnitError      a size, count or duration is misspelt
+│   ├── ConfigError    a recipe, search space or flag is wrong
+│   ├── DataError      the dataset has faults
+│   └── StudyError     a study is missing, taken, or of another kind
+└── RunError           the work itself failed                (exit code 1)
+
+A message gives the rule, the value and the remedy. The command line prints it without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class CstSearchError(Exception):
+    """Base of every error that cst-search raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(CstSearchError):
+    """The person must change something: a flag, a file, a name."""
+
+    exit_code = 2
+
+
+class UnitError(UserError):
+    """A size, count or duration could not be read."""
+
+
+class ConfigError(UserError):
+    """A recipe, search space, configuration or flag is wrong."""
+
+
+class DataError(UserError):
+    """The dataset has faults that stop the work."""
+
+
+class StudyError(UserError):
+    """A study is missing, in use, or was made with other objectives."""
+
+
+class RunError(CstSearchError):
+    """The work started and failed."""

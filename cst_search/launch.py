@@ -1,0 +1,410 @@
+"""A search from beginning to end: data, recipe, space, study, workers, record, report. Reads top to bottom."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cst_search.config import load_recipe, load_space, make_recipe, parse_settings
+from cst_search.data import DetectionData, load_data
+from cst_search.demo import write_demo
+from cst_search.errors import ConfigError, StudyError
+from cst_search.live import View, front_table
+from cst_search.memory import Estimate, InputShape, predict, worst_input
+from cst_search.petl import get_method
+from cst_search.recipe import Recipe
+from cst_search.results import Budget, StudyInfo, TrialRecord, choose_objectives, page_report
+from cst_search.space import Space
+from cst_search.suggest import Study, StudySpec, check_storage, default_storage, list_studies
+from cst_search.trial import choose_device
+from cst_search.units import format_bytes, format_count, format_seconds
+from cst_search.workers import InProcess, Task, Workers
+
+_SURVEY = 24  # random configurations whose predicted cost tells how a budget lies in the space
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What the command line says. ``None``: chosen by `launch`."""
+
+    budget: Budget
+    home: Path
+    data: str | None = None
+    recipe: str | None = None
+    space: str = "cst"
+    settings: tuple[str, ...] = ()
+    study: str | None = None
+    trials: int = 16
+    time_limit_seconds: float | None = None
+    seed: int = 0
+    workers: int | None = None
+    device: str = "auto"
+    objectives: str = "map,device_bytes,trainable_params"
+    sampler: str = "tpe"
+    storage: str | None = None
+    tracking_uri: str | None = None
+    skip_bad: bool = False
+    in_process: bool = False
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Predicted costs of random configurations: device bytes and trainable parameters, ascending."""
+
+    device_bytes: tuple[int, ...]
+    trainable_params: tuple[int, ...]
+    petl_params: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LaunchResult:
+    """How a launch ended: the study, whether Ctrl-C ended it, and the files of the report."""
+
+    info: StudyInfo
+    interrupted: bool
+    files: dict[str, Path]
+    seconds: float
+
+
+def launch(options: LaunchOptions, console: Console) -> LaunchResult:
+    """Search. Raises UserError before anything is started; after that, what is finished is kept whatever happens."""
+    begun = time.monotonic()
+
+    def say(line: str = "") -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    objectives = choose_objectives(options.objectives)
+    storage = options.storage or default_storage(options.home)
+    shown_storage = check_storage(storage)
+    device = _check_device(options.device)
+    space = load_space(options.space)
+    recipe = _base_recipe(options, device)
+    data = _load(options, recipe, say)
+    estimate = _estimator(recipe, data)
+    survey = _survey(space, recipe, estimate)
+    _check_budget(options.budget, survey, say)
+    workers, n_workers, threads = _workers(options, device)
+
+    reference = {
+        "map": 0.0,
+        "map50": 0.0,
+        "device_bytes": float(options.budget.memory_bytes or survey.device_bytes[-1] * 1.05),
+        "trainable_params": float(options.budget.params or survey.trainable_params[-1] * 1.05),
+        "petl_params": float(survey.petl_params[-1] * 1.05 + 1),
+    }
+    # a budget far above the space would make every hypervolume look alike
+    reference["device_bytes"] = min(reference["device_bytes"], survey.device_bytes[-1] * 1.05)
+    reference["trainable_params"] = min(reference["trainable_params"], survey.trainable_params[-1] * 1.05)
+    name = options.study or _new_name(storage, "demo" if options.data is None else Path(recipe.data).name)
+    study = _study(storage, name, space, recipe, options, objectives, reference, n_classes=len(data.class_names))
+    launch_id = study.begin_launch()
+    n_before = study.info().n_ran()
+    if n_before >= options.trials:
+        study.end_launch()
+        raise StudyError(f"study {name!r} already has {n_before} trials; give --trials above that to go on")
+
+    from cst_search.record import MlflowRecord, default_tracking_uri, shown_uri  # mlflow takes seconds to import
+
+    tracking_uri = options.tracking_uri or default_tracking_uri(options.home)
+    record = MlflowRecord(tracking_uri, None if options.tracking_uri else options.home / "artifacts", warn=say)
+    say(
+        f"study {name}: {n_before} of {options.trials} trials done; "
+        f"storage {shown_storage}; MLflow {shown_uri(tracking_uri)}"
+    )
+    say(
+        f"{n_workers} worker(s) on {device}, {threads or 'all'} CPU thread(s) each, "
+        f"{recipe.search_epochs} epochs a trial"
+    )
+    record.start(study.info(), launch_id, _settings(study, options, n_workers, device))
+
+    def on_finished(_: TrialRecord) -> StudyInfo:
+        info = study.info()
+        record.sync(info)
+        return info
+
+    deadline = None if options.time_limit_seconds is None else begun + options.time_limit_seconds
+    asked_to_stop = threading.Event()
+    view = View(
+        console,
+        title=f"{name} on {recipe.data if options.data else 'the demo'}",
+        n_trials=options.trials,
+        n_workers=n_workers,
+        n_done=n_before,
+        epochs=recipe.search_epochs,
+        on_finished=on_finished,
+    )
+    task = Task(recipe, data, recipe.search_epochs, str(device), threads)
+
+    def stop() -> bool:
+        return asked_to_stop.is_set() or (deadline is not None and time.monotonic() >= deadline)
+
+    interrupted = False
+    old_handler = signal.getsignal(signal.SIGTERM)
+    try:
+        _end_on_sigterm()
+        with view:
+            workers.run(study, task, n_trials=options.trials, estimate=estimate, stop=stop, events=view)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, old_handler)
+        study.end_launch()
+    info = study.info()
+    interrupted = interrupted or any(r.state == "interrupted" for r in info.trials)
+    if not interrupted and not stop() and info.n_ran() < options.trials:
+        say("the sampler found no further configuration within the budget; the search ends early")
+
+    files = write_report(info, options.home / name)
+    record.sync(info)
+    record.finish(name, {"pareto": [files[k] for k in ("html", "png", "json")], "export": _export_best(info, files)},
+                  "KILLED" if interrupted else "FINISHED")  # fmt: skip
+    record.close()
+    _say_end(info, files, options, interrupted, time.monotonic() - begun, console, say)
+    return LaunchResult(info, interrupted, files, time.monotonic() - begun)
+
+
+def write_report(info: StudyInfo, folder: Path) -> dict[str, Path]:
+    """front.html, front.png and front.json of a study."""
+    from cst_search.dashboard import write_front
+
+    return write_front(page_report(info), folder)
+
+
+# --- before the search ----------------------------------------------------------------------------------------------
+
+
+def _check_device(name: str) -> Any:
+    import torch
+
+    device = choose_device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here; use --device cpu or check the driver with nvidia-smi")
+    return device
+
+
+def _base_recipe(options: LaunchOptions, device: Any) -> Recipe:
+    """The recipe that all trials share, with the dataset's absolute path in it."""
+    name = options.recipe or ("demo" if options.data is None else "small" if device.type == "cpu" else "resnet50")
+    recipe = load_recipe(name).configured(parse_settings(options.settings))
+    recipe = make_recipe(recipe.to_dict(), f"recipe {name!r} with --set")  # --set values have not been checked yet
+    get_method(recipe.method).make_options(recipe.options)
+    folder = options.data or recipe.data
+    if folder == "demo":
+        return replace(recipe, data="demo", seed=options.seed)
+    weights = recipe.weights
+    if weights not in ("DEFAULT", "none", "demo"):
+        weights = str(Path(weights).expanduser().absolute())
+    return replace(recipe, data=str(Path(folder).expanduser().absolute()), weights=weights, seed=options.seed)
+
+
+def open_data(
+    folder: str, home: Path, *, skip_bad: bool, say: Callable[[str], None], need: tuple[str, ...] = ("train", "val")
+) -> DetectionData:
+    """Load and check the dataset of a recipe; ``demo`` is drawn first. Raises DataError with every fault."""
+    path = write_demo(home / "demo-data") if folder == "demo" else Path(folder)
+    home.mkdir(parents=True, exist_ok=True)
+    data, report = load_data(path, skip_bad=skip_bad, cache=home / "checked-images.json", need=need)
+    if report.faults or report.notes:
+        say(report.render())
+    return data
+
+
+def _load(options: LaunchOptions, recipe: Recipe, say: Callable[[str], None]) -> DetectionData:
+    data = open_data(recipe.data, options.home, skip_bad=options.skip_bad, say=say)
+    summary = data.summary()
+    parts = ", ".join(
+        f"{split} {n} images / {summary['n_boxes'][split]} boxes" for split, n in summary["n_images"].items()
+    )
+    say(f"data {recipe.data}: {parts}; {len(data.class_names)} classes")
+    return data
+
+
+def image_sizes(data: DetectionData) -> tuple[tuple[int, int], ...]:
+    """Distinct (height, width) of all images, in pixels."""
+    return tuple(sorted({(image.height, image.width) for split in data.splits.values() for image in split.images}))
+
+
+def _estimator(recipe: Recipe, data: DetectionData) -> Callable[[dict[str, Any]], Estimate]:
+    sizes, max_boxes = image_sizes(data), data.summary()["max_boxes"]
+    n_classes = len(data.class_names)
+
+    def estimate(config: dict[str, Any]) -> Estimate:
+        configured = recipe.configured(config)
+        shape: InputShape = worst_input(configured, sizes, max_boxes)
+        return predict(configured, n_classes, shape)
+
+    return estimate
+
+
+def _survey(space: Space, recipe: Recipe, estimate: Callable[[dict[str, Any]], Estimate]) -> Survey:
+    for method in space.methods:
+        get_method(method)
+    rng = random.Random(0)
+    found = [estimate(space.sample(rng)) for _ in range(_SURVEY)]
+    return Survey(
+        tuple(sorted(e.device_bytes for e in found)),
+        tuple(sorted(e.trainable_params for e in found)),
+        tuple(sorted(e.petl_params for e in found)),
+    )
+
+
+def _check_budget(budget: Budget, survey: Survey, say: Callable[[str], None]) -> None:
+    """Say where the budget lies in the space."""
+    for flag, bound, values, show in (
+        ("--budget-mem", budget.memory_bytes, survey.device_bytes, format_bytes),
+        ("--budget-params", budget.params, survey.trainable_params, format_count),
+    ):
+        if bound is None:
+            continue
+        within = sum(value <= bound for value in values)
+        span = f"{show(values[0])} to {show(values[-1])}"
+        if within == len(values):
+            bite = show(statistics.median(values)).replace(" ", "")
+            say(
+                f"note: {flag} {show(bound)} is above everything in this space ({span} in {len(values)} random "
+                f"configurations), so it excludes nothing; {flag} {bite} would exclude about half"
+            )
+        elif within == 0:
+            say(
+                f"note: {flag} {show(bound)} is below all of {len(values)} random configurations ({span}); "
+                f"few or none will fit"
+            )
+        else:
+            say(f"{flag} {show(bound)}: {within} of {len(values)} random configurations fit ({span})")
+
+
+def _workers(options: LaunchOptions, device: Any) -> tuple[Workers, int, int]:
+    """(workers, how many trials at a time, CPU threads of each; 0: torch's default)."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device.type == "cuda":
+        import torch
+
+        n_workers, threads = options.workers or torch.cuda.device_count(), 0
+    else:
+        n_workers = options.workers or max(1, min(n_cores, options.trials))
+        threads = max(1, n_cores // n_workers)
+    if options.in_process:
+        return InProcess(), 1, threads
+    from cst_search.search import Ray
+
+    gpus = 0.0
+    if device.type == "cuda":
+        gpus = min(1.0, torch.cuda.device_count() / n_workers)
+    return Ray(n_workers, cpus=1.0 if device.type == "cuda" else float(threads), gpus=gpus), n_workers, threads
+
+
+_NAME = re.compile(r"^[^/\\\x00-\x1f]{1,100}$")
+
+
+def _new_name(storage: str, base: str) -> str:
+    base = re.sub(r"[^\w.-]+", "-", base).strip("-.") or "study"
+    taken = set(list_studies(storage))
+    return next(name for i in range(1, len(taken) + 2) if (name := f"{base}-{i}") not in taken)
+
+
+def _study(
+    storage: str, name: str, space: Space, recipe: Recipe, options: LaunchOptions, objectives: Sequence[Any],
+    reference: dict[str, float], n_classes: int,
+) -> Study:  # fmt: skip
+    if not _NAME.match(name) or name.strip(". ") == "":
+        raise ConfigError(f"--study must be a name of 1 to 100 characters without slashes; got {name!r}")
+    spec = StudySpec(
+        objectives=tuple(objectives),
+        budget=options.budget,
+        reference_point={o.name: reference[o.name] for o in objectives},
+        recipe=recipe.to_dict(),
+        space=json.loads(json.dumps(space.source)),
+        data=recipe.data,
+        seed=options.seed,
+        sampler=options.sampler,
+        target_device="CUDA GPU (generic)",
+    )
+    study = Study.create(storage, name, spec)
+    if not study.info().trials:
+        # the method's own defaults come first: a search should never end below them
+        method = space.methods[0] if recipe.method not in space.methods else recipe.method
+        defaults = get_method(method)
+        made = defaults.make_options(recipe.options if method == recipe.method else {})
+        config = {"method": method, "lr": recipe.lr or defaults.lr}
+        config |= {f"{method}.{key}": value for key, value in vars(made).items()}
+        study.enqueue({k: v for k, v in vars(recipe).items() if k not in ("options", "origin")} | config)
+    return study
+
+
+def _settings(study: Study, options: LaunchOptions, n_workers: int, device: Any) -> dict[str, Any]:
+    spec = study.spec
+    return {
+        "recipe": {key: value for key, value in spec.recipe.items() if key not in ("options", "origin")},
+        "options": spec.recipe.get("options", {}),
+        "space": options.space,
+        "data": spec.data,
+        "budget": {"memory_bytes": spec.budget.memory_bytes, "params": spec.budget.params},
+        "objectives": ",".join(o.name for o in spec.objectives),
+        "sampler": spec.sampler,
+        "seed": spec.seed,
+        "trials": options.trials,
+        "workers": n_workers,
+        "device": str(device),
+    }
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends a search as Ctrl-C does."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+# --- after it -------------------------------------------------------------------------------------------------------
+
+
+def _export_best(info: StudyInfo, files: dict[str, Path]) -> list[Path]:
+    from cst_search.export import export
+
+    if not info.front():
+        return []
+    path = files["html"].parent / "best.yaml"
+    export(info, "best", path)
+    return [path]
+
+
+def _say_end(
+    info: StudyInfo, files: dict[str, Path], options: LaunchOptions, interrupted: bool, seconds: float,
+    console: Console, say: Callable[..., None],
+) -> None:  # fmt: skip
+    counts = info.counts()
+    states = ", ".join(f"{n} {state}" for state, n in counts.items() if n and state != "total")
+    say()
+    say(f"{'stopped' if interrupted else 'done'} after {format_seconds(seconds)}: {counts['total']} trials ({states})")
+    flags = "".join(
+        f" {flag} {value}"
+        for flag, value in (("--storage", options.storage and check_storage(options.storage)),)
+        if value
+    )
+    home = "" if options.home == default_home() else f" --home {options.home}"
+    if interrupted:
+        say(f"go on with the same command and --study {info.name}; what is finished is kept")
+    if info.front():
+        console.print(front_table(info))
+        data = "" if info.data == "demo" else f" --data {info.data}"
+        say(f"hypervolume {info.hypervolume():.4f}; page {files['html']}")
+        say(f"next:  cst-search ui{home}")
+        say(f"       cst-search export {info.name} --pick knee -o best.yaml{home}{flags}")
+        say(f"       cst-search train best.yaml{data} --out trained{home}")
+
+
+def default_home() -> Path:
+    """Where studies, their records and the demo data lie: $CST_SEARCH_HOME, else ``cst-runs`` in the current folder."""
+    return Path(os.environ.get("CST_SEARCH_HOME") or "cst-runs")

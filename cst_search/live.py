@@ -1,0 +1,181 @@
+"""What a person sees while a search runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cst_search.results import StudyInfo, TrialRecord, describe
+from cst_search.suggest import Suggestion
+from cst_search.units import format_bytes, format_count, format_seconds
+
+_STYLE = {"complete": "green", "infeasible": "yellow", "failed": "red", "running": "cyan", "interrupted": "yellow"}
+_ROWS = 14  # finished trials that the live table keeps in sight
+
+
+class View:
+    """Hears what happens (`workers.Events`) and shows it; passes finished trials on.
+
+    Args:
+        n_trials: that the study shall have in the end.
+        n_workers: for the time left.
+        n_done: trials that the study had before.
+        on_finished: called with every finished trial; returns the study as it is now.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        title: str,
+        n_trials: int,
+        n_workers: int,
+        n_done: int,
+        epochs: int,
+        on_finished: Callable[[TrialRecord], StudyInfo],
+    ) -> None:
+        self.console, self.title = console, title
+        self.n_trials, self.n_workers, self.n_done, self.epochs = n_trials, n_workers, n_done, epochs
+        self.on_finished = on_finished
+        self.running: dict[int, tuple[Suggestion, float, Mapping[str, Any]]] = {}
+        self.ended: list[TrialRecord] = []
+        self.begun, self.hypervolume, self.n_rejected = time.monotonic(), 0.0, 0
+        self._lock = threading.Lock()
+        self._live = (
+            Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> View:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        """A line above the table."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def started(self, suggestion: Suggestion) -> None:
+        with self._lock:
+            self.running[suggestion.trial] = (suggestion, time.monotonic(), {})
+        if self._live is None:
+            again = " (again, its launch died)" if suggestion.again else ""
+            memory = format_bytes(suggestion.estimate["device_bytes"])
+            self.say(f"trial {suggestion.trial} started{again}: {describe(suggestion.config)}, predicted {memory}")
+
+    def progressed(self, trial: int, entry: Mapping[str, Any]) -> None:
+        with self._lock:
+            if trial in self.running:
+                suggestion, begun, before = self.running[trial]
+                self.running[trial] = (suggestion, begun, {**before, **entry})
+
+    def finished(self, record: TrialRecord) -> None:
+        info = self.on_finished(record)
+        with self._lock:
+            self.running.pop(record.trial, None)
+            self.ended.append(record)
+            self.hypervolume = info.hypervolume()
+            self.n_rejected = sum(not r.ran for r in info.trials)
+        if self._live is None:
+            reason = f", {record.reason}" if record.reason else ""
+            quality = f"map {record.map:.3f}, " if record.map is not None else ""
+            self.say(
+                f"trial {record.trial} {record.state}: {quality}{format_bytes(record.device_bytes)}, "
+                f"{format_count(record.trainable_params)} trainable, {format_seconds(record.seconds)}{reason} | "
+                f"{self._n_finished()} of {self.n_trials}, {self._time_left()}, hypervolume {self.hypervolume:.4f}"
+            )
+
+    # --- drawing ----------------------------------------------------------------------------------------------------
+
+    def _n_finished(self) -> int:
+        return self.n_done + len(self.ended)
+
+    def _time_left(self) -> str:
+        if not self.ended:
+            return "time left unknown"
+        remaining = self.n_trials - self._n_finished()
+        mean = sum(r.seconds or 0.0 for r in self.ended) / len(self.ended)
+        now = time.monotonic()
+        done = sum(min(mean, now - begun) for _, begun, _ in self.running.values())
+        return f"about {format_seconds(max(0.0, remaining * mean - done) / self.n_workers)} left"
+
+    def _render(self) -> Group:
+        with self._lock:
+            table = Table(expand=False, title=self.title, title_justify="left", title_style="bold")
+            for name, justify in (
+                ("trial", "right"), ("method and main dimensions", "left"), ("epoch", "right"), ("map", "right"),
+                ("memory", "right"), ("trainable", "right"), ("time", "right"), ("state", "left"),
+            ):  # fmt: skip
+                table.add_column(name, justify=justify, no_wrap=name != "method and main dimensions")  # type: ignore[arg-type]
+            for record in self.ended[-_ROWS:]:
+                table.add_row(
+                    str(record.trial),
+                    Text(describe(record.config)),
+                    str(len(record.history)),
+                    f"{record.map:.3f}" if record.map is not None else "-",
+                    format_bytes(record.device_bytes),
+                    format_count(record.trainable_params),
+                    format_seconds(record.seconds),
+                    Text(record.state, style=_STYLE.get(record.state, "")),
+                )
+            for number, (suggestion, begun, entry) in self.running.items():
+                table.add_row(
+                    str(number),
+                    Text(describe(suggestion.config)),
+                    f"{entry.get('epoch', 0)}/{self.epochs}",
+                    f"{entry['map']:.3f}" if "map" in entry else "-",
+                    format_bytes(suggestion.estimate["device_bytes"]),
+                    format_count(suggestion.estimate["trainable_params"]),
+                    format_seconds(time.monotonic() - begun),
+                    Text("running", style=_STYLE["running"]),
+                )
+            n = self._n_finished()
+            line = Text(
+                f"{n} of {self.n_trials} trials, {format_seconds(time.monotonic() - self.begun)} so far, "
+                f"{self._time_left()}, hypervolume {self.hypervolume:.4f}"
+                + (f", {self.n_rejected} over the budget without a run" if self.n_rejected else "")
+            )
+            return Group(table, ProgressBar(total=max(1, self.n_trials), completed=n, width=60), line)
+
+
+def front_table(info: StudyInfo) -> Table:
+    """The front, best mAP first, the knee marked; what all points share stands below it."""
+    front, knee = info.front(), info.knee()
+    first = front[0].config if front else {}
+    shared = {key for key in first if all(key in r.config and r.config[key] == first[key] for r in front)}
+    shared -= {"method"} if len(front) > 1 else set(first)
+    sources = {record.memory_source for record in front}
+    table = Table(title=f"Front of {info.name}", title_justify="left", title_style="bold", caption_justify="left")
+    memory = f"memory ({sources.pop()})" if len(sources) == 1 else "memory"
+    for name in ("trial", "map", "map50", memory, "trainable", "petl", "configuration"):
+        table.add_column(name, justify="left" if name == "configuration" else "right")
+    for record in front:
+        table.add_row(
+            Text(f"{'knee ' if record.trial == knee else ''}{record.trial}"),
+            f"{record.map:.3f}" if record.map is not None else "-",
+            f"{record.map50:.3f}" if record.map50 is not None else "-",
+            format_bytes(record.device_bytes) + (f" {record.memory_source}" if sources else ""),
+            format_count(record.trainable_params),
+            format_count(record.petl_params),
+            Text(describe({k: v for k, v in record.config.items() if k not in shared}, 20)),
+        )
+    if shared:
+        table.caption = Text(
+            "in all of them: " + describe({k: v for k, v in first.items() if k in shared}, 20).removeprefix("? ")
+        )
+    return table

@@ -1,0 +1,177 @@
+"""Which points are on the Pareto front, how good the front is, and which point of it to suggest. Arithmetic only.
+
+Everywhere ``values`` has the shape ``n x m``: one row per trial, one column per objective, in the units of the record
+(`map` as a share 0..1, bytes, counts), **not** sign-flipped: each `Objective` says which way is better, and `_costs`
+turns everything into "smaller is better" once, at the entrance.
+
+The NaN rule: a row with a NaN in any column (a trial that failed, or is infeasible) is never on the front and adds
+nothing to a hypervolume. An infinity is no measurement either and counts as NaN.
+
+References.
+
+[Kung1975] H. T. Kung, F. Luccio, F. P. Preparata. On finding the maxima of a set of vectors. Journal of the ACM 22(4),
+    1975. The algorithm of `moocore.is_nondominated` for up to three objectives.
+[Zitzler1999] E. Zitzler, L. Thiele. Multiobjective evolutionary algorithms: a comparative case study and the strength
+    Pareto approach. IEEE Transactions on Evolutionary Computation 3(4), 1999. The hypervolume as an indicator.
+[Guerreiro2018] A. P. Guerreiro, C. M. Fonseca. Computing and updating hypervolume contributions in up to four
+    dimensions. IEEE Transactions on Evolutionary Computation 22(3), 2018. The algorithm of `moocore.hypervolume`.
+[Zeleny1973] M. Zeleny. Compromise programming. In J. L. Cochrane, M. Zeleny (eds.), Multiple Criteria Decision Making,
+    University of South Carolina Press, 1973.
+[Miettinen1999] K. Miettinen. Nonlinear Multiobjective Optimization. Kluwer, 1999: the method of the global criterion,
+    among the no-preference methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import moocore
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cst_search.errors import ConfigError
+
+Floats = NDArray[np.float64]
+
+# the best value that a metric to be maximised can have; all of ours are shares (mAP is an average of precisions)
+BEST_SHARE = 1.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric of a trial and the direction in which it gets better."""
+
+    name: str
+    goal: Literal["max", "min"]
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "map": Objective("map", "max"),
+    "device_bytes": Objective("device_bytes", "min"),
+    "trainable_params": Objective("trainable_params", "min"),
+    "map50": Objective("map50", "max"),
+    "petl_params": Objective("petl_params", "min"),
+}
+
+
+def front(values: ArrayLike, objectives: Sequence[Objective]) -> list[int]:
+    """Indices of the non-dominated rows, ascending.
+
+    Row a dominates row b if it is no worse in every objective and better in at least one. Equal rows do not dominate
+    one another: duplicates of a front point are all kept. Rows with a NaN are left out; no rows give [].
+
+    Args:
+        values: ``n x m``, NaN where unknown.
+        objectives: m of them, one per column.
+    """
+    costs = _costs(values, objectives)
+    known = np.flatnonzero(~np.isnan(costs).any(axis=1))
+    return [int(i) for i in known[_nondominated(costs[known])]]
+
+
+def hypervolume(values: ArrayLike, objectives: Sequence[Objective], reference: Sequence[float]) -> float:
+    """Share, 0..1, of the box between the ideal and the reference point that the rows dominate [Zitzler1999].
+
+    Each objective is divided so that this box has volume 1, which makes studies with other units comparable:
+
+        min:  u = value / reference                     (ideal 0)
+        max:  u = (1 - value) / (1 - reference)         (ideal 1: map and map50 are shares)
+
+    and the result is the volume of the union of the boxes [u, 1] over all rows. A row that is not better than the
+    reference in every objective, or has a NaN, contributes nothing; a value beyond the ideal counts as ideal.
+
+    Args:
+        values: ``n x m``; dominated rows and duplicates do not change the result.
+        objectives: m of them, one per column.
+        reference: m values, the worst that still counts: above 0 where the goal is min, below 1 where it is max.
+
+    Raises:
+        ConfigError: if the reference point is not worse than the ideal, or has the wrong length.
+    """
+    return _volume(_unit_costs(values, objectives, reference))
+
+
+def hypervolume_by_trial(values: ArrayLike, objectives: Sequence[Objective], reference: Sequence[float]) -> list[float]:
+    """The `hypervolume` of rows 0..i, for each i: n numbers, non-decreasing; no rows give [].
+
+    Rows that must not count (infeasible, failed) are passed with a NaN. The volume is computed again only when a row
+    is not covered by the front so far, which is rare: about (log n)^(m-1) times among n random rows. If every one of n
+    rows extends the front it is O(n^2 log n) for up to three objectives.
+    """
+    units = _unit_costs(values, objectives, reference)
+    present = np.empty((0, len(objectives)))
+    volumes: list[float] = []
+    best = 0.0
+    for row in units:
+        # NaN compares as False, so a row with a NaN is skipped here too
+        if (row < 1).all() and not (present <= row).all(axis=1).any():
+            present = np.vstack([present[~(row <= present).all(axis=1)], row])
+            best = max(best, _volume(present))  # max: rounding must not make the curve fall
+        volumes.append(best)
+    return volumes
+
+
+def knee(values: ArrayLike, objectives: Sequence[Objective]) -> int | None:
+    """Index of the front's point nearest to the ideal: compromise programming [Zeleny1973], [Miettinen1999].
+
+    Every objective is scaled so that its best value on the front is 0 and its worst is 1; the ideal is then the origin
+    (the best of each, usually reached by no point), and the nearest point by Euclidean distance is the knee. An
+    objective in which the whole front agrees does not count. Among equals the one with the higher `map` wins (the
+    objectives to be maximised, in order), then the earlier row. One point is its own knee; an empty front has None.
+    """
+    candidates = front(values, objectives)
+    if not candidates:
+        return None
+    costs = _costs(values, objectives)[candidates]
+    low, high = costs.min(axis=0), costs.max(axis=0)
+    scaled = (costs - low) / np.where(high > low, high - low, 1.0)
+    # 1e-12 is far above rounding and far below any difference that matters: mirrored points must tie
+    distance = np.round(np.linalg.norm(scaled, axis=1), 12)
+    ties = [costs[:, j] for j, objective in enumerate(objectives) if objective.goal == "max"]
+    order = np.lexsort([np.arange(len(candidates)), *reversed(ties), distance])  # the last key is the first criterion
+    return candidates[int(order[0])]
+
+
+def _costs(values: ArrayLike, objectives: Sequence[Objective]) -> Floats:
+    """``n x m`` with every column to be minimised, NaN for what is not finite; signs are turned only here."""
+    table = np.asarray(values, dtype=np.float64)
+    if table.size == 0:
+        return np.empty((0, len(objectives)))
+    if table.ndim != 2 or table.shape[1] != len(objectives):
+        raise ValueError(f"values must be n x {len(objectives)}, one column per objective; got shape {table.shape}")
+    signs = [-1.0 if objective.goal == "max" else 1.0 for objective in objectives]
+    return np.where(np.isfinite(table), table, np.nan) * signs
+
+
+def _unit_costs(values: ArrayLike, objectives: Sequence[Objective], reference: Sequence[float]) -> Floats:
+    """``n x m``, 0 at the ideal and 1 at the reference point; clipped below at 0, NaN kept."""
+    n, m = len(reference), len(objectives)
+    if n != m:
+        raise ConfigError(f"the reference point needs {m} values, one per objective; got {n}")
+    faults = [
+        f"{objective.name}: must be {'below 1' if objective.goal == 'max' else 'above 0'}, got {value}"
+        for objective, value in zip(objectives, reference, strict=True)
+        if not (-np.inf < value < BEST_SHARE if objective.goal == "max" else 0 < value < np.inf)
+    ]
+    if faults:
+        raise ConfigError("the reference point must be worse than the best possible value: " + "; ".join(faults))
+    ideal = np.array([-BEST_SHARE if objective.goal == "max" else 0.0 for objective in objectives])
+    worst = _costs([list(reference)], objectives)[0]
+    return np.maximum((_costs(values, objectives) - ideal) / (worst - ideal), 0.0)
+
+
+def _nondominated(costs: Floats) -> NDArray[np.bool_]:
+    """Mask of length n; ``costs`` is ``n x m`` without NaN, smaller is better."""
+    if len(costs) == 0:
+        return np.zeros(0, dtype=np.bool_)
+    return np.asarray(moocore.is_nondominated(costs, keep_weakly=True), dtype=np.bool_)
+
+
+def _volume(units: Floats) -> float:
+    """Volume that the rows dominate in the unit box; rows with a NaN or with a coordinate >= 1 add nothing."""
+    inside = units[(units < 1).all(axis=1)]
+    if len(inside) == 0:
+        return 0.0
+    return float(moocore.hypervolume(inside, ref=np.ones(inside.shape[1])))

@@ -1,0 +1,16 @@
+"""The PETL methods: one file each, one registry."""
+
+from cst_search.errors import ConfigError
+from cst_search.petl import cst, full, head
+from cst_search.petl.base import HasBody, Method
+
+METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (cst, full, head)}
+
+__all__ = ["METHODS", "HasBody", "Method", "get_method"]
+
+
+def get_method(name: str) -> Method:
+    """The method of that name. Raises ConfigError, naming those that exist."""
+    if name not in METHODS:
+        raise ConfigError(f"method must be one of {', '.join(sorted(METHODS))}; got {name!r}")
+    return METHODS[name]

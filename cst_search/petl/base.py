@@ -1,0 +1,63 @@
+"""What every method has in common: one small contract.
+
+A method gets a backbone whose body is wholly frozen and whose every stage runs without autograd. It may open or replace
+things in the body (and then says from which stage on autograd is needed), or hang a side network beside it, or both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from torch import nn
+
+from cst_search.backbone import BackboneShape, Body
+from cst_search.errors import ConfigError
+
+
+class HasBody(Protocol):
+    """The part of `detector.Backbone` that methods work on."""
+
+    body: Body
+    side: nn.Module | None
+    used_stages: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One PETL method.
+
+    Attributes:
+        name: as in recipes and search spaces.
+        options: frozen dataclass; its defaults are the method's defaults, its ``__post_init__`` checks ranges.
+        lr: prior of the peak learning rate with AdamW.
+        side: nothing re-enters the body, so no gradient crosses it (a tested invariant).
+        source: where the method and its defaults come from.
+        apply: changes the backbone in place.
+        petl_params: the closed formula of the parameters it adds or opens.
+    """
+
+    name: str
+    options: type[Any]
+    lr: float
+    side: bool
+    source: str
+    apply: Callable[[HasBody, Any], None]
+    petl_params: Callable[[BackboneShape, Any], int]
+
+    def make_options(self, values: Mapping[str, Any]) -> Any:
+        """Options with their defaults filled in. Raises ConfigError: unknown name or value out of range."""
+        known = [f.name for f in fields(self.options)]
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise ConfigError(
+                f"method {self.name!r} has no option {', '.join(map(repr, unknown))}; "
+                f"it has {', '.join(known) or 'none'}"
+            )
+        return self.options(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """For methods without a choice."""

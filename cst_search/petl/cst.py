@@ -1,0 +1,268 @@
+"""`cst`: Calibration Side-Tuning, a light side network beside the frozen backbone.
+
+Source: Feng Chen, "CST: Calibration Side-Tuning for Parameter and Memory Efficient Transfer Learning", arXiv
+2402.12736. Its abstract gives the idea (a lightweight side network; Maximal Transition Calibration, MTC, a gate that
+fuses backbone and side features) but no formula was available to us: this is our reading of it, and we claim no figure
+of the paper.
+
+With C_i the frozen feature of stage (or block) i, r the reduction, h_1 = Down_1(C_1):
+
+    u_i = Norm(Down_i(C_i))                      1x1 convolution, c_i -> c_i / r: the reduced view of the backbone
+    t_i = Trans_i(h_{i-1})                       2x2 mean where the stage halves the grid, then 1x1 to c_i / r
+    z_i = MTC(u_i, t_i)  for i in mtc_stages, else u_i + t_i
+    h_i = z_i + ReLU(Norm(Conv(z_i)))            the side block
+    C_i <- C_i + Up_i(h_i)                       1x1 convolution, zero at the start: step 0 is the pre-trained detector
+
+Only what the pyramid reads gets an Up_i. Nothing re-enters the backbone, so no gradient crosses it.
+
+MTC operators, with the gate g = sigmoid(a / T) (Ladder Side-Tuning's form; its defaults a = 0, T = 0.1):
+    max   z = t + g * (max(u, t) - t)      ours: closed, the side network alone; open, the maximum across the transition
+    lst   z = g * u + (1 - g) * t          Sung et al., LST, NeurIPS 2022 (arXiv 2206.06522)
+    tanh  z = t + tanh(a / T) * u          Diao et al., SHERL, ECCV 2024 (arXiv 2407.07523)
+    sum   z = u + t                        no gate
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cst_search.backbone import BackboneShape
+from cst_search.errors import ConfigError
+from cst_search.petl.base import HasBody, Method
+
+BLOCKS = ("3x3", "depthwise", "bottleneck", "1x1")
+NORMS = ("bn", "gn", "none")
+OPERATORS = ("max", "lst", "tanh", "sum")
+GATES = ("scalar", "channel")
+GRANULARITIES = ("stage", "block")
+
+
+@dataclass(frozen=True)
+class CstOptions:
+    """The design choices of CST.
+
+    Attributes:
+        reduction: r; the side network has max(1, c_i // r) channels beside c_i.
+        granularity: one side block per ``stage`` or per residual ``block``.
+        block: ``3x3``; ``depthwise`` (3x3 depth-wise, then 1x1); ``bottleneck`` (1x1 to a quarter, 3x3, 1x1); ``1x1``.
+        norm: of the side network: batch, group (batch-size independent), or none.
+        mtc_stages: stages with the gate, a non-empty subset of 2..5.
+        operator: of MTC, see the module.
+        gate: one gate per fusion (``scalar``) or one per channel.
+        gate_init: the logit a / T at the start, so that the gate opens with sigmoid(gate_init) whatever T is.
+            (-1.39 and 1.39 are an opening of 0.2 and 0.8; Side-Tuning starts at either 0.5 or 0.8.)
+        temperature: T; a small one makes the gate move faster for the same learning rate.
+    """
+
+    reduction: int = 4
+    granularity: str = "stage"
+    block: str = "3x3"
+    norm: str = "gn"
+    mtc_stages: tuple[int, ...] = (2, 3, 4, 5)
+    operator: str = "max"
+    gate: str = "scalar"
+    gate_init: float = 0.0
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        faults = []
+        for name, allowed in (
+            ("granularity", GRANULARITIES),
+            ("block", BLOCKS),
+            ("norm", NORMS),
+            ("operator", OPERATORS),
+            ("gate", GATES),
+        ):
+            if getattr(self, name) not in allowed:
+                faults.append(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+        if not (isinstance(self.reduction, int) and 1 <= self.reduction <= 256):
+            faults.append(f"reduction must be a whole number from 1 to 256; got {self.reduction!r}")
+        stages = self.mtc_stages
+        if not stages or list(stages) != sorted(set(stages)) or not set(stages) <= {2, 3, 4, 5}:
+            faults.append(f"mtc_stages must be a non-empty ascending subset of 2, 3, 4, 5; got {list(stages)!r}")
+        if not (math.isfinite(self.gate_init) and abs(self.gate_init) <= 10):
+            faults.append(f"gate_init must be from -10 to 10; got {self.gate_init!r}")
+        if not 0.01 <= self.temperature <= 10:
+            faults.append(f"temperature must be from 0.01 to 10; got {self.temperature!r}")
+        if faults:
+            raise ConfigError("cst: " + "; ".join(faults))
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    if kind == "bn":
+        return nn.BatchNorm2d(channels)
+    if kind == "gn":
+        # at least four channels a group: with fewer, GroupNorm wipes out what a channel says about the whole image
+        groups = next(n for n in range(min(32, max(1, channels // 4)), 0, -1) if channels % n == 0)
+        return nn.GroupNorm(groups, channels)
+    return nn.Identity()
+
+
+def _block(kind: str, norm: str, channels: int) -> nn.Sequential:
+    def conv(c_in: int, c_out: int, k: int, groups: int = 1) -> nn.Conv2d:
+        return nn.Conv2d(c_in, c_out, k, padding=k // 2, groups=groups, bias=norm == "none")
+
+    if kind == "3x3":
+        layers = [conv(channels, channels, 3)]
+    elif kind == "1x1":
+        layers = [conv(channels, channels, 1)]
+    elif kind == "depthwise":
+        layers = [conv(channels, channels, 3, groups=channels), conv(channels, channels, 1)]
+    else:
+        inner = max(1, channels // 4)
+        layers = [conv(channels, inner, 1), conv(inner, inner, 3), conv(inner, channels, 1)]
+    return nn.Sequential(*layers, _norm(norm, channels), nn.ReLU(inplace=True))
+
+
+class Mtc(nn.Module):
+    """The gate that fuses the backbone's view u with the side state t, both (B, C, H, W). See the module's table."""
+
+    def __init__(self, operator: str, gate: str, channels: int, gate_init: float, temperature: float) -> None:
+        super().__init__()
+        self.operator, self.temperature = operator, temperature
+        if operator != "sum":
+            shape = (1,) if gate == "scalar" else (channels, 1, 1)
+            self.gate = nn.Parameter(torch.full(shape, gate_init * temperature))
+
+    def opening(self) -> Tensor:
+        """sigmoid(a / T), or tanh(a / T) for the tanh operator."""
+        logit = self.gate / self.temperature
+        return torch.tanh(logit) if self.operator == "tanh" else torch.sigmoid(logit)
+
+    def forward(self, u: Tensor, t: Tensor) -> Tensor:
+        if self.operator == "sum":
+            return u + t
+        g = self.opening().to(u.dtype)
+        if self.operator == "lst":
+            return torch.lerp(t, u, g)
+        if self.operator == "tanh":
+            return t + g * u
+        return torch.lerp(t, torch.maximum(u, t), g)
+
+
+class _Node(nn.Module):
+    """One side step: reduce the backbone's feature, fuse it with the side state, transform."""
+
+    def __init__(
+        self, c_backbone: int, c_before: int, c: int, halves: bool, moves: bool, mtc: bool, o: CstOptions
+    ) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(c_backbone, c, 1, bias=o.norm == "none")
+        self.down_norm = _norm(o.norm, c)
+        self.halves = halves
+        self.trans = nn.Conv2d(c_before, c, 1, bias=True) if moves else None
+        self.mtc = Mtc(o.operator if mtc else "sum", o.gate, c, o.gate_init, o.temperature)
+        self.block = _block(o.block, o.norm, c)
+
+    def forward(self, feature: Tensor, h: Tensor) -> Tensor:
+        u = self.down_norm(self.down(feature))
+        t = F.avg_pool2d(h, 2, ceil_mode=True) if self.halves else h  # ceil: as the backbone's strided 3x3 rounds
+        if self.trans is not None:
+            t = self.trans(t)
+        z = self.mtc(u, t)
+        return z + self.block(z)
+
+
+class SideNetwork(nn.Module):
+    """Features ``{"c1".."c5"}`` (and ``"c3.0"`` ... per block) -> the same, calibrated where the pyramid reads."""
+
+    def __init__(self, shape: BackboneShape, options: CstOptions) -> None:
+        super().__init__()
+        self.out_stages = shape.used_stages
+        first = _side_channels(shape.stage_channels[0], options)
+        self.stem = nn.Sequential(
+            nn.Conv2d(shape.stage_channels[0], first, 1, bias=options.norm == "none"), _norm(options.norm, first)
+        )
+        self.keys: list[str] = []
+        self.nodes = nn.ModuleList()
+        before = first
+        last = max(shape.used_stages)
+        for stage in range(2, last + 1):
+            c_backbone = shape.stage_channels[stage - 1]
+            c = _side_channels(c_backbone, options)
+            n = shape.stage_blocks[stage - 2] if options.granularity == "block" else 1
+            for j in range(n):
+                enters = j == 0
+                self.keys.append(f"c{stage}" if j == n - 1 else f"c{stage}.{j}")
+                self.nodes.append(
+                    _Node(c_backbone, before, c, enters and stage > 2, enters, stage in options.mtc_stages, options)
+                )
+                before = c
+        self.up = nn.ModuleDict()
+        for stage in shape.used_stages:
+            c_backbone = shape.stage_channels[stage - 1]
+            self.up[f"c{stage}"] = nn.Conv2d(_side_channels(c_backbone, options), c_backbone, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.up.values():
+            assert isinstance(module, nn.Conv2d)
+            nn.init.zeros_(module.weight)
+
+    def forward(self, features: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
+        out = OrderedDict(features)
+        h = self.stem(features["c1"])
+        for key, node in zip(self.keys, self.nodes, strict=True):
+            h = node(features[key], h)
+            if key in self.up:
+                out[key] = features[key] + self.up[key](h)
+        return out
+
+
+def _side_channels(channels: int, options: CstOptions) -> int:
+    return max(1, channels // options.reduction)
+
+
+def _apply(backbone: HasBody, options: CstOptions) -> None:
+    backbone.body.taps_blocks = options.granularity == "block"
+    backbone.side = SideNetwork(backbone.body.shape(backbone.used_stages), options)
+
+
+def petl_params(shape: BackboneShape, options: CstOptions) -> int:
+    """The parameters of the side network, in closed form (pinned to the module by a test).
+
+    With s_i = max(1, c_i // r): stem c_1 s_1; Up s_i c_i + c_i; per node Down c_i s_i, the block and the gate;
+    Trans s_{i-1} s_i + s_i where a stage begins; two affine parameters per normalised channel.
+    """
+    channel = {i + 1: c for i, c in enumerate(shape.stage_channels)}
+    side = {i: _side_channels(c, options) for i, c in channel.items()}
+    affine = {"none": 0, "bn": 2, "gn": 2}[options.norm]
+    bias = 1 if options.norm == "none" else 0
+
+    def block(s: int) -> int:
+        inner = max(1, s // 4)
+        convs = {
+            "3x3": 9 * s * s + bias * s,
+            "1x1": s * s + bias * s,
+            "depthwise": 9 * s + s * s + 2 * bias * s,
+            "bottleneck": 2 * s * inner + 9 * inner * inner + bias * (2 * inner + s),
+        }[options.block]
+        return convs + affine * s
+
+    total = channel[1] * side[1] + (bias + affine) * side[1]
+    for stage in range(2, max(shape.used_stages) + 1):
+        s = side[stage]
+        n = shape.stage_blocks[stage - 2] if options.granularity == "block" else 1
+        gated = stage in options.mtc_stages and options.operator != "sum"
+        gate = (1 if options.gate == "scalar" else s) if gated else 0
+        total += n * (channel[stage] * s + (bias + affine) * s + gate + block(s)) + side[stage - 1] * s + s
+    return total + sum(side[i] * channel[i] + channel[i] for i in shape.used_stages)
+
+
+METHOD = Method(
+    name="cst",
+    options=CstOptions,
+    lr=3e-3,
+    side=True,
+    source="Chen, arXiv 2402.12736 (idea; our reading of it, see cst_search/petl/cst.py); learning rate: LST's 3e-3",
+    apply=_apply,
+    petl_params=petl_params,
+)

@@ -1,0 +1,19 @@
+"""`full`: every convolution of the backbone is trained, as a user without PETL would do."""
+
+from cst_search.petl.base import HasBody, Method, NoOptions
+
+
+def _apply(backbone: HasBody, options: NoOptions) -> None:
+    backbone.body.requires_grad_(True)
+    backbone.body.grad_from = 0
+
+
+METHOD = Method(
+    name="full",
+    options=NoOptions,
+    lr=3e-4,
+    side=False,
+    source="ordinary fine-tuning; torchvision's detectors with trainable_backbone_layers=5",
+    apply=_apply,
+    petl_params=lambda shape, options: shape.n_params,
+)

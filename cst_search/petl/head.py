@@ -1,0 +1,13 @@
+"""`head`: the backbone stays frozen; only the neck and the head are trained."""
+
+from cst_search.petl.base import Method, NoOptions
+
+METHOD = Method(
+    name="head",
+    options=NoOptions,
+    lr=3e-3,
+    side=True,
+    source="Vasconcelos et al., Proper Reuse of Image Classification Features Improves Object Detection, CVPR 2022",
+    apply=lambda backbone, options: None,
+    petl_params=lambda shape, options: 0,
+)

@@ -1,0 +1,135 @@
+"""A recipe: everything that one trial needs to know, as one small frozen value.
+
+The search holds a recipe fixed and lays a *configuration* over it: ``{"method": "cst", "cst.reduction": 8, ...}``;
+the result is again a recipe, complete by itself. That is what a trial runs, what ``export`` writes and what ``train``
+reads. Standard library only: a trial must run where there is just torch, torchvision and pycocotools.
+(`config.py` reads recipes from YAML with pydantic, which checks the types; the ranges are checked here.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+from cst_search.errors import ConfigError
+
+DETECTORS = ("fasterrcnn", "retinanet", "fcos")
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a trial trains, on what, and how.
+
+    ``epochs`` is the full length that ``train`` uses; ``search_epochs`` is what a trial of a search gets.
+    """
+
+    # a typo in a recipe is an error and a quoted number is not a number (read by pydantic in config.py)
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    detector: str = "fasterrcnn"  # fasterrcnn | retinanet | fcos (torchvision's)
+    backbone: str = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101
+    width: float = 1.0  # channels of the backbone relative to torchvision's
+    weights: str = "DEFAULT"  # of the backbone: DEFAULT (torchvision's ImageNet), none, demo (shipped), or a file
+    fpn_channels: int = 256  # channels of every pyramid level
+    anchor_scale: float = 1.0  # multiplies torchvision's anchor sizes; below 1 for small objects or small images
+    head_convs: int = 4  # convolutions in each FCOS tower; RetinaNet (4) and Faster R-CNN have theirs fixed
+
+    data: str = "demo"  # a COCO-format folder, or demo
+    image_size_px: int = 800  # short side in pixels
+    max_size_px: int = 1333  # bound of the long side in pixels
+    hflip: bool = True  # flip training images left-right with probability one half
+
+    method: str = "cst"  # a name in cst_search.petl.METHODS
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the method; what is not given has its default
+
+    epochs: int = 12  # passes over the training split, final training
+    search_epochs: int = 4  # passes over the training split, in a search
+    batch_size: int = 4  # images per step
+    accumulate: int = 1  # steps per optimiser update
+    lr: float | None = None  # peak learning rate of AdamW; none: the method's prior
+    weight_decay: float = 1e-4  # of AdamW; gates, norms and biases always have 0
+    warmup: float = 0.1  # share of all updates with a linearly rising learning rate
+    clip_norm: float = 5.0  # bound of the gradient's 2-norm
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16 (auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU)
+    eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated
+    loader_workers: int = 0  # processes that load images; 0: in the trial's own
+    seed: int = 0
+
+    origin: Mapping[str, Any] | None = None  # where an exported recipe comes from: study, trial, what was measured
+
+    def __post_init__(self) -> None:
+        faults = [f"{name} must be {rule}; got {getattr(self, name)!r}" for name, ok, rule in self._rules() if not ok]
+        if faults:
+            raise ConfigError("recipe: " + "; ".join(faults))
+
+    def _rules(self) -> list[tuple[str, bool, str]]:
+        def above(name: str, low: float) -> tuple[str, bool, str]:
+            value = getattr(self, name)
+            return name, math.isfinite(value) and value > low, f"above {low:g}"
+
+        def whole(name: str, low: int, high: int) -> tuple[str, bool, str]:
+            return name, low <= getattr(self, name) <= high, f"a whole number from {low} to {high}"
+
+        def one_of(name: str, names: tuple[str, ...]) -> tuple[str, bool, str]:
+            return name, getattr(self, name) in names, "one of " + ", ".join(names)
+
+        return [
+            one_of("detector", DETECTORS),
+            one_of("backbone", BACKBONES),
+            one_of("precision", PRECISIONS),
+            ("width", 0.05 <= self.width <= 4, "from 0.05 to 4"),
+            ("weights", bool(self.weights), "DEFAULT, none, demo or the path of a file"),
+            whole("fpn_channels", 8, 2048),
+            ("fpn_channels", self.fpn_channels % 8 == 0, "a multiple of 8"),
+            whole("head_convs", 1, 8),
+            ("anchor_scale", 0.05 <= self.anchor_scale <= 20, "from 0.05 to 20"),
+            whole("image_size_px", 32, 4096),
+            ("max_size_px", self.image_size_px <= self.max_size_px <= 8192, "from image_size_px to 8192"),
+            whole("epochs", 1, 10_000),
+            whole("search_epochs", 1, 10_000),
+            whole("batch_size", 1, 1024),
+            whole("accumulate", 1, 1024),
+            whole("eval_every", 1, 10_000),
+            whole("loader_workers", 0, 256),
+            whole("seed", 0, 2**31 - 1),
+            ("lr", self.lr is None or (math.isfinite(self.lr) and 0 < self.lr < 10), "above 0 and below 10"),
+            ("weight_decay", 0 <= self.weight_decay <= 10, "from 0 to 10"),
+            ("warmup", 0 <= self.warmup <= 0.9, "a share from 0 to 0.9"),
+            above("clip_norm", 0),
+        ]
+
+    def configured(self, config: Mapping[str, Any]) -> Recipe:
+        """This recipe with a configuration laid over it.
+
+        Args:
+            config: flat; keys are names of recipe fields, ``method``, or ``<method>.<option>``. Options of a method
+                that is not the chosen one are ignored, so that a conditional space may carry them.
+
+        Raises:
+            ConfigError: a key is neither a field nor an option.
+        """
+        known = {f.name for f in fields(self)} - {"options", "origin"}
+        unknown = [key for key in config if "." not in key and key not in known]
+        if unknown:
+            raise ConfigError(f"no such dimension: {', '.join(unknown)}; a recipe has {', '.join(sorted(known))}")
+        method = config.get("method", self.method)
+        options = dict(self.options) if method == self.method else {}
+        options |= {
+            key.partition(".")[2]: value
+            for key, value in config.items()
+            if key.partition(".")[0] == method and "." in key
+        }
+        values = {key: value for key, value in config.items() if "." not in key}
+        return replace(self, **(values | {"method": method, "options": options}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and scalars, ready for YAML or JSON."""
+        plain = asdict(self)
+        plain["options"] = dict(self.options)
+        if plain["origin"] is None:
+            del plain["origin"]
+        return plain

@@ -1,0 +1,249 @@
+"""The record in MLflow: a view of the study, never its source. The only module that knows mlflow.
+
+Experiment = study. One parent run per launch, one child run per trial. `sync` brings MLflow to the state of the study;
+it may be called again and again, and repairs what an earlier launch left out. Everything runs on a thread of its own: a
+slow or absent server delays nothing, and what it did not take is delivered by the next `sync`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+# A server that is down must not hold a search: by default one call tries for four minutes. Telemetry stays off.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import sqlalchemy
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+
+from cst_search.results import StudyInfo, TrialRecord, describe, page_report
+
+for noisy in ("mlflow", "alembic"):
+    logging.getLogger(noisy).setLevel(logging.ERROR)
+
+_METRICS = ("map", "map50", "loss", "images_per_second")
+_COSTS = ("device_bytes", "active_bytes", "trainable_params", "petl_params")
+_STATUS = {"complete": "FINISHED", "infeasible": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
+
+
+def default_tracking_uri(home: Path) -> str:
+    """A SQLite database beside the studies."""
+    return f"sqlite:///{os.fspath((home / 'mlflow.db').absolute())}"
+
+
+def shown_uri(uri: str) -> str:
+    """The address with its password hidden."""
+    if "://" not in uri:
+        return uri
+    try:
+        return sqlalchemy.make_url(uri).render_as_string(hide_password=True)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        head, _, tail = uri.rpartition("@")
+        return f"{uri.split('://')[0]}://***@{tail}" if head else uri
+
+
+class _Mirror:
+    """The calls, one after the other, on the thread."""
+
+    def __init__(self, uri: str, artifact_root: Path | None) -> None:
+        self.uri, self.artifact_root = uri, artifact_root
+        self.client: MlflowClient | None = None
+        self.experiment: str | None = None
+        self.parent: str | None = None
+        self.runs: dict[int, str] = {}  # trial -> run
+        self.on_front: set[int] = set()
+        self.logged_volumes = 0
+
+    def open(self, study: str) -> tuple[MlflowClient, str]:
+        """Connect, find or make the experiment, and learn which trials it has."""
+        if self.client is not None and self.experiment is not None:
+            return self.client, self.experiment
+        client = MlflowClient(tracking_uri=self.uri)
+        found = client.get_experiment_by_name(study)
+        if found is None:
+            location = (self.artifact_root / study).absolute().as_uri() if self.artifact_root else None
+            experiment = client.create_experiment(study, artifact_location=location)
+        else:
+            if found.lifecycle_stage == "deleted":
+                raise MlflowException(f"the experiment {study!r} was deleted in MLflow; restore it there")
+            experiment = found.experiment_id
+        token = None
+        while True:
+            page = client.search_runs(
+                [experiment], filter_string="tags.`cst.kind` = 'trial'", max_results=1000, page_token=token
+            )
+            for run in page:
+                number = int(run.data.tags["cst.trial"])
+                self.runs[number] = run.info.run_id
+                if run.data.tags.get("cst.pareto") == "true":
+                    self.on_front.add(number)
+            token = page.token
+            if not token:
+                break
+        self.client, self.experiment = client, experiment
+        return client, experiment
+
+    def start(self, info: StudyInfo, launch: str, settings: Mapping[str, Any]) -> None:
+        client, experiment = self.open(info.name)
+        if self.parent is None:
+            tags = {"cst.kind": "launch", "cst.study": info.name, "cst.launch": launch}
+            run = client.create_run(experiment, run_name=f"launch {launch}", tags=tags)
+            self.parent = run.info.run_id
+            client.log_batch(self.parent, params=_params(settings))
+
+    def sync(self, info: StudyInfo) -> None:
+        client, experiment = self.open(info.name)
+        front = {record.trial for record in info.front()}
+        for record in info.trials:
+            if record.trial not in self.runs and record.state in _STATUS:
+                self._log_trial(client, experiment, info.name, record, record.trial in front)
+        for number in sorted((front ^ self.on_front) & self.runs.keys()):
+            client.set_tag(self.runs[number], "cst.pareto", "true" if number in front else "false")
+        self.on_front = set(front)
+        if self.parent is not None:
+            volumes = page_report(info)["hypervolume_by_trial"][self.logged_volumes :]
+            done = [(trial, value) for trial, value in volumes]
+            now = int(time.time() * 1000)
+            for start in range(0, len(done), 1000):  # MLflow's bound on metrics of one batch
+                metrics = [Metric("hypervolume", value, now, trial) for trial, value in done[start : start + 1000]]
+                client.log_batch(self.parent, metrics=metrics)
+            self.logged_volumes += len(done)
+
+    def _log_trial(
+        self, client: MlflowClient, experiment: str, study: str, record: TrialRecord, on_front: bool
+    ) -> None:
+        tags = {
+            "cst.kind": "trial",
+            "cst.study": study,
+            "cst.trial": str(record.trial),
+            "cst.method": str(record.config.get("method")),
+            "cst.state": record.state,
+            "cst.feasible": str(record.feasible).lower(),
+            "cst.pareto": str(on_front).lower(),
+            "cst.memory_source": record.memory_source,
+        }
+        if record.reason:
+            tags["cst.reason"] = record.reason[:5000]
+        if self.parent is not None:
+            tags["mlflow.parentRunId"] = self.parent
+        end = int(time.time() * 1000)
+        begin = end - round((record.seconds or 0.0) * 1000)
+        run = client.create_run(
+            experiment, start_time=begin, run_name=f"{record.trial:03d} {describe(record.config, 3)}", tags=tags
+        )
+        run_id = run.info.run_id
+        metrics = []
+        for entry in record.history:
+            step = int(entry["epoch"])
+            metrics += [Metric(name, float(entry[name]), end, step) for name in _METRICS if entry.get(name) is not None]
+        last = len(record.history)
+        for name in _COSTS:
+            value = getattr(record, name)
+            if value is not None:
+                metrics.append(Metric(name, float(value), end, last))
+        client.log_batch(run_id, metrics=metrics[:1000], params=_params(record.config))
+        client.set_terminated(run_id, _STATUS[record.state])
+        self.runs[record.trial] = run_id
+        if on_front:
+            self.on_front.add(record.trial)
+
+    def finish(self, study: str, artifacts: Mapping[str, list[Path]], status: str) -> None:
+        client, _ = self.open(study)
+        if self.parent is not None:
+            for folder, paths in artifacts.items():
+                for path in paths:
+                    client.log_artifact(self.parent, str(path), folder)
+            client.set_terminated(self.parent, status)
+
+    def training(self, study: str, origin: Mapping[str, Any], result: Mapping[str, Any], files: list[Path]) -> None:
+        client, experiment = self.open(study)
+        trial = origin.get("trial")
+        tags = {"cst.kind": "training", "cst.study": study, "cst.trial": str(trial), "cst.state": result["outcome"]}
+        if trial in self.runs:
+            tags["cst.trial_run"] = self.runs[trial]
+            tags["mlflow.parentRunId"] = client.get_run(self.runs[trial]).data.tags.get("mlflow.parentRunId", "")
+        end = int(time.time() * 1000)
+        begin = end - round(result["seconds"] * 1000)
+        run = client.create_run(experiment, start_time=begin, run_name=f"training of trial {trial}", tags=tags)
+        metrics = [
+            Metric(name, float(entry[name]), end, int(entry["epoch"]))
+            for entry in result["history"]
+            for name in _METRICS
+            if entry.get(name) is not None
+        ]
+        for split, scores in result["final"].items():
+            for name in ("map", "map50", "map75"):
+                metrics.append(Metric(f"{split}_{name}", scores[name], end, result["epochs"]))
+        for start in range(0, len(metrics), 1000):
+            client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
+        client.log_batch(run.info.run_id, params=_params(origin.get("config", {})))
+        for path in files:
+            client.log_artifact(run.info.run_id, str(path))
+        client.set_terminated(run.info.run_id, "FINISHED" if result["outcome"] == "complete" else "FAILED")
+
+
+class MlflowRecord:
+    """The mirror behind a queue: calls return at once, faults become one line on ``warn``.
+
+    Args:
+        uri: a tracking server or a database.
+        artifact_root: folder for artifacts when the store is a local database; None leaves it to the server.
+    """
+
+    def __init__(self, uri: str, artifact_root: Path | None, warn: Callable[[str], None]) -> None:
+        self._mirror = _Mirror(uri, artifact_root)
+        self._warn, self._warned = warn, False
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def start(self, info: StudyInfo, launch: str, settings: Mapping[str, Any]) -> None:
+        self._jobs.put(lambda: self._mirror.start(info, launch, settings))
+
+    def sync(self, info: StudyInfo) -> None:
+        self._jobs.put(lambda: self._mirror.sync(info))
+
+    def finish(self, study: str, artifacts: Mapping[str, list[Path]], status: str) -> None:
+        self._jobs.put(lambda: self._mirror.finish(study, artifacts, status))
+
+    def training(self, study: str, origin: Mapping[str, Any], result: Mapping[str, Any], files: list[Path]) -> None:
+        self._jobs.put(lambda: self._mirror.training(study, origin, result, files))
+
+    def close(self, timeout_seconds: float = 60.0) -> bool:
+        """Wait for what is queued. False: it was not all delivered in time, or some of it failed."""
+        self._jobs.put(None)
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive() and not self._warned
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception as error:  # whatever it is, the search must go on
+                if not self._warned:
+                    reason = str(error).splitlines()[0][:300].replace(self._mirror.uri, shown_uri(self._mirror.uri))
+                    self._warn(f"MLflow did not take a record ({type(error).__name__}: {reason}); the study keeps it")
+                self._warned = True
+
+
+def _params(values: Mapping[str, Any]) -> list[Param]:
+    """Flat parameters; a tuple as ``[3, 4, 5]``, None as ``none``; MLflow takes 6,000 characters a value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        else:
+            flat[key] = value
+    text = {key: str(list(v)) if isinstance(v, tuple) else "none" if v is None else str(v) for key, v in flat.items()}
+    return [Param(key, value[:6000]) for key, value in text.items()][:100]

@@ -1,0 +1,183 @@
+"""The record of a study as plain values, and the report of its front. Standard library and `pareto` only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cst_search import __version__, pareto
+from cst_search.pareto import OBJECTIVES, Objective
+
+# running: on a worker now. interrupted: was on a worker of a launch that is no more; taken up by the next launch.
+STATES = ("complete", "infeasible", "failed", "pruned", "running", "interrupted")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper bounds; None: unbounded."""
+
+    memory_bytes: int | None = None
+    params: int | None = None
+
+    def violations(self, device_bytes: float | None, trainable_params: float | None) -> dict[str, float]:
+        """``{"memory": (bytes - budget) / budget, "params": ...}``: <= 0 is feasible. Always both, 0 where unbounded.
+
+        Optuna's sign. The same keys in the same order for every trial: its GP sampler needs that.
+        """
+
+        def over(value: float | None, bound: int | None) -> float:
+            return 0.0 if bound is None or value is None else value / bound - 1
+
+        return {"memory": over(device_bytes, self.memory_bytes), "params": over(trainable_params, self.params)}
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as the study has it. Figures that were never reached are None."""
+
+    trial: int
+    state: str
+    config: Mapping[str, Any]
+    map: float | None = None
+    map50: float | None = None
+    loss: float | None = None
+    device_bytes: int | None = None
+    reserved_bytes: int | None = None
+    active_bytes: int | None = None
+    memory_source: str = "predicted"
+    trainable_params: int | None = None
+    petl_params: int | None = None
+    images_per_second: float | None = None
+    seconds: float | None = None
+    reason: str | None = None
+    feasible: bool = False
+    ran: bool = False  # False: rejected by the prediction, no worker was used
+    history: Sequence[Mapping[str, Any]] = field(default_factory=list)
+
+    def values(self, objectives: Sequence[Objective]) -> list[float]:
+        """The objectives, NaN for all unless the trial is complete and feasible: the form that `pareto` takes."""
+        if self.state != "complete" or not self.feasible:
+            return [math.nan] * len(objectives)
+        return [math.nan if (v := getattr(self, o.name)) is None else float(v) for o in objectives]
+
+    def brief(self) -> dict[str, Any]:
+        """The shape of a front's entry in ``cst-search front --json``."""
+        names = ("trial", "config", "map", "map50", "device_bytes", "memory_source", "trainable_params", "petl_params")
+        return {name: dict(self.config) if name == "config" else getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class StudyInfo:
+    """What a study was made with, and its trials."""
+
+    name: str
+    objectives: tuple[Objective, ...]
+    budget: Budget
+    reference_point: Mapping[str, float]
+    recipe: Mapping[str, Any]
+    space: Mapping[str, Any]
+    data: str
+    seed: int
+    sampler: str
+    target_device: str
+    started: str
+    trials: tuple[TrialRecord, ...]
+
+    @property
+    def reference(self) -> list[float]:
+        return [self.reference_point[o.name] for o in self.objectives]
+
+    def values(self) -> list[list[float]]:
+        return [record.values(self.objectives) for record in self.trials]
+
+    def front(self) -> list[TrialRecord]:
+        """Non-dominated feasible trials, best mAP first."""
+        found = [self.trials[i] for i in pareto.front(self.values(), self.objectives)]
+        return sorted(found, key=lambda record: (-(record.map or 0.0), record.device_bytes or 0, record.trial))
+
+    def knee(self) -> int | None:
+        """Trial number of the front's knee."""
+        index = pareto.knee(self.values(), self.objectives)
+        return None if index is None else self.trials[index].trial
+
+    def hypervolume(self) -> float:
+        return pareto.hypervolume(self.values(), self.objectives, self.reference)
+
+    def counts(self) -> dict[str, int]:
+        counts = {"total": len(self.trials)} | {state: 0 for state in STATES}
+        for record in self.trials:
+            counts[record.state] += 1
+        return counts
+
+    def n_ran(self) -> int:
+        """Trials that count against ``--trials``: those that ended after they had a worker."""
+        return sum(record.ran and record.state not in ("running", "interrupted") for record in self.trials)
+
+    def by_number(self, number: int) -> TrialRecord | None:
+        return next((record for record in self.trials if record.trial == number), None)
+
+
+def front_report(info: StudyInfo) -> dict[str, Any]:
+    """The shape of ``cst-search front STUDY --json`` (DESIGN section 8)."""
+    counts = info.counts()
+    counts["running"] += counts.pop("interrupted")
+    return {
+        "study": info.name,
+        "objectives": [{"name": o.name, "goal": o.goal} for o in info.objectives],
+        "budget": {"memory_bytes": info.budget.memory_bytes, "params": info.budget.params},
+        "trials": counts,
+        "reference_point": dict(info.reference_point),
+        "hypervolume": info.hypervolume(),
+        "knee": info.knee(),
+        "front": [record.brief() for record in info.front()],
+    }
+
+
+def page_report(info: StudyInfo) -> dict[str, Any]:
+    """`front_report` with what the page shows besides: every trial, the hypervolume after each, the study's setting."""
+    on_front = {record.trial for record in info.front()}
+    growth = pareto.hypervolume_by_trial(info.values(), info.objectives, info.reference)
+    return front_report(info) | {
+        "all": [
+            record.brief()
+            | {
+                "state": record.state,
+                "reason": record.reason,
+                "seconds": record.seconds,
+                "feasible": record.feasible,
+                "on_front": record.trial in on_front,
+            }
+            for record in info.trials
+        ],
+        "hypervolume_by_trial": [[record.trial, v] for record, v in zip(info.trials, growth, strict=True)],
+        "recipe": dict(info.recipe),
+        "data": info.data,
+        "target_device": info.target_device,
+        "started": info.started,
+        "version": __version__,
+    }
+
+
+def choose_objectives(text: str) -> tuple[Objective, ...]:
+    """``map,device_bytes`` -> objectives in that order. Raises ConfigError."""
+    from cst_search.errors import ConfigError
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in OBJECTIVES]
+    if not names or unknown or len(set(names)) != len(names):
+        raise ConfigError(f"--objectives takes different names from {', '.join(OBJECTIVES)}, with commas; got {text!r}")
+    return tuple(OBJECTIVES[name] for name in names)
+
+
+def describe(config: Mapping[str, Any], n_dimensions: int = 4) -> str:
+    """A configuration in a few words: the method and its first dimensions, ``cst reduction 8, block 3x3 ...``."""
+
+    def show(value: Any) -> str:
+        if isinstance(value, tuple | list):
+            return "".join(map(str, value))
+        return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+    parts = [f"{key.rpartition('.')[2]} {show(value)}" for key, value in config.items() if key != "method"]
+    return " ".join([str(config.get("method", "?")), ", ".join(parts[:n_dimensions])]).strip()

@@ -1,0 +1,173 @@
+"""Ray Tune runs the trials on local cores or GPUs. The only module that knows ray.
+
+Ray's own record (its result files, its searcher state) is not used: the study is the record, and Ray may die.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# Ray's memory monitor, when it ends a worker, ends the whole Tune driver with it (seen with ray 2.60); trials that
+# run out of memory are handled by the trial itself or by the kernel. Usage statistics stay off. Set before ray starts.
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# no CSV, JSON and TensorBoard files per trial, no warning about a new output engine
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+import ray
+from ray import tune
+from ray.tune import Callback
+from ray.tune.search import Searcher
+
+from cst_search.memory import Estimate
+from cst_search.suggest import Study
+from cst_search.workers import Events, Task, execute
+
+_RESULT, _ENTRY = "cst_result", "cst_entry"
+
+
+class _Stays:
+    """Not to be copied: Tune writes and copies what it is given, for a restore that is not used here."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+
+class StudySearcher(_Stays, Searcher):
+    """Hands the study's suggestions to Ray and Ray's outcomes to the study.
+
+    No metric is given to Ray: with one, a trial without it ends the whole search, and several are not supported outside
+    Ray's own OptunaSearch, which loses constraints.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        estimate: Callable[[dict[str, Any]], Estimate],
+        stop: Callable[[], bool],
+        events: Events,
+    ) -> None:
+        super().__init__()
+        self.study, self.estimate, self.stop, self.events = study, estimate, stop, events
+        self.numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        suggestion = None if self.stop() else self.study.ask(self.estimate)
+        if suggestion is None:
+            return Searcher.FINISHED
+        self.numbers[trial_id] = suggestion.trial
+        self.events.started(suggestion)
+        return {"config": suggestion.config}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self.numbers.pop(trial_id, None)
+        if number is None:
+            return
+        text = (result or {}).get(_RESULT)
+        if text is not None:
+            outcome = json.loads(text)
+        else:
+            if not error:  # stopped from outside (Ctrl-C): it stays open, and the next launch takes it up
+                return
+            outcome = {"outcome": "failed", "reason": "the worker process ended (killed, or out of host memory)"}
+        self.events.finished(self.study.tell(number, outcome))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study's database is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study's database is the state."""
+
+
+class _Progress(_Stays, Callback):
+    """Epoch reports on their way to the screen."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        self.searcher = searcher
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        number = self.searcher.numbers.get(trial.trial_id)
+        if number is not None and _ENTRY in result:
+            self.searcher.events.progressed(number, json.loads(result[_ENTRY]))
+
+
+def _trainable(config: Mapping[str, Any], task: Task) -> None:
+    # as text: Tune flattens nested results and makes numbers of its own types
+    result = execute(task, config["config"], lambda entry: tune.report({_ENTRY: json.dumps(entry)}))
+    tune.report({_RESULT: json.dumps(result)})
+
+
+class Ray:
+    """Runs trials as Ray Tune trials, ``n_workers`` at a time; processes are reused from trial to trial.
+
+    Args:
+        n_workers: trials at a time.
+        cpus, gpus: of one trial; a GPU may be shared by a fraction.
+    """
+
+    def __init__(self, n_workers: int, cpus: float, gpus: float) -> None:
+        self.n_workers, self.cpus, self.gpus = n_workers, cpus, gpus
+
+    def run(
+        self,
+        study: Study,
+        task: Task,
+        *,
+        n_trials: int,
+        estimate: Callable[[dict[str, Any]], Estimate],
+        stop: Callable[[], bool],
+        events: Events,
+    ) -> None:
+        remaining = n_trials - study.info().n_ran()
+        if remaining <= 0:
+            return
+        own = not ray.is_initialized()
+        if own:
+            ray.init(
+                num_cpus=max(1, round(self.n_workers * self.cpus)),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+        searcher = StudySearcher(study, estimate, stop, events)
+        scratch = tempfile.mkdtemp(prefix="cst-search-ray-")
+        try:
+            trainable = tune.with_resources(
+                tune.with_parameters(_trainable, task=task), {"cpu": self.cpus, "gpu": self.gpus}
+            )
+            tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    num_samples=remaining,
+                    max_concurrent_trials=self.n_workers,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name="search",
+                    storage_path=scratch,
+                    callbacks=[_Progress(searcher)],
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=0),
+                ),
+            ).fit()
+        finally:
+            if own:
+                ray.shutdown()
+            shutil.rmtree(scratch, ignore_errors=True)

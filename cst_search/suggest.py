@@ -1,0 +1,415 @@
+"""The study: what to try next, and everything that was tried. The only module that knows optuna.
+
+The study's database is the single source of truth. Every trial that was suggested is in it with its configuration, its
+predicted cost and what came of it, so whoever holds the storage URL can continue, report or rebuild.
+
+How outcomes are told to the sampler (measured reasons in docs/searching.md):
+
+    complete             COMPLETE with its values; budget constraints from the measured bytes, else the predicted
+    over the budget      COMPLETE with the known costs and map = -inf, constraint > 0; no worker was used
+    out of memory        COMPLETE likewise, memory constraint > 0: told as FAIL, samplers would learn nothing from it
+    loss not finite      COMPLETE likewise, constraint `finite` = 1
+    anything else        FAIL with the reason
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import psutil
+import sqlalchemy
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from cst_search.errors import StudyError
+from cst_search.pareto import OBJECTIVES, Objective
+from cst_search.results import Budget, StudyInfo, TrialRecord
+from cst_search.space import Dimension, Space
+
+if TYPE_CHECKING:
+    from cst_search.memory import Estimate
+
+SAMPLERS = ("tpe", "nsga2", "gp", "random")
+CONSTRAINTS = ("memory", "params", "finite")  # in every trial, in this order: the GP sampler needs that
+_FORMAT = 1  # of the attributes below; a reader refuses a newer one
+_STUDY, _SUGGESTED, _RESULT, _LAUNCH = "cst_study", "cst_suggested", "cst_result", "cst_launch:"
+# what an out-of-memory trial counts as over the budget at least, when its own figures do not say so
+_OOM_VIOLATION = 0.1
+
+_DIRECTION = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A feasible configuration to run. ``again``: it was on a worker of a launch that died."""
+
+    trial: int
+    config: dict[str, Any]
+    estimate: dict[str, Any]
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """What a study is made with; stored in it, and compared when it is continued."""
+
+    objectives: tuple[Objective, ...]
+    budget: Budget
+    reference_point: Mapping[str, float]
+    recipe: Mapping[str, Any]
+    space: Mapping[str, Any]
+    data: str
+    seed: int
+    sampler: str
+    target_device: str
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = asdict(self)
+        plain["objectives"] = [o.name for o in self.objectives]
+        return json.loads(json.dumps(plain))
+
+
+def check_storage(url: str) -> str:
+    """The URL with its password hidden. Raises StudyError: not a database URL."""
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        raise StudyError(
+            "--storage takes a database URL such as sqlite:///studies.db or postgresql+psycopg://host/name"
+        ) from None
+
+
+def _storage(url: str) -> optuna.storages.RDBStorage:
+    shown = check_storage(url)
+    # SQLite: several processes write; wait for the lock rather than fail
+    connect_args = {"timeout": 60} if url.startswith("sqlite") else {}
+    path = sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].replace(url, shown)
+        raise StudyError(f"the storage {shown} cannot be used: {reason}") from None
+
+
+def list_studies(url: str) -> list[str]:
+    """Names of the studies of cst-search in a storage, in the order they were made."""
+    summaries = optuna.study.get_all_study_summaries(_storage(url))
+    return [s.study_name for s in sorted(summaries, key=lambda s: s._study_id) if _STUDY in s.user_attrs]
+
+
+class Study:
+    """One study in its storage. `create` makes it or continues it, `open` reads one that exists."""
+
+    def __init__(self, study: optuna.Study, url: str) -> None:
+        self._study, self.url = study, url
+        self.name = study.study_name
+        stored = study.user_attrs[_STUDY]
+        if stored["format"] > _FORMAT:
+            raise StudyError(
+                f"study {self.name!r} was written by cst-search {stored['version']}, which is newer; update cst-search"
+            )
+        spec = dict(stored["spec"])
+        spec["objectives"] = tuple(OBJECTIVES[name] for name in spec["objectives"])
+        spec["budget"] = Budget(**spec["budget"])
+        self.spec = StudySpec(**spec)
+        self.started: str = stored["started"]
+        self.space = Space.from_dict(self.spec.space, where=f"space of study {self.name!r}")
+        self.launch_id: str | None = None
+        self._live: dict[int, Trial] = {}
+        self._orphans: list[FrozenTrial] = []
+
+    @classmethod
+    def open(cls, url: str, name: str) -> Study:
+        """Raises StudyError, naming the studies that exist."""
+        try:
+            study = optuna.load_study(study_name=name, storage=_storage(url))
+        except KeyError:
+            there = list_studies(url)
+            which = (
+                f"it has {', '.join(map(repr, there[-10:]))}"
+                if there
+                else "it has none yet; `cst-search launch` makes one"
+            )
+            raise StudyError(f"there is no study {name!r} in {check_storage(url)}; {which}") from None
+        if _STUDY not in study.user_attrs:
+            raise StudyError(f"study {name!r} in {check_storage(url)} is not one of cst-search")
+        return cls(study, url)
+
+    @classmethod
+    def create(cls, url: str, name: str, spec: StudySpec) -> Study:
+        """Make the study, or continue it when it exists and was made with the same objectives, space, recipe and data.
+
+        Raises:
+            StudyError: it exists and differs, with what differs.
+        """
+        from cst_search import __version__
+
+        storage = _storage(url)
+        directions = [_DIRECTION[o.goal] for o in spec.objectives]
+        try:
+            study = optuna.create_study(storage=storage, study_name=name, directions=directions)
+        except optuna.exceptions.DuplicatedStudyError:
+            found = cls.open(url, name)
+            found._check_same(spec)
+            return found
+        stamp = {"format": _FORMAT, "version": __version__, "started": _now(), "spec": spec.to_dict()}
+        study.set_user_attr(_STUDY, stamp)
+        study.set_metric_names([o.name for o in spec.objectives])
+        return cls(study, url)
+
+    def _check_same(self, spec: StudySpec) -> None:
+        new, old = spec.to_dict(), self.spec.to_dict()
+        named = {"objectives": "--objectives", "budget": "--budget-mem/--budget-params", "recipe": "--recipe",
+                 "space": "--space", "data": "--data"}  # fmt: skip
+        differs = [flag for key, flag in named.items() if new[key] != old[key]]
+        if differs:
+            raise StudyError(
+                f"study {self.name!r} exists and was made with another {', '.join(differs)}; "
+                f"continue it with the same ones, or choose another --study name"
+            )
+
+    # --- a launch at work -------------------------------------------------------------------------------------------
+
+    def begin_launch(self) -> str:
+        """Register this process as the one that works on the study. Raises StudyError: another here already does."""
+        for launch in self._launches().values():
+            if _alive(launch) and launch["host"] == socket.gethostname():
+                raise StudyError(
+                    f"study {self.name!r} is being worked on by process {launch['pid']} on this host; "
+                    f"wait for it, stop it, or choose another --study name"
+                )
+        self.launch_id = uuid.uuid4().hex[:12]
+        process = psutil.Process()
+        launch = {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time(), "begun": _now()}
+        self._study.set_user_attr(_LAUNCH + self.launch_id, launch)
+        self._study.sampler = self._sampler()
+        self._orphans = []
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if _SUGGESTED not in trial.user_attrs:  # asked by a launch that died before it knew the configuration
+                self._study.tell(trial.number, state=TrialState.FAIL)
+            elif not self._is_live(trial):
+                self._orphans.append(trial)
+        return self.launch_id
+
+    def end_launch(self) -> None:
+        """Say that this process works no longer; its unfinished trials are then taken up by the next launch."""
+        if self.launch_id is not None:
+            launch = self._study.user_attrs[_LAUNCH + self.launch_id]
+            self._study.set_user_attr(_LAUNCH + self.launch_id, launch | {"ended": _now()})
+
+    def _launches(self) -> dict[str, Any]:
+        attrs = self._study.user_attrs
+        return {key.removeprefix(_LAUNCH): value for key, value in attrs.items() if key.startswith(_LAUNCH)}
+
+    def _is_live(self, trial: FrozenTrial) -> bool:
+        launch = self._launches().get(trial.user_attrs[_SUGGESTED]["launch"])
+        return launch is not None and _alive(launch)
+
+    def _sampler(self) -> optuna.samplers.BaseSampler:
+        # a continued study must not draw the same random points again
+        seed = (self.spec.seed + 7919 * len(self._study.get_trials(deepcopy=False))) % 2**31
+        name = self.spec.sampler
+        if name == "nsga2":
+            return optuna.samplers.NSGAIISampler(population_size=16, seed=seed)
+        if name == "gp":
+            return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+        if name == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+    def enqueue(self, config: Mapping[str, Any]) -> None:
+        """Have a configuration tried first, as far as the space contains it."""
+        params = {}
+        if len(self.space.methods) > 1:
+            params[Space.METHOD] = config[Space.METHOD]
+        for dimension in self.space.by_method.get(config[Space.METHOD], ()):
+            if dimension.key in config and dimension.contains(config[dimension.key]):
+                params[dimension.name] = _label(config[dimension.key])
+        self._study.enqueue_trial(params, skip_if_exists=True)
+
+    def ask(self, estimate: Callable[[dict[str, Any]], Estimate], max_rejects: int = 200) -> Suggestion | None:
+        """The next feasible configuration; None when ``max_rejects`` suggestions in a row were over the budget.
+
+        Args:
+            estimate: predicted cost of a configuration. What violates the budget is told at once and takes no worker.
+        """
+        if self._orphans:
+            frozen = self._orphans.pop(0)
+            suggested = frozen.user_attrs[_SUGGESTED]
+            trial = Trial(self._study, frozen._trial_id)
+            trial.set_user_attr(
+                _SUGGESTED, suggested | {"launch": self.launch_id, "again": suggested.get("again", 0) + 1}
+            )
+            self._live[frozen.number] = trial
+            return Suggestion(frozen.number, _tuples(suggested["config"]), suggested["estimate"], again=True)
+        for _ in range(max_rejects + 1):
+            trial = self._study.ask()
+            config = self.space.configure(lambda dimension, trial=trial: _pick(trial, dimension))  # type: ignore[misc]
+            cost = estimate(config)
+            plain = {"config": config, "estimate": asdict(cost), "launch": self.launch_id, "at": _now()}
+            trial.set_user_attr(_SUGGESTED, json.loads(json.dumps(plain)))
+            violations = self.spec.budget.violations(cost.device_bytes, cost.trainable_params)
+            if all(value <= 0 for value in violations.values()):
+                self._live[trial.number] = trial
+                return Suggestion(trial.number, config, asdict(cost))
+            over = ", ".join(f"{name} {value:+.0%}" for name, value in violations.items() if value > 0)
+            self._finish(trial, {"state": "infeasible", "reason": f"predicted over the budget: {over}"}, violations)
+        return None
+
+    def tell(self, number: int, result: Mapping[str, Any]) -> TrialRecord:
+        """Record how a trial ended: `TrialResult.to_dict()`, or ``{"outcome": "failed", "reason": ...}``."""
+        trial = self._live.pop(number)
+        estimate = self._attr(trial, _SUGGESTED)["estimate"]
+        measured = result.get("device_bytes") is not None
+        device_bytes = result["device_bytes"] if measured else estimate["device_bytes"]
+        violations = self.spec.budget.violations(device_bytes, estimate["trainable_params"])
+        stored = dict(result) | {"ran": True, "memory_source": "measured" if measured else "predicted"}
+        outcome = result["outcome"]
+        finite = 0.0
+        if outcome == "complete" and result.get("map") is not None:
+            over = [f"{name} {value:+.1%}" for name, value in violations.items() if value > 0]
+            stored["state"] = "infeasible" if over else "complete"
+            if over:
+                stored["reason"] = f"measured over the budget: {', '.join(over)}"
+        elif outcome == "oom":
+            stored |= {"state": "infeasible", "reason": f"out of memory: {result.get('reason')}"}
+            violations["memory"] = max(violations["memory"], _OOM_VIOLATION)
+        elif outcome == "nonfinite":
+            stored["state"], finite = "failed", 1.0
+        else:
+            stored["state"] = "failed"
+            trial.set_user_attr(_RESULT, json.loads(json.dumps(stored)))
+            self._study.tell(trial, state=TrialState.FAIL)
+            return self.record(number)
+        self._finish(trial, stored, violations, finite)
+        return self.record(number)
+
+    def _finish(
+        self, trial: Trial, result: Mapping[str, Any], violations: Mapping[str, float], finite: float = 0.0
+    ) -> None:
+        constraints = dict(violations) | {"finite": finite}
+        for name in CONSTRAINTS:
+            trial.set_constraint(name, constraints[name])
+        # optuna-dashboard 0.21 reads only the list that Optuna 4 wrote; without it infeasible trials look feasible
+        self._study._storage.set_trial_system_attr(
+            trial._trial_id, "constraints", [constraints[n] for n in CONSTRAINTS]
+        )
+        trial.set_user_attr(_RESULT, json.loads(json.dumps(dict(result))))
+        estimate = self._attr(trial, _SUGGESTED)["estimate"]
+        figures = estimate | {k: v for k, v in result.items() if v is not None}
+        reached = result["state"] != "failed" and figures.get("map") is not None
+        values = []
+        for objective in self.spec.objectives:
+            known = objective.name in figures and (reached or objective.goal == "min")
+            values.append(float(figures[objective.name]) if known else -math.inf)
+        self._study.tell(trial, values)
+
+    def _attr(self, trial: Trial, key: str) -> dict[str, Any]:
+        return trial.user_attrs[key]
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def record(self, number: int) -> TrialRecord:
+        return self._record(self._study.get_trials(deepcopy=False)[number])
+
+    def info(self) -> StudyInfo:
+        """The study as plain values; trials in the order of their numbers."""
+        trials = tuple(
+            self._record(trial) for trial in self._study.get_trials(deepcopy=False) if _SUGGESTED in trial.user_attrs
+        )
+        spec = self.spec
+        return StudyInfo(
+            name=self.name,
+            objectives=spec.objectives,
+            budget=spec.budget,
+            reference_point=spec.reference_point,
+            recipe=spec.recipe,
+            space=spec.space,
+            data=spec.data,
+            seed=spec.seed,
+            sampler=spec.sampler,
+            target_device=spec.target_device,
+            started=self.started,
+            trials=trials,
+        )
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        suggested, result = trial.user_attrs[_SUGGESTED], trial.user_attrs.get(_RESULT)
+        estimate = suggested["estimate"]
+        record = TrialRecord(
+            trial=trial.number,
+            state="running" if trial.state == TrialState.RUNNING and self._is_live(trial) else "interrupted",
+            config=_tuples(suggested["config"]),
+            device_bytes=estimate["device_bytes"],
+            reserved_bytes=estimate["reserved_bytes"],
+            active_bytes=estimate["active_bytes"],
+            trainable_params=estimate["trainable_params"],
+            petl_params=estimate["petl_params"],
+        )
+        if result is None or not trial.state.is_finished():
+            return replace(record, ran=True)
+        names = (
+            "state", "map", "map50", "loss", "device_bytes", "reserved_bytes", "active_bytes", "memory_source",
+            "images_per_second", "seconds", "reason", "ran", "history",
+        )  # fmt: skip
+        return replace(
+            record,
+            feasible=result["state"] == "complete" and all(value <= 0 for value in trial.constraints.values()),
+            **{name: result[name] for name in names if result.get(name) is not None},
+        )
+
+
+def _pick(trial: Trial, dimension: Dimension) -> Any:
+    if dimension.choices:
+        labels = {_label(value): value for value in dimension.choices}
+        return labels[trial.suggest_categorical(dimension.name, list(labels))]
+    if dimension.whole:
+        return trial.suggest_int(dimension.name, round(dimension.low), round(dimension.high), log=dimension.log)
+    return trial.suggest_float(dimension.name, dimension.low, dimension.high, log=dimension.log)
+
+
+def _label(value: Any) -> Any:
+    """Optuna's categories are scalars: a tuple becomes its JSON text."""
+    return json.dumps(list(value)) if isinstance(value, list | tuple) else value
+
+
+def _tuples(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+
+
+def _alive(launch: Mapping[str, Any]) -> bool:
+    """Whether a launch still works. One on another host is taken at its word until it says that it ended."""
+    if "ended" in launch:
+        return False
+    if launch["host"] != socket.gethostname():
+        return True
+    try:
+        process = psutil.Process(launch["pid"])
+        # the pid may have been given to another process since
+        return abs(process.create_time() - launch["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def default_storage(home: Path) -> str:
+    """A SQLite database beside the records of the studies."""
+    return f"sqlite:///{os.fspath((home / 'studies.db').absolute())}"

@@ -1,0 +1,99 @@
+"""Final training: the same trial code as in a search, with the full-length recipe, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cst_search.config import load_recipe, make_recipe, parse_settings, write_yaml
+from cst_search.errors import ConfigError
+from cst_search.launch import open_data
+from cst_search.recipe import Recipe
+from cst_search.trial import run_trial
+from cst_search.units import format_bytes, format_count, format_seconds
+from cst_search.weights import save_trained
+
+
+def train(
+    recipe_name: str,
+    folder: Path,
+    *,
+    data: str | None,
+    settings: tuple[str, ...],
+    device: str,
+    skip_bad: bool,
+    home: Path,
+    tracking_uri: str | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Train and write ``weights.safetensors``, ``metrics.json`` and ``recipe.yaml``. Returns the metrics.
+
+    A recipe that a study exported is recorded in that study's MLflow experiment, linked to its trial.
+    """
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    recipe = load_recipe(recipe_name).configured(parse_settings(settings))
+    recipe = make_recipe(recipe.to_dict(), f"recipe {recipe_name!r} with --set")
+    if data is not None:
+        recipe = replace(recipe, data=data if data == "demo" else str(Path(data).expanduser().absolute()))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--out {folder}: exists and is not empty; choose another folder")
+    detection = open_data(recipe.data, home, skip_bad=skip_bad, say=say)
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"{recipe.detector} {recipe.backbone}, {recipe.method}, {recipe.epochs} epochs on {recipe.data}")
+
+    def report(entry: dict[str, Any]) -> None:
+        scores = f", map {entry['map']:.3f}, map50 {entry['map50']:.3f}" if "map" in entry else ""
+        say(
+            f"epoch {entry['epoch']}/{recipe.epochs}: loss {entry['loss']:.4f}, "
+            f"{entry['images_per_second']:.1f} images/s{scores}"
+        )
+
+    weights = folder / "weights.safetensors"
+    result = run_trial(
+        recipe,
+        detection,
+        device=device,
+        report=report,
+        keep=lambda model: save_trained(model, recipe, detection.class_names, weights),
+        final_splits=("val", "test"),
+    )
+    metrics = result.to_dict()
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+    header = f"cst-search train recipe.yaml --out DIR\n\nmap {metrics['map']} on val after {result.epochs} epochs"
+    write_yaml(folder / "recipe.yaml", recipe.to_dict(), header)
+    for split, scores in result.final.items():
+        say(f"{split}: map {scores['map']:.3f}, map50 {scores['map50']:.3f}, map75 {scores['map75']:.3f}")
+    if weights.exists():
+        say(
+            f"{format_count(result.trainable_params)} trained parameters, "
+            f"{format_bytes(weights.stat().st_size)} in {weights}, {format_seconds(result.seconds)}"
+        )
+    _record(recipe, metrics, folder, home, tracking_uri, say)
+    return metrics
+
+
+def _record(
+    recipe: Recipe, metrics: dict[str, Any], folder: Path, home: Path, tracking_uri: str | None, say: Any
+) -> None:
+    origin = recipe.origin
+    if origin is None and tracking_uri is None:
+        return  # a recipe that no study made belongs to no experiment
+    from cst_search.record import MlflowRecord, default_tracking_uri
+
+    uri = tracking_uri or default_tracking_uri(home)
+    record = MlflowRecord(uri, None if tracking_uri else home / "artifacts", warn=say)
+    origin = origin or {"study": "training", "trial": None, "config": {}}
+    files = [
+        path
+        for path in (folder / "recipe.yaml", folder / "metrics.json", folder / "weights.safetensors")
+        if path.exists()
+    ]
+    record.training(str(origin["study"]), origin, metrics, files)
+    record.close()

@@ -1,0 +1,73 @@
+"""Bytes, counts and durations as people write them. SI prefixes are powers of 1000, ``Ki``/``Mi``/``Gi`` of 1024."""
+
+from __future__ import annotations
+
+import re
+
+from cst_search.errors import UnitError
+
+_BYTES = {
+    "": 1, "B": 1,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+_COUNT = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+_SECONDS = {"S": 1, "": 1, "M": 60, "MIN": 60, "H": 3600, "D": 86400}
+_NUMBER = re.compile(r"^\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*$")
+
+
+def _parse(text: str, table: dict[str, int], what: str, example: str) -> float:
+    match = _NUMBER.match(text)
+    if not match or match[2].upper() not in table:
+        raise UnitError(f"{what} must be a positive number with a unit such as {example}; got {text!r}")
+    value = float(match[1]) * table[match[2].upper()]
+    if value <= 0:
+        raise UnitError(f"{what} must be above zero; got {text!r}, write for example {example}")
+    return value
+
+
+def parse_bytes(text: str) -> int:
+    """``6GB`` -> 6e9, ``6GiB`` -> 6 * 2**30, also ``MB MiB KB KiB TB TiB`` and plain bytes. Raises UnitError."""
+    return max(1, round(_parse(text, _BYTES, "a memory size", "6GB, 6GiB or 500MB")))
+
+
+def parse_count(text: str) -> int:
+    """``2M`` -> 2_000_000, ``500k`` -> 500_000, or a plain whole number. Raises UnitError."""
+    return max(1, round(_parse(text, _COUNT, "a parameter count", "2M or 500k")))
+
+
+def parse_seconds(text: str) -> float:
+    """``90s``, ``10m``, ``2h``, ``1d`` or plain seconds -> seconds. Raises UnitError."""
+    return _parse(text, _SECONDS, "a duration", "90s, 10m or 2h")
+
+
+def format_bytes(n_bytes: float | None) -> str:
+    """Three significant digits in SI units: 3_120_000_000 -> ``3.12 GB``; None -> ``-``."""
+    if n_bytes is None:
+        return "-"
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if abs(n_bytes) >= size * 0.9995:
+            return f"{n_bytes / size:.3g} {unit}" if abs(n_bytes) / size < 999.5 else f"{n_bytes / size:.0f} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def format_count(n: float | None) -> str:
+    """1_234_567 -> ``1.23M``; None -> ``-``."""
+    if n is None:
+        return "-"
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if abs(n) >= size * 0.9995:
+            return f"{n / size:.3g}{unit}"
+    return f"{n:.0f}"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """3725 -> ``1h02m``, 95 -> ``1m35s``, 4.2 -> ``4s``; None -> ``-``."""
+    if seconds is None:
+        return "-"
+    whole = max(0, round(seconds))
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    if whole >= 60:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole}s"

@@ -1,0 +1,71 @@
+"""What training wrote: only trained tensors, as safetensors, with the recipe and the identity of the base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cst_search.detector import build_detector, trained_tensors
+from cst_search.errors import ConfigError
+from cst_search.recipe import Recipe
+
+
+def save_trained(model: nn.Module, recipe: Recipe, class_names: tuple[str, ...], path: Path) -> None:
+    """Write the trained tensors of a detector; recipe, classes and base hash go into the file's metadata."""
+    from safetensors.torch import save_file  # here: a trial that saves nothing does without it
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in trained_tensors(model).items()}
+    metadata: dict[str, Any] = {
+        "format": "cst-search/1",
+        "recipe": json.dumps(recipe.to_dict()),
+        "class_names": json.dumps(class_names),
+        "base_hash": model.backbone.base_hash,  # type: ignore[union-attr]
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata=metadata)
+    part.replace(path)
+
+
+def load_trained(path: Path) -> tuple[nn.Module, Recipe, tuple[str, ...]]:
+    """The detector that `save_trained` wrote, in eval mode, with its recipe and class names.
+
+    Raises:
+        ConfigError: not such a file, another base than it was trained on, or tensors that do not fit.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, Any] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"trained weights {str(path)!r} cannot be read: {error}") from error
+    if metadata.get("format") != "cst-search/1":
+        raise ConfigError(f"{str(path)!r} was not written by `cst-search train`: its metadata has no cst-search format")
+    values = json.loads(metadata["recipe"])
+    recipe = Recipe(**values)
+    class_names = tuple(json.loads(metadata["class_names"]))
+    model = build_detector(recipe, len(class_names))
+    base_hash = model.backbone.base_hash  # type: ignore[union-attr]
+    # a random base (`weights: none`) is drawn again from the recipe's seed; the hash says if it came out the same
+    if base_hash != metadata["base_hash"]:
+        raise ConfigError(
+            f"{str(path)!r} was trained on a base with hash {metadata['base_hash']}, but weights {recipe.weights!r} "
+            f"give {base_hash}; put the same weights in place"
+        )
+    own = trained_tensors(model)
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    wrong = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+    if missing or extra or wrong:
+        raise ConfigError(
+            f"{str(path)!r} does not fit its recipe: missing {missing[:3]}, unknown {extra[:3]}, shape {wrong[:3]}"
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+    return model.eval(), recipe, class_names

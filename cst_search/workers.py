@@ -1,0 +1,98 @@
+"""Who runs the trials: a seam with two forms, `InProcess` here and `Ray` in `search.py`, under one contract.
+
+The contract: take suggestions from the study until it has ``n_trials`` that ran, there are none left, or ``stop()``;
+tell the study how each ended; and say on ``events`` what happens. A fault of one trial is a record, never the end.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cst_search.data import DetectionData
+from cst_search.memory import Estimate
+from cst_search.recipe import Recipe
+from cst_search.results import TrialRecord
+from cst_search.suggest import Study, Suggestion
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every trial of a search shares; it travels to the workers.
+
+    Attributes:
+        epochs: passes over the training split.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        threads: CPU threads of one trial; 0: torch's default.
+    """
+
+    recipe: Recipe
+    data: DetectionData
+    epochs: int
+    device: str
+    threads: int
+
+
+class Events(Protocol):
+    """What a launch wants to hear."""
+
+    def started(self, suggestion: Suggestion) -> None: ...
+
+    def progressed(self, trial: int, entry: Mapping[str, Any]) -> None: ...
+
+    def finished(self, record: TrialRecord) -> None: ...
+
+
+class Workers(Protocol):
+    def run(
+        self,
+        study: Study,
+        task: Task,
+        *,
+        n_trials: int,
+        estimate: Callable[[dict[str, Any]], Estimate],
+        stop: Callable[[], bool],
+        events: Events,
+    ) -> None: ...
+
+
+def execute(task: Task, config: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Run one trial; whatever goes wrong in it becomes a result with a reason."""
+    import torch
+
+    from cst_search.trial import run_trial
+
+    if task.threads:
+        torch.set_num_threads(task.threads)
+    try:
+        recipe = task.recipe.configured(config)
+        return run_trial(recipe, task.data, epochs=task.epochs, device=task.device, report=report).to_dict()
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({last.name}, line {last.lineno})"
+        return {"outcome": "failed", "reason": reason}
+
+
+class InProcess:
+    """Runs trials one after the other in this process. For tests, debugging, and where Ray cannot run."""
+
+    def run(
+        self,
+        study: Study,
+        task: Task,
+        *,
+        n_trials: int,
+        estimate: Callable[[dict[str, Any]], Estimate],
+        stop: Callable[[], bool],
+        events: Events,
+    ) -> None:
+        for _ in range(n_trials - study.info().n_ran()):
+            suggestion = None if stop() else study.ask(estimate)
+            if suggestion is None:
+                return
+            events.started(suggestion)
+            number = suggestion.trial
+            result = execute(task, suggestion.config, lambda entry, number=number: events.progressed(number, entry))  # type: ignore[misc]
+            events.finished(study.tell(number, result))

@@ -1,0 +1,437 @@
+"""The Pareto report: what is drawn, and that the page is safe, self-contained and really renders."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import shutil
+import struct
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cst_search.dashboard import AXES, GROUPS, picture, write_front
+from cst_search.pareto import OBJECTIVES, front, hypervolume, hypervolume_by_trial, knee
+
+METHODS = {  # method: (mAP it reaches, GB it takes, trainable parameters): made up, but in the order that is expected
+    "full": (0.405, 9.6, 41_000_000),
+    "partial": (0.392, 6.3, 30_000_000),
+    "conv_adapter": (0.386, 5.6, 17_900_000),
+    "conv_lora": (0.378, 5.3, 18_100_000),
+    "norm": (0.362, 5.1, 17_700_000),
+    "cst": (0.374, 3.9, 18_600_000),
+    "lst": (0.355, 3.6, 18_300_000),
+    "head": (0.331, 3.1, 2_400_000),
+}
+
+
+def make_report(
+    n: int = 24, study: str = "resnet50-voc-6gb", budget: int | None = 6_000_000_000, objectives: int = 2, seed: int = 6
+) -> dict[str, Any]:
+    """A report as `cst-search front --json` gives it, with ``n`` trials of every state."""
+    rng = random.Random(seed)
+    chosen = [OBJECTIVES[name] for name in ("map", "device_bytes", "trainable_params")[:objectives]]
+    trials: list[dict[str, Any]] = []
+    for number in range(n):
+        method = rng.choice(list(METHODS))
+        quality, gigabytes, params = METHODS[method]
+        r = rng.choice([4, 8, 16, 32])
+        memory = round(gigabytes * rng.uniform(0.72, 1.12) * 1e9)
+        feasible = budget is None or memory <= budget
+        state = "infeasible" if not feasible else "complete"
+        if feasible and number % 6 == 4:
+            state = ("pruned", "failed", "pruned", "running", "interrupted")[number // 6 % 5]
+        done = state in ("complete", "pruned")
+        value = quality + rng.gauss(0, 0.012) - 0.002 * r / 4 - (0.08 if state == "pruned" else 0) if done else math.nan
+        trials.append({
+            "trial": number,
+            "state": state,
+            "reason": {
+                "infeasible": f"predicted {memory / 1e9:.2f} GB is over the budget of {(budget or 0) / 1e9:.3g} GB",
+                "failed": "the loss is not finite at step 212; a lower lr or a longer warmup usually helps",
+                "pruned": "behind 7 of 9 trials after epoch 2",
+            }.get(state),
+            "config": {"method": method, f"{method}.reduction": r, "lr": 10 ** rng.uniform(-4, -2.5), "batch_size": 4,
+                       "image_size_px": rng.choice([480, 640, 800]), "precision": "bf16", "mtc_stages": [2, 3, 5]},
+            "map": value,
+            "map50": value + 0.19,
+            "device_bytes": memory,
+            "memory_source": "predicted" if state == "infeasible" else "measured",
+            "trainable_params": round(params * rng.uniform(0.7, 1.1) / math.sqrt(r)),
+            "petl_params": round(params * 0.02),
+            "seconds": rng.uniform(200, 900) if done else None,
+            "feasible": feasible,
+            "on_front": False,
+        })  # fmt: skip
+    rows = [[t[o.name] if t["state"] == "complete" else math.nan for o in chosen] for t in trials]
+    reference = {"map": 0.0, "device_bytes": float(budget or 12e9), "trainable_params": 5e7}
+    point = [reference[o.name] for o in chosen]
+    for i in front(rows, chosen):
+        trials[i]["on_front"] = True
+    columns = ("trial", "config", "map", "map50", "device_bytes", "memory_source", "trainable_params", "petl_params")
+    states = [t["state"] for t in trials]
+    return {
+        "study": study,
+        "objectives": [{"name": o.name, "goal": o.goal} for o in chosen],
+        "budget": {"memory_bytes": budget, "params": None},
+        "trials": {
+            "total": n,
+            **{s: states.count(s) for s in ("complete", "pruned", "infeasible", "failed", "running")},
+        },
+        "reference_point": {o.name: reference[o.name] for o in chosen},
+        "hypervolume": hypervolume(rows, chosen, point),
+        "knee": knee(rows, chosen),
+        "front": [{name: t[name] for name in columns} for t in trials if t["on_front"]],
+        "all": trials,
+        "hypervolume_by_trial": [list(pair) for pair in enumerate(hypervolume_by_trial(rows, chosen, point))],
+        "recipe": {"detector": "fasterrcnn", "backbone": "resnet50", "search_epochs": 4, "seed": 0},
+        "data": "data/voc-mini",
+        "target_device": "NVIDIA GeForce RTX 2060 (6 GB)",
+        "started": "2026-05-04T09:30:00+00:00",
+        "version": "0.1.0",
+    }
+
+
+EVIL = "<script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and the text outside scripts and styles."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.quiet = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.quiet = tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self.quiet = False
+
+    def handle_data(self, data):
+        self.text += "" if self.quiet else data
+
+
+def nothing_finished(n: int) -> dict[str, Any]:
+    """A study whose n suggestions were all over the budget."""
+    report = make_report(n, budget=1_000)
+    assert not report["front"]
+    return report
+
+
+def embedded(path: Path) -> dict[str, Any]:
+    """What the page's script reads."""
+    found = re.search(r'<script type="application/json" id="picture">(.*?)</script>', path.read_text(), re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def points(drawn: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    return next((group["points"] for group in drawn["groups"] if group["key"] == key), [])
+
+
+# ---------------------------------------------------------------- the picture
+
+
+def test_every_trial_is_drawn_once_in_the_group_of_its_state():
+    report = make_report(200)
+    drawn = picture(report)
+    numbers = [point["trial"] for group in drawn["groups"] for point in group["points"]]
+    assert sorted(numbers) == list(range(200))
+    by_state = {trial["trial"]: trial for trial in report["all"]}
+    for group in drawn["groups"]:
+        for point in group["points"]:
+            trial = by_state[point["trial"]]
+            expected = {"complete": "front" if trial["on_front"] else "dominated"}
+            expected |= {"running": "unfinished", "interrupted": "unfinished"}
+            assert group["key"] == expected.get(trial["state"], trial["state"])
+
+
+def test_a_measured_excess_is_infeasible_although_it_was_trained():
+    report = make_report()
+    trial = next(t for t in report["all"] if t["state"] == "complete" and not t["on_front"])
+    trial["feasible"] = False
+    (point,) = [p for p in points(picture(report), "infeasible") if p["trial"] == trial["trial"]]
+    assert point["y"] == pytest.approx(trial["map"])  # it has an mAP, so it is not in the strip
+
+
+def test_shapes_differ_and_not_only_colours():
+    for column in (1, 2):
+        assert len({look[column] for look in GROUPS.values()}) == len(GROUPS)
+
+
+def test_axes_are_in_gigabytes_and_map():
+    report = make_report()
+    drawn = picture(report)
+    row = report["front"][0]
+    (point,) = [p for p in points(drawn, "front") if p["trial"] == row["trial"]]
+    assert (point["x"], point["y"]) == (row["device_bytes"] / 1e9, row["map"])
+    assert (drawn["x_label"], drawn["y_label"]) == ("device memory, GB", "COCO mAP@[.50:.95]")
+
+
+def test_trials_without_a_map_are_in_the_strip():
+    report = make_report(60)
+    y = {p["trial"]: p["y"] for group in picture(report)["groups"] for p in group["points"]}
+    for trial in report["all"]:
+        assert y[trial["trial"]] == (None if math.isnan(trial["map"]) else trial["map"])
+
+
+def test_axes_follow_the_objectives():
+    report = make_report()
+    report["objectives"] = [{"name": "map50", "goal": "max"}, {"name": "petl_params", "goal": "min"}]
+    drawn = picture(report)
+    assert (drawn["x_label"], drawn["y_label"]) == (AXES["petl_params"][0], AXES["map50"][0])
+    assert drawn["budget"] is None  # no budget limits the PETL parameters
+
+
+def test_the_line_joins_the_whole_front_of_two_objectives_and_rises():
+    report = make_report()
+    line = picture(report)["line"]
+    assert len(line) == len(report["front"]) > 2
+    assert line == sorted(line)
+    assert [y for _, y in line] == sorted(y for _, y in line)
+
+
+def test_the_line_of_three_objectives_is_the_envelope_and_the_caption_says_so():
+    report = make_report(60, objectives=3)
+    drawn = picture(report)
+    assert 1 < len(drawn["line"]) < len(report["front"])
+    assert [y for _, y in drawn["line"]] == sorted(y for _, y in drawn["line"])
+    assert any("also weighs trainable parameters" in note for note in drawn["notes"])
+
+
+@pytest.mark.parametrize(
+    ("budget", "drawn_at", "note"),
+    [
+        (6_000_000_000, 6.0, None),  # among the points
+        (80_000_000_000, None, "budget 80 GB is far to the right"),  # would squash the points into a corner
+        (None, None, None),  # no budget
+    ],
+)
+def test_budget_line(budget, drawn_at, note):
+    drawn = picture(make_report(budget=budget))
+    assert (drawn["budget"] and drawn["budget"]["x"]) == drawn_at
+    assert any("budget" in text for text in drawn["notes"]) is (note is not None)
+    assert note is None or any(note in text for text in drawn["notes"])
+    if drawn_at:
+        assert drawn["x_range"][0] < drawn_at < drawn["x_range"][1]
+
+
+def test_one_enormous_suggestion_does_not_squash_the_view():
+    report = make_report()
+    report["all"][0] |= {
+        "state": "infeasible",
+        "map": None,
+        "device_bytes": 500e9,
+        "feasible": False,
+        "on_front": False,
+    }
+    drawn = picture(report)
+    assert drawn["x_range"][1] < 20
+    assert any("outside this view" in note and "500 GB" in note for note in drawn["notes"])
+
+
+def test_a_trial_without_a_memory_figure_is_counted_in_the_caption():
+    report = make_report()
+    report["all"][0] |= {"state": "failed", "map": None, "device_bytes": None, "on_front": False}
+    assert any(note.startswith("1 trial has no memory figure") for note in picture(report)["notes"])
+
+
+def test_marker_sizes_grow_with_the_parameters_and_the_legend_agrees():
+    report = make_report()
+    drawn = picture(report)
+    by_trial = {trial["trial"]: trial["trainable_params"] for trial in report["all"]}
+    trained = [p for group in drawn["groups"] for p in group["points"] if p["y"] is not None]
+    trained.sort(key=lambda p: by_trial[p["trial"]])
+    assert [p["size"] for p in trained] == sorted(p["size"] for p in trained)
+    assert (drawn["sizes"][0]["size"], drawn["sizes"][-1]["size"]) == (trained[0]["size"], trained[-1]["size"])
+
+
+@pytest.mark.parametrize(("gigabytes", "side"), [(2.0, 1), (5.9, -1)])
+def test_the_knee_label_stays_off_the_left_axis(gigabytes, side):
+    report = make_report()
+    for trial in report["all"]:
+        if trial["trial"] == report["knee"]:
+            trial["device_bytes"] = gigabytes * 1e9
+    assert picture(report)["knee"]["side"] == side
+
+
+def test_hover_shows_number_state_reason_and_the_whole_configuration():
+    report = make_report()
+    trial = next(t for t in report["all"] if t["state"] == "infeasible")
+    (point,) = [p for p in points(picture(report), "infeasible") if p["trial"] == trial["trial"]]
+    hover = point["hover"].replace("<br>", " ")
+    assert f"trial {trial['trial']}: infeasible" in hover
+    assert trial["reason"] in hover
+    assert all(name in hover for name in trial["config"])
+
+
+# ---------------------------------------------------------------- the files
+
+
+def test_three_files_are_written_and_the_folder_is_made(tmp_path):
+    written = write_front(make_report(), tmp_path / "new" / "pareto")
+    assert {ending: path.name for ending, path in written.items()} == {
+        "html": "front.html",
+        "png": "front.png",
+        "json": "front.json",
+    }
+    assert all(path.is_file() for path in written.values())
+
+
+def test_json_is_the_report_with_null_for_nan(tmp_path):
+    report = make_report()
+    report["all"][0]["map"] = math.inf
+    text = write_front(report, tmp_path)["json"].read_text()
+    back = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert back["all"][0]["map"] is None
+    assert [t["map"] for t in back["all"]] == [t["map"] if math.isfinite(t["map"]) else None for t in report["all"]]
+    assert {**back, "all": None} == {**report, "all": None}
+
+
+def test_image_has_the_promised_size(tmp_path):
+    head = write_front(make_report(), tmp_path)["png"].read_bytes()[:24]
+    assert struct.unpack(">II", head[16:24]) == (1600, 1000)  # IHDR of PNG: width, height
+
+
+def test_page_is_self_contained(tmp_path):
+    page = Page(write_front(make_report(), tmp_path)["html"])
+    loads = [(tag, name, attrs[name]) for tag, attrs in page.tags for name in ("src", "href", "data") if name in attrs]
+    assert loads == []
+    assert "link" not in {tag for tag, _ in page.tags}
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy and policy.startswith("default-src 'none'") and "http" not in policy
+
+
+def test_page_says_what_a_person_needs(tmp_path):
+    report = make_report()
+    text = Page(write_front(report, tmp_path)["html"]).text
+    for wanted in (
+        "resnet50-voc-6gb",
+        "data/voc-mini",
+        "6 GB",
+        "2026-05-04 09:30 UTC",
+        f"trial {report['knee']}",
+        "cst-search export resnet50-voc-6gb --pick knee -o best.yaml",
+        "cst-search train best.yaml --data data/voc-mini --out best",
+    ):
+        assert wanted in text
+
+
+def test_what_people_typed_is_escaped_everywhere(tmp_path):
+    report = make_report(study=EVIL)
+    report |= {"data": f"a b{EVIL}", "target_device": EVIL, "recipe": {EVIL: EVIL}, "version": EVIL, "started": EVIL}
+    for trial in report["all"]:
+        trial["reason"] = EVIL
+        trial["config"][EVIL] = f"{EVIL}<b>$x$</b>"
+    written = write_front(report, tmp_path)
+    raw = written["html"].read_text()
+    assert EVIL not in raw
+    page = Page(written["html"])
+    assert sum(tag == "script" for tag, _ in page.tags) == 3  # plotly.js, the data, front.js
+    assert f"cst-search export '{EVIL}' --pick knee" in page.text
+    assert f"--data 'a b{EVIL}'" in page.text
+    for group in embedded(written["html"])["groups"]:
+        for point in group["points"]:
+            assert set(re.findall(r"<[^>]*>", point["hover"])) == {"<b>", "</b>", "<br>"}  # ours alone
+
+
+def test_a_dollar_in_a_name_is_no_formula(tmp_path):
+    write_front(make_report(study=r"$\\frac{", n=6), tmp_path)  # matplotlib would refuse this as mathematics
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        (make_report(0), "No trial has finished yet"),  # just started
+        (nothing_finished(4), "did not fit the budget"),  # the budget is too small for this space
+    ],
+)
+def test_study_without_a_front(tmp_path, report, message):
+    written = write_front(report, tmp_path)
+    text = Page(written["html"]).text
+    assert message in text
+    assert "cst-search status resnet50-voc-6gb" in text
+    assert "--pick knee" not in text
+    assert written["png"].stat().st_size > 0
+
+
+def test_front_of_one_point(tmp_path):
+    report = make_report()
+    report["front"] = [row for row in report["front"] if row["trial"] == report["knee"]]
+    report["all"] = [trial for trial in report["all"] if trial["trial"] == report["knee"]]
+    drawn = picture(report)
+    assert len(drawn["line"]) == 1
+    assert drawn["x_range"][0] < drawn["knee"]["x"] < drawn["x_range"][1]
+    assert drawn["y_range"][0] < drawn["knee"]["y"] < drawn["y_range"][1]
+    write_front(report, tmp_path)
+
+
+def test_a_configuration_without_a_method_and_a_trial_without_counts(tmp_path):
+    report = make_report()
+    for trial in [*report["all"], *report["front"]]:
+        trial["config"] = {"lr": 0.001}
+        trial["trainable_params"] = trial["petl_params"] = None
+    write_front(report, tmp_path)
+
+
+# ---------------------------------------------------------------- a real browser
+
+
+def browse(path: Path, profile: Path) -> tuple[str, str]:
+    """The page's DOM after its scripts ran, and what Chromium logged (the console among it)."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine: the page is not rendered")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --virtual-time-budget=4000 --enable-logging=stderr --dump-dom"
+    done = subprocess.run(
+        [chromium, *flags.split(), f"--user-data-dir={profile}", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("report", [make_report(study=EVIL), make_report(40, objectives=3), nothing_finished(5)])
+def test_the_page_renders_in_chromium(tmp_path, report):
+    written = write_front(report, tmp_path)
+    dom, log = browse(written["html"], tmp_path / "profile")
+    drawn = picture(report)
+    symbols = len(re.findall(r'<path class="point', dom))
+    low, high = drawn["x_range"]
+    inside = sum(low <= p["x"] <= high for group in drawn["groups"] for p in group["points"])
+    assert (
+        inside <= symbols <= len(report["all"]) + 1
+    )  # plotly leaves out what lies outside the view; 1: the knee's ring
+    shown = re.sub(r"<(script|style).*?</\1>", "", dom, flags=re.DOTALL)
+    assert ("knee: trial" in shown) is bool(report["front"])
+    assert 'data-title="Reset axes"' in shown or 'aria-label="Reset axes"' in shown
+    assert "Share chart" not in shown  # plotly.js 4 offers by default to upload the data to its makers' cloud
+    assert "CONSOLE" not in log, log
+
+
+def test_the_hover_box_shows_typed_text_as_text(tmp_path):
+    report = make_report()
+    for trial in report["all"]:
+        trial["config"]["note"] = "<a href='javascript:alert(1)'>x</a>"
+    path = write_front(report, tmp_path)["html"]
+    front = "document.getElementById('front')"
+    hover = f"Plotly.Fx.hover('front', [{{curveNumber: {front}.data.findIndex(t => t.hovertext), pointNumber: 0}}])"
+    path.write_text(path.read_text().replace("</body>", f"<script>setTimeout(() => {hover}, 300)</script></body>"))
+    dom, log = browse(path, tmp_path / "profile")
+    shown = re.sub(r"<(script|style).*?</\1>", "", dom, flags=re.DOTALL)
+    box = shown[shown.index('class="hoverlayer"') :]
+    assert "note = &lt;a href" in box
+    assert "<a " not in box[: box.index("</svg>")]
+    assert "CONSOLE" not in log, log
