@@ -154,10 +154,18 @@ def load_weights(body: Body, name: str, weights: str) -> str:
         own = body.state_dict()
         missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
         wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
-        if missing or wrong:
+        # a ResNet-34 begins like a ResNet-18: blocks that the body lacks mean another network, a classifier does not
+        children = {child for stage in STAGES for child in stage}
+        unknown = [
+            key
+            for key in state
+            if key.split(".")[0] in children and key not in own and not key.endswith("num_batches_tracked")
+        ]
+        if missing or wrong or unknown:
             raise ConfigError(
                 f"weights {weights!r} do not fit {name}: {len(missing)} tensors are missing (first: {missing[:3]}), "
-                f"{len(wrong)} have another shape (first: {wrong[:3]}); "
+                f"{len(wrong)} have another shape (first: {wrong[:3]}), "
+                f"{len(unknown)} are unknown (first: {unknown[:3]}); "
                 f"check `backbone` and `width`, or use weights: none"
             )
         body.load_state_dict({key: state[key].to(own[key].dtype) for key in own if key in state}, strict=False)

@@ -44,7 +44,8 @@ def main() -> None:
     try:
         app()
     except CstSearchError as error:
-        err.print(f"cst-search: {error}", markup=False, highlight=False, style="red" if err.is_terminal else "")
+        style = "red" if err.is_terminal else ""
+        err.print(f"cst-search: {error}", markup=False, highlight=False, soft_wrap=True, style=style)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         sys.stderr.close()
@@ -370,17 +371,15 @@ def estimate(
     json_: JsonOption = False,
 ) -> None:
     """What training a recipe will need, before it runs. No GPU is used."""
-    from cst_search.config import load_recipe, make_recipe, parse_settings
+    from cst_search.config import apply_settings, load_recipe, parse_settings
 
-    config = parse_settings(settings or ())
-    configured = load_recipe(recipe).configured(config)
-    configured = make_recipe(configured.to_dict(), f"recipe {recipe!r} with --set")
+    configured = apply_settings(load_recipe(recipe), settings or (), recipe)
 
     from cst_search.memory import predict, worst_input
 
     guess = predict(configured, n_classes, worst_input(configured, max_boxes=max_boxes))
     shown = {"method": configured.method} | {f"{configured.method}.{k}": v for k, v in configured.options.items()}
-    shown |= {key: getattr(configured, key) for key in config if "." not in key}
+    shown |= {key: getattr(configured, key) for key in parse_settings(settings or ()) if "." not in key}
     if json_:
         _print_json(
             {
@@ -424,7 +423,6 @@ def ui(
 ) -> None:
     """Open MLflow on the record of the studies."""
     import os
-    import subprocess
 
     from cst_search.errors import StudyError
 
@@ -443,10 +441,8 @@ def ui(
     ]  # fmt: skip
     _say(f"MLflow on http://{host}:{port} in about ten seconds; Ctrl-C ends it")
     _say('the front: filter runs with  tags."cst.pareto" = "true"')
-    try:
-        raise typer.Exit(subprocess.call(command, env=environment))
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)  # no child that would outlive us
 
 
 @app.command()

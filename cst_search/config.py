@@ -80,8 +80,12 @@ _RECIPE = TypeAdapter(Recipe)
 def make_recipe(content: Mapping[str, Any], where: str) -> Recipe:
     """Check a mapping as a recipe, method and options included. Raises ConfigError with every fault."""
     try:
+        text = json.dumps(_plain(content), default=str)
+    except (TypeError, ValueError, RecursionError) as error:  # an anchor that contains itself
+        raise ConfigError(f"{where}: must hold plain values: {error}") from error
+    try:
         # through JSON: strict types, and yet a mapping is taken for the dataclass
-        recipe = _RECIPE.validate_json(json.dumps(dict(content), default=str))
+        recipe = _RECIPE.validate_json(text)
     except ValidationError as error:
         raise ConfigError(f"{where}: " + "; ".join(_say(fault) for fault in error.errors())) from error
     except ConfigError as error:
@@ -111,6 +115,16 @@ def load_space(name: str) -> Space:
 def recipe_json_schema() -> dict[str, Any]:
     """JSON Schema of a recipe, for completion in editors."""
     return _RECIPE.json_schema()
+
+
+def apply_settings(recipe: Recipe, settings: Sequence[str], name: str) -> Recipe:
+    """The recipe called ``name`` with ``--set`` values over it, checked. Raises ConfigError."""
+    config = parse_settings(settings)
+    method = config.get("method", recipe.method)
+    strange = [key for key in config if "." in key and key.partition(".")[0] != method]
+    if strange:  # of a search space they would be ignored; here they are a typing error
+        raise ConfigError(f"--set {strange[0]}: the method is {method!r}, whose options are set as {method}.<option>")
+    return make_recipe(recipe.configured(config).to_dict(), f"recipe {name!r} with --set")
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

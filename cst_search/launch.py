@@ -17,7 +17,8 @@ from typing import Any
 
 from rich.console import Console
 
-from cst_search.config import load_recipe, load_space, make_recipe, parse_settings
+from cst_search.addresses import shown_address
+from cst_search.config import apply_settings, load_recipe, load_space
 from cst_search.data import DetectionData, load_data
 from cst_search.demo import write_demo
 from cst_search.errors import ConfigError, StudyError
@@ -89,7 +90,11 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     storage = options.storage or default_storage(options.home)
     shown_storage = check_storage(storage)
     device = _check_device(options.device)
+    if options.study is not None:
+        _check_name(options.study)
     space = load_space(options.space)
+    for method in space.methods:
+        get_method(method)
     recipe = _base_recipe(options, device)
     data = _load(options, recipe, say)
     estimate = _estimator(recipe, data)
@@ -115,13 +120,13 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         study.end_launch()
         raise StudyError(f"study {name!r} already has {n_before} trials; give --trials above that to go on")
 
-    from cst_search.record import MlflowRecord, default_tracking_uri, shown_uri  # mlflow takes seconds to import
+    from cst_search.record import MlflowRecord, default_tracking_uri  # mlflow takes seconds to import
 
     tracking_uri = options.tracking_uri or default_tracking_uri(options.home)
     record = MlflowRecord(tracking_uri, None if options.tracking_uri else options.home / "artifacts", warn=say)
     say(
         f"study {name}: {n_before} of {options.trials} trials done; "
-        f"storage {shown_storage}; MLflow {shown_uri(tracking_uri)}"
+        f"storage {shown_storage}; MLflow {shown_address(tracking_uri)}"
     )
     say(
         f"{n_workers} worker(s) on {device}, {threads or 'all'} CPU thread(s) each, "
@@ -198,8 +203,7 @@ def _check_device(name: str) -> Any:
 def _base_recipe(options: LaunchOptions, device: Any) -> Recipe:
     """The recipe that all trials share, with the dataset's absolute path in it."""
     name = options.recipe or ("demo" if options.data is None else "small" if device.type == "cpu" else "resnet50")
-    recipe = load_recipe(name).configured(parse_settings(options.settings))
-    recipe = make_recipe(recipe.to_dict(), f"recipe {name!r} with --set")  # --set values have not been checked yet
+    recipe = apply_settings(load_recipe(name), options.settings, name)
     get_method(recipe.method).make_options(recipe.options)
     folder = options.data or recipe.data
     if folder == "demo":
@@ -215,8 +219,8 @@ def open_data(
 ) -> DetectionData:
     """Load and check the dataset of a recipe; ``demo`` is drawn first. Raises DataError with every fault."""
     path = write_demo(home / "demo-data") if folder == "demo" else Path(folder)
-    home.mkdir(parents=True, exist_ok=True)
     data, report = load_data(path, skip_bad=skip_bad, cache=home / "checked-images.json", need=need)
+    home.mkdir(parents=True, exist_ok=True)
     if report.faults or report.notes:
         say(report.render())
     return data
@@ -250,8 +254,6 @@ def _estimator(recipe: Recipe, data: DetectionData) -> Callable[[dict[str, Any]]
 
 
 def _survey(space: Space, recipe: Recipe, estimate: Callable[[dict[str, Any]], Estimate]) -> Survey:
-    for method in space.methods:
-        get_method(method)
     rng = random.Random(0)
     found = [estimate(space.sample(rng)) for _ in range(_SURVEY)]
     return Survey(
@@ -309,9 +311,21 @@ def _workers(options: LaunchOptions, device: Any) -> tuple[Workers, int, int]:
 _NAME = re.compile(r"^[^/\\\x00-\x1f]{1,100}$")
 
 
+# what else lies in --home, beside one folder per study
+_TAKEN = ("studies.db", "mlflow.db", "artifacts", "demo-data", "checked-images.json")
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.match(name) or name.strip(". ") == "" or name in _TAKEN:
+        raise ConfigError(
+            f"--study must be a name of 1 to 100 characters without slashes, and none of {', '.join(_TAKEN)}; "
+            f"got {name!r}"
+        )
+
+
 def _new_name(storage: str, base: str) -> str:
     base = re.sub(r"[^\w.-]+", "-", base).strip("-.") or "study"
-    taken = set(list_studies(storage))
+    taken = set(list_studies(storage, make=True))
     return next(name for i in range(1, len(taken) + 2) if (name := f"{base}-{i}") not in taken)
 
 
@@ -319,8 +333,6 @@ def _study(
     storage: str, name: str, space: Space, recipe: Recipe, options: LaunchOptions, objectives: Sequence[Any],
     reference: dict[str, float], n_classes: int,
 ) -> Study:  # fmt: skip
-    if not _NAME.match(name) or name.strip(". ") == "":
-        raise ConfigError(f"--study must be a name of 1 to 100 characters without slashes; got {name!r}")
     spec = StudySpec(
         objectives=tuple(objectives),
         budget=options.budget,

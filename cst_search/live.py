@@ -150,7 +150,9 @@ class View:
                 f"{self._time_left()}, hypervolume {self.hypervolume:.4f}"
                 + (f", {self.n_rejected} over the budget without a run" if self.n_rejected else "")
             )
-            return Group(table, ProgressBar(total=max(1, self.n_trials), completed=n, width=60), line)
+            progress = Table.grid(padding=(0, 1))
+            progress.add_row(ProgressBar(total=max(1, self.n_trials), completed=n, width=30), line)
+            return Group(table, progress)
 
 
 def front_table(info: StudyInfo) -> Table:

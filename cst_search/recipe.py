@@ -9,7 +9,7 @@ reads. Standard library only: a trial must run where there is just torch, torchv
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -18,6 +18,34 @@ from cst_search.errors import ConfigError
 DETECTORS = ("fasterrcnn", "retinanet", "fcos")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def wrong_kinds(owner: type[Any], values: Mapping[str, Any]) -> list[str]:
+    """Faults of values that are not of the kind of their field of the dataclass: a text for a number, say.
+
+    Ranges can only be checked once there are none.
+    """
+
+    def number(value: Any, *kinds: type) -> bool:
+        return isinstance(value, kinds) and not isinstance(value, bool)
+
+    rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "str": ("a text", lambda value: isinstance(value, str)),
+        "bool": ("true or false", lambda value: isinstance(value, bool)),
+        "int": ("a whole number", lambda value: number(value, int)),
+        "float": ("a number", lambda value: number(value, int, float)),
+        "float | None": ("a number", lambda value: value is None or number(value, int, float)),
+        "tuple[int, ...]": (
+            "a list of whole numbers",
+            lambda value: isinstance(value, tuple) and all(number(item, int) for item in value),
+        ),
+    }
+    kinds = {f.name: rules[str(f.type)] for f in fields(owner) if f.type in rules}
+    return [
+        f"{name} must be {kinds[name][0]}; got {value!r}"
+        for name, value in values.items()
+        if name in kinds and not kinds[name][1](value)
+    ]
 
 
 @dataclass(frozen=True)
@@ -62,7 +90,9 @@ class Recipe:
     origin: Mapping[str, Any] | None = None  # where an exported recipe comes from: study, trial, what was measured
 
     def __post_init__(self) -> None:
-        faults = [f"{name} must be {rule}; got {getattr(self, name)!r}" for name, ok, rule in self._rules() if not ok]
+        faults = wrong_kinds(type(self), vars(self)) or [
+            f"{name} must be {rule}; got {getattr(self, name)!r}" for name, ok, rule in self._rules() if not ok
+        ]
         if faults:
             raise ConfigError("recipe: " + "; ".join(faults))
 
@@ -85,6 +115,12 @@ class Recipe:
             ("weights", bool(self.weights), "DEFAULT, none, demo or the path of a file"),
             whole("fpn_channels", 8, 2048),
             ("fpn_channels", self.fpn_channels % 8 == 0, "a multiple of 8"),
+            # torchvision normalises the towers of FCOS in 32 groups; one channel a group fails on a level of 1 x 1 pixel
+            (
+                "fpn_channels",
+                self.detector != "fcos" or (self.fpn_channels % 32 == 0 and self.fpn_channels >= 64),
+                "a multiple of 32 from 64 on for fcos",
+            ),
             whole("head_convs", 1, 8),
             ("anchor_scale", 0.05 <= self.anchor_scale <= 20, "from 0.05 to 20"),
             whole("image_size_px", 32, 4096),

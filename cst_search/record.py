@@ -22,11 +22,11 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
+from cst_search.addresses import shown_address
 from cst_search.results import StudyInfo, TrialRecord, describe, page_report
 
 for noisy in ("mlflow", "alembic"):
@@ -42,17 +42,6 @@ def default_tracking_uri(home: Path) -> str:
     return f"sqlite:///{os.fspath((home / 'mlflow.db').absolute())}"
 
 
-def shown_uri(uri: str) -> str:
-    """The address with its password hidden."""
-    if "://" not in uri:
-        return uri
-    try:
-        return sqlalchemy.make_url(uri).render_as_string(hide_password=True)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        head, _, tail = uri.rpartition("@")
-        return f"{uri.split('://')[0]}://***@{tail}" if head else uri
-
-
 class _Mirror:
     """The calls, one after the other, on the thread."""
 
@@ -62,6 +51,7 @@ class _Mirror:
         self.experiment: str | None = None
         self.parent: str | None = None
         self.runs: dict[int, str] = {}  # trial -> run
+        self.begun: dict[int, str] = {}  # likewise, when the launch or the server ended before all was in it
         self.on_front: set[int] = set()
         self.logged_volumes = 0
 
@@ -73,7 +63,9 @@ class _Mirror:
         found = client.get_experiment_by_name(study)
         if found is None:
             location = (self.artifact_root / study).absolute().as_uri() if self.artifact_root else None
-            experiment = client.create_experiment(study, artifact_location=location)
+            # the UI opens such an experiment on its runs, not on traces of language models
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            experiment = client.create_experiment(study, artifact_location=location, tags=kind)
         else:
             if found.lifecycle_stage == "deleted":
                 raise MlflowException(f"the experiment {study!r} was deleted in MLflow; restore it there")
@@ -85,7 +77,7 @@ class _Mirror:
             )
             for run in page:
                 number = int(run.data.tags["cst.trial"])
-                self.runs[number] = run.info.run_id
+                (self.begun if run.info.status == "RUNNING" else self.runs)[number] = run.info.run_id
                 if run.data.tags.get("cst.pareto") == "true":
                     self.on_front.add(number)
             token = page.token
@@ -98,7 +90,7 @@ class _Mirror:
         client, experiment = self.open(info.name)
         if self.parent is None:
             tags = {"cst.kind": "launch", "cst.study": info.name, "cst.launch": launch}
-            run = client.create_run(experiment, run_name=f"launch {launch}", tags=tags)
+            run = client.create_run(experiment, run_name=f"launch {time.strftime('%Y-%m-%d %H:%M')}", tags=tags)
             self.parent = run.info.run_id
             client.log_batch(self.parent, params=_params(settings))
 
@@ -112,8 +104,9 @@ class _Mirror:
             client.set_tag(self.runs[number], "cst.pareto", "true" if number in front else "false")
         self.on_front = set(front)
         if self.parent is not None:
-            volumes = page_report(info)["hypervolume_by_trial"][self.logged_volumes :]
-            done = [(trial, value) for trial, value in volumes]
+            # a trial that still runs has no value yet; those after it wait for it, so that each is logged once
+            n_settled = next((i for i, r in enumerate(info.trials) if r.state == "running"), len(info.trials))
+            done = page_report(info)["hypervolume_by_trial"][self.logged_volumes : n_settled]
             now = int(time.time() * 1000)
             for start in range(0, len(done), 1000):  # MLflow's bound on metrics of one batch
                 metrics = [Metric("hypervolume", value, now, trial) for trial, value in done[start : start + 1000]]
@@ -139,10 +132,13 @@ class _Mirror:
             tags["mlflow.parentRunId"] = self.parent
         end = int(time.time() * 1000)
         begin = end - round((record.seconds or 0.0) * 1000)
-        run = client.create_run(
-            experiment, start_time=begin, run_name=f"{record.trial:03d} {describe(record.config, 3)}", tags=tags
-        )
-        run_id = run.info.run_id
+        if record.trial in self.begun:
+            client.set_tag(self.begun[record.trial], "cst.pareto", tags["cst.pareto"])
+        else:
+            name = f"{record.trial:03d} {describe(record.config, 3)}"
+            run = client.create_run(experiment, start_time=begin, run_name=name, tags=tags)
+            self.begun[record.trial] = run.info.run_id
+        run_id = self.begun[record.trial]
         metrics = []
         for entry in record.history:
             step = int(entry["epoch"])
@@ -152,9 +148,11 @@ class _Mirror:
             value = getattr(record, name)
             if value is not None:
                 metrics.append(Metric(name, float(value), end, last))
-        client.log_batch(run_id, metrics=metrics[:1000], params=_params(record.config))
+        client.log_batch(run_id, params=_params(record.config))
+        for start in range(0, len(metrics), 1000):
+            client.log_batch(run_id, metrics=metrics[start : start + 1000])
         client.set_terminated(run_id, _STATUS[record.state])
-        self.runs[record.trial] = run_id
+        self.runs[record.trial] = self.begun.pop(record.trial)
         if on_front:
             self.on_front.add(record.trial)
 
@@ -232,7 +230,7 @@ class MlflowRecord:
                 job()
             except Exception as error:  # whatever it is, the search must go on
                 if not self._warned:
-                    reason = str(error).splitlines()[0][:300].replace(self._mirror.uri, shown_uri(self._mirror.uri))
+                    reason = str(error).splitlines()[0][:300].replace(self._mirror.uri, shown_address(self._mirror.uri))
                     self._warn(f"MLflow did not take a record ({type(error).__name__}: {reason}); the study keeps it")
                 self._warned = True
 

@@ -153,11 +153,18 @@ def _dimension(name: str, key: str, rule: Any, place: str, faults: list[str]) ->
         return None
     if kind == "choice":
         choices = tuple(tuple(v) if isinstance(v, list) else v for v in values)
-        if len(set(choices)) != len(choices) or "log" in rule:
+        try:
+            differ = len(set(choices)) == len(choices)
+        except TypeError:  # not hashable: a mapping, or a list in a list
+            faults.append(f"{place}: a choice is a value or a list of values; got {values!r}")
+            return None
+        if not differ or "log" in rule:
             faults.append(f"{place}: choices must differ and have no log; got {values!r}")
             return None
         return Dimension(name, key, choices=choices)
-    numeric = len(values) == 2 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    numeric = len(values) == 2 and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
+    )
     whole = kind == "int"
     if not numeric or not values[0] < values[1] or (whole and not all(isinstance(v, int) for v in values)):
         faults.append(f"{place}: {kind} needs [low, high] with low < high; got {values!r}")

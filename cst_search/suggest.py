@@ -20,7 +20,8 @@ import os
 import socket
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ import psutil
 import sqlalchemy
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from cst_search.addresses import shown_address
 from cst_search.errors import StudyError
 from cst_search.pareto import OBJECTIVES, Objective
 from cst_search.results import Budget, StudyInfo, TrialRecord
@@ -49,7 +51,14 @@ _OOM_VIOLATION = 0.1
 _DIRECTION = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+@contextmanager
+def _experimental() -> Iterator[None]:
+    """Parts of optuna that it calls experimental are used on purpose: `group` of TPE, GP, names of metrics."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 @dataclass(frozen=True)
@@ -85,30 +94,37 @@ class StudySpec:
 def check_storage(url: str) -> str:
     """The URL with its password hidden. Raises StudyError: not a database URL."""
     try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
+        sqlalchemy.make_url(url)
+        return shown_address(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: a port that is no number
         raise StudyError(
             "--storage takes a database URL such as sqlite:///studies.db or postgresql+psycopg://host/name"
         ) from None
 
 
-def _storage(url: str) -> optuna.storages.RDBStorage:
+def _storage(url: str, *, make: bool = False) -> optuna.storages.RDBStorage:
     shown = check_storage(url)
     # SQLite: several processes write; wait for the lock rather than fail
     connect_args = {"timeout": 60} if url.startswith("sqlite") else {}
     path = sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
+        if path and path != ":memory:" and not path.startswith("file:") and not Path(path).is_file():
+            if not make:  # SQLite would make an empty database of a misspelt path
+                raise StudyError(f"the storage {shown} does not exist; `cst-search launch` makes it")
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0].replace(url, shown)
         raise StudyError(f"the storage {shown} cannot be used: {reason}") from None
 
 
-def list_studies(url: str) -> list[str]:
-    """Names of the studies of cst-search in a storage, in the order they were made."""
-    summaries = optuna.study.get_all_study_summaries(_storage(url))
+def list_studies(url: str, *, make: bool = False) -> list[str]:
+    """Names of the studies of cst-search in a storage, in the order they were made. Raises StudyError: no storage.
+
+    Args:
+        make: make a storage that does not exist yet, rather than raise.
+    """
+    summaries = optuna.study.get_all_study_summaries(_storage(url, make=make))
     return [s.study_name for s in sorted(summaries, key=lambda s: s._study_id) if _STUDY in s.user_attrs]
 
 
@@ -159,7 +175,7 @@ class Study:
         """
         from cst_search import __version__
 
-        storage = _storage(url)
+        storage = _storage(url, make=True)
         directions = [_DIRECTION[o.goal] for o in spec.objectives]
         try:
             study = optuna.create_study(storage=storage, study_name=name, directions=directions)
@@ -169,7 +185,8 @@ class Study:
             return found
         stamp = {"format": _FORMAT, "version": __version__, "started": _now(), "spec": spec.to_dict()}
         study.set_user_attr(_STUDY, stamp)
-        study.set_metric_names([o.name for o in spec.objectives])
+        with _experimental():
+            study.set_metric_names([o.name for o in spec.objectives])
         return cls(study, url)
 
     def _check_same(self, spec: StudySpec) -> None:
@@ -197,7 +214,8 @@ class Study:
         process = psutil.Process()
         launch = {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time(), "begun": _now()}
         self._study.set_user_attr(_LAUNCH + self.launch_id, launch)
-        self._study.sampler = self._sampler()
+        with _experimental():
+            self._study.sampler = self._sampler()
         self._orphans = []
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if _SUGGESTED not in trial.user_attrs:  # asked by a launch that died before it knew the configuration
@@ -305,10 +323,9 @@ class Study:
         constraints = dict(violations) | {"finite": finite}
         for name in CONSTRAINTS:
             trial.set_constraint(name, constraints[name])
-        # optuna-dashboard 0.21 reads only the list that Optuna 4 wrote; without it infeasible trials look feasible
-        self._study._storage.set_trial_system_attr(
-            trial._trial_id, "constraints", [constraints[n] for n in CONSTRAINTS]
-        )
+        # optuna-dashboard 0.21 reads only the list that Optuna 4 wrote; without it infeasible trials look feasible.
+        # Optuna 5 adds that list to the constraints above, and its GP sampler fits a model to each: one is enough.
+        self._study._storage.set_trial_system_attr(trial._trial_id, "constraints", [max(constraints.values())])
         trial.set_user_attr(_RESULT, json.loads(json.dumps(dict(result))))
         estimate = self._attr(trial, _SUGGESTED)["estimate"]
         figures = estimate | {k: v for k, v in result.items() if v is not None}

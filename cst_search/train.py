@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cst_search.config import load_recipe, make_recipe, parse_settings, write_yaml
+from cst_search.config import apply_settings, load_recipe, write_yaml
 from cst_search.errors import ConfigError
 from cst_search.launch import open_data
 from cst_search.recipe import Recipe
@@ -38,8 +38,7 @@ def train(
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    recipe = load_recipe(recipe_name).configured(parse_settings(settings))
-    recipe = make_recipe(recipe.to_dict(), f"recipe {recipe_name!r} with --set")
+    recipe = apply_settings(load_recipe(recipe_name), settings, recipe_name)
     if data is not None:
         recipe = replace(recipe, data=data if data == "demo" else str(Path(data).expanduser().absolute()))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

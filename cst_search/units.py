@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from cst_search.errors import UnitError
@@ -21,8 +22,8 @@ def _parse(text: str, table: dict[str, int], what: str, example: str) -> float:
     if not match or match[2].upper() not in table:
         raise UnitError(f"{what} must be a positive number with a unit such as {example}; got {text!r}")
     value = float(match[1]) * table[match[2].upper()]
-    if value <= 0:
-        raise UnitError(f"{what} must be above zero; got {text!r}, write for example {example}")
+    if not 0 < value < math.inf:
+        raise UnitError(f"{what} must be above zero and finite; got {text!r}, write for example {example}")
     return value
 
 

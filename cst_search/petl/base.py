@@ -14,6 +14,7 @@ from torch import nn
 
 from cst_search.backbone import BackboneShape, Body
 from cst_search.errors import ConfigError
+from cst_search.recipe import wrong_kinds
 
 
 class HasBody(Protocol):
@@ -55,7 +56,10 @@ class Method:
                 f"method {self.name!r} has no option {', '.join(map(repr, unknown))}; "
                 f"it has {', '.join(known) or 'none'}"
             )
-        return self.options(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if faults := wrong_kinds(self.options, given):
+            raise ConfigError(f"{self.name}: " + "; ".join(faults))
+        return self.options(**given)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,122 @@
+"""Helpers of several test files: studies with made-up results, and the command line in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+
+from cst_search import cli
+from cst_search.pareto import OBJECTIVES
+from cst_search.recipe import Recipe
+from cst_search.results import Budget, TrialRecord
+from cst_search.suggest import Study, StudySpec
+
+
+
+@sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "connect")
+def _do_not_wait_for_the_disk(connection: Any, _: Any) -> None:
+    """Five times faster. Nothing is lost when a process is killed, only when the machine is."""
+    if type(connection).__module__.startswith("sqlite3"):
+        connection.execute("PRAGMA synchronous=OFF")
+
+
+# two methods, so that dimensions are conditional; a tuple, a scalar and a range; an lr of its own for one method
+SPACE: dict[str, Any] = {
+    "methods": ["cst", "head"],
+    "shared": {"batch_size": {"choice": [2, 4, 8]}, "lr": {"float": [1e-3, 2e-2], "log": True}},
+    "cst": {"reduction": {"choice": [1, 2, 4, 8]}, "mtc_stages": {"choice": [[2, 3, 4, 5], [5]]}},
+    "head": {"lr": {"float": [1e-4, 5e-4], "log": True}},
+}
+
+
+@dataclass(frozen=True)
+class FakeEstimate:
+    """What `memory.Estimate` has, without torch."""
+
+    device_bytes: int
+    trainable_params: int
+    reserved_bytes: int = 600
+    active_bytes: int = 500
+    petl_params: int = 10
+    breakdown: Mapping[str, int] = field(default_factory=lambda: {"weights": 1})
+    target_device: str = "CUDA GPU (generic)"
+
+
+def fake_estimate(config: Mapping[str, Any]) -> FakeEstimate:
+    """100 bytes an image of the batch and 800 / reduction of the side network; 1000 bytes split the space SPACE."""
+    side = 800 // config["cst.reduction"] if config["method"] == "cst" else 0
+    return FakeEstimate(100 * config.get("batch_size", 2) + side, trainable_params=1000 + side)
+
+
+def make_spec(**changes: Any) -> StudySpec:
+    values: dict[str, Any] = {
+        "objectives": tuple(OBJECTIVES[name] for name in ("map", "device_bytes", "trainable_params")),
+        "budget": Budget(1000, None),
+        "recipe": Recipe(detector="fcos", backbone="resnet18", weights="none").to_dict(),
+        "space": SPACE,
+        "data": "demo",
+        "seed": 0,
+        "sampler": "random",
+        "target_device": "CUDA GPU (generic)",
+    } | changes
+    reference = {"map": 0.0, "map50": 0.0, "device_bytes": 1600.0, "trainable_params": 2000.0, "petl_params": 100.0}
+    values.setdefault("reference_point", {o.name: reference[o.name] for o in values["objectives"]})
+    return StudySpec(**values)
+
+
+def make_study(home: Path, name: str = "made", **changes: Any) -> Study:
+    """A study where ``--home`` looks for it."""
+    return Study.create(f"sqlite:///{home / 'studies.db'}", name, make_spec(**changes))
+
+
+def scored(quality: float, **more: Any) -> dict[str, Any]:
+    """What a complete trial gives: `TrialResult.to_dict()` as far as it matters here."""
+    history = [
+        {"epoch": 1, "loss": 2.0, "images_per_second": 9.0},
+        {"epoch": 2, "loss": 1.0, "images_per_second": 10.0, "map": quality, "map50": quality + 0.1},
+    ]
+    figures = {"loss": 1.0, "images_per_second": 10.0, "seconds": 3.0, "map": quality, "map50": quality + 0.1}
+    return {"outcome": "complete", "history": history, **figures, **more}
+
+
+def run_one(study: Study, result: Mapping[str, Any], **wanted: Any) -> TrialRecord:
+    """Ask for a configuration, ``wanted`` where it is given, and tell the result. Methods' options as ``cst__x``."""
+    if wanted:
+        study.enqueue({"method": "cst"} | {key.replace("__", "."): value for key, value in wanted.items()})
+    suggestion = study.ask(fake_estimate)  # type: ignore[arg-type]
+    assert suggestion is not None
+    return study.tell(suggestion.trial, result)
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def message(self) -> str:
+        """Standard error in one line, without the frame that typer draws."""
+        return " ".join(self.err.translate(str.maketrans("│╭╮╰╯─", "      ")).split())
+
+
+def run_cli(*arguments: Any) -> Ran:
+    """``cst-search ARGUMENTS`` in this process. An exception that is not turned into an exit code goes through."""
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["cst-search", *map(str, arguments)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                cli.main()
+            except SystemExit as end:
+                code = end.code or 0
+    return Ran(int(code), out.getvalue(), err.getvalue())

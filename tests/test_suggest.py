@@ -1,0 +1,478 @@
+"""The study: what it suggests, what it remembers, how it is taken up again, and what optuna sees of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import TrialState
+from studies import SPACE, FakeEstimate, fake_estimate, make_spec, make_study, run_one, scored
+
+from cst_search.addresses import shown_address
+from cst_search.errors import StudyError
+from cst_search.pareto import OBJECTIVES
+from cst_search.recipe import Recipe
+from cst_search.results import Budget
+from cst_search.suggest import CONSTRAINTS, SAMPLERS, Study, check_storage, list_studies
+
+BUDGET = 1000  # bytes; see fake_estimate
+
+
+def objectives(*names: str) -> Any:
+    return tuple(OBJECTIVES[name] for name in names)
+
+
+def in_memory(**changes: Any) -> Study:
+    """A quick study that nobody else can open."""
+    return Study.create("sqlite:///:memory:", "quick", make_spec(**changes))
+
+
+def ask(study: Study, estimate: Any = fake_estimate, **options: Any) -> Any:
+    return study.ask(estimate, **options)
+
+
+def as_optuna_has_it(study: Study) -> list[Any]:
+    return optuna.load_study(study_name=study.name, storage=study.url).get_trials()
+
+
+# --- the budget -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_over_the_budget_is_never_handed_out() -> None:
+    study = in_memory()
+    study.begin_launch()
+    for _ in range(200):
+        suggestion = ask(study)
+        assert fake_estimate(suggestion.config).device_bytes <= BUDGET
+        assert suggestion.estimate["device_bytes"] == fake_estimate(suggestion.config).device_bytes
+    rejected = [record for record in study.info().trials if not record.ran]
+    assert len(rejected) > 20  # or the budget did not bite
+    for record in rejected:
+        assert (record.state, record.feasible, record.map) == ("infeasible", False, None)
+        assert fake_estimate(record.config).device_bytes > BUDGET
+        assert record.reason == f"predicted over the budget: memory {record.device_bytes / BUDGET - 1:+.0%}"  # type: ignore[operator]
+    assert study.info().n_ran() == 0  # none of the 200 has ended
+
+
+def test_optuna_learns_from_a_rejected_one(tmp_path: Path) -> None:
+    """As data, in both of its formats: told as FAIL it would learn nothing, without a constraint the opposite."""
+    study = make_study(tmp_path)
+    study.enqueue({"method": "cst", "cst.reduction": 1, "batch_size": 8, "lr": 0.01})
+    ask(study)
+    rejected = as_optuna_has_it(study)[0]
+    assert rejected.state == TrialState.COMPLETE
+    assert rejected.values == [-math.inf, 1600.0, 1800.0]  # mAP was never reached; the costs are the true ones
+    named = {name: rejected.constraints[name] for name in CONSTRAINTS}
+    assert named == {"memory": pytest.approx(0.6), "params": 0.0, "finite": 0.0}
+    assert rejected.system_attrs["constraints"] == [pytest.approx(0.6)]  # what optuna-dashboard reads
+
+
+def test_the_budget_of_parameters_counts_too() -> None:
+    study = in_memory(budget=Budget(None, 1100))
+    for _ in range(10):
+        suggestion = ask(study)
+        assert suggestion.estimate["trainable_params"] <= 1100
+    assert any((r.reason or "").startswith("predicted over the budget: params +") for r in study.info().trials)
+
+
+def test_exactly_on_the_budget_is_within_it() -> None:
+    study = in_memory(budget=Budget(1000, None))
+    study.enqueue({"method": "cst", "cst.reduction": 1, "batch_size": 2, "lr": 0.01})
+    assert ask(study).estimate["device_bytes"] == 1000
+
+
+def test_when_nothing_fits_there_is_an_end() -> None:
+    study = in_memory(budget=Budget(10, None))
+    assert ask(study, max_rejects=7) is None
+    assert [record.state for record in study.info().trials] == ["infeasible"] * 8
+    assert study.info().n_ran() == 0
+
+
+# --- the first suggestion -------------------------------------------------------------------------------------------
+
+
+def test_what_is_enqueued_comes_first_as_far_as_the_space_has_it() -> None:
+    study = in_memory()
+    study.enqueue(
+        {
+            "method": "cst",
+            "cst.reduction": 4,
+            "cst.mtc_stages": (5,),
+            "lr": 3e-3,
+            "batch_size": 3,  # not a choice: drawn
+            "cst.block": "3x3",  # not a dimension
+        }
+    )
+    config = ask(study).config
+    assert {key: config[key] for key in ("method", "cst.reduction", "cst.mtc_stages", "lr")} == {
+        "method": "cst", "cst.reduction": 4, "cst.mtc_stages": (5,), "lr": 3e-3,
+    }  # fmt: skip
+    assert config["batch_size"] in (2, 4, 8)
+    assert "cst.block" not in config
+
+
+# --- outcomes -------------------------------------------------------------------------------------------------------
+
+OUTCOMES: list[tuple[str, dict[str, Any], str, TrialState, list[float] | None, tuple[float, float]]] = [
+    # why, result, our state, optuna's, its values, constraints (memory, finite)
+    ("complete, memory predicted", scored(0.4), "complete", TrialState.COMPLETE, [0.4, 300, 1100], (-0.7, 0)),
+    (
+        "complete, memory measured",
+        scored(0.4, device_bytes=900, trainable_params=1100),
+        "complete",
+        TrialState.COMPLETE,
+        [0.4, 900, 1100],
+        (-0.1, 0),
+    ),
+    (
+        "measured over the budget",
+        scored(0.9, device_bytes=1100),
+        "infeasible",
+        TrialState.COMPLETE,
+        [0.9, 1100, 1100],
+        (0.1, 0),
+    ),
+    (
+        "out of memory, said to be within the budget",
+        {"outcome": "oom", "reason": "CUDA out of memory"},
+        "infeasible",
+        TrialState.COMPLETE,
+        [-math.inf, 300, 1100],
+        (0.1, 0),
+    ),
+    (
+        "out of memory with a measured peak",
+        {"outcome": "oom", "reason": "CUDA out of memory", "device_bytes": 1500},
+        "infeasible",
+        TrialState.COMPLETE,
+        [-math.inf, 1500, 1100],
+        (0.5, 0),
+    ),
+    (
+        "the loss is not finite",
+        {"outcome": "nonfinite", "reason": "loss is nan at step 3", "map": 0.8, "map50": 0.9},
+        "failed",
+        TrialState.COMPLETE,
+        [-math.inf, 300, 1100],
+        (-0.7, 1),
+    ),
+    ("a fault", {"outcome": "failed", "reason": "ValueError: x"}, "failed", TrialState.FAIL, None, (0, 0)),
+    ("complete without a score", scored(0.4, map=None), "failed", TrialState.FAIL, None, (0, 0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("why", "result", "state", "told", "values", "constraints"), OUTCOMES, ids=[row[0] for row in OUTCOMES]
+)
+def test_how_an_outcome_is_recorded(
+    tmp_path: Path,
+    why: str,
+    result: dict[str, Any],
+    state: str,
+    told: TrialState,
+    values: list[float] | None,
+    constraints: tuple[float, float],
+) -> None:
+    study = make_study(tmp_path)
+    record = run_one(study, result, cst__reduction=8, batch_size=2)
+    assert (record.state, record.ran) == (state, True)
+    assert record.feasible == (state == "complete")
+    assert record == Study.open(study.url, study.name).info().trials[0]
+    assert record.memory_source == ("measured" if "device_bytes" in result else "predicted")
+    if state != "complete" and result.get("reason"):
+        assert result["reason"] in record.reason  # type: ignore[operator]
+    stored = as_optuna_has_it(study)[0]
+    assert (stored.state, stored.values) == (told, values)
+    if told == TrialState.COMPLETE:
+        found = stored.constraints
+        assert (found["memory"], found["finite"]) == (pytest.approx(constraints[0]), constraints[1])
+    assert [record.trial for record in study.info().front()] == ([0] if state == "complete" else [])
+
+
+def test_every_finished_trial_has_the_same_constraints(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    for _, result, *_ in OUTCOMES:
+        run_one(study, result)
+    finished = [trial for trial in as_optuna_has_it(study) if trial.state == TrialState.COMPLETE]
+    assert len(finished) >= 6
+    for trial in finished:
+        assert list(trial.constraints) == sorted(["0", *CONSTRAINTS])  # the GP sampler takes them by position
+        assert trial.constraints["0"] == max(trial.constraints.values())
+
+
+@pytest.mark.parametrize(
+    "names", [("map", "device_bytes"), ("map", "device_bytes", "trainable_params"), ("device_bytes", "map50")]
+)
+def test_optuna_and_we_agree_on_the_front(names: tuple[str, ...], tmp_path: Path) -> None:
+    study = make_study(tmp_path, objectives=objectives(*names), seed=3)
+    for quality in (0.2, 0.5, 0.5, 0.1, 0.45, 0.3, 0.5):
+        run_one(study, scored(quality))
+    run_one(study, scored(0.31, device_bytes=150))
+    run_one(study, scored(0.95, device_bytes=1001))  # the best, and over the budget
+    run_one(study, {"outcome": "nonfinite", "reason": "nan", "device_bytes": 1})
+    run_one(study, {"outcome": "oom", "reason": "no memory"})
+    run_one(study, {"outcome": "failed", "reason": "a fault"})
+    run_one(study, scored(0.6), cst__reduction=8, batch_size=2, lr=0.01)  # two equal points
+    run_one(study, scored(0.6), cst__reduction=8, batch_size=2, lr=0.02)
+    ask(study)  # still running
+    theirs = optuna.load_study(study_name=study.name, storage=study.url).best_trials
+    assert {trial.number for trial in theirs} == {record.trial for record in study.info().front()}
+    assert len(theirs) >= 3
+
+
+# --- samplers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [("map", "device_bytes", "trainable_params"), ("map",)], ids=["three", "one"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_copes_with_conditions_and_a_budget(sampler: str, names: tuple[str, ...]) -> None:
+    study = in_memory(sampler=sampler, objectives=objectives(*names))
+    study.begin_launch()
+    for i in range(15):  # GP draws the first ten at random
+        suggestion = ask(study)
+        assert suggestion.estimate["device_bytes"] <= BUDGET
+        result: dict[str, Any] = scored(0.2 + 0.01 * suggestion.config["batch_size"])
+        if i == 5:
+            result = {"outcome": "failed", "reason": "a fault"}
+        if i == 8:
+            result = {"outcome": "oom", "reason": "no memory"}
+        study.tell(suggestion.trial, result)
+    info = study.info()
+    assert info.n_ran() == 15
+    assert info.counts()["complete"] == info.n_ran() - 2
+    assert {record.config["method"] for record in info.trials} == {"cst", "head"}
+
+
+def test_a_continued_study_does_not_draw_the_same_points_again(tmp_path: Path) -> None:
+    configs = []
+    for _ in range(2):
+        study = make_study(tmp_path)
+        study.begin_launch()
+        configs += [run_one(study, scored(0.5)).config for _ in range(4)]
+        study.end_launch()
+    assert len({json.dumps(config) for config in configs}) == 8
+
+
+def test_the_same_seed_draws_the_same_points() -> None:
+    def draw(seed: int) -> list[dict[str, Any]]:
+        study = in_memory(seed=seed, sampler="tpe")
+        study.begin_launch()
+        return [dict(run_one(study, scored(0.5)).config) for _ in range(5)]
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+# --- continuing -----------------------------------------------------------------------------------------------------
+
+CHANGES: list[tuple[str, dict[str, Any], str | None]] = [
+    ("other objectives", {"objectives": objectives("map", "device_bytes")}, "--objectives"),
+    (
+        "the same in another order",
+        {"objectives": objectives("device_bytes", "map", "trainable_params")},
+        "--objectives",
+    ),
+    ("another budget", {"budget": Budget(999, None)}, "--budget-mem/--budget-params"),
+    ("another recipe", {"recipe": Recipe(detector="retinanet").to_dict()}, "--recipe"),
+    ("another space", {"space": SPACE | {"cst": {"reduction": {"choice": [1, 2]}}}}, "--space"),
+    ("other data", {"data": "/elsewhere"}, "--data"),
+    ("another sampler goes on", {"sampler": "tpe"}, None),
+    ("another reference point is kept", {"reference_point": {"map": 0.1}}, None),
+]
+
+
+@pytest.mark.parametrize(("why", "change", "flag"), CHANGES, ids=[row[0] for row in CHANGES])
+def test_a_study_is_continued_with_what_it_was_made_with(
+    tmp_path: Path, why: str, change: dict[str, Any], flag: str | None
+) -> None:
+    first = make_study(tmp_path)
+    if flag is None:
+        assert make_study(tmp_path, **change).spec == first.spec
+        return
+    with pytest.raises(StudyError) as caught:
+        make_study(tmp_path, **change)
+    assert f"was made with another {flag}; continue it with the same ones" in str(caught.value)
+
+
+def test_all_differences_are_named(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    with pytest.raises(StudyError, match=r"another --objectives, --budget-mem/--budget-params, --data;"):
+        make_study(tmp_path, objectives=objectives("map"), budget=Budget(), data="/elsewhere")
+
+
+def test_two_launches_at_a_time_are_refused(tmp_path: Path) -> None:
+    first, second = make_study(tmp_path), make_study(tmp_path)
+    first.begin_launch()
+    with pytest.raises(StudyError, match=rf"'made' is being worked on by process {os.getpid()} on this host"):
+        second.begin_launch()
+    first.end_launch()
+    second.begin_launch()
+
+
+def test_the_process_id_of_a_dead_launch_may_be_anothers_now(tmp_path: Path) -> None:
+    first, second = make_study(tmp_path), make_study(tmp_path)
+    launch = first.begin_launch()
+    ask(first)
+    raw = optuna.load_study(study_name="made", storage=first.url)
+    key = f"cst_launch:{launch}"
+    raw.set_user_attr(key, raw.user_attrs[key] | {"created": psutil.Process().create_time() - 3600})
+    assert second.info().trials[0].state == "interrupted"
+    second.begin_launch()
+    assert ask(second).again
+
+
+def test_a_launch_on_another_host_is_taken_at_its_word(tmp_path: Path) -> None:
+    first, second = make_study(tmp_path), make_study(tmp_path)
+    launch = first.begin_launch()
+    ask(first)
+    raw = optuna.load_study(study_name="made", storage=first.url)
+    key = f"cst_launch:{launch}"
+    raw.set_user_attr(key, raw.user_attrs[key] | {"host": "elsewhere", "pid": 1})
+    assert second.info().trials[0].state == "running"
+    second.begin_launch()  # two hosts may work on one study
+    assert not ask(second).again
+
+
+DIES = """
+    import os, sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[1])
+    from studies import fake_estimate, make_study, run_one, scored
+    study = make_study(Path(sys.argv[2]))
+    study.begin_launch()
+    run_one(study, scored(0.4))
+    study.ask(fake_estimate)
+    study.ask(fake_estimate)
+    study._study.ask()  # suggested, and killed before the configuration was known
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_launch_had_at_work_is_handed_out_again(tmp_path: Path) -> None:
+    script = textwrap.dedent(DIES)
+    ended = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)], timeout=120)
+    assert ended.returncode == -9
+    study = make_study(tmp_path)
+    before = study.info()
+    open_before = [record for record in before.trials if record.state == "interrupted"]
+    assert before.counts()["complete"] == 1 and len(open_before) == 2 and before.n_ran() == 1
+    study.begin_launch()
+    again = [ask(study) for _ in range(3)]
+    assert [(s.trial, s.config, s.again) for s in again[:2]] == [(r.trial, r.config, True) for r in open_before]
+    assert not again[2].again
+    # while they run again they run, and a third launch would not take them
+    assert [study.info().by_number(record.trial).state for record in open_before] == ["running"] * 2  # type: ignore[union-attr]
+    for suggestion in again:
+        study.tell(suggestion.trial, scored(0.5))
+    after = study.info()
+    assert after.counts() | {"infeasible": 0, "total": 0} == before.counts() | {
+        "complete": 4, "interrupted": 0, "infeasible": 0, "total": 0,
+    }  # fmt: skip
+    assert after.n_ran() == 4
+    assert TrialState.RUNNING not in {trial.state for trial in as_optuna_has_it(study)}
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    raw = optuna.load_study(study_name="made", storage=study.url)
+    stamp = raw.user_attrs["cst_study"]
+    raw.set_user_attr("cst_study", stamp | {"format": stamp["format"] + 1, "version": "99.0"})
+    with pytest.raises(StudyError, match=r"'made' was written by cst-search 99.0, which is newer; update"):
+        Study.open(study.url, "made")
+
+
+def test_a_study_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    optuna.create_study(study_name="theirs", storage=study.url)
+    with pytest.raises(StudyError, match="'theirs' .* is not one of cst-search"):
+        Study.open(study.url, "theirs")
+    with pytest.raises(StudyError, match="'theirs' .* is not one of cst-search"):
+        make_study(tmp_path, "theirs")
+    assert list_studies(study.url) == ["made"]
+
+
+def test_an_unknown_study_names_those_that_exist(tmp_path: Path) -> None:
+    make_study(tmp_path, "one"), make_study(tmp_path, "two")
+    with pytest.raises(StudyError, match="there is no study 'three' in .*; it has 'one', 'two'"):
+        Study.open(f"sqlite:///{tmp_path / 'studies.db'}", "three")
+
+
+@pytest.mark.parametrize("read", [lambda url: Study.open(url, "made"), list_studies], ids=["open", "list"])
+def test_reading_a_storage_that_is_not_there_does_not_make_it(tmp_path: Path, read: Callable[[str], Any]) -> None:
+    with pytest.raises(StudyError, match="does not exist"):
+        read(f"sqlite:///{tmp_path}/new/studies.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "studies.db"
+    path.write_text("not a database, but long enough to be read as the head of one " * 20)
+    with pytest.raises(StudyError, match=r"the storage sqlite.* cannot be used: .*file is not a database"):
+        list_studies(f"sqlite:///{path}")
+
+
+# --- passwords ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://me:hunter2@db.example:5432/studies",  # the driver is not installed
+        "postgresql://me:hunter2@db.example/studies",
+        "postgresql://me:hunter2@db.example:port/studies",  # a port that is no number
+        "postgresql+nosuch://me:hunter2@db.example/studies",
+        "nosuch://me:hunter2@db.example/studies",
+        "sqlite://me:hunter2@/studies.db",
+        "postgresql+psycopg://db.example/studies?user=me&password=hunter2",
+        "postgresql://me:hun%2Fter2hunter2@db.example/studies",
+        "me:hunter2@db.example",
+    ],
+)
+def test_no_fault_of_a_storage_shows_its_password(url: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        list_studies(url)
+    shown, cause = str(caught.value), caught.value.__cause__
+    assert "hunter2" not in shown
+    assert cause is None
+    assert "--storage" in shown or "storage" in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:pw@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+        ("postgresql://host/db?password=pw&x=1", "postgresql://host/db?password=***&x=1"),
+        ("postgresql://host/db?sslmode=require&sslpassword=pw", "postgresql://host/db?sslmode=require&sslpassword=***"),
+        ("http://me:p@ss/w@host:5000", "http://me:***@host:5000"),  # not percent-encoded
+        ("https://:token@host/path", "https://:***@host/path"),
+        ("https://host/path?access_token=abc#x", "https://host/path?access_token=***"),
+        ("sqlite:////home/me/a:b.db", "sqlite:////home/me/a:b.db"),
+        ("./mlruns", "./mlruns"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert shown_address(url) == shown
+    if url.startswith(("postgresql", "sqlite")):
+        assert check_storage(url) == shown
+
+
+def test_the_estimate_of_a_trial_is_kept(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    ask(study, lambda config: FakeEstimate(700, 70, 600, 500, 7))
+    record = study.info().trials[0]
+    assert (record.device_bytes, record.reserved_bytes, record.active_bytes) == (700, 600, 500)
+    assert (record.trainable_params, record.petl_params, record.memory_source) == (70, 7, "predicted")
