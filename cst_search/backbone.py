@@ -174,7 +174,14 @@ def load_weights(body: Body, name: str, weights: str) -> str:
 
 def _read(name: str, weights: str) -> dict[str, Tensor]:
     if weights == "DEFAULT":
-        return get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True)
+        default = get_model_weights(name).DEFAULT
+        try:
+            return default.get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:  # no network (URLError), a full disk, a broken download
+            raise ConfigError(
+                f"weights DEFAULT: {default.url} could not be fetched ({error}); "
+                f"go online once, or fetch it elsewhere and give its path as weights"
+            ) from error
     path = (
         Path(__file__).parent / "weights" / "demo-resnet18.safetensors"
         if weights == "demo"

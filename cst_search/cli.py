@@ -363,6 +363,25 @@ def train(
 
 
 @app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder that `train` wrote, or its weights file.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
+    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the drawn pictures.")] = Path("predictions"),
+    draw: Annotated[bool, typer.Option("--draw/--no-draw", help="Draw boxes, classes and scores into PNGs.")] = True,
+    score: Annotated[float, typer.Option("--score", min=0.0, max=1.0, help="Leave out what is below.")] = 0.5,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Detect objects with a trained configuration: JSON on stdout, pictures in a folder."""
+    from cst_search.errors import ConfigError
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device must be one of auto, cpu, cuda; got {device!r}")
+    from cst_search.predict import predict as run_predict
+
+    _print_json(run_predict(run, images, output if draw else None, score=score, device=device))
+
+
+@app.command()
 def estimate(
     recipe: Annotated[str, typer.Option("--recipe", help="A shipped name or a YAML file.")] = "resnet50",
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: name=value. Repeatable.")] = None,
@@ -376,9 +395,11 @@ def estimate(
     configured = apply_settings(load_recipe(recipe), settings or (), recipe)
 
     from cst_search.memory import predict, worst_input
+    from cst_search.petl import get_method
 
     guess = predict(configured, n_classes, worst_input(configured, max_boxes=max_boxes))
-    shown = {"method": configured.method} | {f"{configured.method}.{k}": v for k, v in configured.options.items()}
+    options = get_method(configured.method).make_options(configured.options)
+    shown = {"method": configured.method} | {f"{configured.method}.{k}": v for k, v in vars(options).items()}
     shown |= {key: getattr(configured, key) for key in parse_settings(settings or ()) if "." not in key}
     if json_:
         _print_json(

@@ -60,7 +60,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def write_yaml(path: Path, content: Mapping[str, Any], header: str) -> None:
     """Write a mapping under comment lines, in one step: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    comment = "".join(f"# {line}\n" for line in header.splitlines())
+    comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
     part = path.with_name(path.name + ".part")
     part.write_text(comment + yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
     part.replace(path)

@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,16 @@ class Scores:
     map_large: float | None
     per_class: dict[str, float | None]
     images_per_second: float
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first: boxes x1, y1, x2, y2 in pixels of the file, scores 0..1, labels 1..K."""
+
+    image_id: int
+    boxes_xyxy: list[list[float]]
+    scores: list[float]
+    labels: list[int]
 
 
 @dataclass(frozen=True)
@@ -149,11 +159,13 @@ def train_one_epoch(
                 max_norm = max(max_norm, norm)
             elif not precision.scaled:  # a GradScaler skips such a step by itself and lowers its scale
                 raise NonFiniteLoss(f"the gradient is {norm:g} at batch {index + 1}; a lower lr may help")
+            scale = scaler.get_scale()
             scaler.step(optimiser)
             scaler.update()
             optimiser.zero_grad(set_to_none=True)
-            schedule.step()
-            n_updates += 1
+            if scaler.get_scale() >= scale:  # a lower one says that the scaler skipped the step
+                schedule.step()
+                n_updates += 1
         if after_step is not None:
             after_step(index + 1)
     seconds = time.perf_counter() - begun
@@ -161,6 +173,27 @@ def train_one_epoch(
 
 
 @torch.no_grad()
+def detect(
+    model: nn.Module,
+    batches: Iterable[tuple[list[Tensor], list[dict[str, Any]]]],
+    *,
+    device: torch.device,
+    precision: Precision,
+) -> Iterator[Detections]:
+    """Run a detector over batches; each target holds ``image_id`` and ``scale_xy``, as `data.CocoImages` makes them."""
+    model.eval()
+    for images, targets in batches:
+        images = [image.to(device, non_blocking=True) for image in images]
+        with torch.autocast(device.type, dtype=precision.dtype, enabled=precision.dtype is not None):
+            outputs = model(images)
+        for target, output in zip(targets, outputs, strict=True):
+            sx, sy = target["scale_xy"]
+            known = output["labels"] > 0  # 0 is background, which RetinaNet and FCOS can name
+            boxes = output["boxes"][known].float().cpu() * torch.tensor([sx, sy, sx, sy])
+            scores, labels = output["scores"][known].float().tolist(), output["labels"][known].tolist()
+            yield Detections(int(target["image_id"]), boxes.tolist(), scores, labels)
+
+
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[list[Tensor], list[dict[str, Any]]]],
@@ -173,36 +206,25 @@ def evaluate(
     """COCO evaluation by pycocotools.
 
     Args:
-        batches: as for training, without flips; each target holds ``image_id`` and ``scale_xy``, the factors from the
-            pixels of the batch to those of the file.
+        batches: as for training, without flips; see `detect`.
         ground_truth: a COCO annotation dictionary.
         category_ids: COCO ids; label i + 1 is category_ids[i].
 
     Returns:
         Scores; -1, which pycocotools writes for "no such ground truth", becomes None, and 0 for the three main figures.
     """
-    model.eval()
     begun, n_images, detections = time.perf_counter(), 0, []
-    for images, targets in batches:
-        n_images += len(images)
-        images = [image.to(device, non_blocking=True) for image in images]
-        with torch.autocast(device.type, dtype=precision.dtype, enabled=precision.dtype is not None):
-            outputs = model(images)
-        for target, output in zip(targets, outputs, strict=True):
-            sx, sy = target["scale_xy"]
-            boxes = output["boxes"].float().cpu() * torch.tensor([sx, sy, sx, sy])
-            boxes[:, 2:] -= boxes[:, :2]  # xyxy -> xywh
-            scores, labels = output["scores"].float().cpu(), output["labels"].cpu()
-            for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
-                if label > 0:  # 0 is background, which RetinaNet and FCOS can name
-                    detections.append(
-                        {
-                            "image_id": int(target["image_id"]),
-                            "category_id": category_ids[label - 1],
-                            "bbox": box,
-                            "score": score,
-                        }
-                    )
+    for found in detect(model, batches, device=device, precision=precision):
+        n_images += 1
+        for (x1, y1, x2, y2), score, label in zip(found.boxes_xyxy, found.scores, found.labels, strict=True):
+            detections.append(
+                {
+                    "image_id": found.image_id,
+                    "category_id": category_ids[label - 1],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": score,
+                }
+            )
     seconds = time.perf_counter() - begun
     return _coco_scores(ground_truth, detections, n_images / max(seconds, 1e-9))
 

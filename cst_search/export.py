@@ -16,7 +16,7 @@ def pick_trial(info: StudyInfo, pick: str) -> TrialRecord:
     """``knee``, ``best`` (highest mAP on the front) or ``trial=N`` (complete). Raises ConfigError, StudyError."""
     if pick.startswith("trial="):
         number = pick.removeprefix("trial=")
-        record = info.by_number(int(number)) if number.isdigit() else None
+        record = info.by_number(int(number)) if number.isdecimal() else None
         complete = [r.trial for r in info.trials if r.state == "complete"]
         if record is None or record.trial not in complete:
             state = f"is {record.state}" if record else "does not exist"

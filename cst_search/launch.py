@@ -21,6 +21,7 @@ from cst_search.addresses import shown_address
 from cst_search.config import apply_settings, load_recipe, load_space
 from cst_search.data import DetectionData, load_data
 from cst_search.demo import write_demo
+from cst_search.detector import build_detector
 from cst_search.errors import ConfigError, StudyError
 from cst_search.live import View, front_table
 from cst_search.memory import Estimate, InputShape, predict, worst_input
@@ -89,7 +90,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     objectives = choose_objectives(options.objectives)
     storage = options.storage or default_storage(options.home)
     shown_storage = check_storage(storage)
-    device = _check_device(options.device)
+    device = check_device(options.device)
     if options.study is not None:
         _check_name(options.study)
     space = load_space(options.space)
@@ -97,6 +98,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         get_method(method)
     recipe = _base_recipe(options, device)
     data = _load(options, recipe, say)
+    build_detector(recipe, len(data.class_names))  # fetches weights for all workers; faults show here, not in trials
     estimate = _estimator(recipe, data)
     survey = _survey(space, recipe, estimate)
     _check_budget(options.budget, survey, say)
@@ -123,7 +125,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     from cst_search.record import MlflowRecord, default_tracking_uri  # mlflow takes seconds to import
 
     tracking_uri = options.tracking_uri or default_tracking_uri(options.home)
-    record = MlflowRecord(tracking_uri, None if options.tracking_uri else options.home / "artifacts", warn=say)
+    record = MlflowRecord(tracking_uri, options.home / "artifacts", warn=say)
     say(
         f"study {name}: {n_before} of {options.trials} trials done; "
         f"storage {shown_storage}; MLflow {shown_address(tracking_uri)}"
@@ -191,7 +193,8 @@ def write_report(info: StudyInfo, folder: Path) -> dict[str, Path]:
 # --- before the search ----------------------------------------------------------------------------------------------
 
 
-def _check_device(name: str) -> Any:
+def check_device(name: str) -> Any:
+    """The torch device of ``--device``. Raises ConfigError: there is no GPU."""
     import torch
 
     device = choose_device(name)
@@ -205,13 +208,14 @@ def _base_recipe(options: LaunchOptions, device: Any) -> Recipe:
     name = options.recipe or ("demo" if options.data is None else "small" if device.type == "cpu" else "resnet50")
     recipe = apply_settings(load_recipe(name), options.settings, name)
     get_method(recipe.method).make_options(recipe.options)
-    folder = options.data or recipe.data
-    if folder == "demo":
-        return replace(recipe, data="demo", seed=options.seed)
-    weights = recipe.weights
+    folder, weights = options.data or recipe.data, recipe.weights
+    if folder != "demo":
+        folder = str(Path(folder).expanduser().absolute())
     if weights not in ("DEFAULT", "none", "demo"):
         weights = str(Path(weights).expanduser().absolute())
-    return replace(recipe, data=str(Path(folder).expanduser().absolute()), weights=weights, seed=options.seed)
+        if not Path(weights).is_file():  # or every trial would find out by itself
+            raise ConfigError(f"recipe {name!r}: weights must be DEFAULT, none, demo or a file; there is no {weights}")
+    return replace(recipe, data=folder, weights=weights, seed=options.seed)
 
 
 def open_data(
@@ -220,7 +224,10 @@ def open_data(
     """Load and check the dataset of a recipe; ``demo`` is drawn first. Raises DataError with every fault."""
     path = write_demo(home / "demo-data") if folder == "demo" else Path(folder)
     data, report = load_data(path, skip_bad=skip_bad, cache=home / "checked-images.json", need=need)
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--home {home}: cannot be made: {error.strerror}") from error
     if report.faults or report.notes:
         say(report.render())
     return data

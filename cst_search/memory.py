@@ -25,6 +25,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from cst_search.data import resized_hw
 from cst_search.detector import build_detector, count_parameters
+from cst_search.petl import get_method
 from cst_search.recipe import Recipe
 
 # The three device constants are stated, not fitted: no GPU was at hand when they were chosen (see docs/memory.md).
@@ -94,9 +95,12 @@ def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> 
     """
     shape = worst_input(recipe) if shape is None else shape
     # what does not change a shape must not cost another trace
+    method = get_method(recipe.method)
+    method.make_options(recipe.options)  # refuses what is wrong, also where it changes no shape
+    options = {name: value for name, value in recipe.options.items() if name not in method.shapeless}
     plain = replace(
-        recipe, lr=None, weight_decay=0.0, seed=0, epochs=1, search_epochs=1, warmup=0.0, accumulate=1, origin=None,
-        data="demo", hflip=True, eval_every=1, loader_workers=0, clip_norm=1.0,
+        recipe, options=options, lr=None, weight_decay=0.0, seed=0, epochs=1, search_epochs=1, warmup=0.0,
+        accumulate=1, origin=None, data="demo", hflip=True, eval_every=1, loader_workers=0, clip_norm=1.0,
         weights="none" if recipe.weights == "none" else "demo",
     )  # fmt: skip
     return _predict(json.dumps(plain.to_dict(), sort_keys=True), n_classes, shape)

@@ -34,6 +34,7 @@ for noisy in ("mlflow", "alembic"):
 
 _METRICS = ("map", "map50", "loss", "images_per_second")
 _COSTS = ("device_bytes", "active_bytes", "trainable_params", "petl_params")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _STATUS = {"complete": "FINISHED", "infeasible": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 
@@ -45,8 +46,9 @@ def default_tracking_uri(home: Path) -> str:
 class _Mirror:
     """The calls, one after the other, on the thread."""
 
-    def __init__(self, uri: str, artifact_root: Path | None) -> None:
-        self.uri, self.artifact_root = uri, artifact_root
+    def __init__(self, uri: str, artifact_root: Path) -> None:
+        # a server has a place for artifacts; of a bare database MLflow would put them into ./mlruns
+        self.uri, self.artifact_root = uri, artifact_root if uri.startswith(_DATABASES) else None
         self.client: MlflowClient | None = None
         self.experiment: str | None = None
         self.parent: str | None = None
@@ -196,10 +198,10 @@ class MlflowRecord:
 
     Args:
         uri: a tracking server or a database.
-        artifact_root: folder for artifacts when the store is a local database; None leaves it to the server.
+        artifact_root: folder for artifacts when ``uri`` is a database; a server has its own.
     """
 
-    def __init__(self, uri: str, artifact_root: Path | None, warn: Callable[[str], None]) -> None:
+    def __init__(self, uri: str, artifact_root: Path, warn: Callable[[str], None]) -> None:
         self._mirror = _Mirror(uri, artifact_root)
         self._warn, self._warned = warn, False
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()

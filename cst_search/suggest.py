@@ -92,14 +92,19 @@ class StudySpec:
 
 
 def check_storage(url: str) -> str:
-    """The URL with its password hidden. Raises StudyError: not a database URL."""
+    """The URL with its password hidden. Raises StudyError: not a database URL, or its driver is not installed."""
+    example = "--storage takes a database URL such as sqlite:///studies.db or postgresql+psycopg://host/name"
     try:
-        sqlalchemy.make_url(url)
-        return shown_address(url)
+        dialect = sqlalchemy.make_url(url).get_dialect()
+    except sqlalchemy.exc.NoSuchModuleError:
+        raise StudyError(f"{example}; there is no kind of database for {shown_address(url)}") from None
     except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: a port that is no number
-        raise StudyError(
-            "--storage takes a database URL such as sqlite:///studies.db or postgresql+psycopg://host/name"
-        ) from None
+        raise StudyError(example) from None
+    try:
+        dialect.import_dbapi()
+    except ImportError as error:
+        raise StudyError(f"--storage {shown_address(url)}: its driver is not installed: {error}") from None
+    return shown_address(url)
 
 
 def _storage(url: str, *, make: bool = False) -> optuna.storages.RDBStorage:

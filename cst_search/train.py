@@ -11,7 +11,8 @@ from rich.console import Console
 
 from cst_search.config import apply_settings, load_recipe, write_yaml
 from cst_search.errors import ConfigError
-from cst_search.launch import open_data
+from cst_search.launch import check_device, open_data
+from cst_search.petl import get_method
 from cst_search.recipe import Recipe
 from cst_search.trial import run_trial
 from cst_search.units import format_bytes, format_count, format_seconds
@@ -39,6 +40,8 @@ def train(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     recipe = apply_settings(load_recipe(recipe_name), settings, recipe_name)
+    get_method(recipe.method).make_options(recipe.options)
+    check_device(device)
     if data is not None:
         recipe = replace(recipe, data=data if data == "demo" else str(Path(data).expanduser().absolute()))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -87,7 +90,7 @@ def _record(
     from cst_search.record import MlflowRecord, default_tracking_uri
 
     uri = tracking_uri or default_tracking_uri(home)
-    record = MlflowRecord(uri, None if tracking_uri else home / "artifacts", warn=say)
+    record = MlflowRecord(uri, home / "artifacts", warn=say)
     origin = origin or {"study": "training", "trial": None, "config": {}}
     files = [
         path

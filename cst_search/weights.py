@@ -47,15 +47,21 @@ def load_trained(path: Path) -> tuple[nn.Module, Recipe, tuple[str, ...]]:
         raise ConfigError(f"trained weights {str(path)!r} cannot be read: {error}") from error
     if metadata.get("format") != "cst-search/1":
         raise ConfigError(f"{str(path)!r} was not written by `cst-search train`: its metadata has no cst-search format")
-    values = json.loads(metadata["recipe"])
-    recipe = Recipe(**values)
-    class_names = tuple(json.loads(metadata["class_names"]))
+    try:
+        recipe = Recipe(**json.loads(metadata["recipe"]))
+        class_names = tuple(map(str, json.loads(metadata["class_names"])))
+        trained_on = metadata["base_hash"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the metadata of {str(path)!r} must hold recipe, class_names and base_hash as this version writes them "
+            f"({type(error).__name__}: {error}); was it written by a later one?"
+        ) from error
     model = build_detector(recipe, len(class_names))
     base_hash = model.backbone.base_hash  # type: ignore[union-attr]
     # a random base (`weights: none`) is drawn again from the recipe's seed; the hash says if it came out the same
-    if base_hash != metadata["base_hash"]:
+    if base_hash != trained_on:
         raise ConfigError(
-            f"{str(path)!r} was trained on a base with hash {metadata['base_hash']}, but weights {recipe.weights!r} "
+            f"{str(path)!r} was trained on a base with hash {trained_on}, but weights {recipe.weights!r} "
             f"give {base_hash}; put the same weights in place"
         )
     own = trained_tensors(model)

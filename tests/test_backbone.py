@@ -1,4 +1,4 @@
-"""The body: torchvision's ResNet at width 1, stages that run with or without autograd, and what may be loaded into it."""
+"""The body: torchvision's ResNet at width 1, stages with or without autograd, and what may be loaded into it."""
 
 from __future__ import annotations
 

@@ -54,9 +54,7 @@ def test_precision_on_a_cpu(name: str, dtype: torch.dtype | None) -> None:
         ("fp32", True, Precision(None, False)),
     ],
 )
-def test_precision_on_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, name: str, has_bf16: bool, expected: Precision
-) -> None:
+def test_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch, name: str, has_bf16: bool, expected: Precision) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
     assert choose_precision(name, torch.device("cuda")) == expected
 
@@ -109,7 +107,7 @@ def test_more_updates_than_announced_stay_at_zero() -> None:
 
 @pytest.mark.parametrize("detector", DETECTORS)
 @pytest.mark.parametrize("method", sorted(METHODS))
-@pytest.mark.parametrize("gate", ["scalar", "channel"])  # a channel gate is (C, 1, 1): told by its name
+@pytest.mark.parametrize("gate", ["scalar", "channel"])  # a channel gate is (C, 1, 1), a vector all the same
 def test_weight_decay_spares_gates_norms_and_biases(
     tiny_recipe: Callable[..., Recipe], detector: str, method: str, gate: str
 ) -> None:
@@ -117,9 +115,7 @@ def test_weight_decay_spares_gates_norms_and_biases(
     model = build_detector(tiny_recipe(detector=detector, method=method, options=options, weights="none"), 3)
     optimiser = make_optimiser(model, 1e-3, 0.05)
     decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
-    norms = {
-        id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm) for p in m.parameters()
-    }
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm) for p in m.parameters()}
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert decay.keys() == {id(p) for p in trainable.values()}
     for name, parameter in trainable.items():
@@ -132,7 +128,10 @@ def test_a_convolution_with_one_input_and_one_output_is_still_decayed() -> None:
     """Squeezed, a 3x3 kernel of one channel has two dimensions; a 1x1 kernel of one channel has none and is spared."""
     model = nn.ModuleDict({"3x3": nn.Conv2d(1, 1, 3, bias=False), "1x1": nn.Conv2d(1, 1, 1, bias=False)})
     groups = make_optimiser(model, 1.0, 0.1).param_groups
-    assert [(group["weight_decay"], [p.numel() for p in group["params"]]) for group in groups] == [(0.1, [9]), (0.0, [1])]
+    assert [(group["weight_decay"], [p.numel() for p in group["params"]]) for group in groups] == [
+        (0.1, [9]),
+        (0.0, [1]),
+    ]
 
 
 # --- training on a stand-in ------------------------------------------------------------------------------------------
@@ -213,9 +212,7 @@ def test_a_last_shorter_group_is_stepped_with_its_own_mean() -> None:
 )
 def test_number_of_updates(n_batches: int, accumulate: int, n_updates: int) -> None:
     done: list[int] = []
-    stats, optimiser = fit(
-        Line(), in_batches(pictures(n_batches), 1), accumulate=accumulate, after_step=done.append
-    )
+    stats, optimiser = fit(Line(), in_batches(pictures(n_batches), 1), accumulate=accumulate, after_step=done.append)
     assert stats.n_updates == n_updates == -(-n_batches // accumulate)  # what trial announces to the schedule
     assert optimiser.param_groups[0]["lr"] == pytest.approx(0.1 / (1 + n_updates))  # one step of the schedule each
     assert done == list(range(1, n_batches + 1))
@@ -276,7 +273,7 @@ class Steep(Line):
 def test_a_gradient_that_is_not_finite_stops_before_its_step() -> None:
     model = Steep()
     before = model.w.detach().clone()
-    with pytest.raises(NonFiniteLoss, match="the gradient is (nan|inf) at batch 1; a lower lr"):
+    with pytest.raises(NonFiniteLoss, match=r"the gradient is (nan|inf) at batch 1; a lower lr"):
         fit(model, in_batches(pictures(1), 1))
     assert torch.equal(model.w, before)
 
@@ -291,7 +288,8 @@ def test_under_a_scaler_such_a_step_is_skipped_and_the_scale_lowered() -> None:
         device=CPU, precision=Precision(None, scaled=True), accumulate=1, clip_norm=1.0, n_batches=1,
     )  # fmt: skip
     assert torch.equal(model.w, before) and scaler.get_scale() == 4.0
-    assert stats.max_grad_norm == 0.0
+    assert (stats.max_grad_norm, stats.n_updates) == (0.0, 0)
+    assert optimiser.param_groups[0]["lr"] == 0.1  # no update, no step of the schedule (torch would warn)
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

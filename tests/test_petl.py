@@ -116,7 +116,9 @@ def test_operators_follow_their_formulas(operator: str, gate: str, temperature: 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("temperature", [0.01, 0.05, 0.1, 1.0, 10.0])
 @pytest.mark.parametrize("gate_init", [-1.39, 0.0, 0.3, 1.39])
-@pytest.mark.parametrize(("operator", "function"), [("max", torch.sigmoid), ("lst", torch.sigmoid), ("tanh", torch.tanh)])
+@pytest.mark.parametrize(
+    ("operator", "function"), [("max", torch.sigmoid), ("lst", torch.sigmoid), ("tanh", torch.tanh)]
+)
 def test_the_opening_at_the_start_does_not_depend_on_the_temperature(
     operator: str, function: Any, gate_init: float, temperature: float, gate: str
 ) -> None:

@@ -77,13 +77,11 @@ def search_with(workers: Workers, n_workers: int, recipe: Recipe, data: Detectio
     task = Task(recipe, data, EPOCHS, "cpu", threads=1)
 
     def run(n_trials: int, stop: Callable[[Heard], bool]) -> Heard:
-        import time; t0 = time.time()
         heard = Heard()
         workers.run(
             study, task, n_trials=n_trials, estimate=estimate, stop=lambda: stop(heard), events=heard  # type: ignore[arg-type]
         )  # fmt: skip
         heard.info = study.info()
-        print("RUN", n_trials, time.time() - t0)
         return heard
 
     return Script(

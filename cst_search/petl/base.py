@@ -37,6 +37,7 @@ class Method:
         source: where the method and its defaults come from.
         apply: changes the backbone in place.
         petl_params: the closed formula of the parameters it adds or opens.
+        shapeless: options that change no tensor's shape, so that predictions of memory are shared across their values.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Method:
     source: str
     apply: Callable[[HasBody, Any], None]
     petl_params: Callable[[BackboneShape, Any], int]
+    shapeless: tuple[str, ...] = ()
 
     def make_options(self, values: Mapping[str, Any]) -> Any:
         """Options with their defaults filled in. Raises ConfigError: unknown name or value out of range."""

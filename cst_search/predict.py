@@ -1,0 +1,120 @@
+"""Boxes on images, by a detector that `cst-search train` wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import draw_bounding_boxes
+
+from cst_search.data import CocoImages, ImageEntry, Split, loader
+from cst_search.data_check import FORMATS
+from cst_search.engine import choose_precision, detect
+from cst_search.errors import ConfigError
+from cst_search.trial import choose_device
+from cst_search.weights import load_trained
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# colours that stay apart for the colour-blind: Okabe and Ito, Color Universal Design, 2008
+_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """Files as they are, folders as the images in them, sorted. Raises ConfigError: nothing there."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+            if not inside:
+                raise ConfigError(f"{path} holds no image ({', '.join(_SUFFIXES)})")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise ConfigError(f"there is no image or folder {path}")
+    return found
+
+
+def predict(run: Path, paths: list[Path], out: Path | None, *, score: float, device: str) -> list[dict[str, Any]]:
+    """Detect objects and draw them.
+
+    Args:
+        run: a folder that `cst-search train` wrote, or its weights file.
+        out: folder for one PNG per image; None draws nothing.
+        score: detections below it are left out, 0..1.
+
+    Returns:
+        Per image: ``image``, ``width``, ``height``, ``picture`` (or None) and ``detections``, each with ``class``,
+        ``score`` and ``box`` (x1, y1, x2, y2 in pixels of the file), best first.
+
+    Raises:
+        ConfigError: no weights, no image, or one that cannot be read.
+    """
+    weights = run / "weights.safetensors" if run.is_dir() else run
+    if not weights.is_file():
+        raise ConfigError(f"{run} is neither a folder written by `cst-search train` nor its weights file")
+    images = find_images(paths)
+    model, recipe, class_names = load_trained(weights)
+    target = choose_device(device)
+    model.to(target)
+    entries = tuple(_entry(i, path) for i, path in enumerate(images))
+    dataset = CocoImages(
+        Split("predict", weights, weights.parent, entries),
+        image_size_px=recipe.image_size_px,
+        max_size_px=recipe.max_size_px,
+        hflip=False,
+        cache_bytes=0,
+    )
+    batches = loader(dataset, batch_size=1, shuffle=False, seed=0)
+    results = []
+    for found in detect(model, batches, device=target, precision=choose_precision(recipe.precision, target)):
+        entry = entries[found.image_id]
+        kept = [i for i, s in enumerate(found.scores) if s >= score]
+        detections = [
+            {
+                "class": class_names[found.labels[i] - 1],
+                "score": round(found.scores[i], 4),
+                "box": [round(value, 1) for value in found.boxes_xyxy[i]],
+            }
+            for i in kept
+        ]
+        picture = None
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            picture = out / f"{entry.path.stem}.png"
+            _draw(entry.path, detections, class_names, picture)
+        results.append(
+            {
+                "image": str(entry.path),
+                "width": entry.width,
+                "height": entry.height,
+                "picture": None if picture is None else str(picture),
+                "detections": detections,
+            }
+        )
+    return results
+
+
+def _entry(index: int, path: Path) -> ImageEntry:
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read as an image: {error}") from error
+    return ImageEntry(index, path.name, path, width, height, (), (), (), ())
+
+
+def _draw(path: Path, detections: list[dict[str, Any]], class_names: tuple[str, ...], picture: Path) -> None:
+    with Image.open(path, formats=FORMATS) as image:
+        pixels = pil_to_tensor(image.convert("RGB"))
+    if detections:
+        boxes = torch.tensor([d["box"] for d in detections])
+        boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2])
+        colours = [_COLOURS[class_names.index(d["class"]) % len(_COLOURS)] for d in detections]
+        labels = [f"{d['class']} {d['score']:.2f}" for d in detections]
+        line = max(1, round(min(pixels.shape[1:]) / 240))
+        pixels = draw_bounding_boxes(pixels, boxes, labels, colors=colours, width=line)
+    to_pil_image(pixels).save(picture)

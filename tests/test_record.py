@@ -1,0 +1,283 @@
+"""MLflow as the view of a study: complete, rebuilt at will, and never in the way of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from studies import fake_estimate, make_study, run_cli, run_one, scored
+
+from cst_search.config import write_yaml
+from cst_search.recipe import Recipe
+from cst_search.record import MlflowRecord, default_tracking_uri
+from cst_search.suggest import Study
+
+SETTINGS = {"recipe": {"detector": "fcos", "lr": None}, "space": "cst", "trials": 8, "objectives": "map,device_bytes"}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for all: to make its tables takes seconds."""
+    return default_tracking_uri(tmp_path_factory.mktemp("mlflow"))
+
+
+@pytest.fixture
+def study(tmp_path: Path, request: pytest.FixtureRequest) -> Study:
+    """Complete, failed, out of memory and rejected trials, and one that still runs."""
+    study = make_study(tmp_path, request.node.name)
+    study.begin_launch()
+    run_one(study, scored(0.4), cst__reduction=4, batch_size=4)  # 600 bytes
+    study.enqueue({"method": "cst", "cst.reduction": 1, "batch_size": 8})  # over the budget
+    run_one(study, {"outcome": "failed", "reason": "ValueError: x"})
+    run_one(study, {"outcome": "oom", "reason": "no memory"})
+    run_one(study, {"outcome": "nonfinite", "reason": "nan"})
+    run_one(study, scored(0.5, device_bytes=950), cst__reduction=2, batch_size=4)
+    study.ask(fake_estimate)  # type: ignore[arg-type]
+    return study
+
+
+@pytest.fixture
+def record(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """``record(study)`` -> a launch that puts the study into MLflow as it is now; the warnings."""
+
+    def write(study: Study, *, parent: bool = True, artifacts: Any = None) -> list[str]:
+        warnings: list[str] = []
+        mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
+        if parent:
+            mirror.start(study.info(), "abc", SETTINGS)
+        mirror.sync(study.info())
+        if artifacts:
+            mirror.finish(study.name, artifacts, "FINISHED")
+        assert mirror.close() == (not warnings)
+        return warnings
+
+    return write
+
+
+def runs(uri: str, study: Study, kind: str = "trial") -> list[Run]:
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(study.name)
+    assert experiment is not None
+    found = list(client.search_runs([experiment.experiment_id], f"tags.`cst.kind` = '{kind}'"))
+    return sorted(found, key=lambda run: int(run.data.tags.get("cst.trial", 0)))
+
+
+def tagged(uri: str, study: Study) -> list[int]:
+    """What the filter of the user interface shows."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(study.name)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], 'tags."cst.pareto" = "true"')
+    return sorted(int(run.data.tags["cst.trial"]) for run in found)
+
+
+def on_front(study: Study) -> list[int]:
+    return sorted(record.trial for record in study.info().front())
+
+
+def test_one_child_run_for_every_finished_trial(study: Study, record: Any, uri: str) -> None:
+    assert record(study) == []
+    children, (parent,) = runs(uri, study), runs(uri, study, "launch")
+    finished = [r for r in study.info().trials if r.state not in ("running", "interrupted")]
+    assert [int(run.data.tags["cst.trial"]) for run in children] == [r.trial for r in finished]
+    for run, trial in zip(children, finished, strict=True):
+        tags = run.data.tags
+        assert tags["mlflow.parentRunId"] == parent.info.run_id
+        assert (tags["cst.method"], tags["cst.state"]) == (trial.config["method"], trial.state)
+        assert tags["cst.feasible"] == str(trial.feasible).lower()
+        assert tags["cst.memory_source"] == trial.memory_source
+        assert tags.get("cst.reason") == trial.reason
+        assert run.info.status == ("FAILED" if trial.state == "failed" else "FINISHED")
+        assert set(run.data.params) == set(trial.config)
+        assert run.data.metrics["device_bytes"] == trial.device_bytes
+        assert {"active_bytes", "trainable_params", "petl_params"} <= set(run.data.metrics)
+        assert run.data.metrics.get("map") == trial.map
+    assert {r.state for r in finished} == {"complete", "infeasible", "failed"}
+
+
+def test_the_figures_of_every_epoch(study: Study, record: Any, uri: str) -> None:
+    record(study)
+    client, run = MlflowClient(uri), runs(uri, study)[0]
+    loss = client.get_metric_history(run.info.run_id, "loss")
+    assert [(m.step, m.value) for m in loss] == [(1, 2.0), (2, 1.0)]
+    quality = client.get_metric_history(run.info.run_id, "map")
+    assert [(m.step, m.value) for m in quality] == [(2, 0.4)]
+    assert {"map", "map50", "loss", "images_per_second"} <= set(run.data.metrics)
+    assert run.data.params["cst.reduction"] == "4"
+    assert run.data.params["cst.mtc_stages"] in ("[2, 3, 4, 5]", "[5]")
+
+
+def test_a_history_of_any_length_is_taken_whole(tmp_path: Path, record: Any, uri: str) -> None:
+    """MLflow takes 1,000 metrics in one call."""
+    study = make_study(tmp_path, "long")
+    history = [{"epoch": i, "loss": 1 / i, "images_per_second": 1.0, "map": 0.1, "map50": 0.1} for i in range(1, 301)]
+    run_one(study, scored(0.1, history=history))
+    assert record(study) == []
+    run = runs(uri, study)[0]
+    assert len(MlflowClient(uri).get_metric_history(run.info.run_id, "loss")) == 300
+    assert run.data.metrics["device_bytes"] == study.info().trials[0].device_bytes
+
+
+def test_the_parent_has_the_settings_and_the_hypervolume_by_trial(study: Study, record: Any, uri: str) -> None:
+    record(study)
+    (parent,) = runs(uri, study, "launch")
+    assert parent.data.params == {
+        "recipe.detector": "fcos", "recipe.lr": "none", "space": "cst", "trials": "8",
+        "objectives": "map,device_bytes",
+    }  # fmt: skip
+    history = MlflowClient(uri).get_metric_history(parent.info.run_id, "hypervolume")
+    info = study.info()
+    settled = [r.trial for r in info.trials if r.state != "running"]
+    assert [m.step for m in history] == settled
+    values = [m.value for m in history]
+    assert values == sorted(values) and values[-1] == pytest.approx(info.hypervolume())
+
+
+def test_hypervolume_of_trials_that_end_in_another_order(tmp_path: Path, uri: str) -> None:
+    """Two workers: the later trial ends first, and the earlier one improves the front."""
+    study = make_study(tmp_path, "two-workers")
+    study.begin_launch()
+    mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=pytest.fail)
+    mirror.start(study.info(), "abc", {})
+    early, late = (study.ask(fake_estimate) for _ in range(2))  # type: ignore[arg-type]
+    assert early is not None and late is not None
+    study.tell(late.trial, scored(0.1))
+    mirror.sync(study.info())
+    study.tell(early.trial, scored(0.8, device_bytes=100))
+    mirror.sync(study.info())
+    assert mirror.close()
+    (parent,) = runs(uri, study, "launch")
+    history = MlflowClient(uri).get_metric_history(parent.info.run_id, "hypervolume")
+    volumes = {m.step: m.value for m in history}
+    assert len(history) == len(study.info().trials)
+    assert volumes[early.trial] > 0
+    assert volumes[late.trial] == pytest.approx(study.info().hypervolume())
+    assert parent.data.metrics["hypervolume"] == pytest.approx(study.info().hypervolume())
+
+
+def test_the_tag_follows_the_front(study: Study, record: Any, uri: str) -> None:
+    record(study)
+    before = on_front(study)
+    assert tagged(uri, study) == before and len(before) >= 2
+    # better in everything: what stood there drops off
+    run_one(study, scored(0.9, device_bytes=10), method="head", batch_size=2)
+    record(study)
+    assert tagged(uri, study) == on_front(study) == [study.info().trials[-1].trial]
+    everyone = {run.data.tags["cst.pareto"] for run in runs(uri, study)}
+    assert everyone == {"true", "false"}
+
+
+def test_to_sync_again_changes_nothing(study: Study, record: Any, uri: str) -> None:
+    record(study)
+    first = [(run.info.run_id, run.data.to_dictionary()) for run in runs(uri, study)]
+    record(study, parent=False)
+    record(study)  # another launch: a parent of its own, no child twice
+    assert [(run.info.run_id, run.data.to_dictionary()) for run in runs(uri, study)] == first
+    assert len(runs(uri, study, "launch")) == 2
+
+
+@pytest.mark.parametrize("is_same_launch", [True, False])
+def test_a_run_that_was_cut_off_is_completed(
+    study: Study, record: Any, uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_same_launch: bool
+) -> None:
+    """The server goes away between making the run and filling it; or the launch is killed there."""
+    original = MlflowClient.set_terminated
+    calls = []
+
+    def fail_once(self: MlflowClient, *arguments: Any, **options: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise ConnectionError("gone")
+        original(self, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", fail_once)
+    warnings: list[str] = []
+    mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
+    mirror.sync(study.info())
+    if is_same_launch:
+        mirror.sync(study.info())
+    mirror.close()
+    assert len(warnings) == 1 and "ConnectionError: gone" in warnings[0]
+    if not is_same_launch:
+        record(study)
+    finished = [r.trial for r in study.info().trials if r.state != "running"]
+    children = runs(uri, study)
+    assert [int(run.data.tags["cst.trial"]) for run in children] == finished
+    assert {run.info.status for run in children} == {"FINISHED", "FAILED"}
+    assert tagged(uri, study) == on_front(study)
+
+
+def test_artifacts_and_the_end_of_the_parent(study: Study, record: Any, uri: str, tmp_path: Path) -> None:
+    (tmp_path / "front.json").write_text("{}")
+    (tmp_path / "best.yaml").write_text("detector: fcos")
+    assert record(study, artifacts={"pareto": [tmp_path / "front.json"], "export": [tmp_path / "best.yaml"]}) == []
+    (parent,) = runs(uri, study, "launch")
+    assert parent.info.status == "FINISHED"
+    client = MlflowClient(uri)
+    for folder, name in (("pareto", "front.json"), ("export", "best.yaml")):
+        listed = client.list_artifacts(parent.info.run_id, folder)
+        assert [artifact.path for artifact in listed] == [f"{folder}/{name}"]
+
+
+def test_a_deleted_experiment_is_one_warning(study: Study, record: Any, uri: str) -> None:
+    record(study)
+    client = MlflowClient(uri)
+    client.delete_experiment(client.get_experiment_by_name(study.name).experiment_id)  # type: ignore[union-attr]
+    (warning,) = record(study)
+    assert "was deleted in MLflow; restore it there" in warning
+
+
+# --- a server that is not there -------------------------------------------------------------------------------------
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    "address", [f"http://me:{SECRET}@127.0.0.1:9", f"http://me:{SECRET}@127.0.0.1:9/", f"nosuch://me:{SECRET}@host"]
+)
+def test_a_fault_is_one_line_without_the_password(
+    study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    warnings: list[str] = []
+    mirror = MlflowRecord(address, tmp_path / "artifacts", warn=warnings.append)
+    mirror.start(study.info(), "abc", SETTINGS)
+    for _ in range(3):
+        mirror.sync(study.info())
+    assert not mirror.close()
+    (warning,) = warnings
+    assert "MLflow did not take a record" in warning and "the study keeps it" in warning
+    assert SECRET not in warning and "\n" not in warning
+
+
+def test_a_launch_ends_well_without_its_server_and_the_next_one_delivers(
+    tmp_path: Path, tiny_folder: Path, tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    home = tmp_path / "home"
+    write_yaml(tmp_path / "recipe.yaml", tiny_recipe(method="head").to_dict(), "test")
+    write_yaml(
+        tmp_path / "space.yaml", {"methods": ["head"], "shared": {"lr": {"float": [1e-3, 1e-2], "log": True}}}, "test"
+    )
+    command = ["launch", "--in-process", "--data", tiny_folder, "--recipe", tmp_path / "recipe.yaml", "--space",
+               tmp_path / "space.yaml", "--study", "lonely", "--home", home]  # fmt: skip
+    ran = run_cli(*command, "--trials", 2, "--tracking-uri", f"http://me:{SECRET}@127.0.0.1:9")
+    assert ran.code == 0
+    assert ran.out.count("MLflow did not take a record") == 1
+    assert "http://me:***@127.0.0.1:9" in ran.out
+    study = Study.open(f"sqlite:///{home / 'studies.db'}", "lonely")
+    assert study.info().counts()["complete"] == 2
+    assert (home / "lonely" / "front.json").exists()
+    for path in home.rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+    assert SECRET not in ran.out + ran.err
+
+    ran = run_cli(*command, "--trials", 3, "--tracking-uri", uri)
+    assert (ran.code, "did not take" in ran.out) == (0, False)
+    assert [int(run.data.tags["cst.trial"]) for run in runs(uri, study)] == [0, 1, 2]
+    assert tagged(uri, study) == on_front(study)
+    assert (home / "artifacts" / "lonely").is_dir()  # a bare database: not into ./mlruns of the current folder

@@ -1,0 +1,249 @@
+"""One trial from end to end: the same twice, and every way it can end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cst_search import trial
+from cst_search.data import DetectionData
+from cst_search.detector import build_detector, count_parameters
+from cst_search.engine import EpochStats
+from cst_search.errors import ConfigError
+from cst_search.petl import METHODS
+from cst_search.recipe import DETECTORS, Recipe
+from cst_search.trial import TrialResult, choose_device, run_trial
+
+Make = Callable[..., Recipe]
+
+
+def without_times(result: TrialResult) -> dict[str, Any]:
+    """All that must repeat: everything but the clock."""
+
+    def drop(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: drop(v) for k, v in value.items() if k not in ("images_per_second", "seconds", "train_seconds")}
+        return [drop(item) for item in value] if isinstance(value, list) else value
+
+    return drop(result.to_dict())
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_the_same_recipe_gives_the_same_result_bit_for_bit(
+    tiny_recipe: Make, tiny_data: DetectionData, detector: str
+) -> None:
+    models: list[dict[str, torch.Tensor]] = []
+
+    def run(seed: int) -> dict[str, Any]:
+        torch.rand(3)  # what was drawn before a trial must not matter
+        recipe = tiny_recipe(detector=detector, seed=seed, epochs=1 if detector == "fasterrcnn" else 2, lr=1e-2)
+        result = run_trial(recipe, tiny_data, keep=lambda model: models.append(model.state_dict()))
+        assert result.outcome == "complete" and result.map is not None
+        return without_times(result)
+
+    first, again, other = run(5), run(5), run(6)
+    assert first == again
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    assert first["history"] != other["history"]
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_what_a_result_holds(tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str) -> None:
+    recipe = tiny_recipe(detector=detector, method=method)
+    reported: list[dict[str, Any]] = []
+    result = run_trial(recipe, tiny_data, report=reported.append)
+    assert (result.outcome, result.reason, result.epochs, result.device) == ("complete", None, 1, "cpu")
+    assert (result.petl_params, result.trainable_params) == count_parameters(build_detector(recipe, 3))
+    assert result.map is not None and 0 <= result.map <= 1
+    assert result.loss == result.history[-1]["loss"] > 0 and result.history[-1]["grad_norm"] > 0
+    assert reported == result.history
+    assert result.device_bytes is result.reserved_bytes is result.active_bytes is None  # nothing is measured on a CPU
+    assert 0 < result.train_seconds <= result.seconds
+    assert result.final["val"]["map"] == result.map
+    assert json.loads(json.dumps(result.to_dict())) == result.to_dict()  # it travels and is stored
+
+
+@pytest.mark.parametrize(
+    ("epochs", "eval_every", "evaluated"),
+    [
+        (1, 1, [1]),
+        (3, 1, [1, 2, 3]),
+        (3, 2, [2, 3]),  # the last epoch always
+        (2, 5, [2]),
+    ],
+)
+def test_when_it_evaluates(
+    tiny_recipe: Make, tiny_data: DetectionData, epochs: int, eval_every: int, evaluated: list[int]
+) -> None:
+    result = run_trial(tiny_recipe(method="head", eval_every=eval_every), tiny_data, epochs=epochs)
+    assert [entry["epoch"] for entry in result.history] == list(range(1, epochs + 1))
+    assert [entry["epoch"] for entry in result.history if "map" in entry] == evaluated
+    assert result.map == result.history[-1]["map"]
+
+
+def test_the_recipes_own_length_unless_told(tiny_recipe: Make, tiny_data: DetectionData) -> None:
+    recipe = tiny_recipe(method="head", epochs=2, search_epochs=1)
+    assert run_trial(recipe, tiny_data).epochs == 2  # `train` reads epochs; who searches passes search_epochs
+
+
+def test_other_splits_are_scored_when_asked_for(tiny_recipe: Make, tiny_data: DetectionData) -> None:
+    result = run_trial(tiny_recipe(method="head"), tiny_data, final_splits=("val", "test", "nowhere"))
+    assert list(result.final) == ["val", "test"]
+    assert set(result.final["test"]["per_class"]) == set(tiny_data.class_names)
+
+
+def test_it_learns(tiny_recipe: Make, tiny_data: DetectionData) -> None:
+    """The loss of a trial that trains falls well below that of its first epoch."""
+    result = run_trial(
+        tiny_recipe(method="full", weights="none", lr=5e-3, hflip=False, eval_every=99), tiny_data, epochs=8
+    )
+    losses = [entry["loss"] for entry in result.history]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `run_trial` hands to the training loop, which is not run."""
+    seen: list[dict[str, Any]] = []
+
+    def spy(model: nn.Module, batches: Any, optimiser: Any, schedule: Any, scaler: Any, **options: Any) -> EpochStats:
+        steps = -(-options["n_batches"] // options["accumulate"])
+        rates = []
+        for _ in range(steps):
+            optimiser.step()
+            rates.append(optimiser.param_groups[0]["lr"])
+            schedule.step()
+        seen.append(options | {"rates": rates, "sizes": [len(images) for images, _ in batches], "scaler": scaler})
+        return EpochStats(1.0, 1.0, steps, 1.0)
+
+    monkeypatch.setattr(trial, "train_one_epoch", spy)
+    return seen
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_without_an_lr_the_methods_prior_is_the_peak(
+    tiny_recipe: Make, tiny_data: DetectionData, settings: list[dict[str, Any]], method: str
+) -> None:
+    run_trial(tiny_recipe(method=method), tiny_data)
+    assert max(settings[0]["rates"]) == METHODS[method].lr
+    run_trial(tiny_recipe(method=method, lr=0.02), tiny_data)
+    assert max(settings[1]["rates"]) == 0.02
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "sizes"),
+    [(4, 1, [4, 4]), (3, 1, [3, 3, 2]), (3, 2, [3, 3, 2]), (16, 1, [8])],
+)
+def test_the_schedule_spans_all_updates_of_all_epochs(
+    tiny_recipe: Make,
+    tiny_data: DetectionData,
+    settings: list[dict[str, Any]],
+    batch_size: int,
+    accumulate: int,
+    sizes: list[int],
+) -> None:
+    recipe = tiny_recipe(method="head", batch_size=batch_size, accumulate=accumulate, clip_norm=2.5, warmup=0.0, lr=1.0)
+    run_trial(recipe, tiny_data, epochs=3)
+    assert [call["sizes"] for call in settings] == [sizes] * 3
+    assert all(call["n_batches"] == len(sizes) and call["clip_norm"] == 2.5 for call in settings)
+    rates = [rate for call in settings for rate in call["rates"]]
+    n = 3 * -(-len(sizes) // accumulate)
+    half_cosine = [0.5 * (1 + torch.cos(torch.tensor(torch.pi * i / n)).item()) for i in range(n)]
+    assert rates == pytest.approx(half_cosine, abs=1e-6)
+
+
+# --- ends that are outcomes ------------------------------------------------------------------------------------------
+
+
+def failing_in(monkeypatch: pytest.MonkeyPatch, epoch: int, error: BaseException) -> None:
+    real, calls = trial.train_one_epoch, []
+
+    def train_one_epoch(*args: Any, **options: Any) -> EpochStats:
+        calls.append(1)
+        if len(calls) == epoch:
+            raise error
+        return real(*args, **options)
+
+    monkeypatch.setattr(trial, "train_one_epoch", train_one_epoch)
+
+
+OOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has a total capacity of ...")
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_running_out_of_memory_is_an_outcome(
+    tiny_recipe: Make, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    failing_in(monkeypatch, epoch, OOM)
+    kept: list[nn.Module] = []
+    recipe = tiny_recipe(method="head")
+    result = run_trial(recipe, tiny_data, epochs=2, keep=kept.append)
+    assert result.outcome == "oom"
+    assert result.reason == "CUDA out of memory. Tried to allocate 20.00 MiB."  # one line
+    assert result.epochs == epoch - 1 and (result.map is None) == (epoch == 1)
+    assert result.trainable_params == count_parameters(build_detector(recipe, 3))[1]  # known all the same
+    assert kept == []  # nothing is saved of a trial that broke
+
+
+def test_running_out_of_memory_while_evaluating_too(
+    tiny_recipe: Make, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(*args: Any, **options: Any) -> None:
+        raise OOM
+
+    monkeypatch.setattr(trial, "evaluate", evaluate)
+    assert run_trial(tiny_recipe(method="head"), tiny_data).outcome == "oom"
+
+
+def test_a_learning_rate_far_too_high_is_an_outcome(tiny_recipe: Make, tiny_data: DetectionData) -> None:
+    recipe = tiny_recipe(detector="retinanet", lr=9.0, warmup=0.0, clip_norm=1e6, eval_every=99)
+    result = run_trial(recipe, tiny_data, epochs=30)
+    assert result.outcome == "nonfinite"
+    assert result.reason is not None and "a lower lr" in result.reason
+    assert result.epochs < 30 and result.map is None
+    json.dumps(result.to_dict(), allow_nan=False)  # no NaN got into the record
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyboardInterrupt()])
+def test_every_other_fault_is_raised(
+    tiny_recipe: Make, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    failing_in(monkeypatch, 1, error)
+    with pytest.raises(type(error)):
+        run_trial(tiny_recipe(method="head"), tiny_data)
+
+
+def test_a_wrong_recipe_is_an_error_before_any_work(tiny_recipe: Make, tiny_data: DetectionData) -> None:
+    with pytest.raises(ConfigError, match="reduction"):
+        run_trial(tiny_recipe(options={"reduction": 0}), tiny_data)
+
+
+# --- the rest --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])  # on a CPU both are bf16
+def test_half_precision_on_a_cpu(tiny_recipe: Make, tiny_data: DetectionData, kind: str) -> None:
+    """Faster R-CNN only: oneDNN's bf16 weight gradient of a 2 x 2 -> 1 x 1 convolution (P7 of tiny images, which
+    RetinaNet and FCOS have) now and then holds what lay in memory before (torch 2.15)."""
+    result = run_trial(tiny_recipe(detector="fasterrcnn", precision=kind), tiny_data)
+    assert result.outcome == "complete" and result.loss is not None
+
+
+def test_loader_processes_change_nothing(tiny_recipe: Make, tiny_data: DetectionData) -> None:
+    recipe = tiny_recipe(method="head")
+    alone = run_trial(recipe, tiny_data)
+    assert without_times(run_trial(dataclasses.replace(recipe, loader_workers=1), tiny_data)) == without_times(alone)
+
+
+def test_choose_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, expected in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert choose_device() == torch.device(expected)
+    assert choose_device("cpu") == torch.device("cpu")
