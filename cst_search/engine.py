@@ -17,11 +17,6 @@ from torch import Tensor, nn
 
 from cst_search.errors import RunError
 
-# parameters that are not decayed, besides everything one-dimensional (norms, biases): Side-Tuning's reference code
-# gives its merge weights weight decay 0, and so do ours
-_NO_DECAY = "gate"
-
-
 class NonFiniteLoss(RunError):
     """The loss became NaN or infinite; further steps would only spread it."""
 
@@ -82,13 +77,15 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 
 def make_optimiser(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over what is trainable; weight decay only on weights with two or more dimensions that are no gate."""
+    """AdamW over what is trainable; weight decay only on weights, not on norms, biases and gates.
+
+    Side-Tuning's reference code gives its merge weights no decay, and so do we: what has one dimension that counts.
+    """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            bare = parameter.squeeze().ndim < 2 or name.endswith(_NO_DECAY)
-            (plain if bare else decayed).append(parameter)
+            (plain if parameter.squeeze().ndim < 2 else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr)
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-from torchvision.utils import draw_bounding_boxes
+from PIL import Image, ImageDraw, ImageFont
 
 from cst_search.data import CocoImages, ImageEntry, Split, loader
 from cst_search.data_check import FORMATS
@@ -108,13 +105,18 @@ def _entry(index: int, path: Path) -> ImageEntry:
 
 
 def _draw(path: Path, detections: list[dict[str, Any]], class_names: tuple[str, ...], picture: Path) -> None:
-    with Image.open(path, formats=FORMATS) as image:
-        pixels = pil_to_tensor(image.convert("RGB"))
-    if detections:
-        boxes = torch.tensor([d["box"] for d in detections])
-        boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2])
-        colours = [_COLOURS[class_names.index(d["class"]) % len(_COLOURS)] for d in detections]
-        labels = [f"{d['class']} {d['score']:.2f}" for d in detections]
-        line = max(1, round(min(pixels.shape[1:]) / 240))
-        pixels = draw_bounding_boxes(pixels, boxes, labels, colors=colours, width=line)
-    to_pil_image(pixels).save(picture)
+    with Image.open(path, formats=FORMATS) as stored:
+        image = stored.convert("RGB")
+    draw = ImageDraw.Draw(image)
+    line = max(1, round(min(image.size) / 240))
+    font = ImageFont.load_default(max(10, min(image.size) / 36))
+    for found in reversed(detections):  # the best last, on top
+        colour = _COLOURS[class_names.index(found["class"]) % len(_COLOURS)]
+        x1, y1, x2, y2 = found["box"]
+        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=line)
+        text = f"{found['class']} {found['score']:.2f}"
+        _, _, width, height = draw.textbbox((0, 0), text, font=font)
+        top = y1 - height if y1 >= height else y1
+        draw.rectangle((x1, top, x1 + width + 2 * line, top + height), fill=colour)
+        draw.text((x1 + line, top), text, fill="black", font=font)
+    image.save(picture)

@@ -146,7 +146,7 @@ class Recipe:
                 that is not the chosen one are ignored, so that a conditional space may carry them.
 
         Raises:
-            ConfigError: a key is neither a field nor an option.
+            ConfigError: a key without a dot is no field.
         """
         known = {f.name for f in fields(self)} - {"options", "origin"}
         unknown = [key for key in config if "." not in key and key not in known]

@@ -7,6 +7,7 @@ slow or absent server delays nothing, and what it did not take is delivered by t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -43,6 +44,24 @@ def default_tracking_uri(home: Path) -> str:
     return f"sqlite:///{os.fspath((home / 'mlflow.db').absolute())}"
 
 
+def _make_database(uri: str) -> None:
+    """Make MLflow's SQLite database whole or not at all.
+
+    MLflow makes its tables one by one, for seconds; a launch that is killed in between would leave a file that MLflow
+    never takes again ("table review_queues already exists").
+    """
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or "?" in uri or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=f"sqlite:///{part}").search_experiments(max_results=1)
+    with contextlib.suppress(FileExistsError):  # another launch was quicker
+        os.link(part, path)
+    part.unlink()
+
+
 class _Mirror:
     """The calls, one after the other, on the thread."""
 
@@ -61,6 +80,7 @@ class _Mirror:
         """Connect, find or make the experiment, and learn which trials it has."""
         if self.client is not None and self.experiment is not None:
             return self.client, self.experiment
+        _make_database(self.uri)
         client = MlflowClient(tracking_uri=self.uri)
         found = client.get_experiment_by_name(study)
         if found is None:

@@ -145,6 +145,8 @@ class Ray:
                 logging_level=logging.ERROR,
                 configure_logging=True,
             )
+        # what Tune says of its own files, with a traceback at times when it is interrupted, is of no use here
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         searcher = StudySearcher(study, estimate, stop, events)
         scratch = tempfile.mkdtemp(prefix="cst-search-ray-")
         try:

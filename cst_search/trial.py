@@ -100,7 +100,6 @@ def run_trial(
     begun = time.perf_counter()
     epochs = recipe.epochs if epochs is None else epochs
     target = choose_device(device)
-    torch.manual_seed(recipe.seed)
     if target.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +20,15 @@ from mlflow import MlflowClient
 from studies import Ran, run_cli
 
 from cst_search.config import write_yaml
+from cst_search.live import View
+from cst_search.memory import predict
 from cst_search.petl import get_method
 from cst_search.recipe import Recipe
 from cst_search.record import default_tracking_uri
 from cst_search.results import StudyInfo
 from cst_search.suggest import Study
 
-SPACE = {
+SPACE: dict[str, Any] = {
     "methods": ["cst", "head"],
     "shared": {"lr": {"float": [1e-3, 2e-2], "log": True}, "batch_size": {"choice": [2, 4]}},
     "cst": {"reduction": {"choice": [1, 2, 4]}, "mtc_stages": {"choice": [[2, 3, 4, 5], [5]]}},
@@ -36,14 +39,16 @@ SPACE = {
 def base(
     tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_recipe: Callable[..., Recipe]
 ) -> Callable[..., list[str]]:
-    """``base(home, search_epochs=1)`` -> the flags of a search on the tiny data set."""
+    """``base(home, space="wide", **changes of the recipe)`` -> the flags of a search on the tiny data set."""
     folder = tmp_path_factory.mktemp("launch")
-    write_yaml(folder / "space.yaml", SPACE, "test")
+    write_yaml(folder / "wide.yaml", SPACE, "test")
+    # every structure that the survey before a search meets costs a trace
+    write_yaml(folder / "lr.yaml", {"methods": ["head"], "shared": {"lr": SPACE["shared"]["lr"]}}, "test")
 
-    def flags(home: Path, search_epochs: int = 1) -> list[str]:
-        recipe = folder / f"recipe-{search_epochs}.yaml"
-        write_yaml(recipe, tiny_recipe(search_epochs=search_epochs).to_dict(), "test")
-        return ["--data", str(tiny_folder), "--recipe", str(recipe), "--space", str(folder / "space.yaml"),
+    def flags(home: Path, space: str = "wide", **changes: Any) -> list[str]:
+        recipe = folder / "-".join(["recipe", *map(str, changes.values())])
+        write_yaml(recipe, tiny_recipe(**changes).to_dict(), "test")
+        return ["--data", str(tiny_folder), "--recipe", str(recipe), "--space", str(folder / f"{space}.yaml"),
                 "--home", str(home), "--device", "cpu"]  # fmt: skip
 
     return flags
@@ -64,26 +69,31 @@ def children(home: Path, name: str) -> Counter[int]:
 
 # --- one search -----------------------------------------------------------------------------------------------------
 
-PARAMS = 20_000  # of the tiny recipe's space about half is below
+
+@pytest.fixture(scope="module")
+def budget(tiny_recipe: Callable[..., Recipe]) -> int:
+    """Trainable parameters between those of reduction 1 and 2."""
+    over, within = (predict(tiny_recipe(options={"reduction": r}), n_classes=3).trainable_params for r in (1, 2))
+    return (over + within) // 2
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory, base: Callable[..., list[str]]) -> tuple[Path, Ran]:
+def launched(tmp_path_factory: pytest.TempPathFactory, base: Callable[..., list[str]], budget: int) -> tuple[Path, Ran]:
     home = tmp_path_factory.mktemp("home")
     ran = run_cli(
-        "launch", "--in-process", *base(home), "--study", "first", "--trials", 4, "--budget-params", PARAMS, "--json"
+        "launch", "--in-process", *base(home), "--study", "first", "--trials", 4, "--budget-params", budget, "--json"
     )
     assert ran.code == 0, ran
     return home, ran
 
 
-def test_a_launch_ends_with_a_front_and_its_files(launched: tuple[Path, Ran]) -> None:
+def test_a_launch_ends_with_a_front_and_its_files(launched: tuple[Path, Ran], budget: int) -> None:
     home, ran = launched
     report, info = json.loads(ran.out), read(home, "first")
     assert report["study"] == "first" and report["front"] and report["interrupted"] is False
-    assert report["budget"] == {"memory_bytes": None, "params": PARAMS}
+    assert report["budget"] == {"memory_bytes": None, "params": budget}
     assert info.n_ran() == 4
-    assert all(record.trainable_params <= PARAMS for record in info.trials if record.ran)  # type: ignore[operator]
+    assert all(record.trainable_params <= budget for record in info.trials if record.ran)  # type: ignore[operator]
     assert report["trials"]["complete"] == 4
     assert 0 < report["hypervolume"] <= 1 or all(entry["map"] == 0 for entry in report["front"])
     names = sorted(path.name for path in (home / "first").iterdir())
@@ -130,24 +140,25 @@ def test_mlflow_has_the_launch(launched: tuple[Path, Ran]) -> None:
         (["--trials", "5", "--objectives", "map"], "was made with another --objectives"),
         (["--trials", "5", "--budget-params", "1M"], "was made with another --budget-mem/--budget-params"),
         (["--trials", "5", "--set", "epochs=9"], "was made with another --recipe"),
-        (["--trials", "5", "--space", "cst"], "was made with another --space"),
+        (["--trials", "5", "--space", "{lr}"], "was made with another --space"),
     ],
 )
 def test_a_study_is_not_continued_by_mistake(
-    launched: tuple[Path, Ran], base: Callable[..., list[str]], more: list[str], said: str
+    launched: tuple[Path, Ran], base: Callable[..., list[str]], budget: int, more: list[str], said: str
 ) -> None:
     home, _ = launched
     before = read(home, "first")
-    ran = run_cli(
-        "launch", "--in-process", *base(home), "--study", "first", "--budget-params", PARAMS, *more
-    )  # fmt: skip
+    more = [word.format(lr=base(home, "lr")[5]) for word in more]
+    ran = run_cli("launch", "--in-process", *base(home), "--study", "first", "--budget-params", budget, *more)
     assert (ran.code, said in ran.message) == (2, True), ran
     assert read(home, "first") == before
 
 
 def test_a_budget_that_excludes_all_is_said_and_ends(
-    tmp_path: Path, base: Callable[..., list[str]], launched: tuple[Path, Ran]
+    tmp_path: Path, base: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ask = Study.ask
+    monkeypatch.setattr(Study, "ask", lambda self, estimate: ask(self, estimate, max_rejects=5))
     ran = run_cli("launch", "--in-process", *base(tmp_path), "--trials", 2, "--budget-params", "1k")
     assert ran.code == 1  # it ran, and found nothing
     assert "--budget-params 1k is below all of" in ran.out and "few or none will fit" in ran.out
@@ -157,15 +168,15 @@ def test_a_budget_that_excludes_all_is_said_and_ends(
     assert info.n_ran() == 0 and info.counts()["infeasible"] == len(info.trials) > 0
 
 
-def test_a_budget_far_above_is_said(launched: tuple[Path, Ran], tmp_path: Path, base: Callable[..., list[str]]) -> None:
-    ran = run_cli("launch", "--in-process", *base(tmp_path), "--trials", 1, "--budget-mem", "80GB", "--objectives",
-                  "map", "--time-limit", "1d")  # fmt: skip
-    assert ran.code == 0
-    assert "--budget-mem 80 GB is above everything in this space" in ran.out
-    assert "would exclude about half" in ran.out
-
-
 # --- searches that are cut off --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: to make one takes seconds."""
+    home = tmp_path_factory.mktemp("tables")
+    MlflowClient(default_tracking_uri(home)).search_experiments()
+    return home / "mlflow.db"
 
 
 @contextmanager
@@ -203,46 +214,85 @@ def finished(info: StudyInfo) -> dict[int, Any]:
     return {r.trial: r for r in info.trials if r.state not in ("running", "interrupted")}
 
 
-@pytest.mark.parametrize("form", ["in-process", "ray"])
-def test_a_search_that_is_killed_and_stopped_loses_nothing(
-    tmp_path: Path, base: Callable[..., list[str]], form: str
-) -> None:
-    """kill -9, then Ctrl-C, then to the end, always with the same command; the last one in this process."""
-    n_trials = 5
-    flags = [*base(tmp_path, search_epochs=6), "--study", "cut", "--trials", str(n_trials)]
-    how = ["--in-process"] if form == "in-process" else ["--workers", "1"]
+def flags_of(base: Callable[..., list[str]], home: Path) -> list[str]:
+    return [*base(home, "lr", method="head", search_epochs=6), "--study", "cut", "--trials", str(N_TRIALS)]
 
-    with started(*flags, *how) as process:
+
+N_TRIALS = 4
+
+
+def check_the_end(home: Path, before: StudyInfo, ran: Ran) -> None:
+    """The last launch ended well: nothing lost, nothing twice, what was cut off finished."""
+    assert ran.code == 0, ran
+    done = read(home, "cut")
+    assert finished(before).items() <= finished(done).items()  # what was finished stays as it was
+    assert done.n_ran() == N_TRIALS == len(done.trials)
+    assert [record.trial for record in done.trials] == list(range(N_TRIALS))
+    assert {record.state for record in done.trials} == {"complete"}
+    for record in before.trials:
+        if record.state == "interrupted":
+            assert done.by_number(record.trial).config == record.config  # type: ignore[union-attr]
+            assert f"trial {record.trial} started (again, its launch died)" in ran.out
+    assert children(home, "cut") == Counter(range(N_TRIALS))
+
+
+def test_a_search_that_is_killed_loses_nothing(tmp_path: Path, base: Callable[..., list[str]]) -> None:
+    flags = [*flags_of(base, tmp_path), "--in-process"]
+    with started(*flags) as process:
+        until(process, "trial 1 started")
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+    killed = read(tmp_path, "cut")
+    assert [record.state for record in killed.trials] == ["complete", "interrupted"]
+    check_the_end(tmp_path, killed, run_cli("launch", *flags))
+
+
+def test_ctrl_c_ends_a_search_and_keeps_it(
+    tmp_path: Path, base: Callable[..., list[str]], tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*flags_of(base, tmp_path), "--in-process", "--objectives", "map", "--budget-mem", "80GB",
+             "--time-limit", "1d"]  # fmt: skip
+    shutil.copy(tables, tmp_path)
+    original = View.progressed
+
+    def interrupt(self: View, trial: int, entry: Any) -> None:
+        original(self, trial, entry)
+        if trial == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(View, "progressed", interrupt)
+        ran = run_cli("launch", *flags)
+    assert ran.code == 130, ran
+    assert "go on with the same command and --study cut" in ran.out and "stopped after" in ran.out
+    stopped = read(tmp_path, "cut")
+    assert [record.state for record in stopped.trials] == ["complete", "interrupted"]
+    assert (tmp_path / "cut" / "front.html").exists()  # what there is is reported
+    assert "--budget-mem 80 GB is above everything in this space" in ran.out and "so it excludes nothing" in ran.out
+    check_the_end(tmp_path, stopped, run_cli("launch", *flags))
+
+
+def test_with_ray_killed_and_then_stopped(tmp_path: Path, base: Callable[..., list[str]], tables: Path) -> None:
+    """kill -9, then Ctrl-C, then to the end; the last one in this process."""
+    flags = flags_of(base, tmp_path)
+    shutil.copy(tables, tmp_path)
+    with started(*flags, "--workers", "1") as process:
         until(process, "trial 1 started")
         process.send_signal(signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL
     killed = read(tmp_path, "cut")
     assert killed.by_number(0).state == "complete"  # type: ignore[union-attr]
-    assert killed.counts()["running"] == 0
+    assert killed.counts()["running"] == 0 and killed.counts()["interrupted"] >= 1
 
-    with started(*flags, *how) as process:
-        seen = until(process, "trial 2 started")
+    with started(*flags, "--workers", "1") as process:
+        seen = until(process, "trial 1 started (again, its launch died)")
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=120)
+        rest, _ = process.communicate(timeout=300)
         assert process.returncode == 130, seen + rest
-    assert "study cut: 1 of 5 trials done" in seen
-    assert "trial 1 started (again, its launch died)" in seen
+    assert f"study cut: 1 of {N_TRIALS} trials done" in seen
     assert "go on with the same command and --study cut" in rest
     assert "Traceback" not in seen + rest
     stopped = read(tmp_path, "cut")
-    assert finished(killed).items() <= finished(stopped).items()  # what was finished stays as it was
-    assert stopped.by_number(1).state == "complete"  # type: ignore[union-attr]
+    assert finished(killed).items() <= finished(stopped).items()
     assert stopped.counts()["running"] == 0
-    still_open = [record.trial for record in stopped.trials if record.state == "interrupted"]
-
-    ran = run_cli("launch", *flags, "--in-process")
-    assert ran.code == 0, ran
-    done = read(tmp_path, "cut")
-    assert finished(stopped).items() <= finished(done).items()
-    assert done.n_ran() == n_trials == len(done.trials)  # none lost, none counted twice
-    assert [record.trial for record in done.trials] == list(range(n_trials))
-    assert {record.state for record in done.trials} == {"complete"}
-    for number in still_open:
-        assert done.by_number(number).config == stopped.by_number(number).config  # type: ignore[union-attr]
-        assert f"trial {number} started (again, its launch died)" in ran.out
-    assert children(tmp_path, "cut") == Counter(range(n_trials))
+    check_the_end(tmp_path, stopped, run_cli("launch", *flags, "--in-process"))

@@ -92,8 +92,10 @@ def test_and_so_they_are_for_other_choices(tiny_recipe: Make, changes: dict[str,
 
 
 @families
-@methods
-@pytest.mark.parametrize("weights", [{}, {"weights": "none"}], ids=["file", "none"])
+@pytest.mark.parametrize(
+    ("method", "weights"),
+    [*((method, {}) for method in sorted(METHODS)), ("full", {"weights": "none"})],  # none: the norms are trained too
+)
 def test_parameters_are_those_of_the_built_model(
     tiny_recipe: Make, detector: str, method: str, weights: dict[str, str]
 ) -> None:
@@ -136,7 +138,7 @@ def test_the_larger_of_step_and_update_counts(tiny_recipe: Make, size: InputShap
 
 
 @families
-@methods
+@pytest.mark.parametrize("method", ["cst", "full"])
 def test_more_images_more_pixels_and_more_boxes_need_more(tiny_recipe: Make, detector: str, method: str) -> None:
     recipe = tiny_recipe(detector=detector, method=method)
 
@@ -146,12 +148,12 @@ def test_more_images_more_pixels_and_more_boxes_need_more(tiny_recipe: Make, det
 
     base = need(4, 128, 5)
     assert need(1, 128, 5) < base < need(4, 192, 5)
-    # matching is a formula of the boxes, and no peak while they are few
-    assert base <= need(4, 128, 50) < need(4, 128, 100_000)
+    assert base < need(4, 128, 100_000)  # matching is a formula of the boxes, and no peak while they are few
 
 
-@families
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(
+    ("detector", "backbone"), [*((family, "resnet18") for family in DETECTORS), ("fasterrcnn", "resnet50")]
+)
 def test_head_needs_less_than_cst_and_cst_less_than_full(detector: str, backbone: str) -> None:
     """The point of a side network; at the width, size and precision of a real study."""
     recipe = Recipe(detector=detector, backbone=backbone, batch_size=2, precision="fp32", weights="none")

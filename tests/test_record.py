@@ -231,6 +231,28 @@ def test_a_deleted_experiment_is_one_warning(study: Study, record: Any, uri: str
     assert "was deleted in MLflow; restore it there" in warning
 
 
+def test_a_database_appears_whole_or_not_at_all(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch that was killed while MLflow made its tables left a file that MLflow never took again."""
+    path = tmp_path / "new" / "mlflow.db"
+    seen: list[bool] = []
+    original = MlflowClient.search_experiments
+
+    def look(self: MlflowClient, *arguments: Any, **options: Any) -> Any:
+        found = original(self, *arguments, **options)
+        seen.append(path.exists())
+        return found
+
+    monkeypatch.setattr(MlflowClient, "search_experiments", look)
+    mirror = MlflowRecord(f"sqlite:///{path}", tmp_path / "artifacts", warn=pytest.fail)
+    mirror.sync(study.info())
+    assert mirror.close()
+    assert seen == [False]
+    assert [file.name for file in path.parent.iterdir()] == ["mlflow.db"]
+    assert tagged(f"sqlite:///{path}", study) == on_front(study)
+
+
 # --- a server that is not there -------------------------------------------------------------------------------------
 
 SECRET = "hunter2"
