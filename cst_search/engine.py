@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cst_search.errors import RunError
 
+
 class NonFiniteLoss(RunError):
     """The loss became NaN or infinite; further steps would only spread it."""
 

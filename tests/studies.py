@@ -20,7 +20,6 @@ from cst_search.results import Budget, TrialRecord
 from cst_search.suggest import Study, StudySpec
 
 
-
 @sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "connect")
 def _do_not_wait_for_the_disk(connection: Any, _: Any) -> None:
     """Five times faster. Nothing is lost when a process is killed, only when the machine is."""

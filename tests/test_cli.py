@@ -37,7 +37,9 @@ def fill(study: Study) -> Study:
     study.begin_launch()
     for i, (quality, measured) in enumerate(((0.6, 900), (0.5, 400), (0.4, 500))):
         run_one(study, scored(quality, device_bytes=measured), cst__reduction=4, batch_size=2, lr=0.01 + i / 1000)
-    run_one(study, {"outcome": "failed", "reason": "ValueError: [/bold] & <b>"}, cst__reduction=4, batch_size=2, lr=0.02)
+    run_one(
+        study, {"outcome": "failed", "reason": "ValueError: [/bold] & <b>"}, cst__reduction=4, batch_size=2, lr=0.02
+    )
     study.enqueue({"method": "cst", "cst.reduction": 4, "batch_size": 2, "lr": 0.015})
     study.ask(fake_estimate)  # type: ignore[arg-type]
     return study
@@ -63,7 +65,11 @@ MISTAKES: list[tuple[str, str, tuple[str, ...]]] = [
     ("a negative seed", "launch --seed -1", ("--seed",)),
     ("a device that is none", "launch --device tpu", ("--device must be one of auto, cpu, cuda", "'tpu'")),
     ("a GPU where there is none", "launch --device cuda", ("--device cuda: torch sees no GPU here",)),
-    ("a sampler that is none", "launch --sampler bayes", ("--sampler must be one of tpe, nsga2, gp, random", "'bayes'")),
+    (
+        "a sampler that is none",
+        "launch --sampler bayes",
+        ("--sampler must be one of tpe, nsga2, gp, random", "'bayes'"),
+    ),
     ("objectives", "launch --objectives map,speed", ("--objectives takes different names", "'map,speed'")),
     ("an objective twice", "launch --objectives map,map", ("--objectives takes different names", "'map,map'")),
     ("an unknown flag", "launch --budget 6GB", ("No such option", "--budget")),
@@ -90,7 +96,11 @@ MISTAKES: list[tuple[str, str, tuple[str, ...]]] = [
     ("an option of the wrong kind", "launch --set cst.mtc_stages=5", ("mtc_stages must be a list", "got 5")),
     ("an option that is none", "launch --set cst.size=5", ("'cst' has no option 'size'", "reduction")),
     ("a database that is none", "launch --storage studies", ("--storage takes a database URL",)),
-    ("a kind of database that is none", "launch --storage nosuch://me:pw@host/x", ("--storage takes", "nosuch://me:***@host")),
+    (
+        "a kind of database that is none",
+        "launch --storage nosuch://me:pw@host/x",
+        ("--storage takes", "nosuch://me:***@host"),
+    ),
     ("a driver that is missing", "launch --storage mysql://me:pw@host/x", ("mysql://me:***@host/x: its driver",)),
     ("weights that are not there", "launch --set weights={gone}", ("weights must be DEFAULT, none, demo", "{gone}")),
     ("an unknown command", "lanch", ("No such command 'lanch'",)),

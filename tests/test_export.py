@@ -137,9 +137,7 @@ def test_an_exported_recipe_trains_elsewhere(
     experiment = client.get_experiment_by_name("made")
     assert experiment is not None
     (training,) = client.search_runs([experiment.experiment_id], "tags.`cst.kind` = 'training'")
-    (trial,) = client.search_runs(
-        [experiment.experiment_id], "tags.`cst.kind` = 'trial' and tags.`cst.trial` = '1'"
-    )
+    (trial,) = client.search_runs([experiment.experiment_id], "tags.`cst.kind` = 'trial' and tags.`cst.trial` = '1'")
     tags = training.data.tags
     assert tags["cst.trial"] == "1" and tags["cst.trial_run"] == trial.info.run_id
     assert tags["mlflow.parentRunId"] == trial.data.tags["mlflow.parentRunId"]

@@ -231,9 +231,7 @@ def test_a_deleted_experiment_is_one_warning(study: Study, record: Any, uri: str
     assert "was deleted in MLflow; restore it there" in warning
 
 
-def test_a_database_appears_whole_or_not_at_all(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_database_appears_whole_or_not_at_all(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A launch that was killed while MLflow made its tables left a file that MLflow never took again."""
     path = tmp_path / "new" / "mlflow.db"
     seen: list[bool] = []

@@ -399,16 +399,16 @@ def test_a_study_of_a_newer_format_is_refused(tmp_path: Path) -> None:
 def test_a_study_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     optuna.create_study(study_name="theirs", storage=study.url)
-    with pytest.raises(StudyError, match="'theirs' .* is not one of cst-search"):
+    with pytest.raises(StudyError, match=r"'theirs' .* is not one of cst-search"):
         Study.open(study.url, "theirs")
-    with pytest.raises(StudyError, match="'theirs' .* is not one of cst-search"):
+    with pytest.raises(StudyError, match=r"'theirs' .* is not one of cst-search"):
         make_study(tmp_path, "theirs")
     assert list_studies(study.url) == ["made"]
 
 
 def test_an_unknown_study_names_those_that_exist(tmp_path: Path) -> None:
     make_study(tmp_path, "one"), make_study(tmp_path, "two")
-    with pytest.raises(StudyError, match="there is no study 'three' in .*; it has 'one', 'two'"):
+    with pytest.raises(StudyError, match=r"there is no study 'three' in .*; it has 'one', 'two'"):
         Study.open(f"sqlite:///{tmp_path / 'studies.db'}", "three")
 
 
