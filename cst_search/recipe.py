@@ -115,7 +115,7 @@ class Recipe:
             ("weights", bool(self.weights), "DEFAULT, none, demo or the path of a file"),
             whole("fpn_channels", 8, 2048),
             ("fpn_channels", self.fpn_channels % 8 == 0, "a multiple of 8"),
-            # torchvision normalises the towers of FCOS in 32 groups; one channel a group fails on a level of one pixel
+            # torchvision normalises FCOS's towers in 32 groups; one channel a group fails on a level of 1 x 1 pixel
             (
                 "fpn_channels",
                 self.detector != "fcos" or (self.fpn_channels % 32 == 0 and self.fpn_channels >= 64),

@@ -37,6 +37,7 @@ class Method:
         source: where the method and its defaults come from.
         apply: changes the backbone in place.
         petl_params: the closed formula of the parameters it adds or opens.
+        shapeless: options that change no tensor's shape, so that predictions of memory are shared across their values.
         merge: turns a body that the method changed back into plain torchvision tensors with the same output, in place;
             None where that cannot be exact. It may raise ConfigError for some options.
     """
@@ -48,6 +49,7 @@ class Method:
     source: str
     apply: Callable[[HasBody, Any], None]
     petl_params: Callable[[BackboneShape, Any], int]
+    shapeless: tuple[str, ...] = ()
     merge: Callable[[HasBody, Any], None] | None = None
 
     def make_options(self, values: Mapping[str, Any]) -> Any:

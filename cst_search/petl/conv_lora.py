@@ -95,5 +95,6 @@ METHOD = Method(
     source="Hu et al., LoRA, ICLR 2022; Conv2d of github.com/microsoft/LoRA, loralib/layers.py @0771c1e",
     apply=_apply,
     petl_params=petl_params,
+    shapeless=("scale",),
     merge=lambda backbone, options: replace_all(backbone.body, LoraConv2d, LoraConv2d.merged),
 )

@@ -282,4 +282,5 @@ METHOD = Method(
     source="Chen, arXiv 2402.12736 (idea; our reading of it, see cst_search/petl/cst.py); learning rate: LST's 3e-3",
     apply=_apply,
     petl_params=petl_params,
+    shapeless=("gate_init", "temperature", "init"),
 )

@@ -67,4 +67,5 @@ METHOD = Method(
     source="Sung et al., LST, NeurIPS 2022; github.com/ylsung/Ladder-Side-Tuning @1798e82 (r 8, T 0.1, lr 3e-3)",
     apply=_apply,
     petl_params=petl_params,
+    shapeless=("temperature", "init"),
 )

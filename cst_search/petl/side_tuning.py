@@ -123,4 +123,5 @@ METHOD = Method(
     source="Zhang et al., Side-Tuning, ECCV 2020; github.com/jozhang97/side-tuning @dea3456; for pyramids our reading",
     apply=_apply,
     petl_params=petl_params,
+    shapeless=("gate_init",),
 )

@@ -80,5 +80,6 @@ METHOD = Method(
     source="Lian et al., SSF, NeurIPS 2022; github.com/dongzelian/SSF (learning rate 1e-3)",
     apply=_apply,
     petl_params=petl_params,
+    shapeless=("init_std",),
     merge=_merge,
 )
