@@ -22,6 +22,7 @@ from cst_search.engine import (
     train_one_epoch,
 )
 from cst_search.petl import METHODS
+from cst_search.petl.layers import OpenNorm
 from cst_search.recipe import DETECTORS, Recipe
 
 CPU = torch.device("cpu")
@@ -54,9 +55,7 @@ def test_precision_on_a_cpu(name: str, dtype: torch.dtype | None) -> None:
         ("fp32", True, Precision(None, False)),
     ],
 )
-def test_precision_on_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, name: str, has_bf16: bool, expected: Precision
-) -> None:
+def test_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch, name: str, has_bf16: bool, expected: Precision) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
     assert choose_precision(name, torch.device("cuda")) == expected
 
@@ -108,22 +107,34 @@ def test_more_updates_than_announced_stay_at_zero() -> None:
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
-@pytest.mark.parametrize("method", sorted(METHODS))
-@pytest.mark.parametrize("gate", ["scalar", "channel"])  # a channel gate is (C, 1, 1): told by its name
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        *((name, {}) for name in sorted(METHODS) if not {"reduction", "gamma"} & vars(METHODS[name].options()).keys()),
+        # more than one channel everywhere: a 1x1 kernel of one channel is spared, see below
+        *((name, {"reduction": 2}) for name in ("lst", "side_tuning", "serial_adapter")),
+        ("conv_adapter", {"gamma": 2}),
+        ("cst", {"gate": "scalar", "norm": "bn", "reduction": 2}),
+        ("cst", {"gate": "channel", "norm": "bn", "reduction": 2}),  # a channel gate is (C, 1, 1): told by its name
+    ],
+)
 def test_weight_decay_spares_gates_norms_and_biases(
-    tiny_recipe: Callable[..., Recipe], detector: str, method: str, gate: str
+    tiny_recipe: Callable[..., Recipe], detector: str, method: str, options: dict[str, Any]
 ) -> None:
-    options = {"gate": gate, "norm": "bn", "reduction": 2} if method == "cst" else {}
     model = build_detector(tiny_recipe(detector=detector, method=method, options=options, weights="none"), 3)
     optimiser = make_optimiser(model, 1e-3, 0.05)
     decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
     norms = {
-        id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm) for p in m.parameters()
+        id(p)
+        for m in model.modules()
+        if isinstance(m, nn.BatchNorm2d | nn.GroupNorm | OpenNorm)
+        for p in m.parameters()
     }
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert decay.keys() == {id(p) for p in trainable.values()}
     for name, parameter in trainable.items():
-        spared = name.endswith(("gate", "bias")) or id(parameter) in norms
+        # scale and shift: of SSF, and the scale of a Conv-Adapter; gates: those of Side-Tuning
+        spared = name.endswith(("gate", "bias", "scale", "shift")) or ".gates." in name or id(parameter) in norms
         assert decay[id(parameter)] == (0.0 if spared else 0.05), name
     assert {group["lr"] for group in optimiser.param_groups} == {1e-3}
 
@@ -132,7 +143,10 @@ def test_a_convolution_with_one_input_and_one_output_is_still_decayed() -> None:
     """Squeezed, a 3x3 kernel of one channel has two dimensions; a 1x1 kernel of one channel has none and is spared."""
     model = nn.ModuleDict({"3x3": nn.Conv2d(1, 1, 3, bias=False), "1x1": nn.Conv2d(1, 1, 1, bias=False)})
     groups = make_optimiser(model, 1.0, 0.1).param_groups
-    assert [(group["weight_decay"], [p.numel() for p in group["params"]]) for group in groups] == [(0.1, [9]), (0.0, [1])]
+    assert [(group["weight_decay"], [p.numel() for p in group["params"]]) for group in groups] == [
+        (0.1, [9]),
+        (0.0, [1]),
+    ]
 
 
 # --- training on a stand-in ------------------------------------------------------------------------------------------
@@ -213,9 +227,7 @@ def test_a_last_shorter_group_is_stepped_with_its_own_mean() -> None:
 )
 def test_number_of_updates(n_batches: int, accumulate: int, n_updates: int) -> None:
     done: list[int] = []
-    stats, optimiser = fit(
-        Line(), in_batches(pictures(n_batches), 1), accumulate=accumulate, after_step=done.append
-    )
+    stats, optimiser = fit(Line(), in_batches(pictures(n_batches), 1), accumulate=accumulate, after_step=done.append)
     assert stats.n_updates == n_updates == -(-n_batches // accumulate)  # what trial announces to the schedule
     assert optimiser.param_groups[0]["lr"] == pytest.approx(0.1 / (1 + n_updates))  # one step of the schedule each
     assert done == list(range(1, n_batches + 1))
