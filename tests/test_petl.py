@@ -373,7 +373,7 @@ def test_the_ladder_has_the_published_gate() -> None:
     assert len(side.nodes) == 3 + 4 + 6 + 3
     for node in side.nodes:
         assert node.mtc.gate.shape == (1,) and node.mtc.gate.item() == 0 and node.mtc.temperature == 0.1
-        assert float(node.mtc.opening()) == 0.5
+        assert node.mtc.opening().item() == 0.5
     u, h = torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3)
     for alpha in (-0.2, 0.0, 0.05):
         mtc = side.nodes[0].mtc
