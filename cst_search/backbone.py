@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,37 @@ _BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int
 }
 
 
+class ConvShape(NamedTuple):
+    """One convolution: channels in and out, and its square kernel's side. A norm of c_out channels follows each."""
+
+    c_in: int
+    c_out: int
+    kernel: int
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """One residual block.
+
+    Attributes:
+        stage: 2..5.
+        path: its convolutions in order; two 3x3 (ResNet-18, 34), or 1x1, 3x3, 1x1 (ResNet-50, 101).
+        downsample: the 1x1 of the shortcut, where there is one.
+    """
+
+    stage: int
+    path: tuple[ConvShape, ...]
+    downsample: ConvShape | None
+
+    @property
+    def convs(self) -> tuple[ConvShape, ...]:
+        return self.path if self.downsample is None else (*self.path, self.downsample)
+
+    @property
+    def c_out(self) -> int:
+        return self.path[-1].c_out
+
+
 @dataclass(frozen=True)
 class BackboneShape:
     """The numbers of a body that methods and parameter formulas need.
@@ -35,13 +67,38 @@ class BackboneShape:
         stage_channels: channels of C1..C5.
         stage_blocks: residual blocks in the stages 2..5.
         used_stages: stages whose features the pyramid reads, e.g. (3, 4, 5).
-        n_params: parameters of the body.
+        n_params: parameters of the body as it was built, before a method.
+        frozen_norm: its norms are FrozenNorm, whose affine part is no parameter.
     """
 
     stage_channels: tuple[int, ...]
     stage_blocks: tuple[int, ...]
     used_stages: tuple[int, ...]
     n_params: int
+    frozen_norm: bool = True
+
+    def blocks(self, first_stage: int = 2) -> list[BlockShape]:
+        """The residual blocks from a stage on, in order."""
+        found = []
+        before, expansion = self.stage_channels[0], self.stage_channels[1] // self.stage_channels[0]
+        for stage, (c, n_blocks) in enumerate(zip(self.stage_channels[1:], self.stage_blocks, strict=True), start=2):
+            planes = c // expansion
+            for j in range(n_blocks):
+                c_in = before if j == 0 else c
+                path = (
+                    (ConvShape(c_in, planes, 3), ConvShape(planes, planes, 3))
+                    if expansion == 1
+                    else (ConvShape(c_in, planes, 1), ConvShape(planes, planes, 3), ConvShape(planes, c, 1))
+                )
+                shortcut = j == 0 and (stage > 2 or c_in != c)
+                found.append(BlockShape(stage, path, ConvShape(c_in, c, 1) if shortcut else None))
+            before = c
+        return [block for block in found if block.stage >= first_stage]
+
+    def n_norm_channels(self, first_stage: int = 1) -> int:
+        """Channels of all norms from a stage on; 1 is the stem."""
+        stem = self.stage_channels[0] if first_stage == 1 else 0
+        return stem + sum(conv.c_out for block in self.blocks(first_stage) for conv in block.convs)
 
 
 # children of the body in forward order, grouped: index 0 is the stem, i the stage that ends in C_{i+1}
@@ -89,6 +146,7 @@ class Body(nn.Module):
         stage_channels: channels of C1 (after the stem's pooling) to C5.
         grad_from: index into STAGES of the first stage that is run with autograd; ``len(STAGES)`` for none.
             Stages before it run under ``no_grad`` and in eval mode: they keep no activation and change no statistic.
+            From it on, a batch norm whose affine part is frozen keeps its statistics too.
         taps_blocks: also hand out the output of every residual block, as ``c3.0`` for the first of stage 3.
     """
 
@@ -98,6 +156,8 @@ class Body(nn.Module):
         net = _WideResNet(name, width, FrozenNorm if frozen_norm else nn.BatchNorm2d)
         self.stage_channels: tuple[int, ...] = net.stage_channels
         self.stage_blocks: tuple[int, ...] = _BLOCKS[name][1]
+        self.frozen_norm = frozen_norm
+        self.n_params = sum(p.numel() for p in net.parameters())
         self.grad_from = len(STAGES)
         self.taps_blocks = False
         for child in (name for stage in STAGES for name in stage):
@@ -108,11 +168,13 @@ class Body(nn.Module):
         for stage in STAGES[: self.grad_from]:
             for child in stage:
                 getattr(self, child).train(False)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and not any(p.requires_grad for p in module.parameters()):
+                module.train(False)
         return self
 
     def shape(self, used_stages: tuple[int, ...]) -> BackboneShape:
-        n_params = sum(p.numel() for p in self.parameters())
-        return BackboneShape(self.stage_channels, self.stage_blocks, used_stages, n_params)
+        return BackboneShape(self.stage_channels, self.stage_blocks, used_stages, self.n_params, self.frozen_norm)
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Images (B, 3, H, W) -> ``{"c1".."c5"}``, each (B, stage_channels[i], H / s, W / s), s = 4, 4, 8, 16, 32."""

@@ -16,8 +16,9 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from cst_search.backbone import Body, load_weights
-from cst_search.petl import get_method
+from cst_search.backbone import STAGES, Body, load_weights
+from cst_search.errors import ConfigError
+from cst_search.petl import METHODS, get_method
 from cst_search.recipe import Recipe
 
 # a detection below this score is dropped: torchvision's value for Faster R-CNN and RetinaNet; its 0.2 for FCOS cuts mAP
@@ -25,7 +26,7 @@ SCORE_THRESHOLD = 0.05
 
 
 class Backbone(nn.Module):
-    """Body -> side network (if any) -> feature pyramid.
+    """Body -> side network (if any; it may see the image too) -> feature pyramid.
 
     Attributes:
         used_stages: the stages that the pyramid reads: 2..5 for Faster R-CNN, 3..5 for RetinaNet and FCOS.
@@ -48,7 +49,7 @@ class Backbone(nn.Module):
         """(B, 3, H, W) -> pyramid levels, each (B, out_channels, H / stride, W / stride), finest first."""
         features = self.body(images)
         if self.side is not None:
-            features = self.side(features)
+            features = self.side(OrderedDict(features, image=images))
         return self.fpn(OrderedDict((str(i), features[f"c{stage}"]) for i, stage in enumerate(self.used_stages)))
 
 
@@ -127,6 +128,25 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     parts = [backbone.body] + ([backbone.side] if backbone.side is not None else [])
     petl = sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
     return petl, trainable
+
+
+def merge(model: nn.Module, recipe: Recipe) -> None:
+    """Fold what the recipe's method trained into the body, in place, with the same output.
+
+    The body then holds torchvision's tensors and nothing else, all frozen: the detector is that of method ``head``.
+
+    Raises:
+        ConfigError: that cannot be exact for this method or its options.
+    """
+    method, backbone = get_method(recipe.method), model.backbone
+    assert isinstance(backbone, Backbone)
+    if method.merge is None:
+        able = ", ".join(name for name, each in METHODS.items() if each.merge is not None)
+        raise ConfigError(f"method {method.name!r} cannot be merged into the backbone; those that can: {able}")
+    method.merge(backbone, method.make_options(recipe.options))
+    backbone.body.requires_grad_(False)
+    backbone.body.grad_from = len(STAGES)
+    backbone.body.train(backbone.body.training)
 
 
 def trained_tensors(model: nn.Module) -> OrderedDict[str, Tensor]:

@@ -69,7 +69,8 @@ function drawFront() {
   }
   for (const group of picture.groups) {
     traces.push(markers(group, group.points.filter(trained), false));
-    traces.push(markers(group, group.points.filter((p) => !trained(p)), true));
+    // an empty trace would do to draw the strip's axis over the plot's
+    if (strip) traces.push(markers(group, group.points.filter((p) => !trained(p)), true));
   }
   const look = layout();
   Object.assign(look.xaxis, { title: { text: picture.x_label }, anchor: strip ? "y2" : "y" });

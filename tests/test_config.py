@@ -23,7 +23,7 @@ from cst_search.config import (
     write_yaml,
 )
 from cst_search.errors import ConfigError
-from cst_search.petl import get_method
+from cst_search.petl import METHODS, get_method
 from cst_search.recipe import Recipe
 from cst_search.units import parse_bytes, parse_count
 
@@ -54,6 +54,25 @@ def test_every_shipped_space_gives_configurations_that_a_recipe_takes(path: Path
     for _ in range(50):
         recipe = Recipe().configured(space.sample(rng))
         get_method(recipe.method).make_options(recipe.options)
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_every_shipped_space_holds_the_defaults_of_its_methods(path: Path) -> None:
+    """A search that begins with the defaults begins inside its space."""
+    space = load_space(str(path))
+    for name in space.methods:
+        method = get_method(name)
+        given = {f"{name}.{key}": value for key, value in vars(method.options()).items()} | {"lr": method.lr}
+        known = vars(Recipe()) | given
+        for dimension in space.by_method[name]:
+            assert dimension.contains(known[dimension.key]), (name, dimension)
+
+
+def test_every_method_has_a_space() -> None:
+    assert set(catalog.names("search_spaces")) == {"petl", *METHODS}
+    assert set(load_space("petl").methods) == set(METHODS)
+    for name in METHODS:
+        assert load_space(name).methods == (name,)
 
 
 @pytest.mark.parametrize("path", [*RECIPES, *SPACES], ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -421,6 +421,13 @@ def test_the_page_renders_in_chromium(tmp_path, report):
     assert "CONSOLE" not in log, log
 
 
+def test_without_trials_that_lack_a_map_there_is_no_strip_over_the_plot(tmp_path):
+    report = make_report()
+    report["all"] = [trial for trial in report["all"] if trial["state"] == "complete"]
+    dom, _ = browse(write_front(report, tmp_path)["html"], tmp_path / "profile")
+    assert "ytick" in dom and "y2tick" not in dom  # an empty trace on the strip's axis drew its ticks over the plot's
+
+
 def test_the_hover_box_shows_typed_text_as_text(tmp_path):
     report = make_report()
     for trial in report["all"]:

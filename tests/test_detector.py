@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +24,12 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from cst_search.backbone import Body
 from cst_search.data import CocoImages, DetectionData, loader
-from cst_search.detector import build_detector, count_parameters, trained_tensors
+from cst_search.detector import build_detector, count_parameters, merge, trained_tensors
 from cst_search.engine import Precision, make_optimiser, make_schedule, train_one_epoch
 from cst_search.errors import ConfigError
 from cst_search.petl import METHODS, get_method
-from cst_search.petl.cst import BLOCKS, GATES, GRANULARITIES, NORMS, OPERATORS
+from cst_search.petl.cst import GATES, GRANULARITIES, OPERATORS
+from cst_search.petl.layers import BLOCKS, NORMS
 from cst_search.recipe import DETECTORS, Recipe
 
 Make = Callable[..., Recipe]
@@ -86,23 +88,42 @@ def test_training_changes_what_is_trained_and_not_one_bit_else(
     trained = set(trained_tensors(model))
     assert moved <= trained
     body = {name for name in before if name.startswith("backbone.body.")}
-    if method != "full":
-        assert not trained & body
-    else:  # all of it: with BatchNorm its statistics too; with FrozenNorm the convolutions alone
-        assert trained & body == (body if base == "none" else {n for n in body if "conv" in n or "downsample.0" in n})
+    assert {n.removeprefix("backbone.body.") for n in trained & body} == trained_in_body(method, base, before)
+    if method in ("conv_lora", "conv_adapter", "serial_adapter"):  # what stands before a zero start moves later
+        assert trained & body & moved
+    else:
         assert trained & body <= moved
     side = {name for name in before if name.startswith("backbone.side.")}
-    assert side <= trained and bool(side) == (method == "cst")
+    assert side <= trained and bool(side) == (method in ("cst", "lst", "side_tuning"))
     # the neck is always trained; the smallest images reach its coarsest level too
     assert {name for name in before if name.startswith("backbone.fpn.")} <= moved
 
 
+def trained_in_body(method: str, base: str, names: Iterable[str]) -> set[str]:
+    """What a method with its defaults trains in the body of a ResNet-18, from the names of the tensors."""
+    names = [name.removeprefix("backbone.body.") for name in names if name.startswith("backbone.body.")]
+    norm = [name for name in names if re.search(r"bn\d|downsample\.1", name)]  # of the base
+    expected: dict[str, list[str]] = {
+        "full": [name for name in names if base == "none" or name not in norm],
+        "partial": [name for name in names if name.startswith("layer4") and (base == "none" or name not in norm)],
+        "norm": [name for name in norm if name.endswith(("weight", "bias"))],
+        "bitfit": [name for name in norm if name.endswith("bias")],
+        "ssf": [name for name in norm if name.endswith(("ssf.scale", "ssf.shift"))],
+        "conv_lora": [name for name in names if "lora" in name],
+        "conv_adapter": [name for name in names if ".adapter." in name],
+        "serial_adapter": [name for name in names if ".adapter." in name],
+    }
+    assert method not in expected or expected[method]
+    return set(expected.get(method, []))
+
+
 @families
+@pytest.mark.parametrize("method", ["cst", "lst", "side_tuning"])
 def test_the_side_network_has_trained_after_two_steps(
-    tiny_recipe: Make, tiny_data: DetectionData, detector: str
+    tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str
 ) -> None:
     """Up starts at zero, so the first step moves Up alone and the second everything before it."""
-    model = build_detector(tiny_recipe(detector=detector, options={"norm": "bn"}), 3)
+    model = build_detector(tiny_recipe(detector=detector, method=method, options={"norm": "bn"}), 3)
     before = copied(model.state_dict())
     train(model, batches(tiny_data))
     after = model.state_dict()
@@ -136,10 +157,7 @@ class Saved:
 @bases
 @pytest.mark.parametrize(
     ("method", "granularity"),
-    [
-        *((method, "stage") for method in sorted(METHODS)),
-        ("cst", "block"),
-    ],  # per block the body hands out more features
+    [*((name, "stage") for name in sorted(METHODS)), ("cst", "block")],  # per block the body hands out more features
 )
 def test_side_methods_leave_no_graph_in_the_backbone(
     tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str, base: str, granularity: str
@@ -153,15 +171,26 @@ def test_side_methods_leave_no_graph_in_the_backbone(
     with saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         losses = model(*batches(tiny_data)[0])
     sum(losses.values()).backward()
-    assert len(features) == (13 if granularity == "block" and method == "cst" else 5)  # resnet18: 8 blocks
+    per_block = method == "lst" or (granularity == "block" and method == "cst")
+    assert len(features) == (13 if per_block else 5)  # resnet18: 8 blocks
     graph = [name for name, value in features.items() if value.requires_grad or value.grad_fn is not None]
     assert saved.elsewhere > 0
     if METHODS[method].side:
         assert graph == [] and saved.in_body == 0
         assert all(p.grad is None for p in body.parameters())
     else:
-        assert len(graph) == 5 and saved.in_body > 0  # so the counting sees something where there is something
-        assert all(p.grad is not None for p in body.parameters())
+        assert graph == list(features)[FIRST_GRAPH[method] :]
+        assert saved.in_body > 0  # so the counting sees something where there is something
+        # a one-stage detector's neck reads C3 to C5, and every one of them depends on what is trained before it
+        assert all((p.grad is not None) == p.requires_grad for p in body.parameters())
+
+
+# the first of C1..C5 that has a graph, by a method's defaults
+FIRST_GRAPH = {
+    "full": 0, "norm": 0, "bitfit": 0, "ssf": 0,
+    "conv_lora": 1, "conv_adapter": 1, "serial_adapter": 1,
+    "partial": 4,
+}  # fmt: skip
 
 
 # --- (3) step 0 ------------------------------------------------------------------------------------------------------
@@ -222,11 +251,11 @@ def pair(request: pytest.FixtureRequest, tiny_recipe: Make, tmp_path_factory: py
     path.unlink()
 
 
-def assert_same_detections(ours: nn.Module, theirs: nn.Module) -> None:
+def assert_same_detections(ours: nn.Module, theirs: nn.Module, more_than: int = 10) -> None:
     images = [torch.rand(3, 64, 80), torch.rand(3, 96, 70)]
     with torch.no_grad():
         for mine, expected in zip(ours(images), theirs(images), strict=True):
-            assert len(expected["boxes"]) > 10  # else equality says nothing
+            assert len(expected["boxes"]) > more_than  # else equality says nothing
             assert all(torch.equal(mine[key], expected[key]) for key in ("boxes", "labels", "scores"))
 
 
@@ -315,8 +344,119 @@ def test_step_0_of_cst_gives_the_plain_detections(
 @families
 def test_neck_and_head_start_equal_whatever_the_method(tiny_recipe: Make, detector: str) -> None:
     states = [build_detector(tiny_recipe(detector=detector, method=m), 3).state_dict() for m in sorted(METHODS)]
-    for name, value in states[1].items():
-        assert all(torch.equal(value, state[name]) for state in states)
+    plain = build_detector(tiny_recipe(detector=detector, method="head"), 3).state_dict()
+    for name, value in plain.items():  # and the base's tensors, whose names are torchvision's in every method
+        assert all(torch.equal(value, state[name]) for state in states), name
+
+
+STARTS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in sorted(METHODS)),
+    ("lst", {"norm": "bn", "init": "random", "keep": "every_second"}),
+    ("cst", {"granularity": "block", "keep": "every_second", "init": "prune_l1"}),
+    ("side_tuning", {"norm": "none", "blocks": 0, "gate_init": 1.39}),
+    ("side_tuning", {"norm": "bn"}),
+    ("ssf", {"after": "block"}),
+    ("conv_lora", {"targets": "all", "scale": 2.0}),
+    ("conv_adapter", {"gamma": 1, "kernel": 5}),
+    *(("serial_adapter", {"position": position, "norm": "bn"}) for position in ("front", "middle", "back")),
+    *(("serial_adapter", {"norm": norm, "kind": kind}) for norm in ("bn", "none") for kind in ("bottleneck", "basic")),
+    ("norm", {"first_stage": 4}),
+    ("partial", {"stages": 3}),
+]
+
+
+def starts(test: Any) -> Any:
+    """Every method's defaults for every family; the other options, which change the body only, for one."""
+    rows = [(d, m, o) for d in DETECTORS for m, o in STARTS if d == "fcos" or not o]
+    names = ["-".join([d, m, *(f"{k}={v}" for k, v in o.items())]) for d, m, o in rows]
+    return pytest.mark.parametrize(("detector", "method", "options"), rows, ids=names)(test)
+
+
+@starts
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_step_0_is_the_pre_trained_detector(
+    tiny_recipe: Make, detector: str, method: str, options: dict[str, Any], backbone: str
+) -> None:
+    """Bit for bit `head`, which is torchvision's detector (above): features while training, detections afterwards."""
+    if backbone == "resnet50" and detector != "fcos":
+        pytest.skip("the body is the same")
+    made = []
+    for name, given in (("head", {}), (method, options)):
+        model = build_detector(tiny_recipe(detector=detector, backbone=backbone, method=name, options=given), 3)
+        torch.manual_seed(5)
+        speak_up(model)
+        made.append(model)
+    plain, ours = made
+    x = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        expected, levels = plain.train().backbone(x), ours.train().backbone(x)  # type: ignore[operator]
+    assert all(torch.equal(levels[key], expected[key]) for key in expected)
+    assert_same_detections(ours.eval(), plain.eval())
+
+
+# --- (6) merging -----------------------------------------------------------------------------------------------------
+
+
+def trained(tiny_recipe: Make, data: DetectionData, base: str, **changes: Any) -> tuple[nn.Module, Recipe]:
+    """A detector after two large steps, in eval mode, and its recipe."""
+    recipe = recipe_on(tiny_recipe, base, **changes)
+    model = build_detector(recipe, 3)
+    speak_up(model)
+    train(model, batches(data), lr=1e-2)
+    return model.eval(), recipe
+
+
+@pytest.mark.parametrize(("detector", "base"), [*((name, "file") for name in DETECTORS), ("fcos", "none")])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("norm", {}),
+        ("bitfit", {"first_stage": 3}),
+        ("ssf", {"init_std": 0.02}),
+        ("conv_lora", {"scale": 2.0}),
+        ("conv_lora", {"targets": "all", "rank": 3}),
+        ("partial", {}),
+        ("full", {}),
+        ("head", {}),
+    ],
+)
+def test_merged_and_unmerged_agree(
+    tiny_recipe: Make, tiny_data: DetectionData, detector: str, base: str, method: str, options: dict[str, Any]
+) -> None:
+    model, recipe = trained(tiny_recipe, tiny_data, base, detector=detector, method=method, options=options)
+    x = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        before = model.backbone(x)  # type: ignore[operator]
+        merge(model, recipe)
+        after = model.backbone(x)  # type: ignore[operator]
+    assert all(torch.allclose(after[key], before[key], atol=1e-5, rtol=1e-5) for key in before)
+    start = build_detector(recipe_on(tiny_recipe, base, detector=detector, method="head"), 3)
+    with torch.no_grad():  # training had changed the features of the body, so that there was something to merge
+        moved = not torch.allclose(model.backbone.body(x)["c5"], start.eval().backbone.body(x)["c5"], atol=1e-4)
+    assert moved == (method != "head")
+    # what is left is the plain detector: `head` takes its tensors, and torchvision does (their names are the same)
+    plain = build_detector(tiny_recipe(detector=detector, method="head"), 3).eval()
+    state = {name: value for name, value in model.state_dict().items() if "num_batches" not in name}
+    plain.load_state_dict(state)
+    assert count_parameters(model)[0] == 0
+    if base == "file":  # nor is any layer of ours left
+        assert {type(m) for m in model.backbone.body.modules()} == {type(m) for m in plain.backbone.body.modules()}
+    with torch.no_grad():
+        out = plain.backbone(x)  # type: ignore[operator]
+    assert all(torch.allclose(out[key], before[key], atol=1e-5, rtol=1e-5) for key in before)
+
+
+@pytest.mark.parametrize("method", [name for name in sorted(METHODS) if METHODS[name].merge is None])
+def test_what_cannot_be_merged_is_refused(tiny_recipe: Make, method: str) -> None:
+    recipe = tiny_recipe(method=method)
+    with pytest.raises(ConfigError, match=f"'{method}' cannot be merged .* can: head, norm, bitfit, ssf, conv_lora"):
+        merge(build_detector(recipe, 3), recipe)
+
+
+def test_ssf_after_a_block_cannot_be_merged(tiny_recipe: Make) -> None:
+    recipe = tiny_recipe(method="ssf", options={"after": "block"})
+    with pytest.raises(ConfigError, match="use after: norm"):
+        merge(build_detector(recipe, 3), recipe)
 
 
 # --- (7) images without boxes ----------------------------------------------------------------------------------------
@@ -324,8 +464,11 @@ def test_neck_and_head_start_equal_whatever_the_method(tiny_recipe: Make, detect
 
 @families
 @methods
-def test_an_image_without_boxes_trains(tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str) -> None:
-    model = build_detector(tiny_recipe(detector=detector, method=method), 3)
+@bases
+def test_an_image_without_boxes_trains(
+    tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str, base: str
+) -> None:
+    model = build_detector(recipe_on(tiny_recipe, base, detector=detector, method=method), 3)
     mixed = batches(tiny_data)[1]
     assert [len(target["boxes"]) for target in mixed[1]].count(0) == 1
     # alone in its batch, together with others, and a batch of nothing else
@@ -352,10 +495,11 @@ def test_trained_tensors_are_those_of_the_parameters_and_live_statistics(
 
 
 @methods
-def test_frozen_stages_stay_in_eval_mode(tiny_recipe: Make, method: str) -> None:
+def test_norms_that_are_not_trained_stay_in_eval_mode(tiny_recipe: Make, method: str) -> None:
     body = build_detector(tiny_recipe(method=method, weights="none"), 3).train().backbone.body
-    norms = [m for m in body.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert {norm.training for norm in norms} == {method == "full"}
+    live = {name for name, m in body.named_modules() if isinstance(m, nn.BatchNorm2d) and m.training}
+    every = {name for name, m in body.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert live == {"full": every, "partial": {n for n in every if n.startswith("layer4")}}.get(method, set())
 
 
 def test_the_seed_decides_the_start(tiny_recipe: Make) -> None:

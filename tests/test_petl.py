@@ -17,33 +17,33 @@ from cst_search.backbone import Body
 from cst_search.detector import Backbone, build_detector, count_parameters
 from cst_search.errors import ConfigError
 from cst_search.petl import METHODS, get_method
-from cst_search.petl.cst import (
-    BLOCKS,
-    GATES,
-    GRANULARITIES,
-    NORMS,
-    OPERATORS,
-    CstOptions,
-    Mtc,
-    SideNetwork,
-    _block,
-    _norm,
-)
+from cst_search.petl.conv_adapter import ConvAdapter
+from cst_search.petl.conv_lora import LoraConv2d
+from cst_search.petl.cst import GATES, GRANULARITIES, INITS, KEEPS, OPERATORS, CstOptions, Mtc, SideNetwork, prune_l1
+from cst_search.petl.layers import BLOCKS, NORMS, OpenNorm, ScaledNorm, make_block, make_norm, path
+from cst_search.petl.lst import LstOptions
+from cst_search.petl.serial_adapter import KINDS, POSITIONS
+from cst_search.petl.side_tuning import ImageSideNetwork, SideTuningOptions
 from cst_search.recipe import BACKBONES, DETECTORS, Recipe
 
 # --- the registry ----------------------------------------------------------------------------------------------------
 
 
 def test_the_registry() -> None:
-    assert set(METHODS) == {"cst", "full", "head"}
+    assert sorted(METHODS) == [
+        "bitfit", "conv_adapter", "conv_lora", "cst", "full", "head", "lst", "norm", "partial", "serial_adapter",
+        "side_tuning", "ssf",
+    ]  # fmt: skip
     for name, method in METHODS.items():
         assert method.name == name and method.source and 0 < method.lr < 1
         assert method.options() == method.make_options({})  # every option has a default, and the defaults are valid
-    assert [name for name in METHODS if METHODS[name].side] == ["cst", "head"]
+        known = {f.name for f in dataclasses.fields(method.options)}
+        assert set(method.shapeless) <= known
+    assert sorted(name for name in METHODS if METHODS[name].side) == ["cst", "head", "lst", "side_tuning"]
 
 
 def test_an_unknown_method_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(ConfigError, match="one of cst, full, head; got 'lora'"):
+    with pytest.raises(ConfigError, match=r"one of bitfit, conv_adapter, conv_lora, cst, full, .*; got 'lora'"):
         get_method("lora")
 
 
@@ -65,6 +65,27 @@ def test_an_unknown_method_is_refused_with_those_that_exist() -> None:
         ("cst", {"mtc_stages": [2, 2]}, "ascending"),
         ("cst", {"gate_init": float("nan")}, "gate_init must be from -10 to 10"),
         ("cst", {"temperature": 0.0}, "temperature must be from 0.01 to 10"),
+        ("cst", {"keep": "first"}, "keep must be one of all, every_second, last_per_stage"),
+        ("cst", {"init": "prune_fisher"}, "init must be one of random, prune_l1"),  # it would need data
+        ("lst", {"reduction": 0}, "lst: reduction must be"),  # its ranges are cst's, its name is its own
+        ("lst", {"operator": "max"}, "has no option 'operator'"),
+        ("partial", {"stages": 0}, "stages must be a whole number from 1 to 4; got 0"),
+        ("partial", {"stages": 5}, "from 1 to 4"),  # with the stem it is `full`
+        ("norm", {"first_stage": 0}, "first_stage must be a stage from 1 to 5"),
+        ("bitfit", {"first_stage": 6}, "first_stage must be a stage from 1 to 5"),
+        ("ssf", {"after": "conv"}, "after must be one of norm, block"),
+        ("ssf", {"init_std": -0.1}, "init_std must be from 0 to 1"),
+        ("conv_lora", {"rank": 0}, "rank must be"),  # 0 would be `head`
+        ("conv_lora", {"scale": 0.0}, "scale must be above 0"),
+        ("conv_lora", {"targets": "1x1"}, "targets must be one of 3x3, all"),
+        ("conv_lora", {"first_stage": 1}, "a stage from 2 to 5"),  # the stem is no target
+        ("conv_adapter", {"gamma": 0}, "gamma must be"),
+        ("conv_adapter", {"kernel": 4}, "kernel must be 3 or 5"),
+        ("serial_adapter", {"position": "end"}, "position must be one of transition, front, middle, back"),
+        ("serial_adapter", {"kind": "mlp"}, "kind must be one of bottleneck, basic"),
+        ("serial_adapter", {"norm": "ln"}, "norm must be one of bn, gn, none"),
+        ("side_tuning", {"blocks": -1}, "blocks must be"),
+        ("side_tuning", {"gate_init": float("inf")}, "gate_init must be from -10 to 10"),
     ],
 )
 def test_wrong_options_are_refused(method: str, options: dict[str, Any], says: str) -> None:
@@ -167,7 +188,7 @@ def test_the_ends_of_the_max_gate(gate_init: float, expected: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8, 12, 16, 64, 96, 100, 512])
 def test_group_norm_has_at_least_four_channels_a_group(channels: int) -> None:
-    norm = _norm("gn", channels)
+    norm = make_norm("gn", channels)
     assert isinstance(norm, nn.GroupNorm) and channels % norm.num_groups == 0 and norm.num_groups <= 32
     assert channels // norm.num_groups >= min(4, channels)
 
@@ -177,7 +198,7 @@ def test_group_norm_has_at_least_four_channels_a_group(channels: int) -> None:
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_blocks_keep_the_shape(kind: str, norm: str, channels: int) -> None:
     x = torch.randn(2, channels, 5, 7)
-    assert _block(kind, norm, channels)(x).shape == x.shape
+    assert make_block(kind, norm, channels)(x).shape == x.shape
 
 
 def side_network(options: CstOptions, detector: str = "fasterrcnn", backbone: str = "resnet18") -> tuple[Body, Any]:
@@ -253,6 +274,363 @@ def test_gates_exist_only_where_mtc_is() -> None:
     ]
 
 
+# --- layer dropping and pruned starts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keep", "stage4"),
+    [
+        ("all", ["c4.0", "c4.1", "c4.2", "c4.3", "c4.4", "c4"]),
+        ("every_second", ["c4.1", "c4.3", "c4"]),  # counted from the last, which the pyramid reads
+        ("last_per_stage", ["c4"]),
+    ],
+)
+def test_dropped_blocks_have_no_side_block(keep: str, stage4: list[str]) -> None:
+    body, side = side_network(CstOptions(granularity="block", keep=keep), backbone="resnet34")  # 3, 4, 6, 3 blocks
+    assert [key for key in side.keys if key.startswith("c4")] == stage4
+    assert set(side.keys) >= set(side.up)
+    assert [node.halves for node in side.nodes] == [
+        i > 0 and side.keys[i - 1][:2] != key[:2] for i, key in enumerate(side.keys)
+    ]
+    side(body(torch.randn(1, 3, 65, 97)))  # the grids fit
+
+
+def test_the_last_block_of_every_stage_is_granularity_stage() -> None:
+    body, last = side_network(CstOptions(granularity="block", keep="last_per_stage"))
+    _, stage = side_network(CstOptions())
+    stage.load_state_dict(last.state_dict())
+    features = body(torch.randn(1, 3, 64, 64))
+    for up in (*last.up.values(), *stage.up.values()):
+        nn.init.ones_(up.weight)
+    assert all(torch.equal(value, stage(features)[key]) for key, value in last(features).items())
+
+
+def test_pruning_takes_the_largest_l1_norms_in_order() -> None:
+    source, conv = nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(2, 3, 1, bias=False)
+    rows = [[1, -1, 0, 0], [0, 0.1, 0, 0], [5, 0, -2, 0], [0, 3, -4, 0.5]]
+    with torch.no_grad():
+        source.weight.copy_(torch.tensor(rows)[:, :, None, None])
+    prune_l1(conv, source)
+    # rows 0, 2, 3 (norms 2, 7, 7.5; row 1 has 0.1); of these, columns 0 and 2 (norms 6 and 6; column 1 has 4)
+    assert conv.weight.flatten(1).tolist() == [[1, 0], [5, -2], [0, -4]]
+
+
+def test_what_the_source_lacks_stays_as_drawn() -> None:
+    source, conv = nn.Conv2d(2, 2, 3, bias=False), nn.Conv2d(3, 3, 3, bias=False)
+    drawn = conv.weight.detach().clone()
+    prune_l1(conv, source)
+    assert torch.equal(conv.weight[:2, :2], source.weight)
+    assert torch.equal(conv.weight[2], drawn[2]) and torch.equal(conv.weight[:, 2], drawn[:, 2])
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize(
+    ("backbone", "block", "n_pruned"),
+    [
+        ("resnet18", "3x3", 1),
+        ("resnet50", "3x3", 1),
+        ("resnet50", "bottleneck", 3),  # 1x1, 3x3, 1x1, as the backbone's block
+        ("resnet18", "bottleneck", 1),  # the backbone has no 1x1: only the 3x3 between them has a counterpart
+        ("resnet18", "depthwise", 0),
+        ("resnet18", "1x1", 0),
+    ],
+)
+def test_side_blocks_start_as_pruned_blocks(backbone: str, block: str, n_pruned: int, granularity: str) -> None:
+    def build(init: str) -> Any:
+        torch.manual_seed(0)
+        recipe = Recipe(backbone=backbone, width=0.25, weights="none")
+        built = Backbone(recipe)
+        options = CstOptions(reduction=8, granularity=granularity, block=block, init=init)
+        METHODS["cst"].apply(built, options)
+        return built
+
+    pruned, drawn = build("prune_l1"), build("random")
+    differ = {
+        name
+        for name, value in pruned.side.state_dict().items()
+        if not torch.equal(value, drawn.side.state_dict()[name])
+    }
+    assert all(".block." in name for name in differ)
+    assert len(differ) == n_pruned * len(pruned.side.nodes)
+    if n_pruned:  # the last node of stage 3 stands beside the last block of that stage
+        node: Any = pruned.side.nodes[pruned.side.keys.index("c3")]
+        conv = node.block[0] if block == "3x3" else node.block[1]
+        wide = pruned.body.layer2[-1].conv2.weight
+        n = conv.weight.shape[0]
+        rows = wide.abs().sum((1, 2, 3)).topk(n).indices.sort().values
+        columns = wide[rows].abs().sum((0, 2, 3)).topk(n).indices.sort().values
+        assert torch.equal(conv.weight, wide[rows][:, columns])
+
+
+# --- LST -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_ladder_has_the_published_gate() -> None:
+    """Sung et al.: sigmoid(alpha / T), alpha = 0 and T = 0.1 at the start, one scalar for every layer."""
+    built = Backbone(Recipe(backbone="resnet34", width=0.125, weights="none"))
+    METHODS["lst"].apply(built, LstOptions())
+    side: Any = built.side
+    assert len(side.nodes) == 3 + 4 + 6 + 3
+    for node in side.nodes:
+        assert node.mtc.gate.shape == (1,) and node.mtc.gate.item() == 0 and node.mtc.temperature == 0.1
+        assert node.mtc.opening().item() == 0.5
+    u, h = torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3)
+    for alpha in (-0.2, 0.0, 0.05):
+        mtc = side.nodes[0].mtc
+        nn.init.constant_(mtc.gate, alpha)
+        g = 1 / (1 + math.exp(-alpha / 0.1))
+        torch.testing.assert_close(mtc(u, h), g * u + (1 - g) * h)
+
+
+def test_the_ladder_follows_its_equation() -> None:
+    """h_i = Block_i(g u_i + (1 - g) h_{i-1}), here with a residual around the block, at every residual block."""
+    built = Backbone(Recipe(backbone="resnet18", width=0.125, weights="none"))
+    METHODS["lst"].apply(built, LstOptions(norm="none", reduction=2))
+    side: Any = built.side.eval()
+    for up in side.up.values():
+        nn.init.normal_(up.weight)
+    features = built.body(torch.randn(1, 3, 64, 64))
+    h = side.stem(features["c1"])
+    for key, node in zip(("c2.0", "c2", "c3.0", "c3", "c4.0", "c4", "c5.0", "c5"), side.nodes, strict=True):
+        if key in ("c3.0", "c4.0", "c5.0"):
+            h = F.avg_pool2d(h, 2)
+        t = node.trans(h) if key.endswith(".0") else h
+        z = 0.5 * node.down(features[key]) + 0.5 * t
+        h = z + F.relu(node.block[0](z))
+    torch.testing.assert_close(side(features)["c5"], features["c5"] + side.up["c5"](h))
+
+
+# --- Side-Tuning -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gate_init", [0.0, 1.39])
+def test_side_tuning_merges_base_and_side(gate_init: float) -> None:
+    body = Body("resnet18", 0.125)
+    side = ImageSideNetwork(body.shape((3, 4, 5)), SideTuningOptions(reduction=2, gate_init=gate_init)).eval()
+    for up in side.up.values():
+        nn.init.normal_(up.weight)
+    image = torch.randn(1, 3, 65, 97)  # odd: its grids must meet those of the backbone
+    features = body(image)
+    features["image"] = image
+    out = side(features)
+    assert list(out) == ["c1", "c2", "c3", "c4", "c5"]
+    assert torch.equal(out["c1"], features["c1"]) and torch.equal(out["c2"], features["c2"])  # FCOS does not read C2
+    x, share = image, 1 / (1 + math.exp(-gate_init))
+    for key in ("c2", "c3", "c4", "c5"):
+        x = side.stages[key](x)
+        if key != "c2":
+            from_side = features[key] + side.up[key](x)
+            torch.testing.assert_close(out[key], share * features[key] + (1 - share) * from_side)
+
+
+def test_the_reference_number_of_layers() -> None:
+    def n_convs(blocks: int) -> int:
+        side = ImageSideNetwork(Body("resnet18", 0.125).shape((2, 3, 4, 5)), SideTuningOptions(blocks=blocks))
+        return sum(isinstance(m, nn.Conv2d) for m in side.stages.modules())
+
+    assert [n_convs(blocks) for blocks in (0, 1)] == [5, 9]  # the reference's FCN5; a small ResNet
+
+
+# --- methods inside the body -----------------------------------------------------------------------------------------
+
+
+def in_body(method: str, backbone: str = "resnet18", weights: str = "none", **options: Any) -> Any:
+    built = Backbone(Recipe(backbone=backbone, width=0.125, weights=weights))
+    built.body.requires_grad_(False)
+    METHODS[method].apply(built, METHODS[method].make_options(options))
+    return built
+
+
+def shake(module: nn.Module) -> None:
+    """Move every trained parameter away from its start."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_lora_is_loralibs(kernel: int) -> None:
+    """(lora_B @ lora_A).view(weight.shape) * (alpha / r), entry by entry; rows of the product are not kernels."""
+    conv = nn.Conv2d(3, 4, kernel, 2, kernel // 2, bias=False)
+    lora = LoraConv2d(conv, rank=2, scale=0.7)
+    assert lora.lora_A.shape == (2 * kernel, 3 * kernel) and lora.lora_B.shape == (4 * kernel, 2 * kernel)
+    x = torch.randn(2, 3, 9, 7)
+    assert torch.equal(lora(x), conv(x))  # B is zero
+    nn.init.normal_(lora.lora_B)
+    a, b = lora.lora_A.tolist(), lora.lora_B.tolist()
+    product = [
+        [sum(b[i][m] * a[m][j] for m in range(2 * kernel)) for j in range(3 * kernel)] for i in range(4 * kernel)
+    ]
+    delta = torch.tensor([value for row in product for value in row]).reshape(4, 3, kernel, kernel)
+    expected = F.conv2d(x, conv.weight + 0.7 * delta, None, 2, kernel // 2)
+    torch.testing.assert_close(lora(x), expected)
+    torch.testing.assert_close(lora.merged()(x), expected)
+
+
+def test_lora_targets() -> None:
+    def targets(**options: Any) -> list[str]:
+        body = in_body("conv_lora", "resnet50", **options).body
+        return [name for name, module in body.named_modules() if isinstance(module, LoraConv2d)]
+
+    assert len(targets()) == 16 and all(name.endswith("conv2") for name in targets())
+    everything = targets(targets="all")
+    assert len(everything) == 52 and "conv1" not in everything  # 53 convolutions; the stem's is none of them
+    assert len([name for name in everything if "downsample" in name]) == 4
+    assert targets(first_stage=5) == ["layer4.0.conv2", "layer4.1.conv2", "layer4.2.conv2"]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_conv_adapter_follows_its_equation(stride: int) -> None:
+    conv = nn.Conv2d(12, 6, 3, stride, 1, bias=False)
+    adapter = ConvAdapter(conv, METHODS["conv_adapter"].make_options({"gamma": 3, "kernel": 5}))
+    assert adapter.spatial.weight.shape == (4, 3, 5, 5)  # 12 / 3 channels in 4 groups of 3 inputs
+    shake(adapter)
+    x = torch.randn(2, 12, 9, 7)
+    inner = F.relu(F.conv2d(x, adapter.spatial.weight, adapter.spatial.bias, stride, 2, groups=4))
+    expected = F.conv2d(inner, adapter.pointwise.weight, adapter.pointwise.bias) * adapter.scale
+    torch.testing.assert_close(adapter(x), expected)
+    assert adapter(x).shape == conv(x).shape
+
+
+@pytest.mark.parametrize("method", ["conv_adapter", "serial_adapter"])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("position", ["front", "middle", "back"])
+def test_parallel_adapters_are_added_before_the_norm(method: str, backbone: str, position: str) -> None:
+    """The first block of stage 3, written out, with its stride and its shortcut."""
+    if method == "conv_adapter" and position != "middle":
+        pytest.skip("it has no position")
+    built = in_body(method, backbone, **({"position": position, "norm": "bn"} if method == "serial_adapter" else {}))
+    shake(built.body)
+    block: Any = built.body.eval().layer2[0]
+    x = torch.randn(2, path(block)[0].in_channels, 8, 8)
+    n = len(path(block))
+    adapted = {i for i, conv in enumerate(path(block)) if hasattr(conv, "adapter")}
+    if method == "serial_adapter":
+        assert adapted == {{"front": 0, "middle": 1, "back": n - 1}[position]}
+    else:
+        assert adapted == ({0, 1} if backbone == "resnet18" else {1})
+    out = x
+    for i, conv in enumerate(path(block)):
+        y = F.conv2d(out, conv.weight, None, conv.stride, conv.padding)
+        if i in adapted:
+            y = y + conv.adapter(out)
+        out = getattr(block, f"bn{i + 1}")(y)
+        if i < n - 1:
+            out = F.relu(out)
+    torch.testing.assert_close(block(x), F.relu(out + block.downsample(x)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_transition_adapter_stands_behind_the_block(kind: str, norm: str) -> None:
+    plain, built = in_body("head"), in_body("serial_adapter", kind=kind, norm=norm, reduction=4)
+    built.body.load_state_dict(plain.body.state_dict(), strict=False)
+    shake(built.body)
+    block: Any = built.body.eval().layer2[1]
+    x = torch.randn(2, 16, 8, 8)
+    y = plain.body.eval().layer2[1](x)
+    layers = block.adapter.layers
+    assert [type(layer) for layer in layers if isinstance(layer, nn.Conv2d | nn.ReLU)] == (
+        [nn.Conv2d, nn.ReLU, nn.Conv2d] if kind == "bottleneck" else [nn.Conv2d]
+    )
+    torch.testing.assert_close(block(x), F.relu(y + layers(y)))
+
+
+def test_ssf_scales_and_shifts_behind_the_norm_or_the_block() -> None:
+    plain = in_body("head")
+    x = torch.randn(2, 16, 8, 8)
+    for after in ("norm", "block"):
+        built = in_body("ssf", after=after)
+        body: Any = built.body.eval()
+        fresh = [m for m in body.modules() if hasattr(m, "scale")]
+        assert all(float(m.scale.min()) == float(m.scale.max()) == 1 and float(m.shift.abs().max()) == 0 for m in fresh)
+        body.load_state_dict(plain.body.state_dict(), strict=False)
+        shake(body)
+        module = body.layer2[1].bn1 if after == "norm" else body.layer2[1]
+        twin: Any = plain.body.eval().layer2[1].bn1 if after == "norm" else plain.body.eval().layer2[1]
+        s = module.ssf if after == "norm" else module.adapter
+        torch.testing.assert_close(module(x), twin(x) * s.scale[:, None, None] + s.shift[:, None, None])
+
+
+def test_ssf_can_start_as_its_source_does() -> None:
+    body = in_body("ssf", "resnet50", init_std=0.02).body
+    scale = torch.cat([m.ssf.scale for m in body.modules() if isinstance(m, ScaledNorm)])
+    assert 0.015 < float(scale.std()) < 0.025 and abs(float(scale.mean()) - 1) < 0.005
+
+
+@pytest.mark.parametrize("weights", ["none", "file"])
+@pytest.mark.parametrize(("method", "opened"), [("norm", {"weight", "bias"}), ("bitfit", {"bias"})])
+def test_opened_norms_keep_their_statistics(method: str, opened: set[str], weights: str, weights_file: Any) -> None:
+    """On FrozenNorm, where they are buffers and train nothing, and on BatchNorm2d, whose statistics would move."""
+    path_or_none = weights if weights == "none" else weights_file("resnet18", 0.125)
+    plain, built = (in_body(m, weights=path_or_none) for m in ("head", method))
+    body: Any = built.body.train()
+    norms = [(name, m) for name, m in body.named_modules() if isinstance(m, OpenNorm)]
+    assert len(norms) == 20  # of a ResNet-18, the stem's and three shortcuts' counted
+    assert all({n for n, p in m.named_parameters() if p.requires_grad} == opened for _, m in norms)
+    built.body.load_state_dict(plain.body.state_dict(), strict=False)
+    before = {name: value.clone() for name, value in body.state_dict().items()}
+    x = torch.randn(2, 3, 64, 64)
+    for key, value in plain.body.eval()(x).items():
+        torch.testing.assert_close(body(x)[key], value)
+    assert all(torch.equal(value, before[name]) for name, value in body.state_dict().items())
+    names = [name for name in plain.body.state_dict() if "num_batches" not in name]
+    assert sorted(body.state_dict()) == sorted(names)  # torchvision's
+
+
+STAGE = {"bn1": 1, "layer1": 2, "layer2": 3, "layer3": 4, "layer4": 5}
+IN_BODY: list[tuple[str, dict[str, Any], int]] = [  # method, options, stage from which on there is a graph
+    ("norm", {}, 1),
+    ("norm", {"first_stage": 4}, 4),
+    ("bitfit", {}, 1),
+    ("bitfit", {"first_stage": 2}, 2),
+    ("ssf", {}, 1),
+    ("ssf", {"first_stage": 5}, 5),
+    ("ssf", {"after": "block"}, 2),  # the stem has no block
+    ("ssf", {"after": "block", "first_stage": 3}, 3),
+    ("conv_lora", {}, 2),
+    ("conv_lora", {"targets": "all", "first_stage": 3}, 3),
+    ("conv_adapter", {}, 2),
+    ("conv_adapter", {"first_stage": 4}, 4),
+    ("serial_adapter", {}, 2),
+    ("serial_adapter", {"position": "back", "first_stage": 3}, 3),
+    ("serial_adapter", {"norm": "bn", "kind": "basic"}, 2),
+    ("partial", {}, 5),
+    ("partial", {"stages": 4}, 2),
+]
+
+
+@pytest.mark.parametrize(("method", "options", "stage"), IN_BODY)
+def test_earlier_stages_run_without_autograd_and_later_ones_learn(
+    method: str, options: dict[str, Any], stage: int
+) -> None:
+    built = in_body(method, **options)
+    shake(built.body)
+    body = built.body.train()
+    features = body(torch.randn(2, 3, 96, 96))
+    assert [features[f"c{i}"].requires_grad for i in range(1, 6)] == [i >= stage for i in range(1, 6)]
+    sum((features[f"c{i}"] ** 2).mean() for i in range(stage, 6)).backward()
+    for name, parameter in body.named_parameters():
+        learns = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
+        assert learns == parameter.requires_grad, name
+    trained = {STAGE[name.split(".")[0]] for name, p in body.named_parameters() if p.requires_grad}
+    assert min(trained) == stage
+
+
+@pytest.mark.parametrize(("method", "options", "stage"), IN_BODY)
+def test_norms_of_the_base_keep_their_statistics_unless_trained(
+    method: str, options: dict[str, Any], stage: int
+) -> None:
+    """On BatchNorm2d: only `partial` trains the base's norms; an adapter's own batch norm is live."""
+    body = in_body(method, **options).body.train()
+    live = {name for name, m in body.named_modules() if isinstance(m, nn.BatchNorm2d) and m.training}
+    if method == "partial":
+        assert live and all(int(name[5]) + 1 >= stage for name in live)
+    else:
+        assert all("adapter" in name for name in live) and bool(live) == (options.get("norm") == "bn")
+
+
 # --- parameters ------------------------------------------------------------------------------------------------------
 
 
@@ -276,26 +654,57 @@ def counted(backbone: str, width: float, detector: str, weights: str, method: st
     return n, get_method(method).petl_params(built.body.shape(built.used_stages), options)
 
 
-def some_options(rng: random.Random) -> CstOptions:
-    stages = [s for s in (2, 3, 4, 5) if rng.random() < 0.6] or [rng.choice((2, 3, 4, 5))]
-    return CstOptions(
-        reduction=rng.choice((1, 2, 3, 4, 7, 8, 16, 32, 64, 256)),
-        granularity=rng.choice(GRANULARITIES),
-        block=rng.choice(BLOCKS),
-        norm=rng.choice(NORMS),
-        mtc_stages=tuple(stages),
-        operator=rng.choice(OPERATORS),
-        gate=rng.choice(GATES),
-    )
+REDUCTIONS = (1, 2, 3, 4, 7, 8, 16, 32, 64, 256)
+DRAWN: dict[str, dict[str, tuple[Any, ...]]] = {
+    "cst": {
+        "reduction": REDUCTIONS,
+        "granularity": GRANULARITIES,
+        "block": BLOCKS,
+        "norm": NORMS,
+        "mtc_stages": tuple(c for n in range(1, 5) for c in itertools.combinations((2, 3, 4, 5), n)),
+        "operator": OPERATORS,
+        "gate": GATES,
+        "keep": KEEPS,
+        "init": INITS,
+    },
+    "lst": {"reduction": REDUCTIONS, "block": BLOCKS, "norm": NORMS, "keep": KEEPS, "init": INITS},
+    "side_tuning": {"reduction": REDUCTIONS, "blocks": (0, 1, 2), "norm": NORMS},
+    "head": {},
+    "full": {},
+    "partial": {"stages": (1, 2, 3, 4)},
+    "norm": {"first_stage": (1, 2, 3, 4, 5)},
+    "bitfit": {"first_stage": (1, 2, 3, 4, 5)},
+    "ssf": {"after": ("norm", "block"), "first_stage": (1, 2, 3, 4, 5)},
+    "conv_lora": {"rank": (1, 2, 7, 32), "targets": ("3x3", "all"), "first_stage": (2, 3, 4, 5)},
+    "conv_adapter": {"gamma": (*REDUCTIONS, 13), "kernel": (3, 5), "first_stage": (2, 3, 4, 5)},
+    "serial_adapter": {
+        "reduction": REDUCTIONS,
+        "position": POSITIONS,
+        "kind": KINDS,
+        "norm": NORMS,
+        "first_stage": (2, 3, 4, 5),
+    },
+}
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_counted_parameters_equal_the_formula(seed: int) -> None:
+def some_options(method: str, rng: random.Random) -> Any:
+    return METHODS[method].make_options({name: rng.choice(values) for name, values in DRAWN[method].items()})
+
+
+def test_every_option_that_has_a_say_is_drawn() -> None:
+    for name, method in METHODS.items():
+        silent = {"gate_init", "temperature", "scale", "init_std"}  # numbers that change no shape
+        assert {f.name for f in dataclasses.fields(method.options)} - silent == set(DRAWN[name])
+
+
+@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_counted_parameters_equal_the_formula(method: str, seed: int) -> None:
     rng = random.Random(seed)
     backbone, detector = BACKBONES[seed % len(BACKBONES)], DETECTORS[seed % len(DETECTORS)]
-    width, weights = rng.choice((0.05, 0.25, 1.0)), rng.choice(("none", "DEFAULT"))
-    n, formula = counted(backbone, width, detector, weights, "cst", some_options(rng))
-    assert n == formula > 0
+    width, weights = rng.choice((0.05, 0.25, 0.3, 1.0)), rng.choice(("none", "DEFAULT"))
+    n, formula = counted(backbone, width, detector, weights, method, some_options(method, rng))
+    assert n == formula and (n > 0) == (method != "head")
 
 
 @pytest.mark.parametrize("weights", ["none", "DEFAULT"])  # DEFAULT: FrozenNorm, whose affine part is no parameter
@@ -320,6 +729,39 @@ SHARES = [
     ("block", 32, 4.2),
     ("block", 64, 1.9),
 ]
+
+
+# PETL-FACTS 2.3 for the other methods, in percent of the same 23.508 M; serial adapters with a norm behind each 1x1
+OTHER_SHARES: list[tuple[str, dict[str, Any], float]] = [
+    ("norm", {}, 0.23),
+    ("ssf", {}, 0.23),
+    ("bitfit", {}, 0.11),
+    *(("conv_adapter", {"gamma": g}, p) for g, p in zip((1, 2, 4, 8, 16), (5.54, 2.86, 1.52, 0.85, 0.51), strict=True)),
+    *(
+        ("conv_lora", {"rank": r}, p)
+        for r, p in zip((1, 2, 4, 8, 16, 32), (0.29, 0.58, 1.16, 2.31, 4.63, 9.25), strict=True)
+    ),
+    *(
+        ("conv_lora", {"rank": r, "targets": "all"}, p)
+        for r, p in zip((1, 2, 4, 8, 16), (0.47, 0.93, 1.86, 3.72, 7.45), strict=True)
+    ),
+    *(("serial_adapter", {"reduction": r}, p) for r, p in zip((8, 16, 32, 64), (21.5, 10.8, 5.5, 2.8), strict=True)),
+]
+
+
+@pytest.mark.parametrize(("method", "options", "percent"), OTHER_SHARES)
+def test_shares_of_resnet50_of_the_other_methods(method: str, options: dict[str, Any], percent: float) -> None:
+    n, formula = counted("resnet50", 1.0, "fasterrcnn", "DEFAULT", method, METHODS[method].make_options(options))
+    assert n == formula
+    digits = 1 if method == "serial_adapter" else 2
+    assert round(100 * n / 23_508_032, digits) == percent
+
+
+@pytest.mark.parametrize(("method", "n_params"), [("norm", 53_120), ("ssf", 53_120), ("bitfit", 26_560)])
+@pytest.mark.parametrize("weights", ["none", "DEFAULT"])  # with BatchNorm2d nothing more is opened
+def test_affine_parameters_of_resnet50(method: str, n_params: int, weights: str) -> None:
+    n, _ = counted("resnet50", 1.0, "fasterrcnn", weights, method, METHODS[method].options())
+    assert n == n_params
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -1,10 +1,39 @@
 """The PETL methods: one file each, one registry."""
 
 from cst_search.errors import ConfigError
-from cst_search.petl import cst, full, head
+from cst_search.petl import (
+    bitfit,
+    conv_adapter,
+    conv_lora,
+    cst,
+    full,
+    head,
+    lst,
+    norm,
+    partial,
+    serial_adapter,
+    side_tuning,
+    ssf,
+)
 from cst_search.petl.base import HasBody, Method
 
-METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (cst, full, head)}
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD
+    for module in (
+        cst,
+        lst,
+        side_tuning,
+        head,
+        norm,
+        bitfit,
+        ssf,
+        conv_lora,
+        conv_adapter,
+        serial_adapter,
+        partial,
+        full,
+    )
+}
 
 __all__ = ["METHODS", "HasBody", "Method", "get_method"]
 

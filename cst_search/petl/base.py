@@ -38,6 +38,8 @@ class Method:
         apply: changes the backbone in place.
         petl_params: the closed formula of the parameters it adds or opens.
         shapeless: options that change no tensor's shape, so that predictions of memory are shared across their values.
+        merge: turns a body that the method changed back into plain torchvision tensors with the same output, in place;
+            None where that cannot be exact. It may raise ConfigError for some options.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Method:
     apply: Callable[[HasBody, Any], None]
     petl_params: Callable[[BackboneShape, Any], int]
     shapeless: tuple[str, ...] = ()
+    merge: Callable[[HasBody, Any], None] | None = None
 
     def make_options(self, values: Mapping[str, Any]) -> Any:
         """Options with their defaults filled in. Raises ConfigError: unknown name or value out of range."""
@@ -67,3 +70,29 @@ class Method:
 @dataclass(frozen=True)
 class NoOptions:
     """For methods without a choice."""
+
+
+def check(method: str, rules: Mapping[str, tuple[bool, str, Any]]) -> None:
+    """Refuse options: ``rules`` maps an option to (it holds, what it must be, its value). Raises ConfigError."""
+    faults = [f"{name} must be {must}; got {value!r}" for name, (holds, must, value) in rules.items() if not holds]
+    if faults:
+        raise ConfigError(f"{method}: " + "; ".join(faults))
+
+
+def from_stage(value: int, lowest: int) -> tuple[bool, str, int]:
+    """The rule of ``first_stage``, for `check`."""
+    return value in range(lowest, 6), f"a stage from {lowest} to 5", value
+
+
+def one_of(value: str, names: tuple[str, ...]) -> tuple[bool, str, str]:
+    """The rule of a choice, for `check`."""
+    return value in names, "one of " + ", ".join(names), value
+
+
+def whole(value: int, low: int, high: int) -> tuple[bool, str, int]:
+    """The rule of a whole number, for `check`."""
+    return low <= value <= high, f"a whole number from {low} to {high}", value
+
+
+def nothing_to_merge(backbone: HasBody, options: Any) -> None:
+    """For methods whose body holds plain torchvision tensors already."""

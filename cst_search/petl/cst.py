@@ -32,15 +32,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cst_search.backbone import BackboneShape
+from cst_search.backbone import BackboneShape, Body
 from cst_search.errors import ConfigError
 from cst_search.petl.base import HasBody, Method
+from cst_search.petl.layers import BLOCKS, NORMS, block_params, make_block, make_norm, norm_params, residual_blocks
 
-BLOCKS = ("3x3", "depthwise", "bottleneck", "1x1")
-NORMS = ("bn", "gn", "none")
 OPERATORS = ("max", "lst", "tanh", "sum")
 GATES = ("scalar", "channel")
 GRANULARITIES = ("stage", "block")
+KEEPS = ("all", "every_second", "last_per_stage")
+INITS = ("random", "prune_l1")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class CstOptions:
         gate_init: the logit a / T at the start, so that the gate opens with sigmoid(gate_init) whatever T is.
             (-1.39 and 1.39 are an opening of 0.2 and 0.8; Side-Tuning starts at either 0.5 or 0.8.)
         temperature: T; a small one makes the gate move faster for the same learning rate.
+        keep: residual blocks that get a side block, where the granularity is ``block``: ``all``; ``every_second``,
+            counted back from the last of a stage, which the pyramid reads (Ladder Side-Tuning drops every second layer
+            of T5-large); ``last_per_stage`` (its pattern 3, 7, 11 of 12 layers), the same as granularity ``stage``.
+        init: of the side blocks: ``random``, or ``prune_l1``, see `prune_l1`. Up_i is zero either way.
     """
 
     reduction: int = 4
@@ -69,6 +74,8 @@ class CstOptions:
     gate: str = "scalar"
     gate_init: float = 0.0
     temperature: float = 0.1
+    keep: str = "all"
+    init: str = "random"
 
     def __post_init__(self) -> None:
         faults = []
@@ -78,6 +85,8 @@ class CstOptions:
             ("norm", NORMS),
             ("operator", OPERATORS),
             ("gate", GATES),
+            ("keep", KEEPS),
+            ("init", INITS),
         ):
             if getattr(self, name) not in allowed:
                 faults.append(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
@@ -92,32 +101,6 @@ class CstOptions:
             faults.append(f"temperature must be from 0.01 to 10; got {self.temperature!r}")
         if faults:
             raise ConfigError("cst: " + "; ".join(faults))
-
-
-def _norm(kind: str, channels: int) -> nn.Module:
-    if kind == "bn":
-        return nn.BatchNorm2d(channels)
-    if kind == "gn":
-        # at least four channels a group: with fewer, GroupNorm wipes out what a channel says about the whole image
-        groups = next(n for n in range(min(32, max(1, channels // 4)), 0, -1) if channels % n == 0)
-        return nn.GroupNorm(groups, channels)
-    return nn.Identity()
-
-
-def _block(kind: str, norm: str, channels: int) -> nn.Sequential:
-    def conv(c_in: int, c_out: int, k: int, groups: int = 1) -> nn.Conv2d:
-        return nn.Conv2d(c_in, c_out, k, padding=k // 2, groups=groups, bias=norm == "none")
-
-    if kind == "3x3":
-        layers = [conv(channels, channels, 3)]
-    elif kind == "1x1":
-        layers = [conv(channels, channels, 1)]
-    elif kind == "depthwise":
-        layers = [conv(channels, channels, 3, groups=channels), conv(channels, channels, 1)]
-    else:
-        inner = max(1, channels // 4)
-        layers = [conv(channels, inner, 1), conv(inner, inner, 3), conv(inner, channels, 1)]
-    return nn.Sequential(*layers, _norm(norm, channels), nn.ReLU(inplace=True))
 
 
 class Mtc(nn.Module):
@@ -154,11 +137,11 @@ class _Node(nn.Module):
     ) -> None:
         super().__init__()
         self.down = nn.Conv2d(c_backbone, c, 1, bias=o.norm == "none")
-        self.down_norm = _norm(o.norm, c)
+        self.down_norm = make_norm(o.norm, c)
         self.halves = halves
         self.trans = nn.Conv2d(c_before, c, 1, bias=True) if moves else None
         self.mtc = Mtc(o.operator if mtc else "sum", o.gate, c, o.gate_init, o.temperature)
-        self.block = _block(o.block, o.norm, c)
+        self.block = make_block(o.block, o.norm, c)
 
     def forward(self, feature: Tensor, h: Tensor) -> Tensor:
         u = self.down_norm(self.down(feature))
@@ -177,7 +160,7 @@ class SideNetwork(nn.Module):
         self.out_stages = shape.used_stages
         first = _side_channels(shape.stage_channels[0], options)
         self.stem = nn.Sequential(
-            nn.Conv2d(shape.stage_channels[0], first, 1, bias=options.norm == "none"), _norm(options.norm, first)
+            nn.Conv2d(shape.stage_channels[0], first, 1, bias=options.norm == "none"), make_norm(options.norm, first)
         )
         self.keys: list[str] = []
         self.nodes = nn.ModuleList()
@@ -186,9 +169,10 @@ class SideNetwork(nn.Module):
         for stage in range(2, last + 1):
             c_backbone = shape.stage_channels[stage - 1]
             c = _side_channels(c_backbone, options)
-            n = shape.stage_blocks[stage - 2] if options.granularity == "block" else 1
-            for j in range(n):
-                enters = j == 0
+            n = shape.stage_blocks[stage - 2]
+            kept = _kept(n, options)
+            for j in kept:
+                enters = j == kept[0]
                 self.keys.append(f"c{stage}" if j == n - 1 else f"c{stage}.{j}")
                 self.nodes.append(
                     _Node(c_backbone, before, c, enters and stage > 2, enters, stage in options.mtc_stages, options)
@@ -221,39 +205,72 @@ def _side_channels(channels: int, options: CstOptions) -> int:
     return max(1, channels // options.reduction)
 
 
+def _kept(n_blocks: int, options: CstOptions) -> list[int]:
+    """Indices of the blocks of a stage that have a side block; the last always has."""
+    if options.granularity == "stage" or options.keep == "last_per_stage":
+        return [n_blocks - 1]
+    step = 2 if options.keep == "every_second" else 1
+    return list(range(n_blocks - 1, -1, -step))[::-1]
+
+
+# the convolutions of a residual block that the dense ones of a side block are pruned from; others have no counterpart
+_COUNTERPARTS = {"3x3": ("conv2",), "bottleneck": ("conv1", "conv2", "conv3")}
+
+
+def prune_l1(conv: nn.Conv2d, source: nn.Conv2d) -> None:
+    """Fill a narrow convolution with the part of a wide one that has the largest L1 norms.
+
+    First the output channels are chosen, then, of what is left, the input channels; their order stays. Where the source
+    has fewer channels than are asked for, the rest stays as it was.
+    """
+    weight = source.weight.detach()
+    for dim in (0, 1):
+        norms = weight.abs().sum([d for d in range(4) if d != dim])
+        best = norms.topk(min(len(norms), conv.weight.shape[dim])).indices
+        weight = weight.index_select(dim, best.sort().values)
+    with torch.no_grad():
+        conv.weight[: weight.shape[0], : weight.shape[1]] = weight
+
+
+def _prune(side: SideNetwork, body: Body, kind: str) -> None:
+    """Start the side blocks as pruned residual blocks, as Ladder Side-Tuning's pruning by magnitude does (L1).
+
+    What has no counterpart stays random: depth-wise and 1x1 side blocks, and in a bottleneck all but the 3x3 where the
+    backbone (ResNet-18, 34) has no bottlenecks. The ladders (Down_i) are random, as in Ladder Side-Tuning.
+    """
+    for key, node in zip(side.keys, side.nodes, strict=True):
+        stage, _, j = key.removeprefix("c").partition(".")
+        block = residual_blocks(body, int(stage))[: body.stage_blocks[int(stage) - 2]][int(j or -1)]
+        convs = [layer for layer in node.block.children() if isinstance(layer, nn.Conv2d)]  # type: ignore[union-attr]
+        for conv, name in zip(convs, _COUNTERPARTS.get(kind, ()), strict=False):
+            source = getattr(block, name, None)
+            if source is not None and source.kernel_size == conv.kernel_size:
+                prune_l1(conv, source)
+
+
 def _apply(backbone: HasBody, options: CstOptions) -> None:
-    backbone.body.taps_blocks = options.granularity == "block"
-    backbone.side = SideNetwork(backbone.body.shape(backbone.used_stages), options)
+    backbone.body.taps_blocks = options.granularity == "block" and options.keep != "last_per_stage"
+    side = SideNetwork(backbone.body.shape(backbone.used_stages), options)
+    if options.init == "prune_l1":
+        _prune(side, backbone.body, options.block)
+    backbone.side = side
 
 
 def petl_params(shape: BackboneShape, options: CstOptions) -> int:
     """The parameters of the side network, in closed form (pinned to the module by a test).
 
     With s_i = max(1, c_i // r): stem c_1 s_1; Up s_i c_i + c_i; per node Down c_i s_i, the block and the gate;
-    Trans s_{i-1} s_i + s_i where a stage begins; two affine parameters per normalised channel.
+    Trans s_{i-1} s_i + s_i where a stage begins; two affine parameters, or a bias, per channel of Down and stem.
     """
     channel = {i + 1: c for i, c in enumerate(shape.stage_channels)}
     side = {i: _side_channels(c, options) for i, c in channel.items()}
-    affine = {"none": 0, "bn": 2, "gn": 2}[options.norm]
-    bias = 1 if options.norm == "none" else 0
-
-    def block(s: int) -> int:
-        inner = max(1, s // 4)
-        convs = {
-            "3x3": 9 * s * s + bias * s,
-            "1x1": s * s + bias * s,
-            "depthwise": 9 * s + s * s + 2 * bias * s,
-            "bottleneck": 2 * s * inner + 9 * inner * inner + bias * (2 * inner + s),
-        }[options.block]
-        return convs + affine * s
-
-    total = channel[1] * side[1] + (bias + affine) * side[1]
+    total = channel[1] * side[1] + norm_params(options.norm, side[1])
     for stage in range(2, max(shape.used_stages) + 1):
         s = side[stage]
-        n = shape.stage_blocks[stage - 2] if options.granularity == "block" else 1
         gated = stage in options.mtc_stages and options.operator != "sum"
         gate = (1 if options.gate == "scalar" else s) if gated else 0
-        total += n * (channel[stage] * s + (bias + affine) * s + gate + block(s)) + side[stage - 1] * s + s
+        node = channel[stage] * s + norm_params(options.norm, s) + gate + block_params(options.block, options.norm, s)
+        total += len(_kept(shape.stage_blocks[stage - 2], options)) * node + side[stage - 1] * s + s
     return total + sum(side[i] * channel[i] + channel[i] for i in shape.used_stages)
 
 
@@ -265,5 +282,5 @@ METHOD = Method(
     source="Chen, arXiv 2402.12736 (idea; our reading of it, see cst_search/petl/cst.py); learning rate: LST's 3e-3",
     apply=_apply,
     petl_params=petl_params,
-    shapeless=("gate_init", "temperature"),
+    shapeless=("gate_init", "temperature", "init"),
 )

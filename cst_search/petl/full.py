@@ -1,6 +1,6 @@
 """`full`: every convolution of the backbone is trained, as a user without PETL would do."""
 
-from cst_search.petl.base import HasBody, Method, NoOptions
+from cst_search.petl.base import HasBody, Method, NoOptions, nothing_to_merge
 
 
 def _apply(backbone: HasBody, options: NoOptions) -> None:
@@ -16,4 +16,5 @@ METHOD = Method(
     source="ordinary fine-tuning; torchvision's detectors with trainable_backbone_layers=5",
     apply=_apply,
     petl_params=lambda shape, options: shape.n_params,
+    merge=nothing_to_merge,
 )

@@ -1,6 +1,6 @@
 """`head`: the backbone stays frozen; only the neck and the head are trained."""
 
-from cst_search.petl.base import Method, NoOptions
+from cst_search.petl.base import Method, NoOptions, nothing_to_merge
 
 METHOD = Method(
     name="head",
@@ -10,4 +10,5 @@ METHOD = Method(
     source="Vasconcelos et al., Proper Reuse of Image Classification Features Improves Object Detection, CVPR 2022",
     apply=lambda backbone, options: None,
     petl_params=lambda shape, options: 0,
+    merge=nothing_to_merge,
 )

@@ -1,0 +1,95 @@
+"""`conv_adapter`: a light convolution parallel to every 3x3 of the residual blocks.
+
+    conv(x) + scale * W2 ReLU(W1 x)      W1: k x k in as many groups as it has outputs, c_in / gamma; W2: 1x1
+
+The layers, their biases and the scale are those of the reference repository. There the adapter of a bottleneck is added
+behind the norm and the ReLU that follow the 3x3, that of a basic block before the norm; here it is always added to the
+convolution's output, before the norm, which is the paper's "convolution parallel". W2 starts at zero (the reference: as
+drawn), so that step 0 is the pre-trained detector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cst_search.backbone import BackboneShape
+from cst_search.petl.base import HasBody, Method, check, from_stage, whole
+from cst_search.petl.layers import add_parallel, path, residual_blocks
+
+
+@dataclass(frozen=True)
+class ConvAdapterOptions:
+    """Attributes:
+    gamma: the adapter is c_in / gamma wide (the next smaller width that divides c_in).
+    kernel: k, 3 or 5.
+    first_stage: from this stage on; stages before it keep no activation.
+    """
+
+    gamma: int = 8
+    kernel: int = 3
+    first_stage: int = 2
+
+    def __post_init__(self) -> None:
+        check(
+            "conv_adapter",
+            {
+                "gamma": whole(self.gamma, 1, 256),
+                "kernel": (self.kernel in (3, 5), "3 or 5", self.kernel),
+                "first_stage": from_stage(self.first_stage, 2),
+            },
+        )
+
+
+def _width(c_in: int, gamma: int) -> int:
+    return next(width for width in range(max(1, c_in // gamma), 0, -1) if c_in % width == 0)
+
+
+class ConvAdapter(nn.Module):
+    """(B, c_in, H, W) -> (B, c_out, H / stride, W / stride), zero at the start."""
+
+    def __init__(self, conv: nn.Conv2d, options: ConvAdapterOptions) -> None:
+        super().__init__()
+        width, k = _width(conv.in_channels, options.gamma), options.kernel
+        self.spatial = nn.Conv2d(conv.in_channels, width, k, conv.stride[0], k // 2, groups=width)
+        self.pointwise = nn.Conv2d(width, conv.out_channels, 1)
+        self.scale = nn.Parameter(torch.ones(conv.out_channels, 1, 1))
+        nn.init.zeros_(self.pointwise.weight)
+        nn.init.zeros_(self.pointwise.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.pointwise(F.relu(self.spatial(x)))
+        return out * self.scale.to(out.dtype)
+
+
+def _apply(backbone: HasBody, options: ConvAdapterOptions) -> None:
+    for block in residual_blocks(backbone.body, options.first_stage):
+        for conv in path(block):
+            if conv.kernel_size == (3, 3):
+                add_parallel(conv, ConvAdapter(conv, options))
+    backbone.body.grad_from = options.first_stage - 1
+
+
+def petl_params(shape: BackboneShape, options: ConvAdapterOptions) -> int:
+    """With width w: c_in k^2 + w, then w c_out + c_out, then c_out, per 3x3."""
+    total = 0
+    for block in shape.blocks(options.first_stage):
+        for c_in, c_out, kernel in block.path:
+            if kernel == 3:
+                w = _width(c_in, options.gamma)
+                total += c_in * options.kernel**2 + w + w * c_out + 2 * c_out
+    return total
+
+
+METHOD = Method(
+    name="conv_adapter",
+    options=ConvAdapterOptions,
+    lr=1e-3,
+    side=False,
+    source="Chen et al., Conv-Adapter, arXiv 2208.07463; github.com/Hhhhhhao/Conv-Adapter @97e1fc8 (gamma 8, lr 1e-3)",
+    apply=_apply,
+    petl_params=petl_params,
+)

@@ -1,0 +1,47 @@
+"""`partial`: the last stages of the backbone are trained, the earlier ones stay frozen and keep no activation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cst_search.backbone import STAGES, BackboneShape
+from cst_search.petl.base import HasBody, Method, check, nothing_to_merge, whole
+
+
+@dataclass(frozen=True)
+class PartialOptions:
+    """Attributes:
+    stages: how many of the stages 2..5 are trained, counted from the last. (4 is `full` without the stem.)
+    """
+
+    stages: int = 1
+
+    def __post_init__(self) -> None:
+        check("partial", {"stages": whole(self.stages, 1, 4)})
+
+
+def _apply(backbone: HasBody, options: PartialOptions) -> None:
+    body = backbone.body
+    body.grad_from = len(STAGES) - options.stages
+    for stage in STAGES[body.grad_from :]:
+        for child in stage:
+            getattr(body, child).requires_grad_(True)
+
+
+def petl_params(shape: BackboneShape, options: PartialOptions) -> int:
+    """c_in c_out k^2 per convolution of the trained stages; with BatchNorm2d two more per output channel."""
+    convs = [conv for block in shape.blocks(first_stage=6 - options.stages) for conv in block.convs]
+    affine = 0 if shape.frozen_norm else 2
+    return sum(conv.c_in * conv.c_out * conv.kernel**2 + affine * conv.c_out for conv in convs)
+
+
+METHOD = Method(
+    name="partial",
+    options=PartialOptions,
+    lr=3e-4,
+    side=False,
+    source="torchvision's trainable_backbone_layers; one stage: Partial-1 of V-PETL Bench; learning rate: that of full",
+    apply=_apply,
+    petl_params=petl_params,
+    merge=nothing_to_merge,
+)

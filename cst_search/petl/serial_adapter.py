@@ -1,0 +1,115 @@
+"""`serial_adapter`: a bottleneck behind every residual block, or beside one of its convolutions.
+
+    transition             ReLU(y + Adapter(y)), behind the block's output y
+    front, middle, back    conv(x) + Adapter(x), the block's first, second, last convolution, before its norm
+
+    Adapter = Norm W2 ReLU Norm W1 (``bottleneck``: 1x1 to c_in / r and 1x1 back), or Norm W (``basic``: one 1x1)
+
+Positions and kinds are those of the ResNet adapters in Ladder Side-Tuning's repository. Its adapters beside a layer
+are added behind the norm if they have norms themselves, else before it; here always before. Its variant with a zero
+gate trains one number in the first step; here the last norm (without norms: the last 1x1) starts at zero instead: step
+0 is the pre-trained detector, and every output channel learns from the start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cst_search.backbone import BackboneShape
+from cst_search.petl.base import HasBody, Method, check, from_stage, one_of, whole
+from cst_search.petl.layers import NORMS, add_behind, add_parallel, make_norm, norm_params, path, residual_blocks
+
+POSITIONS = ("transition", "front", "middle", "back")
+KINDS = ("bottleneck", "basic")
+_CONV = {"front": 0, "middle": 1, "back": -1}  # in a basic block, which has two, the middle is the last
+
+
+@dataclass(frozen=True)
+class SerialAdapterOptions:
+    """Attributes:
+    reduction: r; a bottleneck has max(1, c_in // r) channels. Not used by ``basic``.
+    position: ``transition``, ``front``, ``middle`` or ``back``, see the module.
+    kind: ``bottleneck`` or ``basic``.
+    norm: of the adapter: ``gn``, ``bn`` (the reference's) or ``none``.
+    first_stage: from this stage on; stages before it keep no activation.
+    """
+
+    reduction: int = 32
+    position: str = "transition"
+    kind: str = "bottleneck"
+    norm: str = "gn"
+    first_stage: int = 2
+
+    def __post_init__(self) -> None:
+        check(
+            "serial_adapter",
+            {
+                "reduction": whole(self.reduction, 1, 256),
+                "position": one_of(self.position, POSITIONS),
+                "kind": one_of(self.kind, KINDS),
+                "norm": one_of(self.norm, NORMS),
+                "first_stage": from_stage(self.first_stage, 2),
+            },
+        )
+
+
+def _adapter(c_in: int, c_out: int, stride: int, o: SerialAdapterOptions) -> nn.Sequential:
+    inner = max(1, c_in // o.reduction) if o.kind == "bottleneck" else c_out
+    bias = o.norm == "none"
+    layers = [nn.Conv2d(c_in, inner, 1, stride, bias=bias), make_norm(o.norm, inner)]
+    if o.kind == "bottleneck":
+        layers += [nn.ReLU(inplace=True), nn.Conv2d(inner, c_out, 1, bias=bias), make_norm(o.norm, c_out)]
+    last = layers[-2] if bias else layers[-1]
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+    return nn.Sequential(*layers)
+
+
+class _Transition(nn.Module):
+    def __init__(self, adapter: nn.Module) -> None:
+        super().__init__()
+        self.layers = adapter
+
+    def forward(self, y: Tensor) -> Tensor:
+        return F.relu(y + self.layers(y))
+
+
+def _apply(backbone: HasBody, options: SerialAdapterOptions) -> None:
+    for block in residual_blocks(backbone.body, options.first_stage):
+        if options.position == "transition":
+            c = path(block)[-1].out_channels
+            add_behind(block, _Transition(_adapter(c, c, 1, options)))
+        else:
+            conv = path(block)[_CONV[options.position]]
+            add_parallel(conv, _adapter(conv.in_channels, conv.out_channels, conv.stride[0], options))
+    backbone.body.grad_from = options.first_stage - 1
+
+
+def petl_params(shape: BackboneShape, options: SerialAdapterOptions) -> int:
+    """Per block c_in s + s c_out for a bottleneck of s channels, else c_in c_out; two or a bias per normed channel."""
+    total = 0
+    for block in shape.blocks(options.first_stage):
+        if options.position == "transition":
+            c_in = c_out = block.c_out
+        else:
+            c_in, c_out, _ = block.path[_CONV[options.position]]
+        if options.kind == "bottleneck":
+            s = max(1, c_in // options.reduction)
+            total += c_in * s + norm_params(options.norm, s) + s * c_out + norm_params(options.norm, c_out)
+        else:
+            total += c_in * c_out + norm_params(options.norm, c_out)
+    return total
+
+
+METHOD = Method(
+    name="serial_adapter",
+    options=SerialAdapterOptions,
+    lr=1e-3,
+    side=False,
+    source="Houlsby et al., ICML 2019; on ResNets VisualAdapter of github.com/ylsung/Ladder-Side-Tuning @1798e82",
+    apply=_apply,
+    petl_params=petl_params,
+)

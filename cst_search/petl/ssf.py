@@ -1,0 +1,85 @@
+"""`ssf`: Scaling and Shifting of deep Features, ``x * scale + shift`` per channel.
+
+The reference code draws scale from N(1, 0.02) and shift from N(0, 0.02). Ours start at exactly 1 and 0, so that step 0
+is the pre-trained detector; ``init_std: 0.02`` is the reference's start. After a norm SSF is norm tuning in other
+coordinates (the product of two scales is trained), and merges into it; after a block a ReLU and a sum stand between.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cst_search.backbone import BackboneShape
+from cst_search.errors import ConfigError
+from cst_search.petl.base import HasBody, Method, check, from_stage, one_of
+from cst_search.petl.layers import (
+    ScaledNorm,
+    ScaleShift,
+    add_behind,
+    path,
+    replace_all,
+    replace_norms,
+    residual_blocks,
+)
+
+
+@dataclass(frozen=True)
+class SsfOptions:
+    """Attributes:
+    after: every ``norm``, or every residual ``block``.
+    first_stage: from this stage on, 1 is the stem (which has a norm and no block).
+    init_std: standard deviation of the start around 1 and 0; the reference's is 0.02.
+    """
+
+    after: str = "norm"
+    first_stage: int = 1
+    init_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        std = self.init_std
+        check(
+            "ssf",
+            {
+                "after": one_of(self.after, ("norm", "block")),
+                "first_stage": from_stage(self.first_stage, 1),
+                "init_std": (math.isfinite(std) and 0 <= std <= 1, "from 0 to 1", std),
+            },
+        )
+
+
+def _apply(backbone: HasBody, options: SsfOptions) -> None:
+    body = backbone.body
+    if options.after == "norm":
+        replace_norms(body, options.first_stage, lambda norm: ScaledNorm(norm, options.init_std))
+        body.grad_from = options.first_stage - 1
+        return
+    for block in residual_blocks(body, options.first_stage):
+        add_behind(block, ScaleShift(path(block)[-1].out_channels, options.init_std))
+    body.grad_from = max(1, options.first_stage - 1)
+
+
+def _merge(backbone: HasBody, options: SsfOptions) -> None:
+    if options.after == "block":
+        raise ConfigError("ssf: after a block it cannot be merged, a ReLU and a sum stand before it; use after: norm")
+    replace_all(backbone.body, ScaledNorm, ScaledNorm.folded)
+
+
+def petl_params(shape: BackboneShape, options: SsfOptions) -> int:
+    """Two per channel of every norm, or of every block's output."""
+    if options.after == "norm":
+        return 2 * shape.n_norm_channels(options.first_stage)
+    return 2 * sum(block.c_out for block in shape.blocks(options.first_stage))
+
+
+METHOD = Method(
+    name="ssf",
+    options=SsfOptions,
+    lr=1e-3,
+    side=False,
+    source="Lian et al., SSF, NeurIPS 2022; github.com/dongzelian/SSF (learning rate 1e-3)",
+    apply=_apply,
+    petl_params=petl_params,
+    shapeless=("init_std",),
+    merge=_merge,
+)
