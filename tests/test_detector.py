@@ -464,11 +464,8 @@ def test_ssf_after_a_block_cannot_be_merged(tiny_recipe: Make) -> None:
 
 @families
 @methods
-@bases
-def test_an_image_without_boxes_trains(
-    tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str, base: str
-) -> None:
-    model = build_detector(recipe_on(tiny_recipe, base, detector=detector, method=method), 3)
+def test_an_image_without_boxes_trains(tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str) -> None:
+    model = build_detector(tiny_recipe(detector=detector, method=method), 3)
     mixed = batches(tiny_data)[1]
     assert [len(target["boxes"]) for target in mixed[1]].count(0) == 1
     # alone in its batch, together with others, and a batch of nothing else

@@ -14,6 +14,7 @@ import torch
 from conftest import random_body_state
 from safetensors import safe_open
 from safetensors.torch import save_file
+from test_detector import STARTS
 from torch import Tensor, nn
 
 from cst_search.detector import build_detector, trained_tensors
@@ -66,7 +67,10 @@ def test_there_and_back(tiny_recipe: Make, tmp_path: Path, detector: str, method
     tensors, _ = read(path)
     assert tensors.keys() == trained_tensors(model).keys()
     in_body = {name for name in tensors if name.startswith("backbone.body.")}
-    assert bool(in_body) == (not METHODS[method].side)
+    assert bool(in_body) != METHODS[method].side
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    statistics = {name for name, _ in model.named_buffers() if "running_" in name or "num_batches" in name}
+    assert trainable <= tensors.keys() <= trainable | statistics
 
     loaded, again, classes = load_trained(path)
     assert (again, classes) == (recipe, CLASSES)
@@ -76,6 +80,28 @@ def test_there_and_back(tiny_recipe: Make, tmp_path: Path, detector: str, method
     for mine, expected in zip(predictions(loaded), predictions(model), strict=True):
         assert len(expected["boxes"]) > 0
         assert all(torch.equal(mine[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(("method", "options"), [row for row in STARTS if row[1]], ids=str)
+@pytest.mark.parametrize("weights", ["file", "none"])
+def test_there_and_back_with_other_options(
+    tiny_recipe: Make, tmp_path: Path, method: str, options: dict[str, Any], weights: str
+) -> None:
+    changes = {} if weights == "file" else {"weights": weights}
+    recipe = tiny_recipe(method=method, options=options, **changes)
+    model = disturbed(recipe)
+    save_trained(model, recipe, CLASSES, tmp_path / "w.safetensors")
+    loaded, _, _ = load_trained(tmp_path / "w.safetensors")
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+    for mine, expected in zip(predictions(loaded), predictions(model), strict=True):
+        assert all(torch.equal(mine[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_hash_is_that_of_the_base_before_the_method_changed_it(tiny_recipe: Make, method: str) -> None:
+    hashes = {build_detector(tiny_recipe(method=name), 3).backbone.base_hash for name in (method, "head")}
+    assert len(hashes) == 1
 
 
 def test_side_weights_are_far_smaller_than_the_model(tiny_recipe: Make, tmp_path: Path) -> None:
