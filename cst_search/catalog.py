@@ -1,11 +1,12 @@
-"""Where the shipped files are: recipes, search spaces and page templates.
+"""Where files are: shipped recipes, search spaces and page templates, and the folder of studies.
 
-In a wheel they lie inside the package (`pyproject.toml` forces them there), in a checkout or editable
+In a wheel the shipped ones lie inside the package (`pyproject.toml` forces them there), in a checkout or editable
 install beside it.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -42,3 +43,8 @@ def find(kind: Kind, name: str) -> Path:
         return shipped(kind, name)
     noun = {"trials": "recipe", "search_spaces": "search space", "dashboards": "dashboard"}[kind]
     raise ConfigError(f"{noun} {name!r} is neither a file nor a shipped one; shipped: {', '.join(names(kind))}")
+
+
+def default_home() -> Path:
+    """Where studies, their records and the demo data lie: $CST_SEARCH_HOME, else ``cst-runs`` in the current folder."""
+    return Path(os.environ.get("CST_SEARCH_HOME") or "cst-runs")

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from cst_search import __version__
+from cst_search.catalog import default_home
 from cst_search.errors import CstSearchError
 
 app = typer.Typer(
@@ -53,9 +54,7 @@ def main() -> None:
 
 
 def _home(home: Path | None) -> Path:
-    import os
-
-    return home or Path(os.environ.get("CST_SEARCH_HOME") or "cst-runs")
+    return home or default_home()
 
 
 def _print_json(value: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from cst_search.addresses import shown_address
+from cst_search.catalog import default_home
 from cst_search.config import apply_settings, load_recipe, load_space
 from cst_search.data import DetectionData, load_data
 from cst_search.demo import write_demo
@@ -422,8 +423,3 @@ def _say_end(
         say(f"next:  cst-search ui{home}")
         say(f"       cst-search export {info.name} --pick knee -o best.yaml{home}{flags}")
         say(f"       cst-search train best.yaml{data} --out trained{home}")
-
-
-def default_home() -> Path:
-    """Where studies, their records and the demo data lie: $CST_SEARCH_HOME, else ``cst-runs`` in the current folder."""
-    return Path(os.environ.get("CST_SEARCH_HOME") or "cst-runs")

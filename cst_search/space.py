@@ -56,6 +56,8 @@ class Dimension:
     def sample(self, rng: random.Random) -> Any:
         if self.choices:
             return rng.choice(self.choices)
+        if self.whole and not self.log:
+            return rng.randint(round(self.low), round(self.high))
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         value = rng.uniform(low, high)
         value = min(max(math.exp(value) if self.log else value, self.low), self.high)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import FakeEstimate, make_spec
+from studies import FakeEstimate, fake_estimate, make_spec, make_study
 
 from cst_search.data import DetectionData
 from cst_search.recipe import Recipe
@@ -212,3 +213,39 @@ def test_a_configuration_that_is_no_recipe_fails_that_trial(
     result = execute(task, {"method": "head", "batch_size": 0}, lambda entry: None)
     assert result["outcome"] == "failed"
     assert "batch_size must be a whole number from 1" in result["reason"]
+
+
+# --- what Ray tells ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("why", "result", "error", "state"),
+    [
+        ("stopped from outside, by Ctrl-C: the next launch takes it up", {"cst_entry": "{}"}, False, "running"),
+        ("stopped before its first epoch", None, False, "running"),
+        ("the process was killed: an outcome with a reason", None, True, "failed"),
+        ("killed after an epoch", {"cst_entry": "{}"}, True, "failed"),
+        ("an outcome", {"cst_result": '{"outcome": "oom", "reason": "x"}'}, False, "infeasible"),
+    ],
+)
+def test_how_a_trial_of_ray_ends(
+    tmp_path: Path, why: str, result: dict[str, Any] | None, error: bool, state: str
+) -> None:
+    from cst_search.search import StudySearcher
+
+    study = make_study(tmp_path)
+    study.begin_launch()
+    heard = Heard()
+    searcher = StudySearcher(study, fake_estimate, lambda: False, heard)  # type: ignore[arg-type]
+    number = study.info().n_ran()
+    config = searcher.suggest("a")["config"]
+    searcher.on_trial_complete("a", result, error)
+    record = next(record for record in study.info().trials if record.config == config)
+    assert number == 0 and record.state == state
+    assert heard.of(record.trial) == (["started"] if state == "running" else ["started", "finished"])
+    if error:
+        assert record.reason == "the worker process ended (killed, or out of host memory)"
+    study.end_launch()
+    if state == "running":
+        assert study.record(record.trial).state == "interrupted"
+    searcher.on_trial_complete("nobody", None, True)  # a trial that the searcher did not give is none of ours
