@@ -105,18 +105,13 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     _check_budget(options.budget, survey, say)
     workers, n_workers, threads = _workers(options, device)
 
-    reference = {
-        "map": 0.0,
-        "map50": 0.0,
-        "device_bytes": float(options.budget.memory_bytes or survey.device_bytes[-1] * 1.05),
-        "trainable_params": float(options.budget.params or survey.trainable_params[-1] * 1.05),
-        "petl_params": float(survey.petl_params[-1] * 1.05 + 1),
-    }
     # a budget far above the space would make every hypervolume look alike
-    reference["device_bytes"] = min(reference["device_bytes"], survey.device_bytes[-1] * 1.05)
-    reference["trainable_params"] = min(reference["trainable_params"], survey.trainable_params[-1] * 1.05)
+    ceiling = {name: values[-1] * 1.05 + 1 for name, values in vars(survey).items()}
+    reference = {"map": 0.0, "map50": 0.0, **ceiling}
+    for cost, bound in (("device_bytes", options.budget.memory_bytes), ("trainable_params", options.budget.params)):
+        reference[cost] = min(reference[cost], bound or reference[cost])
     name = options.study or _new_name(storage, "demo" if options.data is None else Path(recipe.data).name)
-    study = _study(storage, name, space, recipe, options, objectives, reference, n_classes=len(data.class_names))
+    study = _study(storage, name, space, recipe, options, objectives, reference)
     launch_id = study.begin_launch()
     n_before = study.info().n_ran()
     if n_before >= options.trials:
@@ -143,7 +138,6 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         return info
 
     deadline = None if options.time_limit_seconds is None else begun + options.time_limit_seconds
-    asked_to_stop = threading.Event()
     view = View(
         console,
         title=f"{name} on {recipe.data if options.data else 'the demo'}",
@@ -156,7 +150,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     task = Task(recipe, data, recipe.search_epochs, str(device), threads)
 
     def stop() -> bool:
-        return asked_to_stop.is_set() or (deadline is not None and time.monotonic() >= deadline)
+        return deadline is not None and time.monotonic() >= deadline
 
     interrupted = False
     old_handler = signal.getsignal(signal.SIGTERM)
@@ -339,7 +333,7 @@ def _new_name(storage: str, base: str) -> str:
 
 def _study(
     storage: str, name: str, space: Space, recipe: Recipe, options: LaunchOptions, objectives: Sequence[Any],
-    reference: dict[str, float], n_classes: int,
+    reference: dict[str, float],
 ) -> Study:  # fmt: skip
     spec = StudySpec(
         objectives=tuple(objectives),
