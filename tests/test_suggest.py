@@ -37,7 +37,9 @@ def in_memory(**changes: Any) -> Study:
     """A quick study that nobody else can open: optuna's storage without a database."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(suggest, "_storage", lambda url, make=False: optuna.storages.InMemoryStorage())
-        return Study.create("", "quick", make_spec(**changes))
+        study = Study.create("", "quick", make_spec(**changes))
+    study._study.sampler = study._sampler()  # as a launch sets it: seeded, so that a test is the same every time
+    return study
 
 
 def ask(study: Study, estimate: Any = fake_estimate, **options: Any) -> Any:
