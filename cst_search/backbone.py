@@ -19,6 +19,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from cst_search.errors import ConfigError
+from cst_search.lean import recompute
 
 _BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -147,6 +148,7 @@ class Body(nn.Module):
         grad_from: index into STAGES of the first stage that is run with autograd; ``len(STAGES)`` for none.
             Stages before it run under ``no_grad`` and in eval mode: they keep no activation and change no statistic.
             From it on, a batch norm whose affine part is frozen keeps its statistics too.
+        recompute: residual blocks from grad_from on keep their inputs only and are computed again in the backward pass.
         taps_blocks: also hand out the output of every residual block, as ``c3.0`` for the first of stage 3.
     """
 
@@ -160,6 +162,7 @@ class Body(nn.Module):
         self.n_params = sum(p.numel() for p in net.parameters())
         self.grad_from = len(STAGES)
         self.taps_blocks = False
+        self.recompute = False
         for child in (name for stage in STAGES for name in stage):
             self.add_module(child, getattr(net, child))
 
@@ -180,13 +183,15 @@ class Body(nn.Module):
         """Images (B, 3, H, W) -> ``{"c1".."c5"}``, each (B, stage_channels[i], H / s, W / s), s = 4, 4, 8, 16, 32."""
         features: OrderedDict[str, Tensor] = OrderedDict()
         for index, stage in enumerate(STAGES):
+            again = self.recompute and index >= self.grad_from
             with torch.set_grad_enabled(torch.is_grad_enabled() and index >= self.grad_from):
                 for child in stage:
                     module = getattr(self, child)
-                    if isinstance(module, nn.Sequential) and self.taps_blocks:
+                    if isinstance(module, nn.Sequential):
                         for j, block in enumerate(module):
-                            x = block(x)
-                            features[f"c{index + 1}.{j}"] = x
+                            x = recompute(block, x) if again else block(x)
+                            if self.taps_blocks:
+                                features[f"c{index + 1}.{j}"] = x
                     else:
                         x = module(x)
             features[f"c{index + 1}"] = x

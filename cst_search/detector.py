@@ -7,9 +7,12 @@ side network of a method stands apart as ``backbone.side.*``.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
@@ -18,11 +21,35 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from cst_search.backbone import STAGES, Body, load_weights
 from cst_search.errors import ConfigError
-from cst_search.petl import METHODS, get_method
+from cst_search.lean import once_norms, recompute, recompute_heads, save_memory
+from cst_search.petl import METHODS, SideNetwork, get_method
 from cst_search.recipe import Recipe
 
 # a detection below this score is dropped: torchvision's value for Faster R-CNN and RetinaNet; its 0.2 for FCOS cuts mAP
 SCORE_THRESHOLD = 0.05
+
+
+class Pyramid(FeaturePyramidNetwork):
+    """torchvision's feature pyramid, level by level, so that a level can be calibrated and recomputed as one."""
+
+    recompute = False
+
+    def forward(self, features: OrderedDict[str, Callable[[], Tensor]]) -> OrderedDict[str, Tensor]:
+        """Functions that give the maps (B, c_i, H / stride, W / stride), finest first -> the levels."""
+        run = recompute if self.recompute else lambda function, *args: function(*args)
+        levels: list[Tensor] = []
+        above: Tensor | None = None
+        for index, feature in reversed(list(enumerate(features.values()))):
+            above, level = run(self._level, index, feature, above)
+            levels.insert(0, level)
+        levels, names = self.extra_blocks(levels, levels, list(features))  # of the maps below it reads none
+        return OrderedDict(zip(names, levels, strict=True))
+
+    def _level(self, index: int, feature: Callable[[], Tensor], above: Tensor | None) -> tuple[Tensor, Tensor]:
+        inner = self.inner_blocks[index](feature())
+        if above is not None:
+            inner = inner + F.interpolate(above, size=inner.shape[-2:], mode="nearest")
+        return inner, self.layer_blocks[index](inner)
 
 
 class Backbone(nn.Module):
@@ -37,20 +64,24 @@ class Backbone(nn.Module):
         super().__init__()
         self.body = Body(recipe.backbone, recipe.width, frozen_norm=recipe.weights != "none")
         self.base_hash = "" if shapes_only else load_weights(self.body, recipe.backbone, recipe.weights)
-        self.side: nn.Module | None = None
+        self.side: SideNetwork | None = None
         two_stage = recipe.detector == "fasterrcnn"
         self.used_stages: tuple[int, ...] = (2, 3, 4, 5) if two_stage else (3, 4, 5)
         channels = [self.body.stage_channels[stage - 1] for stage in self.used_stages]
         self.out_channels = recipe.fpn_channels
         extra = LastLevelMaxPool() if two_stage else LastLevelP6P7(self.out_channels, self.out_channels)
-        self.fpn = FeaturePyramidNetwork(channels, self.out_channels, extra)
+        self.fpn = Pyramid(channels, self.out_channels, extra)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """(B, 3, H, W) -> pyramid levels, each (B, out_channels, H / stride, W / stride), finest first."""
         features = self.body(images)
-        if self.side is not None:
-            features = self.side(OrderedDict(features, image=images))
-        return self.fpn(OrderedDict((str(i), features[f"c{stage}"]) for i, stage in enumerate(self.used_stages)))
+        side = self.side
+        states = {} if side is None else side(OrderedDict(features, image=images))
+
+        def level(key: str) -> Tensor:
+            return features[key] if side is None else side.calibrate(key, features[key], states[key])
+
+        return self.fpn(OrderedDict((str(i), partial(level, f"c{stage}")) for i, stage in enumerate(self.used_stages)))
 
 
 def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False) -> nn.Module:
@@ -71,7 +102,24 @@ def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False)
     model = _FAMILIES[recipe.detector](backbone, n_classes + 1, recipe)
     backbone.body.requires_grad_(False)
     method.apply(backbone, options)
+    if recipe.memsave:
+        save_memory(backbone.body)
+    _checkpoint(model, backbone, recipe.checkpoint)
     return model
+
+
+def _checkpoint(model: nn.Module, backbone: Backbone, what: str) -> None:
+    """Recompute in the backward pass what a recipe's ``checkpoint`` says."""
+    if what == "auto":
+        what = "neck" if backbone.side is not None else "none"
+    if what == "none":
+        return
+    once_norms(model)
+    recompute_heads(model)
+    backbone.fpn.recompute = True
+    if backbone.side is not None:
+        backbone.side.recompute = True
+    backbone.body.recompute = what == "all"
 
 
 def _fasterrcnn(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
@@ -145,6 +193,8 @@ def merge(model: nn.Module, recipe: Recipe) -> None:
         raise ConfigError(f"method {method.name!r} cannot be merged into the backbone; those that can: {able}")
     method.merge(backbone, method.make_options(recipe.options))
     backbone.body.requires_grad_(False)
+    if recipe.memsave:
+        save_memory(backbone.body)
     backbone.body.grad_from = len(STAGES)
     backbone.body.train(backbone.body.training)
 

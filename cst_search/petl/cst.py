@@ -34,7 +34,8 @@ from torch.nn import functional as F
 
 from cst_search.backbone import BackboneShape, Body
 from cst_search.errors import ConfigError
-from cst_search.petl.base import HasBody, Method
+from cst_search.lean import recompute
+from cst_search.petl.base import HasBody, Method, SideNetwork
 from cst_search.petl.layers import BLOCKS, NORMS, block_params, make_block, make_norm, norm_params, residual_blocks
 
 OPERATORS = ("max", "lst", "tanh", "sum")
@@ -152,8 +153,8 @@ class _Node(nn.Module):
         return z + self.block(z)
 
 
-class SideNetwork(nn.Module):
-    """Features ``{"c1".."c5"}`` (and ``"c3.0"`` ... per block) -> the same, calibrated where the pyramid reads."""
+class Ladder(SideNetwork):
+    """The nodes, stage by stage or block by block; its states are the h_i."""
 
     def __init__(self, shape: BackboneShape, options: CstOptions) -> None:
         super().__init__()
@@ -192,13 +193,17 @@ class SideNetwork(nn.Module):
             nn.init.zeros_(module.weight)
 
     def forward(self, features: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
-        out = OrderedDict(features)
+        states: OrderedDict[str, Tensor] = OrderedDict()
         h = self.stem(features["c1"])
         for key, node in zip(self.keys, self.nodes, strict=True):
-            h = node(features[key], h)
+            h = recompute(node, features[key], h) if self.recompute else node(features[key], h)
             if key in self.up:
-                out[key] = features[key] + self.up[key](h)
-        return out
+                states[key] = h
+        return states
+
+    def calibrate(self, key: str, feature: Tensor, state: Tensor) -> Tensor:
+        """C_i + Up_i(h_i), of C_i's shape."""
+        return feature + self.up[key](state)
 
 
 def _side_channels(channels: int, options: CstOptions) -> int:
@@ -232,7 +237,7 @@ def prune_l1(conv: nn.Conv2d, source: nn.Conv2d) -> None:
         conv.weight[: weight.shape[0], : weight.shape[1]] = weight
 
 
-def _prune(side: SideNetwork, body: Body, kind: str) -> None:
+def _prune(side: Ladder, body: Body, kind: str) -> None:
     """Start the side blocks as pruned residual blocks, as Ladder Side-Tuning's pruning by magnitude does (L1).
 
     What has no counterpart stays random: depth-wise and 1x1 side blocks, and in a bottleneck all but the 3x3 where the
@@ -250,7 +255,7 @@ def _prune(side: SideNetwork, body: Body, kind: str) -> None:
 
 def _apply(backbone: HasBody, options: CstOptions) -> None:
     backbone.body.taps_blocks = options.granularity == "block" and options.keep != "last_per_stage"
-    side = SideNetwork(backbone.body.shape(backbone.used_stages), options)
+    side = Ladder(backbone.body.shape(backbone.used_stages), options)
     if options.init == "prune_l1":
         _prune(side, backbone.body, options.block)
     backbone.side = side

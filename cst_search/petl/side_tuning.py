@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from cst_search.backbone import BackboneShape
-from cst_search.petl.base import HasBody, Method, check, one_of, whole
+from cst_search.lean import recompute
+from cst_search.petl.base import HasBody, Method, SideNetwork, check, one_of, whole
 from cst_search.petl.layers import NORMS, block_params, make_block, make_norm, norm_params
 
 
@@ -62,8 +63,8 @@ class _Residual(nn.Module):
         return x + self.block(x)
 
 
-class ImageSideNetwork(nn.Module):
-    """Features ``{"image", "c1".."c5"}`` -> the same without the image, merged where the pyramid reads."""
+class ImageSideNetwork(SideNetwork):
+    """Of the features it reads the image alone; its states are the s_i."""
 
     def __init__(self, shape: BackboneShape, options: SideTuningOptions) -> None:
         super().__init__()
@@ -89,14 +90,18 @@ class ImageSideNetwork(nn.Module):
             self.gates[f"c{stage}"] = nn.Parameter(torch.tensor(options.gate_init))
 
     def forward(self, features: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
-        out = OrderedDict(features)
-        x = out.pop("image")
+        states: OrderedDict[str, Tensor] = OrderedDict()
+        x = features["image"]
         for key, stage in self.stages.items():
-            x = stage(x)
+            x = recompute(stage, x) if self.recompute else stage(x)
             if key in self.up:
-                change = self.up[key](x)
-                out[key] = features[key] + (1 - torch.sigmoid(self.gates[key])).to(change.dtype) * change
-        return out
+                states[key] = x
+        return states
+
+    def calibrate(self, key: str, feature: Tensor, state: Tensor) -> Tensor:
+        """C_i + (1 - sigmoid(a_i)) Up_i(s_i), of C_i's shape."""
+        change = self.up[key](state)
+        return feature + (1 - torch.sigmoid(self.gates[key])).to(change.dtype) * change
 
 
 def _apply(backbone: HasBody, options: SideTuningOptions) -> None:
