@@ -300,7 +300,8 @@ def main(argv: Sequence[str], start: Start = in_child) -> None:
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
     args.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{content['device']}, {content['dataset'] and content['dataset']['name']}, {content['epochs']} epochs\n")
+    on = f"{content['dataset']['name']}, epochs: {content['epochs']}" if content["dataset"] else "random images"
+    print(f"\n{content['device']}; {on}\n")
     print(table(content["rows"]))
     for row in content["rows"]:
         for reason in row["reasons"]:

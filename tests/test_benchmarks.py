@@ -147,7 +147,7 @@ def test_shipped_recipes_are_read_without_pyyaml(path: Path, monkeypatch: pytest
 
 def test_a_key_is_of_what_changes_a_figure() -> None:
     job = Job("cst", Recipe(weights="/a/b/r50.pt").to_dict(), "shapes 1a2b", "/a/shapes", None, "cpu", 1, epochs=2)
-    same = replace(job, row="cst again", folder="/b/shapes", recipe=job.recipe | {"weights": "/c/r50.pt"})
+    same = replace(job, row="cst again", folder="../shapes", recipe=job.recipe | {"weights": "/c/r50.pt"})
     assert same.key == job.key
     others = [
         replace(job, epochs=3), replace(job, dataset="shapes 9f9f"), replace(job, limit=4), replace(job, threads=2),
