@@ -89,9 +89,10 @@ class A:
 # they run alone where there are torch, torchvision and pycocotools; safetensors and yaml are imported where used
 ALONE = [
     "trial", "engine", "detector", "backbone", "data", "data_check", "memory", "weights", "recipe", "units", "errors",
+    "devices", "fit",
     *sorted(name.removeprefix("cst_search.") for name in MODULES if name.startswith("cst_search.petl")),
 ]  # fmt: skip
-ARITHMETIC = ["units", "errors", "recipe", "space"]  # no torch either
+ARITHMETIC = ["units", "errors", "recipe", "space", "fit"]  # no torch either
 SERVICES = {"ray", "optuna", "mlflow", "plotly", "matplotlib", "pydantic", "typer", "rich", "sqlalchemy", "psutil"}
 ALLOWED = {"torch", "torchvision", "pycocotools", "numpy", "PIL", "safetensors", "yaml"}
 
@@ -173,6 +174,8 @@ def test_public_names() -> None:
         # what a script of one's own is written with; a change here breaks people
         ("trial", "run_trial TrialResult choose_device"),
         ("memory", "predict worst_input Estimate InputShape"),
+        ("fit", "what_fits compare_methods Fit MethodFit MethodCost"),
+        ("devices", "Card cards find_card"),
         ("recipe", "Recipe"),
         ("data", "load_data DetectionData CocoImages loader"),
         ("detector", "build_detector count_parameters trained_tensors"),
