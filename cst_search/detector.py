@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import FeaturePyramidNetwork
@@ -21,9 +21,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from cst_search.backbone import STAGES, Body, load_weights
 from cst_search.errors import ConfigError
-from cst_search.lean import once_norms, recompute, recompute_heads, save_memory
+from cst_search.lean import LeanRetinaNet, box_iou, once_norms, recompute, recompute_heads, save_memory
 from cst_search.petl import METHODS, SideNetwork, get_method
-from cst_search.recipe import Recipe
+from cst_search.recipe import Recipe, resolve_checkpoint
 
 # a detection below this score is dropped: torchvision's value for Faster R-CNN and RetinaNet; its 0.2 for FCOS cuts mAP
 SCORE_THRESHOLD = 0.05
@@ -66,7 +66,7 @@ class Backbone(nn.Module):
         self.base_hash = "" if shapes_only else load_weights(self.body, recipe.backbone, recipe.weights)
         self.side: SideNetwork | None = None
         two_stage = recipe.detector == "fasterrcnn"
-        self.used_stages: tuple[int, ...] = (2, 3, 4, 5) if two_stage else (3, 4, 5)
+        self.used_stages = recipe.used_stages
         channels = [self.body.stage_channels[stage - 1] for stage in self.used_stages]
         self.out_channels = recipe.fpn_channels
         extra = LastLevelMaxPool() if two_stage else LastLevelP6P7(self.out_channels, self.out_channels)
@@ -110,8 +110,7 @@ def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False)
 
 def _checkpoint(model: nn.Module, backbone: Backbone, what: str) -> None:
     """Recompute in the backward pass what a recipe's ``checkpoint`` says."""
-    if what == "auto":
-        what = "neck" if backbone.side is not None else "none"
+    what = resolve_checkpoint(what, has_side=backbone.side is not None)
     if what == "none":
         return
     once_norms(model)
@@ -125,7 +124,7 @@ def _checkpoint(model: nn.Module, backbone: Backbone, what: str) -> None:
 def _fasterrcnn(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
     sizes = tuple((round(size * recipe.anchor_scale),) for size in (32, 64, 128, 256, 512))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-    return FasterRCNN(
+    model = FasterRCNN(
         backbone,
         n_labels,
         min_size=recipe.image_size_px,
@@ -133,6 +132,8 @@ def _fasterrcnn(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
         rpn_anchor_generator=anchors,
         box_score_thresh=SCORE_THRESHOLD,
     )
+    model.rpn.box_similarity = box_iou
+    return model
 
 
 def _retinanet(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
@@ -140,7 +141,7 @@ def _retinanet(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
     octaves = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     sizes = tuple(tuple(int(size * recipe.anchor_scale * o) for o in octaves) for size in (32, 64, 128, 256, 512))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-    return RetinaNet(
+    return LeanRetinaNet(
         backbone,
         n_labels,
         min_size=recipe.image_size_px,

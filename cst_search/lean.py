@@ -1,11 +1,12 @@
 """Training steps that keep less for the backward pass, with the same gradients.
 
-Two ways, both choices of a recipe:
+Three ways, two of them choices of a recipe:
 
 ``memsave``     PyTorch keeps the input of a frozen convolution, and of a batch norm in eval mode, whenever a gradient
                 passes (pytorch#133566), though only the gradient of the weight would need it. And ReLU keeps its whole
                 output, of which the backward pass reads one bit a value. `save_memory` drops both. TinyTL (Cai et al.,
                 NeurIPS 2020) and memsave_torch (Bhatia and Dangel, 2024) go the same way.
+always          Matching anchors and boxes works on some boxes at a time, see `box_iou`.
 ``checkpoint``  What was not kept is computed again (Chen et al., arXiv 1604.06174), see `recompute`.
 """
 
@@ -22,10 +23,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 from torch.utils.checkpoint import checkpoint
-from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
-from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetRegressionHead
+from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
+from torchvision.models.detection.retinanet import (
+    RetinaNet,
+    RetinaNetClassificationHead,
+    RetinaNetRegressionHead,
+)
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import boxes as box_ops
+
+from cst_search.footprint import IOU_PAIRS
 
 T = TypeVar("T")
 
@@ -140,6 +148,33 @@ def _gathered(words: Tensor) -> Tensor:
     return ((words * _GATHER) >> 56) & 0xFF
 
 
+def box_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """torchvision's box_iou, (M, 4) and (N, 4) -> (M, N), some boxes at a time.
+
+    It holds 36 bytes for each pair at once: 1 GB for the 270,000 anchors of an 800 px image and 100 boxes.
+    """
+    overlaps = boxes.new_empty(len(boxes), len(anchors))
+    at_once = max(1, IOU_PAIRS // max(1, len(anchors)))
+    for some, out in zip(boxes.split(at_once), overlaps.split(at_once), strict=True):
+        out.copy_(box_ops.box_iou(some, anchors))
+    return overlaps
+
+
+class LeanRetinaNet(RetinaNet):
+    """RetinaNet that matches with `box_iou`."""
+
+    def compute_loss(
+        self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
+    ) -> dict[str, Tensor]:
+        matched = [
+            self.proposal_matcher(box_iou(target["boxes"], mine))
+            if len(target["boxes"])
+            else torch.full((len(mine),), -1, dtype=torch.int64, device=mine.device)
+            for mine, target in zip(anchors, targets, strict=True)
+        ]
+        return self.head.compute_loss(targets, head_outputs, anchors, matched)  # type: ignore[no-any-return]
+
+
 def pack_bits(flags: Tensor) -> Tensor:
     """Flags of any shape -> (ceil(n / 8),) bytes, for `unpack_bits`."""
     flat = flags.reshape(-1)
@@ -228,6 +263,27 @@ class _ByLevel(nn.Module):
         return _join([recompute(super(_ByLevel, self).forward, [feature]) for feature in x])
 
 
+class _ByImage(_ByLevel):
+    """And so is RetinaNet's focal loss image by image, of which it keeps eight values a logit."""
+
+    def compute_loss(
+        self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], matched_idxs: list[Tensor]
+    ) -> Tensor:
+        def one(index: int, logits: Tensor) -> Tensor:
+            outputs = {"cls_logits": logits[None]}
+            return super(_ByImage, self).compute_loss([targets[index]], outputs, [matched_idxs[index]])  # type: ignore[misc, no-any-return]
+
+        losses = [recompute(one, index, logits) for index, logits in enumerate(head_outputs["cls_logits"])]
+        return torch.stack(losses).sum() / len(targets)
+
+
+class _LossAgain(nn.Module):
+    """Mixed into the head of FCOS: its losses are recomputed."""
+
+    def compute_loss(self, *args: Any) -> Any:
+        return recompute(super().compute_loss, *args)  # type: ignore[misc]
+
+
 def _join(parts: list[Any]) -> Any:
     """What the head would have returned for all maps: (B, anchors, ...) concatenated, lists chained."""
     if isinstance(parts[0], Tensor):
@@ -238,24 +294,25 @@ def _join(parts: list[Any]) -> Any:
 
 
 @cache
-def _by_level(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(f"ByLevel{kind.__name__}", (_ByLevel, kind), {})
+def _mixed(mixin: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"{mixin.__name__[1:]}{kind.__name__}", (mixin, kind), {})
 
 
-_HEADS = (
-    RPNHead,
-    RetinaNetClassificationHead,
-    RetinaNetRegressionHead,
-    FCOSClassificationHead,
-    FCOSRegressionHead,
-)
+_MIXINS: dict[type[nn.Module], type[nn.Module]] = {
+    RPNHead: _ByLevel,
+    RetinaNetClassificationHead: _ByImage,
+    RetinaNetRegressionHead: _ByLevel,
+    FCOSHead: _LossAgain,
+    FCOSClassificationHead: _ByLevel,
+    FCOSRegressionHead: _ByLevel,
+}
 
 
 def recompute_heads(model: nn.Module) -> None:
     """Let the dense heads of a detector keep their inputs and outputs only. Tensors and their names stay."""
     for module in model.modules():
-        if type(module) in _HEADS:
-            module.__class__ = _by_level(type(module))  # type: ignore[arg-type]
+        if type(module) in _MIXINS:
+            module.__class__ = _mixed(_MIXINS[type(module)], type(module))  # type: ignore[arg-type]
 
 
 def once_norms(model: nn.Module) -> None:

@@ -49,6 +49,11 @@ def wrong_kinds(owner: type[Any], values: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def resolve_checkpoint(checkpoint: str, has_side: bool) -> str:
+    """What ``auto`` stands for: side networks are there for memory, so theirs and the neck's are computed again."""
+    return checkpoint if checkpoint != "auto" else "neck" if has_side else "none"
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What a trial trains, on what, and how.
@@ -100,6 +105,11 @@ class Recipe:
         ]
         if faults:
             raise ConfigError("recipe: " + "; ".join(faults))
+
+    @property
+    def used_stages(self) -> tuple[int, ...]:
+        """The stages that the pyramid reads."""
+        return (2, 3, 4, 5) if self.detector == "fasterrcnn" else (3, 4, 5)
 
     def _rules(self) -> list[tuple[str, bool, str]]:
         def above(name: str, low: float) -> tuple[str, bool, str]:

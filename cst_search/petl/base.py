@@ -12,9 +12,11 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from cst_search.backbone import BackboneShape, Body
+from cst_search.backbone import Body
 from cst_search.errors import ConfigError
+from cst_search.footprint import Plan
 from cst_search.recipe import wrong_kinds
+from cst_search.shapes import BackboneShape
 
 
 class SideNetwork(nn.Module):
@@ -54,6 +56,7 @@ class Method:
         source: where the method and its defaults come from.
         apply: changes the backbone in place.
         petl_params: the closed formula of the parameters it adds or opens.
+        footprint: what it changes in a backbone as shapes, for the prediction of memory.
         shapeless: options that change no tensor's shape, so that predictions of memory are shared across their values.
         merge: turns a body that the method changed back into plain torchvision tensors with the same output, in place;
             None where that cannot be exact. It may raise ConfigError for some options.
@@ -66,6 +69,7 @@ class Method:
     source: str
     apply: Callable[[HasBody, Any], None]
     petl_params: Callable[[BackboneShape, Any], int]
+    footprint: Callable[[BackboneShape, Any], Plan]
     shapeless: tuple[str, ...] = ()
     merge: Callable[[HasBody, Any], None] | None = None
 

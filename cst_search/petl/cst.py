@@ -27,16 +27,21 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cst_search.backbone import BackboneShape, Body
+from cst_search.backbone import Body
 from cst_search.errors import ConfigError
+from cst_search.footprint import Plan
 from cst_search.lean import recompute
 from cst_search.petl.base import HasBody, Method, SideNetwork
 from cst_search.petl.layers import BLOCKS, NORMS, block_params, make_block, make_norm, norm_params, residual_blocks
+from cst_search.shapes import BackboneShape
+from cst_search.tape import Tape
+from cst_search.tape import Tensor as Shape
 
 OPERATORS = ("max", "lst", "tanh", "sum")
 GATES = ("scalar", "channel")
@@ -279,6 +284,52 @@ def petl_params(shape: BackboneShape, options: CstOptions) -> int:
     return total + sum(side[i] * channel[i] + channel[i] for i in shape.used_stages)
 
 
+def footprint(shape: BackboneShape, options: CstOptions) -> Plan:
+    o, bias = options, options.norm == "none"
+    side = [_side_channels(c, o) for c in shape.stage_channels]
+
+    def mtc(tape: Tape, stage: int, u: Shape, t: Shape) -> Shape:
+        operator = o.operator if stage in o.mtc_stages else "sum"
+        gate = 4 * (1 if o.gate == "scalar" else u.shape[1])
+        if operator == "sum":
+            return tape.add(u, t)
+        if operator == "tanh":
+            return tape.add(t, tape.op(u.shape, u, save=[u], params=gate, transient=u.nbytes))
+        if operator == "max":  # keeps two masks' worth of comparison: both inputs
+            u = tape.pointwise(u, t, save=[u, t])
+        # lerp: the gradient of the gate is a product over both ends
+        return tape.op(t.shape, t, u, save=[t, u], params=gate, transient=2 * t.nbytes)
+
+    def node(tape: Tape, feature: Shape, h: Shape, stage: int, halves: bool, moves: bool) -> Shape:
+        c = side[stage - 1]
+        u = tape.norm(o.norm, tape.conv(feature, c, 1, bias=bias))
+        t = tape.op((*h.shape[:2], *u.shape[2:]), h, save=[h]) if halves else h
+        if moves:
+            t = tape.conv(t, c, 1, bias=True)
+        z = mtc(tape, stage, u, t)
+        return tape.add(z, tape.side_block(o.block, o.norm, z))
+
+    def run_side(tape: Tape, features: dict[str, Shape], again: bool) -> dict[str, Shape]:
+        h = tape.norm(o.norm, tape.conv(features["c1"], side[0], 1, bias=bias))
+        states = {}
+        for stage in range(2, max(shape.used_stages) + 1):
+            n = shape.stage_blocks[stage - 2]
+            kept = _kept(n, o)
+            for j in kept:
+                key = f"c{stage}" if j == n - 1 else f"c{stage}.{j}"
+                enters = j == kept[0]
+                run = partial(node, tape, features[key], h, stage, enters and stage > 2, enters)
+                h = tape.recompute(run) if again else run()
+            if stage in shape.used_stages:
+                states[f"c{stage}"] = h
+        return states
+
+    def calibrate(tape: Tape, key: str, feature: Shape, state: Shape) -> Shape:
+        return tape.add(feature, tape.conv(state, feature.shape[1], 1, bias=True))
+
+    return Plan(side=run_side, calibrate=calibrate, taps=o.granularity == "block" and o.keep != "last_per_stage")
+
+
 METHOD = Method(
     name="cst",
     options=CstOptions,
@@ -287,5 +338,6 @@ METHOD = Method(
     source="Chen, arXiv 2402.12736 (idea; our reading of it, see cst_search/petl/cst.py); learning rate: LST's 3e-3",
     apply=_apply,
     petl_params=petl_params,
+    footprint=footprint,
     shapeless=("gate_init", "temperature", "init"),
 )
