@@ -125,7 +125,7 @@ def _norm(tape: Tape, step: Step, plan: Plan, x: Tensor, stage: int) -> Tensor:
         if plan.norm == "ssf":
             x = tape.frozen_norm(x)
         return tape.open_norm(x, weight=plan.norm != "bias")
-    if step.shape.frozen_norm or (step.memsave and stage < plan.trained_from and tape.recording):
+    if step.shape.frozen_norm or (step.memsave and stage < plan.trained_from):
         return tape.frozen_norm(x)
     if stage >= plan.trained_from:
         return tape.batch_norm(x)
@@ -363,11 +363,10 @@ def _roi_heads(tape: Tape, step: Step, levels: list[Tensor], n_rois: int) -> lis
         """MultiScaleRoIAlign: the result is filled level by level."""
         width = levels[0].width
         result = tape.tensor(n_rois, step.channels, 7, 7, width=width)
-        # which level a region falls on depends on its size: here each takes a quarter
-        share = -(-n_rois // len(levels))
+        # which level a region falls on depends on its size; most are small, so here the finest takes them all
         for level in levels:
             wide = tape.cast(level, 4)
-            found = tape.op((share, step.channels, 7, 7), wide, width=4)
+            found = tape.op((n_rois if level is levels[0] else 1, step.channels, 7, 7), wide, width=4)
             del wide
             if found.width != width:
                 found = tape.cast(found, width)
@@ -397,7 +396,7 @@ def run_retinanet(tape: Tape, step: Step, levels: list[Tensor]) -> list[Tensor]:
 
     def image_loss(one: Tensor, _held: object = matched) -> Tensor:  # where recomputed, they are an argument
         targets = tape.tensor(n, k, width=one.width)
-        mine = tape.op(one.shape, one, save=[Storage(tape, 8 * n)])
+        mine = tape.op(one.shape, one, save=[Storage(tape, n)])  # the flags of the anchors that count
         valid = tape.tensor(n, k, width=one.width)
         loss = focal_loss(tape, mine, valid)
         del targets

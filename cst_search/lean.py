@@ -172,7 +172,7 @@ class LeanRetinaNet(RetinaNet):
             else torch.full((len(mine),), -1, dtype=torch.int64, device=mine.device)
             for mine, target in zip(anchors, targets, strict=True)
         ]
-        return self.head.compute_loss(targets, head_outputs, anchors, matched)  # type: ignore[no-any-return]
+        return self.head.compute_loss(targets, head_outputs, anchors, matched)
 
 
 def pack_bits(flags: Tensor) -> Tensor:
@@ -271,7 +271,7 @@ class _ByImage(_ByLevel):
     ) -> Tensor:
         def one(index: int, logits: Tensor) -> Tensor:
             outputs = {"cls_logits": logits[None]}
-            return super(_ByImage, self).compute_loss([targets[index]], outputs, [matched_idxs[index]])  # type: ignore[misc, no-any-return]
+            return super(_ByImage, self).compute_loss([targets[index]], outputs, [matched_idxs[index]])  # type: ignore[misc]
 
         losses = [recompute(one, index, logits) for index, logits in enumerate(head_outputs["cls_logits"])]
         return torch.stack(losses).sum() / len(targets)

@@ -95,8 +95,8 @@ def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> 
     options = {name: value for name, value in recipe.options.items() if name not in method.shapeless}
     plain = replace(
         recipe, options=options, lr=None, weight_decay=0.0, seed=0, epochs=1, search_epochs=1, warmup=0.0,
-        accumulate=1, origin=None, data="demo", hflip=True, eval_every=1, loader_workers=0, clip_norm=1.0,
-        weights="none" if recipe.weights == "none" else "demo",
+        accumulate=min(recipe.accumulate, 2), origin=None, data="demo", hflip=True, eval_every=1, loader_workers=0,
+        clip_norm=1.0, weights="none" if recipe.weights == "none" else "demo",
     )  # fmt: skip
     return _predict(json.dumps(plain.to_dict(), sort_keys=True), n_classes, shape)
 
@@ -104,37 +104,60 @@ def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> 
 @lru_cache(maxsize=4096)
 def _predict(recipe_json: str, n_classes: int, shape: InputShape) -> Estimate:
     values: dict[str, Any] = json.loads(recipe_json)
-    recipe = Recipe(**values)
-    method = get_method(recipe.method)
-    options = method.make_options(recipe.options)
-    step, plan = describe(recipe, n_classes, shape)
-    petl_params = method.petl_params(step.shape, options)
-    trainable_params = petl_params + neck_and_head_params(step)
-    weights = 4 * (_body_values(step.shape, plan, petl_params) + neck_and_head_params(step))
-
-    tape = Tape(half=recipe.precision != "fp32", fp32_ops=CUDA_FP32_OPS, block=_BLOCK_BYTES)
-    kept = training_step(tape, step, plan)
-    images = recipe.batch_size * 3 * shape.height_px * shape.width_px * 4
-    # AdamW's foreach update holds the gradients and one temporary list beside its two states
-    update = images + 2 * 4 * trainable_params
-    optimiser = 2 * 4 * trainable_params
-    active = weights + optimiser + max(tape.peak, update)
+    step = predict_step(Recipe(**values), n_classes, shape)
+    active = step.active_bytes
     reserved = round(active * FRAGMENTATION) + WORKSPACE_BYTES
     device = reserved + CONTEXT_BYTES
-    step_parts = (
-        {"activations": kept, "gradients_and_transients": tape.peak - images - kept}
-        if tape.peak >= update
-        else {"gradients": 4 * trainable_params, "update_transients": 4 * trainable_params}
+    breakdown = {**step.parts, "workspace_and_fragmentation": reserved - active, "context": CONTEXT_BYTES}
+    return Estimate(device, reserved, active, step.trainable_params, step.petl_params, breakdown)
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """A training step in bytes: ``parts`` add up to its peak of live tensors; ``kept``: by autograd, of the forward."""
+
+    parts: Mapping[str, int]
+    kept: int
+    petl_params: int
+    trainable_params: int
+
+    @property
+    def active_bytes(self) -> int:
+        return sum(self.parts.values())
+
+
+def predict_step(
+    recipe: Recipe,
+    n_classes: int,
+    shape: InputShape,
+    *,
+    fp32_ops: frozenset[str] = CUDA_FP32_OPS,
+    block: int = _BLOCK_BYTES,
+    sums_in_place: bool = True,
+) -> StepBytes:
+    """The arithmetic itself; by default for CUDA's rules of autocast and its allocator's rounding."""
+    method = get_method(recipe.method)
+    step, plan = describe(recipe, n_classes, shape)
+    petl_params = method.petl_params(step.shape, method.make_options(recipe.options))
+    head_params = neck_and_head_params(step)
+    trainable = 4 * (petl_params + head_params)
+    weights = 4 * (_body_values(step.shape, plan, petl_params) + head_params)
+
+    adds_up = recipe.accumulate > 1  # then the gradients of the first step are there when the second runs
+    tape = Tape(
+        half=recipe.precision != "fp32", fp32_ops=fp32_ops, block=block, adds_up=adds_up, sums_in_place=sums_in_place
     )
-    breakdown = {
-        "weights": weights,
-        "optimiser": optimiser,
-        "images": images,
-        **step_parts,
-        "workspace_and_fragmentation": reserved - active,
-        "context": CONTEXT_BYTES,
-    }
-    return Estimate(device, reserved, active, trainable_params, petl_params, breakdown)
+    kept = training_step(tape, step, plan)
+    peak = tape.peak + (trainable if adds_up else 0)
+    images = recipe.batch_size * 3 * shape.height_px * shape.width_px * 4
+    # AdamW's foreach update holds the gradients and one temporary list beside its two states
+    update = images + 2 * trainable
+    parts = {"weights": weights, "optimiser": 2 * trainable, "images": images}
+    if peak >= update:
+        parts |= {"activations": kept, "gradients_and_transients": peak - images - kept}
+    else:
+        parts |= {"gradients": trainable, "update_transients": trainable}
+    return StepBytes(parts, kept, petl_params, petl_params + head_params)
 
 
 def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[Step, Plan]:

@@ -97,16 +97,30 @@ class Tape:
         half: autocast to a type of two bytes.
         fp32_ops: operations that autocast runs in four bytes; they differ between devices.
         block: storages are rounded up to multiples of this (CUDA's allocator: 512 bytes).
+        adds_up: gradients of parameters are there already (accumulation), and what is made is added to them.
+        sums_in_place: several gradients of one tensor are added up in the first of them, where nothing else holds it.
+            (Autograd makes a new tensor of every sum while a dispatch mode watches it.)
     """
 
-    def __init__(self, *, half: bool = False, fp32_ops: frozenset[str] = frozenset(), block: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        half: bool = False,
+        fp32_ops: frozenset[str] = frozenset(),
+        block: int = 1,
+        adds_up: bool = False,
+        sums_in_place: bool = True,
+    ) -> None:
         self.half, self.fp32_ops, self.block = half, fp32_ops, block
+        self.adds_up, self.sums_in_place = adds_up, sums_in_place
         self.live = self.peak = 0
         self.recording = True  # grad mode
         self._nodes: list[Node] = []
         self._frame: _Frame | None = None
         self._again: _Frame | None = None
-        self._casts: list[Storage] = []  # autocast's copies of trained weights, kept until the forward pass is over
+        self._casts: dict[
+            str, Storage
+        ] = {}  # autocast's copies of trained weights, kept until the forward pass is over
         self._grads: dict[str, Storage] = {}  # of parameters
 
     # --- recording ----------------------------------------------------------------------------------------------------
@@ -216,7 +230,7 @@ class Tape:
         self._casts.clear()
 
     def backward(self) -> None:
-        """Walk back from the last operation. Gradients of parameters live until `zero_grad`."""
+        """Walk back from the last operation. Gradients of parameters live as long as the tape."""
         self.recording = False
         if self._nodes:
             self._nodes[-1].grad = Storage(self, 4)
@@ -238,14 +252,19 @@ class Tape:
             mine: Storage | None = None
             if node.params:
                 mine = Storage(self, node.params)
-                self._grads[node.key or str(len(self._grads))] = self._grads.get(node.key, mine)
+                key = node.key or str(len(self._grads))
+                if key in self._grads:
+                    if not self.sums_in_place:
+                        self._grads[key] = Storage(self, node.params)
+                elif not self.adds_up or node.key:
+                    self._grads[key] = mine
             if node.passes and len(node.edges) > 1:
                 grad.shared = True
             for target, nbytes in node.edges:
                 mine = grad if node.passes else Storage(self, nbytes)
                 if target.grad is None:
                     target.grad = mine
-                elif target.grad.shared:  # else it is added to in place
+                elif target.grad.shared or not self.sums_in_place:
                     target.grad = Storage(self, nbytes)
                 mine = None
             # an operation's gradient and what it kept live until it is done
@@ -253,23 +272,22 @@ class Tape:
             del grad, beside
         self.recording = True
 
-    def zero_grad(self) -> None:
-        self._grads.clear()
-
     # --- operations ---------------------------------------------------------------------------------------------------
 
     def cast(self, x: Tensor, width: int) -> Tensor:
         """To another type; nothing is kept."""
         return x if x.width == width else self.op(x.shape, x, width=width)
 
-    def weight_cast(self, n: int, trained: bool) -> list[Storage]:
+    def weight_cast(self, n: int, trained: bool, key: str = "") -> list[Storage]:
         """Autocast's copy of a weight of n values; that of a trained one stays for the whole forward pass."""
         if not self.half:
             return []
-        copy = Storage(self, 2 * n)
-        if trained and self._again is None:
-            self._casts.append(copy)
-        return [copy]
+        if not trained or self._again is not None:
+            return [Storage(self, 2 * n)]
+        key = key or str(len(self._casts))
+        if key not in self._casts:
+            self._casts[key] = Storage(self, 2 * n)
+        return [self._casts[key]]
 
     def conv(
         self,
@@ -289,7 +307,7 @@ class Tape:
         n = c_out * (c_in // groups) * k * k
         if self.half:
             x = self.cast(x, 2)
-        copies = self.weight_cast(n, trained)
+        copies = self.weight_cast(n, trained, key)
         lean = lean and not trained
         save: list[Tensor | Storage] = [] if lean else [x, *copies]
         params = 4 * (n + (c_out if bias else 0)) if trained else 0
