@@ -7,7 +7,7 @@ side network of a method stands apart as ``backbone.side.*``.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -21,6 +21,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from cst_search.backbone import STAGES, Body, load_weights
 from cst_search.errors import ConfigError
+from cst_search.footprint import images_at_once
 from cst_search.lean import LeanRetinaNet, box_iou, once_norms, recompute, recompute_heads, save_memory
 from cst_search.petl import METHODS, SideNetwork, get_method
 from cst_search.recipe import Recipe, resolve_checkpoint
@@ -30,26 +31,59 @@ SCORE_THRESHOLD = 0.05
 
 
 class Pyramid(FeaturePyramidNetwork):
-    """torchvision's feature pyramid, level by level, so that a level can be calibrated and recomputed as one."""
+    """torchvision's feature pyramid, level by level, so that a level can be calibrated and recomputed as one.
+
+    Attributes:
+        recompute: levels keep their inputs only and are computed again in the backward pass, of large maps some images
+            at a time.
+    """
 
     recompute = False
 
-    def forward(self, features: OrderedDict[str, Callable[[], Tensor]]) -> OrderedDict[str, Tensor]:
-        """Functions that give the maps (B, c_i, H / stride, W / stride), finest first -> the levels."""
-        run = recompute if self.recompute else lambda function, *args: function(*args)
+    def forward(
+        self, features: OrderedDict[str, Tensor], side: SideNetwork | None = None, states: Mapping[str, Tensor] = {}
+    ) -> OrderedDict[str, Tensor]:
+        """Features ``{"c3": (B, c_3, H / 8, W / 8), ...}`` and the states of a side network -> levels, finest first."""
         levels: list[Tensor] = []
         above: Tensor | None = None
-        for index, feature in reversed(list(enumerate(features.values()))):
-            above, level = run(self._level, index, feature, above)
+        for index, (key, feature) in reversed(list(enumerate(features.items()))):
+            calibrate = None if side is None else partial(side.calibrate, key)
+            if not self.recompute or not torch.is_grad_enabled():
+                above, level = self._level(index, calibrate, feature, states.get(key), above)
+            else:
+                n = images_at_once(feature[0].numel())
+                given = (feature.split(n), _split(states.get(key), feature, n), _split(above, feature, n))
+                parts = [recompute(self._level, index, calibrate, *each) for each in zip(*given, strict=True)]
+                above = _cat([inner for inner, _ in parts]) if index else None  # nothing stands below the finest
+                level = _cat([level for _, level in parts])
+                del parts
             levels.insert(0, level)
-        levels, names = self.extra_blocks(levels, levels, list(features))  # of the maps below it reads none
+        names = [str(index) for index in range(len(levels))]
+        levels, names = self.extra_blocks(levels, levels, names)  # of the maps below it reads none
         return OrderedDict(zip(names, levels, strict=True))
 
-    def _level(self, index: int, feature: Callable[[], Tensor], above: Tensor | None) -> tuple[Tensor, Tensor]:
-        inner = self.inner_blocks[index](feature())
+    def _level(
+        self,
+        index: int,
+        calibrate: Callable[[Tensor, Tensor], Tensor] | None,
+        feature: Tensor,
+        state: Tensor | None,
+        above: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        if calibrate is not None and state is not None:
+            feature = calibrate(feature, state)
+        inner = self.inner_blocks[index](feature)
         if above is not None:
             inner = inner + F.interpolate(above, size=inner.shape[-2:], mode="nearest")
         return inner, self.layer_blocks[index](inner)
+
+
+def _split(x: Tensor | None, like: Tensor, n: int) -> Sequence[Tensor | None]:
+    return [None] * len(like.split(n)) if x is None else x.split(n)
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Backbone(nn.Module):
@@ -75,13 +109,9 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """(B, 3, H, W) -> pyramid levels, each (B, out_channels, H / stride, W / stride), finest first."""
         features = self.body(images)
-        side = self.side
-        states = {} if side is None else side(OrderedDict(features, image=images))
-
-        def level(key: str) -> Tensor:
-            return features[key] if side is None else side.calibrate(key, features[key], states[key])
-
-        return self.fpn(OrderedDict((str(i), partial(level, f"c{stage}")) for i, stage in enumerate(self.used_stages)))
+        states = {} if self.side is None else self.side(OrderedDict(features, image=images))
+        read = OrderedDict((f"c{stage}", features[f"c{stage}"]) for stage in self.used_stages)
+        return self.fpn(read, self.side, states)
 
 
 def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False) -> nn.Module:

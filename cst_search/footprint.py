@@ -169,15 +169,28 @@ def run_backbone(tape: Tape, step: Step, plan: Plan, images: Tensor) -> list[Ten
     neck = step.checkpoint != "none"
     states = plan.side(tape, {**features, "image": images}, neck) if plan.side else {}
 
-    def feature(key: str) -> Tensor:
-        return plan.calibrate(tape, key, features[key], states[key]) if plan.calibrate else features[key]
-
     levels: list[Tensor] = []
     above: Tensor | None = None
     for stage in reversed(step.shape.used_stages):
-        run = partial(_level, tape, step, partial(feature, f"c{stage}"), above)
-        above, level = tape.recompute(run) if neck else run()
-        del run
+        key = f"c{stage}"
+        run = partial(_level, tape, step, plan, key)
+        if not neck:
+            above, level = run(features[key], states.get(key), above)
+        else:
+            n = images_at_once(features[key].numel // step.batch)
+            pieces = tape.split(features[key], n)
+            none: list[Tensor | None] = [None] * len(pieces)
+            state = states.get(key)
+            given = (
+                pieces,
+                none if state is None else tape.split(state, n),
+                none if above is None else tape.split(above, n),
+            )
+            parts = [tape.recompute(partial(run, *each)) for each in zip(*given, strict=True)]
+            finest = stage == step.shape.used_stages[0]
+            above = None if finest else _stacked(tape, [inner for inner, _ in parts])
+            level = _stacked(tape, [level for _, level in parts])
+            del parts, pieces, given, state
         levels.insert(0, level)
     last = levels[-1]
     if step.detector == "fasterrcnn":  # LastLevelMaxPool: every second value
@@ -189,12 +202,16 @@ def run_backbone(tape: Tape, step: Step, plan: Plan, images: Tensor) -> list[Ten
     return levels
 
 
-def _level(tape: Tape, step: Step, feature: Callable[[], Tensor], above: Tensor | None) -> tuple[Tensor, Tensor]:
-    inner = tape.conv(feature(), step.channels, 1, bias=True)
+def _level(
+    tape: Tape, step: Step, plan: Plan, key: str, feature: Tensor, state: Tensor | None, above: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if plan.calibrate and state is not None:
+        feature = plan.calibrate(tape, key, feature, state)
+    inner = tape.conv(feature, step.channels, 1, bias=True, key=f"fpn.inner.{key}")
     if above is not None:
         # nearest neighbour: keeps nothing
         inner = tape.add(inner, tape.op(inner.shape, above))
-    return inner, tape.conv(inner, step.channels, 3, bias=True)
+    return inner, tape.conv(inner, step.channels, 3, bias=True, key=f"fpn.{key}")
 
 
 def _half_grid(tape: Tape, x: Tensor) -> Tensor:
@@ -206,11 +223,33 @@ def _half_grid(tape: Tape, x: Tensor) -> Tensor:
 # --- heads -----------------------------------------------------------------------------------------------------------
 
 
+MAP_VALUES = 4_000_000  # of a feature map, that a recomputed head works on at once if the map has several images
+
+
+def images_at_once(values: int) -> int:
+    """Images of a feature map of so many values each that a recomputed head works on at once."""
+    return max(1, MAP_VALUES // values)
+
+
 def _by_level(
     tape: Tape, step: Step, levels: list[Tensor], run: Callable[[Tensor], list[Tensor]]
 ) -> list[list[Tensor]]:
-    again = step.checkpoint != "none"
-    return [tape.recompute(partial(run, level)) if again else run(level) for level in levels]
+    """`lean._ByLevel`: the outputs of a head for every level."""
+    if step.checkpoint == "none":
+        return [run(level) for level in levels]
+    outputs = []
+    for level in levels:
+        pieces = tape.split(level, images_at_once(level.numel // step.batch))
+        found = [tape.recompute(partial(run, piece)) for piece in pieces]
+        outputs.append([_stacked(tape, [each[i] for each in found]) for i in range(len(found[0]))])
+        del pieces, found
+    return outputs
+
+
+def _stacked(tape: Tape, parts: list[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    return tape.cat(parts, (sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
 
 
 def _flat(tape: Tape, x: Tensor, per_anchor: int) -> Tensor:
@@ -247,17 +286,14 @@ def _dense_heads(tape: Tape, step: Step, levels: list[Tensor], outputs: list[lis
             out = tape.conv(x, n_anchors * n, 3, bias=True, key=f"{key}.out{n}")
             if relu:
                 out = tape.relu(out, inplace=False)
-            flat.append(_flat(tape, out, n))
+            out = _flat(tape, out, n)
+            # torchvision joins the levels that it is given; where recomputed, one by one
+            flat.append(out if step.checkpoint == "none" else _joined(tape, [out]))
         return flat
 
     results: list[Tensor] = []
     for outs in outputs:
-        if step.checkpoint == "none":
-            by_level = [run(outs, level) for level in levels]
-        else:  # each level is joined by itself, and then all of them
-            by_level = [
-                tape.recompute(partial(lambda o, x: [_joined(tape, [f]) for f in run(o, x)], outs, x)) for x in levels
-            ]
+        by_level = _by_level(tape, step, levels, partial(run, outs))
         results += [_joined(tape, [level[i] for level in by_level]) for i in range(len(outs))]
         del by_level
     return results

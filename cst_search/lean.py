@@ -33,7 +33,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import boxes as box_ops
 
-from cst_search.footprint import IOU_PAIRS
+from cst_search.footprint import IOU_PAIRS, images_at_once
 
 T = TypeVar("T")
 
@@ -257,10 +257,18 @@ class OnceBatchNorm2d(nn.BatchNorm2d):
 
 
 class _ByLevel(nn.Module):
-    """Mixed into a head of torchvision: a list of feature maps is worked on map by map, each recomputed."""
+    """Mixed into a head of torchvision: a list of feature maps is worked on map by map, each recomputed.
+
+    Of large maps some images at a time, so that what is recomputed stays small. The gradients of the weights are then
+    summed in another order.
+    """
 
     def forward(self, x: list[Tensor]) -> Any:
-        return _join([recompute(super(_ByLevel, self).forward, [feature]) for feature in x])
+        levels = []
+        for feature in x:
+            pieces = feature.split(images_at_once(feature[0].numel())) if torch.is_grad_enabled() else [feature]
+            levels.append(_join([recompute(super(_ByLevel, self).forward, [piece]) for piece in pieces], dim=0))
+        return _join(levels, dim=1)
 
 
 class _ByImage(_ByLevel):
@@ -284,12 +292,16 @@ class _LossAgain(nn.Module):
         return recompute(super().compute_loss, *args)  # type: ignore[misc]
 
 
-def _join(parts: list[Any]) -> Any:
-    """What the head would have returned for all maps: (B, anchors, ...) concatenated, lists chained."""
+def _join(parts: list[Any], dim: int) -> Any:
+    """What the head would have returned for all of them: tensors (B, anchors, ...) joined, RPN's lists by level."""
+    if len(parts) == 1:
+        return parts[0]
     if isinstance(parts[0], Tensor):
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=dim)
     if isinstance(parts[0], tuple):
-        return tuple(_join(list(each)) for each in zip(*parts, strict=True))
+        return tuple(_join(list(each), dim) for each in zip(*parts, strict=True))
+    if dim == 0:
+        return [torch.cat(each) for each in zip(*parts, strict=True)]
     return [item for part in parts for item in part]
 
 

@@ -406,6 +406,20 @@ class Tape:
         """Any operation value by value."""
         return self.op(inputs[0].shape, *inputs, save=save, save_out=save_out, width=width)
 
+    def split(self, x: Tensor, at_once: int) -> list[Tensor]:
+        """Views of some images each; their gradients live until the last has come, and are then joined in a new one."""
+        b, *rest = x.shape
+        if at_once >= b:
+            return [x]
+        piece = x.nbytes * at_once // b
+        whole = self.op(x.shape, x, alias=True, transient=x.nbytes - piece)
+        sizes = [min(at_once, b - first) for first in range(0, b, at_once)]
+        views = [self.op((n, *rest), whole, alias=True, passes=True) for n in sizes]
+        for view, n in zip(views, sizes, strict=True):
+            if view.node is not None:
+                view.node.edges = [(view.node.edges[0][0], x.nbytes * n // b)]
+        return views
+
     def cat(self, parts: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
         """Concatenated; the gradients of the parts are views of the result's."""
         return self.op(shape, *parts, passes=True)

@@ -137,7 +137,9 @@ def test_the_breakdown_adds_up(tiny_recipe: Make, detector: str, method: str) ->
     assert estimate.device_bytes == estimate.reserved_bytes + CONTEXT_BYTES
 
 
-@pytest.mark.parametrize(("size", "part"), [(InputShape(32, 32, 1), "gradients"), (InputShape(512, 512, 5), "activations")])
+@pytest.mark.parametrize(
+    ("size", "part"), [(InputShape(32, 32, 1), "gradients"), (InputShape(512, 512, 5), "activations")]
+)
 def test_the_larger_of_step_and_update_counts(tiny_recipe: Make, size: InputShape, part: str) -> None:
     """Faster R-CNN's box head has so many parameters that on tiny images the update is the peak."""
     estimate = predict(tiny_recipe(detector="fasterrcnn", fpn_channels=256, batch_size=1), 3, size)

@@ -325,7 +325,7 @@ def footprint(shape: BackboneShape, options: CstOptions) -> Plan:
         return states
 
     def calibrate(tape: Tape, key: str, feature: Shape, state: Shape) -> Shape:
-        return tape.add(feature, tape.conv(state, feature.shape[1], 1, bias=True))
+        return tape.add(feature, tape.conv(state, feature.shape[1], 1, bias=True, key=f"up.{key}"))
 
     return Plan(side=run_side, calibrate=calibrate, taps=o.granularity == "block" and o.keep != "last_per_stage")
 

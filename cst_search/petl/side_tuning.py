@@ -149,8 +149,8 @@ def footprint(shape: BackboneShape, options: SideTuningOptions) -> Plan:
         return states
 
     def calibrate(tape: Tape, key: str, feature: Shape, state: Shape) -> Shape:
-        change = tape.conv(state, feature.shape[1], 1, bias=True)
-        scaled = tape.op(change.shape, change, save=[change], params=4, transient=change.nbytes)
+        change = tape.conv(state, feature.shape[1], 1, bias=True, key=f"up.{key}")
+        scaled = tape.op(change.shape, change, save=[change], params=4, key=f"gate.{key}", transient=change.nbytes)
         return tape.add(feature, scaled)
 
     return Plan(side=run_side, calibrate=calibrate)
