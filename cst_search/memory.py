@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from cst_search.data import resized_hw
@@ -23,13 +24,18 @@ from cst_search.recipe import Recipe, resolve_checkpoint
 from cst_search.shapes import BackboneShape, resnet_shape
 from cst_search.tape import Tape
 
-# The three device constants are stated, not fitted: no GPU was at hand when they were chosen (see docs/memory.md).
-# CUDA context with cuDNN and cuBLAS handles loaded. Reported for recent cards and CUDA 12-13: roughly 0.3 to 0.6 GB.
-CONTEXT_BYTES = 500_000_000
-# The caching allocator hands out blocks from 2 and 20 MiB segments: what it holds over what lives.
-FRAGMENTATION = 1.10
-# cuDNN's convolution workspaces and cuBLAS's own (8 MiB a handle and stream before Hopper, 32 MiB on it).
-WORKSPACE_BYTES = 64_000_000
+
+def _constants() -> dict[str, float]:
+    """The lines ``name: value`` of memory.yaml, read without PyYAML: a trial must run without it."""
+    lines = (Path(__file__).parent / "memory.yaml").read_text().splitlines()
+    pairs = (line.split(":") for line in lines if line and not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+_DEVICE = _constants()
+CONTEXT_BYTES = int(_DEVICE["context_bytes"])
+FRAGMENTATION = _DEVICE["fragmentation"]
+WORKSPACE_BYTES = int(_DEVICE["workspace_bytes"])
 # CUDA's caching allocator rounds every request up to this (kMinBlockSize in c10/cuda/CUDACachingAllocator.h)
 _BLOCK_BYTES = 512
 # what autocast on CUDA runs in four bytes (PyTorch, "Automatic Mixed Precision", CUDA ops that autocast to float32)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -229,6 +230,14 @@ def test_what_changes_a_shape_changes_the_estimate(tiny_recipe: Make, changes: d
     # BatchNorm in a stage that is trained keeps what FrozenNorm does not
     base = tiny_recipe(precision="fp32", method="full" if "weights" in changes else "cst")
     assert predict(dataclasses.replace(base, **changes), 3, shape).active_bytes != predict(base, 3, shape).active_bytes
+
+
+def test_the_constants_are_those_of_the_file() -> None:
+    """It is read without PyYAML, line by line; and yet it is YAML."""
+    content = yaml.safe_load((Path(memory.__file__).parent / "memory.yaml").read_text())
+    assert content == {
+        "context_bytes": CONTEXT_BYTES, "fragmentation": FRAGMENTATION, "workspace_bytes": WORKSPACE_BYTES,
+    }  # fmt: skip
 
 
 def test_predicting_reads_no_weights_and_no_data() -> None:
