@@ -139,6 +139,14 @@ def launch(
     in_process: Annotated[
         bool, typer.Option("--in-process", help="One trial after the other in this process, without Ray.")
     ] = False,
+    limit_mem: Annotated[
+        str | None,
+        typer.Option(
+            "--limit-mem",
+            help="Hold each trial to this: device memory on a GPU [default there: --budget-mem], "
+            "growth of its process on a CPU [default there: no limit].",
+        ),
+    ] = None,
     home: HomeOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -148,6 +156,7 @@ def launch(
 
     memory = None if budget_mem is None else parse_bytes(budget_mem)
     params = None if budget_params is None else parse_count(budget_params)
+    limit_bytes = None if limit_mem is None else parse_bytes(limit_mem)
     limit = None if time_limit is None else parse_seconds(time_limit)
     for flag, value, allowed in (
         ("--device", device, ("auto", "cpu", "cuda")),
@@ -179,6 +188,7 @@ def launch(
         tracking_uri=tracking_uri,
         skip_bad=skip_bad,
         in_process=in_process,
+        limit_bytes=limit_bytes,
     )
     result = run(options, err if json_ else out)
     if json_:
