@@ -316,20 +316,33 @@ def export(
     study: StudyArgument,
     pick: Annotated[str, typer.Option("--pick", help="knee, best (highest map), or trial=N.")] = "knee",
     output: Annotated[Path, typer.Option("--output", "-o", help="Recipe file to write.")] = Path("best.yaml"),
+    verify: Annotated[
+        bool,
+        typer.Option("--verify/--no-verify", help="Train a few steps on the worst batch first; refuse what differs."),
+    ] = True,
     home: HomeOption = None,
     storage: StorageOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Write a point of the front as a recipe that is complete by itself."""
-    from cst_search.export import export as write
+    from cst_search import export as exports
 
     info = _open_study(study, home, storage).info()
-    record = write(info, pick, output)
+    record = exports.pick_trial(info, pick)
+    exports.check_output(output)
+    verified = exports.verify(info, record, _home(home)) if verify else None
+    exports.export(info, pick, output, verified)
     if json_:
-        _print_json(record.brief() | {"recipe": str(output)})
+        _print_json(record.brief() | {"recipe": str(output), "verified": verified})
         return
     from cst_search.units import format_bytes, format_count
 
+    if verified is not None:
+        _say(
+            f"verified on {verified['device']}: parameters as recorded, {verified['steps']} steps on the worst batch "
+            f"(loss {verified['loss']:.3g}), memory {format_bytes(verified['device_bytes'])} "
+            f"(memory_source: {verified['memory_source']})"
+        )
     _say(
         f"trial {record.trial}: map {record.map:.3f}, {format_bytes(record.device_bytes)} ({record.memory_source}), "
         f"{format_count(record.trainable_params)} trainable -> {output}"

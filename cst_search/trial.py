@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,8 @@ def run_trial(
     work = _Work()
     outcome, reason, asked = "complete", None, None
     with memory_limit(target, memory_limit_bytes) as limit:
+        if limit.kind == "process":  # one that loads images inherits it, and, refused a thread, would never answer
+            recipe = replace(recipe, loader_workers=0)
         try:
             _train_and_score(
                 work, recipe, data, recipe.epochs if epochs is None else epochs, target, report, final_splits

@@ -141,9 +141,6 @@ def serve() -> None:
 
     import cst_search.trial  # noqa: F401
 
-    with contextlib.suppress(ImportError):  # imported late by who reads weights: not under a limit
-        import safetensors.torch  # noqa: F401
-
     while len(header := _read(_HEADER.size)) == _HEADER.size:
         n_bytes, limit = _HEADER.unpack(header)
         request = _read(n_bytes)
@@ -196,9 +193,7 @@ def _watch(pid: int, limit: int, out: int) -> None:
     held = 0
     while (waited := os.waitpid(pid, os.WNOHANG))[0] == 0:
         if select.select([0], [], [], _LOOK_SECONDS)[0]:  # nothing is sent during a trial: this is the end of input
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            os._exit(0)
+            os.killpg(0, signal.SIGKILL)  # the session: itself, the trial, and what that started
         held = max(held, _held(pid, limit))
     code = os.waitstatus_to_exitcode(waited[1])
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
