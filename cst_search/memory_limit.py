@@ -14,6 +14,7 @@ whatever else runs in it can be refused memory too, so a search gives a trial a 
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 import sys
@@ -77,6 +78,7 @@ class MemoryLimit:
         self._undo: list[Any] = []  # what was in force before
         self._before: dict[str, int] = {}
         self._peak: int | None = None  # at the end
+        self._filler: mmap.mmap | None = None
 
     def __str__(self) -> str:
         if self.kind == "none":
@@ -137,15 +139,18 @@ class MemoryLimit:
 
     def enforce(self) -> None:
         if self.kind == "allocator":
+            # these take no device without a number, as the others do
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
             get = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # newer than set_...
-            self._undo = [get(self.device) if get is not None else 1.0]
+            self._undo = [(get(index) if get is not None else 1.0, index)]
             torch.cuda.empty_cache()  # of what is only cached nothing is kept from before
             total = torch.cuda.get_device_properties(self.device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, (self.limit_bytes or 0) / total), self.device)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, (self.limit_bytes or 0) / total), index)
         elif self.kind == "process":
             import resource
 
             _start_threads()
+            self._filler = _fill(process_memory())
             old = resource.getrlimit(resource.RLIMIT_DATA)
             self._undo, self._before = [old], process_memory()
             bounds = [bound for bound in old if bound != resource.RLIM_INFINITY]
@@ -158,12 +163,14 @@ class MemoryLimit:
             return
         old = self._undo.pop()
         if self.kind == "allocator":
-            torch.cuda.set_per_process_memory_fraction(old, self.device)
+            torch.cuda.set_per_process_memory_fraction(*old)
         else:
             import resource
 
             resource.setrlimit(resource.RLIMIT_DATA, old)
         self._peak = self.peak_bytes()
+        if self._filler is not None:
+            self._filler.close()
 
 
 @contextmanager
@@ -194,10 +201,23 @@ def _grown(before: dict[str, int], now: dict[str, int]) -> int:
     """The most by which VmData was above what it was, from two `process_memory`.
 
     Linux keeps the peak of the whole address space only. What it has lost since is private memory given back, for the
-    rest (code, shared maps) does not shrink; it is known only once the peak is a new one.
+    rest (code, shared maps) hardly shrinks; it is known only once the peak is a new one. glibc trims each new arena by
+    64 MB, which passes for memory given back: with MALLOC_ARENA_MAX=1, as in `trial_process`, there is none.
     """
     lost = now["VmPeak"] - now["VmSize"] if now["VmPeak"] > before["VmPeak"] else 0
     return max(0, now["VmData"] - before["VmData"] + lost)
+
+
+def _fill(now: dict[str, int]) -> mmap.mmap | None:
+    """Bring the address space back to its peak, so that whatever comes makes a new one: see `_grown`.
+
+    A mapping without any access costs nothing and does not count as data. Making a thread leaves 64 MB to fill.
+    """
+    gap = now["VmPeak"] - now["VmSize"]
+    try:
+        return mmap.mmap(-1, gap, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0) if gap else None
+    except OSError:
+        return None
 
 
 def _start_threads() -> None:
