@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,87 +17,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from cst_search.errors import ConfigError
-
-_BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-}
-
-
-class ConvShape(NamedTuple):
-    """One convolution: channels in and out, and its square kernel's side. A norm of c_out channels follows each."""
-
-    c_in: int
-    c_out: int
-    kernel: int
-
-
-@dataclass(frozen=True)
-class BlockShape:
-    """One residual block.
-
-    Attributes:
-        stage: 2..5.
-        path: its convolutions in order; two 3x3 (ResNet-18, 34), or 1x1, 3x3, 1x1 (ResNet-50, 101).
-        downsample: the 1x1 of the shortcut, where there is one.
-    """
-
-    stage: int
-    path: tuple[ConvShape, ...]
-    downsample: ConvShape | None
-
-    @property
-    def convs(self) -> tuple[ConvShape, ...]:
-        return self.path if self.downsample is None else (*self.path, self.downsample)
-
-    @property
-    def c_out(self) -> int:
-        return self.path[-1].c_out
-
-
-@dataclass(frozen=True)
-class BackboneShape:
-    """The numbers of a body that methods and parameter formulas need.
-
-    Attributes:
-        stage_channels: channels of C1..C5.
-        stage_blocks: residual blocks in the stages 2..5.
-        used_stages: stages whose features the pyramid reads, e.g. (3, 4, 5).
-        n_params: parameters of the body as it was built, before a method.
-        frozen_norm: its norms are FrozenNorm, whose affine part is no parameter.
-    """
-
-    stage_channels: tuple[int, ...]
-    stage_blocks: tuple[int, ...]
-    used_stages: tuple[int, ...]
-    n_params: int
-    frozen_norm: bool = True
-
-    def blocks(self, first_stage: int = 2) -> list[BlockShape]:
-        """The residual blocks from a stage on, in order."""
-        found = []
-        before, expansion = self.stage_channels[0], self.stage_channels[1] // self.stage_channels[0]
-        for stage, (c, n_blocks) in enumerate(zip(self.stage_channels[1:], self.stage_blocks, strict=True), start=2):
-            planes = c // expansion
-            for j in range(n_blocks):
-                c_in = before if j == 0 else c
-                path = (
-                    (ConvShape(c_in, planes, 3), ConvShape(planes, planes, 3))
-                    if expansion == 1
-                    else (ConvShape(c_in, planes, 1), ConvShape(planes, planes, 3), ConvShape(planes, c, 1))
-                )
-                shortcut = j == 0 and (stage > 2 or c_in != c)
-                found.append(BlockShape(stage, path, ConvShape(c_in, c, 1) if shortcut else None))
-            before = c
-        return [block for block in found if block.stage >= first_stage]
-
-    def n_norm_channels(self, first_stage: int = 1) -> int:
-        """Channels of all norms from a stage on; 1 is the stem."""
-        stem = self.stage_channels[0] if first_stage == 1 else 0
-        return stem + sum(conv.c_out for block in self.blocks(first_stage) for conv in block.convs)
-
+from cst_search.lean import recompute
+from cst_search.shapes import RESNETS, BackboneShape, resnet_planes, resnet_shape
 
 # children of the body in forward order, grouped: index 0 is the stem, i the stage that ends in C_{i+1}
 STAGES = (("conv1", "bn1", "relu", "maxpool"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
@@ -123,8 +42,9 @@ class _WideResNet(ResNet):
 
     def __init__(self, name: str, width: float, norm_layer: Callable[..., nn.Module]) -> None:
         nn.Module.__init__(self)
-        block, counts = _BLOCKS[name]
-        planes = [max(8, round(64 * width * 2**i / 8) * 8) for i in range(4)]
+        counts, expansion = RESNETS[name]
+        block: type[BasicBlock | Bottleneck] = BasicBlock if expansion == 1 else Bottleneck
+        planes = resnet_planes(width)
         self._norm_layer = norm_layer
         self.inplanes, self.dilation, self.groups, self.base_width = planes[0], 1, 1, 64
         self.conv1 = nn.Conv2d(3, self.inplanes, kernel_size=7, stride=2, padding=3, bias=False)
@@ -133,7 +53,7 @@ class _WideResNet(ResNet):
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         for i, (n_planes, n_blocks) in enumerate(zip(planes, counts, strict=True)):
             setattr(self, f"layer{i + 1}", self._make_layer(block, n_planes, n_blocks, stride=1 if i == 0 else 2))
-        self.stage_channels = (planes[0], *(n * block.expansion for n in planes))
+        self.stage_channels = (planes[0], *(n * expansion for n in planes))
         for module in self.modules():  # torchvision's initialisation, He et al. 2015
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -147,6 +67,7 @@ class Body(nn.Module):
         grad_from: index into STAGES of the first stage that is run with autograd; ``len(STAGES)`` for none.
             Stages before it run under ``no_grad`` and in eval mode: they keep no activation and change no statistic.
             From it on, a batch norm whose affine part is frozen keeps its statistics too.
+        recompute: residual blocks from grad_from on keep their inputs only and are computed again in the backward pass.
         taps_blocks: also hand out the output of every residual block, as ``c3.0`` for the first of stage 3.
     """
 
@@ -154,12 +75,12 @@ class Body(nn.Module):
         """Args: frozen_norm: FrozenNorm, as in torchvision's pre-trained detectors; else BatchNorm2d."""
         super().__init__()
         net = _WideResNet(name, width, FrozenNorm if frozen_norm else nn.BatchNorm2d)
+        self.name, self.width, self.frozen_norm = name, width, frozen_norm
         self.stage_channels: tuple[int, ...] = net.stage_channels
-        self.stage_blocks: tuple[int, ...] = _BLOCKS[name][1]
-        self.frozen_norm = frozen_norm
-        self.n_params = sum(p.numel() for p in net.parameters())
+        self.stage_blocks: tuple[int, ...] = RESNETS[name][0]
         self.grad_from = len(STAGES)
         self.taps_blocks = False
+        self.recompute = False
         for child in (name for stage in STAGES for name in stage):
             self.add_module(child, getattr(net, child))
 
@@ -174,19 +95,21 @@ class Body(nn.Module):
         return self
 
     def shape(self, used_stages: tuple[int, ...]) -> BackboneShape:
-        return BackboneShape(self.stage_channels, self.stage_blocks, used_stages, self.n_params, self.frozen_norm)
+        return resnet_shape(self.name, self.width, used_stages, self.frozen_norm)
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Images (B, 3, H, W) -> ``{"c1".."c5"}``, each (B, stage_channels[i], H / s, W / s), s = 4, 4, 8, 16, 32."""
         features: OrderedDict[str, Tensor] = OrderedDict()
         for index, stage in enumerate(STAGES):
+            again = self.recompute and index >= self.grad_from
             with torch.set_grad_enabled(torch.is_grad_enabled() and index >= self.grad_from):
                 for child in stage:
                     module = getattr(self, child)
-                    if isinstance(module, nn.Sequential) and self.taps_blocks:
+                    if isinstance(module, nn.Sequential):
                         for j, block in enumerate(module):
-                            x = block(x)
-                            features[f"c{index + 1}.{j}"] = x
+                            x = recompute(block, x) if again else block(x)
+                            if self.taps_blocks:
+                                features[f"c{index + 1}.{j}"] = x
                     else:
                         x = module(x)
             features[f"c{index + 1}"] = x

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,7 @@ StudyArgument = Annotated[str, typer.Argument(help="Name of the study; see `cst-
 def main() -> None:
     """Entry point: our own errors become one message and an exit code, never a traceback."""
     try:
+        sys.argv[1:] = _with_compare_all(sys.argv[1:])
         app()
     except CstSearchError as error:
         style = "red" if err.is_terminal else ""
@@ -51,6 +53,14 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         sys.stderr.close()
         sys.exit(0)
+
+
+def _with_compare_all(words: list[str]) -> list[str]:
+    """``--compare`` without a list means all methods; typer has no option whose value may be left out."""
+    return [
+        "--compare=all" if word == "--compare" and following.startswith("-") else word
+        for word, following in zip(words, [*words[1:], "-"], strict=False)
+    ]
 
 
 def _home(home: Path | None) -> Path:
@@ -409,53 +419,50 @@ def estimate(
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: name=value. Repeatable.")] = None,
     n_classes: Annotated[int, typer.Option("--classes", min=1, help="Classes without background.")] = 80,
     max_boxes: Annotated[int, typer.Option("--max-boxes", min=1, help="Most boxes in one image (COCO: 93).")] = 100,
+    fit: Annotated[
+        str | None, typer.Option("--fit", help="Also what fits into this memory, such as 6GB, method by method.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help='Likewise for a card: "RTX 3060 12GB", T4, "A100 40GB" ...')
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", help="Also methods side by side, such as cst,head,full (no list: all).")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """What training a recipe will need, before it runs. No GPU is used."""
+    """What training a recipe will need, and what fits into a memory, before it runs. No GPU is used."""
     from cst_search.config import apply_settings, load_recipe, parse_settings
+    from cst_search.devices import find_card, memory_budget
+    from cst_search.fit import compare_methods, method_names, what_fits
 
     configured = apply_settings(load_recipe(recipe), settings or (), recipe)
+    card = None if device is None else find_card(device)
+    budget = memory_budget(fit, card)
 
+    from cst_search import estimates
     from cst_search.memory import predict, worst_input
-    from cst_search.petl import get_method
+    from cst_search.petl import METHODS, get_method
 
-    guess = predict(configured, n_classes, worst_input(configured, max_boxes=max_boxes))
-    options = get_method(configured.method).make_options(configured.options)
-    shown = {"method": configured.method} | {f"{configured.method}.{k}": v for k, v in vars(options).items()}
-    shown |= {key: getattr(configured, key) for key in parse_settings(settings or ()) if "." not in key}
+    compared = None if compare is None else method_names(compare, tuple(METHODS))
+
+    def guess(wanted: Any) -> Any:
+        return predict(wanted, n_classes, worst_input(wanted, max_boxes=max_boxes))
+
+    def needed_bytes(wanted: Any) -> int:
+        return int(guess(wanted).device_bytes)
+
+    with err.status("predicting ...") if err.is_terminal else nullcontext():
+        predicted = guess(configured)
+        rows = None if compared is None else compare_methods(configured, compared, guess)
+        fitted = None if budget is None else what_fits(configured, tuple(METHODS), budget, needed_bytes)
     if json_:
-        _print_json(
-            {
-                "config": shown,
-                "device_bytes": guess.device_bytes,
-                "reserved_bytes": guess.reserved_bytes,
-                "active_bytes": guess.active_bytes,
-                "trainable_params": guess.trainable_params,
-                "petl_params": guess.petl_params,
-                "breakdown": dict(guess.breakdown),
-                "target_device": guess.target_device,
-            }
-        )
+        options = get_method(configured.method).make_options(configured.options)
+        shown = {"method": configured.method} | {f"{configured.method}.{k}": v for k, v in vars(options).items()}
+        shown |= {key: getattr(configured, key) for key in parse_settings(settings or ()) if "." not in key}
+        _print_json(estimates.report(predicted, shown, rows, fitted, card))
         return
-    from rich.table import Table
-
-    from cst_search.units import format_bytes, format_count
-
-    table = Table(
-        title=f"{recipe}: {configured.detector} {configured.backbone}, {configured.method}", title_justify="left"
-    )
-    table.add_column("part")
-    table.add_column("memory", justify="right")
-    table.add_column("", no_wrap=True)
-    for part, n_bytes in guess.breakdown.items():
-        share = n_bytes / guess.device_bytes
-        table.add_row(part.replace("_", " "), format_bytes(n_bytes), "█" * round(30 * share))
-    table.add_section()
-    table.add_row("device memory", format_bytes(guess.device_bytes), "predicted, " + guess.target_device)
-    out.print(table)
-    _say(
-        f"{format_count(guess.trainable_params)} trainable parameters, {format_count(guess.petl_params)} of the method"
-    )
+    for part in estimates.tables(recipe, configured, predicted, rows, fitted, card):
+        out.print(part)
 
 
 @app.command()

@@ -7,10 +7,13 @@ side network of a method stands apart as ``backbone.side.*``.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torch.nn import functional as F
+from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import FeaturePyramidNetwork
@@ -18,11 +21,69 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from cst_search.backbone import STAGES, Body, load_weights
 from cst_search.errors import ConfigError
-from cst_search.petl import METHODS, get_method
-from cst_search.recipe import Recipe
+from cst_search.footprint import images_at_once
+from cst_search.lean import LeanRetinaNet, box_iou, once_norms, recompute, recompute_heads, save_memory
+from cst_search.petl import METHODS, SideNetwork, get_method
+from cst_search.recipe import Recipe, resolve_checkpoint
 
 # a detection below this score is dropped: torchvision's value for Faster R-CNN and RetinaNet; its 0.2 for FCOS cuts mAP
 SCORE_THRESHOLD = 0.05
+
+
+class Pyramid(FeaturePyramidNetwork):
+    """torchvision's feature pyramid, level by level, so that a level can be calibrated and recomputed as one.
+
+    Attributes:
+        recompute: levels keep their inputs only and are computed again in the backward pass, of large maps some images
+            at a time.
+    """
+
+    recompute = False
+
+    def forward(
+        self, features: OrderedDict[str, Tensor], side: SideNetwork | None = None, states: Mapping[str, Tensor] = {}
+    ) -> OrderedDict[str, Tensor]:
+        """Features ``{"c3": (B, c_3, H / 8, W / 8), ...}`` and the states of a side network -> levels, finest first."""
+        levels: list[Tensor] = []
+        above: Tensor | None = None
+        for index, (key, feature) in reversed(list(enumerate(features.items()))):
+            calibrate = None if side is None else partial(side.calibrate, key)
+            if not self.recompute or not torch.is_grad_enabled():
+                above, level = self._level(index, calibrate, feature, states.get(key), above)
+            else:
+                n = images_at_once(feature[0].numel())
+                given = (feature.split(n), _split(states.get(key), feature, n), _split(above, feature, n))
+                parts = [recompute(self._level, index, calibrate, *each) for each in zip(*given, strict=True)]
+                above = _cat([inner for inner, _ in parts]) if index else None  # nothing stands below the finest
+                level = _cat([level for _, level in parts])
+                del parts
+            levels.insert(0, level)
+        names = [str(index) for index in range(len(levels))]
+        levels, names = self.extra_blocks(levels, levels, names)  # of the maps below it reads none
+        return OrderedDict(zip(names, levels, strict=True))
+
+    def _level(
+        self,
+        index: int,
+        calibrate: Callable[[Tensor, Tensor], Tensor] | None,
+        feature: Tensor,
+        state: Tensor | None,
+        above: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        if calibrate is not None and state is not None:
+            feature = calibrate(feature, state)
+        inner = self.inner_blocks[index](feature)
+        if above is not None:
+            inner = inner + F.interpolate(above, size=inner.shape[-2:], mode="nearest")
+        return inner, self.layer_blocks[index](inner)
+
+
+def _split(x: Tensor | None, like: Tensor, n: int) -> Sequence[Tensor | None]:
+    return [None] * len(like.split(n)) if x is None else x.split(n)
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Backbone(nn.Module):
@@ -37,20 +98,20 @@ class Backbone(nn.Module):
         super().__init__()
         self.body = Body(recipe.backbone, recipe.width, frozen_norm=recipe.weights != "none")
         self.base_hash = "" if shapes_only else load_weights(self.body, recipe.backbone, recipe.weights)
-        self.side: nn.Module | None = None
+        self.side: SideNetwork | None = None
         two_stage = recipe.detector == "fasterrcnn"
-        self.used_stages: tuple[int, ...] = (2, 3, 4, 5) if two_stage else (3, 4, 5)
+        self.used_stages = recipe.used_stages
         channels = [self.body.stage_channels[stage - 1] for stage in self.used_stages]
         self.out_channels = recipe.fpn_channels
         extra = LastLevelMaxPool() if two_stage else LastLevelP6P7(self.out_channels, self.out_channels)
-        self.fpn = FeaturePyramidNetwork(channels, self.out_channels, extra)
+        self.fpn = Pyramid(channels, self.out_channels, extra)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """(B, 3, H, W) -> pyramid levels, each (B, out_channels, H / stride, W / stride), finest first."""
         features = self.body(images)
-        if self.side is not None:
-            features = self.side(OrderedDict(features, image=images))
-        return self.fpn(OrderedDict((str(i), features[f"c{stage}"]) for i, stage in enumerate(self.used_stages)))
+        states = {} if self.side is None else self.side(OrderedDict(features, image=images))
+        read = OrderedDict((f"c{stage}", features[f"c{stage}"]) for stage in self.used_stages)
+        return self.fpn(read, self.side, states)
 
 
 def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False) -> nn.Module:
@@ -71,13 +132,29 @@ def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False)
     model = _FAMILIES[recipe.detector](backbone, n_classes + 1, recipe)
     backbone.body.requires_grad_(False)
     method.apply(backbone, options)
+    if recipe.memsave:
+        save_memory(backbone.body)
+    _checkpoint(model, backbone, recipe.checkpoint)
     return model
+
+
+def _checkpoint(model: nn.Module, backbone: Backbone, what: str) -> None:
+    """Recompute in the backward pass what a recipe's ``checkpoint`` says."""
+    what = resolve_checkpoint(what, has_side=backbone.side is not None)
+    if what == "none":
+        return
+    once_norms(model)
+    recompute_heads(model)
+    backbone.fpn.recompute = True
+    if backbone.side is not None:
+        backbone.side.recompute = True
+    backbone.body.recompute = what == "all"
 
 
 def _fasterrcnn(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
     sizes = tuple((round(size * recipe.anchor_scale),) for size in (32, 64, 128, 256, 512))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-    return FasterRCNN(
+    model = FasterRCNN(
         backbone,
         n_labels,
         min_size=recipe.image_size_px,
@@ -85,6 +162,8 @@ def _fasterrcnn(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
         rpn_anchor_generator=anchors,
         box_score_thresh=SCORE_THRESHOLD,
     )
+    model.rpn.box_similarity = box_iou
+    return model
 
 
 def _retinanet(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
@@ -92,7 +171,7 @@ def _retinanet(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
     octaves = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     sizes = tuple(tuple(int(size * recipe.anchor_scale * o) for o in octaves) for size in (32, 64, 128, 256, 512))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-    return RetinaNet(
+    return LeanRetinaNet(
         backbone,
         n_labels,
         min_size=recipe.image_size_px,
@@ -145,6 +224,8 @@ def merge(model: nn.Module, recipe: Recipe) -> None:
         raise ConfigError(f"method {method.name!r} cannot be merged into the backbone; those that can: {able}")
     method.merge(backbone, method.make_options(recipe.options))
     backbone.body.requires_grad_(False)
+    if recipe.memsave:
+        save_memory(backbone.body)
     backbone.body.grad_from = len(STAGES)
     backbone.body.train(backbone.body.training)
 

@@ -1,11 +1,9 @@
 """What one training step will need, before it runs: no GPU, no weights, no data.
 
-The dense part (backbone, side network, pyramid, heads, focal loss) is traced with fake tensors, which have shapes and
-no contents: every tensor that autograd saves is counted once, by storage. What depends on the data (matching ground
-truth to anchors) is a formula of the anchors and of the largest number of boxes. A trace takes a few hundred
-milliseconds; what does not change shapes (learning rate, gates, seed ...) shares one.
+The step is replayed in shapes alone (`tape.py`, `footprint.py`), which gives the peak of its live tensors to within a
+few percent of a real one in a few milliseconds. Around it:
 
-    active   = weights + optimiser state + max(forward and backward, update)
+    active   = weights + optimiser state + max(step, update)
     reserved = active * FRAGMENTATION + WORKSPACE_BYTES
     device   = reserved + CONTEXT_BYTES
 """
@@ -18,28 +16,25 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torchvision.ops import sigmoid_focal_loss
-
 from cst_search.data import resized_hw
-from cst_search.detector import build_detector, count_parameters
+from cst_search.footprint import Plan, Step, neck_and_head_params, training_step
 from cst_search.petl import get_method
-from cst_search.recipe import Recipe
+from cst_search.recipe import Recipe, resolve_checkpoint
+from cst_search.shapes import BackboneShape, resnet_shape
+from cst_search.tape import Tape
 
 # The three device constants are stated, not fitted: no GPU was at hand when they were chosen (see docs/memory.md).
 # CUDA context with cuDNN and cuBLAS handles loaded. Reported for recent cards and CUDA 12-13: roughly 0.3 to 0.6 GB.
 CONTEXT_BYTES = 500_000_000
-# The caching allocator hands out blocks from 2 and 20 MiB segments and rounds requests: what it holds over what lives.
+# The caching allocator hands out blocks from 2 and 20 MiB segments: what it holds over what lives.
 FRAGMENTATION = 1.10
 # cuDNN's convolution workspaces and cuBLAS's own (8 MiB a handle and stream before Hopper, 32 MiB on it).
 WORKSPACE_BYTES = 64_000_000
+# CUDA's caching allocator rounds every request up to this (kMinBlockSize in c10/cuda/CUDACachingAllocator.h)
+_BLOCK_BYTES = 512
+# what autocast on CUDA runs in four bytes (PyTorch, "Automatic Mixed Precision", CUDA ops that autocast to float32)
+CUDA_FP32_OPS = frozenset({"group_norm", "bce", "pow"})
 
-# Matching one image keeps, for every pair of box and anchor, about nine 4-byte values at once: two corners and an
-# intersection (x, y each), area, union and IoU in box_iou; centre offsets and four side distances in FCOS.
-_MATCH_BYTES = 36
-_ROIS_PER_IMAGE = 512  # torchvision's box_batch_size_per_image
 _TARGET_DEVICE = "CUDA GPU (generic)"
 
 
@@ -100,8 +95,8 @@ def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> 
     options = {name: value for name, value in recipe.options.items() if name not in method.shapeless}
     plain = replace(
         recipe, options=options, lr=None, weight_decay=0.0, seed=0, epochs=1, search_epochs=1, warmup=0.0,
-        accumulate=1, origin=None, data="demo", hflip=True, eval_every=1, loader_workers=0, clip_norm=1.0,
-        weights="none" if recipe.weights == "none" else "demo",
+        accumulate=min(recipe.accumulate, 2), origin=None, data="demo", hflip=True, eval_every=1, loader_workers=0,
+        clip_norm=1.0, weights="none" if recipe.weights == "none" else "demo",
     )  # fmt: skip
     return _predict(json.dumps(plain.to_dict(), sort_keys=True), n_classes, shape)
 
@@ -109,84 +104,86 @@ def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> 
 @lru_cache(maxsize=4096)
 def _predict(recipe_json: str, n_classes: int, shape: InputShape) -> Estimate:
     values: dict[str, Any] = json.loads(recipe_json)
-    recipe = Recipe(**values)
-    with torch.device("meta"):
-        model = build_detector(recipe, n_classes, shapes_only=True)
-    petl_params, trainable_params = count_parameters(model)
-    weights = sum(_nbytes(t) for t in (*model.parameters(), *model.buffers()))
-    trainable = sum(_nbytes(p) for p in model.parameters() if p.requires_grad)
-
-    saved, largest, n_anchors = _trace(recipe, n_classes, shape)
-    images = recipe.batch_size * 3 * shape.height_px * shape.width_px * 4
-    # the loaded images and the padded batch live side by side while torchvision's transform stacks them
-    anchors = recipe.batch_size * n_anchors * 4 * 4
-    matching = _MATCH_BYTES * n_anchors * max(1, shape.max_boxes)
-    # at the turn from forward to backward all saved tensors live, with the gradients of one large output and its input
-    step = saved + anchors + max(matching, 2 * largest)
-    # AdamW's foreach update holds gradients and one temporary list beside its two states
-    update = 2 * trainable
-    optimiser = 2 * trainable
-    active = weights + optimiser + 2 * images + max(step, update)
+    step = predict_step(Recipe(**values), n_classes, shape)
+    active = step.active_bytes
     reserved = round(active * FRAGMENTATION) + WORKSPACE_BYTES
     device = reserved + CONTEXT_BYTES
-    step_parts = (
-        {"activations": saved, "matching_and_transients": step - saved}
-        if step >= update
-        else {"gradients": trainable, "update_transients": update - trainable}
+    breakdown = {**step.parts, "workspace_and_fragmentation": reserved - active, "context": CONTEXT_BYTES}
+    return Estimate(device, reserved, active, step.trainable_params, step.petl_params, breakdown)
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """A training step in bytes: ``parts`` add up to its peak of live tensors; ``kept``: by autograd, of the forward."""
+
+    parts: Mapping[str, int]
+    kept: int
+    petl_params: int
+    trainable_params: int
+
+    @property
+    def active_bytes(self) -> int:
+        return sum(self.parts.values())
+
+
+def predict_step(
+    recipe: Recipe,
+    n_classes: int,
+    shape: InputShape,
+    *,
+    fp32_ops: frozenset[str] = CUDA_FP32_OPS,
+    block: int = _BLOCK_BYTES,
+    sums_in_place: bool = True,
+) -> StepBytes:
+    """The arithmetic itself; by default for CUDA's rules of autocast and its allocator's rounding."""
+    method = get_method(recipe.method)
+    step, plan = describe(recipe, n_classes, shape)
+    petl_params = method.petl_params(step.shape, method.make_options(recipe.options))
+    head_params = neck_and_head_params(step)
+    trainable = 4 * (petl_params + head_params)
+    weights = 4 * (_body_values(step.shape, plan, petl_params) + head_params)
+
+    adds_up = recipe.accumulate > 1  # then the gradients of the first step are there when the second runs
+    tape = Tape(
+        half=recipe.precision != "fp32", fp32_ops=fp32_ops, block=block, adds_up=adds_up, sums_in_place=sums_in_place
     )
-    breakdown = {
-        "weights": weights,
-        "optimiser": optimiser,
-        "images": 2 * images,
-        **step_parts,
-        "workspace_and_fragmentation": reserved - active,
-        "context": CONTEXT_BYTES,
-    }
-    return Estimate(device, reserved, active, trainable_params, petl_params, breakdown)
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _trace(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[int, int, int]:
-    """(bytes that autograd saves, bytes of the largest of them, anchors an image) of one forward pass."""
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage._cdata] = storage  # held, so that its address is not given to another
-        return tensor
-
-    # autocast's effect on what is saved is that of the GPU it stands for: bf16 or fp16, two bytes either way
-    half = recipe.precision != "fp32"
-    with FakeTensorMode():
-        model = build_detector(recipe, n_classes, shapes_only=True).train()
-        own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-        images = torch.empty(recipe.batch_size, 3, shape.height_px, shape.width_px)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=torch.bfloat16, enabled=half),
-        ):
-            n_anchors = _forward(model, recipe, images, n_classes)
-        sizes = [storage.nbytes() for key, storage in saved.items() if key not in own]
-    return sum(sizes), max(sizes, default=0), n_anchors
-
-
-def _forward(model: nn.Module, recipe: Recipe, images: Tensor, n_classes: int) -> int:
-    """The dense part of a training step, losses included where they are dense. Returns the anchors an image."""
-    features = list(model.backbone(images).values())  # type: ignore[operator]
-    if recipe.detector == "fasterrcnn":
-        objectness, _ = model.rpn.head(features)  # type: ignore[union-attr, operator]
-        rois = torch.empty(recipe.batch_size * _ROIS_PER_IMAGE, recipe.fpn_channels, 7, 7, requires_grad=True)
-        # RoIAlign runs in fp32; its output is what the first linear layer keeps
-        model.roi_heads.box_predictor(model.roi_heads.box_head(rois.clone()))  # type: ignore[union-attr, operator]
-        return sum(o.shape[1] * o.shape[2] * o.shape[3] for o in objectness)
-    out = model.head(features)  # type: ignore[operator]
-    logits = out["cls_logits"]
-    if recipe.detector == "retinanet":  # one image after the other, each through its mask of valid anchors
-        for one in logits:
-            sigmoid_focal_loss(one.clone(), torch.zeros_like(one), reduction="sum")
+    kept = training_step(tape, step, plan)
+    peak = tape.peak + (trainable if adds_up else 0)
+    images = recipe.batch_size * 3 * shape.height_px * shape.width_px * 4
+    # AdamW's foreach update holds the gradients and one temporary list beside its two states
+    update = images + 2 * trainable
+    parts = {"weights": weights, "optimiser": 2 * trainable, "images": images}
+    if peak >= update:
+        parts |= {"activations": kept, "gradients_and_transients": peak - images - kept}
     else:
-        sigmoid_focal_loss(logits, torch.zeros_like(logits), reduction="sum")
-    return int(logits.shape[1])
+        parts |= {"gradients": trainable, "update_transients": trainable}
+    return StepBytes(parts, kept, petl_params, petl_params + head_params)
+
+
+def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[Step, Plan]:
+    """What the arithmetic needs to know of a recipe."""
+    backbone = resnet_shape(recipe.backbone, recipe.width, recipe.used_stages, frozen_norm=recipe.weights != "none")
+    method = get_method(recipe.method)
+    plan = method.footprint(backbone, method.make_options(recipe.options))
+    step = Step(
+        detector=recipe.detector,
+        shape=backbone,
+        channels=recipe.fpn_channels,
+        head_convs=recipe.head_convs,
+        n_classes=n_classes,
+        batch=recipe.batch_size,
+        height_px=shape.height_px,
+        width_px=shape.width_px,
+        max_boxes=shape.max_boxes,
+        memsave=recipe.memsave,
+        checkpoint=resolve_checkpoint(recipe.checkpoint, has_side=plan.side is not None),
+    )
+    return step, plan
+
+
+def _body_values(shape: BackboneShape, plan: Plan, petl_params: int) -> int:
+    """Values of parameters and buffers of body and side network."""
+    # four a channel of a norm: weight, bias, mean and variance, be they parameters or buffers
+    own = shape.n_params + (4 if shape.frozen_norm else 2) * shape.n_norm_channels()
+    opened = plan.trained_from <= 5 or plan.norm in ("bias", "affine")
+    return own if opened else own + petl_params

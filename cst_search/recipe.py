@@ -18,6 +18,7 @@ from cst_search.errors import ConfigError
 DETECTORS = ("fasterrcnn", "retinanet", "fcos")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+CHECKPOINTS = ("auto", "none", "neck", "all")
 
 
 def wrong_kinds(owner: type[Any], values: Mapping[str, Any]) -> list[str]:
@@ -46,6 +47,11 @@ def wrong_kinds(owner: type[Any], values: Mapping[str, Any]) -> list[str]:
         for name, value in values.items()
         if name in kinds and not kinds[name][1](value)
     ]
+
+
+def resolve_checkpoint(checkpoint: str, has_side: bool) -> str:
+    """What ``auto`` stands for: side networks are there for memory, so theirs and the neck's are computed again."""
+    return checkpoint if checkpoint != "auto" else "neck" if has_side else "none"
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,10 @@ class Recipe:
     warmup: float = 0.1  # share of all updates with a linearly rising learning rate
     clip_norm: float = 5.0  # bound of the gradient's 2-norm
     precision: str = "auto"  # auto | fp32 | bf16 | fp16 (auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU)
+    memsave: bool = True  # frozen layers keep only what their backward pass reads; same gradients
+    # computed again instead of kept: none; neck (side network, pyramid, heads); all (residual blocks too);
+    # auto: neck for methods with a side network, none for others
+    checkpoint: str = "auto"
     eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated
     loader_workers: int = 0  # processes that load images; 0: in the trial's own
     seed: int = 0
@@ -95,6 +105,11 @@ class Recipe:
         ]
         if faults:
             raise ConfigError("recipe: " + "; ".join(faults))
+
+    @property
+    def used_stages(self) -> tuple[int, ...]:
+        """The stages that the pyramid reads."""
+        return (2, 3, 4, 5) if self.detector == "fasterrcnn" else (3, 4, 5)
 
     def _rules(self) -> list[tuple[str, bool, str]]:
         def above(name: str, low: float) -> tuple[str, bool, str]:
@@ -111,6 +126,7 @@ class Recipe:
             one_of("detector", DETECTORS),
             one_of("backbone", BACKBONES),
             one_of("precision", PRECISIONS),
+            one_of("checkpoint", CHECKPOINTS),
             ("width", 0.05 <= self.width <= 4, "from 0.05 to 4"),
             ("weights", bool(self.weights), "DEFAULT, none, demo or the path of a file"),
             whole("fpn_channels", 8, 2048),

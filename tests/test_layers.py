@@ -90,9 +90,10 @@ class A:
 ALONE = [
     "trial", "engine", "detector", "backbone", "data", "data_check", "memory", "weights", "recipe", "units", "errors",
     "memory_limit", "trial_process", "measure",
+    "devices", "fit",
     *sorted(name.removeprefix("cst_search.") for name in MODULES if name.startswith("cst_search.petl")),
 ]  # fmt: skip
-ARITHMETIC = ["units", "errors", "recipe", "space"]  # no torch either
+ARITHMETIC = ["units", "errors", "recipe", "space", "footprint", "tape", "shapes", "fit"]  # no torch either
 SERVICES = {"ray", "optuna", "mlflow", "plotly", "matplotlib", "pydantic", "typer", "rich", "sqlalchemy", "psutil"}
 ALLOWED = {"torch", "torchvision", "pycocotools", "numpy", "PIL", "safetensors", "yaml"}
 
@@ -176,6 +177,8 @@ def test_public_names() -> None:
         ("memory", "predict worst_input Estimate InputShape"),
         ("memory_limit", "memory_limit MemoryLimit"),
         ("measure", "measure synthetic_batch dataset_batch Batch Measured"),
+        ("fit", "what_fits compare_methods Fit MethodFit MethodCost"),
+        ("devices", "Card cards find_card"),
         ("recipe", "Recipe"),
         ("data", "load_data DetectionData CocoImages loader"),
         ("detector", "build_detector count_parameters trained_tensors"),

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import prediction
 
 from cst_search import memory
 from cst_search.detector import build_detector, count_parameters
@@ -25,30 +31,7 @@ families = pytest.mark.parametrize("detector", DETECTORS)
 methods = pytest.mark.parametrize("method", sorted(METHODS))
 
 # --- against the truth -----------------------------------------------------------------------------------------------
-
-
-def saved_by_a_real_step(recipe: Recipe, shape: InputShape) -> int:
-    """Bytes of all storages that autograd holds when the losses of the real detector are done, but its own tensors."""
-    model = build_detector(recipe, 3).train()
-    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    saved: dict[int, Any] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage._cdata] = storage
-        return tensor
-
-    images = list(torch.rand(recipe.batch_size, 3, shape.height_px, shape.width_px))
-    corner = torch.rand(shape.max_boxes, 2) * torch.tensor([shape.width_px, shape.height_px]) * 0.6
-    target = {"boxes": torch.cat([corner, corner + 24], 1), "labels": torch.ones(shape.max_boxes, dtype=torch.int64)}
-    half = recipe.precision != "fp32"
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=half),
-    ):
-        losses = model(images, [dict(target) for _ in images])
-    assert all(torch.isfinite(loss) for loss in losses.values())
-    return sum(storage.nbytes() for key, storage in saved.items() if key not in own)
+# The table of 240 random configurations is benchmarks/prediction.py, whose tracker of live storages is used here.
 
 
 def real(make: Make, **changes: Any) -> Recipe:
@@ -56,21 +39,24 @@ def real(make: Make, **changes: Any) -> Recipe:
     return make(image_size_px=SHAPE.height_px, max_size_px=SHAPE.width_px, width=0.25, head_convs=2, **changes)
 
 
-# Observed: 0.99 to 1.01 for all of these. What is left: matched boxes and indices, which are not traced.
-TOLERANCE = 0.02
+def compared(recipe: Recipe) -> tuple[float, float]:
+    """Predicted over real: bytes that autograd keeps of the forward pass, and the peak of a step."""
+    kept, active = prediction.real_step(recipe, 3, SHAPE)
+    guess_kept, guess_active = prediction.predicted_step(recipe, 3, SHAPE)
+    print(f"kept {guess_kept / kept:.3f}, active {guess_active / active:.3f} of {active / 1e6:.1f} MB")
+    return guess_kept / kept, guess_active / active
+
+
+STOCK = {"memsave": False, "checkpoint": "none", "precision": "fp32"}
+LEAN = {"memsave": True, "checkpoint": "all", "precision": "bf16"}
 
 
 @families
 @methods
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_predicted_activations_are_those_of_a_real_step(
-    tiny_recipe: Make, detector: str, method: str, precision: str
-) -> None:
-    recipe = real(tiny_recipe, detector=detector, method=method, precision=precision)
-    truth = saved_by_a_real_step(recipe, SHAPE)
-    saved, _, _ = memory._trace(recipe, 3, SHAPE)
-    print(f"{detector} {method} {precision}: predicted {saved / 1e6:.3f} MB, real {truth / 1e6:.3f} MB")
-    assert saved == pytest.approx(truth, rel=TOLERANCE)
+@pytest.mark.parametrize("how", [STOCK, LEAN], ids=["stock", "lean"])
+def test_a_predicted_step_is_a_real_one(tiny_recipe: Make, detector: str, method: str, how: dict[str, Any]) -> None:
+    kept, active = compared(real(tiny_recipe, detector=detector, method=method, **how))
+    assert kept == pytest.approx(1, abs=0.03) and active == pytest.approx(1, abs=0.06)
 
 
 @pytest.mark.parametrize(
@@ -79,16 +65,35 @@ def test_predicted_activations_are_those_of_a_real_step(
         {"options": {"granularity": "block", "norm": "none"}},  # more nodes
         {"options": {"norm": "bn", "block": "depthwise", "operator": "lst", "gate": "channel"}},
         {"options": {"reduction": 64, "block": "bottleneck", "operator": "tanh", "mtc_stages": [5]}},
-        {"weights": "none", "method": "full"},  # BatchNorm keeps its input, FrozenNorm does not
-        {"backbone": "resnet50", "method": "full"},  # the other residual block
+        {"method": "full", "weights": "none"},  # BatchNorm keeps its input, FrozenNorm does not
+        {"method": "bitfit", "weights": "none"},  # in eval mode too, without memsave
+        {"method": "full", "backbone": "resnet50"},  # the other residual block
+        {"method": "ssf", "options": {"after": "block"}, "backbone": "resnet50"},
+        {"method": "conv_lora", "options": {"targets": "all", "first_stage": 4}, "backbone": "resnet50"},
+        {"method": "serial_adapter", "options": {"position": "middle", "kind": "basic"}, "backbone": "resnet50"},
+        {"method": "side_tuning", "options": {"blocks": 0, "norm": "bn"}},
+        {"method": "partial", "options": {"stages": 3}},
         {"batch_size": 3},
+        {"accumulate": 2},
     ],
     ids=str,
 )
-def test_and_so_they_are_for_other_choices(tiny_recipe: Make, changes: dict[str, Any]) -> None:
-    recipe = real(tiny_recipe, detector="retinanet", precision="fp32", **changes)
-    saved, _, _ = memory._trace(recipe, 3, SHAPE)
-    assert saved == pytest.approx(saved_by_a_real_step(recipe, SHAPE), rel=TOLERANCE)
+@pytest.mark.parametrize("how", [STOCK, LEAN], ids=["stock", "lean"])
+def test_and_so_it_is_for_other_choices(tiny_recipe: Make, changes: dict[str, Any], how: dict[str, Any]) -> None:
+    kept, active = compared(real(tiny_recipe, detector="retinanet", **(how | changes)))
+    assert kept == pytest.approx(1, abs=0.03) and active == pytest.approx(1, abs=0.06)
+
+
+@families
+def test_evaluating_needs_less_than_training(tiny_recipe: Make, detector: str) -> None:
+    """So the prediction leaves it out. Method ``head`` is the one with the cheapest training."""
+    recipe = real(tiny_recipe, detector=detector, method="head", checkpoint="neck", precision="fp32")
+    model = build_detector(recipe, 3).eval()
+    live = prediction.LiveBytes([*model.parameters(), *model.buffers()])
+    with torch.no_grad(), live:
+        model([torch.rand(3, SHAPE.height_px, SHAPE.width_px) for _ in range(recipe.batch_size)])
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    assert weights + live.peak < predict(recipe, 3, SHAPE).active_bytes
 
 
 @families
@@ -112,7 +117,11 @@ def test_the_anchors_are_counted_as_torchvision_makes_them(tiny_recipe: Make, de
     seen: list[Tensor] = []
     generator.register_forward_hook(lambda module, args, out: seen.extend(out))
     model([torch.rand(3, 128, 192)], [{"boxes": torch.tensor([[1.0, 1, 50, 50]]), "labels": torch.tensor([1])}])
-    assert memory._trace(recipe, 3, SHAPE)[2] == len(seen[0])
+    cells = sum(-(-128 // stride) * -(-192 // stride) for stride in (8, 16, 32, 64, 128))
+    if detector == "fasterrcnn":
+        cells = sum(-(-128 // stride) * -(-192 // stride) for stride in (4, 8, 16, 32, 64))
+    # what the arithmetic counts on: so many anchors at every cell of every level
+    assert len(seen[0]) == cells * {"fasterrcnn": 3, "retinanet": 9, "fcos": 1}[detector]
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
@@ -128,11 +137,12 @@ def test_the_breakdown_adds_up(tiny_recipe: Make, detector: str, method: str) ->
     assert estimate.device_bytes == estimate.reserved_bytes + CONTEXT_BYTES
 
 
-@pytest.mark.parametrize(("size", "part"), [(SHAPE, "gradients"), (InputShape(512, 512, 5), "activations")])
+@pytest.mark.parametrize(
+    ("size", "part"), [(InputShape(32, 32, 1), "gradients"), (InputShape(512, 512, 5), "activations")]
+)
 def test_the_larger_of_step_and_update_counts(tiny_recipe: Make, size: InputShape, part: str) -> None:
-    """Faster R-CNN's box head has so many parameters that on small images the update is the peak."""
-    shapes = {"fpn_channels": 64, "batch_size": 1} if part == "gradients" else {"batch_size": 8}
-    estimate = predict(tiny_recipe(detector="fasterrcnn", **shapes), 3, size)
+    """Faster R-CNN's box head has so many parameters that on tiny images the update is the peak."""
+    estimate = predict(tiny_recipe(detector="fasterrcnn", fpn_channels=256, batch_size=1), 3, size)
     assert part in estimate.breakdown
     assert sum(estimate.breakdown.values()) == estimate.device_bytes
 
@@ -154,12 +164,13 @@ def test_more_images_more_pixels_and_more_boxes_need_more(tiny_recipe: Make, det
 @pytest.mark.parametrize(
     ("detector", "backbone"), [*((family, "resnet18") for family in DETECTORS), ("fasterrcnn", "resnet50")]
 )
-def test_head_needs_less_than_cst_and_cst_less_than_full(detector: str, backbone: str) -> None:
-    """The point of a side network; at the width, size and precision of a real study."""
-    recipe = Recipe(detector=detector, backbone=backbone, batch_size=2, precision="fp32", weights="none")
+def test_a_side_network_needs_little(detector: str, backbone: str) -> None:
+    """The point of it; at the width, size and precision of a real study, all at their defaults."""
+    recipe = Recipe(detector=detector, backbone=backbone, batch_size=2, precision="fp32", weights="demo")
     shape = InputShape(320, 480, 20)
     need = {m: predict(dataclasses.replace(recipe, method=m), 3, shape).active_bytes for m in METHODS}
-    assert need["head"] < need["cst"] < need["full"]
+    assert need["cst"] <= 1.25 * need["head"]
+    assert need["cst"] < 0.8 * need["full"]
 
 
 def test_half_precision_needs_less(tiny_recipe: Make) -> None:
@@ -179,7 +190,6 @@ def test_half_precision_needs_less(tiny_recipe: Make) -> None:
         {"seed": 9},
         {"epochs": 50, "search_epochs": 7},
         {"warmup": 0.5},
-        {"accumulate": 8},  # micro-batches are what memory sees
         {"clip_norm": 1.5},
         {"hflip": False},
         {"origin": {"study": "s"}},
@@ -188,22 +198,30 @@ def test_half_precision_needs_less(tiny_recipe: Make) -> None:
     ],
     ids=str,
 )
-def test_what_changes_no_shape_costs_no_trace(
+def test_what_changes_no_shape_is_predicted_once(
     tiny_recipe: Make, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     recipe = tiny_recipe()
     expected = predict(recipe, 3, SHAPE)
 
-    def no_trace(*args: Any) -> None:
-        raise AssertionError("traced again")
+    def again(*args: Any) -> None:
+        raise AssertionError("predicted again")
 
-    monkeypatch.setattr(memory, "_trace", no_trace)
+    monkeypatch.setattr(memory, "predict_step", again)
     assert predict(dataclasses.replace(recipe, **changes), 3, SHAPE) == expected
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"batch_size": 5}, {"method": "head"}, {"options": {"reduction": 2}}, {"precision": "bf16"}, {"weights": "none"}],
+    [
+        {"batch_size": 5},
+        {"method": "head"},
+        {"options": {"reduction": 2}},
+        {"precision": "bf16"},
+        {"weights": "none"},
+        {"checkpoint": "none"},
+        {"accumulate": 2},
+    ],
     ids=str,
 )
 def test_what_changes_a_shape_changes_the_estimate(tiny_recipe: Make, changes: dict[str, Any]) -> None:

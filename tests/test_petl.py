@@ -19,7 +19,7 @@ from cst_search.errors import ConfigError
 from cst_search.petl import METHODS, get_method
 from cst_search.petl.conv_adapter import ConvAdapter
 from cst_search.petl.conv_lora import LoraConv2d
-from cst_search.petl.cst import GATES, GRANULARITIES, INITS, KEEPS, OPERATORS, CstOptions, Mtc, SideNetwork, prune_l1
+from cst_search.petl.cst import GATES, GRANULARITIES, INITS, KEEPS, OPERATORS, CstOptions, Ladder, Mtc, prune_l1
 from cst_search.petl.layers import BLOCKS, NORMS, OpenNorm, ScaledNorm, make_block, make_norm, path
 from cst_search.petl.lst import LstOptions
 from cst_search.petl.serial_adapter import KINDS, POSITIONS
@@ -205,10 +205,16 @@ def side_network(options: CstOptions, detector: str = "fasterrcnn", backbone: st
     body = Body(backbone, 0.125)
     body.taps_blocks = options.granularity == "block"
     used = (2, 3, 4, 5) if detector == "fasterrcnn" else (3, 4, 5)
-    return body, SideNetwork(body.shape(used), options)
+    return body, Ladder(body.shape(used), options)
 
 
-def reference(side: SideNetwork, features: dict[str, torch.Tensor], o: CstOptions) -> dict[str, torch.Tensor]:
+def calibrated(side: Any, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The features as the pyramid reads them."""
+    states = side(features)
+    return dict(features) | {key: side.calibrate(key, features[key], state) for key, state in states.items()}
+
+
+def reference(side: Ladder, features: dict[str, torch.Tensor], o: CstOptions) -> dict[str, torch.Tensor]:
     """The docstring's equations, stage granularity, written out with the network's own layers."""
     out, h = dict(features), side.stem(features["c1"])
     for i in (2, 3, 4, 5):
@@ -234,7 +240,7 @@ def test_the_side_network_follows_its_equations(size: tuple[int, int], stages: t
     for up in side.up.values():
         nn.init.normal_(up.weight, std=0.1)
     features = body(torch.randn(2, 3, *size))
-    out, expected = side(features), reference(side, features, options)
+    out, expected = calibrated(side, features), reference(side, features, options)
     assert list(out) == list(features)
     for key in features:
         torch.testing.assert_close(out[key], expected[key], rtol=1e-5, atol=1e-5)
@@ -247,7 +253,7 @@ def test_only_what_the_pyramid_reads_is_calibrated(detector: str) -> None:
     for up in side.up.values():
         nn.init.normal_(up.weight)
     features = body(torch.randn(1, 3, 64, 64))
-    changed = {key for key, value in side(features).items() if not torch.equal(value, features[key])}
+    changed = {key for key, value in calibrated(side, features).items() if not torch.equal(value, features[key])}
     assert changed == {f"c{i}" for i in side.out_stages}
 
 
@@ -260,7 +266,7 @@ def test_no_parameter_is_dead(detector: str, granularity: str, operator: str) ->
     body, side = side_network(options, detector)
     for up in side.up.values():
         nn.init.normal_(up.weight)
-    out = side(body(torch.randn(2, 3, 96, 96)))
+    out = calibrated(side, body(torch.randn(2, 3, 96, 96)))
     sum((out[f"c{i}"] ** 2).sum() for i in side.out_stages).backward()
     dead = [name for name, p in side.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert dead == []
@@ -397,7 +403,7 @@ def test_the_ladder_follows_its_equation() -> None:
         t = node.trans(h) if key.endswith(".0") else h
         z = 0.5 * node.down(features[key]) + 0.5 * t
         h = z + F.relu(node.block[0](z))
-    torch.testing.assert_close(side(features)["c5"], features["c5"] + side.up["c5"](h))
+    torch.testing.assert_close(calibrated(side, features)["c5"], features["c5"] + side.up["c5"](h))
 
 
 # --- Side-Tuning -----------------------------------------------------------------------------------------------------
@@ -412,8 +418,8 @@ def test_side_tuning_merges_base_and_side(gate_init: float) -> None:
     image = torch.randn(1, 3, 65, 97)  # odd: its grids must meet those of the backbone
     features = body(image)
     features["image"] = image
-    out = side(features)
-    assert list(out) == ["c1", "c2", "c3", "c4", "c5"]
+    out = calibrated(side, features)
+    assert list(out) == list(features)
     assert torch.equal(out["c1"], features["c1"]) and torch.equal(out["c2"], features["c2"])  # FCOS does not read C2
     x, share = image, 1 / (1 + math.exp(-gate_init))
     for key in ("c2", "c3", "c4", "c5"):

@@ -15,7 +15,7 @@ from cst_search.petl import (
     side_tuning,
     ssf,
 )
-from cst_search.petl.base import HasBody, Method
+from cst_search.petl.base import HasBody, Method, SideNetwork
 
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD
@@ -35,7 +35,7 @@ METHODS: dict[str, Method] = {
     )
 }
 
-__all__ = ["METHODS", "HasBody", "Method", "get_method"]
+__all__ = ["METHODS", "HasBody", "Method", "SideNetwork", "get_method"]
 
 
 def get_method(name: str) -> Method:

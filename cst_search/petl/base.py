@@ -10,18 +10,37 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
-from cst_search.backbone import BackboneShape, Body
+from cst_search.backbone import Body
 from cst_search.errors import ConfigError
+from cst_search.footprint import Plan
 from cst_search.recipe import wrong_kinds
+from cst_search.shapes import BackboneShape
+
+
+class SideNetwork(nn.Module):
+    """A network beside the body: states first, then each level of the pyramid calibrated with its state.
+
+    Called with the features ``{"image", "c1".."c5"}`` (and ``"c3.0"`` ... where the body taps its blocks), it gives
+    the states of the stages that the pyramid reads, ``{"c3": (B, s_3, H / 8, W / 8), ...}``.
+
+    Attributes:
+        recompute: its blocks keep their inputs only and are computed again in the backward pass.
+    """
+
+    recompute = False
+
+    def calibrate(self, key: str, feature: Tensor, state: Tensor) -> Tensor:
+        """What the pyramid reads in the place of a feature, of its shape."""
+        raise NotImplementedError
 
 
 class HasBody(Protocol):
     """The part of `detector.Backbone` that methods work on."""
 
     body: Body
-    side: nn.Module | None
+    side: SideNetwork | None
     used_stages: tuple[int, ...]
 
 
@@ -37,6 +56,7 @@ class Method:
         source: where the method and its defaults come from.
         apply: changes the backbone in place.
         petl_params: the closed formula of the parameters it adds or opens.
+        footprint: what it changes in a backbone as shapes, for the prediction of memory.
         shapeless: options that change no tensor's shape, so that predictions of memory are shared across their values.
         merge: turns a body that the method changed back into plain torchvision tensors with the same output, in place;
             None where that cannot be exact. It may raise ConfigError for some options.
@@ -49,6 +69,7 @@ class Method:
     source: str
     apply: Callable[[HasBody, Any], None]
     petl_params: Callable[[BackboneShape, Any], int]
+    footprint: Callable[[BackboneShape, Any], Plan]
     shapeless: tuple[str, ...] = ()
     merge: Callable[[HasBody, Any], None] | None = None
 

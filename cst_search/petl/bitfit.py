@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cst_search.backbone import BackboneShape
+from cst_search.footprint import Plan
 from cst_search.petl.base import HasBody, Method, check, from_stage
 from cst_search.petl.layers import OpenNorm, replace_norms
 from cst_search.petl.norm import merge
+from cst_search.shapes import BackboneShape
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ def petl_params(shape: BackboneShape, options: BitfitOptions) -> int:
     return shape.n_norm_channels(options.first_stage)
 
 
+def footprint(shape: BackboneShape, options: BitfitOptions) -> Plan:
+    return Plan(grad_from=options.first_stage - 1, norm="bias", norm_from=options.first_stage)
+
+
 METHOD = Method(
     name="bitfit",
     options=BitfitOptions,
@@ -44,5 +49,6 @@ METHOD = Method(
     source="Ben Zaken et al., BitFit, ACL 2022; github.com/benzakenelad/BitFit (learning rate 1e-3)",
     apply=_apply,
     petl_params=petl_params,
+    footprint=footprint,
     merge=merge,
 )

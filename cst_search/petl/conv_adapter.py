@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cst_search.backbone import BackboneShape
+from cst_search.footprint import Plan
 from cst_search.petl.base import HasBody, Method, check, from_stage, whole
 from cst_search.petl.layers import add_parallel, path, residual_blocks
+from cst_search.shapes import BackboneShape, ConvShape
+from cst_search.tape import Tape
+from cst_search.tape import Tensor as Shape
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,18 @@ def petl_params(shape: BackboneShape, options: ConvAdapterOptions) -> int:
     return total
 
 
+def footprint(shape: BackboneShape, options: ConvAdapterOptions) -> Plan:
+    def beside(tape: Tape, x: Shape, stage: int, place: int, conv: ConvShape, stride: int) -> Shape | None:
+        if stage < options.first_stage or conv.kernel != 3:
+            return None
+        width = _width(conv.c_in, options.gamma)
+        out = tape.relu(tape.conv(x, width, options.kernel, stride, bias=True, groups=width), inplace=False)
+        out = tape.conv(out, conv.c_out, 1, bias=True)
+        return tape.op(out.shape, out, save=[out], params=4 * conv.c_out, transient=out.nbytes)
+
+    return Plan(grad_from=options.first_stage - 1, beside=beside)
+
+
 METHOD = Method(
     name="conv_adapter",
     options=ConvAdapterOptions,
@@ -92,4 +107,5 @@ METHOD = Method(
     source="Chen et al., Conv-Adapter, arXiv 2208.07463; github.com/Hhhhhhao/Conv-Adapter @97e1fc8 (gamma 8, lr 1e-3)",
     apply=_apply,
     petl_params=petl_params,
+    footprint=footprint,
 )

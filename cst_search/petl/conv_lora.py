@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cst_search.backbone import BackboneShape
+from cst_search.footprint import Plan
 from cst_search.petl.base import HasBody, Method, check, from_stage, one_of, whole
 from cst_search.petl.layers import modules_from, replace_all
+from cst_search.shapes import BackboneShape, ConvShape
+from cst_search.tape import Tape
+from cst_search.tape import Tensor as Shape
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,15 @@ def petl_params(shape: BackboneShape, options: ConvLoraOptions) -> int:
     )
 
 
+def footprint(shape: BackboneShape, options: ConvLoraOptions) -> Plan:
+    def conv(tape: Tape, x: Shape, stage: int, conv: ConvShape, stride: int) -> Shape | None:
+        if stage < options.first_stage or (options.targets == "3x3" and conv.kernel != 3):
+            return None
+        return tape.lora_conv(x, conv.c_out, conv.kernel, stride, options.rank)
+
+    return Plan(grad_from=options.first_stage - 1, conv=conv)
+
+
 METHOD = Method(
     name="conv_lora",
     options=ConvLoraOptions,
@@ -95,6 +107,7 @@ METHOD = Method(
     source="Hu et al., LoRA, ICLR 2022; Conv2d of github.com/microsoft/LoRA, loralib/layers.py @0771c1e",
     apply=_apply,
     petl_params=petl_params,
+    footprint=footprint,
     shapeless=("scale",),
     merge=lambda backbone, options: replace_all(backbone.body, LoraConv2d, LoraConv2d.merged),
 )

@@ -27,15 +27,21 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cst_search.backbone import BackboneShape, Body
+from cst_search.backbone import Body
 from cst_search.errors import ConfigError
-from cst_search.petl.base import HasBody, Method
+from cst_search.footprint import Plan
+from cst_search.lean import recompute
+from cst_search.petl.base import HasBody, Method, SideNetwork
 from cst_search.petl.layers import BLOCKS, NORMS, block_params, make_block, make_norm, norm_params, residual_blocks
+from cst_search.shapes import BackboneShape
+from cst_search.tape import Tape
+from cst_search.tape import Tensor as Shape
 
 OPERATORS = ("max", "lst", "tanh", "sum")
 GATES = ("scalar", "channel")
@@ -152,8 +158,8 @@ class _Node(nn.Module):
         return z + self.block(z)
 
 
-class SideNetwork(nn.Module):
-    """Features ``{"c1".."c5"}`` (and ``"c3.0"`` ... per block) -> the same, calibrated where the pyramid reads."""
+class Ladder(SideNetwork):
+    """The nodes, stage by stage or block by block; its states are the h_i."""
 
     def __init__(self, shape: BackboneShape, options: CstOptions) -> None:
         super().__init__()
@@ -192,13 +198,17 @@ class SideNetwork(nn.Module):
             nn.init.zeros_(module.weight)
 
     def forward(self, features: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
-        out = OrderedDict(features)
+        states: OrderedDict[str, Tensor] = OrderedDict()
         h = self.stem(features["c1"])
         for key, node in zip(self.keys, self.nodes, strict=True):
-            h = node(features[key], h)
+            h = recompute(node, features[key], h) if self.recompute else node(features[key], h)
             if key in self.up:
-                out[key] = features[key] + self.up[key](h)
-        return out
+                states[key] = h
+        return states
+
+    def calibrate(self, key: str, feature: Tensor, state: Tensor) -> Tensor:
+        """C_i + Up_i(h_i), of C_i's shape."""
+        return feature + self.up[key](state)
 
 
 def _side_channels(channels: int, options: CstOptions) -> int:
@@ -232,7 +242,7 @@ def prune_l1(conv: nn.Conv2d, source: nn.Conv2d) -> None:
         conv.weight[: weight.shape[0], : weight.shape[1]] = weight
 
 
-def _prune(side: SideNetwork, body: Body, kind: str) -> None:
+def _prune(side: Ladder, body: Body, kind: str) -> None:
     """Start the side blocks as pruned residual blocks, as Ladder Side-Tuning's pruning by magnitude does (L1).
 
     What has no counterpart stays random: depth-wise and 1x1 side blocks, and in a bottleneck all but the 3x3 where the
@@ -250,7 +260,7 @@ def _prune(side: SideNetwork, body: Body, kind: str) -> None:
 
 def _apply(backbone: HasBody, options: CstOptions) -> None:
     backbone.body.taps_blocks = options.granularity == "block" and options.keep != "last_per_stage"
-    side = SideNetwork(backbone.body.shape(backbone.used_stages), options)
+    side = Ladder(backbone.body.shape(backbone.used_stages), options)
     if options.init == "prune_l1":
         _prune(side, backbone.body, options.block)
     backbone.side = side
@@ -274,6 +284,52 @@ def petl_params(shape: BackboneShape, options: CstOptions) -> int:
     return total + sum(side[i] * channel[i] + channel[i] for i in shape.used_stages)
 
 
+def footprint(shape: BackboneShape, options: CstOptions) -> Plan:
+    o, bias = options, options.norm == "none"
+    side = [_side_channels(c, o) for c in shape.stage_channels]
+
+    def mtc(tape: Tape, stage: int, u: Shape, t: Shape) -> Shape:
+        operator = o.operator if stage in o.mtc_stages else "sum"
+        gate = 4 * (1 if o.gate == "scalar" else u.shape[1])
+        if operator == "sum":
+            return tape.add(u, t)
+        if operator == "tanh":
+            return tape.add(t, tape.op(u.shape, u, save=[u], params=gate, transient=u.nbytes))
+        if operator == "max":  # keeps two masks' worth of comparison: both inputs
+            u = tape.pointwise(u, t, save=[u, t])
+        # lerp: the gradient of the gate is a product over both ends
+        return tape.op(t.shape, t, u, save=[t, u], params=gate, transient=2 * t.nbytes)
+
+    def node(tape: Tape, feature: Shape, h: Shape, stage: int, halves: bool, moves: bool) -> Shape:
+        c = side[stage - 1]
+        u = tape.norm(o.norm, tape.conv(feature, c, 1, bias=bias))
+        t = tape.op((*h.shape[:2], *u.shape[2:]), h, save=[h]) if halves else h
+        if moves:
+            t = tape.conv(t, c, 1, bias=True)
+        z = mtc(tape, stage, u, t)
+        return tape.add(z, tape.side_block(o.block, o.norm, z))
+
+    def run_side(tape: Tape, features: dict[str, Shape], again: bool) -> dict[str, Shape]:
+        h = tape.norm(o.norm, tape.conv(features["c1"], side[0], 1, bias=bias))
+        states = {}
+        for stage in range(2, max(shape.used_stages) + 1):
+            n = shape.stage_blocks[stage - 2]
+            kept = _kept(n, o)
+            for j in kept:
+                key = f"c{stage}" if j == n - 1 else f"c{stage}.{j}"
+                enters = j == kept[0]
+                run = partial(node, tape, features[key], h, stage, enters and stage > 2, enters)
+                h = tape.recompute(run) if again else run()
+            if stage in shape.used_stages:
+                states[f"c{stage}"] = h
+        return states
+
+    def calibrate(tape: Tape, key: str, feature: Shape, state: Shape) -> Shape:
+        return tape.add(feature, tape.conv(state, feature.shape[1], 1, bias=True, key=f"up.{key}"))
+
+    return Plan(side=run_side, calibrate=calibrate, taps=o.granularity == "block" and o.keep != "last_per_stage")
+
+
 METHOD = Method(
     name="cst",
     options=CstOptions,
@@ -282,5 +338,6 @@ METHOD = Method(
     source="Chen, arXiv 2402.12736 (idea; our reading of it, see cst_search/petl/cst.py); learning rate: LST's 3e-3",
     apply=_apply,
     petl_params=petl_params,
+    footprint=footprint,
     shapeless=("gate_init", "temperature", "init"),
 )

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from cst_search.backbone import BackboneShape
 from cst_search.errors import ConfigError
+from cst_search.footprint import Plan
 from cst_search.petl import cst
 from cst_search.petl.base import HasBody, Method
+from cst_search.shapes import BackboneShape
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ def petl_params(shape: BackboneShape, options: LstOptions) -> int:
     return cst.petl_params(shape, options.as_cst())
 
 
+def footprint(shape: BackboneShape, options: LstOptions) -> Plan:
+    return cst.footprint(shape, options.as_cst())
+
+
 METHOD = Method(
     name="lst",
     options=LstOptions,
@@ -67,5 +72,6 @@ METHOD = Method(
     source="Sung et al., LST, NeurIPS 2022; github.com/ylsung/Ladder-Side-Tuning @1798e82 (r 8, T 0.1, lr 3e-3)",
     apply=_apply,
     petl_params=petl_params,
+    footprint=footprint,
     shapeless=("temperature", "init"),
 )

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cst_search.backbone import BackboneShape
+from cst_search.footprint import Plan
 from cst_search.petl.base import HasBody, Method, check, from_stage
 from cst_search.petl.layers import OpenNorm, replace_all, replace_norms, still_norm
+from cst_search.shapes import BackboneShape
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ def petl_params(shape: BackboneShape, options: NormOptions) -> int:
     return 2 * shape.n_norm_channels(options.first_stage)
 
 
+def footprint(shape: BackboneShape, options: NormOptions) -> Plan:
+    return Plan(grad_from=options.first_stage - 1, norm="affine", norm_from=options.first_stage)
+
+
 METHOD = Method(
     name="norm",
     options=NormOptions,
@@ -49,5 +54,6 @@ METHOD = Method(
     source="mode norm of github.com/Hhhhhhao/Conv-Adapter @97e1fc8; learning rate: SSF's",
     apply=_apply,
     petl_params=petl_params,
+    footprint=footprint,
     merge=merge,
 )

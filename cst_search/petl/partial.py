@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cst_search.backbone import STAGES, BackboneShape
+from cst_search.backbone import STAGES
+from cst_search.footprint import Plan
 from cst_search.petl.base import HasBody, Method, check, nothing_to_merge, whole
+from cst_search.shapes import BackboneShape
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ def petl_params(shape: BackboneShape, options: PartialOptions) -> int:
     return sum(conv.c_in * conv.c_out * conv.kernel**2 + affine * conv.c_out for conv in convs)
 
 
+def footprint(shape: BackboneShape, options: PartialOptions) -> Plan:
+    return Plan(grad_from=5 - options.stages, trained_from=6 - options.stages)
+
+
 METHOD = Method(
     name="partial",
     options=PartialOptions,
@@ -43,5 +49,6 @@ METHOD = Method(
     source="torchvision's trainable_backbone_layers; one stage: Partial-1 of V-PETL Bench; learning rate: that of full",
     apply=_apply,
     petl_params=petl_params,
+    footprint=footprint,
     merge=nothing_to_merge,
 )

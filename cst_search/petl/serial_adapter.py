@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cst_search.backbone import BackboneShape
+from cst_search.footprint import Plan
 from cst_search.petl.base import HasBody, Method, check, from_stage, one_of, whole
 from cst_search.petl.layers import NORMS, add_behind, add_parallel, make_norm, norm_params, path, residual_blocks
+from cst_search.shapes import BackboneShape, ConvShape
+from cst_search.tape import Tape
+from cst_search.tape import Tensor as Shape
 
 POSITIONS = ("transition", "front", "middle", "back")
 KINDS = ("bottleneck", "basic")
@@ -104,6 +107,31 @@ def petl_params(shape: BackboneShape, options: SerialAdapterOptions) -> int:
     return total
 
 
+def footprint(shape: BackboneShape, options: SerialAdapterOptions) -> Plan:
+    last = len(shape.blocks()[0].path) - 1
+
+    def adapter(tape: Tape, x: Shape, c_out: int, stride: int) -> Shape:
+        inner = max(1, x.shape[1] // options.reduction) if options.kind == "bottleneck" else c_out
+        bias = options.norm == "none"
+        x = tape.norm(options.norm, tape.conv(x, inner, 1, stride, bias=bias))
+        if options.kind == "bottleneck":
+            x = tape.norm(options.norm, tape.conv(tape.relu(x), c_out, 1, bias=bias))
+        return x
+
+    def behind(tape: Tape, x: Shape, stage: int) -> Shape:
+        if stage < options.first_stage:
+            return x
+        return tape.relu(tape.add(x, adapter(tape, x, x.shape[1], 1)), inplace=False)
+
+    def beside(tape: Tape, x: Shape, stage: int, place: int, conv: ConvShape, stride: int) -> Shape | None:
+        wanted = _CONV[options.position] % (last + 1)
+        return adapter(tape, x, conv.c_out, stride) if stage >= options.first_stage and place == wanted else None
+
+    if options.position == "transition":
+        return Plan(grad_from=options.first_stage - 1, behind=behind)
+    return Plan(grad_from=options.first_stage - 1, beside=beside)
+
+
 METHOD = Method(
     name="serial_adapter",
     options=SerialAdapterOptions,
@@ -112,4 +140,5 @@ METHOD = Method(
     source="Houlsby et al., ICML 2019; on ResNets VisualAdapter of github.com/ylsung/Ladder-Side-Tuning @1798e82",
     apply=_apply,
     petl_params=petl_params,
+    footprint=footprint,
 )

@@ -16,13 +16,18 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from cst_search.backbone import BackboneShape
-from cst_search.petl.base import HasBody, Method, check, one_of, whole
+from cst_search.footprint import Plan
+from cst_search.lean import recompute
+from cst_search.petl.base import HasBody, Method, SideNetwork, check, one_of, whole
 from cst_search.petl.layers import NORMS, block_params, make_block, make_norm, norm_params
+from cst_search.shapes import BackboneShape
+from cst_search.tape import Tape
+from cst_search.tape import Tensor as Shape
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ class _Residual(nn.Module):
         return x + self.block(x)
 
 
-class ImageSideNetwork(nn.Module):
-    """Features ``{"image", "c1".."c5"}`` -> the same without the image, merged where the pyramid reads."""
+class ImageSideNetwork(SideNetwork):
+    """Of the features it reads the image alone; its states are the s_i."""
 
     def __init__(self, shape: BackboneShape, options: SideTuningOptions) -> None:
         super().__init__()
@@ -89,14 +94,18 @@ class ImageSideNetwork(nn.Module):
             self.gates[f"c{stage}"] = nn.Parameter(torch.tensor(options.gate_init))
 
     def forward(self, features: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
-        out = OrderedDict(features)
-        x = out.pop("image")
+        states: OrderedDict[str, Tensor] = OrderedDict()
+        x = features["image"]
         for key, stage in self.stages.items():
-            x = stage(x)
+            x = recompute(stage, x) if self.recompute else stage(x)
             if key in self.up:
-                change = self.up[key](x)
-                out[key] = features[key] + (1 - torch.sigmoid(self.gates[key])).to(change.dtype) * change
-        return out
+                states[key] = x
+        return states
+
+    def calibrate(self, key: str, feature: Tensor, state: Tensor) -> Tensor:
+        """C_i + (1 - sigmoid(a_i)) Up_i(s_i), of C_i's shape."""
+        change = self.up[key](state)
+        return feature + (1 - torch.sigmoid(self.gates[key])).to(change.dtype) * change
 
 
 def _apply(backbone: HasBody, options: SideTuningOptions) -> None:
@@ -115,6 +124,38 @@ def petl_params(shape: BackboneShape, options: SideTuningOptions) -> int:
     return total
 
 
+def footprint(shape: BackboneShape, options: SideTuningOptions) -> Plan:
+    side = [max(1, c // options.reduction) for c in shape.stage_channels]
+    bias = options.norm == "none"
+
+    def halve(tape: Tape, x: Shape, c: int) -> Shape:
+        return tape.relu(tape.norm(options.norm, tape.conv(x, c, 3, 2, bias=bias)))
+
+    def run_stage(tape: Tape, x: Shape, stage: int) -> Shape:
+        if stage == 2:
+            x = halve(tape, x, side[0])
+        x = halve(tape, x, side[stage - 1])
+        for _ in range(options.blocks):
+            x = tape.add(x, tape.side_block("3x3", options.norm, x))
+        return x
+
+    def run_side(tape: Tape, features: dict[str, Shape], again: bool) -> dict[str, Shape]:
+        states, x = {}, features["image"]
+        for stage in range(2, max(shape.used_stages) + 1):
+            run = partial(run_stage, tape, x, stage)
+            x = tape.recompute(run) if again else run()
+            if stage in shape.used_stages:
+                states[f"c{stage}"] = x
+        return states
+
+    def calibrate(tape: Tape, key: str, feature: Shape, state: Shape) -> Shape:
+        change = tape.conv(state, feature.shape[1], 1, bias=True, key=f"up.{key}")
+        scaled = tape.op(change.shape, change, save=[change], params=4, key=f"gate.{key}", transient=change.nbytes)
+        return tape.add(feature, scaled)
+
+    return Plan(side=run_side, calibrate=calibrate)
+
+
 METHOD = Method(
     name="side_tuning",
     options=SideTuningOptions,
@@ -123,5 +164,6 @@ METHOD = Method(
     source="Zhang et al., Side-Tuning, ECCV 2020; github.com/jozhang97/side-tuning @dea3456; for pyramids our reading",
     apply=_apply,
     petl_params=petl_params,
+    footprint=footprint,
     shapeless=("gate_init",),
 )

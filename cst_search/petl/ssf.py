@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cst_search.backbone import BackboneShape
 from cst_search.errors import ConfigError
+from cst_search.footprint import Plan
 from cst_search.petl.base import HasBody, Method, check, from_stage, one_of
 from cst_search.petl.layers import (
     ScaledNorm,
@@ -22,6 +22,9 @@ from cst_search.petl.layers import (
     replace_norms,
     residual_blocks,
 )
+from cst_search.shapes import BackboneShape
+from cst_search.tape import Tape
+from cst_search.tape import Tensor as Shape
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,16 @@ def petl_params(shape: BackboneShape, options: SsfOptions) -> int:
     return 2 * sum(block.c_out for block in shape.blocks(options.first_stage))
 
 
+def footprint(shape: BackboneShape, options: SsfOptions) -> Plan:
+    if options.after == "norm":
+        return Plan(grad_from=options.first_stage - 1, norm="ssf", norm_from=options.first_stage)
+
+    def behind(tape: Tape, x: Shape, stage: int) -> Shape:
+        return tape.open_norm(x, weight=True) if stage >= options.first_stage else x
+
+    return Plan(grad_from=max(1, options.first_stage - 1), behind=behind)
+
+
 METHOD = Method(
     name="ssf",
     options=SsfOptions,
@@ -80,6 +93,7 @@ METHOD = Method(
     source="Lian et al., SSF, NeurIPS 2022; github.com/dongzelian/SSF (learning rate 1e-3)",
     apply=_apply,
     petl_params=petl_params,
+    footprint=footprint,
     shapeless=("init_std",),
     merge=_merge,
 )

@@ -1,0 +1,226 @@
+"""One measurement in a process of its own: an accuracy trial, or a detector beside another by the clock.
+
+    python benchmarks/methods_measure.py < job.json        (prints the result as one line of JSON)
+
+`methods.py` starts it for every figure of its table: a crash is then a result, and GPU memory starts empty.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from itertools import islice, pairwise
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cst_search.data import CocoImages, DetectionData, load_data, loader
+from cst_search.detector import build_detector, trained_tensors
+from cst_search.engine import choose_precision, detect, make_optimiser, make_schedule, train_one_epoch
+from cst_search.recipe import Recipe
+from cst_search.trial import run_trial
+from cst_search.weights import save_trained
+
+N_RANDOM_CLASSES, N_RANDOM_BOXES = 80, 10  # of random images; COCO has 80 classes and 7.3 boxes an image
+Batches = list[tuple[list[Tensor], list[dict[str, Any]]]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure; ready for JSON.
+
+    Attributes:
+        row: its name in the table.
+        dataset: name and hash of its annotations, or ``random``.
+        folder: of the dataset; None: random images, for speed only.
+        limit: take the first images of each split only; None: all.
+        epochs: of an accuracy trial; 0 for speed, which is ``rounds`` of ``steps`` beside the recipe ``reference``.
+    """
+
+    row: str
+    recipe: dict[str, Any]
+    dataset: str
+    folder: str | None
+    limit: int | None
+    device: str
+    threads: int
+    epochs: int = 0
+    rounds: int = 0
+    steps: int = 0
+    reference: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """Identity for resuming: all that changes a figure, without the folders of one machine."""
+        content = json.dumps(asdict(self) | {"row": None, "folder": None}, sort_keys=True)
+        return sha256(without_folders(content).encode()).hexdigest()[:16]
+
+
+def without_folders(text: str) -> str:
+    """Absolute paths cut down to their last part: results are published."""
+    return re.sub(r"(?<![\w:/.])(?:/[\w.+~-]+)+/(?=[\w.+~-])", "", text)
+
+
+def first_images(data: DetectionData, limit: int | None) -> DetectionData:
+    """A dataset of the first images of every split; None: all of them."""
+    return replace(data, splits={name: replace(s, images=s.images[:limit]) for name, s in data.splits.items()})
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """The dict of a TrialResult with ``saved_bytes``, or that of `run_speed`; and the name of the GPU."""
+    recipe = Recipe(**job.recipe)
+    data = None if job.folder is None else first_images(load_data(job.folder, check_images=False)[0], job.limit)
+    if job.reference is not None:
+        reference = Recipe(**job.reference)
+        result = run_speed(recipe, reference, data, rounds=job.rounds, steps=job.steps, device=job.device)
+    else:
+        assert data is not None
+        result = run_accuracy(recipe, data, epochs=job.epochs, device=job.device)
+    return result | {"gpu": torch.cuda.get_device_name() if job.device == "cuda" else None}
+
+
+def run_accuracy(recipe: Recipe, data: DetectionData, *, epochs: int, device: str) -> dict[str, Any]:
+    saved: dict[str, int] = {}
+
+    def keep(model: nn.Module) -> None:
+        saved["saved_bytes"] = saved_bytes(model, recipe, data.class_names)
+
+    return run_trial(recipe, data, epochs=epochs, device=device, keep=keep).to_dict() | saved
+
+
+def saved_bytes(model: nn.Module, recipe: Recipe, class_names: tuple[str, ...]) -> int:
+    """Of the file that `cst-search train` writes; without safetensors, of its tensors alone (some kB less)."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            save_trained(model, recipe, class_names, path := Path(folder, "weights.safetensors"))
+            return path.stat().st_size
+    except ImportError:
+        return sum(tensor.numel() * tensor.element_size() for tensor in trained_tensors(model).values())
+
+
+class Timed:
+    """A detector as a trial builds it, with batches that are loaded already.
+
+    Its learning rate is so small that the weights stay as they are. Heads that never trained find as many boxes as
+    they may with FCOS and Faster R-CNN, none with RetinaNet, and the time of postprocessing follows.
+    """
+
+    def __init__(self, recipe: Recipe, data: DetectionData | None, n_batches: int, device: str) -> None:
+        self.recipe, self.device = recipe, torch.device(device)
+        self.model = build_detector(recipe, N_RANDOM_CLASSES if data is None else len(data.class_names)).to(device)
+        self.batches = {split: load_batches(recipe, data, split, n_batches) for split in ("train", "val")}
+        self.optimiser = make_optimiser(self.model, 1e-9, recipe.weight_decay)
+        self.schedule = make_schedule(self.optimiser, 10**6, 0)
+        self.precision = choose_precision(recipe.precision, self.device)
+        self.scaler = torch.amp.GradScaler(device, enabled=self.precision.scaled)
+
+    def train(self) -> float:
+        """Images per second of the median step: forward, backward, clipping and update, as in a trial."""
+        batches, ticks = self.batches["train"], [self._now()]
+        train_one_epoch(
+            self.model, batches, self.optimiser, self.schedule, self.scaler, device=self.device,
+            precision=self.precision, accumulate=1, clip_norm=self.recipe.clip_norm, n_batches=len(batches),
+            after_step=lambda _: ticks.append(self._now()),
+        )  # fmt: skip
+        return _median_rate(batches, ticks)
+
+    def evaluate(self) -> float:
+        """Images per second of the median batch: forward and postprocessing, without COCO's scores."""
+        ticks = [self._now()]
+        for batch in self.batches["val"]:
+            list(detect(self.model, [batch], device=self.device, precision=self.precision))
+            ticks.append(self._now())
+        return _median_rate(self.batches["val"], ticks)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return perf_counter()
+
+
+def _median_rate(batches: Batches, ticks: Sequence[float]) -> float:
+    return median(len(batch[0]) / (end - begun) for batch, (begun, end) in zip(batches, pairwise(ticks), strict=True))
+
+
+def load_batches(recipe: Recipe, data: DetectionData | None, split: str, n: int) -> Batches:
+    """The first n batches of a split, shuffled; without data, random images of the largest size in landscape."""
+    if data is not None:
+        images = CocoImages(
+            data.splits[split], image_size_px=recipe.image_size_px, max_size_px=recipe.max_size_px, hflip=False
+        )
+        return list(islice(loader(images, batch_size=recipe.batch_size, shuffle=True, seed=0), n))
+    generator, height, width = torch.Generator().manual_seed(0), recipe.image_size_px, recipe.max_size_px
+
+    def target() -> dict[str, Any]:
+        corner, size = torch.rand(2, N_RANDOM_BOXES, 2, generator=generator) * torch.tensor([width, height]) * 0.45
+        labels = torch.randint(1, N_RANDOM_CLASSES + 1, (N_RANDOM_BOXES,), generator=generator)
+        boxes = torch.cat([corner, corner + size + 2], 1)  # xyxy, at least 2 px wide
+        return {"boxes": boxes, "labels": labels, "image_id": 0, "scale_xy": (1.0, 1.0)}
+
+    each = range(recipe.batch_size)
+    return [
+        ([torch.rand(3, height, width, generator=generator) for _ in each], [target() for _ in each]) for _ in range(n)
+    ]
+
+
+def run_speed(
+    recipe: Recipe, reference: Recipe, data: DetectionData | None, *, rounds: int, steps: int, device: str
+) -> dict[str, Any]:
+    """Clock a recipe beside a reference.
+
+    Args:
+        data: None: random images.
+        steps: batches of each split in every round, fewer where the split has fewer.
+
+    Returns:
+        ``outcome``; ``train`` and ``eval``: for each round [images/s of the recipe, of the reference]; on a GPU the
+        recipe's peak memory in a training step, in bytes.
+    """
+    result: dict[str, Any] = {"outcome": "complete"}
+    try:
+        timed = Timed(recipe, data, steps, device)
+        timed.train()  # kernels are chosen, the optimiser gets its state
+        result |= _peak_bytes(timed) if device == "cuda" else {}
+        beside = Timed(reference, data, steps, device)
+        for phase, clocks in {
+            "train": (timed.train, beside.train),
+            "eval": (timed.evaluate, beside.evaluate),
+        }.items():
+            for clock in clocks:
+                clock()
+            result[phase] = []
+            for n in range(rounds):
+                order = (0, 1) if n % 2 == 0 else (1, 0)  # neither is always first
+                rates = {which: clocks[which]() for which in order}
+                result[phase].append([rates[0], rates[1]])
+    except torch.OutOfMemoryError as error:  # perhaps of both together: the peak of one may be known
+        result |= {"outcome": "oom", "reason": str(error).splitlines()[0]}
+    return result
+
+
+def _peak_bytes(timed: Timed) -> dict[str, int]:
+    """Measured before the reference comes; ``device_bytes`` is all that the card has in use, other processes too."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    timed.train()
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "active_bytes": torch.cuda.max_memory_allocated(),
+        "reserved_bytes": torch.cuda.max_memory_reserved(),
+        "device_bytes": total - free,
+    }
+
+
+if __name__ == "__main__":
+    print("\n" + json.dumps(measure(Job(**json.load(sys.stdin)))))

@@ -1,0 +1,234 @@
+"""The memory predictor against real training steps on the CPU: every live tensor, storage by storage.
+
+    python benchmarks/prediction.py --configs 240 --out benchmarks/results/prediction-cpu.json
+
+Random configurations of all methods (search_spaces/petl.yaml), detectors, ResNet depths, batch sizes, image sizes,
+precisions and ways to keep less. Of each, two steps of the real detector with AdamW are run under a dispatch mode that
+sees every storage come and go; the second, in which the optimiser has its state, is compared with the prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import statistics
+import time
+import weakref
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cst_search import memory
+from cst_search.config import load_space
+from cst_search.detector import build_detector
+from cst_search.engine import make_optimiser
+from cst_search.petl import METHODS
+from cst_search.recipe import DETECTORS, Recipe
+from cst_search.space import Space
+
+CPU_FP32_OPS = frozenset({"bce"})  # of those that the prediction knows, what autocast on a CPU runs in four bytes
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all storages that operations make, as long as they live. Those of ``own`` are not counted."""
+
+    def __init__(self, own: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._own = {tensor.untyped_storage()._cdata for tensor in own}
+        self._seen: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, nbytes = storage._cdata, storage.nbytes()
+        known = self._seen.get(key)
+        if key in self._own or (known is not None and known() is not None):
+            return
+
+        def gone(_: object) -> None:
+            self.live -= nbytes
+            self._seen.pop(key, None)
+
+        self._seen[key] = weakref.ref(storage, gone)
+        self.live += nbytes
+        self.peak = max(self.peak, self.live)
+
+
+def real_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple[int, int]:
+    """(bytes kept of the forward pass, peak of active bytes in a step) of a real detector on the CPU."""
+    torch.manual_seed(0)
+    model = build_detector(recipe, n_classes, shapes_only=True).train()
+    _calm(model)
+    own = [*model.parameters(), *model.buffers()]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = make_optimiser(model, 1e-6, 0.0)
+    for group in optimiser.param_groups:
+        group["foreach"] = True  # as on CUDA
+    live = LiveBytes(own)
+    gc.collect()
+    gc.disable()  # what a cycle would keep is to be seen
+    try:
+        with live:
+            for _ in range(2):
+                live.peak = live.live
+                images = [torch.rand(3, shape.height_px, shape.width_px) for _ in range(recipe.batch_size)]
+                corner = torch.rand(shape.max_boxes, 2) * torch.tensor([shape.width_px, shape.height_px]) * 0.6
+                boxes, labels = torch.cat([corner, corner + 24], 1), torch.ones(shape.max_boxes, dtype=torch.int64)
+                before = live.live
+                for _ in range(recipe.accumulate):
+                    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.precision != "fp32"):
+                        losses = model(images, [{"boxes": boxes, "labels": labels} for _ in images])
+                    loss = torch.stack([value.float() for value in losses.values()]).sum()
+                    del losses
+                    kept = live.live - before
+                    (loss / recipe.accumulate).backward()
+                    before = live.live
+                nn.utils.clip_grad_norm_(parameters, 5.0)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                del images, boxes, labels
+    finally:
+        gc.enable()
+    return kept, live.peak + sum(t.numel() * t.element_size() for t in own)
+
+
+def _calm(model: nn.Module) -> None:
+    """Let every residual branch begin small: untrained deep ResNets give infinities, and then no region is proposed."""
+    for name, module in model.backbone.body.named_modules():  # type: ignore[union-attr]
+        if name.endswith(("bn2", "bn3")) and hasattr(module, "weight"):
+            with torch.no_grad():
+                module.weight.mul_(0.1)
+
+
+def predicted_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple[int, int]:
+    """The same by arithmetic, for a CPU under a dispatch mode: its rules of autocast, no rounding, new sums."""
+    step = memory.predict_step(recipe, n_classes, shape, fp32_ops=CPU_FP32_OPS, block=1, sums_in_place=False)
+    return step.kept, step.active_bytes
+
+
+def draw(space: Space, rng: random.Random) -> tuple[Recipe, memory.InputShape]:
+    """One random configuration, small enough for a CPU."""
+    detector, backbone = rng.choice(DETECTORS), rng.choice(("resnet18", "resnet34", "resnet50", "resnet101"))
+    height, width = rng.choice((128, 192, 256, 320)), rng.choice((160, 224, 256, 352, 448))
+    fixed = Recipe(
+        detector=detector,
+        backbone=backbone,
+        width=rng.choice((0.25, 0.5, 1.0)) if backbone in ("resnet18", "resnet34") else rng.choice((0.25, 0.5)),
+        weights=rng.choice(("demo", "demo", "demo", "none")),
+        fpn_channels=rng.choice((64, 128, 256)),
+        head_convs=rng.choice((1, 2, 4)),
+        image_size_px=min(height, width),
+        max_size_px=max(height, width),
+        precision=rng.choice(("fp32", "fp32", "bf16")),
+        memsave=rng.random() < 0.5,
+        checkpoint=rng.choice(("auto", "none", "neck", "all")),
+        accumulate=rng.choice((1, 1, 1, 2)),
+    )
+    configured = fixed.configured(space.sample(rng))
+    return configured, memory.InputShape(height, width, rng.choice((1, 5, 40)))
+
+
+def compare(n: int, seed: int) -> list[dict[str, Any]]:
+    """One row per configuration: what it was, real and predicted bytes, and their ratios."""
+    rng, space = random.Random(seed), load_space("petl")
+    rows: list[dict[str, Any]] = []
+    while len(rows) < n:
+        recipe, shape = draw(space, rng)
+        if recipe.weights == "none" and not METHODS[recipe.method].side and recipe.method not in ("full", "partial"):
+            continue  # PETL inside a backbone of random weights is nobody's configuration
+        begun = time.perf_counter()
+        kept, active = real_step(recipe, 3, shape)
+        guess_kept, guess_active = predicted_step(recipe, 3, shape)
+        row = {
+            "recipe": recipe.to_dict(),
+            "shape": vars(shape),
+            "kept": kept,
+            "active": active,
+            "predicted_kept": guess_kept,
+            "predicted_active": guess_active,
+            "kept_ratio": guess_kept / kept,
+            "active_ratio": guess_active / active,
+            "seconds": time.perf_counter() - begun,
+        }
+        rows.append(row)
+        print(f"[{len(rows)}/{n}] {describe(row)}", flush=True)
+    return rows
+
+
+def describe(row: dict[str, Any]) -> str:
+    r, shape = row["recipe"], row["shape"]
+    options = " ".join(
+        f"{k}={v}" for k, v in r["options"].items() if k in ("granularity", "block", "after", "position")
+    )
+    return (
+        f"{r['method']:14} {r['detector']:10} {r['backbone']:9} x{r['width']} {r['precision']} "
+        f"{r['batch_size']} x {shape['height_px']} x {shape['width_px']}, {shape['max_boxes']} boxes, "
+        f"memsave {r['memsave']!s:5} checkpoint {r['checkpoint']:4} x{r['accumulate']} {options} | "
+        f"{row['active'] / 1e6:7.1f} MB, active {row['active_ratio']:.3f}, kept {row['kept_ratio']:.3f}"
+    )
+
+
+def errors(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
+    """Shares: median, 90th percentile and worst of |ratio - 1|, and the signed mean."""
+    off = sorted(abs(row[key] - 1) for row in rows)
+    return {
+        "median": statistics.median(off),
+        "p90": off[int(0.9 * (len(off) - 1))],
+        "worst": off[-1],
+        "mean": statistics.fmean(row[key] - 1 for row in rows),
+    }
+
+
+def seconds_for_predictions(n: int, seed: int) -> float:
+    """Of n random configurations of an 800 px Faster R-CNN with a ResNet-50, none predicted before."""
+    rng, space = random.Random(seed), load_space("petl")
+    recipes = [Recipe(weights="DEFAULT").configured(space.sample(rng)) for _ in range(n)]
+    begun = time.perf_counter()
+    for recipe in recipes:
+        memory.predict_step(recipe, 80, memory.InputShape(800, 1344, 100))
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", type=int, default=240)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = compare(args.configs, args.seed)
+    result: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "configs": len(rows),
+        "seed": args.seed,
+        "active": errors(rows, "active_ratio"),
+        "kept": errors(rows, "kept_ratio"),
+        "seconds_for_1000_predictions": seconds_for_predictions(1000, args.seed),
+    }
+    worst = sorted(rows, key=lambda row: -abs(row["active_ratio"] - 1))
+    print("\nworst ten:", *(describe(row) for row in worst[:10]), sep="\n  ")
+    for key in ("active", "kept"):
+        print(f"{key:7}", {name: f"{100 * value:.2f} %" for name, value in result[key].items()})
+    print(f"1,000 predictions (Faster R-CNN, ResNet-50, 800 px): {result['seconds_for_1000_predictions']:.1f} s")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

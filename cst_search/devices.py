@@ -1,0 +1,93 @@
+"""What a card can give: the table `devices.yaml`, and finding a card by the name that a person types.
+
+No torch: `estimate --device "RTX 3060 12GB"` is asked on machines that have no GPU.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from cst_search.errors import ConfigError
+from cst_search.units import format_bytes, parse_bytes
+
+_TABLE = Path(__file__).with_name("devices.yaml")
+# what vendors, shops and nvidia-smi write around the part of a name that tells cards apart
+_NOISE = re.compile(r"nvidia|geforce|tesla|quadro|rtx|gtx|gpu|sxm\d?|pcie?|hbm\d?e?|[^a-z0-9]")
+
+
+@dataclass(frozen=True)
+class Card:
+    """One card. ``memory_bytes`` is the total that nvidia-smi shows, ``usable_bytes`` what CUDA lets processes have."""
+
+    name: str
+    vendor_gb: int
+    memory_bytes: int
+    usable_bytes: int
+    source: str
+    aliases: tuple[str, ...] = ()
+    note: str = ""
+
+    def names(self) -> tuple[str, ...]:
+        """All that the card is called, its name first. One without its size has it with the size too."""
+        sized = () if self.name.endswith("GB") else (f"{self.name} {self.vendor_gb}GB",)
+        return (self.name, *sized, *self.aliases)
+
+
+@cache
+def cards() -> tuple[Card, ...]:
+    """The table, in its order: by kind and generation."""
+    import yaml  # inside: a trial does without it
+
+    entries = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))["cards"]
+    return tuple(Card(**{**entry, "aliases": tuple(entry.get("aliases", ()))}) for entry in entries)
+
+
+def find_card(name: str) -> Card:
+    """The card of that name; spelling as loose as people are ("nvidia-geforce rtx3060 12 GB").
+
+    Raises:
+        ConfigError: there is none, or several are called so; it names those that come near.
+    """
+    called: dict[str, list[Card]] = {}
+    for card in cards():
+        for known in {_key(known) for known in card.names()}:
+            called.setdefault(known, []).append(card)
+    key = _key(name)
+    found = called.get(key, [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(f"--device {name!r} is the name of several cards: {_list(found)}; give one of these")
+    near = [card for known in difflib.get_close_matches(key, called, n=4, cutoff=0.6) for card in called[known]]
+    which = f"near it: {_list(near)}" if near else f"known are {_list(list(cards()))}"
+    raise ConfigError(f"--device must be a card of the table; got {name!r}; {which}; or give its memory: --fit 12GB")
+
+
+def memory_budget(size: str | None, card: Card | None) -> int | None:
+    """Bytes of ``--fit SIZE``, else what the card can give; None where neither is given.
+
+    Raises:
+        UnitError: the size is misspelt.
+        ConfigError: it is more than the card can give.
+    """
+    if size is None:
+        return None if card is None else card.usable_bytes
+    wanted = parse_bytes(size)
+    if card is not None and wanted > card.usable_bytes:
+        raise ConfigError(
+            f"--fit must be within what --device can give ({card.name}: {format_bytes(card.usable_bytes)}); "
+            f"got {size!r}; leave one of the two away, or make --fit smaller"
+        )
+    return wanted
+
+
+def _key(name: str) -> str:
+    return _NOISE.sub("", name.lower().replace("gib", "gb"))
+
+
+def _list(found: list[Card]) -> str:
+    return ", ".join(dict.fromkeys(card.name for card in found))
