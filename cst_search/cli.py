@@ -149,6 +149,14 @@ def launch(
     in_process: Annotated[
         bool, typer.Option("--in-process", help="One trial after the other in this process, without Ray.")
     ] = False,
+    limit_mem: Annotated[
+        str | None,
+        typer.Option(
+            "--limit-mem",
+            help="Hold each trial to this: device memory on a GPU [default there: --budget-mem], "
+            "growth of its process on a CPU [default there: no limit].",
+        ),
+    ] = None,
     home: HomeOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -158,6 +166,7 @@ def launch(
 
     memory = None if budget_mem is None else parse_bytes(budget_mem)
     params = None if budget_params is None else parse_count(budget_params)
+    limit_bytes = None if limit_mem is None else parse_bytes(limit_mem)
     limit = None if time_limit is None else parse_seconds(time_limit)
     for flag, value, allowed in (
         ("--device", device, ("auto", "cpu", "cuda")),
@@ -189,6 +198,7 @@ def launch(
         tracking_uri=tracking_uri,
         skip_bad=skip_bad,
         in_process=in_process,
+        limit_bytes=limit_bytes,
     )
     result = run(options, err if json_ else out)
     if json_:
@@ -316,20 +326,33 @@ def export(
     study: StudyArgument,
     pick: Annotated[str, typer.Option("--pick", help="knee, best (highest map), or trial=N.")] = "knee",
     output: Annotated[Path, typer.Option("--output", "-o", help="Recipe file to write.")] = Path("best.yaml"),
+    verify: Annotated[
+        bool,
+        typer.Option("--verify/--no-verify", help="Train a few steps on the worst batch first; refuse what differs."),
+    ] = True,
     home: HomeOption = None,
     storage: StorageOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Write a point of the front as a recipe that is complete by itself."""
-    from cst_search.export import export as write
+    from cst_search import export as exports
 
     info = _open_study(study, home, storage).info()
-    record = write(info, pick, output)
+    record = exports.pick_trial(info, pick)
+    exports.check_output(output)
+    verified = exports.verify(info, record, _home(home)) if verify else None
+    exports.export(info, pick, output, verified)
     if json_:
-        _print_json(record.brief() | {"recipe": str(output)})
+        _print_json(record.brief() | {"recipe": str(output), "verified": verified})
         return
     from cst_search.units import format_bytes, format_count
 
+    if verified is not None:
+        _say(
+            f"verified on {verified['device']}: parameters as recorded, {verified['steps']} steps on the worst batch "
+            f"(loss {verified['loss']:.3g}), memory {format_bytes(verified['device_bytes'])} "
+            f"(memory_source: {verified['memory_source']})"
+        )
     _say(
         f"trial {record.trial}: map {record.map:.3f}, {format_bytes(record.device_bytes)} ({record.memory_source}), "
         f"{format_count(record.trainable_params)} trainable -> {output}"

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from cst_search.errors import RunError
@@ -231,6 +229,9 @@ def _coco_scores(ground_truth: dict[str, Any], detections: list[dict[str, Any]],
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     if not detections:
         return Scores(0.0, 0.0, 0.0, None, None, None, dict.fromkeys(names.values(), 0.0), images_per_second)
+    from pycocotools.coco import COCO  # here: training alone does without it
+    from pycocotools.cocoeval import COCOeval
+
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = COCO()
         truth.dataset = ground_truth

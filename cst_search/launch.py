@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -25,13 +26,14 @@ from cst_search.demo import write_demo
 from cst_search.detector import build_detector
 from cst_search.errors import ConfigError, StudyError
 from cst_search.live import View, front_table
-from cst_search.memory import Estimate, InputShape, predict, worst_input
+from cst_search.memory import CONTEXT_BYTES, Estimate, InputShape, predict, worst_input
+from cst_search.memory_limit import MemoryLimit
 from cst_search.petl import get_method
 from cst_search.recipe import Recipe
 from cst_search.results import Budget, StudyInfo, TrialRecord, choose_objectives, page_report
 from cst_search.space import Space
 from cst_search.suggest import Study, StudySpec, check_storage, default_storage, list_studies
-from cst_search.trial import choose_device
+from cst_search.trial import allowance, choose_device
 from cst_search.units import format_bytes, format_count, format_seconds
 from cst_search.workers import InProcess, Task, Workers
 
@@ -40,7 +42,12 @@ _SURVEY = 24  # random configurations whose predicted cost tells how a budget li
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """What the command line says. ``None``: chosen by `launch`."""
+    """What the command line says. ``None``: chosen by `launch`.
+
+    Attributes:
+        limit_bytes: what the process of a trial is held to. On a GPU device bytes, and the budget's where None; on a
+            CPU what it may grow by, and None is no limit: its memory is not the GPU's that the budget is about.
+    """
 
     budget: Budget
     home: Path
@@ -60,6 +67,7 @@ class LaunchOptions:
     tracking_uri: str | None = None
     skip_bad: bool = False
     in_process: bool = False
+    limit_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     storage = options.storage or default_storage(options.home)
     shown_storage = check_storage(storage)
     device = check_device(options.device)
+    limit = _memory_limit(options, device)
     if options.study is not None:
         _check_name(options.study)
     space = load_space(options.space)
@@ -111,7 +120,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     for cost, bound in (("device_bytes", options.budget.memory_bytes), ("trainable_params", options.budget.params)):
         reference[cost] = min(reference[cost], bound or reference[cost])
     name = options.study or _new_name(storage, "demo" if options.data is None else Path(recipe.data).name)
-    study = _study(storage, name, space, recipe, options, objectives, reference)
+    study = _study(storage, name, space, recipe, options, objectives, reference, _inputs(data))
     launch_id = study.begin_launch()
     n_before = study.info().n_ran()
     if n_before >= options.trials:
@@ -130,6 +139,8 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         f"{n_workers} worker(s) on {device}, {threads or 'all'} CPU thread(s) each, "
         f"{recipe.search_epochs} epochs a trial"
     )
+    if limit is not None:
+        say(f"each trial: {MemoryLimit(device, limit)}")
     record.start(study.info(), launch_id, _settings(study, options, n_workers, device))
 
     def on_finished(_: TrialRecord) -> StudyInfo:
@@ -147,7 +158,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         epochs=recipe.search_epochs,
         on_finished=on_finished,
     )
-    task = Task(recipe, data, recipe.search_epochs, str(device), threads)
+    task = Task(recipe, data, recipe.search_epochs, str(device), threads, limit)
 
     def stop() -> bool:
         return deadline is not None and time.monotonic() >= deadline
@@ -198,6 +209,16 @@ def check_device(name: str) -> Any:
     return device
 
 
+def _memory_limit(options: LaunchOptions, device: Any) -> int | None:
+    """What each trial is held to, as `run_trial` takes it. Raises ConfigError: --limit-mem leaves nothing."""
+    if options.limit_bytes is not None:
+        return allowance(options.limit_bytes, device, "--limit-mem")
+    if device.type != "cuda" or options.budget.memory_bytes is None:
+        return None
+    # a budget below the context lets no suggestion through, which is said where the space is surveyed
+    return max(1, options.budget.memory_bytes - CONTEXT_BYTES)
+
+
 def _base_recipe(options: LaunchOptions, device: Any) -> Recipe:
     """The recipe that all trials share, with the dataset's absolute path in it."""
     name = options.recipe or ("demo" if options.data is None else "small" if device.type == "cpu" else "resnet50")
@@ -241,6 +262,21 @@ def _load(options: LaunchOptions, recipe: Recipe, say: Callable[[str], None]) ->
 def image_sizes(data: DetectionData) -> tuple[tuple[int, int], ...]:
     """Distinct (height, width) of all images, in pixels."""
     return tuple(sorted({(image.height, image.width) for split in data.splits.values() for image in split.images}))
+
+
+def _inputs(data: DetectionData) -> dict[str, Any]:
+    """What `worst_input` and `predict` take of a dataset, for who has the study and not the data.
+
+    Of the image sizes three give the same worst input as all: resizing goes by the ratio of the sides, and the largest
+    height and width come of the tallest, the widest, or the squarest.
+    """
+    ratios = {height / width: (height, width) for height, width in image_sizes(data)}
+    chosen = {ratios[r] for r in (min(ratios), max(ratios), min(ratios, key=lambda r: abs(math.log(r))))}
+    return {
+        "n_classes": len(data.class_names),
+        "max_boxes": data.summary()["max_boxes"],
+        "sizes": sorted(map(list, chosen)),
+    }
 
 
 def _estimator(recipe: Recipe, data: DetectionData) -> Callable[[dict[str, Any]], Estimate]:
@@ -333,7 +369,7 @@ def _new_name(storage: str, base: str) -> str:
 
 def _study(
     storage: str, name: str, space: Space, recipe: Recipe, options: LaunchOptions, objectives: Sequence[Any],
-    reference: dict[str, float],
+    reference: dict[str, float], inputs: dict[str, Any],
 ) -> Study:  # fmt: skip
     spec = StudySpec(
         objectives=tuple(objectives),
@@ -345,6 +381,8 @@ def _study(
         seed=options.seed,
         sampler=options.sampler,
         target_device="CUDA GPU (generic)",
+        limit_bytes=options.limit_bytes,
+        inputs=inputs,
     )
     study = Study.create(storage, name, spec)
     if not study.info().trials:
@@ -366,6 +404,7 @@ def _settings(study: Study, options: LaunchOptions, n_workers: int, device: Any)
         "space": options.space,
         "data": spec.data,
         "budget": {"memory_bytes": spec.budget.memory_bytes, "params": spec.budget.params},
+        "limit_mem": spec.limit_bytes,
         "objectives": ",".join(o.name for o in spec.objectives),
         "sampler": spec.sampler,
         "seed": spec.seed,

@@ -84,6 +84,8 @@ class StudyInfo:
     target_device: str
     started: str
     trials: tuple[TrialRecord, ...]
+    limit_bytes: int | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # of the dataset; see `suggest.StudySpec`
 
     @property
     def reference(self) -> list[float]:

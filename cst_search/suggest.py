@@ -7,7 +7,8 @@ How outcomes are told to the sampler (measured reasons in docs/searching.md):
 
     complete             COMPLETE with its values; budget constraints from the measured bytes, else the predicted
     over the budget      COMPLETE with the known costs and map = -inf, constraint > 0; no worker was used
-    out of memory        COMPLETE likewise, memory constraint > 0: told as FAIL, samplers would learn nothing from it
+    out of memory        COMPLETE likewise, memory constraint > 0 whatever was measured, as what was refused would have
+                         gone above the limit: told as FAIL, samplers would learn nothing from it
     loss not finite      COMPLETE likewise, constraint `finite` = 1
     anything else        FAIL with the reason
 """
@@ -22,7 +23,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,15 +38,17 @@ from cst_search.errors import StudyError
 from cst_search.pareto import OBJECTIVES, Objective
 from cst_search.results import Budget, StudyInfo, TrialRecord
 from cst_search.space import Dimension, Space
+from cst_search.units import format_bytes
 
 if TYPE_CHECKING:
     from cst_search.memory import Estimate
 
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
 CONSTRAINTS = ("memory", "params", "finite")  # in every trial, in this order: the GP sampler needs that
-_FORMAT = 1  # of the attributes below; a reader refuses a newer one
+_FORMAT = 2  # of the attributes below; a reader refuses a newer one
 _STUDY, _SUGGESTED, _RESULT, _LAUNCH = "cst_study", "cst_suggested", "cst_result", "cst_launch:"
-# what an out-of-memory trial counts as over the budget at least, when its own figures do not say so
+# What an out-of-memory trial counts as over the budget at least. Its figures say that it needed more, and not how much:
+# at the first refusal the rest of the step was still to come.
 _OOM_VIOLATION = 0.1
 
 _DIRECTION = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
@@ -73,7 +76,14 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class StudySpec:
-    """What a study is made with; stored in it, and compared when it is continued."""
+    """What a study is made with; stored in it, and compared when it is continued.
+
+    Attributes:
+        limit_bytes: what a trial's process is held to where that is not ``budget``; see `launch.LaunchOptions`. It is
+            the study's, as a trial that ran out of it is recorded as one that violates a constraint.
+        inputs: of the dataset, as far as memory and parameters depend on it: ``n_classes``, ``max_boxes``, ``sizes``
+            (height, width). For an export where the dataset is not.
+    """
 
     objectives: tuple[Objective, ...]
     budget: Budget
@@ -84,6 +94,8 @@ class StudySpec:
     seed: int
     sampler: str
     target_device: str
+    limit_bytes: int | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         plain = asdict(self)
@@ -197,7 +209,7 @@ class Study:
     def _check_same(self, spec: StudySpec) -> None:
         new, old = spec.to_dict(), self.spec.to_dict()
         named = {"objectives": "--objectives", "budget": "--budget-mem/--budget-params", "recipe": "--recipe",
-                 "space": "--space", "data": "--data"}  # fmt: skip
+                 "space": "--space", "data": "--data", "limit_bytes": "--limit-mem"}  # fmt: skip
         differs = [flag for key, flag in named.items() if new[key] != old[key]]
         if differs:
             raise StudyError(
@@ -310,8 +322,9 @@ class Study:
             if over:
                 stored["reason"] = f"measured over the budget: {', '.join(over)}"
         elif outcome == "oom":
-            stored |= {"state": "infeasible", "reason": f"out of memory: {result.get('reason')}"}
-            violations["memory"] = max(violations["memory"], _OOM_VIOLATION)
+            needed, reason = _refused(result)
+            stored |= {"state": "infeasible", "reason": reason}
+            violations["memory"] = max(violations["memory"], needed, _OOM_VIOLATION)
         elif outcome == "nonfinite":
             stored["state"], finite = "failed", 1.0
         else:
@@ -368,6 +381,8 @@ class Study:
             target_device=spec.target_device,
             started=self.started,
             trials=trials,
+            limit_bytes=spec.limit_bytes,
+            inputs=spec.inputs,
         )
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
@@ -394,6 +409,15 @@ class Study:
             feasible=result["state"] == "complete" and all(value <= 0 for value in trial.constraints.values()),
             **{name: result[name] for name in names if result.get(name) is not None},
         )
+
+
+def _refused(result: Mapping[str, Any]) -> tuple[float, str]:
+    """(by what share a trial that ran out of memory went above its limit at least, its reason in words)."""
+    stage, limit, held, asked = (result.get(key) for key in ("stage", "limit_bytes", "held_bytes", "asked_bytes"))
+    reason = f"out of memory{f' ({stage})' if stage else ''}: {result.get('reason')}"
+    if limit is None or held is None:
+        return 0.0, reason
+    return (held + (asked or 0)) / limit - 1, f"{reason}; it held {format_bytes(held)} of {format_bytes(limit)}"
 
 
 def _pick(trial: Trial, dimension: Dimension) -> Any:

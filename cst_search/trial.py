@@ -7,9 +7,10 @@ It needs torch, torchvision and pycocotools only, and runs alone:
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ from cst_search.engine import (
     make_schedule,
     train_one_epoch,
 )
+from cst_search.errors import ConfigError
 from cst_search.memory import CONTEXT_BYTES
+from cst_search.memory_limit import memory_limit
 from cst_search.petl import get_method
 from cst_search.recipe import Recipe
+from cst_search.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,11 @@ class TrialResult:
             results with a reason, not exceptions.
         map, map50: of the last evaluation, 0..1; None when none was reached.
         device_bytes, reserved_bytes, active_bytes: measured peaks on a GPU, None on a CPU. See DESIGN words: active is
-            live tensors, reserved the caching allocator's, device adds the context.
+            live tensors, reserved the caching allocator's, device adds the context; of ``oom``, device adds what was
+            refused too.
+        limit_bytes, held_bytes: what the trial was held to, and the most it had of that: of the allocator on a GPU, of
+            what a process grew by on a CPU. See `memory_limit`.
+        stage, asked_bytes: of ``oom``, what it was doing, and the allocation that was refused, if its message says so.
         seconds: wall time; ``train_seconds`` is the part spent in training and evaluation.
         history: one dict per epoch: epoch, loss, lr, images_per_second, and map, map50 where evaluated.
         final: further figures of the last evaluation, per split.
@@ -64,6 +72,10 @@ class TrialResult:
     device: str = "cpu"
     history: list[dict[str, Any]] = field(default_factory=list)
     final: dict[str, Any] = field(default_factory=dict)
+    limit_bytes: int | None = None
+    held_bytes: int | None = None
+    asked_bytes: int | None = None
+    stage: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,6 +84,33 @@ class TrialResult:
 def choose_device(name: str = "auto") -> torch.device:
     """``auto`` is CUDA where there is one, else the CPU."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def allowance(bound_bytes: int, device: torch.device, flag: str) -> int:
+    """What `run_trial` is to be held to for a bound on its process: on a GPU the context is taken off.
+
+    Raises:
+        ConfigError: nothing would be left, naming the flag.
+    """
+    if device.type != "cuda":
+        return bound_bytes
+    if bound_bytes <= CONTEXT_BYTES:
+        raise ConfigError(
+            f"{flag} must be above the {format_bytes(CONTEXT_BYTES)} that CUDA itself takes of a GPU; "
+            f"got {format_bytes(bound_bytes)}"
+        )
+    return bound_bytes - CONTEXT_BYTES
+
+
+@dataclass
+class _Work:
+    """What a trial has reached; it is read after a trial that broke, too."""
+
+    stage: str = "building the model"
+    model: nn.Module | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    scores: dict[str, Scores] = field(default_factory=dict)
+    begun: float = field(default_factory=time.perf_counter)
 
 
 def run_trial(
@@ -83,6 +122,7 @@ def run_trial(
     report: Callable[[dict[str, Any]], None] | None = None,
     keep: Callable[[nn.Module], None] | None = None,
     final_splits: tuple[str, ...] = ("val",),
+    memory_limit_bytes: int | None = None,
 ) -> TrialResult:
     """Train a recipe on ``train`` and evaluate it on ``val``.
 
@@ -93,50 +133,56 @@ def run_trial(
         report: called after every epoch with that epoch's dict of ``history``.
         keep: called once with the trained model.
         final_splits: splits whose full scores go into ``final``; one beside ``val`` costs its evaluation.
+        memory_limit_bytes: what the trial is held to, see `memory_limit`: the allocator on a GPU, the growth of this
+            process on a CPU, where all of the process is bound by it.
 
     Returns:
         A result also when memory runs out or the loss is not finite; every other fault is raised.
     """
     begun = time.perf_counter()
-    epochs = recipe.epochs if epochs is None else epochs
     target = choose_device(device)
     if target.type == "cuda":
+        gc.collect()  # of a trial that raised
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(target)
-    model = build_detector(recipe, len(data.class_names))
-    petl_params, trainable_params = count_parameters(model)
-    history: list[dict[str, Any]] = []
-    scores: dict[str, Scores] = {}
-    outcome, reason = "complete", None
-    work_begun = time.perf_counter()
-    try:
-        model.to(target)
-        for entry, score in _epochs(model, recipe, data, epochs, target):
-            history.append(entry)
-            if score is not None:
-                scores["val"] = score
-            if report is not None:
-                report(entry)
-        for split in final_splits:
-            if split not in scores and split in data.splits:
-                scores[split] = _evaluate(model, recipe, data, _images(recipe, data, split), target)
-    except torch.OutOfMemoryError as error:
-        outcome, reason = "oom", str(error).splitlines()[0]
-    except NonFiniteLoss as error:
-        outcome, reason = "nonfinite", str(error)
-    train_seconds = time.perf_counter() - work_begun
-    if keep is not None and outcome == "complete":
-        keep(model)
-    val = scores.get("val")
-    reserved = torch.cuda.max_memory_reserved(target) if target.type == "cuda" else None
-    return TrialResult(
+    work = _Work()
+    outcome, reason, asked = "complete", None, None
+    with memory_limit(target, memory_limit_bytes) as limit:
+        if limit.kind == "process":  # one that loads images inherits it, and, refused a thread, would never answer
+            recipe = replace(recipe, loader_workers=0)
+        try:
+            _train_and_score(
+                work, recipe, data, recipe.epochs if epochs is None else epochs, target, report, final_splits
+            )
+        except NonFiniteLoss as error:
+            outcome, reason = "nonfinite", str(error)
+        except Exception as error:
+            refusal = limit.refusal(error)
+            if refusal is None:
+                raise
+            outcome, reason, asked = "oom", refusal.reason, refusal.asked_bytes
+    # the exception is gone, and with it the frames that held tensors
+    train_seconds = time.perf_counter() - work.begun
+    if work.model is None:  # it could not even be built
+        with torch.device("meta"):
+            petl_params, trainable_params = count_parameters(
+                build_detector(recipe, len(data.class_names), shapes_only=True)
+            )
+    else:
+        petl_params, trainable_params = count_parameters(work.model)
+        if keep is not None and outcome == "complete":
+            keep(work.model)
+    val, history = work.scores.get("val"), work.history
+    held = limit.peak_bytes()
+    reserved = held if target.type == "cuda" else None
+    result = TrialResult(
         outcome=outcome,
         petl_params=petl_params,
         trainable_params=trainable_params,
         map=val.map if val else None,
         map50=val.map50 if val else None,
         loss=history[-1]["loss"] if history else None,
-        device_bytes=reserved + CONTEXT_BYTES if reserved is not None else None,
+        device_bytes=reserved + (asked or 0) + CONTEXT_BYTES if reserved is not None else None,
         reserved_bytes=reserved,
         active_bytes=torch.cuda.max_memory_allocated(target) if target.type == "cuda" else None,
         images_per_second=history[-1]["images_per_second"] if history else None,
@@ -146,8 +192,37 @@ def run_trial(
         reason=reason,
         device=torch.cuda.get_device_name(target) if target.type == "cuda" else "cpu",
         history=history,
-        final={split: asdict(score) for split, score in scores.items()},
+        final={split: asdict(score) for split, score in work.scores.items()},
+        limit_bytes=limit.limit_bytes,
+        held_bytes=held,
+        asked_bytes=asked,
+        stage=work.stage if outcome == "oom" else None,
     )
+    if outcome != "complete":  # the next trial in this process finds it as this one did
+        work.model = None
+        gc.collect()
+        if target.type == "cuda":
+            torch.cuda.empty_cache()
+    return result
+
+
+def _train_and_score(
+    work: _Work, recipe: Recipe, data: DetectionData, epochs: int, device: torch.device,
+    report: Callable[[dict[str, Any]], None] | None, final_splits: tuple[str, ...],
+) -> None:  # fmt: skip
+    model = build_detector(recipe, len(data.class_names))
+    work.model, work.begun = model, time.perf_counter()
+    model.to(device)
+    for entry, score in _epochs(work, model, recipe, data, epochs, device):
+        work.history.append(entry)
+        if score is not None:
+            work.scores["val"] = score
+        if report is not None:
+            report(entry)
+    for split in final_splits:
+        if split not in work.scores and split in data.splits:
+            work.stage = f"evaluating {split}"
+            work.scores[split] = _evaluate(model, recipe, data, _images(recipe, data, split), device)
 
 
 def _images(recipe: Recipe, data: DetectionData, split: str) -> CocoImages:
@@ -160,7 +235,7 @@ def _images(recipe: Recipe, data: DetectionData, split: str) -> CocoImages:
 
 
 def _epochs(
-    model: nn.Module, recipe: Recipe, data: DetectionData, epochs: int, device: torch.device
+    work: _Work, model: nn.Module, recipe: Recipe, data: DetectionData, epochs: int, device: torch.device
 ) -> Iterator[tuple[dict[str, Any], Scores | None]]:
     """Yield (history entry, scores of ``val`` if it was evaluated) after every epoch."""
     precision = choose_precision(recipe.precision, device)
@@ -171,6 +246,7 @@ def _epochs(
     schedule = make_schedule(optimiser, epochs * -(-n_batches // recipe.accumulate), recipe.warmup)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.scaled)
     for epoch in range(epochs):
+        work.stage = f"training, epoch {epoch + 1}"
         stats = train_one_epoch(
             model,
             loader(
@@ -199,6 +275,7 @@ def _epochs(
         }
         score = None
         if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == epochs:
+            work.stage = f"evaluating, epoch {epoch + 1}"
             score = _evaluate(model, recipe, data, val, device)
             entry |= {"map": score.map, "map50": score.map50}
         yield entry, score
@@ -224,15 +301,25 @@ def main() -> None:
     import yaml
 
     from cst_search.data import load_data
+    from cst_search.errors import UserError
+    from cst_search.units import parse_bytes
 
     parser = argparse.ArgumentParser(description="Run one trial without ray, optuna or mlflow and print its result.")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data", required=True)
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--limit-mem", help="as in cst-search launch, such as 6GB")
     args = parser.parse_args()
-    data, _ = load_data(args.data)
-    recipe = Recipe(**yaml.safe_load(args.recipe.read_text()))
-    result = run_trial(recipe, data, epochs=args.epochs, report=lambda entry: print(json.dumps(entry), flush=True))
+    try:
+        limit = args.limit_mem and allowance(parse_bytes(args.limit_mem), choose_device(), "--limit-mem")
+        data, _ = load_data(args.data)
+        recipe = Recipe(**yaml.safe_load(args.recipe.read_text()))
+    except UserError as error:
+        parser.exit(error.exit_code, f"{error}\n")
+    result = run_trial(
+        recipe, data, epochs=args.epochs, memory_limit_bytes=limit,
+        report=lambda entry: print(json.dumps(entry), flush=True),
+    )  # fmt: skip
     print(json.dumps(result.to_dict(), indent=2))
 
 

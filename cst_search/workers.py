@@ -6,7 +6,6 @@ tell the study how each ended; and say on ``events`` what happens. A fault of on
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,6 +25,7 @@ class Task:
         epochs: passes over the training split.
         device: ``cpu``, ``cuda`` or ``auto``.
         threads: CPU threads of one trial; 0: torch's default.
+        memory_limit_bytes: what each trial is held to, as `trial.run_trial` takes it; None: not at all.
     """
 
     recipe: Recipe
@@ -33,6 +33,7 @@ class Task:
     epochs: int
     device: str
     threads: int
+    memory_limit_bytes: int | None = None
 
 
 class Events(Protocol):
@@ -62,17 +63,24 @@ def execute(task: Task, config: Mapping[str, Any], report: Callable[[dict[str, A
     """Run one trial; whatever goes wrong in it becomes a result with a reason."""
     import torch
 
-    from cst_search.trial import run_trial
+    from cst_search.memory_limit import CPU_IS_LIMITED
+    from cst_search.trial import choose_device, run_trial
+    from cst_search.trial_process import fault, run_in_own_process
 
-    if task.threads:
-        torch.set_num_threads(task.threads)
+    limit = task.memory_limit_bytes
     try:
         recipe = task.recipe.configured(config)
-        return run_trial(recipe, task.data, epochs=task.epochs, device=task.device, report=report).to_dict()
+        if limit is not None and CPU_IS_LIMITED and choose_device(task.device).type == "cpu":
+            return run_in_own_process(
+                recipe, task.data, epochs=task.epochs, threads=task.threads, memory_limit_bytes=limit, report=report
+            )
+        if task.threads:
+            torch.set_num_threads(task.threads)
+        return run_trial(
+            recipe, task.data, epochs=task.epochs, device=task.device, report=report, memory_limit_bytes=limit
+        ).to_dict()
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {error} ({last.name}, line {last.lineno})"
-        return {"outcome": "failed", "reason": reason}
+        return fault(error)
 
 
 class InProcess:
@@ -88,11 +96,16 @@ class InProcess:
         stop: Callable[[], bool],
         events: Events,
     ) -> None:
-        for _ in range(n_trials - study.info().n_ran()):
-            suggestion = None if stop() else study.ask(estimate)
-            if suggestion is None:
-                return
-            events.started(suggestion)
-            number = suggestion.trial
-            result = execute(task, suggestion.config, lambda entry, number=number: events.progressed(number, entry))  # type: ignore[misc]
-            events.finished(study.tell(number, result))
+        from cst_search import trial_process
+
+        try:
+            for _ in range(n_trials - study.info().n_ran()):
+                suggestion = None if stop() else study.ask(estimate)
+                if suggestion is None:
+                    return
+                events.started(suggestion)
+                number = suggestion.trial
+                result = execute(task, suggestion.config, lambda entry, number=number: events.progressed(number, entry))  # type: ignore[misc]
+                events.finished(study.tell(number, result))
+        finally:
+            trial_process.stop()

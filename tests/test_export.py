@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,16 @@ import pytest
 from mlflow import MlflowClient
 from studies import fake_estimate, make_study, run_cli, run_one, scored
 
+from cst_search import export as exports
 from cst_search.config import load_recipe, read_yaml
 from cst_search.data import DetectionData
-from cst_search.errors import ConfigError, StudyError
+from cst_search.errors import ConfigError, RunError, StudyError
 from cst_search.export import export, exported_recipe, pick_trial
+from cst_search.launch import image_sizes
+from cst_search.memory import predict, worst_input
 from cst_search.recipe import Recipe
 from cst_search.record import MlflowRecord, default_tracking_uri
-from cst_search.results import StudyInfo
+from cst_search.results import Budget, StudyInfo
 from cst_search.suggest import Study
 from cst_search.weights import load_trained
 
@@ -106,6 +112,171 @@ def test_a_place_where_nothing_can_be_written(info: StudyInfo, tmp_path: Path) -
         export(info, "best", tmp_path)  # a folder
 
 
+# --- verified -------------------------------------------------------------------------------------------------------
+
+# what `measure` prints; the parameters are those of trial 1, made up by `fake_estimate`
+FOUND: dict[str, Any] = {
+    "outcome": "complete", "reason": None, "device": "a GPU", "torch": "2.9", "steps": 4, "step_seconds": 0.1,
+    "loss": 2.0, "petl_params": 10, "trainable_params": 1200, "predicted_bytes": 500, "memory_source": "measured",
+    "device_bytes": 950, "process_bytes": 980, "process_source": "nvidia-smi",
+}  # fmt: skip
+ON_CPU = {"device": "cpu", "memory_source": "predicted", "device_bytes": None, "process_bytes": None,
+          "process_source": None}  # fmt: skip
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
+    """``measured(**changes)``: have the fresh process say FOUND with changes. Returns the commands that were run."""
+
+    def say(returncode: int = 0, stdout: str | None = None, stderr: str = "", **changes: Any) -> list[list[str]]:
+        commands: list[list[str]] = []
+
+        def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+            commands.append(command)
+            text = json.dumps(FOUND | changes) if stdout is None else stdout
+            return subprocess.CompletedProcess(command, returncode, text, stderr)
+
+        monkeypatch.setattr(exports.subprocess, "run", run)
+        return commands
+
+    return say
+
+
+@pytest.mark.parametrize(
+    ("why", "changes", "n_bytes", "source"),
+    [
+        ("the device says it of this process", {}, 980, "measured"),
+        ("it does not: the allocator and the stated context", {"process_source": "nvidia-smi of the device"}, 950,
+         "measured"),
+        ("exactly the budget", {"process_bytes": 1000}, 1000, "measured"),
+        ("no GPU", ON_CPU, 500, "predicted"),
+        # this trial has measured 900 bytes on a GPU, which counts for more than what is predicted
+        ("no GPU, and predicted above the budget", ON_CPU | {"predicted_bytes": 1100}, 1100, "predicted"),
+    ],
+)  # fmt: skip
+def test_what_is_verified_is_written_down(
+    info: StudyInfo, tmp_path: Path, measured: Any, why: str, changes: dict[str, Any], n_bytes: int, source: str
+) -> None:
+    commands = measured(**changes)
+    record = pick_trial(info, "best")
+    verified = exports.verify(info, record, tmp_path / "home")
+    ((_, _, _, _, *arguments),) = commands
+    assert arguments == ["--data", info.data, "--cache", str(tmp_path / "home" / "checked-images.json"),
+                         "--budget-mem", "1000"]  # fmt: skip
+    export(info, "best", tmp_path / "best.yaml", verified)
+    origin = load_recipe(str(tmp_path / "best.yaml")).origin or {}
+    assert (origin["verified"]["device_bytes"], origin["verified"]["memory_source"]) == (n_bytes, source)
+    assert origin["verified"]["data"] == "dataset"
+    assert origin["device_bytes"] == (n_bytes if source == "measured" else 900)  # the record's, on a GPU
+
+
+REFUSED: list[tuple[str, str, dict[str, Any], list[str]]] = [
+    # why, which trial, what differs from FOUND, what is said
+    ("other parameters", "trial=1", {"trainable_params": 1300, "petl_params": 11},
+     ["1,300 trainable parameters, in the record 1,200", "11 parameters of the method, in the record 10"]),
+    ("more memory than the budget", "trial=1", {"process_bytes": 1001},
+     ["it needs 1 kB (measured) on a GPU, 1 bytes above the budget of 1 kB"]),
+    ("it ran out of the budget", "trial=1", {"outcome": "oom", "reason": "CUDA out of memory.", "device_bytes": 1200},
+     ["memory ran out (CUDA out of memory.)", "200 bytes above the budget"]),
+    ("it does not train", "trial=1", {"outcome": "nonfinite", "reason": "the loss is nan at batch 1"},
+     ["it does not train here: the loss is nan at batch 1"]),
+    ("this machine's own memory ran out", "trial=1", ON_CPU | {"outcome": "oom", "reason": "std::bad_alloc"},
+     ["it does not train here: std::bad_alloc"]),
+    ("no GPU, predicted in the search, and above the budget now", "trial=7", ON_CPU | {"predicted_bytes": 1100},
+     ["it needs 1.1 kB (predicted) on cpu, 100 bytes above the budget of 1 kB"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("why", "pick", "changes", "said"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_what_differs_is_refused_and_nothing_is_written(
+    study: Study, tmp_path: Path, measured: Any, why: str, pick: str, changes: dict[str, Any], said: list[str]
+) -> None:
+    run_one(study, scored(0.3), cst__reduction=4, batch_size=2, lr=0.018)  # trial 7: its memory is predicted
+    measured(returncode=1 if "outcome" in changes else 0, **changes)
+    target = tmp_path / "new" / "best.yaml"
+    ran = run_cli("export", "made", "--home", tmp_path / "home", "--pick", pick, "-o", target)
+    assert ran.code == 1 and ran.out == ""
+    number = pick.partition("=")[2]
+    assert ran.message.startswith(f"cst-search: trial {number} of study 'made' was not exported: ")
+    assert all(text in ran.message for text in said), ran.message
+    assert ran.message.endswith("write it as it is recorded with --no-verify")
+    assert not target.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("why", "answer", "said"),
+    [
+        ("a mistake", {"returncode": 2, "stderr": "noise\nweights DEFAULT: could not be fetched"},
+         "could not be verified: weights DEFAULT: could not be fetched. --no-verify writes"),
+        ("killed", {"returncode": -9}, "its process ended by SIGKILL, perhaps as this machine's memory ran out"),
+        ("nothing at all", {"returncode": 1}, "it said nothing"),
+    ],
+)  # fmt: skip
+def test_a_verification_that_does_not_come_about(
+    info: StudyInfo, tmp_path: Path, measured: Any, why: str, answer: dict[str, Any], said: str
+) -> None:
+    measured(stdout="", **answer)
+    with pytest.raises(RunError, match=re.escape(said)):
+        exports.verify(info, pick_trial(info, "best"), tmp_path)
+
+
+def test_without_the_dataset_its_sizes_do(study: Study, tmp_path: Path, measured: Any) -> None:
+    commands = measured(**ON_CPU)
+    inputs = {"n_classes": 3, "max_boxes": 9, "sizes": [[480, 640], [640, 480]]}
+    recipe = dict(study.info().recipe) | {"data": str(tmp_path / "gone")}
+    info = dataclasses.replace(study.info(), recipe=recipe, inputs=inputs)
+    verified = exports.verify(info, pick_trial(info, "best"), tmp_path)
+    assert commands[0][4:12] == ["--n-classes", "3", "--height", "96", "--width", "96", "--boxes", "9"]
+    assert verified["data"] == "synthetic"
+    with pytest.raises(StudyError, match=r"the dataset of study 'made' is not at .*gone.*; put it there, or give"):
+        exports.verify(dataclasses.replace(info, inputs={}), pick_trial(info, "best"), tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_work(info: StudyInfo, tmp_path: Path, measured: Any) -> None:
+    commands = measured()
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "file" / "best.yaml", tmp_path):
+        ran = run_cli("export", "made", "--home", tmp_path / "home", "--pick", "best", "-o", target)
+        assert (ran.code, "cannot be written" in ran.message) == (2, True), ran
+    assert commands == []
+
+
+def test_a_configuration_is_really_verified(
+    tiny_recipe: Callable[..., Recipe], tiny_data: DetectionData, tmp_path: Path
+) -> None:
+    """From a study with true figures, in a real process: what CI has of it, which is no GPU."""
+    recipe = tiny_recipe(method="head", loader_workers=1)
+    cost = predict(recipe, 3, worst_input(recipe, image_sizes(tiny_data), 3))
+    study = make_study(
+        tmp_path,
+        recipe=recipe.to_dict(),
+        data=recipe.data,
+        budget=Budget(cost.device_bytes, None),
+        space={"methods": ["head"], "shared": {"lr": {"float": [1e-3, 2e-3]}}},
+    )
+    for n_more in (0, 1):
+        suggestion = study.ask(lambda config, n=n_more: dataclasses.replace(  # type: ignore[misc]
+            cost, trainable_params=cost.trainable_params + n))  # fmt: skip
+        assert suggestion is not None
+        study.tell(suggestion.trial, scored(0.4 + n_more / 10))
+    path = tmp_path / "best.yaml"
+    ran = run_cli("export", "made", "--home", tmp_path, "--pick", "trial=0", "-o", path)
+    assert ran.code == 0, ran
+    device = "on cpu: parameters as recorded, 2 steps on the worst batch (loss "
+    assert f"verified {device}" in ran.out and "(memory_source: predicted)" in ran.out
+    origin = load_recipe(str(path)).origin or {}
+    assert (origin["memory_source"], origin["device_bytes"]) == ("predicted", cost.device_bytes)
+    assert origin["verified"]["device_bytes"] == cost.device_bytes and origin["verified"]["loss"] > 0
+    before = path.read_text()
+    ran = run_cli("export", "made", "--home", tmp_path, "--pick", "trial=1", "-o", path)
+    n = cost.trainable_params
+    assert (ran.code, f"{n:,} trainable parameters, in the record {n + 1:,}" in ran.message) == (1, True), ran
+    assert path.read_text() == before
+
+
+# --- used -----------------------------------------------------------------------------------------------------------
+
+
 def test_an_exported_recipe_trains_elsewhere(
     study: Study, tmp_path: Path, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,8 +288,10 @@ def test_an_exported_recipe_trains_elsewhere(
     assert mirror.close()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    ran = run_cli("export", "made", "--home", home, "--pick", "best", "-o", elsewhere / "best.yaml", "--json")
-    assert ran.code == 0 and json.loads(ran.out)["trial"] == 1
+    ran = run_cli("export", "made", "--home", home, "--pick", "best", "-o", elsewhere / "best.yaml", "--no-verify",
+                  "--json")  # fmt: skip
+    assert ran.code == 0
+    assert (json.loads(ran.out)["trial"], json.loads(ran.out)["verified"]) == (1, None)
 
     monkeypatch.chdir(elsewhere)
     ran = run_cli("train", "best.yaml", "--out", "trained", "--device", "cpu", "--home", home, "--json")

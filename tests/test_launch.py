@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -12,22 +13,28 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 from studies import Ran, run_cli
 
 from cst_search.config import write_yaml
+from cst_search.data import DetectionData
+from cst_search.errors import ConfigError
+from cst_search.launch import LaunchOptions, _inputs, _memory_limit, image_sizes
 from cst_search.live import View
-from cst_search.memory import predict
+from cst_search.memory import CONTEXT_BYTES, predict, worst_input
 from cst_search.petl import get_method
 from cst_search.recipe import Recipe
 from cst_search.record import default_tracking_uri
-from cst_search.results import StudyInfo
+from cst_search.results import Budget, StudyInfo
 from cst_search.suggest import Study
 
+GB = 10**9
 SPACE: dict[str, Any] = {
     "methods": ["cst", "head"],
     "shared": {"lr": {"float": [1e-3, 2e-2], "log": True}, "batch_size": {"choice": [2, 4]}},
@@ -93,6 +100,7 @@ def test_a_launch_ends_with_a_front_and_its_files(launched: tuple[Path, Ran], bu
     assert report["study"] == "first" and report["front"] and report["interrupted"] is False
     assert report["budget"] == {"memory_bytes": None, "params": budget}
     assert info.n_ran() == 4
+    assert info.inputs["n_classes"] == 3 and info.limit_bytes is None
     assert all(record.trainable_params <= budget for record in info.trials if record.ran)  # type: ignore[operator]
     assert report["trials"]["complete"] == 4
     assert 0 < report["hypervolume"] <= 1 or all(entry["map"] == 0 for entry in report["front"])
@@ -141,6 +149,7 @@ def test_mlflow_has_the_launch(launched: tuple[Path, Ran]) -> None:
         (["--trials", "5", "--budget-params", "1M"], "was made with another --budget-mem/--budget-params"),
         (["--trials", "5", "--set", "epochs=9"], "was made with another --recipe"),
         (["--trials", "5", "--space", "{lr}"], "was made with another --space"),
+        (["--trials", "5", "--limit-mem", "1GB"], "was made with another --limit-mem"),
     ],
 )
 def test_a_study_is_not_continued_by_mistake(
@@ -152,6 +161,57 @@ def test_a_study_is_not_continued_by_mistake(
     ran = run_cli("launch", "--in-process", *base(home), "--study", "first", "--budget-params", budget, *more)
     assert (ran.code, said in ran.message) == (2, True), ran
     assert read(home, "first") == before
+
+
+@pytest.mark.parametrize(
+    ("why", "device", "budget", "limit", "allowed"),
+    [
+        ("a GPU is held to the budget, less what CUDA itself takes", "cuda", 6 * GB, None, 6 * GB - CONTEXT_BYTES),
+        ("unless told otherwise", "cuda", 6 * GB, 4 * GB, 4 * GB - CONTEXT_BYTES),
+        ("also without a budget", "cuda", None, 4 * GB, 4 * GB - CONTEXT_BYTES),
+        ("or to nothing", "cuda", None, None, None),
+        ("a budget that lets nothing through", "cuda", 10, None, 1),
+        ("the budget is about a GPU's memory, not this CPU's", "cpu", 6 * GB, None, None),
+        ("a CPU's is asked for", "cpu", 6 * GB, 300, 300),
+    ],
+)
+def test_what_each_trial_is_held_to(
+    tmp_path: Path, why: str, device: str, budget: int | None, limit: int | None, allowed: int | None
+) -> None:
+    options = LaunchOptions(budget=Budget(budget, None), home=tmp_path, limit_bytes=limit)
+    assert _memory_limit(options, torch.device(device)) == allowed
+
+
+def test_a_limit_below_what_cuda_takes_is_the_persons_mistake(tmp_path: Path) -> None:
+    options = LaunchOptions(budget=Budget(), home=tmp_path, limit_bytes=CONTEXT_BYTES)
+    with pytest.raises(ConfigError, match=r"--limit-mem must be above the .* that CUDA itself takes of a GPU; got "):
+        _memory_limit(options, torch.device("cuda"))
+
+
+def test_a_limit_that_is_no_size(tmp_path: Path) -> None:
+    ran = run_cli("launch", "--limit-mem", "300 apples", "--home", tmp_path)
+    assert (ran.code, "a memory size must be a positive number with a unit" in ran.message) == (2, True), ran
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_three_sizes_stand_for_all_of_a_dataset(tiny_data: DetectionData) -> None:
+    """An export where the data is not takes them: the worst batch must be that of all images."""
+    rng = random.Random(0)
+
+    def image() -> Any:
+        return SimpleNamespace(height=rng.randint(20, 900), width=rng.randint(20, 900))
+
+    for _ in range(300):
+        images = [image() for _ in range(rng.choice([1, 2, 3, 10]))]
+        data: Any = SimpleNamespace(
+            splits={"train": SimpleNamespace(images=images)}, class_names=("a",), summary=lambda: {"max_boxes": 7}
+        )
+        short = rng.choice([64, 320, 800])
+        recipe = Recipe(image_size_px=short, max_size_px=round(short * rng.choice([1, 1.3, 1.7])))
+        sizes = tuple((height, width) for height, width in _inputs(data)["sizes"])
+        assert len(sizes) <= 3
+        assert worst_input(recipe, sizes, 7) == worst_input(recipe, image_sizes(data), 7)
+    assert _inputs(tiny_data) == {"n_classes": 3, "max_boxes": 3, "sizes": [[64, 96], [80, 80], [96, 64]]}
 
 
 def test_a_budget_that_excludes_all_is_said_and_ends(

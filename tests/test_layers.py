@@ -89,6 +89,7 @@ class A:
 # they run alone where there are torch, torchvision and pycocotools; safetensors and yaml are imported where used
 ALONE = [
     "trial", "engine", "detector", "backbone", "data", "data_check", "memory", "weights", "recipe", "units", "errors",
+    "memory_limit", "trial_process", "measure",
     "devices", "fit",
     *sorted(name.removeprefix("cst_search.") for name in MODULES if name.startswith("cst_search.petl")),
 ]  # fmt: skip
@@ -174,6 +175,8 @@ def test_public_names() -> None:
         # what a script of one's own is written with; a change here breaks people
         ("trial", "run_trial TrialResult choose_device"),
         ("memory", "predict worst_input Estimate InputShape"),
+        ("memory_limit", "memory_limit MemoryLimit"),
+        ("measure", "measure synthetic_batch dataset_batch Batch Measured"),
         ("fit", "what_fits compare_methods Fit MethodFit MethodCost"),
         ("devices", "Card cards find_card"),
         ("recipe", "Recipe"),

@@ -164,6 +164,46 @@ OUTCOMES: list[tuple[str, dict[str, Any], str, TrialState, list[float] | None, t
         (0.5, 0),
     ),
     (
+        "out of memory, held and refused add up to less than the budget",  # another process had the rest of the GPU
+        {
+            "outcome": "oom",
+            "reason": "CUDA out of memory",
+            "device_bytes": 400,
+            "limit_bytes": 900,
+            "held_bytes": 200,
+            "asked_bytes": 100,
+            "stage": "training, epoch 1",
+        },
+        "infeasible",
+        TrialState.COMPLETE,
+        [-math.inf, 400, 1100],
+        (0.1, 0),
+    ),
+    (
+        "out of a limit below the budget",  # by what it needed above the limit at least
+        {
+            "outcome": "oom",
+            "reason": "CUDA out of memory",
+            "device_bytes": 700,
+            "limit_bytes": 400,
+            "held_bytes": 380,
+            "asked_bytes": 220,
+            "stage": "training, epoch 1",
+        },
+        "infeasible",
+        TrialState.COMPLETE,
+        [-math.inf, 700, 1100],
+        (0.5, 0),
+    ),
+    (
+        "a process on a CPU out of its limit",  # its bytes are not the GPU's: those stay predicted
+        {"outcome": "oom", "reason": "std::bad_alloc", "limit_bytes": 400, "held_bytes": 399, "stage": "building"},
+        "infeasible",
+        TrialState.COMPLETE,
+        [-math.inf, 300, 1100],
+        (0.1, 0),
+    ),
+    (
         "the loss is not finite",
         {"outcome": "nonfinite", "reason": "loss is nan at step 3", "map": 0.8, "map50": 0.9},
         "failed",
@@ -202,6 +242,28 @@ def test_how_an_outcome_is_recorded(
         found = stored.constraints
         assert (found["memory"], found["finite"]) == (pytest.approx(constraints[0]), constraints[1])
     assert [record.trial for record in study.info().front()] == ([0] if state == "complete" else [])
+
+
+def test_the_reason_says_what_was_held_where_and_of_how_much(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    figures = {"limit_bytes": 5_500_000_000, "held_bytes": 5_310_000_000, "asked_bytes": 10**9}
+    record = run_one(study, {"outcome": "oom", "reason": "no memory", "stage": "training, epoch 2", **figures})
+    assert record.reason == "out of memory (training, epoch 2): no memory; it held 5.31 GB of 5.5 GB"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_sampler_learns_from_running_out(sampler: str) -> None:
+    """What is let through by the prediction and runs out is suggested less and less: here batches of 8."""
+    study = in_memory(sampler=sampler, budget=Budget(10_000, None), objectives=objectives("map"))
+    study.begin_launch()
+    ran_out = []
+    for _ in range(60):
+        suggestion = ask(study)
+        ran_out.append(suggestion.config["batch_size"] == 8)
+        # the larger batch would be the better one, were there the memory
+        result = {"outcome": "oom", "reason": "x"} if ran_out[-1] else scored(0.1 * suggestion.config["batch_size"])
+        study.tell(suggestion.trial, result)
+    assert sum(ran_out[:20]) >= 4 and sum(ran_out[-20:]) < sum(ran_out[:20])
 
 
 def test_every_finished_trial_has_the_same_constraints(tmp_path: Path) -> None:
@@ -290,6 +352,8 @@ CHANGES: list[tuple[str, dict[str, Any], str | None]] = [
     ("another recipe", {"recipe": Recipe(detector="retinanet").to_dict()}, "--recipe"),
     ("another space", {"space": SPACE | {"cst": {"reduction": {"choice": [1, 2]}}}}, "--space"),
     ("other data", {"data": "/elsewhere"}, "--data"),
+    ("another limit", {"limit_bytes": 10**9}, "--limit-mem"),
+    ("sizes noted anew", {"inputs": {"n_classes": 3}}, None),
     ("another sampler goes on", {"sampler": "tpe"}, None),
     ("another reference point is kept", {"reference_point": {"map": 0.1}}, None),
 ]

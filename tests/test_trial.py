@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +18,10 @@ from cst_search.data import DetectionData
 from cst_search.detector import build_detector, count_parameters
 from cst_search.engine import EpochStats
 from cst_search.errors import ConfigError
+from cst_search.memory import CONTEXT_BYTES
 from cst_search.petl import METHODS
 from cst_search.recipe import DETECTORS, Recipe
-from cst_search.trial import TrialResult, choose_device, run_trial
+from cst_search.trial import TrialResult, allowance, choose_device, run_trial
 
 Make = Callable[..., Recipe]
 
@@ -174,6 +177,7 @@ def failing_in(monkeypatch: pytest.MonkeyPatch, epoch: int, error: BaseException
     monkeypatch.setattr(trial, "train_one_epoch", train_one_epoch)
 
 
+MIB = 2**20
 OOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has a total capacity of ...")
 
 
@@ -190,16 +194,90 @@ def test_running_out_of_memory_is_an_outcome(
     assert result.epochs == epoch - 1 and (result.map is None) == (epoch == 1)
     assert result.trainable_params == count_parameters(build_detector(recipe, 3))[1]  # known all the same
     assert kept == []  # nothing is saved of a trial that broke
+    assert (result.stage, result.asked_bytes) == (f"training, epoch {epoch}", 20 * 2**20)
+    json.dumps(result.to_dict())
 
 
-def test_running_out_of_memory_while_evaluating_too(
+def raising(error: BaseException) -> Callable[..., Any]:
+    def function(*args: Any, **options: Any) -> None:
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("function", "stage"),
+    [("build_detector", "building the model"), ("evaluate", "evaluating, epoch 1")],
+)
+def test_running_out_of_memory_elsewhere_too(
+    tiny_recipe: Make, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch, function: str, stage: str
+) -> None:
+    recipe, real = tiny_recipe(method="head"), build_detector
+    expected = count_parameters(build_detector(recipe, 3))
+    fails = raising(OOM)
+    # the parameters of a model that could not be built are counted on one without contents
+    monkeypatch.setattr(trial, function, lambda *a, **o: real(*a, **o) if o.get("shapes_only") else fails())
+    result = run_trial(recipe, tiny_data)
+    assert (result.outcome, result.stage, result.epochs) == ("oom", stage, 0)
+    assert (result.petl_params, result.trainable_params) == expected
+
+
+def test_nothing_of_a_trial_that_ran_out_is_held(
     tiny_recipe: Make, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluate(*args: Any, **options: Any) -> None:
-        raise OOM
+    """A traceback holds frames, and those the model: the next trial in this process must find it gone."""
+    built: list[weakref.ref[nn.Module]] = []
 
-    monkeypatch.setattr(trial, "evaluate", evaluate)
-    assert run_trial(tiny_recipe(method="head"), tiny_data).outcome == "oom"
+    def build(*args: Any, **options: Any) -> nn.Module:
+        model = build_detector(*args, **options)
+        model.itself = [model]  # only the garbage collector can free it
+        built.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(trial, "build_detector", build)
+    recipe = tiny_recipe(method="head")
+    alone = run_trial(recipe, tiny_data)
+    with monkeypatch.context() as patch:
+        # a new one: OOM itself would be there afterwards, with its traceback
+        patch.setattr(
+            trial, "train_one_epoch", lambda *a, **o: raising(torch.OutOfMemoryError("CUDA out of memory."))()
+        )
+        assert run_trial(recipe, tiny_data).outcome == "oom"
+        assert built[-1]() is None
+    assert without_times(run_trial(recipe, tiny_data)) == without_times(alone)
+
+
+def test_what_a_gpu_measured_when_it_ran_out(
+    tiny_recipe: Make, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peak of the allocator with what was refused, and the context: what the trial would have needed at least."""
+    calls: list[Any] = []
+    for name, function in {
+        "empty_cache": lambda: calls.append("empty"),
+        "reset_peak_memory_stats": lambda device: calls.append("reset"),
+        "set_per_process_memory_fraction": lambda fraction, device: calls.append(round(fraction, 3)),
+        "get_per_process_memory_fraction": lambda device: 1.0,
+        "get_device_properties": lambda device: SimpleNamespace(total_memory=1000 * MIB),
+        "current_device": lambda: 0,
+        "get_device_name": lambda device: "a GPU",
+        "memory_stats": lambda device: {},
+        "max_memory_reserved": lambda device: 390 * MIB,
+        "max_memory_allocated": lambda device: 350 * MIB,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, function, raising=False)
+    monkeypatch.setattr(trial, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(trial, "_train_and_score", raising(OOM))
+    result = run_trial(tiny_recipe(method="head"), tiny_data, memory_limit_bytes=400 * MIB)
+    assert calls == ["empty", "reset", "empty", 0.4, 1.0, "empty"]
+    assert (result.outcome, result.device) == ("oom", "a GPU")
+    assert (result.limit_bytes, result.held_bytes, result.asked_bytes) == (400 * MIB, 390 * MIB, 20 * MIB)
+    assert (result.active_bytes, result.reserved_bytes) == (350 * MIB, 390 * MIB)
+    assert result.device_bytes == 410 * MIB + CONTEXT_BYTES
+
+
+@pytest.mark.parametrize(("device", "allowed"), [("cpu", 6 * 10**9), ("cuda", 6 * 10**9 - CONTEXT_BYTES)])
+def test_an_allowance_is_without_the_context(device: str, allowed: int) -> None:
+    assert allowance(6 * 10**9, torch.device(device), "--limit-mem") == allowed
 
 
 def test_a_learning_rate_far_too_high_is_an_outcome(tiny_recipe: Make, tiny_data: DetectionData) -> None:

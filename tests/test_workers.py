@@ -5,15 +5,18 @@ Every form runs one script (`search_with`), and each test looks at one clause of
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from studies import FakeEstimate, fake_estimate, make_spec, make_study
 
 from cst_search.data import DetectionData
+from cst_search.memory_limit import CPU_IS_LIMITED
 from cst_search.recipe import Recipe
 from cst_search.results import Budget, StudyInfo, TrialRecord
 from cst_search.suggest import Study, Suggestion
@@ -28,6 +31,9 @@ SPACE = {
     },
 }
 EPOCHS = 2
+# Images one by one need about 17 MB of a process on a CPU, all eight at once 70 MB.
+LIMIT_BYTES = 40 * 10**6
+LIMITED_SPACE = {"methods": ["head"], "shared": {"batch_size": {"choice": [1, 8]}, "lr": {"float": [1e-3, 1e-2]}}}
 
 
 def estimate(config: Mapping[str, Any]) -> FakeEstimate:
@@ -67,6 +73,8 @@ class Script:
     enough: Heard  # to 3 trials again
     stopped: Heard  # to 20, stopped after one
     n_workers: int
+    limited: Heard  # another study, to 4, each trial held to LIMIT_BYTES
+    limited_url: str
 
 
 def search_with(workers: Workers, n_workers: int, recipe: Recipe, data: DetectionData, url: str) -> Script:
@@ -85,12 +93,28 @@ def search_with(workers: Workers, n_workers: int, recipe: Recipe, data: Detectio
         heard.info = study.info()
         return heard
 
+    def limited() -> Heard:
+        other = Study.create(url, "limited", make_spec(space=LIMITED_SPACE, budget=Budget(), recipe=recipe.to_dict()))
+        other.begin_launch()
+        # first one for each of Ray's two workers
+        for i, batch_size in enumerate((8, 8, 1, 1)):
+            other.enqueue({"method": "head", "batch_size": batch_size, "lr": 1e-3 * (i + 1)})
+        heard = Heard()
+        held = dataclasses.replace(task, memory_limit_bytes=LIMIT_BYTES)
+        workers.run(
+            other, held, n_trials=4, estimate=estimate, stop=lambda: False, events=heard  # type: ignore[arg-type]
+        )  # fmt: skip
+        heard.info = other.info()
+        return heard
+
     return Script(
         stopped_before=run(3, lambda heard: True),
         first=run(3, lambda heard: False),
         enough=run(3, lambda heard: False),
         stopped=run(20, lambda heard: bool(heard.records)),
         n_workers=n_workers,
+        limited=limited(),
+        limited_url=url,
     )
 
 
@@ -178,6 +202,29 @@ def test_a_study_goes_on_and_stop_ends_it(script: Script) -> None:
     assert after.trials[: len(before.trials)] == before.trials
     assert after.counts()["running"] == after.counts()["interrupted"] == 0
     assert len(script.stopped.records) == n_more
+
+
+@pytest.mark.skipif(not CPU_IS_LIMITED, reason="only Linux limits the memory of a CPU process")
+def test_running_out_of_memory_is_a_record_and_the_worker_goes_on(script: Script) -> None:
+    info = script.limited.info
+    assert info is not None
+    assert info.n_ran() == len(info.trials) == len(script.limited.records) == 4  # none lost
+    assert [record.config["batch_size"] for record in info.trials] == [8, 8, 1, 1]
+    for record in info.trials:
+        if record.config["batch_size"] == 1:
+            assert (record.state, len(record.history)) == ("complete", EPOCHS)
+            continue
+        assert (record.state, record.feasible, record.ran, record.map) == ("infeasible", False, True, None)
+        assert record.memory_source == "predicted"  # what a CPU's process held is no GPU's memory
+        assert record.reason is not None and record.reason.startswith("out of memory (")
+        assert "; it held " in record.reason and record.reason.endswith(" of 40 MB")
+    assert {record.trial for record in info.front()} <= {2, 3}
+    stored = optuna.load_study(study_name="limited", storage=script.limited_url).get_trials()
+    for trial in stored:  # as data for the sampler, in both of optuna's forms
+        assert trial.state == optuna.trial.TrialState.COMPLETE
+        violation = trial.constraints["memory"]
+        assert (violation > 0) == (trial.number in (0, 1))
+        assert trial.system_attrs["constraints"] == [violation]
 
 
 # --- one trial ------------------------------------------------------------------------------------------------------
