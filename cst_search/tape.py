@@ -250,14 +250,8 @@ class Tape:
                 del frame
             beside = Storage(self, node.transient) if node.transient else None
             mine: Storage | None = None
-            if node.params:
-                mine = Storage(self, node.params)
-                key = node.key or str(len(self._grads))
-                if key in self._grads:
-                    if not self.sums_in_place:
-                        self._grads[key] = Storage(self, node.params)
-                elif not self.adds_up or node.key:
-                    self._grads[key] = mine
+            if node.params and not self.half:
+                self._make_grads(node)
             if node.passes and len(node.edges) > 1:
                 grad.shared = True
             for target, nbytes in node.edges:
@@ -269,8 +263,21 @@ class Tape:
                 mine = None
             # an operation's gradient and what it kept live until it is done
             node.saved, node.frame, node.grad, node.edges = [], None, None, []
-            del grad, beside
+            del grad
+            if node.params and self.half:  # cast from the gradients in two bytes, which are `beside`
+                self._make_grads(node)
+            del beside
         self.recording = True
+
+    def _make_grads(self, node: Node) -> None:
+        """The gradients of a node's parameters, or more of them where others share the parameters."""
+        mine = Storage(self, node.params)
+        key = node.key or str(len(self._grads))
+        if key not in self._grads:
+            if node.key or not self.adds_up:
+                self._grads[key] = mine
+        elif not self.sums_in_place:
+            self._grads[key] = Storage(self, node.params)
 
     # --- operations ---------------------------------------------------------------------------------------------------
 
