@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cst_search.correction import Correction
 from cst_search.data import resized_hw
 from cst_search.footprint import Plan, Step, neck_and_head_params, training_step
 from cst_search.petl import get_method
@@ -64,6 +65,15 @@ class Estimate:
     petl_params: int
     breakdown: Mapping[str, int]
     target_device: str = _TARGET_DEVICE
+
+    def corrected(self, correction: Correction) -> Estimate:
+        """With what a study has learned about its device; the context stays as stated."""
+        reserved = round(self.reserved_bytes * correction.factor)
+        change = reserved - self.reserved_bytes
+        if not change:
+            return self
+        parts = dict(self.breakdown, correction=change)
+        return replace(self, reserved_bytes=reserved, device_bytes=self.device_bytes + change, breakdown=parts)
 
 
 def worst_input(recipe: Recipe, sizes: tuple[tuple[int, int], ...] = (), max_boxes: int = 100) -> InputShape:

@@ -147,6 +147,7 @@ class _Mirror:
             "cst.feasible": str(record.feasible).lower(),
             "cst.pareto": str(on_front).lower(),
             "cst.memory_source": record.memory_source,
+            "cst.memory_correction": f"{record.memory_correction:.3f}",
         }
         if record.reason:
             tags["cst.reason"] = record.reason[:5000]

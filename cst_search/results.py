@@ -47,6 +47,7 @@ class TrialRecord:
     reserved_bytes: int | None = None
     active_bytes: int | None = None
     memory_source: str = "predicted"
+    memory_correction: float = 1.0  # by which the prediction was multiplied, from the study's measured trials
     trainable_params: int | None = None
     petl_params: int | None = None
     images_per_second: float | None = None

@@ -34,6 +34,7 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cst_search.addresses import shown_address
+from cst_search.correction import Correction
 from cst_search.errors import StudyError
 from cst_search.pareto import OBJECTIVES, Objective
 from cst_search.results import Budget, StudyInfo, TrialRecord
@@ -164,6 +165,7 @@ class Study:
         self.space = Space.from_dict(self.spec.space, where=f"space of study {self.name!r}")
         self.launch_id: str | None = None
         self._live: dict[int, Trial] = {}
+        self._ratios: list[float] = []  # see _memory_ratio
         self._orphans: list[FrozenTrial] = []
 
     @classmethod
@@ -233,7 +235,10 @@ class Study:
         self._study.set_user_attr(_LAUNCH + self.launch_id, launch)
         with _experimental():
             self._study.sampler = self._sampler()
-        self._orphans = []
+        self._orphans, self._ratios = [], []
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state.is_finished() and _RESULT in trial.user_attrs:
+                self._ratios += _memory_ratio(trial.user_attrs[_SUGGESTED], trial.user_attrs[_RESULT])
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if _SUGGESTED not in trial.user_attrs:  # asked by a launch that died before it knew the configuration
                 self._study.tell(trial.number, state=TrialState.FAIL)
@@ -295,8 +300,12 @@ class Study:
         for _ in range(max_rejects + 1):
             trial = self._study.ask()
             config = self.space.configure(lambda dimension, trial=trial: _pick(trial, dimension))  # type: ignore[misc]
-            cost = estimate(config)
-            plain = {"config": config, "estimate": asdict(cost), "launch": self.launch_id, "at": _now()}
+            correction = Correction.learned(self._ratios)
+            cost = estimate(config).corrected(correction)
+            plain = {
+                "config": config, "estimate": asdict(cost), "correction": asdict(correction),
+                "launch": self.launch_id, "at": _now(),
+            }  # fmt: skip
             trial.set_user_attr(_SUGGESTED, json.loads(json.dumps(plain)))
             violations = self.spec.budget.violations(cost.device_bytes, cost.trainable_params)
             if all(value <= 0 for value in violations.values()):
@@ -314,6 +323,7 @@ class Study:
         device_bytes = result["device_bytes"] if measured else estimate["device_bytes"]
         violations = self.spec.budget.violations(device_bytes, estimate["trainable_params"])
         stored = dict(result) | {"ran": True, "memory_source": "measured" if measured else "predicted"}
+        self._ratios += _memory_ratio(self._attr(trial, _SUGGESTED), result)
         outcome = result["outcome"]
         finite = 0.0
         if outcome == "complete" and result.get("map") is not None:
@@ -397,6 +407,7 @@ class Study:
             active_bytes=estimate["active_bytes"],
             trainable_params=estimate["trainable_params"],
             petl_params=estimate["petl_params"],
+            memory_correction=suggested.get("correction", {}).get("factor", 1.0),
         )
         if result is None or not trial.state.is_finished():
             return replace(record, ran=True)
@@ -409,6 +420,21 @@ class Study:
             feasible=result["state"] == "complete" and all(value <= 0 for value in trial.constraints.values()),
             **{name: result[name] for name in names if result.get(name) is not None},
         )
+
+
+def _memory_ratio(suggested: Mapping[str, Any], result: Mapping[str, Any]) -> list[float]:
+    """[reserved bytes on a GPU over those that the arithmetic alone had predicted], or [] where nothing was measured.
+
+    A trial that ran out of memory needed at least what it held and what it was refused.
+    """
+    measured = result.get("reserved_bytes")
+    predicted = suggested["estimate"]["reserved_bytes"] / suggested.get("correction", {}).get("factor", 1.0)
+    if not measured:
+        return []
+    if result["outcome"] == "oom":
+        measured = max(measured, (result.get("held_bytes") or 0) + (result.get("asked_bytes") or 0))
+        return [measured / predicted] if measured > predicted else []
+    return [measured / predicted] if result["outcome"] == "complete" else []
 
 
 def _refused(result: Mapping[str, Any]) -> tuple[float, str]:

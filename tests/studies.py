@@ -6,7 +6,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy
 
 from cst_search import cli
+from cst_search.correction import Correction
 from cst_search.pareto import OBJECTIVES
 from cst_search.recipe import Recipe
 from cst_search.results import Budget, TrialRecord
@@ -47,6 +48,9 @@ class FakeEstimate:
     petl_params: int = 10
     breakdown: Mapping[str, int] = field(default_factory=lambda: {"weights": 1})
     target_device: str = "CUDA GPU (generic)"
+
+    def corrected(self, correction: Correction) -> FakeEstimate:
+        return replace(self, device_bytes=round(self.device_bytes * correction.factor))
 
 
 def fake_estimate(config: Mapping[str, Any]) -> FakeEstimate:

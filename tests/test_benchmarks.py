@@ -13,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import memory as memory_benchmark
 import methods
 import methods_measure
 import methods_table
@@ -258,3 +259,20 @@ def test_a_mistake_ends_with_2_before_anything_runs(command: list[str]) -> None:
         with pytest.raises(SystemExit) as ended:
             methods.main([*command, *wrong], never)
         assert ended.value.code == 2
+
+
+# --- the memory benchmark's arithmetic -------------------------------------------------------------------------------
+
+
+def test_the_constants_that_fit_are_found_again() -> None:
+    rows = [{"active": a, "reserved": 1.08 * a + 7e7, "process": 1.08 * a + 7e7 + 4.2e8} for a in (1e9, 2e9, 5e9)]
+    found = memory_benchmark.fitted(rows)
+    assert found["fragmentation"] == pytest.approx(1.08) and found["workspace_bytes"] == pytest.approx(7e7)
+    assert found["context_bytes"] == pytest.approx(4.2e8) and found["reserved_spread"] == pytest.approx(0, abs=1)
+
+
+def test_errors_are_of_predicted_over_measured() -> None:
+    rows = [{"active": 100, "predicted_active": guess} for guess in (90, 100, 103, 110)]
+    found = memory_benchmark.errors(rows, "active")
+    assert found["lowest"] == pytest.approx(-0.1) and found["highest"] == pytest.approx(0.1)
+    assert found["median"] == pytest.approx(0.065)

@@ -93,7 +93,17 @@ ALONE = [
     "devices", "fit",
     *sorted(name.removeprefix("cst_search.") for name in MODULES if name.startswith("cst_search.petl")),
 ]  # fmt: skip
-ARITHMETIC = ["units", "errors", "recipe", "space", "footprint", "tape", "shapes", "fit"]  # no torch either
+ARITHMETIC = [
+    "units",
+    "errors",
+    "recipe",
+    "space",
+    "footprint",
+    "tape",
+    "shapes",
+    "correction",
+    "fit",
+]  # no torch either
 SERVICES = {"ray", "optuna", "mlflow", "plotly", "matplotlib", "pydantic", "typer", "rich", "sqlalchemy", "psutil"}
 ALLOWED = {"torch", "torchvision", "pycocotools", "numpy", "PIL", "safetensors", "yaml"}
 

@@ -1,0 +1,180 @@
+"""The memory prediction against a real GPU: each configuration in a fresh process, and the device constants from it.
+
+    python benchmarks/memory.py --configs 60 --out benchmarks/results/memory-NAME.json --fit
+    python benchmarks/memory.py --dry-run          # on a CPU: everything but the figures
+
+Needs torch and torchvision alone. Random configurations of all methods, detectors and ResNets are trained for a few
+steps on their worst batch (`cst_search.measure`). Printed: the errors of active, reserved and device bytes, how many
+need over 10 % more than predicted, and with --fit the constants of cst_search/memory.yaml as this device has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cst_search.memory import InputShape, predict, worst_input
+from cst_search.petl import METHODS
+from cst_search.recipe import BACKBONES, DETECTORS, Recipe
+
+N_CLASSES = 80
+OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
+    "cst": {
+        "reduction": (2, 4, 16),
+        "granularity": ("stage", "block"),
+        "norm": ("gn", "none"),
+        "operator": ("max", "lst"),
+    },
+    "lst": {"reduction": (4, 8, 16)},
+    "side_tuning": {"reduction": (4, 8), "blocks": (0, 1)},
+    "bitfit": {"first_stage": (1, 3)},
+    "conv_lora": {"rank": (4, 16), "targets": ("3x3", "all")},
+    "conv_adapter": {"gamma": (4, 8)},
+    "serial_adapter": {"position": ("transition", "middle")},
+    "partial": {"stages": (1, 2)},
+}
+
+
+def draw(rng: random.Random, small: bool) -> tuple[Recipe, InputShape]:
+    """A random configuration; ``small``: of a size that a CPU trains in seconds."""
+    method = rng.choice(sorted(METHODS))
+    short = rng.choice((96, 128)) if small else rng.choice((480, 640, 800))
+    recipe = Recipe(
+        detector=rng.choice(DETECTORS),
+        backbone=rng.choice(BACKBONES[:2] if small else BACKBONES),
+        width=0.25 if small else 1.0,
+        fpn_channels=64 if small else 256,
+        weights="DEFAULT",  # their shapes only: none are read
+        image_size_px=short,
+        max_size_px=round(short * rng.choice((1.0, 1.333, 1.666))),
+        batch_size=rng.choice((1, 2) if small else (1, 2, 4, 8)),
+        precision="fp32" if small else rng.choice(("fp32", "bf16")),
+        memsave=rng.random() < 0.7,
+        checkpoint=rng.choice(("auto", "auto", "none", "neck", "all")),
+        accumulate=rng.choice((1, 1, 2)),
+        method=method,
+        options={name: rng.choice(values) for name, values in OPTIONS.get(method, {}).items()},
+    )
+    return recipe, worst_input(recipe, max_boxes=rng.choice((5, 50, 200)))
+
+
+def measured(recipe: Recipe, shape: InputShape, steps: int) -> dict[str, Any]:
+    """One line of `python -m cst_search.measure`, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.json"
+        path.write_text(json.dumps(recipe.to_dict()))
+        command = [sys.executable, "-m", "cst_search.measure", str(path), "--no-weights", "--steps", str(steps)]
+        for flag, value in (
+            ("--n-classes", N_CLASSES),
+            ("--height", shape.height_px),
+            ("--width", shape.width_px),
+            ("--boxes", shape.max_boxes),
+        ):
+            command += [flag, str(value)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    lines = done.stdout.splitlines()
+    return json.loads(lines[-1]) if lines else {"outcome": "failed", "reason": done.stderr.strip()[-500:]}
+
+
+def fitted(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The constants that fit best, and their spread, from rows with measured figures."""
+    slope, offset = statistics.linear_regression([r["active"] for r in rows], [r["reserved"] for r in rows])
+    contexts = [r["process"] - r["reserved"] for r in rows if r["process"]]
+    residuals = [r["reserved"] - slope * r["active"] - offset for r in rows]
+    return {
+        "context_bytes": statistics.median(contexts) if contexts else float("nan"),
+        "context_spread": statistics.pstdev(contexts) if contexts else float("nan"),
+        "fragmentation": slope,
+        "workspace_bytes": offset,
+        "reserved_spread": statistics.pstdev(residuals),
+    }
+
+
+def errors(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
+    """Of predicted over measured - 1: median and 90th percentile of its size, the worst below and above."""
+    signed = sorted(r[f"predicted_{name}"] / r[name] - 1 for r in rows if r[name])
+    sizes = sorted(map(abs, signed))
+    return {
+        "median": statistics.median(sizes),
+        "p90": sizes[int(0.9 * (len(sizes) - 1))],
+        "lowest": signed[0],
+        "highest": signed[-1],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--fit", action="store_true", help="also the constants as this device has them")
+    parser.add_argument("--dry-run", action="store_true", help="four small configurations, on any machine")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if not torch.cuda.is_available() and not args.dry_run:
+        parser.error("there is no GPU here; --dry-run shows that the script works")
+    rng = random.Random(args.seed)
+    rows: list[dict[str, Any]] = []
+    for index in range(4 if args.dry_run else args.configs):
+        recipe, shape = draw(rng, small=args.dry_run)
+        guess = predict(recipe, N_CLASSES, shape)
+        found = measured(recipe, shape, 2 if args.dry_run else args.steps)
+        row = {
+            "recipe": recipe.to_dict(),
+            "shape": vars(shape),
+            "outcome": found["outcome"],
+            "reason": found.get("reason"),
+            "predicted_active": guess.active_bytes,
+            "predicted_reserved": guess.reserved_bytes,
+            "predicted_device": guess.device_bytes,
+            "active": found.get("active_bytes"),
+            "reserved": found.get("reserved_bytes"),
+            "process": found.get("process_bytes"),
+            "process_source": found.get("process_source"),
+            "step_seconds": found.get("step_seconds"),
+        }
+        row["device"] = row["process"]
+        rows.append(row)
+        ratio = f"{guess.device_bytes / row['device']:.3f}" if row["device"] else "not measured"
+        what = f"{recipe.method} {recipe.detector} {recipe.backbone} {recipe.precision}"
+        size = f"{recipe.batch_size} x {shape.height_px} x {shape.width_px}"
+        guessed = f"predicted {guess.device_bytes / 1e9:.2f} GB, ratio {ratio}"
+        print(f"[{index + 1}] {what} {size}: {row['outcome']}, {guessed}", flush=True)
+    good = [r for r in rows if r["outcome"] == "complete" and r["reserved"]]
+    result: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "configs": len(rows),
+        "seed": args.seed,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+    if good:
+        result |= {name: errors(good, name) for name in ("active", "reserved", "device")}
+        short = [r for r in good if r["device"] and r["device"] > 1.1 * r["predicted_device"]]
+        result["need_over_10_percent_more"] = len(short)
+        for name in ("active", "reserved", "device"):
+            print(f"{name:9}", {key: f"{100 * value:+.1f} %" for key, value in result[name].items()})
+        if args.fit and len(good) > 2:
+            result["constants"] = fitted(good)
+            print("constants of this device:", json.dumps(result["constants"], indent=1))
+    else:
+        print("no GPU: nothing was measured, and the device constants stay as stated")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n")
+    sys.exit(0 if all(r["outcome"] in ("complete", "oom") for r in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()
