@@ -5,6 +5,7 @@
 Random configurations of all methods (search_spaces/petl.yaml), detectors, ResNet depths, batch sizes, image sizes,
 precisions and ways to keep less. Of each, two steps of the real detector with AdamW are run under a dispatch mode that
 sees every storage come and go; the second, in which the optimiser has its state, is compared with the prediction.
+A second witness for CUDA's rules: what autograd keeps of fake tensors on that device, for every method and detector.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchvision.ops import sigmoid_focal_loss
 
 from cst_search import memory
 from cst_search.config import load_space
@@ -35,6 +38,8 @@ from cst_search.recipe import DETECTORS, Recipe
 from cst_search.space import Space
 
 CPU_FP32_OPS = frozenset({"bce"})  # of those that the prediction knows, what autocast on a CPU runs in four bytes
+
+WITNESS_SHAPE = memory.InputShape(800, 1344, 20)  # COCO's size, for a ResNet-50: fake tensors cost nothing
 
 
 class LiveBytes(TorchDispatchMode):
@@ -118,6 +123,55 @@ def predicted_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> 
     """The same by arithmetic, for a CPU under a dispatch mode: its rules of autocast, no rounding, new sums."""
     step = memory.predict_step(recipe, n_classes, shape, fp32_ops=CPU_FP32_OPS, block=1, sums_in_place=False)
     return step.kept, step.active_bytes
+
+
+def kept_on_cuda(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> int:
+    """Bytes that autograd keeps of the dense part on CUDA, its rules of autocast included; no GPU is needed.
+
+    A second witness: fake tensors have a device, shapes and types, and no contents. Matching, whose shapes depend on
+    contents, is left out; regions come as a tensor of their number. Nothing may be recomputed (``checkpoint: none``):
+    what a checkpoint holds is hidden from autograd's hooks.
+    """
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # held, so that its address is not given to another
+        return tensor
+
+    with FakeTensorMode(), torch.device("cuda"):
+        model = build_detector(recipe, n_classes, shapes_only=True).train()
+        own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+        images = torch.empty(recipe.batch_size, 3, shape.height_px, shape.width_px)
+        # torch.autocast turns itself off where there is no GPU
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        torch.set_autocast_enabled("cuda", recipe.precision != "fp32")
+        torch.autocast_increment_nesting()
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                _dense_part(model, recipe, images)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+            torch.autocast_decrement_nesting()
+            torch.clear_autocast_cache()
+        return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
+
+
+def _dense_part(model: Any, recipe: Recipe, images: Tensor) -> None:
+    levels = list(model.backbone(images).values())
+    if recipe.detector == "fasterrcnn":
+        logits, _ = model.rpn.head(levels)
+        anchors = sum(one.shape[1] * one.shape[2] * one.shape[3] for one in logits)
+        n_rois = recipe.batch_size * min(512, anchors)
+        regions = torch.empty(n_rois, recipe.fpn_channels, 7, 7, dtype=levels[0].dtype, requires_grad=True)
+        model.roi_heads.box_predictor(model.roi_heads.box_head(regions * 1))
+        return
+    logits = model.head(levels)["cls_logits"]
+    if recipe.detector == "retinanet":  # image by image, each through its mask of anchors that count
+        for one in logits:
+            sigmoid_focal_loss(one.clone(), torch.zeros_like(one), reduction="sum")
+    else:
+        sigmoid_focal_loss(logits, torch.zeros_like(logits), reduction="sum")
 
 
 def draw(space: Space, rng: random.Random) -> tuple[Recipe, memory.InputShape]:
@@ -220,10 +274,19 @@ def main() -> None:
         "kept": errors(rows, "kept_ratio"),
         "seconds_for_1000_predictions": seconds_for_predictions(1000, args.seed),
     }
+    witness = [
+        memory.predict_step(recipe, 80, WITNESS_SHAPE, block=1).kept / kept_on_cuda(recipe, 80, WITNESS_SHAPE)
+        for recipe in (
+            Recipe(detector=d, method=m, precision=p, batch_size=2, checkpoint="none")
+            for d in DETECTORS for m in METHODS for p in ("fp32", "bf16")
+        )
+    ]  # fmt: skip
+    result["kept_on_cuda"] = errors([{"ratio": ratio} for ratio in witness], "ratio") | {"configs": len(witness)}
     worst = sorted(rows, key=lambda row: -abs(row["active_ratio"] - 1))
     print("\nworst ten:", *(describe(row) for row in worst[:10]), sep="\n  ")
-    for key in ("active", "kept"):
-        print(f"{key:7}", {name: f"{100 * value:.2f} %" for name, value in result[key].items()})
+    for key in ("active", "kept", "kept_on_cuda"):
+        shares = {name: f"{100 * value:.2f} %" for name, value in result[key].items() if name != "configs"}
+        print(f"{key:12}", shares)
     print(f"1,000 predictions (Faster R-CNN, ResNet-50, 800 px): {result['seconds_for_1000_predictions']:.1f} s")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

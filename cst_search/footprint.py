@@ -268,7 +268,7 @@ def _tower(tape: Tape, x: Tensor, n_convs: int, norm: bool, key: str) -> Tensor:
     for i in range(n_convs):
         x = tape.conv(x, x.shape[1], 3, bias=True, key=f"{key}.{i}")
         if norm:
-            x = tape.group_norm(x, key=f"{key}.{i}.norm")
+            x = tape.group_norm(x, key=f"{key}.{i}.norm", stock=True)
         x = tape.relu(x, inplace=not norm)  # RetinaNet's ReLUs are in place, FCOS's are not
     return x
 
@@ -278,12 +278,12 @@ def _dense_heads(tape: Tape, step: Step, levels: list[Tensor], outputs: list[lis
     fcos = step.detector == "fcos"
     n_anchors = 1 if fcos else 9
 
-    def run(outs: list[tuple[int, bool]], x: Tensor) -> list[Tensor]:
-        key = f"tower{outs[0][0]}"
+    def run(tower: int, outs: list[tuple[int, bool]], x: Tensor) -> list[Tensor]:
+        key = f"tower{tower}"
         x = _tower(tape, x, step.head_convs if fcos else 4, fcos, key)
         flat = []
         for n, relu in outs:
-            out = tape.conv(x, n_anchors * n, 3, bias=True, key=f"{key}.out{n}")
+            out = tape.conv(x, n_anchors * n, 3, bias=True, key=f"{key}.out{len(flat)}")
             if relu:
                 out = tape.relu(out, inplace=False)
             out = _flat(tape, out, n)
@@ -292,8 +292,8 @@ def _dense_heads(tape: Tape, step: Step, levels: list[Tensor], outputs: list[lis
         return flat
 
     results: list[Tensor] = []
-    for outs in outputs:
-        by_level = _by_level(tape, step, levels, partial(run, outs))
+    for tower, outs in enumerate(outputs):
+        by_level = _by_level(tape, step, levels, partial(run, tower, outs))
         results += [_joined(tape, [level[i] for level in by_level]) for i in range(len(outs))]
         del by_level
     return results

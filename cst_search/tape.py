@@ -334,6 +334,8 @@ class Tape:
         n = c_out * c_in * k * k
         if self.half:
             x = self.cast(x, 2)
+        n_low = rank * k * (c_in * k + c_out * k)
+        low = self.weight_cast(n_low, True)  # A and B, which their product keeps
         product = Storage(self, (2 if self.half else 4) * n)
         scaled = Storage(self, product.nbytes)
         del product
@@ -343,8 +345,8 @@ class Tape:
         return self.op(
             (b, c_out, -(-h // stride), -(-w // stride)),
             x,
-            save=[x, kept],
-            params=4 * rank * k * (c_in * k + c_out * k),
+            save=[x, kept, *low],
+            params=4 * n_low,
             transient=4 * n,  # the gradient of the sum
         )
 
@@ -387,9 +389,9 @@ class Tape:
         """BatchNorm2d: keeps its input."""
         return self.op(x.shape, x, save=[x], params=8 * x.shape[1])
 
-    def group_norm(self, x: Tensor, key: str = "") -> Tensor:
-        """GroupNorm: keeps its input; autocast on CUDA runs it in four bytes."""
-        if self.half and "group_norm" in self.fp32_ops:
+    def group_norm(self, x: Tensor, key: str = "", stock: bool = False) -> Tensor:
+        """GroupNorm: keeps its input. The stock one is run in four bytes by autocast on CUDA."""
+        if stock and self.half and "group_norm" in self.fp32_ops:
             x = self.cast(x, 4)
         return self.op(x.shape, x, save=[x], params=8 * x.shape[1], key=key)
 

@@ -86,6 +86,27 @@ def test_and_so_it_is_for_other_choices(tiny_recipe: Make, changes: dict[str, An
 
 
 @families
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        *((method, {}) for method in sorted(METHODS)),
+        ("cst", {"granularity": "block", "operator": "tanh", "norm": "none"}),
+        ("cst", {"operator": "lst", "gate": "channel", "norm": "bn", "block": "bottleneck"}),
+        ("ssf", {"after": "block"}),
+        ("serial_adapter", {"position": "front", "norm": "bn"}),
+        ("side_tuning", {"norm": "none"}),
+        ("conv_lora", {"targets": "all"}),
+    ],
+)
+def test_on_cuda_fake_tensors_agree(tiny_recipe: Make, detector: str, method: str, options: dict[str, Any]) -> None:
+    """Autocast has other rules there; an operation that would refuse its types on a GPU refuses them here."""
+    fixed = {"method": method, "options": options, "precision": "bf16", "checkpoint": "none", "memsave": False}
+    recipe = real(tiny_recipe, detector=detector, **fixed)
+    kept = prediction.kept_on_cuda(recipe, 3, SHAPE)
+    assert memory.predict_step(recipe, 3, SHAPE, block=1).kept == pytest.approx(kept, rel=0.02)
+
+
+@families
 def test_evaluating_needs_less_than_training(tiny_recipe: Make, detector: str) -> None:
     """So the prediction leaves it out. Method ``head`` is the one with the cheapest training."""
     recipe = real(tiny_recipe, detector=detector, method="head", checkpoint="neck", precision="fp32")

@@ -16,6 +16,18 @@ Norm = FrozenNorm | nn.BatchNorm2d
 # --- layers of a side network or an adapter --------------------------------------------------------------------------
 
 
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm that stays in the type of its input, as `backbone.FrozenNorm` does.
+
+    Autocast on CUDA runs the stock one in fp32: it then keeps twice the bytes, and an operation that wants one type for
+    its inputs, such as lerp, refuses what comes out. Its sums are in fp32 inside either way.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x)
+
+
 def make_norm(kind: str, channels: int) -> nn.Module:
     """A norm for layers that a method adds: ``bn``, ``gn`` or ``none``."""
     if kind == "bn":
@@ -23,7 +35,7 @@ def make_norm(kind: str, channels: int) -> nn.Module:
     if kind == "gn":
         # at least four channels a group: with fewer, GroupNorm wipes out what a channel says about the whole image
         groups = next(n for n in range(min(32, max(1, channels // 4)), 0, -1) if channels % n == 0)
-        return nn.GroupNorm(groups, channels)
+        return GroupNorm(groups, channels)
     return nn.Identity()
 
 
