@@ -281,7 +281,7 @@ def _dense_heads(tape: Tape, step: Step, levels: list[Tensor], outputs: list[lis
     def run(tower: int, outs: list[tuple[int, bool]], x: Tensor) -> list[Tensor]:
         key = f"tower{tower}"
         x = _tower(tape, x, step.head_convs if fcos else 4, fcos, key)
-        flat = []
+        flat: list[Tensor] = []
         for n, relu in outs:
             out = tape.conv(x, n_anchors * n, 3, bias=True, key=f"{key}.out{len(flat)}")
             if relu:

@@ -250,8 +250,7 @@ class Tape:
                 del frame
             beside = Storage(self, node.transient) if node.transient else None
             mine: Storage | None = None
-            if node.params and not self.half:
-                self._make_grads(node)
+            made = self._make_grads(node) if node.params and not self.half else None
             if node.passes and len(node.edges) > 1:
                 grad.shared = True
             for target, nbytes in node.edges:
@@ -265,11 +264,11 @@ class Tape:
             node.saved, node.frame, node.grad, node.edges = [], None, None, []
             del grad
             if node.params and self.half:  # cast from the gradients in two bytes, which are `beside`
-                self._make_grads(node)
-            del beside
+                made = self._make_grads(node)
+            del beside, made
         self.recording = True
 
-    def _make_grads(self, node: Node) -> None:
+    def _make_grads(self, node: Node) -> Storage:
         """The gradients of a node's parameters, or more of them where others share the parameters."""
         mine = Storage(self, node.params)
         key = node.key or str(len(self._grads))
@@ -278,6 +277,7 @@ class Tape:
                 self._grads[key] = mine
         elif not self.sums_in_place:
             self._grads[key] = Storage(self, node.params)
+        return mine
 
     # --- operations ---------------------------------------------------------------------------------------------------
 
