@@ -26,7 +26,8 @@ from cst_search.fit import (
 )
 from cst_search.recipe import DETECTORS, Recipe
 
-COCO = Recipe(image_size_px=800, max_size_px=1333, batch_size=4, precision="fp32")
+# nothing more to save but by the precision
+COCO = Recipe(image_size_px=800, max_size_px=1333, batch_size=4, precision="fp32", memsave=True, checkpoint="all")
 FACTOR = {"head": 1, "cst": 2, "full": 4}
 
 
@@ -197,11 +198,8 @@ def test_the_cheapest_method() -> None:
 
 
 @dataclass(frozen=True)
-class Later(Recipe):
-    """A recipe that can also compute again in the backward pass what it did not keep."""
-
-    memsave: bool = False
-    checkpoint: str = "none"
+class Picky(Recipe):
+    """A recipe of which one method does not take every setting."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,8 +207,8 @@ class Later(Recipe):
             raise ConfigError("checkpoint must be none for head")
 
 
-def needed_later(recipe: Recipe) -> int:
-    assert isinstance(recipe, Later)
+def needed_with_savings(recipe: Recipe) -> int:
+    assert isinstance(recipe, Picky)
     return needed(recipe) - (20 if recipe.memsave else 0) - (40 if recipe.checkpoint == "all" else 0)
 
 
@@ -225,18 +223,16 @@ def needed_later(recipe: Recipe) -> int:
         (130, "fp32", []),  # not even all three
     ],
 )
-def test_recomputation_is_tried_where_recipes_have_it(
-    budget: int, precision: str, expected: list[dict[str, Any]]
-) -> None:
-    recipe = Later(**{**vars(COCO), "method": "cst", "precision": precision})
-    (row,) = what_fits(recipe, ["cst"], budget, needed_later).methods
+def test_savings_are_tried_alone_and_together(budget: int, precision: str, expected: list[dict[str, Any]]) -> None:
+    recipe = Picky(**{**vars(COCO), "memsave": False, "checkpoint": "none", "method": "cst", "precision": precision})
+    (row,) = what_fits(recipe, ["cst"], budget, needed_with_savings).methods
     found = [one for one in settings(row) if "image_size_px" not in one]
     assert found == [{"batch_size": 1, **one} for one in expected]
 
 
 def test_a_saving_that_a_method_refuses_is_passed_over() -> None:
-    recipe = Later(**{**vars(COCO), "method": "head"})
-    (row,) = what_fits(recipe, ["head"], 200, needed_later).methods
+    recipe = Picky(**{**vars(COCO), "memsave": False, "checkpoint": "none", "method": "head"})
+    (row,) = what_fits(recipe, ["head"], 200, needed_with_savings).methods
     assert [set(one) for one in settings(row)] == [
         {"batch_size", "precision"}, {"batch_size", "memsave"}, {"batch_size", "image_size_px", "max_size_px"},
     ]  # fmt: skip
