@@ -223,6 +223,17 @@ def compare(n: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def predicted_anew(path: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier run, whose real figures stay, with what is predicted now."""
+    rows = json.loads(path.read_text())["rows"]
+    for row in rows:
+        tuples = {name: tuple(v) if isinstance(v, list) else v for name, v in row["recipe"].items()}
+        kept, active = predicted_step(Recipe(**tuples), 3, memory.InputShape(**row["shape"]))
+        row |= {"predicted_kept": kept, "predicted_active": active}
+        row |= {"kept_ratio": kept / row["kept"], "active_ratio": active / row["active"]}
+    return rows
+
+
 def describe(row: dict[str, Any]) -> str:
     r, shape = row["recipe"], row["shape"]
     options = " ".join(
@@ -262,9 +273,10 @@ def main() -> None:
     parser.add_argument("--configs", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--again", type=Path, help="JSON of an earlier run: predict its configurations anew")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = compare(args.configs, args.seed)
+    rows = predicted_anew(args.again) if args.again else compare(args.configs, args.seed)
     result: dict[str, Any] = {
         "date": date.today().isoformat(),
         "torch": torch.__version__,
