@@ -25,11 +25,11 @@ class Plan:
         trained_from: convolutions (and live batch norms) of this stage, 1 to 5, and of those behind it are trained.
         norm: what stands in the place of the norms from ``norm_from`` on: ``frozen``, ``bias``, ``affine`` (scale and
             shift trained), ``ssf`` (a frozen one and a trained ScaleShift).
-        conv: a convolution's replacement, (tape, x, shape, stride) -> result, or None where it stays.
+        conv: a convolution's replacement, (tape, x, stage, shape, stride) -> result, or None where it stays.
         beside: an adapter of a convolution, (tape, x, stage, place in the block's path, shape, stride) -> its result,
             or None where there is none.
-        behind: an adapter of a block, (tape, result, stage) -> result, or None where there is none.
-        side: the side network, (tape, features with the image) -> states.
+        behind: an adapter of a block, (tape, result, stage) -> result, the same where there is none.
+        side: the side network, (tape, features with the image, whether its blocks are recomputed) -> states.
         calibrate: (tape, key, feature, state) -> what the pyramid reads.
         taps: the features of single blocks are read too.
     """
@@ -329,10 +329,6 @@ def focal_loss(tape: Tape, x: Tensor, targets: Tensor) -> Tensor:
     return tape.op((1,), loss)
 
 
-def _losses(tape: Tape, losses: list[Tensor]) -> None:
-    tape.op((1,), *losses)
-
-
 # Bytes that matching holds at once for every pair of an anchor and a box, counted in torchvision's code (0.26).
 BOX_IOU_PAIR = 36  # box_iou: two corners and their difference (x, y each), intersection, a sum, the union; 4 bytes each
 FCOS_PAIR = 33  # four distances in a list, and stacked; one flag
@@ -498,7 +494,7 @@ def training_step(tape: Tape, step: Step, plan: Plan) -> int:
 def _forward(tape: Tape, step: Step, plan: Plan, given: list[Tensor]) -> None:
     images = _transform(tape, step, given)
     levels = run_backbone(tape, step, plan, images)
-    _losses(tape, _HEADS[step.detector](tape, step, levels))
+    tape.op((1,), *_HEADS[step.detector](tape, step, levels))  # their sum
 
 
 def _transform(tape: Tape, step: Step, given: list[Tensor]) -> Tensor:

@@ -320,9 +320,14 @@ def test_ctrl_c_ends_a_search_and_keeps_it(
         if trial == 1:
             signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(View, "progressed", interrupt)
-        ran = run_cli("launch", *flags)
+    # a shell lets the jobs that it starts in the background ignore it, this test among them
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(View, "progressed", interrupt)
+            ran = run_cli("launch", *flags)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ran.code == 130, ran
     assert "go on with the same command and --study cut" in ran.out and "stopped after" in ran.out
     stopped = read(tmp_path, "cut")
