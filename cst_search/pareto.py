@@ -1,7 +1,7 @@
 """Which points are on the Pareto front, how good the front is, and which point of it to suggest. Arithmetic only.
 
 Everywhere ``values`` has the shape ``n x m``: one row per trial, one column per objective, in the units of the record
-(`map` as a share 0..1, bytes, counts), **not** sign-flipped: each `Objective` says which way is better, and `_costs`
+(`map` as a share 0..1, bytes, counts), **not** sign-flipped: each `Objective` says which way is better, and `as_costs`
 turns everything into "smaller is better" once, at the entrance.
 
 The NaN rule: a row with a NaN in any column (a trial that failed, or is infeasible) is never on the front and adds
@@ -66,7 +66,7 @@ def front(values: ArrayLike, objectives: Sequence[Objective]) -> list[int]:
         values: ``n x m``, NaN where unknown.
         objectives: m of them, one per column.
     """
-    costs = _costs(values, objectives)
+    costs = as_costs(values, objectives)
     known = np.flatnonzero(~np.isnan(costs).any(axis=1))
     return [int(i) for i in known[_nondominated(costs[known])]]
 
@@ -124,7 +124,7 @@ def knee(values: ArrayLike, objectives: Sequence[Objective]) -> int | None:
     candidates = front(values, objectives)
     if not candidates:
         return None
-    costs = _costs(values, objectives)[candidates]
+    costs = as_costs(values, objectives)[candidates]
     low, high = costs.min(axis=0), costs.max(axis=0)
     scaled = (costs - low) / np.where(high > low, high - low, 1.0)
     # 1e-12 is far above rounding and far below any difference that matters: mirrored points must tie
@@ -134,7 +134,7 @@ def knee(values: ArrayLike, objectives: Sequence[Objective]) -> int | None:
     return candidates[int(order[0])]
 
 
-def _costs(values: ArrayLike, objectives: Sequence[Objective]) -> Floats:
+def as_costs(values: ArrayLike, objectives: Sequence[Objective]) -> Floats:
     """``n x m`` with every column to be minimised, NaN for what is not finite; signs are turned only here."""
     table = np.asarray(values, dtype=np.float64)
     if table.size == 0:
@@ -158,8 +158,8 @@ def _unit_costs(values: ArrayLike, objectives: Sequence[Objective], reference: S
     if faults:
         raise ConfigError("the reference point must be worse than the best possible value: " + "; ".join(faults))
     ideal = np.array([-BEST_SHARE if objective.goal == "max" else 0.0 for objective in objectives])
-    worst = _costs([list(reference)], objectives)[0]
-    return np.maximum((_costs(values, objectives) - ideal) / (worst - ideal), 0.0)
+    worst = as_costs([list(reference)], objectives)[0]
+    return np.maximum((as_costs(values, objectives) - ideal) / (worst - ideal), 0.0)
 
 
 def _nondominated(costs: Floats) -> NDArray[np.bool_]:
