@@ -64,13 +64,15 @@ def main() -> None:
     lines = args.out.with_suffix(".jsonl")
     rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     done = {row["index"] for row in rows}
-    write_demo(Path(args.home) / "demo-data")
+    data, _ = load_data(write_demo(Path(args.home) / "demo-data"))
     jobs = [(index, args.home) for index in range(args.n) if index not in done]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool, lines.open("a") as kept:
         for row in pool.imap_unordered(measure, jobs):
             rows.append(row)
             print(json.dumps(row), file=kept, flush=True)
-            print(f"[{len(rows)}/{args.n}] {row['config']['method']}: {row['map'][-1:]} in {row['seconds']} s", flush=True)
+            print(
+                f"[{len(rows)}/{args.n}] {row['config']['method']}: {row['map'][-1:]} in {row['seconds']} s", flush=True
+            )
     stamp = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.processor() or platform.machine(),
@@ -78,6 +80,9 @@ def main() -> None:
         "space": "petl",
         "recipe": "demo",
         "settings": SETTINGS,
+        "n_classes": len(data.class_names),
+        "sizes": image_sizes(data),
+        "max_boxes": data.summary()["max_boxes"],
         "rows": sorted(rows, key=lambda row: row["index"]),
     }
     with gzip.open(args.out, "wt") as file:

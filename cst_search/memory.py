@@ -76,6 +76,13 @@ class Estimate:
         return replace(self, reserved_bytes=reserved, device_bytes=self.device_bytes + change, breakdown=parts)
 
 
+# fields of a recipe that change no tensor's shape, and a value for each
+_SHAPELESS: dict[str, Any] = {
+    "lr": None, "weight_decay": 0.0, "seed": 0, "epochs": 1, "search_epochs": 1, "warmup": 0.0, "data": "demo",
+    "hflip": True, "eval_every": 1, "loader_workers": 0, "clip_norm": 1.0,
+}  # fmt: skip
+
+
 def worst_input(recipe: Recipe, sizes: tuple[tuple[int, int], ...] = (), max_boxes: int = 100) -> InputShape:
     """The largest padded batch that a dataset can give.
 
@@ -110,11 +117,16 @@ def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> 
     method.make_options(recipe.options)  # refuses what is wrong, also where it changes no shape
     options = {name: value for name, value in recipe.options.items() if name not in method.shapeless}
     plain = replace(
-        recipe, options=options, lr=None, weight_decay=0.0, seed=0, epochs=1, search_epochs=1, warmup=0.0,
-        accumulate=min(recipe.accumulate, 2), origin=None, data="demo", hflip=True, eval_every=1, loader_workers=0,
-        clip_norm=1.0, weights="none" if recipe.weights == "none" else "demo",
+        recipe, options=options, origin=None, accumulate=min(recipe.accumulate, 2),
+        weights="none" if recipe.weights == "none" else "demo", **_SHAPELESS,
     )  # fmt: skip
     return _predict(json.dumps(plain.to_dict(), sort_keys=True), n_classes, shape)
+
+
+def depends_on(key: str) -> bool:
+    """Whether a prediction depends on a key of a configuration (``lr``, ``cst.reduction``), see `Recipe.configured`."""
+    method, dot, option = key.partition(".")
+    return option not in get_method(method).shapeless if dot else key not in _SHAPELESS
 
 
 @lru_cache(maxsize=4096)

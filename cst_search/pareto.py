@@ -68,7 +68,7 @@ def front(values: ArrayLike, objectives: Sequence[Objective]) -> list[int]:
     """
     costs = as_costs(values, objectives)
     known = np.flatnonzero(~np.isnan(costs).any(axis=1))
-    return [int(i) for i in known[_nondominated(costs[known])]]
+    return [int(i) for i in known[nondominated(costs[known])]]
 
 
 def hypervolume(values: ArrayLike, objectives: Sequence[Objective], reference: Sequence[float]) -> float:
@@ -162,16 +162,21 @@ def _unit_costs(values: ArrayLike, objectives: Sequence[Objective], reference: S
     return np.maximum((as_costs(values, objectives) - ideal) / (worst - ideal), 0.0)
 
 
-def _nondominated(costs: Floats) -> NDArray[np.bool_]:
-    """Mask of length n; ``costs`` is ``n x m`` without NaN, smaller is better."""
+def nondominated(costs: Floats) -> NDArray[np.bool_]:
+    """Mask of length n of the rows that no other dominates; ``costs`` is ``n x m`` without NaN, smaller is better."""
     if len(costs) == 0:
         return np.zeros(0, dtype=np.bool_)
     return np.asarray(moocore.is_nondominated(costs, keep_weakly=True), dtype=np.bool_)
 
 
-def _volume(units: Floats) -> float:
-    """Volume that the rows dominate in the unit box; rows with a NaN or with a coordinate >= 1 add nothing."""
-    inside = units[(units < 1).all(axis=1)]
+def dominated_volume(costs: Floats, bound: Floats) -> float:
+    """Volume between ``n x m`` costs and their bound; rows with a NaN or a cost at or above its bound add nothing."""
+    inside = costs[(costs < bound).all(axis=1)]
     if len(inside) == 0:
         return 0.0
-    return float(moocore.hypervolume(inside, ref=np.ones(inside.shape[1])))
+    return float(moocore.hypervolume(inside, ref=bound))
+
+
+def _volume(units: Floats) -> float:
+    """Of the unit box."""
+    return dominated_volume(units, np.ones(units.shape[1]))

@@ -20,14 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import moocore
 import numpy as np
 
-from cst_search.pareto import Floats, Objective, as_costs
+from cst_search.pareto import Floats, Objective, as_costs, nondominated
 
 
 def rung_epochs(epochs: int, eta: int = 3, first: int = 1) -> tuple[int, ...]:
-    """Epochs at which trials are compared, ascending, the full length left out: first, first * eta, ... below epochs."""
+    """Epochs at which trials are compared, ascending: first, first * eta, ..., all of them below the full length."""
     found = []
     at = first
     while at < epochs:
@@ -45,12 +44,14 @@ def order(values: Sequence[Sequence[float]], violations: Sequence[float], object
             first.
     """
     table = as_costs(values, objectives)
-    table = np.where(np.isnan(table), np.inf, table)
+    for column in table.T:
+        unknown = np.isnan(column)
+        column[unknown] = column[~unknown].max() + 1 if not unknown.all() else 0.0
     over = np.asarray(violations, dtype=float)
     left = np.flatnonzero(over <= 0)
     found: list[int] = []
     while len(left):
-        first = left[np.asarray(moocore.is_nondominated(table[left], keep_weakly=True), dtype=bool)]
+        first = left[nondominated(table[left])]
         found += [int(i) for i in first[np.argsort(-_crowding(table[first]), kind="stable")]]
         left = np.setdiff1d(left, first)
     out = np.flatnonzero(over > 0)
@@ -64,7 +65,7 @@ def _crowding(table: Floats) -> Floats:
         by = np.argsort(column, kind="stable")
         span = column[by[-1]] - column[by[0]]
         distance[by[[0, -1]]] = np.inf
-        if np.isfinite(span) and span > 0:
+        if span > 0:
             distance[by[1:-1]] += (column[by[2:]] - column[by[:-2]]) / span
     return distance
 

@@ -91,6 +91,11 @@ class Space:
     def sample(self, rng: random.Random) -> dict[str, Any]:
         return self.configure(lambda dimension: dimension.sample(rng))
 
+    def dimensions(self) -> list[Dimension]:
+        """All of them, the method first if it may vary."""
+        method = [self.method_dimension] if len(self.methods) > 1 else []
+        return list({d.name: d for d in [*method, *(d for dims in self.by_method.values() for d in dims)]}.values())
+
     def keys(self) -> list[str]:
         """Every key that a configuration of this space can have, the method first."""
         keys = {self.METHOD: None} | {d.key: None for dims in self.by_method.values() for d in dims}

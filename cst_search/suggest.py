@@ -31,20 +31,23 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import psutil
 import sqlalchemy
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cst_search.addresses import shown_address
 from cst_search.correction import Correction
 from cst_search.errors import StudyError
+from cst_search.memory import depends_on
 from cst_search.pareto import OBJECTIVES, Objective
 from cst_search.results import Budget, StudyInfo, TrialRecord
+from cst_search.sampler import Known, ParetoSampler
 from cst_search.space import Dimension, Space
 from cst_search.units import format_bytes
 
 if TYPE_CHECKING:
     from cst_search.memory import Estimate
 
-SAMPLERS = ("tpe", "nsga2", "gp", "random")
+SAMPLERS = ("pareto", "tpe", "nsga2", "gp", "random")
 CONSTRAINTS = ("memory", "params", "finite")  # in every trial, in this order: the GP sampler needs that
 _FORMAT = 2  # of the attributes below; a reader refuses a newer one
 _STUDY, _SUGGESTED, _RESULT, _LAUNCH = "cst_study", "cst_suggested", "cst_result", "cst_launch:"
@@ -167,6 +170,8 @@ class Study:
         self._live: dict[int, Trial] = {}
         self._ratios: list[float] = []  # see _memory_ratio
         self._orphans: list[FrozenTrial] = []
+        self._estimate: Callable[[dict[str, Any]], Estimate]  # of the last `ask`
+        self._priced_at = 1.0
 
     @classmethod
     def open(cls, url: str, name: str) -> Study:
@@ -233,8 +238,7 @@ class Study:
         process = psutil.Process()
         launch = {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time(), "begun": _now()}
         self._study.set_user_attr(_LAUNCH + self.launch_id, launch)
-        with _experimental():
-            self._study.sampler = self._sampler()
+        self._study.sampler = self._sampler()
         self._orphans, self._ratios = [], []
         for trial in self._study.get_trials(deepcopy=False):
             if trial.state.is_finished() and _RESULT in trial.user_attrs:
@@ -264,13 +268,23 @@ class Study:
         # a continued study must not draw the same random points again
         seed = (self.spec.seed + 7919 * len(self._study.get_trials(deepcopy=False))) % 2**31
         name = self.spec.sampler
+        if name == "pareto":
+            return self._pareto_sampler(seed)
         if name == "nsga2":
             return optuna.samplers.NSGAIISampler(population_size=16, seed=seed)
-        if name == "gp":
-            return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
         if name == "random":
             return optuna.samplers.RandomSampler(seed=seed)
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+        with _experimental():
+            if name == "gp":
+                return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+    def _pareto_sampler(self, seed: int) -> ParetoSampler:
+        def curve(trial: FrozenTrial) -> dict[int, float]:
+            history = trial.user_attrs.get(_RESULT, {}).get("history", [])
+            return {entry["epoch"]: entry["map"] for entry in history if entry.get("map") is not None}
+
+        return pareto_sampler(self.spec, self.space, self._cost, curve, seed)
 
     def enqueue(self, config: Mapping[str, Any]) -> None:
         """Have a configuration tried first, as far as the space contains it."""
@@ -297,11 +311,12 @@ class Study:
             )
             self._live[frozen.number] = trial
             return Suggestion(frozen.number, _tuples(suggested["config"]), suggested["estimate"], again=True)
+        self._estimate = estimate
         for _ in range(max_rejects + 1):
+            self._forget_prices()
             trial = self._study.ask()
             config = self.space.configure(lambda dimension, trial=trial: _pick(trial, dimension))  # type: ignore[misc]
-            correction = Correction.learned(self._ratios)
-            cost = estimate(config).corrected(correction)
+            cost, correction = self._cost(config), Correction.learned(self._ratios)
             plain = {
                 "config": config, "estimate": asdict(cost), "correction": asdict(correction),
                 "launch": self.launch_id, "at": _now(),
@@ -314,6 +329,16 @@ class Study:
             over = ", ".join(f"{name} {value:+.0%}" for name, value in violations.items() if value > 0)
             self._finish(trial, {"state": "infeasible", "reason": f"predicted over the budget: {over}"}, violations)
         return None
+
+    def _cost(self, config: dict[str, Any]) -> Estimate:
+        return self._estimate(config).corrected(Correction.learned(self._ratios))
+
+    def _forget_prices(self) -> None:
+        """Prices that the sampler keeps are wrong once the study has learned that its device needs more or less."""
+        factor = Correction.learned(self._ratios).factor
+        if isinstance(self._study.sampler, ParetoSampler) and abs(factor / self._priced_at - 1) > 0.01:
+            self._study.sampler.forget_prices()
+            self._priced_at = factor
 
     def tell(self, number: int, result: Mapping[str, Any]) -> TrialRecord:
         """Record how a trial ended: `TrialResult.to_dict()`, or ``{"outcome": "failed", "reason": ...}``."""
@@ -437,6 +462,43 @@ def _memory_ratio(suggested: Mapping[str, Any], result: Mapping[str, Any]) -> li
     return [measured / predicted] if result["outcome"] == "complete" else []
 
 
+def pareto_sampler(
+    spec: StudySpec,
+    space: Space,
+    cost: Callable[[dict[str, Any]], Estimate],
+    curve: Callable[[FrozenTrial], Mapping[int, float]],
+    seed: int,
+) -> ParetoSampler:
+    """The sampler of a space within a budget. Raises StudyError: not exactly one objective has to be trained for."""
+    objectives = spec.objectives
+    costly = [i for i, objective in enumerate(objectives) if objective.goal == "max"]
+    if len(costly) != 1:
+        names = ", ".join(objectives[i].name for i in costly) or "neither"
+        raise StudyError(
+            f"--sampler pareto models exactly one of map and map50; --objectives has {names}. "
+            f"Take one of them, or another --sampler: {', '.join(SAMPLERS[1:])}"
+        )
+    dimensions = {dimension.name: dimension for dimension in space.dimensions()}
+
+    def known(params: dict[str, Any]) -> Known:
+        predicted = cost(space.configure(lambda d: _value(d, params[d.name])))
+        over = spec.budget.violations(predicted.device_bytes, predicted.trainable_params)
+        values = [float(getattr(predicted, o.name)) for o in objectives if o.goal == "min"]
+        return Known(values, sum(max(0.0, violation) for violation in over.values()))
+
+    return ParetoSampler(
+        known,
+        {name: _distribution(dimension) for name, dimension in dimensions.items()},
+        costly=costly[0],
+        define=lambda pick: space.configure(lambda d: _value(d, pick(d.name))),
+        free={d.name for d in dimensions.values() if not depends_on(d.key)},
+        reference=[spec.reference_point[o.name] for o in objectives],
+        curve=curve,
+        n_priced=24,  # a prediction takes milliseconds
+        seed=seed,
+    )
+
+
 def _refused(result: Mapping[str, Any]) -> tuple[float, str]:
     """(by what share a trial that ran out of memory went above its limit at least, its reason in words)."""
     stage, limit, held, asked = (result.get(key) for key in ("stage", "limit_bytes", "held_bytes", "asked_bytes"))
@@ -447,12 +509,26 @@ def _refused(result: Mapping[str, Any]) -> tuple[float, str]:
 
 
 def _pick(trial: Trial, dimension: Dimension) -> Any:
+    """A value of a dimension, from the sampler."""
+    d = _distribution(dimension)
+    if isinstance(d, CategoricalDistribution):
+        return _value(dimension, trial.suggest_categorical(dimension.name, d.choices))
+    if isinstance(d, IntDistribution):
+        return trial.suggest_int(dimension.name, d.low, d.high, log=d.log)
+    return trial.suggest_float(dimension.name, d.low, d.high, log=d.log)
+
+
+def _distribution(dimension: Dimension) -> CategoricalDistribution | FloatDistribution | IntDistribution:
     if dimension.choices:
-        labels = {_label(value): value for value in dimension.choices}
-        return labels[trial.suggest_categorical(dimension.name, list(labels))]
+        return CategoricalDistribution([_label(value) for value in dimension.choices])
     if dimension.whole:
-        return trial.suggest_int(dimension.name, round(dimension.low), round(dimension.high), log=dimension.log)
-    return trial.suggest_float(dimension.name, dimension.low, dimension.high, log=dimension.log)
+        return IntDistribution(round(dimension.low), round(dimension.high), log=dimension.log)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _value(dimension: Dimension, label: Any) -> Any:
+    """The value of a dimension for what Optuna calls it."""
+    return next(value for value in dimension.choices if _label(value) == label) if dimension.choices else label
 
 
 def _label(value: Any) -> Any:

@@ -137,7 +137,9 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str, library: 
 @pytest.mark.parametrize(
     ("library", "owners"),
     [
-        ("optuna", {"suggest"}),
+        ("optuna", {"sampler", "suggest"}),
+        ("sklearn", {"sampler"}),
+        ("scipy", {"sampler"}),
         ("ray", {"search"}),
         ("mlflow", {"record"}),
         ("plotly", {"dashboard"}),
@@ -161,7 +163,7 @@ def test_every_third_party_import_is_declared() -> None:
     if not pyproject.is_file():
         pytest.skip("not a checkout")
     text = pyproject.read_text().lower()
-    names = {"PIL": "pillow", "yaml": "pyyaml"}
+    names = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
     used = {library for module in MODULES for library in third_party(module)}
     assert {lib for lib in used if f'"{names.get(lib, lib).lower()}' not in text} == set()
 

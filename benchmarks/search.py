@@ -1,0 +1,441 @@
+"""Hypervolume against training epochs: our sampler with and without early stopping, and what a user would take instead.
+
+    python benchmarks/search.py --phase table [--seeds 20] [--jobs 2]      replays benchmarks/results/search-table.json.gz
+    python benchmarks/search.py --phase problems [--seeds 5] [--jobs 2]    public constrained problems (pip install pymoo)
+
+The table (see `search_table.py`) holds real results of random configurations. A search asks for others, so a surrogate
+stands between: extremely randomised trees over configuration and costs, one output an epoch, fitted to all rows, and
+noise on top that is drawn from the trees' out-of-bag residuals, epoch by epoch together. What a search is judged by is
+the hypervolume of the surrogate's noiseless values: luck with noise earns nothing. Costs are exact.
+
+One trial at a time. Who has constraints is told of what is over the memory budget before it runs, at no cost. Stock Ray
+Tune and MOASHA have none: they train it as if there were memory enough, and it counts for nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+
+from cst_search.config import load_recipe, load_space
+from cst_search.memory import Estimate, predict, worst_input
+from cst_search.results import Budget, choose_objectives
+from cst_search.sampler import Encoder, Known, ParetoSampler
+from cst_search.schedule import Rungs, rung_epochs
+from cst_search.suggest import StudySpec, _distribution, _pick, pareto_sampler
+
+TABLE = Path("benchmarks/results/search-table.json.gz")
+EPOCHS = 9
+OBJECTIVES = choose_objectives("map,device_bytes,trainable_params")
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.simplefilter("ignore")
+
+
+# --- the surrogate ----------------------------------------------------------------------------------------------------
+
+
+class World:
+    """What a search of the benchmark sees: costs and results of any configuration of the space."""
+
+    def __init__(self, table: dict[str, Any]) -> None:
+        from sklearn.ensemble import ExtraTreesRegressor
+
+        self.space = load_space(table["space"])
+        recipe = replace(load_recipe(table["recipe"]), **table["settings"])
+        self.recipe = recipe
+        rows = table["rows"]
+        costs = [(row["device_bytes"], row["trainable_params"]) for row in rows]
+        self.budget = Budget(memory_bytes=int(statistics.median(cost[0] for cost in costs)))
+        self.reference = {"map": 0.0, "device_bytes": self.budget.memory_bytes, "trainable_params": max(c[1] for c in costs) * 1.05}  # fmt: skip
+        self.spec = StudySpec(
+            OBJECTIVES, self.budget, self.reference, recipe.to_dict(), dict(self.space.source), "demo", 0, "", ""
+        )
+        self._encoder = Encoder({d.name: _distribution(d) for d in self.space.dimensions()})
+
+        @lru_cache(maxsize=100_000)
+        def cost(text: str) -> Estimate:
+            configured = recipe.configured(json.loads(text))
+            return predict(configured, table["n_classes"], worst_input(configured, tuple(map(tuple, table["sizes"])), table["max_boxes"]))  # fmt: skip
+
+        self.cost = lambda config: cost(json.dumps(config, sort_keys=True))
+        x = np.stack([self._features(row["config"]) for row in rows])
+        y = np.array([row["map"] for row in rows])
+        self._trees = ExtraTreesRegressor(300, min_samples_leaf=2, bootstrap=True, oob_score=True, random_state=0)
+        self._trees.fit(x, y)
+        self.residuals = y - self._trees.oob_prediction_
+        self.truth = y
+        self._map = lru_cache(maxsize=100_000)(lambda text: self._trees.predict(self._features(json.loads(text))[None])[0])  # fmt: skip
+
+    def _features(self, config: dict[str, Any]) -> np.ndarray:
+        params = {}
+        self.space.configure(lambda d: params.setdefault(d.name, _of(config, d.key)))
+        estimate = self.cost(config)
+        logs = [math.log(getattr(estimate, name) + 1) for name in ("active_bytes", "trainable_params", "petl_params")]
+        labels = {k: json.dumps(list(v)) if isinstance(v, list | tuple) else v for k, v in params.items()}
+        return np.append(self._encoder.row(labels), logs)
+
+    def curve(self, config: dict[str, Any]) -> np.ndarray:
+        """map after each epoch, without noise."""
+        return self._map(json.dumps(config, sort_keys=True))
+
+    def violation(self, config: dict[str, Any]) -> float:
+        return max(0.0, self.budget.violations(self.cost(config).device_bytes, None)["memory"])
+
+
+def _of(config: dict[str, Any], key: str) -> Any:
+    return tuple(config[key]) if isinstance(config[key], list) else config[key]
+
+
+@dataclass
+class Ledger:
+    """What a search spent, and what it trained to the end.
+
+    Attributes:
+        steps: (epochs spent, noiseless map, device bytes, trainable parameters) of each feasible full-length trial.
+    """
+
+    world: World
+    rng: np.random.Generator
+    epochs: int = 0
+    steps: list[tuple[float, ...]] = field(default_factory=list)
+
+    def noisy(self, config: dict[str, Any]) -> np.ndarray:
+        """map after each epoch as a trial would see it."""
+        residual = self.world.residuals[self.rng.integers(len(self.world.residuals))]
+        return np.clip(self.world.curve(config) + NOISE * residual, 0.0, 1.0)
+
+    def completed(self, config: dict[str, Any]) -> None:
+        cost = self.world.cost(config)
+        if self.world.violation(config) <= 0:
+            self.steps.append((self.epochs, self.world.curve(config)[-1], cost.device_bytes, cost.trainable_params))
+
+
+NOISE = 0.2  # of the residuals (0.012 of map): seeds differ by that much; the rest is what the trees do not know
+
+
+# --- who searches -----------------------------------------------------------------------------------------------------
+
+
+def optuna_search(world: World, ledger: Ledger, sampler: optuna.samplers.BaseSampler, budget: int, curves: dict[int, dict[int, float]], eta: int = 0) -> None:  # fmt: skip
+    """Ask and tell; with ``eta``, trials are stopped and promoted at rungs."""
+    study = optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=sampler)
+    rungs = Rungs(OBJECTIVES, rung_epochs(EPOCHS, eta) if eta else (), eta or 3)
+    open_trials: dict[int, tuple[Any, dict[str, Any], np.ndarray, int]] = {}
+    while ledger.epochs < budget:
+        number = rungs.promotable(list(open_trials))
+        if number is not None:
+            trial, config, noisy, at = open_trials.pop(number)
+        else:
+            trial = study.ask()
+            config = world.space.configure(lambda d, trial=trial: _pick(trial, d))
+            over = world.violation(config)
+            trial.set_constraint("memory", over)
+            if over > 0:
+                cost = world.cost(config)
+                study.tell(trial, [-math.inf, cost.device_bytes, cost.trainable_params])
+                continue
+            noisy, at, number = ledger.noisy(config), 0, trial.number
+        cost = world.cost(config)
+        while at < EPOCHS:
+            at += 1
+            ledger.epochs += 1
+            if at in rungs.epochs:
+                curves.setdefault(number, {})[at] = float(noisy[at - 1])
+                rungs.report(number, at, [noisy[at - 1], cost.device_bytes, cost.trainable_params], 0.0)
+                if not rungs.goes_on(number, at):
+                    open_trials[number] = trial, config, noisy, at
+                    break
+        else:
+            study.tell(trial, [float(noisy[-1]), cost.device_bytes, cost.trainable_params])
+            ledger.completed(config)
+
+
+def stock_ray(world: World, ledger: Ledger, seed: int, budget: int) -> None:
+    """Ray Tune's OptunaSearch as it comes, with several metrics. Driven by hand: the suggestions are Ray's own."""
+    from ray.tune.search.optuna import OptunaSearch
+
+    def space(trial: optuna.Trial) -> None:
+        world.space.configure(lambda d: _pick(trial, d))
+
+    searcher = OptunaSearch(space=space, metric=["map", "device_bytes", "trainable_params"], mode=["max", "min", "min"], seed=seed)  # fmt: skip
+    n = 0
+    while ledger.epochs < budget:
+        n += 1
+        params = searcher.suggest(str(n))
+        flat = searcher._ot_trials[str(n)].params
+        config = world.space.configure(lambda d, flat=flat: _value_of(d, flat[d.name]))
+        del params
+        cost, noisy = world.cost(config), ledger.noisy(config)
+        ledger.epochs += EPOCHS
+        result = {"map": float(noisy[-1]), "device_bytes": cost.device_bytes, "trainable_params": cost.trainable_params}
+        searcher.on_trial_complete(str(n), result)
+        ledger.completed(config)
+
+
+def _value_of(dimension: Any, label: Any) -> Any:
+    return tuple(json.loads(label)) if isinstance(label, str) and label.startswith("[") else label
+
+
+def moasha(world: World, ledger: Ledger, seed: int, budget: int) -> None:
+    """Syne Tune's MOASHA: random configurations, stopped at rungs by non-dominated rank. It has no constraint."""
+    import random
+
+    from syne_tune.backend.trial_status import Trial
+    from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA
+
+    rng = random.Random(seed)
+
+    class Draw:  # Syne Tune's spaces have no conditions; its scheduler takes whatever has `sample`
+        def sample(self) -> Any:
+            return world.space.sample(rng)
+
+    scheduler = MOASHA({"config": Draw()}, ["error", "device_bytes", "trainable_params"], time_attr="epoch", max_t=EPOCHS, random_seed=seed)  # fmt: skip
+    n = 0
+    from datetime import datetime
+
+    while ledger.epochs < budget:
+        config = scheduler.suggest().config["config"]
+        n += 1
+        trial = Trial(n, {}, datetime.now())
+        scheduler.on_trial_add(trial)
+        cost, noisy = world.cost(config), ledger.noisy(config)
+        for at in range(1, EPOCHS + 1):
+            ledger.epochs += 1
+            result = {"epoch": at, "error": -float(noisy[at - 1]), "device_bytes": cost.device_bytes, "trainable_params": cost.trainable_params}  # fmt: skip
+            if scheduler.on_trial_result(trial, result) != "CONTINUE":
+                break
+        if at == EPOCHS:
+            ledger.completed(config)
+
+
+def searches(world: World) -> dict[str, Callable[[Ledger, int, int], None]]:
+    """By name: (ledger, seed, epochs to spend)."""
+
+    def ours(eta: int) -> Callable[[Ledger, int, int], None]:
+        def run(ledger: Ledger, seed: int, budget: int) -> None:
+            curves: dict[int, dict[int, float]] = {}
+            sampler = pareto_sampler(world.spec, world.space, world.cost, lambda t: curves.get(t.number, {}), seed)
+            optuna_search(world, ledger, sampler, budget, curves, eta)
+
+        return run
+
+    def stock(make: Callable[[int], optuna.samplers.BaseSampler], eta: int = 0) -> Callable[[Ledger, int, int], None]:
+        return lambda ledger, seed, budget: optuna_search(world, ledger, make(seed), budget, {}, eta)
+
+    samplers = optuna.samplers
+    return {
+        "pareto, early stopping": ours(3),
+        "pareto": ours(0),
+        "Ray Tune + OptunaSearch": lambda ledger, seed, budget: stock_ray(world, ledger, seed, budget),
+        "Optuna TPE": stock(
+            lambda seed: samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+        ),
+        "Optuna NSGA-II": stock(lambda seed: samplers.NSGAIISampler(population_size=16, seed=seed)),
+        "Optuna GP": stock(lambda seed: samplers.GPSampler(seed=seed, warn_independent_sampling=False)),
+        "random": stock(lambda seed: samplers.RandomSampler(seed=seed)),
+        "random, early stopping": stock(lambda seed: samplers.RandomSampler(seed=seed), 3),
+        "Syne Tune MOASHA": lambda ledger, seed, budget: moasha(world, ledger, seed, budget),
+    }
+
+
+def search(job: tuple[str, int, int, str]) -> dict[str, Any]:
+    """One search of one seed on the table."""
+    name, seed, budget, table = job
+    world = _world(table)
+    ledger = Ledger(world, np.random.default_rng((seed, 1)))
+    begun = time.process_time()
+    searches(world)[name](ledger, seed, budget)
+    return {"name": name, "seed": seed, "seconds": round(time.process_time() - begun, 1), "steps": ledger.steps}
+
+
+@lru_cache(maxsize=1)
+def _world(table: str) -> World:
+    with gzip.open(table, "rt") as file:
+        return World(json.load(file))
+
+
+# full trials; fewer where a suggestion takes a second
+BUDGETS = {"pareto, early stopping": 60, "pareto": 80, "Optuna GP": 60}
+FULL_TRIALS = 200
+GOAL = "Ray Tune + OptunaSearch"
+
+
+def table_report(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over seeds: hypervolume at some epochs, and epochs until stock Ray Tune's final hypervolume.
+
+    The hypervolume is that of the box between the best of each objective and 1.1 times as far as the worst, both of
+    the front of everything that any search found.
+    """
+    import moocore
+
+    def points(steps: list[list[float]]) -> np.ndarray:
+        return np.array([(-y, memory, params) for _, y, memory, params in steps]).reshape(-1, 3)
+
+    everything = np.unique(np.vstack([points(result["steps"]) for result in results]), axis=0)
+    best = everything[moocore.is_nondominated(everything)]
+    low, high = best.min(axis=0), best.max(axis=0)
+
+    def growth(steps: list[list[float]]) -> list[tuple[float, float]]:
+        unit = (points(steps) - low) / (high - low)
+        volumes = [float(moocore.hypervolume(unit[: i + 1], ref=np.full(3, 1.1))) for i in range(len(unit))]
+        return [(step[0], volume) for step, volume in zip(steps, volumes, strict=True)]
+
+    by: dict[str, list[list[tuple[float, float]]]] = {}
+    for result in results:
+        by.setdefault(result["name"], []).append(growth(result["steps"]))
+    whole = float(moocore.hypervolume((best - low) / (high - low), ref=np.full(3, 1.1)))
+    goal = statistics.median(steps[-1][1] for steps in by[GOAL])
+    at = [90, 180, 270, 360, 540, 720, 1080, 1800]
+    rows = {}
+    for name, runs in by.items():
+        reach = [next((e for e, v in steps if v >= goal), math.inf) for steps in runs]
+        volumes = {
+            e: statistics.median(max((v for f, v in steps if f <= e), default=0.0) for steps in runs)
+            for e in at
+            if min(steps[-1][0] for steps in runs) > e - 2 * EPOCHS
+        }
+        rows[name] = {
+            "seeds": len(runs), "hypervolume": volumes, "epochs_to_goal": statistics.median(reach),
+            "reached": sum(map(math.isfinite, reach)),
+        }  # fmt: skip
+    print(f"\nfront of everything: {len(best)} points, hypervolume {whole:.3f}")
+    print(f"goal: {goal:.3f}, what {GOAL} has after {FULL_TRIALS} full trials (median of seeds)\n")
+    print(
+        "| search | seeds | " + " | ".join(f"{e} epochs" for e in at) + " | epochs to goal | full trials | reached by |"
+    )
+    print("|---" * (len(at) + 5) + "|")
+    for name, row in rows.items():
+        cells = [f"{row['hypervolume'][e]:.3f}" if e in row["hypervolume"] else "" for e in at]
+        ends = [f"{row['epochs_to_goal']:.0f}", f"{row['epochs_to_goal'] / EPOCHS:.1f}", f"{row['reached']}"]
+        print("| " + " | ".join([name, str(row["seeds"]), *cells, *ends]) + " |")
+    return {"goal": goal, "whole": whole, "rows": rows, "results": results}
+
+
+# --- public problems --------------------------------------------------------------------------------------------------
+
+PROBLEMS = ("c1dtlz1", "c2dtlz2", "c3dtlz4", "carside", "mw4", "mw8", "dascmop7")
+N_TRIALS = 60
+
+
+def solve(job: tuple[str, str, int]) -> dict[str, Any]:
+    """A problem of pymoo with three objectives, the last of which costs; the others and the constraints are known."""
+    from pymoo.problems import get_problem
+
+    problem_name, sampler_name, seed = job
+    problem = get_problem(problem_name)
+    bounds = list(zip(problem.xl.tolist(), problem.xu.tolist(), strict=True))
+    space = {f"x{i}": optuna.distributions.FloatDistribution(low, high) for i, (low, high) in enumerate(bounds)}
+
+    def evaluate(params: dict[str, Any]) -> tuple[list[float], list[float]]:
+        f, g = problem.evaluate(np.array([[params[name] for name in space]]), return_values_of=["F", "G"])
+        return f[0].tolist(), g[0].tolist()
+
+    def known(params: dict[str, Any]) -> Known:
+        values, constraints = evaluate(params)
+        return Known(values[:-1], sum(max(0.0, c) for c in constraints))
+
+    samplers = optuna.samplers
+    make: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
+        "pareto": lambda: ParetoSampler(known, space, costly=2, n_priced=300, n_candidates=300, seed=seed),
+        "tpe": lambda: samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
+        "nsga2": lambda: samplers.NSGAIISampler(population_size=16, seed=seed),
+        "gp": lambda: samplers.GPSampler(seed=seed),
+        "random": lambda: samplers.RandomSampler(seed=seed),
+    }
+    study = optuna.create_study(directions=["minimize"] * 3, sampler=make[sampler_name]())
+    feasible = []
+    for _ in range(N_TRIALS):
+        trial = study.ask(space)
+        values, constraints = evaluate(trial.params)
+        for i, constraint in enumerate(constraints):
+            trial.set_constraint(f"c{i}", constraint)
+        study.tell(trial, values)
+        if max(constraints) <= 0:
+            feasible.append(values)
+    return {"problem": problem_name, "sampler": sampler_name, "seed": seed, "feasible": feasible}
+
+
+def problems_report(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median hypervolume of the feasible points, in the box that all feasible points of all samplers span."""
+    import moocore
+
+    rows: dict[str, dict[str, float]] = {}
+    for problem in dict.fromkeys(r["problem"] for r in results):
+        points = np.array([p for r in results if r["problem"] == problem for p in r["feasible"]]).reshape(-1, 3)
+        best = points[moocore.is_nondominated(points)]
+        low, high = best.min(axis=0), best.max(axis=0)
+        rows[problem] = {}
+        for sampler in dict.fromkeys(r["sampler"] for r in results):
+            volumes = []
+            for r in results:
+                if (r["problem"], r["sampler"]) == (problem, sampler):
+                    unit = (np.array(r["feasible"]).reshape(-1, 3) - low) / np.where(high > low, high - low, 1)
+                    volumes.append(float(moocore.hypervolume(unit, ref=np.full(3, 1.1))) if len(unit) else 0.0)
+            rows[problem][sampler] = statistics.median(volumes)
+    samplers = list(next(iter(rows.values())))
+    print("\n| problem | " + " | ".join(samplers) + " |\n" + "|---" * (len(samplers) + 1) + "|")
+    for problem, row in rows.items():
+        print(f"| {problem} | " + " | ".join(f"{v:.3f}" for v in row.values()) + " |")
+    return {"rows": rows, "results": results}
+
+
+def _run(function: Callable[[Any], dict[str, Any]], jobs: list[Any], n: int, kept: Path) -> Iterator[dict[str, Any]]:
+    """Every job once, `n` at a time; results lie in a file as they come, and are not made again."""
+    old = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    done = {json.dumps(item["job"]) for item in old}
+    yield from (item["result"] for item in old if item["job"] in [list(job) for job in jobs])
+    todo = [job for job in jobs if json.dumps(list(job)) not in done]
+    with multiprocessing.get_context("spawn").Pool(n) as pool, kept.open("a") as file:
+        waiting = [(job, pool.apply_async(function, (job,))) for job in todo]
+        for i, (job, answer) in enumerate(waiting):
+            result = answer.get()
+            print(json.dumps({"job": job, "result": result}), file=file, flush=True)
+            print(f"[{i + 1}/{len(todo)}] {job[0]} {job[1]} {result.get('seconds', '')}", file=sys.stderr, flush=True)
+            yield result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--phase", choices=("table", "problems"), default="table")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", help="names of searches or samplers, with semicolons")
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    out = args.out or Path(f"benchmarks/results/search-{args.phase}-result.json")
+    stamp: dict[str, Any] = {"optuna": optuna.__version__, "command": " ".join(sys.argv)}
+    if args.phase == "table":
+        world = _world(str(args.table))
+        final = world.truth[:, -1]
+        r2 = 1 - (world.residuals[:, -1] ** 2).sum() / ((final - final.mean()) ** 2).sum()
+        print(f"{len(final)} rows; out of bag, map at the end: R2 {r2:.2f}, residual {world.residuals[:, -1].std():.3f}, spread {final.std():.3f}")  # fmt: skip
+        names = args.only.split(";") if args.only else list(searches(world))
+        jobs: list[Any] = [(name, seed, BUDGETS.get(name, FULL_TRIALS) * EPOCHS, str(args.table)) for seed in range(args.seeds) for name in names]  # fmt: skip
+        report = table_report(list(_run(search, jobs, args.jobs, out.with_suffix(".jsonl"))))
+    else:
+        names = args.only.split(";") if args.only else ["pareto", "tpe", "nsga2", "gp", "random"]
+        jobs = [(problem, name, seed) for seed in range(args.seeds) for problem in PROBLEMS for name in names]
+        report = problems_report(list(_run(solve, jobs, args.jobs, out.with_suffix(".jsonl"))))
+    out.write_text(json.dumps(stamp | report) + "\n")
+    print(f"\nwrote {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""The sampler that models one objective and knows the others: its arithmetic, and that it works in a plain study."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import moocore
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from cst_search.sampler import Encoder, Known, Model, ParetoSampler, _near, ehvi, uncovered
+
+# --- expected hypervolume improvement ---------------------------------------------------------------------------------
+
+
+def volume(points: np.ndarray, reference: np.ndarray) -> float:
+    """Of rows (y, costs), y to be maximised: moocore's, and for y alone the best of it."""
+    signed = np.column_stack([-points[:, 0], points[:, 1:]])
+    bound = np.append(-reference[0], reference[1:])
+    inside = signed[(signed < bound).all(axis=1)]
+    if len(inside) == 0:
+        return 0.0
+    return float(bound[0] - inside.min()) if len(bound) == 1 else float(moocore.hypervolume(inside, ref=bound))
+
+
+@pytest.mark.parametrize("m", [0, 1, 2, 3])
+def test_ehvi_is_the_mean_of_the_improvement(m: int) -> None:
+    rng = np.random.default_rng(m)
+    front_y, front_costs = rng.random(6) * 0.6, rng.random((6, m)) * 1.1  # some beyond the reference, some dominated
+    reference = np.append(0.0, np.ones(m))
+    mean, std, costs = np.array([0.2, 0.5, 0.6]), np.array([0.02, 0.1, 0.3]), rng.random((3, m))
+    found = ehvi(mean, std, costs, front_y, front_costs, reference)
+    front = np.column_stack([front_y, front_costs])
+    before = volume(front, reference)
+    # by quantiles rather than at random: no noise in the expectation
+    at = (np.arange(4000) + 0.5) / 4000
+    from scipy.special import ndtri
+
+    for i in range(3):
+        drawn = mean[i] + std[i] * ndtri(at)
+        gains = [volume(np.vstack([front, np.append(y, costs[i])]), reference) - before for y in drawn]
+        assert found[i] == pytest.approx(np.mean(gains), rel=2e-3, abs=1e-9)
+
+
+def test_what_cannot_improve_has_none() -> None:
+    front_y, front_costs, reference = np.array([0.9]), np.array([[0.1, 0.1]]), np.array([0.0, 1.0, 1.0])
+    sure = np.array([1e-9])
+    assert ehvi(np.array([0.5]), sure, np.array([[0.5, 0.5]]), front_y, front_costs, reference)[0] == 0.0
+    assert ehvi(np.array([0.5]), sure, np.array([[2.0, 0.05]]), front_y, front_costs, reference)[0] == 0.0
+    cheaper = ehvi(np.array([0.5]), sure, np.array([[0.05, 0.5]]), front_y, front_costs, reference)[0]
+    assert cheaper == pytest.approx(0.5 * 0.05 * 0.5)
+
+
+def test_uncovered_by_hand() -> None:
+    costs, bound = np.array([[0.0, 0.0], [0.5, 0.5]]), np.ones(2)
+    taken = np.array([[0.5, 0.25], [0.25, 0.75]])
+    assert uncovered(costs, taken, bound).tolist() == [1 - (0.5 * 0.75 + 0.25 * 0.25), 0.0]
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def test_columns() -> None:
+    encoder = Encoder(
+        {
+            "lr": FloatDistribution(1e-4, 1e-2, log=True),
+            "rank": CategoricalDistribution([8, 2, 4]),
+            "norm": CategoricalDistribution(["gn", "bn"]),
+            "n": IntDistribution(1, 5),
+        }
+    )
+    assert encoder.row({"lr": 1e-3, "rank": 8, "norm": "bn", "n": 1}) == pytest.approx([0.5, 1.0, 0.0, 1.0, 0.0])
+    assert encoder.row({}) == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.5])  # inactive: in the middle
+    assert encoder.row({"rank": 4})[1] == 0.5  # by rank: 2, 4, 8
+
+
+def test_the_model_interpolates_and_is_unsure_elsewhere() -> None:
+    rows = np.linspace(0, 1, 12)[:, None] * np.ones((1, 2))
+    y = np.sin(3 * rows[:, 0])
+    model = Model()
+    model.fit(rows, y, np.zeros(12), tune=True)
+    mean, std = model.predict(np.array([[0.5, 0.5], [0.0, 1.0]]))
+    assert mean[0] == pytest.approx(math.sin(1.5), abs=0.05)
+    assert std[1] > 3 * std[0]
+
+
+def test_a_doubtful_observation_weighs_less() -> None:
+    rows, y = np.array([[0.0], [0.5], [1.0]]), np.array([0.0, 3.0, 0.0])
+    sure, unsure = Model(), Model()
+    sure.fit(rows, y, np.zeros(3), tune=True)
+    unsure._theta = sure._theta
+    unsure.fit(rows, y, np.array([0.0, 100.0, 0.0]), tune=False)
+    assert unsure.predict(rows[1:2])[0] < sure.predict(rows[1:2])[0] - 0.5
+
+
+# --- in a study -------------------------------------------------------------------------------------------------------
+
+SPACE = {
+    "x": FloatDistribution(0.0, 1.0),
+    "z": FloatDistribution(0.0, 1.0),
+    "kind": CategoricalDistribution(["a", "b"]),
+}
+
+
+def known(params: dict[str, Any]) -> Known:
+    return Known([params["x"]], params["x"] - 0.8)
+
+
+def truth(params: dict[str, Any]) -> float:
+    return params["x"] - (params["z"] - 0.3) ** 2 - 0.3 * (params["kind"] == "b")
+
+
+def run(sampler: optuna.samplers.BaseSampler, n: int) -> optuna.Study:
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    for _ in range(n):
+        trial = study.ask(SPACE)
+        trial.set_constraint("c", trial.params["x"] - 0.8)
+        study.tell(trial, [truth(trial.params), trial.params["x"]])
+    return study
+
+
+def hypervolume(study: optuna.Study) -> float:
+    points = np.array([(-t.values[0], t.values[1]) for t in study.trials if t.values and t.params["x"] <= 0.8])
+    return float(moocore.hypervolume(points, ref=[0.5, 0.8]))
+
+
+def test_it_finds_more_than_chance_and_never_asks_for_the_infeasible() -> None:
+    ours = run(ParetoSampler(known, SPACE, n_startup=6, n_priced=60, n_candidates=120, seed=1), 25)
+    assert all(trial.params["x"] <= 0.8 for trial in ours.trials)
+    chance = [hypervolume(run(optuna.samplers.RandomSampler(seed), 25)) for seed in range(5)]
+    assert hypervolume(ours) > max(chance)
+
+
+def test_it_works_with_optimize_and_a_single_objective() -> None:
+    sampler = ParetoSampler(lambda params: Known([]), {"z": SPACE["z"]}, n_startup=4, n_priced=30, seed=0)
+    study = optuna.create_study(direction="minimize", sampler=sampler)
+    study.optimize(lambda trial: (trial.suggest_float("z", 0.0, 1.0) - 0.3) ** 2, n_trials=14)
+    assert study.best_params["z"] == pytest.approx(0.3, abs=0.05)
+
+
+def test_the_same_seed_gives_the_same_trials() -> None:
+    runs = [run(ParetoSampler(known, SPACE, n_startup=3, n_priced=12, n_candidates=30, seed=5), 6) for _ in range(2)]
+    assert [t.params for t in runs[0].trials] == [t.params for t in runs[1].trials]
+
+
+def test_suggestions_at_a_time_differ() -> None:
+    """Those that run count as if they had what is expected: otherwise the best would be suggested again."""
+    sampler = ParetoSampler(known, SPACE, n_startup=6, n_priced=60, n_candidates=120, seed=2)
+    study = run(sampler, 8)
+    asked = [study.ask(SPACE).params for _ in range(4)]
+    distances = [abs(a["x"] - b["x"]) for i, a in enumerate(asked) for b in asked[:i]]
+    assert min(distances) > 0.02
+
+
+def test_a_discrete_space_is_not_tried_twice() -> None:
+    space = {"x": IntDistribution(0, 3), "kind": CategoricalDistribution(["a", "b"])}
+    sampler = ParetoSampler(lambda p: Known([p["x"]]), space, n_startup=2, n_priced=24, n_candidates=30, seed=0)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    for i in range(6):
+        trial = study.ask(space)
+        if i >= 2 and (i % 4):  # not among those that are drawn at random
+            assert trial.params not in [t.params for t in study.trials if t.number != trial.number]
+        study.tell(trial, [trial.params["x"] * 0.1 + (trial.params["kind"] == "a"), trial.params["x"]])
+
+
+def test_conditional_parameters() -> None:
+    space = {
+        "kind": CategoricalDistribution(["a", "b"]),
+        "a.x": FloatDistribution(0.0, 1.0),
+        "b.n": IntDistribution(1, 9),
+    }
+
+    def define(pick: Any) -> None:
+        pick("a.x" if pick("kind") == "a" else "b.n")
+
+    sampler = ParetoSampler(
+        lambda p: Known([p.get("a.x", 0.5)]), space, define=define, n_startup=3, n_priced=12, n_candidates=30, seed=0
+    )
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    for _ in range(12):
+        trial = study.ask()
+        define(lambda name, trial=trial: trial._suggest(name, space[name]))
+        assert set(trial.params) in ({"kind", "a.x"}, {"kind", "b.n"})
+        study.tell(trial, [trial.params.get("a.x", 0.1), trial.params.get("a.x", 0.5)])
+
+
+def test_free_parameters_are_not_priced() -> None:
+    asked: list[Any] = []
+
+    def priced(params: dict[str, Any]) -> Known:
+        asked.append((params["x"], params["kind"]))
+        return known(params)
+
+    run(ParetoSampler(priced, SPACE, free={"z"}, n_startup=3, n_priced=12, n_candidates=60, seed=0), 8)
+    assert len(asked) == len(set(asked))
+    assert len(asked) <= 8 * 13
+
+
+def test_what_broke_is_avoided_and_what_was_refused_is_not_learnt_from() -> None:
+    sampler = ParetoSampler(known, SPACE, n_startup=3, seed=0)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    for params, value in (
+        ({"x": 0.5, "z": 0.5, "kind": "a"}, 0.4),
+        ({"x": 0.5, "z": 0.1, "kind": "a"}, 0.2),
+        ({"x": 0.5, "z": 0.9, "kind": "b"}, -math.inf),  # the loss was not finite
+        ({"x": 0.9, "z": 0.9, "kind": "b"}, -math.inf),  # over the bound: it never ran
+    ):
+        study.enqueue_trial(params)
+        trial = study.ask(SPACE)
+        study.tell(trial, [value, params["x"]])
+    points = sampler._points(study, -1, np.array([1.0, -1.0]))
+    assert [point.params["z"] for point in points] == [0.5, 0.1, 0.9]
+    assert sampler._observations(points)[0].tolist() == [0.4, 0.2, 0.2]
+
+
+def test_a_curve_is_taken_to_its_end() -> None:
+    """At half way these have 0.1 less, so a stopped one with 0.2 is expected to end near 0.3."""
+    curves: dict[int, dict[int, float]] = {}
+    sampler = ParetoSampler(known, SPACE, curve=lambda trial: curves.get(trial.number, {}), seed=0)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(0))
+    for y in (0.2, 0.3, 0.4, 0.5, 0.6):
+        trial = study.ask(SPACE)
+        curves[trial.number] = {3: y - 0.1}
+        study.tell(trial, [y, trial.params["x"]])
+    stopped = study.ask(SPACE)
+    curves[stopped.number] = {3: 0.2}
+    study.tell(stopped, state=TrialState.PRUNED)
+    points = sampler._points(study, -1, np.array([1.0, -1.0]))
+    y, variance = sampler._observations(points)
+    assert y[-1] == pytest.approx(0.3, abs=0.01)
+    assert variance[-1] > 0 and not variance[:-1].any()
+    assert not points[-1].counts  # a stopped one is no result
+
+
+def test_a_neighbour_is_another_value_within_the_range() -> None:
+    rng = np.random.default_rng(0)
+    for distribution, value in (
+        (FloatDistribution(1e-4, 1e-2, log=True), 1e-4),
+        (IntDistribution(1, 3), 3),
+        (CategoricalDistribution([1, 2, 4]), 4),
+        (CategoricalDistribution(["a"]), "a"),
+    ):
+        for _ in range(50):
+            assert distribution._contains(distribution.to_internal_repr(_near(distribution, value, rng)))
+    nearest = [_near(CategoricalDistribution([1, 2, 4]), 4, rng) for _ in range(200)]
+    assert nearest.count(2) > nearest.count(1) > 0
