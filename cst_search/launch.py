@@ -127,6 +127,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         study.end_launch()
         raise StudyError(f"study {name!r} already has {n_before} trials; give --trials above that to go on")
 
+    workers.prepare()
     from cst_search.record import MlflowRecord, default_tracking_uri  # mlflow takes seconds to import
 
     tracking_uri = options.tracking_uri or default_tracking_uri(options.home)

@@ -10,8 +10,10 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
 # Ray's memory monitor, when it ends a worker, ends the whole Tune driver with it (seen with ray 2.60); trials that
 # run out of memory are handled by the trial itself or by the kernel. Usage statistics stay off. Set before ray starts.
@@ -29,9 +31,12 @@ from ray import tune
 from ray.tune import Callback
 from ray.tune.search import Searcher
 
-from cst_search.memory import Estimate
-from cst_search.suggest import Study
+from cst_search.errors import RunError
 from cst_search.workers import Events, Task, execute
+
+if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
+    from cst_search.memory import Estimate
+    from cst_search.suggest import Study
 
 _RESULT, _ENTRY = "cst_result", "cst_entry"
 
@@ -122,6 +127,29 @@ class Ray:
 
     def __init__(self, n_workers: int, cpus: float, gpus: float) -> None:
         self.n_workers, self.cpus, self.gpus = n_workers, cpus, gpus
+        self._ready: Future[None] | None = None
+
+    def prepare(self) -> None:
+        if self._ready is not None or ray.is_initialized():
+            return
+        self._ready = Future()
+        logging.getLogger("ray").setLevel(logging.ERROR)  # else it says that it leaves SIGTERM to us
+        # as a daemon: on Linux what a thread has started ends with that thread, so it lives as long as this process
+        threading.Thread(target=self._start, args=(self._ready,), name="ray", daemon=True).start()
+
+    def _start(self, ready: Future[None]) -> None:
+        try:
+            ray.init(
+                num_cpus=max(1, round(self.n_workers * self.cpus)),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+            ready.set_result(None)
+        except BaseException as error:
+            ready.set_exception(error)
+        threading.Event().wait()
 
     def run(
         self,
@@ -136,15 +164,13 @@ class Ray:
         remaining = n_trials - study.info().n_ran()
         if remaining <= 0:
             return
-        own = not ray.is_initialized()
-        if own:
-            ray.init(
-                num_cpus=max(1, round(self.n_workers * self.cpus)),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-            )
+        self.prepare()
+        own, self._ready = self._ready, None
+        if own is not None:
+            try:
+                own.result()
+            except Exception as error:
+                raise RunError(f"Ray did not start: {error} --in-process runs the trials without it") from error
         # what Tune says of its own files, with a traceback at times when it is interrupted, is of no use here
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         searcher = StudySearcher(study, estimate, stop, events)
@@ -170,6 +196,6 @@ class Ray:
                 ),
             ).fit()
         finally:
-            if own:
+            if own is not None:
                 ray.shutdown()
             shutil.rmtree(scratch, ignore_errors=True)

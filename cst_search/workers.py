@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cst_search.data import DetectionData
-from cst_search.memory import Estimate
 from cst_search.recipe import Recipe
-from cst_search.results import TrialRecord
-from cst_search.suggest import Study, Suggestion
+
+if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
+    from cst_search.memory import Estimate
+    from cst_search.results import TrialRecord
+    from cst_search.suggest import Study, Suggestion
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class Events(Protocol):
 
 
 class Workers(Protocol):
+    def prepare(self) -> None:
+        """Begin to start what takes its time, and return at once. `run` does it where this was not called."""
+
     def run(
         self,
         study: Study,
@@ -85,6 +90,9 @@ def execute(task: Task, config: Mapping[str, Any], report: Callable[[dict[str, A
 
 class InProcess:
     """Runs trials one after the other in this process. For tests, debugging, and where Ray cannot run."""
+
+    def prepare(self) -> None:
+        """Nothing to start."""
 
     def run(
         self,

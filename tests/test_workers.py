@@ -6,6 +6,7 @@ Every form runs one script (`search_with`), and each test looks at one clause of
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from studies import FakeEstimate, fake_estimate, make_spec, make_study
 
 from cst_search.data import DetectionData
+from cst_search.errors import RunError
 from cst_search.memory_limit import CPU_IS_LIMITED
 from cst_search.recipe import Recipe
 from cst_search.results import Budget, StudyInfo, TrialRecord
@@ -296,3 +298,44 @@ def test_how_a_trial_of_ray_ends(
     if state == "running":
         assert study.record(record.trial).state == "interrupted"
     searcher.on_trial_complete("nobody", None, True)  # a trial that the searcher did not give is none of ours
+
+
+# --- how Ray starts ---------------------------------------------------------------------------------------------------
+
+
+def test_ray_starts_beside_on_a_thread_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux ends Ray's processes with the thread that started them; and one start is enough."""
+    from cst_search import search
+
+    calls: list[threading.Thread] = []
+    go_on = threading.Event()
+
+    def init(**options: Any) -> None:
+        calls.append(threading.current_thread())
+        go_on.wait(60)
+
+    monkeypatch.setattr(search.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(search.ray, "init", init)
+    workers = search.Ray(2, cpus=1, gpus=0)
+    workers.prepare()  # returns though init has not
+    workers.prepare()
+    ready = workers._ready
+    assert ready is not None and not ready.done()
+    go_on.set()
+    ready.result(60)
+    assert len(calls) == 1 and calls[0].is_alive() and calls[0] is not threading.main_thread()
+
+
+def test_where_ray_cannot_start_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cst_search import search
+
+    def init(**options: Any) -> None:
+        raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr(search.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(search.ray, "init", init)
+    task = Task(None, None, 1, "cpu", 1)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=r"^Ray did not start: The current node timed out .* --in-process runs"):
+        search.Ray(2, cpus=1, gpus=0).run(
+            make_study(tmp_path), task, n_trials=1, estimate=fake_estimate, stop=lambda: False, events=Heard()  # type: ignore[arg-type]
+        )  # fmt: skip

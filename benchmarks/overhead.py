@@ -1,0 +1,311 @@
+"""What a search adds to its trials: 50 trials that do nothing, through a launch and through `stock.py`.
+
+    python benchmarks/overhead.py --out benchmarks/results/overhead-NAME.json        (about 6 minutes on two cores)
+
+A trial imports what a real one imports and returns a made-up result at once; all else is real: of a launch the study in
+SQLite, the MLflow record, the events and the report, of stock.py OptunaSearch, Tune's files and the MLflow callback.
+Every trial notes when it began and ended in its worker. With w workers, from the notes:
+
+    start-up        from the start of the command until the first trial begins
+    per trial       from the end of the w-th trial to the end of the last, over the trials between
+    trial's start   from when a worker is free until the next trial begins in it; median
+    the end         from the end of the last trial to the end of the command
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from wall import machine
+
+from cst_search.data import DetectionData
+
+SIDES = {
+    "function": "the trial function alone",
+    "in-process": "cst-search launch --in-process",
+    "launch": "cst-search launch",
+    "stock-reuse-bare": "stock.py --reuse-actors, no MLflow",
+    "stock-reuse": "stock.py --reuse-actors",
+    "stock-bare": "stock.py, no MLflow",
+    "stock": "stock.py",
+}
+
+
+# --- a trial that does nothing ---------------------------------------------------------------------------------------
+
+
+def nothing(notes: str, recipe: Any, data: Any, *, report: Any = None, **_: Any) -> Any:
+    """Instead of `cst_search.trial.run_trial`: a made-up result of one epoch."""
+    import json
+    import os
+    import time
+
+    from cst_search.trial import TrialResult
+
+    begun = time.time()
+    score = (hash((recipe.lr, recipe.batch_size)) % 1000) / 1000
+    entry = {"epoch": 1, "loss": 1.0, "images_per_second": 1.0, "map": score, "map50": score}
+    if report is not None:
+        report(entry)
+    with open(notes, "a") as file:
+        file.write(json.dumps({"pid": os.getpid(), "begun": begun, "ended": time.time()}) + "\n")
+    return TrialResult("complete", 1, 1, map=score, map50=score, loss=1.0, seconds=0.0, epochs=1, history=[entry])
+
+
+def arrive(notes: str, values: dict[str, Any]) -> DetectionData:
+    """Unpickles the data, and puts `nothing` in the place of the trial in the process where that happens."""
+    import functools
+    import sys
+
+    import cst_search.trial
+    from cst_search.data import DetectionData
+
+    cst_search.trial.run_trial = functools.partial(nothing, notes)
+    if "stock" in sys.modules:
+        sys.modules["stock"].run_trial = cst_search.trial.run_trial  # type: ignore[attr-defined]
+    return DetectionData(**values)
+
+
+class Carrier(DetectionData):
+    """The data on its way to the workers: what changes the trial there travels with it."""
+
+    notes = ""
+
+    def __reduce__(self) -> Any:
+        return arrive, (self.notes, {f.name: getattr(self, f.name) for f in fields(DetectionData)})
+
+
+def carried(data: DetectionData, notes: Path) -> DetectionData:
+    values = {f.name: getattr(data, f.name) for f in fields(DetectionData)}
+    arrive(str(notes), values)  # for trials in this process
+    Carrier.notes = str(notes)
+    return Carrier(**values)
+
+
+# --- one side, in a process of its own -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def stamped(parts: dict[str, list[float]], place: Any, *names: str) -> Iterator[None]:
+    """While it lasts, calls of these functions leave [begin, end] in ``parts``, in time.time(); the last one stays."""
+    kept = {name: getattr(place, name) for name in names}
+
+    def wrapped(name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begun = time.time()
+            try:
+                return kept[name](*args, **kwargs)
+            finally:
+                parts[name] = [begun, time.time()]
+
+        return call
+
+    for name in names:
+        setattr(place, name, wrapped(name))
+    try:
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(place, name, function)
+
+
+def launch_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
+    """A real launch; only the trial function is another."""
+    begun = time.time()
+    from rich.console import Console
+
+    from cst_search import launch
+    from cst_search.live import View
+    from cst_search.results import Budget
+
+    parts: dict[str, list[float]] = {"imports": [begun, time.time()]}
+    load = launch._load
+    launch._load = lambda *a: carried(load(*a), args.home / "notes.jsonl")  # type: ignore[assignment]
+    options = launch.LaunchOptions(
+        budget=Budget(), home=args.home, settings=("search_epochs=1",), trials=args.trials, workers=args.workers,
+        device="cpu", in_process=side == "in-process", study="overhead",
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack, open(os.devnull, "w") as nowhere:
+        stack.enter_context(
+            stamped(
+                parts, launch, "_load", "build_detector", "_survey", "_workers", "_study", "_settings", "write_report"
+            )
+        )
+        stack.enter_context(stamped(parts, View, "__enter__"))
+        if side == "launch":
+            begun = time.time()
+            import ray
+
+            from cst_search.search import Ray
+
+            parts["import ray"] = [begun, time.time()]
+            stack.enter_context(stamped(parts, ray, "init", "shutdown"))
+            stack.enter_context(stamped(parts, Ray, "prepare", "run"))
+        launch.launch(options, Console(file=nowhere))
+    return parts
+
+
+def stock_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
+    import stock
+    from ray.tune import Callback
+
+    load = stock.load_data
+    stock.load_data = lambda path: (carried(load(path)[0], args.home / "notes.jsonl"), None)  # type: ignore[assignment]
+    if "bare" in side:
+        stock.MLflowLoggerCallback = lambda *a, **k: Callback()  # type: ignore[assignment,misc]
+    reuse = ["--reuse-actors"] if "reuse" in side else []
+    sys.argv = [
+        "stock.py",
+        "--home",
+        str(args.home),
+        "--trials",
+        str(args.trials),
+        "--workers",
+        str(args.workers),
+        *reuse,
+    ]
+    stock.main()
+    return {}
+
+
+def function_side(args: argparse.Namespace) -> dict[str, Any]:
+    from cst_search import trial
+    from cst_search.config import load_recipe
+    from cst_search.data import load_data
+
+    data = carried(load_data(args.home / "demo-data")[0], args.home / "notes.jsonl")
+    recipe = load_recipe("demo")
+    for _ in range(args.trials):
+        trial.run_trial(recipe, data)
+    return {}
+
+
+def child(side: str, args: argparse.Namespace) -> None:
+    one = function_side(args) if side == "function" else (stock_side if "stock" in side else launch_side)(side, args)
+    (args.home / "parts.json").write_text(json.dumps(one))
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+
+def figures(begun: float, ended: float, notes: Sequence[Mapping[str, float]], n_workers: int) -> dict[str, float]:
+    """The four figures of the head of this file, in seconds, from times of one clock."""
+    begins, ends = sorted(note["begun"] for note in notes), sorted(note["ended"] for note in notes)
+    waits = [begin - end for begin, end in zip(begins[n_workers:], ends, strict=False)]
+    return {
+        "startup_seconds": begins[0] - begun,
+        "per_trial_seconds": (ends[-1] - ends[n_workers - 1]) / (len(ends) - n_workers),
+        "start_seconds": statistics.median(waits),
+        "start_seconds_high": max(waits),
+        "end_seconds": ended - ends[-1],
+        "total_seconds": ended - begun,
+    }
+
+
+def startup(begun: float, parts: Mapping[str, Sequence[float]], first: float) -> dict[str, float]:
+    """Where a launch's start-up goes, in seconds; what runs beside something else is named so and not in the sum."""
+    took = {name: end - begin for name, (begin, end) in parts.items()}
+    found = {
+        "python, torch, torchvision": parts["imports"][1] - begun,
+        "data": took["_load"],
+        "detector": took["build_detector"],
+        "survey": took["_survey"],
+        "ray, imported": took.get("import ray", 0.0) + took["_workers"],
+        "study": parts["_settings"][0] - parts["_workers"][1],
+    }
+    if "run" in parts:
+        found["study"] = parts["prepare"][0] - parts["_workers"][1]
+        found["mlflow, imported"] = parts["run"][0] - parts["prepare"][1]
+        found["waiting for ray.init"] = max(0.0, parts["init"][1] - parts["run"][0])
+        found["until a worker has begun"] = first - max(parts["run"][0], parts["init"][1])
+        found["beside: ray.init"] = took["init"]
+    return found
+
+
+def run_side(side: str, home: Path, args: argparse.Namespace) -> dict[str, Any]:
+    words = [sys.executable, str(Path(__file__).resolve()), "--side", side, "--home", str(home), "--trials",
+             str(args.trials), "--workers", str(args.workers)]  # fmt: skip
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0"}
+    with (home / "output.txt").open("w") as output:
+        begun = time.time()
+        code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=os.environ | quiet).returncode
+        ended = time.time()
+    if code != 0:
+        raise SystemExit(f"{SIDES[side]} ended with {code}:\n{(home / 'output.txt').read_text()[-3000:]}")
+    notes = [json.loads(line) for line in (home / "notes.jsonl").read_text().splitlines()]
+    n_workers = 1 if side in ("function", "in-process") else args.workers
+    parts = json.loads((home / "parts.json").read_text())
+    row = {"side": side, "n_trials": len(notes), "n_processes": len({note["pid"] for note in notes})}
+    row |= figures(begun, ended, notes, n_workers)
+    if parts:
+        row["startup"] = startup(begun, parts, min(note["begun"] for note in notes))
+    return row
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| side | start-up | per trial | a trial's start (longest) | the end | in all | processes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {SIDES[row['side']]} | {row['startup_seconds']:.1f} s | {row['per_trial_seconds']:.3f} s "
+            f"| {row['start_seconds']:.3f} s ({row['start_seconds_high']:.2f}) | {row['end_seconds']:.1f} s "
+            f"| {row['total_seconds']:.1f} s | {row['n_processes']} |"
+        )
+    for row in rows:
+        if "startup" in row:
+            lines.append(
+                f"start-up of {SIDES[row['side']]}: " + ", ".join(f"{k} {v:.1f} s" for k, v in row["startup"].items())
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        return child(args.side, args)
+    sides = args.sides.split(",")
+    if set(sides) - set(SIDES) or args.trials <= args.workers:
+        parser.error(f"--sides takes {', '.join(SIDES)}; --trials must be above --workers")
+
+    from cst_search.demo import write_demo
+
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
+        drawn = write_demo(Path(folder) / "demo-data")
+        for side in sides:
+            home = Path(folder) / side
+            shutil.copytree(drawn, home / "demo-data")
+            rows.append(run_side(side, home, args) | {"load_after": os.getloadavg()[0]})
+            print(table(rows[-1:]).splitlines()[2], flush=True)
+    print("\n" + table(rows))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(machine() | {"workers": args.workers, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
