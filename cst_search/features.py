@@ -4,9 +4,8 @@ A batch is read only where reading gives what computing would, to the last bit o
 kernels: the body is frozen as a whole and keeps no statistics, and each map depends on the image, the flip, the padded
 size and, as libraries choose their kernels by it, the number of images in the batch. So
 
-* maps are kept for the images whose own padded size is the one that most images of the split have, and a batch is read
-  if all its images are among them: torchvision pads a batch to its largest image and to a multiple of 32, and then that
-  is this size;
+* maps are kept for the images whose own padded size is the one that most images have, and a batch is read if all its
+  images are among them: torchvision pads a batch to its largest image and to a multiple of 32, which then is this size;
 * a batch of another number of images (the last of an epoch) is computed;
 * the number of images is part of the key, with the threads, the device, the precision, and the versions.
 
@@ -117,32 +116,28 @@ def decide(costs: Costs, splits: Iterable[Passes], n_trials: int, needed_bytes: 
 
 
 class _Watched(OrderedDict[str, Tensor]):
-    """Maps that remember which of them were read."""
+    """Maps that note which of them are read."""
 
-    def __init__(self, maps: OrderedDict[str, Tensor], seen: set[str]) -> None:
-        super().__init__(maps)
-        self._seen = seen
+    seen: set[str] | None = None
 
     def __getitem__(self, key: str) -> Tensor:
-        if hasattr(self, "_seen"):
-            self._seen.add(key)
+        if self.seen is not None:
+            self.seen.add(key)
         return super().__getitem__(key)
 
 
 @dataclass
 class _Split:
-    """The kept maps of one split. View 2 i + 1 of slot i is the mirrored one; only index 0 where nothing is flipped."""
+    """The kept maps of one split: of each image as it is, and in the next slot mirrored where images are flipped."""
 
     images: CocoImages
     n_epochs: int
-    padded_hw: tuple[int, int] = (0, 0)
-    places: dict[int, int] = field(default_factory=dict)  # index of an image -> the slot of its first view
+    padded_hw: tuple[int, int]
+    places: dict[int, int] = field(default_factory=dict)  # index of an image -> its first slot
     slots: dict[str, Slots] = field(default_factory=dict)  # by map
 
     def __post_init__(self) -> None:
-        own = [(_padded(height), _padded(width)) for height, width in self.images.sizes_hw]
-        self.padded_hw = Counter(own).most_common(1)[0][0]
-        indices = [i for i, hw in enumerate(own) if hw == self.padded_hw]
+        indices = [i for i, hw in enumerate(padded_sizes(self.images)) if hw == self.padded_hw]
         self.places = {i: n * self.n_views for n, i in enumerate(indices)}
 
     @property
@@ -154,8 +149,9 @@ class _Split:
         return len(self.places) * self.n_views
 
 
-def _padded(n_pixels: int) -> int:
-    return -(-n_pixels // _STRIDE) * _STRIDE
+def padded_sizes(images: CocoImages) -> list[tuple[int, int]]:
+    """(height, width) of a batch of each image alone."""
+    return [(-(-height // _STRIDE) * _STRIDE, -(-width // _STRIDE) * _STRIDE) for height, width in images.sizes_hw]
 
 
 def is_frozen(body: Body) -> bool:
@@ -179,7 +175,9 @@ class FrozenFeatures:
         self.decision: Decision | None = None
         self._backbone, self._body = backbone, backbone.body
         self._store, self._identity, self._batch_size = store, identity, batch_size
-        self._splits = {id(images): _Split(images, n) for images, n in n_epochs.items()}
+        sizes = Counter(hw for images in n_epochs for hw in padded_sizes(images))
+        self._padded_hw = sizes.most_common(1)[0][0]
+        self._splits = {id(images): _Split(images, n, self._padded_hw) for images, n in n_epochs.items()}
         self._batch: tuple[_Split, list[tuple[int, int]], list[int]] | None = None
         self._keys: set[str] = set()  # maps that are read
         self._maps: dict[str, tuple[torch.Size, torch.dtype]] | None = None
@@ -205,7 +203,7 @@ class FrozenFeatures:
     def __call__(self, x: Tensor) -> OrderedDict[str, Tensor]:
         batch, self._batch = self._batch, None
         off = self.decision is not None and not self.decision.use
-        if off or batch is None or x.shape != (self._batch_size, 3, *batch[0].padded_hw):
+        if off or batch is None or x.shape != (self._batch_size, 3, *self._padded_hw):
             return self._body(x)
         if self._maps is None:
             return self._first(x)
@@ -236,7 +234,9 @@ class FrozenFeatures:
         """Computed, and watched: which maps are read, of what shape and type."""
         maps = self._body(x)
         self._maps = {key: (value.shape[1:], value.dtype) for key, value in maps.items()}
-        return _Watched(maps, self._keys)
+        watched = _Watched(maps)
+        watched.seen = self._keys
+        return watched
 
     def _open(self) -> None:
         self._keys.discard("image")
@@ -244,14 +244,14 @@ class FrozenFeatures:
         self._maps = {key: self._maps[key] for key in sorted(self._keys)}
         self._opened = True
         for split in self._splits.values():
+            identity = self._identity | {
+                "images": split.images.content_key(),
+                "indices": list(split.places) if len(split.places) < len(split.images) else "all",
+                "padded": self._padded_hw,
+                "batch": self._batch_size,
+            }
             for key, (shape, dtype) in self._maps.items():
-                identity = self._identity | {
-                    "images": split.images.content_key(),
-                    "indices": list(split.places) if len(split.places) < len(split.images) else "all",
-                    "padded": split.padded_hw,
-                    "map": [key, list(shape), str(dtype)],
-                    "batch": self._batch_size,
-                }
+                identity["map"] = [key, list(shape), str(dtype)]
                 slots = self._store.open("features", identity, [shape.numel() * dtype.itemsize] * split.n_slots)
                 if slots is None:
                     self._opened = False
@@ -335,7 +335,9 @@ class FrozenFeatures:
     def _keep_mirrored(self, x: Tensor, split: _Split, views: list[tuple[int, int]], widths: list[int]) -> None:
         mirrored = [(i, 1 - flipped) for i, flipped in views]
         if split.n_views == 2 and not self._has(split, mirrored):
-            self._write(self._body(_mirrored(x, widths)), split, mirrored)
+            _mirror(x, widths)  # in place: another batch of images would come on top of the predicted memory
+            self._write(self._body(x), split, mirrored)
+            _mirror(x, widths)
 
     def _has(self, split: _Split, views: list[tuple[int, int]]) -> bool:
         return all(slots.has(_slot(split, view)) for slots in split.slots.values() for view in views)
@@ -357,12 +359,10 @@ def _bytes(maps: Tensor) -> np.ndarray:
     return maps.flatten(1).view(torch.uint8).numpy()
 
 
-def _mirrored(x: Tensor, widths: list[int]) -> Tensor:
-    """A padded batch as if each of its images had been flipped before it was padded at the right."""
-    mirrored = x.clone()
+def _mirror(x: Tensor, widths: list[int]) -> None:
+    """Flip each image of a padded batch in place, as if before it was padded at the right; twice is not at all."""
     for n, width in enumerate(widths):
-        mirrored[n, :, :, :width] = x[n, :, :, :width].flip(-1)
-    return mirrored
+        x[n, :, :, :width] = x[n, :, :, :width].flip(-1)
 
 
 def _now(device: torch.device) -> float:
