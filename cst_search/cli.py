@@ -37,6 +37,14 @@ HomeOption = Annotated[
 StorageOption = Annotated[
     str | None, typer.Option("--storage", help="Database URL of the studies [default: SQLite in --home]")
 ]
+CacheOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-size",
+        help="Bound of what trials share on the disk (images, maps of frozen bodies) in --home, such as 20GB; 0: off "
+        "[default: 10GB or a tenth of the free disk].",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 StudyArgument = Annotated[str, typer.Argument(help="Name of the study; see `cst-search list`.", show_default=False)]
 
@@ -82,6 +90,14 @@ def _print_json(value: Any) -> None:
 
 def _say(text: str = "") -> None:
     out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _cache_bytes(text: str | None) -> int | None:
+    from cst_search.units import parse_bytes
+
+    if text is None:
+        return None
+    return 0 if text.strip() == "0" else parse_bytes(text)
 
 
 def _open_study(study: str, home: Path | None, storage: str | None) -> Any:
@@ -157,6 +173,7 @@ def launch(
             "growth of its process on a CPU [default there: no limit].",
         ),
     ] = None,
+    cache_size: CacheOption = None,
     home: HomeOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -167,6 +184,7 @@ def launch(
     memory = None if budget_mem is None else parse_bytes(budget_mem)
     params = None if budget_params is None else parse_count(budget_params)
     limit_bytes = None if limit_mem is None else parse_bytes(limit_mem)
+    cache_bytes = _cache_bytes(cache_size)
     limit = None if time_limit is None else parse_seconds(time_limit)
     for flag, value, allowed in (
         ("--device", device, ("auto", "cpu", "cuda")),
@@ -199,6 +217,7 @@ def launch(
         skip_bad=skip_bad,
         in_process=in_process,
         limit_bytes=limit_bytes,
+        cache_bytes=cache_bytes,
     )
     result = run(options, err if json_ else out)
     if json_:
@@ -374,6 +393,7 @@ def train(
     tracking_uri: Annotated[
         str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
     ] = None,
+    cache_size: CacheOption = None,
     home: HomeOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -386,7 +406,8 @@ def train(
 
     console = err if json_ else out
     result = run(recipe, output, data=data, settings=tuple(settings or ()), device=device, skip_bad=skip_bad,
-                 home=_home(home), tracking_uri=tracking_uri, console=console)  # fmt: skip
+                 home=_home(home), tracking_uri=tracking_uri, cache_bytes=_cache_bytes(cache_size),
+                 console=console)  # fmt: skip
     if json_:
         _print_json(result)
     if result["outcome"] != "complete":

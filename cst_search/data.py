@@ -10,6 +10,7 @@ Pixels are taken as stored: EXIF orientation is ignored, as in pycocotools and t
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from cst_search.cache import Slots, Store
 from cst_search.data_check import (
     FAULTS,
     FORMATS,
@@ -56,7 +59,7 @@ _NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("
 LAYOUTS = """  train.json, val.json (test.json)                    with images in train/, val/, images/train/ or images/
   annotations/instances_train2017.json, ..._val2017   with images in train2017/, images/train2017/ or images/
   train/_annotations.coco.json, valid/...             with the images beside it"""
-CACHE_BYTES = 2**30  # of resized pixels: 420 images of 1066x800
+CACHE_BYTES = 2**30  # of resized pixels, where no disk is used: 420 images of 1066x800
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class ImageEntry:
     labels: tuple[int, ...]  # 1..K, the index into class_names plus one
     iscrowd: tuple[int, ...]  # 0 or 1
     areas: tuple[float, ...]  # square pixels
+    digest: str = ""  # of the file's content, where it was decoded
 
 
 @dataclass(frozen=True)
@@ -280,6 +284,7 @@ def _entries(split: ListedSplit, label_of: Mapping[int, int]) -> tuple[ImageEntr
             labels=tuple(label_of.get(box.category_id, 0) for box in image.boxes),  # 0: categories differ, a fault
             iscrowd=tuple(box.iscrowd for box in image.boxes),
             areas=tuple(box.area for box in image.boxes),
+            digest=image.digest,
         )
         for image in split.images
         if image.usable
@@ -356,16 +361,36 @@ class _Pixels:
         return self._memory[start : start + 3 * height * width].reshape(3, height, width)
 
 
+class _StoredPixels:
+    """Resized pixels of the first images that there is room for, on a disk: shared by trials, and by later launches."""
+
+    def __init__(self, slots: Slots | None, sizes_hw: list[tuple[int, int]]) -> None:
+        self._slots, self._sizes_hw = slots, sizes_hw
+
+    def get(self, i: int) -> np.ndarray | None:
+        """uint8 (3, H, W); None: not kept (yet)."""
+        if self._slots is None:  # a copy by pickle, and the file is gone
+            return None
+        pixels = np.empty((3, *self._sizes_hw[i]), np.uint8)
+        return pixels if self._slots.read(i, pixels) else None
+
+    def put(self, i: int, pixels: np.ndarray) -> None:
+        if self._slots is not None:
+            self._slots.write(i, pixels)
+
+
 class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
-    """Images and targets of a split, resized once and kept in memory as bytes.
+    """Images and targets of a split, resized once and kept as bytes: in memory, or in a store that trials share.
 
     Item i is (image, target): image float32 (3, H, W) in 0..1, RGB; target has ``boxes`` float32 (N, 4) xyxy in
-    resized pixels, ``labels`` int64 (N,), ``iscrowd`` int64 (N,), ``image_id`` int, and ``scale_xy`` (sx, sy), which
-    takes resized pixels to original ones. N may be 0. Crowd boxes are left out unless `keep_crowd`.
+    resized pixels, ``labels`` int64 (N,), ``iscrowd`` int64 (N,), ``image_id`` int, ``scale_xy`` (sx, sy), which
+    takes resized pixels to original ones, ``index`` i, and ``is_flipped``. N may be 0. Crowd boxes are left out unless
+    `keep_crowd`.
 
     Args:
         hflip: mirror left-right with probability one half, decided by (seed, epoch, i) alone; see `set_epoch`.
-        cache_bytes: bound of the kept pixels, those of the first images that fit; 0: keep none.
+        cache_bytes: bound of the pixels kept in memory, those of the first images that fit; 0: keep none.
+        store: keep them there instead.
     """
 
     def __init__(
@@ -377,18 +402,40 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
         hflip: bool,
         cache_bytes: int = CACHE_BYTES,
         keep_crowd: bool = False,
+        store: Store | None = None,
     ) -> None:
         self.split = split
         self.image_size_px = image_size_px
         self.max_size_px = max_size_px
         self.hflip = hflip
         self.keep_crowd = keep_crowd
-        self._kept = _Pixels([self._size_hw(entry) for entry in split.images], cache_bytes)
+        self.sizes_hw = [self._size_hw(entry) for entry in split.images]
+        slots = None
+        if store is not None:
+            sizes = [3 * height * width for height, width in self.sizes_hw]
+            slots = store.open("pixels", {"images": self.content_key()}, sizes, partly=True)
+        self._kept: _Pixels | _StoredPixels
+        if slots is not None:
+            self._kept = _StoredPixels(slots, self.sizes_hw)
+        else:
+            self._kept = _Pixels(self.sizes_hw, cache_bytes)
         self.seed_and_epoch = (0, 0)
 
     def set_epoch(self, epoch: int, seed: int) -> None:
         """Choose the flips. `loader` does it; only who indexes the data set directly must call it."""
         self.seed_and_epoch = (seed, epoch)
+
+    def content_key(self) -> str:
+        """Stands for the pixels of all items: the files' contents, the sizes, and what decodes and resizes them."""
+        digest = hashlib.blake2b(f"{PIL.__version__} bilinear RGB".encode(), digest_size=16)
+        for entry, size_hw in zip(self.split.images, self.sizes_hw, strict=True):
+            try:
+                stat = entry.path.stat()
+                stamp = (stat.st_size, stat.st_mtime_ns)  # too: it may have changed since it was checked
+            except OSError:  # reading it will say what is wrong
+                stamp = (0, 0)
+            digest.update(repr((entry.digest or str(entry.path), stamp, size_hw)).encode())
+        return digest.hexdigest()
 
     def _size_hw(self, entry: ImageEntry) -> tuple[int, int]:
         return resized_hw(entry.height, entry.width, self.image_size_px, self.max_size_px)
@@ -405,7 +452,8 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
         keep = [n for n, crowd in enumerate(entry.iscrowd) if self.keep_crowd or not crowd]
         x, y, w, h = torch.tensor([entry.boxes_xywh[n] for n in keep], dtype=torch.float64).reshape(-1, 4).unbind(1)
         boxes = torch.stack([x * scale_x, y * scale_y, (x + w) * scale_x, (y + h) * scale_y], dim=1).float()
-        if self._is_flipped(i):
+        is_flipped = self._is_flipped(i)
+        if is_flipped:
             pixels = pixels[:, :, ::-1]
             boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
         # numpy, as torch took 16 ms for what takes numpy 1 ms (1066x800, two CPU cores, torch 2.15); the same bits
@@ -416,6 +464,8 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
             "iscrowd": torch.tensor([entry.iscrowd[n] for n in keep], dtype=torch.int64),
             "image_id": entry.image_id,
             "scale_xy": (1 / scale_x, 1 / scale_y),
+            "index": i,
+            "is_flipped": is_flipped,
         }
         return image, target
 
@@ -426,7 +476,7 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
         """Resized pixels, uint8 (3, H, W); not to be written to."""
         pixels = self._kept.get(i)
         if pixels is None:
-            pixels = _read_resized(self.split.images[i], self._size_hw(self.split.images[i]))
+            pixels = _read_resized(self.split.images[i], self.sizes_hw[i])
             self._kept.put(i, pixels)
         return pixels
 

@@ -91,6 +91,7 @@ class Backbone(nn.Module):
 
     Attributes:
         used_stages: the stages that the pyramid reads: 2..5 for Faster R-CNN, 3..5 for RetinaNet and FCOS.
+        features: called in the place of the body where it is set; see `features.FrozenFeatures`.
         base_hash: identity of the pre-trained body, see `backbone.fingerprint`.
     """
 
@@ -99,6 +100,7 @@ class Backbone(nn.Module):
         self.body = Body(recipe.backbone, recipe.width, frozen_norm=recipe.weights != "none")
         self.base_hash = "" if shapes_only else load_weights(self.body, recipe.backbone, recipe.weights)
         self.side: SideNetwork | None = None
+        self.features: Callable[[Tensor], OrderedDict[str, Tensor]] | None = None
         two_stage = recipe.detector == "fasterrcnn"
         self.used_stages = recipe.used_stages
         channels = [self.body.stage_channels[stage - 1] for stage in self.used_stages]
@@ -108,8 +110,9 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """(B, 3, H, W) -> pyramid levels, each (B, out_channels, H / stride, W / stride), finest first."""
-        features = self.body(images)
-        states = {} if self.side is None else self.side(OrderedDict(features, image=images))
+        features = self.body(images) if self.features is None else self.features(images)
+        features["image"] = images
+        states = {} if self.side is None else self.side(features)
         read = OrderedDict((f"c{stage}", features[f"c{stage}"]) for stage in self.used_stages)
         return self.fpn(read, self.side, states)
 

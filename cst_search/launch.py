@@ -11,6 +11,7 @@ import signal
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from cst_search.addresses import shown_address
+from cst_search.cache import open_cache
 from cst_search.catalog import default_home
 from cst_search.config import apply_settings, load_recipe, load_space
 from cst_search.data import DetectionData, load_data
@@ -47,6 +49,7 @@ class LaunchOptions:
     Attributes:
         limit_bytes: what the process of a trial is held to. On a GPU device bytes, and the budget's where None; on a
             CPU what it may grow by, and None is no limit: its memory is not the GPU's that the budget is about.
+        cache_bytes: of images and maps that trials share, in ``home / "cache"``; 0: nothing is shared.
     """
 
     budget: Budget
@@ -68,6 +71,7 @@ class LaunchOptions:
     skip_bad: bool = False
     in_process: bool = False
     limit_bytes: int | None = None
+    cache_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,10 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     )
     if limit is not None:
         say(f"each trial: {MemoryLimit(device, limit)}")
+    cache, line = open_cache(
+        options.home, options.cache_bytes, expected_sharers(space, recipe, options.trials - n_before)
+    )
+    say(line)
     record.start(study.info(), launch_id, _settings(study, options, n_workers, device))
 
     def on_finished(_: TrialRecord) -> StudyInfo:
@@ -159,7 +167,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         epochs=recipe.search_epochs,
         on_finished=on_finished,
     )
-    task = Task(recipe, data, recipe.search_epochs, str(device), threads, limit)
+    task = Task(recipe, data, recipe.search_epochs, str(device), threads, limit, cache)
 
     def stop() -> bool:
         return deadline is not None and time.monotonic() >= deadline
@@ -302,6 +310,19 @@ def _survey(space: Space, recipe: Recipe, estimate: Callable[[dict[str, Any]], E
     )
 
 
+def expected_sharers(space: Space, recipe: Recipe, n_trials: int) -> int:
+    """How many of so many random configurations read the same maps of a frozen body as one of them, on average."""
+    rng = random.Random(0)
+    found: Counter[tuple[Any, ...]] = Counter()
+    for _ in range(_SURVEY):
+        r = recipe.configured(space.sample(rng))
+        if get_method(r.method).side:
+            body = (r.backbone, r.width, r.weights, r.precision, r.memsave)
+            found[*body, r.image_size_px, r.max_size_px, r.batch_size] += 1
+    n = sum(found.values())
+    return max(1, round(n_trials * sum(count * count for count in found.values()) / (n * _SURVEY))) if n else 1
+
+
 def _check_budget(budget: Budget, survey: Survey, say: Callable[[str], None]) -> None:
     """Say where the budget lies in the space."""
     for flag, bound, values, show in (
@@ -351,7 +372,7 @@ _NAME = re.compile(r"^[^/\\\x00-\x1f]{1,100}$")
 
 
 # what else lies in --home, beside one folder per study
-_TAKEN = ("studies.db", "mlflow.db", "artifacts", "demo-data", "checked-images.json")
+_TAKEN = ("studies.db", "mlflow.db", "artifacts", "demo-data", "checked-images.json", "cache")
 
 
 def _check_name(name: str) -> None:

@@ -48,6 +48,7 @@ class View:
         self.running: dict[int, tuple[Suggestion, float, Mapping[str, Any]]] = {}
         self.ended: list[TrialRecord] = []
         self.begun, self.hypervolume, self.n_rejected = time.monotonic(), 0.0, 0
+        self._said: set[str] = set()
         self._lock = threading.Lock()
         self._live = (
             Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
@@ -91,6 +92,10 @@ class View:
             self.ended.append(record)
             self.hypervolume = info.hypervolume()
             self.n_rejected = sum(not r.ran for r in info.trials)
+        for note in record.notes:  # one of each kind: the next trials measure other milliseconds
+            if (kind := note.partition(":")[0]) not in self._said:
+                self._said.add(kind)
+                self.say(f"trial {record.trial}: {note}")
         if self._live is None:
             reason = f", {record.reason}" if record.reason else ""
             quality = f"map {record.map:.3f}, " if record.map is not None else ""

@@ -56,6 +56,7 @@ class TrialRecord:
     feasible: bool = False
     ran: bool = False  # False: rejected by the prediction, no worker was used
     history: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    notes: Sequence[str] = ()  # what the cache did and why
 
     def values(self, objectives: Sequence[Objective]) -> list[float]:
         """The objectives, NaN for all unless the trial is complete and feasible: the form that `pareto` takes."""

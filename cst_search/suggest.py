@@ -438,7 +438,7 @@ class Study:
             return replace(record, ran=True)
         names = (
             "state", "map", "map50", "loss", "device_bytes", "reserved_bytes", "active_bytes", "memory_source",
-            "images_per_second", "seconds", "reason", "ran", "history",
+            "images_per_second", "seconds", "reason", "ran", "history", "notes",
         )  # fmt: skip
         return replace(
             record,

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cst_search.cache import open_cache
 from cst_search.config import apply_settings, load_recipe, write_yaml
 from cst_search.errors import ConfigError
 from cst_search.launch import check_device, open_data
@@ -29,6 +30,7 @@ def train(
     skip_bad: bool,
     home: Path,
     tracking_uri: str | None,
+    cache_bytes: int | None = None,
     console: Console,
 ) -> dict[str, Any]:
     """Train and write ``weights.safetensors``, ``metrics.json`` and ``recipe.yaml``. Returns the metrics.
@@ -48,6 +50,8 @@ def train(
         raise ConfigError(f"--out {folder}: exists and is not empty; choose another folder")
     detection = open_data(recipe.data, home, skip_bad=skip_bad, say=say)
     folder.mkdir(parents=True, exist_ok=True)
+    cache, line = open_cache(home, cache_bytes, n_trials=1)
+    say(line)
     say(f"{recipe.detector} {recipe.backbone}, {recipe.method}, {recipe.epochs} epochs on {recipe.data}")
 
     def report(entry: dict[str, Any]) -> None:
@@ -65,7 +69,10 @@ def train(
         report=report,
         keep=lambda model: save_trained(model, recipe, detection.class_names, weights),
         final_splits=("val", "test"),
+        cache=cache,
     )
+    for note in result.notes:
+        say(note)
     metrics = result.to_dict()
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     header = f"cst-search train recipe.yaml --out DIR\n\nmap {metrics['map']} on val after {result.epochs} epochs"

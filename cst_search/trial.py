@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cst_search.cache import Cache, Store, default_bound
 from cst_search.data import CocoImages, DetectionData, coco_ground_truth, loader
 from cst_search.detector import build_detector, count_parameters
 from cst_search.engine import (
@@ -29,6 +30,7 @@ from cst_search.engine import (
     train_one_epoch,
 )
 from cst_search.errors import ConfigError
+from cst_search.features import FrozenFeatures, following, frozen_features
 from cst_search.memory import CONTEXT_BYTES
 from cst_search.memory_limit import memory_limit
 from cst_search.petl import get_method
@@ -53,6 +55,7 @@ class TrialResult:
         seconds: wall time; ``train_seconds`` is the part spent in training and evaluation.
         history: one dict per epoch: epoch, loss, lr, images_per_second, and map, map50 where evaluated.
         final: further figures of the last evaluation, per split.
+        notes: what the cache did and why, one line each.
     """
 
     outcome: str
@@ -76,6 +79,7 @@ class TrialResult:
     held_bytes: int | None = None
     asked_bytes: int | None = None
     stage: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -123,6 +127,7 @@ def run_trial(
     keep: Callable[[nn.Module], None] | None = None,
     final_splits: tuple[str, ...] = ("val",),
     memory_limit_bytes: int | None = None,
+    cache: Cache | None = None,
 ) -> TrialResult:
     """Train a recipe on ``train`` and evaluate it on ``val``.
 
@@ -135,6 +140,7 @@ def run_trial(
         final_splits: splits whose full scores go into ``final``; one beside ``val`` costs its evaluation.
         memory_limit_bytes: what the trial is held to, see `memory_limit`: the allocator on a GPU, the growth of this
             process on a CPU, where all of the process is bound by it.
+        cache: where to keep resized images and the maps of a frozen body; None: images in this process, maps nowhere.
 
     Returns:
         A result also when memory runs out or the loss is not finite; every other fault is raised.
@@ -146,13 +152,14 @@ def run_trial(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(target)
     work = _Work()
+    store = None if cache is None else Store(cache)
     outcome, reason, asked = "complete", None, None
     with memory_limit(target, memory_limit_bytes) as limit:
         if limit.kind == "process":  # one that loads images inherits it, and, refused a thread, would never answer
             recipe = replace(recipe, loader_workers=0)
         try:
             _train_and_score(
-                work, recipe, data, recipe.epochs if epochs is None else epochs, target, report, final_splits
+                work, recipe, data, recipe.epochs if epochs is None else epochs, target, report, final_splits, store
             )
         except NonFiniteLoss as error:
             outcome, reason = "nonfinite", str(error)
@@ -197,6 +204,7 @@ def run_trial(
         held_bytes=held,
         asked_bytes=asked,
         stage=work.stage if outcome == "oom" else None,
+        notes=[] if store is None else store.notes,
     )
     if outcome != "complete":  # the next trial in this process finds it as this one did
         work.model = None
@@ -208,12 +216,12 @@ def run_trial(
 
 def _train_and_score(
     work: _Work, recipe: Recipe, data: DetectionData, epochs: int, device: torch.device,
-    report: Callable[[dict[str, Any]], None] | None, final_splits: tuple[str, ...],
+    report: Callable[[dict[str, Any]], None] | None, final_splits: tuple[str, ...], store: Store | None,
 ) -> None:  # fmt: skip
     model = build_detector(recipe, len(data.class_names))
     work.model, work.begun = model, time.perf_counter()
     model.to(device)
-    for entry, score in _epochs(work, model, recipe, data, epochs, device):
+    for entry, score in _epochs(work, model, recipe, data, epochs, device, store):
         work.history.append(entry)
         if score is not None:
             work.scores["val"] = score
@@ -222,41 +230,51 @@ def _train_and_score(
     for split in final_splits:
         if split not in work.scores and split in data.splits:
             work.stage = f"evaluating {split}"
-            work.scores[split] = _evaluate(model, recipe, data, _images(recipe, data, split), device)
+            work.scores[split] = _evaluate(model, recipe, data, _images(recipe, data, split, store), device)
 
 
-def _images(recipe: Recipe, data: DetectionData, split: str) -> CocoImages:
+def _images(recipe: Recipe, data: DetectionData, split: str, store: Store | None) -> CocoImages:
     return CocoImages(
         data.splits[split],
         image_size_px=recipe.image_size_px,
         max_size_px=recipe.max_size_px,
         hflip=recipe.hflip and split == "train",
+        store=store,
     )
 
 
 def _epochs(
-    work: _Work, model: nn.Module, recipe: Recipe, data: DetectionData, epochs: int, device: torch.device
-) -> Iterator[tuple[dict[str, Any], Scores | None]]:
+    work: _Work, model: nn.Module, recipe: Recipe, data: DetectionData, epochs: int, device: torch.device,
+    store: Store | None,
+) -> Iterator[tuple[dict[str, Any], Scores | None]]:  # fmt: skip
     """Yield (history entry, scores of ``val`` if it was evaluated) after every epoch."""
     precision = choose_precision(recipe.precision, device)
-    train, val = _images(recipe, data, "train"), _images(recipe, data, "val")
+    train, val = (_images(recipe, data, split, store) for split in ("train", "val"))
     n_batches = -(-len(train) // recipe.batch_size)
     lr = recipe.lr if recipe.lr is not None else get_method(recipe.method).lr
     optimiser = make_optimiser(model, lr, recipe.weight_decay)
     schedule = make_schedule(optimiser, epochs * -(-n_batches // recipe.accumulate), recipe.warmup)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.scaled)
+    evaluated = [epoch for epoch in range(epochs) if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == epochs]
+    features = frozen_features(
+        model, recipe, store, {train: epochs, val: len(evaluated)}, device=device, precision=precision
+    )
     for epoch in range(epochs):
         work.stage = f"training, epoch {epoch + 1}"
         stats = train_one_epoch(
             model,
-            loader(
+            following(
+                features,
                 train,
-                batch_size=recipe.batch_size,
-                shuffle=True,
-                seed=recipe.seed,
-                epoch=epoch,
-                workers=recipe.loader_workers,
-                pin_memory=device.type == "cuda",
+                loader(
+                    train,
+                    batch_size=recipe.batch_size,
+                    shuffle=True,
+                    seed=recipe.seed,
+                    epoch=epoch,
+                    workers=recipe.loader_workers,
+                    pin_memory=device.type == "cuda",
+                ),
             ),
             optimiser,
             schedule,
@@ -274,19 +292,23 @@ def _epochs(
             "grad_norm": stats.max_grad_norm,
         }
         score = None
-        if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == epochs:
+        if epoch in evaluated:
             work.stage = f"evaluating, epoch {epoch + 1}"
-            score = _evaluate(model, recipe, data, val, device)
+            score = _evaluate(model, recipe, data, val, device, features)
             entry |= {"map": score.map, "map50": score.map50}
         yield entry, score
+    if features is not None:
+        features.detach()
 
 
 def _evaluate(
-    model: nn.Module, recipe: Recipe, data: DetectionData, images: CocoImages, device: torch.device
-) -> Scores:
+    model: nn.Module, recipe: Recipe, data: DetectionData, images: CocoImages, device: torch.device,
+    features: FrozenFeatures | None = None,
+) -> Scores:  # fmt: skip
+    batches = loader(images, batch_size=recipe.batch_size, shuffle=False, seed=0, workers=recipe.loader_workers)
     return evaluate(
         model,
-        loader(images, batch_size=recipe.batch_size, shuffle=False, seed=0, workers=recipe.loader_workers),
+        following(features, images, batches),
         coco_ground_truth(images.split),
         data.category_ids,
         device=device,
@@ -309,6 +331,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--limit-mem", help="as in cst-search launch, such as 6GB")
+    parser.add_argument("--cache", type=Path, help="folder to keep resized images and frozen maps in, up to 10 GB")
     args = parser.parse_args()
     try:
         limit = args.limit_mem and allowance(parse_bytes(args.limit_mem), choose_device(), "--limit-mem")
@@ -318,6 +341,7 @@ def main() -> None:
         parser.exit(error.exit_code, f"{error}\n")
     result = run_trial(
         recipe, data, epochs=args.epochs, memory_limit_bytes=limit,
+        cache=args.cache and Cache(args.cache, default_bound(args.cache)),
         report=lambda entry: print(json.dumps(entry), flush=True),
     )  # fmt: skip
     print(json.dumps(result.to_dict(), indent=2))

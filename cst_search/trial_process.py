@@ -25,6 +25,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from cst_search.cache import Cache
 from cst_search.data import DetectionData
 from cst_search.recipe import Recipe
 from cst_search.units import format_bytes
@@ -47,6 +48,7 @@ def run_in_own_process(
     threads: int,
     memory_limit_bytes: int,
     report: Callable[[dict[str, Any]], None],
+    cache: Cache | None = None,
 ) -> dict[str, Any]:
     """`trial.run_trial` on the CPU in a process of its own. Returns what `TrialResult.to_dict` gives.
 
@@ -60,7 +62,7 @@ def run_in_own_process(
         stop()
     if _server is None:
         _server = _Server()
-    request = pickle.dumps((recipe, data, epochs, threads))
+    request = pickle.dumps((recipe, data, epochs, threads, cache))
     try:
         return _server.run(request, memory_limit_bytes, report)
     except BaseException:  # Ctrl-C, say: nobody will read what the trial still has to tell
@@ -178,12 +180,12 @@ def _run(request: bytes, limit: int, out: int) -> None:
 
     from cst_search.trial import run_trial
 
-    recipe, data, epochs, threads = pickle.loads(request)
+    recipe, data, epochs, threads, cache = pickle.loads(request)
     if threads:
         torch.set_num_threads(threads)
     try:
         result = run_trial(
-            recipe, data, epochs=epochs, device="cpu", memory_limit_bytes=limit,
+            recipe, data, epochs=epochs, device="cpu", memory_limit_bytes=limit, cache=cache,
             report=lambda entry: _write(out, {"entry": entry}),
         ).to_dict()  # fmt: skip
     except Exception as error:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cst_search.cache import Cache
 from cst_search.data import DetectionData
 from cst_search.recipe import Recipe
 
@@ -28,6 +29,7 @@ class Task:
         device: ``cpu``, ``cuda`` or ``auto``.
         threads: CPU threads of one trial; 0: torch's default.
         memory_limit_bytes: what each trial is held to, as `trial.run_trial` takes it; None: not at all.
+        cache: where the trials of a node share images and maps; None: nowhere.
     """
 
     recipe: Recipe
@@ -36,6 +38,7 @@ class Task:
     device: str
     threads: int
     memory_limit_bytes: int | None = None
+    cache: Cache | None = None
 
 
 class Events(Protocol):
@@ -77,13 +80,15 @@ def execute(task: Task, config: Mapping[str, Any], report: Callable[[dict[str, A
         recipe = task.recipe.configured(config)
         if limit is not None and CPU_IS_LIMITED and choose_device(task.device).type == "cpu":
             return run_in_own_process(
-                recipe, task.data, epochs=task.epochs, threads=task.threads, memory_limit_bytes=limit, report=report
-            )
+                recipe, task.data, epochs=task.epochs, threads=task.threads, memory_limit_bytes=limit, cache=task.cache,
+                report=report,
+            )  # fmt: skip
         if task.threads:
             torch.set_num_threads(task.threads)
         return run_trial(
-            recipe, task.data, epochs=task.epochs, device=task.device, report=report, memory_limit_bytes=limit
-        ).to_dict()
+            recipe, task.data, epochs=task.epochs, device=task.device, report=report, memory_limit_bytes=limit,
+            cache=task.cache,
+        ).to_dict()  # fmt: skip
     except Exception as error:
         return fault(error)
 

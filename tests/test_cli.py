@@ -102,6 +102,8 @@ MISTAKES: list[tuple[str, str, tuple[str, ...]]] = [
         "launch --storage nosuch://me:pw@host/x",
         ("--storage takes", "nosuch://me:***@host"),
     ),
+    ("a size of the cache that is none", "launch --cache-size lots", ("a memory size must be", "'lots'")),
+    ("likewise", "train demo --out {gone} --cache-size -1GB", ("a memory size must be", "'-1GB'")),
     ("a driver that is missing", "launch --storage mysql://me:pw@host/x", ("mysql://me:***@host/x: its driver",)),
     ("weights that are not there", "launch --set weights={gone}", ("weights must be DEFAULT, none, demo", "{gone}")),
     ("an unknown command", "lanch", ("No such command 'lanch'",)),

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from cst_search import data as data_module
+from cst_search.cache import Cache, Store
 from cst_search.data import (
     CocoImages,
     DetectionData,
@@ -706,6 +708,60 @@ def test_a_file_that_changed_after_the_check_is_an_error(split: Split) -> None:
     picture(split.images[0].path, 10, 10)
     with pytest.raises(DataError, match="is 10x10, the annotation file says 60x40"):
         CocoImages(split, image_size_px=30, max_size_px=60, hflip=False)[0]
+
+
+# --- pixels that trials share -----------------------------------------------------------------------------------------
+
+
+def shared(split: Split, folder: Path, image_size_px: int = 30, bound: int = 10**8) -> CocoImages:
+    return CocoImages(
+        split, image_size_px=image_size_px, max_size_px=60, hflip=False, store=Store(Cache(folder, bound))
+    )
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Filled with the names of the files that are decoded."""
+    found: list[str] = []
+    read = data_module._read_resized
+    monkeypatch.setattr(data_module, "_read_resized", lambda e, size: found.append(e.file_name) or read(e, size))
+    return found
+
+
+def test_shared_pixels_are_decoded_once(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = CocoImages(split, image_size_px=30, max_size_px=60, hflip=False, cache_bytes=0)
+    decoded = reads(monkeypatch)
+    first, second = shared(split, tmp_path / "cache"), shared(split, tmp_path / "cache")
+    for i in range(len(split.images)):
+        for images in (first, second, pickle.loads(pickle.dumps(first))):
+            assert torch.equal(images[i][0], plain[i][0])
+    assert decoded.count("0.png") == 1 + 3  # once for all that share, and each time without
+    del first, second
+    decoded.clear()
+    shared(split, tmp_path / "cache")[0]  # a later launch
+    assert decoded == []
+
+
+def test_shared_pixels_of_a_file_that_changed_or_another_size_are_others(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = shared(split, tmp_path / "cache")
+    keys = {before.content_key(), shared(split, tmp_path / "cache", image_size_px=31).content_key()}
+    old = before[0][0]
+    picture(split.images[0].path, 60, 40, seed=99)
+    after = shared(split, tmp_path / "cache")
+    assert len({after.content_key(), *keys}) == 3
+    assert not torch.equal(after[0][0], old)
+
+
+def test_shared_pixels_beyond_the_bound_are_decoded_each_time(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = reads(monkeypatch)
+    images = shared(split, tmp_path / "cache", bound=4 * 10**4)  # half of it for pixels: two or three of 4 kB and more
+    for _ in range(2):
+        for i in range(len(images)):
+            images[i]
+    assert len(split.images) < len(decoded) < 2 * len(split.images)
 
 
 # --- real data -------------------------------------------------------------------------------------------------------

@@ -25,13 +25,14 @@ from studies import Ran, run_cli
 from cst_search.config import write_yaml
 from cst_search.data import DetectionData
 from cst_search.errors import ConfigError
-from cst_search.launch import LaunchOptions, _inputs, _memory_limit, image_sizes
+from cst_search.launch import LaunchOptions, _inputs, _memory_limit, expected_sharers, image_sizes
 from cst_search.live import View
 from cst_search.memory import CONTEXT_BYTES, predict, worst_input
 from cst_search.petl import get_method
 from cst_search.recipe import Recipe
 from cst_search.record import default_tracking_uri
 from cst_search.results import Budget, StudyInfo
+from cst_search.space import Space
 from cst_search.suggest import Study
 
 GB = 10**9
@@ -109,6 +110,8 @@ def test_a_launch_ends_with_a_front_and_its_files(launched: tuple[Path, Ran], bu
     # what is said on the way goes to standard error, so that the output is JSON alone
     assert "study first: 0 of 4 trials done" in ran.err and "cst-search export first --pick knee" in ran.err
     assert "trial 0 started" in ran.err and "4 of 4" in ran.err
+    assert f"cache {home / 'cache'}: up to " in ran.err
+    assert len(list((home / "cache").glob("pixels-*.slots"))) == 2  # of both splits, shared by four trials
 
 
 def test_the_first_trial_is_the_methods_own_choice(launched: tuple[Path, Ran]) -> None:
@@ -212,6 +215,22 @@ def test_three_sizes_stand_for_all_of_a_dataset(tiny_data: DetectionData) -> Non
         assert len(sizes) <= 3
         assert worst_input(recipe, sizes, 7) == worst_input(recipe, image_sizes(data), 7)
     assert _inputs(tiny_data) == {"n_classes": 3, "max_boxes": 3, "sizes": [[64, 96], [80, 80], [96, 64]]}
+
+
+@pytest.mark.parametrize(
+    "methods, shared, low, high",
+    [
+        (["cst"], {"lr": {"float": [1e-3, 1e-2]}}, 24, 24),  # nothing that the body sees
+        (["cst", "head"], {"batch_size": {"choice": [2, 4]}}, 11, 15),  # half of them have the same
+        (["cst", "full"], {"lr": {"float": [1e-3, 1e-2]}}, 8, 16),  # half of them read any
+        (["full"], {"lr": {"float": [1e-3, 1e-2]}}, 1, 1),
+    ],
+)
+def test_how_many_trials_read_the_same_maps(
+    tiny_recipe: Callable[..., Recipe], methods: list[str], shared: dict[str, Any], low: int, high: int
+) -> None:
+    space = Space.from_dict({"methods": methods, "shared": shared})
+    assert low <= expected_sharers(space, tiny_recipe(), 24) <= high
 
 
 def test_a_budget_that_excludes_all_is_said_and_ends(

@@ -90,7 +90,7 @@ class A:
 ALONE = [
     "trial", "engine", "detector", "backbone", "data", "data_check", "memory", "weights", "recipe", "units", "errors",
     "memory_limit", "trial_process", "measure",
-    "devices", "fit",
+    "devices", "fit", "cache", "features",
     *sorted(name.removeprefix("cst_search.") for name in MODULES if name.startswith("cst_search.petl")),
 ]  # fmt: skip
 ARITHMETIC = [
@@ -192,6 +192,7 @@ def test_public_names() -> None:
         ("fit", "what_fits compare_methods Fit MethodFit MethodCost"),
         ("devices", "Card cards find_card"),
         ("recipe", "Recipe"),
+        ("cache", "Cache Store Slots open_cache"),
         ("data", "load_data DetectionData CocoImages loader"),
         ("detector", "build_detector count_parameters trained_tensors"),
         ("weights", "save_trained load_trained"),

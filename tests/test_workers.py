@@ -16,6 +16,7 @@ import optuna
 import pytest
 from studies import FakeEstimate, fake_estimate, make_spec, make_study
 
+from cst_search.cache import Cache
 from cst_search.data import DetectionData
 from cst_search.errors import RunError
 from cst_search.memory_limit import CPU_IS_LIMITED
@@ -77,15 +78,18 @@ class Script:
     n_workers: int
     limited: Heard  # another study, to 4, each trial held to LIMIT_BYTES
     limited_url: str
+    folder: Path  # of the caches: `cache`, and `limited` of the trials with a limit
 
 
-def search_with(workers: Workers, n_workers: int, recipe: Recipe, data: DetectionData, url: str) -> Script:
+def search_with(
+    workers: Workers, n_workers: int, recipe: Recipe, data: DetectionData, url: str, folder: Path
+) -> Script:
     study = Study.create(url, "contract", make_spec(space=SPACE, budget=Budget(300, None), recipe=recipe.to_dict()))
     study.begin_launch()
     for width, batch_size in ((0.125, 4), (0.25, 2), (0.125, 2), (0.125, 2)):
         # trial 0 is over the budget, 1 raises, 2 and 3 are well
         study.enqueue({"method": "head", "width": width, "batch_size": batch_size})
-    task = Task(recipe, data, EPOCHS, "cpu", threads=1)
+    task = Task(recipe, data, EPOCHS, "cpu", threads=1, cache=Cache(folder / "cache", 10**8))
 
     def run(n_trials: int, stop: Callable[[Heard], bool]) -> Heard:
         heard = Heard()
@@ -102,7 +106,7 @@ def search_with(workers: Workers, n_workers: int, recipe: Recipe, data: Detectio
         for i, batch_size in enumerate((8, 8, 1, 1)):
             other.enqueue({"method": "head", "batch_size": batch_size, "lr": 1e-3 * (i + 1)})
         heard = Heard()
-        held = dataclasses.replace(task, memory_limit_bytes=LIMIT_BYTES)
+        held = dataclasses.replace(task, memory_limit_bytes=LIMIT_BYTES, cache=Cache(folder / "limited", 10**8))
         workers.run(
             other, held, n_trials=4, estimate=estimate, stop=lambda: False, events=heard  # type: ignore[arg-type]
         )  # fmt: skip
@@ -117,6 +121,7 @@ def search_with(workers: Workers, n_workers: int, recipe: Recipe, data: Detectio
         n_workers=n_workers,
         limited=limited(),
         limited_url=url,
+        folder=folder,
     )
 
 
@@ -129,9 +134,10 @@ def script(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Script]:
     recipe = tiny_recipe(method="head", weights=weights_file("resnet18", 0.125))
-    url = f"sqlite:///{tmp_path_factory.mktemp('workers')}/studies.db"
+    folder = tmp_path_factory.mktemp("workers")
+    url = f"sqlite:///{folder}/studies.db"
     if request.param == "in-process":
-        yield search_with(InProcess(), 1, recipe, tiny_data, url)
+        yield search_with(InProcess(), 1, recipe, tiny_data, url, folder)
         return
     import ray
 
@@ -139,7 +145,7 @@ def script(
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        yield search_with(Ray(2, cpus=1, gpus=0), 2, recipe, tiny_data, url)
+        yield search_with(Ray(2, cpus=1, gpus=0), 2, recipe, tiny_data, url, folder)
     finally:
         ray.shutdown()
 
@@ -227,6 +233,12 @@ def test_running_out_of_memory_is_a_record_and_the_worker_goes_on(script: Script
         violation = trial.constraints["memory"]
         assert (violation > 0) == (trial.number in (0, 1))
         assert trial.system_attrs["constraints"] == [violation]
+
+
+@pytest.mark.parametrize("folder", ["cache", "limited"])  # limited: each in a process of its own, on Linux
+def test_trials_share_a_cache(script: Script, folder: str) -> None:
+    """Whoever runs them: one file of pixels for each split, not one for each trial."""
+    assert len(list((script.folder / folder).glob("pixels-*.slots"))) == 2
 
 
 # --- one trial ------------------------------------------------------------------------------------------------------
