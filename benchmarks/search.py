@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,11 +33,12 @@ import numpy as np
 import optuna
 
 from cst_search.config import load_recipe, load_space
+from cst_search.launch import default_configs
 from cst_search.memory import Estimate, predict, worst_input
 from cst_search.results import Budget, choose_objectives
 from cst_search.sampler import Encoder, Known, ParetoSampler
 from cst_search.schedule import Rungs, rung_epochs
-from cst_search.suggest import StudySpec, _distribution, _pick, pareto_sampler
+from cst_search.suggest import StudySpec, _distribution, _pick, params_of, pareto_sampler
 
 TABLE = Path("benchmarks/results/search-table.json.gz")
 EPOCHS = 9
@@ -132,9 +133,11 @@ NOISE = 0.2  # of the residuals (0.012 of map): seeds differ by that much; the r
 # --- who searches -----------------------------------------------------------------------------------------------------
 
 
-def optuna_search(world: World, ledger: Ledger, sampler: optuna.samplers.BaseSampler, budget: int, curves: dict[int, dict[int, float]], eta: int = 0) -> None:  # fmt: skip
+def optuna_search(world: World, ledger: Ledger, sampler: optuna.samplers.BaseSampler, budget: int, curves: dict[int, dict[int, float]], eta: int = 0, first: Sequence[dict[str, Any]] = ()) -> None:  # fmt: skip
     """Ask and tell; with ``eta``, trials are stopped and promoted at rungs."""
     study = optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=sampler)
+    for params in first:
+        study.enqueue_trial(params)
     rungs = Rungs(OBJECTIVES, rung_epochs(EPOCHS, eta) if eta else (), eta or 3)
     open_trials: dict[int, tuple[Any, dict[str, Any], np.ndarray, int]] = {}
     while ledger.epochs < budget:
@@ -227,11 +230,12 @@ def moasha(world: World, ledger: Ledger, seed: int, budget: int) -> None:
 def searches(world: World) -> dict[str, Callable[[Ledger, int, int], None]]:
     """By name: (ledger, seed, epochs to spend)."""
 
-    def ours(eta: int) -> Callable[[Ledger, int, int], None]:
+    def ours(eta: int, defaults: bool = True) -> Callable[[Ledger, int, int], None]:
         def run(ledger: Ledger, seed: int, budget: int) -> None:
             curves: dict[int, dict[int, float]] = {}
             sampler = pareto_sampler(world.spec, world.space, world.cost, lambda t: curves.get(t.number, {}), seed)
-            optuna_search(world, ledger, sampler, budget, curves, eta)
+            first = [params_of(world.space, config) for config in default_configs(world.space, world.recipe)]
+            optuna_search(world, ledger, sampler, budget, curves, eta, first if defaults else [])
 
         return run
 
@@ -242,6 +246,7 @@ def searches(world: World) -> dict[str, Callable[[Ledger, int, int], None]]:
     return {
         "pareto, early stopping": ours(3),
         "pareto": ours(0),
+        "pareto, without the methods' defaults": ours(0, defaults=False),
         "Ray Tune + OptunaSearch": lambda ledger, seed, budget: stock_ray(world, ledger, seed, budget),
         "Optuna TPE": stock(
             lambda seed: samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)

@@ -408,14 +408,22 @@ def _study(
     )
     study = Study.create(storage, name, spec)
     if not study.info().trials:
-        # the method's own defaults come first: a search should never end below them
-        method = space.methods[0] if recipe.method not in space.methods else recipe.method
-        defaults = get_method(method)
-        made = defaults.make_options(recipe.options if method == recipe.method else {})
-        config = {"method": method, "lr": recipe.lr or defaults.lr}
-        config |= {f"{method}.{key}": value for key, value in vars(made).items()}
-        study.enqueue({k: v for k, v in vars(recipe).items() if k not in ("options", "origin")} | config)
+        for config in default_configs(space, recipe):
+            study.enqueue(config)
     return study
+
+
+def default_configs(space: Space, recipe: Recipe) -> list[dict[str, Any]]:
+    """The defaults of every method of a space, the recipe's own first: a search should never end below them."""
+    found = []
+    for method in sorted(space.methods, key=lambda name: name != recipe.method):
+        defaults = get_method(method)
+        own = method == recipe.method
+        made = defaults.make_options(recipe.options if own else {})
+        config = {key: value for key, value in vars(recipe).items() if key not in ("options", "origin")}
+        config |= {"method": method, "lr": (recipe.lr if own else None) or defaults.lr}
+        found.append(config | {f"{method}.{key}": value for key, value in vars(made).items()})
+    return found
 
 
 def _settings(study: Study, options: LaunchOptions, n_workers: int, device: Any) -> dict[str, Any]:

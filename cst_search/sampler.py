@@ -222,7 +222,7 @@ def _maximise(obj_func: Callable[..., tuple[float, Floats]], theta: Floats, boun
 
 _END = 1 << 30  # the epoch of a result at full length
 _MOST_PRICED = 4096  # structures whose costs are kept
-# of so many suggestions one is random, for what the model is wrong about [Hutter2011], and one looks at all costs
+# of so many suggestions one is random, for what the model is wrong about [Hutter2011]
 _CYCLE = 4
 _MOST_MODELLED = 300  # trials that the model is made of: a suggestion is to take milliseconds
 
@@ -466,7 +466,7 @@ class ParetoSampler(BaseSampler):
         smooth = self._model.predict(rows)[0]
         front = [i for i, point in enumerate(everyone) if point.counts]
         front = [front[k] for k in np.flatnonzero(nondominated(np.column_stack([-smooth[front], costs[front]])))]
-        reference = self._reference_point(smooth, costs, front, signs, wide=len(points) % _CYCLE == 1)
+        reference = self._reference_point(smooth, costs, front, signs, wide=len(points) % 2 == 1)
         taken = {frozenset(point.params.items()) for point in points}
 
         def gain(candidates: Sequence[Params]) -> Floats:
@@ -526,19 +526,20 @@ class ParetoSampler(BaseSampler):
     def _reference_point(self, y: Floats, costs: Floats, front: Sequence[int], signs: Floats, *, wide: bool) -> Floats:
         """The worst (y, costs) that count, as `ehvi` takes them.
 
-        That is a tenth beyond the worst of the front, where improvements all over it count alike. Of what is dearer
-        than all of the front it sees nothing, so that ``wide`` takes what was given, or the worst that was seen.
+        That is a tenth beyond the worst of the front, where improvements all over it count alike. What is dearer than
+        all of the front counts for nothing there; ``wide`` takes the costs that were given, or the largest seen.
         """
-        if wide and self._reference is not None:
-            given = signs * np.asarray(self._reference)
-            return np.append(given[self._costly], -np.delete(given, self._costly))
-        seen = range(len(y)) if wide or len(front) < 2 else list(front)
-        points = np.column_stack([-y, costs])[seen]
-        best, worst = points.min(axis=0), points.max(axis=0)
+        points = np.column_stack([-y, costs])
+        seen = points[list(front)] if len(front) > 1 else points
+        best, worst = seen.min(axis=0), seen.max(axis=0)
         reference = worst + 0.1 * (worst - best) + 1e-12
+        bound = points.max(axis=0)
         if self._reference is not None:
             given = -signs * np.asarray(self._reference)
-            reference = np.minimum(reference, np.append(given[self._costly], np.delete(given, self._costly)))
+            bound = np.append(given[self._costly], np.delete(given, self._costly))
+            reference = np.minimum(reference, bound)
+        if wide:
+            reference[1:] = bound[1:]
         return np.append(-reference[0], reference[1:])
 
 

@@ -288,13 +288,7 @@ class Study:
 
     def enqueue(self, config: Mapping[str, Any]) -> None:
         """Have a configuration tried first, as far as the space contains it."""
-        params = {}
-        if len(self.space.methods) > 1:
-            params[Space.METHOD] = config[Space.METHOD]
-        for dimension in self.space.by_method.get(config[Space.METHOD], ()):
-            if dimension.key in config and dimension.contains(config[dimension.key]):
-                params[dimension.name] = _label(config[dimension.key])
-        self._study.enqueue_trial(params, skip_if_exists=True)
+        self._study.enqueue_trial(params_of(self.space, config), skip_if_exists=True)
 
     def ask(self, estimate: Callable[[dict[str, Any]], Estimate], max_rejects: int = 200) -> Suggestion | None:
         """The next feasible configuration; None when ``max_rejects`` suggestions in a row were over the budget.
@@ -516,6 +510,14 @@ def _pick(trial: Trial, dimension: Dimension) -> Any:
     if isinstance(d, IntDistribution):
         return trial.suggest_int(dimension.name, d.low, d.high, log=d.log)
     return trial.suggest_float(dimension.name, d.low, d.high, log=d.log)
+
+
+def params_of(space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What Optuna calls a configuration, as far as the space contains it."""
+    method = {Space.METHOD: config[Space.METHOD]} if len(space.methods) > 1 else {}
+    dimensions = space.by_method.get(config[Space.METHOD], ())
+    inside = [d for d in dimensions if d.key in config and d.contains(config[d.key])]
+    return method | {d.name: _label(config[d.key]) for d in inside}
 
 
 def _distribution(dimension: Dimension) -> CategoricalDistribution | FloatDistribution | IntDistribution:
