@@ -174,6 +174,18 @@ def launch(
         ),
     ] = None,
     cache_size: CacheOption = None,
+    stop_early: Annotated[
+        bool | None,
+        typer.Option(
+            "--stop-early/--no-stop-early",
+            help="Stop trials at epochs 1, eta, eta^2 ... unless they are among the best 1/eta there "
+            "[default: as the study, else no].",
+            show_default=False,
+        ),
+    ] = None,
+    eta: Annotated[
+        int | None, typer.Option("--eta", min=2, help="Stop early with this eta [default of --stop-early: 3].")
+    ] = None,
     home: HomeOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -192,6 +204,8 @@ def launch(
     ):
         if value not in allowed:
             raise ConfigError(f"{flag} must be one of {', '.join(allowed)}; got {value!r}")
+    if eta is not None and stop_early is False:
+        raise ConfigError(f"--eta {eta} says how trials are stopped early, and --no-stop-early that none is; give one")
 
     from cst_search.launch import LaunchOptions
     from cst_search.launch import launch as run
@@ -218,6 +232,7 @@ def launch(
         in_process=in_process,
         limit_bytes=limit_bytes,
         cache_bytes=cache_bytes,
+        eta=0 if stop_early is False else eta or (3 if stop_early else None),
     )
     result = run(options, err if json_ else out)
     if json_:

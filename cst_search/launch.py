@@ -22,6 +22,7 @@ from rich.console import Console
 from cst_search.addresses import shown_address
 from cst_search.cache import open_cache
 from cst_search.catalog import default_home
+from cst_search.checkpoints import Checkpoints
 from cst_search.config import apply_settings, load_recipe, load_space
 from cst_search.data import DetectionData, load_data
 from cst_search.demo import write_demo
@@ -50,6 +51,7 @@ class LaunchOptions:
         limit_bytes: what the process of a trial is held to. On a GPU device bytes, and the budget's where None; on a
             CPU what it may grow by, and None is no limit: its memory is not the GPU's that the budget is about.
         cache_bytes: of images and maps that trials share, in ``home / "cache"``; 0: nothing is shared.
+        eta: of early stopping; see `suggest.StudySpec`.
     """
 
     budget: Budget
@@ -72,6 +74,7 @@ class LaunchOptions:
     in_process: bool = False
     limit_bytes: int | None = None
     cache_bytes: int | None = None
+    eta: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     study = _study(storage, name, space, recipe, options, objectives, reference, _inputs(data))
     launch_id = study.begin_launch()
     n_before = study.info().n_ran()
-    if n_before >= options.trials:
+    if n_before >= options.trials and not study.n_stopped():
         study.end_launch()
         raise StudyError(f"study {name!r} already has {n_before} trials; give --trials above that to go on")
 
@@ -150,6 +153,11 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         options.home, options.cache_bytes, expected_sharers(space, recipe, options.trials - n_before)
     )
     say(line)
+    if study.rungs:
+        epochs = ", ".join(map(str, study.rungs))
+        say(f"early stopping: of the trials that reach epoch {epochs}, one in {study.spec.eta} goes on")
+    elif study.spec.eta:
+        say("note: early stopping has nothing to stop, as trials are 1 epoch long; --set search_epochs=N changes that")
     record.start(study.info(), launch_id, _settings(study, options, n_workers, device))
 
     def on_finished(_: TrialRecord) -> StudyInfo:
@@ -167,7 +175,18 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         epochs=recipe.search_epochs,
         on_finished=on_finished,
     )
-    task = Task(recipe, data, recipe.search_epochs, str(device), threads, limit, cache)
+    checkpoints = Checkpoints(options.home / name / "checkpoints") if study.rungs else None
+    task = Task(
+        recipe,
+        data,
+        recipe.search_epochs,
+        str(device),
+        threads,
+        limit,
+        cache,
+        rungs=study.rungs,
+        checkpoints=checkpoints,
+    )
 
     def stop() -> bool:
         return deadline is not None and time.monotonic() >= deadline
@@ -184,6 +203,8 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, old_handler)
         study.end_launch()
+        if checkpoints is not None:
+            checkpoints.tidy()
     info = study.info()
     interrupted = interrupted or any(r.state == "interrupted" for r in info.trials)
     if not interrupted and not stop() and info.n_ran() < options.trials:
@@ -405,6 +426,7 @@ def _study(
         target_device="CUDA GPU (generic)",
         limit_bytes=options.limit_bytes,
         inputs=inputs,
+        eta=options.eta,
     )
     study = Study.create(storage, name, spec)
     if not study.info().trials:
@@ -437,6 +459,7 @@ def _settings(study: Study, options: LaunchOptions, n_workers: int, device: Any)
         "limit_mem": spec.limit_bytes,
         "objectives": ",".join(o.name for o in spec.objectives),
         "sampler": spec.sampler,
+        "eta": spec.eta,
         "seed": spec.seed,
         "trials": options.trials,
         "workers": n_workers,

@@ -17,7 +17,10 @@ from cst_search.results import StudyInfo, TrialRecord, describe
 from cst_search.suggest import Suggestion
 from cst_search.units import format_bytes, format_count, format_seconds
 
-_STYLE = {"complete": "green", "infeasible": "yellow", "failed": "red", "running": "cyan", "interrupted": "yellow"}
+_STYLE = {
+    "complete": "green", "infeasible": "yellow", "failed": "red", "pruned": "blue", "running": "cyan",
+    "interrupted": "yellow",
+}  # fmt: skip
 _ROWS = 14  # finished trials that the live table keeps in sight
 
 
@@ -46,7 +49,7 @@ class View:
         self.n_trials, self.n_workers, self.n_done, self.epochs = n_trials, n_workers, n_done, epochs
         self.on_finished = on_finished
         self.running: dict[int, tuple[Suggestion, float, Mapping[str, Any]]] = {}
-        self.ended: list[TrialRecord] = []
+        self.ended: dict[int, TrialRecord] = {}
         self.begun, self.hypervolume, self.n_rejected = time.monotonic(), 0.0, 0
         self._said: set[str] = set()
         self._lock = threading.Lock()
@@ -74,8 +77,12 @@ class View:
     def started(self, suggestion: Suggestion) -> None:
         with self._lock:
             self.running[suggestion.trial] = (suggestion, time.monotonic(), {})
+            if self.ended.pop(suggestion.trial, None) is None and suggestion.promoted_from is not None:
+                self.n_done -= 1  # an earlier launch had stopped it
         if self._live is None:
             again = " (again, its launch died)" if suggestion.again else ""
+            if suggestion.promoted_from is not None:
+                again = f" (goes on after epoch {suggestion.promoted_from})"
             memory = format_bytes(suggestion.estimate["device_bytes"])
             self.say(f"trial {suggestion.trial} started{again}: {describe(suggestion.config)}, predicted {memory}")
 
@@ -89,7 +96,7 @@ class View:
         info = self.on_finished(record)
         with self._lock:
             self.running.pop(record.trial, None)
-            self.ended.append(record)
+            self.ended[record.trial] = record
             self.hypervolume = info.hypervolume()
             self.n_rejected = sum(not r.ran for r in info.trials)
         for note in record.notes:  # one of each kind: the next trials measure other milliseconds
@@ -114,7 +121,7 @@ class View:
         if not self.ended:
             return "time left unknown"
         remaining = self.n_trials - self._n_finished()
-        mean = sum(r.seconds or 0.0 for r in self.ended) / len(self.ended)
+        mean = sum(r.seconds or 0.0 for r in self.ended.values()) / len(self.ended)
         now = time.monotonic()
         done = sum(min(mean, now - begun) for _, begun, _ in self.running.values())
         return f"about {format_seconds(max(0.0, remaining * mean - done) / self.n_workers)} left"
@@ -127,7 +134,7 @@ class View:
                 ("memory", "right"), ("trainable", "right"), ("time", "right"), ("state", "left"),
             ):  # fmt: skip
                 table.add_column(name, justify=justify, no_wrap=name != "method and main dimensions")  # type: ignore[arg-type]
-            for record in self.ended[-_ROWS:]:
+            for record in list(self.ended.values())[-_ROWS:]:
                 table.add_row(
                     str(record.trial),
                     Text(describe(record.config)),

@@ -75,6 +75,7 @@ class _Mirror:
         self.begun: dict[int, str] = {}  # likewise, when the launch or the server ended before all was in it
         self.on_front: set[int] = set()
         self.logged_volumes = 0
+        self.last_volume = 0.0
 
     def open(self, study: str) -> tuple[MlflowClient, str]:
         """Connect, find or make the experiment, and learn which trials it has."""
@@ -120,7 +121,7 @@ class _Mirror:
         client, experiment = self.open(info.name)
         front = {record.trial for record in info.front()}
         for record in info.trials:
-            if record.trial not in self.runs and record.state in _STATUS:
+            if record.trial not in self.runs and record.state in _STATUS and not record.waits:
                 self._log_trial(client, experiment, info.name, record, record.trial in front)
         for number in sorted((front ^ self.on_front) & self.runs.keys()):
             client.set_tag(self.runs[number], "cst.pareto", "true" if number in front else "false")
@@ -128,12 +129,17 @@ class _Mirror:
         if self.parent is not None:
             # a trial that still runs has no value yet; those after it wait for it, so that each is logged once
             n_settled = next((i for i, r in enumerate(info.trials) if r.state == "running"), len(info.trials))
-            done = page_report(info)["hypervolume_by_trial"][self.logged_volumes : n_settled]
+            growth = page_report(info)["hypervolume_by_trial"]
+            done = growth[self.logged_volumes : n_settled]
+            if not done and 0 < self.logged_volumes == n_settled and growth[n_settled - 1][1] != self.last_volume:
+                done = growth[n_settled - 1 : n_settled]  # one that had been stopped went on, and made the front better
+                self.logged_volumes -= 1
             now = int(time.time() * 1000)
             for start in range(0, len(done), 1000):  # MLflow's bound on metrics of one batch
                 metrics = [Metric("hypervolume", value, now, trial) for trial, value in done[start : start + 1000]]
                 client.log_batch(self.parent, metrics=metrics)
             self.logged_volumes += len(done)
+            self.last_volume = done[-1][1] if done else self.last_volume
 
     def _log_trial(
         self, client: MlflowClient, experiment: str, study: str, record: TrialRecord, on_front: bool

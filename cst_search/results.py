@@ -10,7 +10,8 @@ from typing import Any
 from cst_search import __version__, pareto
 from cst_search.pareto import OBJECTIVES, Objective
 
-# running: on a worker now. interrupted: was on a worker of a launch that is no more; taken up by the next launch.
+# pruned: stopped at a rung. running: on a worker now. interrupted: was on a worker of a launch that is no more; taken
+# up by the next launch.
 STATES = ("complete", "infeasible", "failed", "pruned", "running", "interrupted")
 
 
@@ -56,7 +57,8 @@ class TrialRecord:
     feasible: bool = False
     ran: bool = False  # False: rejected by the prediction, no worker was used
     history: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    notes: Sequence[str] = ()  # what the cache did and why
+    notes: Sequence[str] = ()  # what the cache did and why; of a checkpoint, why it was not used
+    waits: bool = False  # of a pruned one: it may still be promoted
 
     def values(self, objectives: Sequence[Objective]) -> list[float]:
         """The objectives, NaN for all unless the trial is complete and feasible: the form that `pareto` takes."""

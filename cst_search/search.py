@@ -1,6 +1,8 @@
 """Ray Tune runs the trials on local cores or GPUs. The only module that knows ray.
 
-Ray's own record (its result files, its searcher state) is not used: the study is the record, and Ray may die.
+Ray's own record (its result files, its searcher state, its checkpoints) is not used: the study is the record, and Ray
+may die. A trial of Ray is one *stretch* of a trial of the study: one that was stopped at a rung and is promoted comes
+as another trial of Ray, which goes on from the checkpoint.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -25,14 +28,16 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# A trial that is stopped ends when its process is to be used again; Ray waits 2 s for that, else the next one is lost.
+os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
 
 import ray
 from ray import tune
-from ray.tune import Callback
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from cst_search.errors import RunError
-from cst_search.workers import Events, Task, execute
+from cst_search.workers import Events, Supply, Task, execute
 
 if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
     from cst_search.memory import Estimate
@@ -58,24 +63,19 @@ class StudySearcher(_Stays, Searcher):
     Ray's own OptunaSearch, which loses constraints.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        estimate: Callable[[dict[str, Any]], Estimate],
-        stop: Callable[[], bool],
-        events: Events,
-    ) -> None:
+    def __init__(self, supply: Supply) -> None:
         super().__init__()
-        self.study, self.estimate, self.stop, self.events = study, estimate, stop, events
-        self.numbers: dict[str, int] = {}
+        self.supply = supply
+        self.numbers: dict[str, int] = {}  # Ray's trials at work -> the study's
+        self.stopped: set[str] = set()
 
     def suggest(self, trial_id: str) -> Any:
-        suggestion = None if self.stop() else self.study.ask(self.estimate)
+        suggestion = self.supply.next()
         if suggestion is None:
-            return Searcher.FINISHED
+            # None: nothing yet; what is at work may reach a rung where one that was stopped is promoted
+            return None if self.numbers and not self.supply.is_over() else Searcher.FINISHED
         self.numbers[trial_id] = suggestion.trial
-        self.events.started(suggestion)
-        return {"config": suggestion.config}
+        return {"trial": suggestion.trial, "config": suggestion.config}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self.numbers.pop(trial_id, None)
@@ -84,11 +84,13 @@ class StudySearcher(_Stays, Searcher):
         text = (result or {}).get(_RESULT)
         if text is not None:
             outcome = json.loads(text)
+        elif trial_id in self.stopped:
+            outcome = {"outcome": "stopped"}
         else:
             if not error:  # stopped from outside (Ctrl-C): it stays open, and the next launch takes it up
                 return
             outcome = {"outcome": "failed", "reason": "the worker process ended (killed, or out of host memory)"}
-        self.events.finished(self.study.tell(number, outcome))
+        self.supply.ended(number, outcome)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study's database is the state."""
@@ -97,23 +99,35 @@ class StudySearcher(_Stays, Searcher):
         """Nothing: the study's database is the state."""
 
 
-class _Progress(_Stays, Callback):
-    """Epoch reports on their way to the screen."""
+class StudyScheduler(_Stays, FIFOScheduler):
+    """Brings what a trial has after an epoch to the study, which says whether it goes on."""
 
     def __init__(self, searcher: StudySearcher) -> None:
+        super().__init__()
         self.searcher = searcher
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = self.searcher.numbers.get(trial.trial_id)
-        if number is not None and _ENTRY in result:
-            self.searcher.events.progressed(number, json.loads(result[_ENTRY]))
+        if number is None or _ENTRY not in result:
+            return self.CONTINUE
+        if self.searcher.supply.progressed(number, json.loads(result[_ENTRY])):
+            return self.CONTINUE
+        self.searcher.stopped.add(trial.trial_id)
+        return self.STOP
 
 
 def _trainable(config: Mapping[str, Any], task: Task) -> None:
-    # as text: Tune flattens nested results and makes numbers of its own types
-    result = execute(task, config["config"], lambda entry: tune.report({_ENTRY: json.dumps(entry)}))
+    def report(entry: dict[str, Any]) -> bool:
+        try:
+            # as text: Tune flattens nested results and makes numbers of its own types
+            tune.report({_ENTRY: json.dumps(entry)})
+        except SystemExit:  # this is how Tune stops a trial, once its process is to be used again
+            return False
+        return True
+
+    result = execute(task, config["trial"], config["config"], report)
+    if result["outcome"] == "stopped":
+        sys.exit(0)  # as Tune wanted; it hears no further report
     tune.report({_RESULT: json.dumps(result)})
 
 
@@ -161,8 +175,9 @@ class Ray:
         stop: Callable[[], bool],
         events: Events,
     ) -> None:
-        remaining = n_trials - study.info().n_ran()
-        if remaining <= 0:
+        supply = Supply(study, task, n_trials=n_trials, estimate=estimate, stop=stop, events=events)
+        if not supply.n_left and study.due() is None:
+            supply.close()
             return
         self.prepare()
         own, self._ready = self._ready, None
@@ -173,7 +188,7 @@ class Ray:
                 raise RunError(f"Ray did not start: {error} --in-process runs the trials without it") from error
         # what Tune says of its own files, with a traceback at times when it is interrupted, is of no use here
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        searcher = StudySearcher(study, estimate, stop, events)
+        searcher = StudySearcher(supply)
         scratch = tempfile.mkdtemp(prefix="cst-search-ray-")
         try:
             trainable = tune.with_resources(
@@ -183,18 +198,19 @@ class Ray:
                 trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
-                    num_samples=remaining,
+                    scheduler=StudyScheduler(searcher),
+                    num_samples=-1,  # the searcher knows when it is over
                     max_concurrent_trials=self.n_workers,
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
                     name="search",
                     storage_path=scratch,
-                    callbacks=[_Progress(searcher)],
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=0),
                 ),
             ).fit()
+            supply.close()
         finally:
             if own is not None:
                 ray.shutdown()

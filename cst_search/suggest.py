@@ -10,6 +10,8 @@ How outcomes are told to the sampler (measured reasons in docs/searching.md):
     out of memory        COMPLETE likewise, memory constraint > 0 whatever was measured, as what was refused would have
                          gone above the limit: told as FAIL, samplers would learn nothing from it
     loss not finite      COMPLETE likewise, constraint `finite` = 1
+    stopped early        nothing while it may be promoted; then PRUNED with constraints as of a complete one. Optuna's
+                         intermediate values are not used: with several objectives its TPE sampler fails on them
     anything else        FAIL with the reason
 """
 
@@ -21,7 +23,7 @@ import os
 import socket
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -41,6 +43,7 @@ from cst_search.memory import depends_on
 from cst_search.pareto import OBJECTIVES, Objective
 from cst_search.results import Budget, StudyInfo, TrialRecord
 from cst_search.sampler import Known, ParetoSampler
+from cst_search.schedule import Rungs, rung_epochs
 from cst_search.space import Dimension, Space
 from cst_search.units import format_bytes
 
@@ -49,8 +52,9 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("pareto", "tpe", "nsga2", "gp", "random")
 CONSTRAINTS = ("memory", "params", "finite")  # in every trial, in this order: the GP sampler needs that
-_FORMAT = 2  # of the attributes below; a reader refuses a newer one
+_FORMAT = 3  # of the attributes below; a reader refuses a newer one
 _STUDY, _SUGGESTED, _RESULT, _LAUNCH = "cst_study", "cst_suggested", "cst_result", "cst_launch:"
+_PROGRESS = "cst_progress"  # of a trial that has not ended: its history, and whether it is stopped at a rung
 # What an out-of-memory trial counts as over the budget at least. Its figures say that it needed more, and not how much:
 # at the first refusal the rest of the step was still to come.
 _OOM_VIOLATION = 0.1
@@ -70,12 +74,18 @@ def _experimental() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A feasible configuration to run. ``again``: it was on a worker of a launch that died."""
+    """A feasible configuration to run.
+
+    Attributes:
+        again: it was on a worker of a launch that died.
+        promoted_from: epoch at which it was stopped, if it is one that was; it goes on now.
+    """
 
     trial: int
     config: dict[str, Any]
     estimate: dict[str, Any]
     again: bool = False
+    promoted_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,8 @@ class StudySpec:
             the study's, as a trial that ran out of it is recorded as one that violates a constraint.
         inputs: of the dataset, as far as memory and parameters depend on it: ``n_classes``, ``max_boxes``, ``sizes``
             (height, width). For an export where the dataset is not.
+        eta: of early stopping: of the trials that reach a rung one in eta goes on; 0: all do. None: 0 for a new study,
+            and for one that is continued whatever it was made with.
     """
 
     objectives: tuple[Objective, ...]
@@ -100,6 +112,7 @@ class StudySpec:
     target_device: str
     limit_bytes: int | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    eta: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         plain = asdict(self)
@@ -163,6 +176,7 @@ class Study:
         spec = dict(stored["spec"])
         spec["objectives"] = tuple(OBJECTIVES[name] for name in spec["objectives"])
         spec["budget"] = Budget(**spec["budget"])
+        spec["eta"] = spec.get("eta") or 0
         self.spec = StudySpec(**spec)
         self.started: str = stored["started"]
         self.space = Space.from_dict(self.spec.space, where=f"space of study {self.name!r}")
@@ -172,6 +186,14 @@ class Study:
         self._orphans: list[FrozenTrial] = []
         self._estimate: Callable[[dict[str, Any]], Estimate]  # of the last `ask`
         self._priced_at = 1.0
+        self._measured: set[int] = set()  # trials that are in _ratios
+        #: epochs after which a trial may be stopped
+        self.rungs = rung_epochs(self.spec.recipe["search_epochs"], self.spec.eta) if self.spec.eta else ()
+        self._rungs = Rungs(self.spec.objectives, self.rungs, self.spec.eta or 0)
+        self._histories: dict[int, list[dict[str, Any]]] = {}  # of trials at work
+        self._stopped: dict[int, Trial] = {}
+        self._due: int | None = None  # of those, the one to go on now; see `due`
+        self._due_is_known = False
 
     @classmethod
     def open(cls, url: str, name: str) -> Study:
@@ -207,7 +229,8 @@ class Study:
             found = cls.open(url, name)
             found._check_same(spec)
             return found
-        stamp = {"format": _FORMAT, "version": __version__, "started": _now(), "spec": spec.to_dict()}
+        plain = replace(spec, eta=spec.eta or 0).to_dict()
+        stamp = {"format": _FORMAT, "version": __version__, "started": _now(), "spec": plain}
         study.set_user_attr(_STUDY, stamp)
         with _experimental():
             study.set_metric_names([o.name for o in spec.objectives])
@@ -216,7 +239,10 @@ class Study:
     def _check_same(self, spec: StudySpec) -> None:
         new, old = spec.to_dict(), self.spec.to_dict()
         named = {"objectives": "--objectives", "budget": "--budget-mem/--budget-params", "recipe": "--recipe",
-                 "space": "--space", "data": "--data", "limit_bytes": "--limit-mem"}  # fmt: skip
+                 "space": "--space", "data": "--data", "limit_bytes": "--limit-mem",
+                 "eta": "--stop-early/--eta"}  # fmt: skip
+        if spec.eta is None:
+            new["eta"] = old["eta"]
         differs = [flag for key, flag in named.items() if new[key] != old[key]]
         if differs:
             raise StudyError(
@@ -239,14 +265,23 @@ class Study:
         launch = {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time(), "begun": _now()}
         self._study.set_user_attr(_LAUNCH + self.launch_id, launch)
         self._study.sampler = self._sampler()
-        self._orphans, self._ratios = [], []
+        self._orphans, self._ratios, self._stopped = [], [], {}
+        self._measured, self._due_is_known = set(), False
         for trial in self._study.get_trials(deepcopy=False):
-            if trial.state.is_finished() and _RESULT in trial.user_attrs:
-                self._ratios += _memory_ratio(trial.user_attrs[_SUGGESTED], trial.user_attrs[_RESULT])
+            result = trial.user_attrs.get(_RESULT if trial.state.is_finished() else _PROGRESS)
+            if result is not None:
+                for entry in result.get("history", ()):
+                    self._reach(trial.number, trial.user_attrs[_SUGGESTED]["estimate"], entry)
+                if trial.state.is_finished() or result["stopped"]:
+                    self._learn(trial.number, trial.user_attrs[_SUGGESTED], _so_far(result.get("history", [])) | result)
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if _SUGGESTED not in trial.user_attrs:  # asked by a launch that died before it knew the configuration
                 self._study.tell(trial.number, state=TrialState.FAIL)
-            elif not self._is_live(trial):
+            elif self._is_live(trial):
+                continue
+            elif trial.user_attrs.get(_PROGRESS, {}).get("stopped"):
+                self._stopped[trial.number] = Trial(self._study, trial._trial_id)
+            else:
                 self._orphans.append(trial)
         return self.launch_id
 
@@ -334,15 +369,100 @@ class Study:
             self._study.sampler.forget_prices()
             self._priced_at = factor
 
+    def progress(self, number: int, entry: Mapping[str, Any]) -> bool:
+        """Keep what a trial has after an epoch: an entry of its history. False: it is to stop there."""
+        trial = self._live[number]
+        if number not in self._histories:
+            self._histories[number] = list(trial.user_attrs.get(_PROGRESS, {}).get("history", ()))
+        history = self._histories[number]
+        if history and entry["epoch"] <= history[-1]["epoch"]:
+            return True  # taken up again, and before where it was: that it goes on was decided then
+        history.append(json.loads(json.dumps(dict(entry))))
+        goes_on = True
+        if entry["epoch"] in self.rungs:
+            self._reach(number, self._attr(trial, _SUGGESTED)["estimate"], entry)
+            goes_on = self._rungs.goes_on(number, entry["epoch"])
+        # both in one: a launch may be killed at any time
+        trial.set_user_attr(_PROGRESS, {"history": history, "stopped": not goes_on})
+        return goes_on
+
+    def _reach(self, number: int, estimate: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+        if entry["epoch"] not in self.rungs:
+            return
+        figures = {**estimate, **{name: value for name, value in entry.items() if value is not None}}
+        over = self.spec.budget.violations(figures["device_bytes"], figures["trainable_params"])
+        values = [figures.get(objective.name, math.nan) for objective in self.spec.objectives]
+        self._rungs.report(number, entry["epoch"], values, sum(max(0.0, value) for value in over.values()))
+        self._due_is_known = False
+
+    def due(self) -> int | None:
+        """Of the trials that were stopped, the one that would go on by now."""
+        if not self._due_is_known:  # it is asked for ten times a second
+            self._due = self._rungs.promotable(list(self._stopped)) if self._stopped else None
+            self._due_is_known = True
+        return self._due
+
+    def n_stopped(self) -> int:
+        """Trials that were stopped and may still be promoted."""
+        return len(self._stopped)
+
+    def promote(self) -> Suggestion | None:
+        """The stopped trial that is due, to go on from its checkpoint; None: none is."""
+        number = self.due()
+        if number is None:
+            return None
+        trial = self._live[number] = self._stopped.pop(number)
+        self._due_is_known = False
+        suggested, history = self._attr(trial, _SUGGESTED), self._attr(trial, _PROGRESS)["history"]
+        trial.set_user_attr(_SUGGESTED, suggested | {"launch": self.launch_id})
+        trial.set_user_attr(_PROGRESS, {"history": history, "stopped": False})
+        self._histories[number] = history
+        return Suggestion(
+            number, _tuples(suggested["config"]), suggested["estimate"], promoted_from=history[-1]["epoch"]
+        )
+
+    def close_stopped(self) -> list[int]:
+        """Tell optuna of the trials that were stopped, for good. None while one is at work, or due to go on.
+
+        Returns:
+            Their numbers.
+        """
+        if self._live or self.due() is not None:
+            return []
+        closed = sorted(self._stopped)
+        for number in closed:
+            trial = self._stopped.pop(number)
+            estimate = self._attr(trial, _SUGGESTED)["estimate"]
+            result = _so_far(self._attr(trial, _PROGRESS)["history"])
+            result |= {"outcome": "stopped", "state": "pruned", "ran": True, "reason": self._stopped_at(result)}
+            figures = estimate | result
+            violations = self.spec.budget.violations(figures["device_bytes"], estimate["trainable_params"])
+            self._constrain(trial, violations)
+            trial.set_user_attr(_RESULT, result)
+            self._study.tell(trial, state=TrialState.PRUNED)
+        return closed
+
+    def _stopped_at(self, result: Mapping[str, Any]) -> str:
+        return f"stopped after epoch {result['epoch']} of {self.spec.recipe['search_epochs']}"
+
     def tell(self, number: int, result: Mapping[str, Any]) -> TrialRecord:
-        """Record how a trial ended: `TrialResult.to_dict()`, or ``{"outcome": "failed", "reason": ...}``."""
+        """Record how a trial ended: `TrialResult.to_dict()`, or ``{"outcome": "failed", "reason": ...}``.
+
+        Of one that `progress` stopped ``{"outcome": "stopped"}`` is enough.
+        """
         trial = self._live.pop(number)
+        self._histories.pop(number, None)
+        if result["outcome"] == "stopped":
+            self._stopped[number] = trial
+            self._due_is_known = False
+            self._learn(number, self._attr(trial, _SUGGESTED), _so_far(self._attr(trial, _PROGRESS)["history"]))
+            return self.record(number)
         estimate = self._attr(trial, _SUGGESTED)["estimate"]
         measured = result.get("device_bytes") is not None
         device_bytes = result["device_bytes"] if measured else estimate["device_bytes"]
         violations = self.spec.budget.violations(device_bytes, estimate["trainable_params"])
         stored = dict(result) | {"ran": True, "memory_source": "measured" if measured else "predicted"}
-        self._ratios += _memory_ratio(self._attr(trial, _SUGGESTED), result)
+        self._learn(number, self._attr(trial, _SUGGESTED), result)
         outcome = result["outcome"]
         finite = 0.0
         if outcome == "complete" and result.get("map") is not None:
@@ -367,12 +487,7 @@ class Study:
     def _finish(
         self, trial: Trial, result: Mapping[str, Any], violations: Mapping[str, float], finite: float = 0.0
     ) -> None:
-        constraints = dict(violations) | {"finite": finite}
-        for name in CONSTRAINTS:
-            trial.set_constraint(name, constraints[name])
-        # optuna-dashboard 0.21 reads only the list that Optuna 4 wrote; without it infeasible trials look feasible.
-        # Optuna 5 adds that list to the constraints above, and its GP sampler fits a model to each: one is enough.
-        self._study._storage.set_trial_system_attr(trial._trial_id, "constraints", [max(constraints.values())])
+        self._constrain(trial, violations, finite)
         trial.set_user_attr(_RESULT, json.loads(json.dumps(dict(result))))
         estimate = self._attr(trial, _SUGGESTED)["estimate"]
         figures = estimate | {k: v for k, v in result.items() if v is not None}
@@ -382,6 +497,21 @@ class Study:
             known = objective.name in figures and (reached or objective.goal == "min")
             values.append(float(figures[objective.name]) if known else -math.inf)
         self._study.tell(trial, values)
+
+    def _constrain(self, trial: Trial, violations: Mapping[str, float], finite: float = 0.0) -> None:
+        constraints = dict(violations) | {"finite": finite}
+        for name in CONSTRAINTS:
+            trial.set_constraint(name, constraints[name])
+        # optuna-dashboard 0.21 reads only the list that Optuna 4 wrote; without it infeasible trials look feasible.
+        # Optuna 5 adds that list to the constraints above, and its GP sampler fits a model to each: one is enough.
+        self._study._storage.set_trial_system_attr(trial._trial_id, "constraints", [max(constraints.values())])
+
+    def _learn(self, number: int, suggested: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Take a trial's measured memory into the correction, once: one that was stopped may end again."""
+        ratio = [] if number in self._measured else _memory_ratio(suggested, result)
+        if ratio:
+            self._measured.add(number)
+            self._ratios += ratio
 
     def _attr(self, trial: Trial, key: str) -> dict[str, Any]:
         return trial.user_attrs[key]
@@ -429,16 +559,27 @@ class Study:
             memory_correction=suggested.get("correction", {}).get("factor", 1.0),
         )
         if result is None or not trial.state.is_finished():
-            return replace(record, ran=True)
+            progress = trial.user_attrs.get(_PROGRESS, {"history": [], "stopped": False})
+            result = _so_far(progress["history"]) | {"state": record.state, "ran": True}
+            if progress["stopped"]:
+                result |= {"state": "pruned", "waits": True, "reason": self._stopped_at(result)}
         names = (
             "state", "map", "map50", "loss", "device_bytes", "reserved_bytes", "active_bytes", "memory_source",
-            "images_per_second", "seconds", "reason", "ran", "history", "notes",
+            "images_per_second", "seconds", "reason", "ran", "history", "notes", "waits",
         )  # fmt: skip
         return replace(
             record,
             feasible=result["state"] == "complete" and all(value <= 0 for value in trial.constraints.values()),
             **{name: result[name] for name in names if result.get(name) is not None},
         )
+
+
+def _so_far(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is known of a trial that has not ended: of each figure the last that an epoch had."""
+    found: dict[str, Any] = {"history": list(history), "outcome": "stopped"}
+    for entry in history:
+        found |= {name: value for name, value in entry.items() if value is not None}
+    return found | {"memory_source": "measured" if "device_bytes" in found else "predicted"}
 
 
 def _memory_ratio(suggested: Mapping[str, Any], result: Mapping[str, Any]) -> list[float]:
@@ -453,7 +594,7 @@ def _memory_ratio(suggested: Mapping[str, Any], result: Mapping[str, Any]) -> li
     if result["outcome"] == "oom":
         measured = max(measured, (result.get("held_bytes") or 0) + (result.get("asked_bytes") or 0))
         return [measured / predicted] if measured > predicted else []
-    return [measured / predicted] if result["outcome"] == "complete" else []
+    return [measured / predicted] if result["outcome"] in ("complete", "stopped") else []
 
 
 def pareto_sampler(

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from cst_search.cache import Cache, Store, default_bound
+from cst_search.checkpoints import Training, Unusable, restore, save
 from cst_search.data import CocoImages, DetectionData, coco_ground_truth, loader
 from cst_search.detector import build_detector, count_parameters
 from cst_search.engine import (
@@ -32,7 +33,7 @@ from cst_search.engine import (
 from cst_search.errors import ConfigError
 from cst_search.features import FrozenFeatures, following, frozen_features
 from cst_search.memory import CONTEXT_BYTES
-from cst_search.memory_limit import memory_limit
+from cst_search.memory_limit import MemoryLimit, memory_limit
 from cst_search.petl import get_method
 from cst_search.recipe import Recipe
 from cst_search.units import format_bytes
@@ -43,8 +44,8 @@ class TrialResult:
     """What a trial ended with.
 
     Attributes:
-        outcome: ``complete``; ``oom`` (memory ran out); ``nonfinite`` (loss or gradient not a number). The last two are
-            results with a reason, not exceptions.
+        outcome: ``complete``; ``stopped`` (``report`` said so); ``oom`` (memory ran out); ``nonfinite`` (loss or
+            gradient not a number). The last two are results with a reason, not exceptions.
         map, map50: of the last evaluation, 0..1; None when none was reached.
         device_bytes, reserved_bytes, active_bytes: measured peaks on a GPU, None on a CPU. See DESIGN words: active is
             live tensors, reserved the caching allocator's, device adds the context; of ``oom``, device adds what was
@@ -53,9 +54,11 @@ class TrialResult:
             what a process grew by on a CPU. See `memory_limit`.
         stage, asked_bytes: of ``oom``, what it was doing, and the allocation that was refused, if its message says so.
         seconds: wall time; ``train_seconds`` is the part spent in training and evaluation.
-        history: one dict per epoch: epoch, loss, lr, images_per_second, and map, map50 where evaluated.
+        history: one dict per epoch: epoch, loss, grad_norm, images_per_second; map, map50 where evaluated; at a rung
+            seconds so far, and on a GPU the peaks so far.
         final: further figures of the last evaluation, per split.
-        notes: what the cache did and why, one line each.
+        notes: what the cache did and why, and what was odd about the checkpoint, one line each.
+        resumed_epochs: epochs that a checkpoint held. Seconds, peaks and history are those of the whole trial.
     """
 
     outcome: str
@@ -80,6 +83,7 @@ class TrialResult:
     asked_bytes: int | None = None
     stage: str | None = None
     notes: list[str] = field(default_factory=list)
+    resumed_epochs: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -108,13 +112,36 @@ def allowance(bound_bytes: int, device: torch.device, flag: str) -> int:
 
 @dataclass
 class _Work:
-    """What a trial has reached; it is read after a trial that broke, too."""
+    """What a trial has reached; it is read after a trial that broke, too.
+
+    ``before`` holds what it took before the checkpoint that it goes on from: seconds and peaks.
+    """
 
     stage: str = "building the model"
     model: nn.Module | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     scores: dict[str, Scores] = field(default_factory=dict)
     begun: float = field(default_factory=time.perf_counter)
+    trained_from: float = field(default_factory=time.perf_counter)
+    limit: MemoryLimit | None = None
+    before: dict[str, Any] = field(default_factory=dict)
+    stopped: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def taken(self, device: torch.device) -> dict[str, Any]:
+        """Seconds and peaks of the whole trial so far; a peak is None where nothing is measured."""
+        now = time.perf_counter()
+        held = self.limit.peak_bytes() if self.limit is not None else None
+        peaks = {
+            "held_bytes": held,
+            "reserved_bytes": held if device.type == "cuda" else None,
+            "active_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        }
+        return {
+            "seconds": now - self.begun + self.before.get("seconds", 0.0),
+            "train_seconds": now - self.trained_from + self.before.get("train_seconds", 0.0),
+        } | {name: max((p for p in (peak, self.before.get(name)) if p is not None), default=None)
+             for name, peak in peaks.items()}  # fmt: skip
 
 
 def run_trial(
@@ -123,44 +150,52 @@ def run_trial(
     *,
     epochs: int | None = None,
     device: str = "auto",
-    report: Callable[[dict[str, Any]], None] | None = None,
+    report: Callable[[dict[str, Any]], object] | None = None,
     keep: Callable[[nn.Module], None] | None = None,
     final_splits: tuple[str, ...] = ("val",),
     memory_limit_bytes: int | None = None,
     cache: Cache | None = None,
+    rungs: tuple[int, ...] = (),
+    checkpoint: Path | None = None,
 ) -> TrialResult:
     """Train a recipe on ``train`` and evaluate it on ``val``.
 
-    The same recipe, data, device and number of threads give the same result on a CPU, bit for bit.
+    The same recipe, data, device and number of threads give the same result on a CPU, bit for bit, also when the trial
+    was stopped or killed on the way and went on from its checkpoint.
 
     Args:
         epochs: passes over the training split; None: the recipe's full length.
-        report: called after every epoch with that epoch's dict of ``history``.
+        report: called after every epoch with that epoch's dict of ``history``, and again with the last one when the
+            trial goes on from a checkpoint. If it returns False the trial ends there.
         keep: called once with the trained model.
         final_splits: splits whose full scores go into ``final``; one beside ``val`` costs its evaluation.
         memory_limit_bytes: what the trial is held to, see `memory_limit`: the allocator on a GPU, the growth of this
             process on a CPU, where all of the process is bound by it.
         cache: where to keep resized images and the maps of a frozen body; None: images in this process, maps nowhere.
+        rungs: epochs after which it is evaluated whatever ``eval_every`` says, and its checkpoint is written.
+        checkpoint: the file. If it is there the trial goes on from it; one that cannot be used is noted in the result.
 
     Returns:
         A result also when memory runs out or the loss is not finite; every other fault is raised.
     """
-    begun = time.perf_counter()
+    work = _Work()
     target = choose_device(device)
     if target.type == "cuda":
         gc.collect()  # of a trial that raised
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(target)
-    work = _Work()
     store = None if cache is None else Store(cache)
     outcome, reason, asked = "complete", None, None
     with memory_limit(target, memory_limit_bytes) as limit:
+        work.limit = limit
         if limit.kind == "process":  # one that loads images inherits it, and, refused a thread, would never answer
             recipe = replace(recipe, loader_workers=0)
         try:
             _train_and_score(
-                work, recipe, data, recipe.epochs if epochs is None else epochs, target, report, final_splits, store
-            )
+                work, recipe, data, recipe.epochs if epochs is None else epochs, target, report, final_splits, store,
+                rungs, checkpoint,
+            )  # fmt: skip
+            outcome = "stopped" if work.stopped else "complete"
         except NonFiniteLoss as error:
             outcome, reason = "nonfinite", str(error)
         except Exception as error:
@@ -169,7 +204,7 @@ def run_trial(
                 raise
             outcome, reason, asked = "oom", refusal.reason, refusal.asked_bytes
     # the exception is gone, and with it the frames that held tensors
-    train_seconds = time.perf_counter() - work.begun
+    train_seconds = work.taken(target)["train_seconds"]
     if work.model is None:  # it could not even be built
         with torch.device("meta"):
             petl_params, trainable_params = count_parameters(
@@ -180,8 +215,8 @@ def run_trial(
         if keep is not None and outcome == "complete":
             keep(work.model)
     val, history = work.scores.get("val"), work.history
-    held = limit.peak_bytes()
-    reserved = held if target.type == "cuda" else None
+    taken = work.taken(target)
+    reserved = taken["reserved_bytes"]
     result = TrialResult(
         outcome=outcome,
         petl_params=petl_params,
@@ -191,9 +226,9 @@ def run_trial(
         loss=history[-1]["loss"] if history else None,
         device_bytes=reserved + (asked or 0) + CONTEXT_BYTES if reserved is not None else None,
         reserved_bytes=reserved,
-        active_bytes=torch.cuda.max_memory_allocated(target) if target.type == "cuda" else None,
+        active_bytes=taken["active_bytes"],
         images_per_second=history[-1]["images_per_second"] if history else None,
-        seconds=time.perf_counter() - begun,
+        seconds=taken["seconds"],
         train_seconds=train_seconds,
         epochs=len(history),
         reason=reason,
@@ -201,10 +236,11 @@ def run_trial(
         history=history,
         final={split: asdict(score) for split, score in work.scores.items()},
         limit_bytes=limit.limit_bytes,
-        held_bytes=held,
+        held_bytes=taken["held_bytes"],
         asked_bytes=asked,
         stage=work.stage if outcome == "oom" else None,
-        notes=[] if store is None else store.notes,
+        notes=[*([] if store is None else store.notes), *work.notes],
+        resumed_epochs=work.before.get("epochs", 0),
     )
     if outcome != "complete":  # the next trial in this process finds it as this one did
         work.model = None
@@ -216,17 +252,16 @@ def run_trial(
 
 def _train_and_score(
     work: _Work, recipe: Recipe, data: DetectionData, epochs: int, device: torch.device,
-    report: Callable[[dict[str, Any]], None] | None, final_splits: tuple[str, ...], store: Store | None,
+    report: Callable[[dict[str, Any]], object] | None, final_splits: tuple[str, ...], store: Store | None,
+    rungs: tuple[int, ...], checkpoint: Path | None,
 ) -> None:  # fmt: skip
     model = build_detector(recipe, len(data.class_names))
-    work.model, work.begun = model, time.perf_counter()
+    work.model, work.trained_from = model, time.perf_counter()
     model.to(device)
-    for entry, score in _epochs(work, model, recipe, data, epochs, device, store):
-        work.history.append(entry)
-        if score is not None:
-            work.scores["val"] = score
-        if report is not None:
-            report(entry)
+    for entry in _epochs(work, model, recipe, data, epochs, device, store, rungs, checkpoint):
+        if report is not None and report(entry) is False:
+            work.stopped = True
+            return
     for split in final_splits:
         if split not in work.scores and split in data.splits:
             work.stage = f"evaluating {split}"
@@ -245,9 +280,9 @@ def _images(recipe: Recipe, data: DetectionData, split: str, store: Store | None
 
 def _epochs(
     work: _Work, model: nn.Module, recipe: Recipe, data: DetectionData, epochs: int, device: torch.device,
-    store: Store | None,
-) -> Iterator[tuple[dict[str, Any], Scores | None]]:  # fmt: skip
-    """Yield (history entry, scores of ``val`` if it was evaluated) after every epoch."""
+    store: Store | None, rungs: tuple[int, ...], checkpoint: Path | None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Yield the history's entry after every epoch, and first the last one of a checkpoint."""
     precision = choose_precision(recipe.precision, device)
     train, val = (_images(recipe, data, split, store) for split in ("train", "val"))
     n_batches = -(-len(train) // recipe.batch_size)
@@ -255,11 +290,16 @@ def _epochs(
     optimiser = make_optimiser(model, lr, recipe.weight_decay)
     schedule = make_schedule(optimiser, epochs * -(-n_batches // recipe.accumulate), recipe.warmup)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.scaled)
-    evaluated = [epoch for epoch in range(epochs) if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == epochs]
+    evaluated = {epoch for epoch in range(1, epochs + 1) if epoch % recipe.eval_every == 0 or epoch in (*rungs, epochs)}
     features = frozen_features(
         model, recipe, store, {train: epochs, val: len(evaluated)}, device=device, precision=precision
     )
-    for epoch in range(epochs):
+    training = Training(model, optimiser, schedule, scaler, device)
+    identity = _identity(recipe, data, epochs, device)
+    if checkpoint is not None and _go_on(work, checkpoint, identity, training):
+        # whoever decided whether to stop there may have been killed before it was known
+        yield work.history[-1]
+    for epoch in range(len(work.history), epochs):
         work.stage = f"training, epoch {epoch + 1}"
         stats = train_one_epoch(
             model,
@@ -291,14 +331,56 @@ def _epochs(
             "images_per_second": stats.images_per_second,
             "grad_norm": stats.max_grad_norm,
         }
-        score = None
-        if epoch in evaluated:
+        if epoch + 1 in evaluated:
             work.stage = f"evaluating, epoch {epoch + 1}"
-            score = _evaluate(model, recipe, data, val, device, features)
+            work.scores["val"] = score = _evaluate(model, recipe, data, val, device, features)
             entry |= {"map": score.map, "map50": score.map50}
-        yield entry, score
+        work.history.append(entry)
+        if epoch + 1 in rungs:
+            taken = work.taken(device)
+            entry["seconds"] = taken["seconds"]
+            if (reserved := taken["reserved_bytes"]) is not None:
+                entry |= {"device_bytes": reserved + CONTEXT_BYTES, "reserved_bytes": reserved,
+                          "active_bytes": taken["active_bytes"]}  # fmt: skip
+            if checkpoint is not None:  # before the report: who stops it may end this process
+                _write(work, checkpoint, identity, training, taken)
+        yield entry
     if features is not None:
         features.detach()
+
+
+def _identity(recipe: Recipe, data: DetectionData, epochs: int, device: torch.device) -> dict[str, Any]:
+    """What must be the same for a trial to go on from a checkpoint."""
+    return {
+        "recipe": recipe.to_dict(),
+        "epochs": epochs,
+        "classes": list(data.class_names),
+        "images": {name: len(split.images) for name, split in data.splits.items()},
+        "device": device.type,
+    }
+
+
+def _write(work: _Work, path: Path, identity: dict[str, Any], training: Training, taken: dict[str, Any]) -> None:
+    scores = {split: asdict(score) for split, score in work.scores.items()}
+    found = {"history": work.history, "scores": scores, "before": taken | {"epochs": len(work.history)}}
+    try:
+        save(path, identity, training, found)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's, when the disk is full
+        work.notes.append(f"its checkpoint could not be written: {str(error).splitlines()[0]}")
+
+
+def _go_on(work: _Work, path: Path, identity: dict[str, Any], training: Training) -> bool:
+    """Bring a trial to where its checkpoint was written; False: there is none, or none that can be used."""
+    if not path.exists():
+        return False
+    try:
+        found = restore(path, identity, training)
+    except Unusable as error:
+        work.notes.append(f"began anew: {path.name} was left aside, as {error}")
+        return False
+    work.history, work.before = found["history"], found["before"]
+    work.scores = {split: Scores(**score) for split, score in found["scores"].items()}
+    return True
 
 
 def _evaluate(

@@ -23,6 +23,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cst_search.cache import Cache
@@ -32,6 +33,9 @@ from cst_search.units import format_bytes
 
 _START = "import sys; sys.path[:] = {path!r}; from cst_search.trial_process import serve; serve()"
 _HEADER = struct.Struct("<QQ")  # of a request: its length and the limit, in bytes
+# What comes on the server's standard input, by its first byte. One byte is the answer to each report; the answer to a
+# trial that died meanwhile is read between two requests.
+_REQUEST, _GO_ON, _STOP = b"r", b"g", b"s"
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _LOOK_SECONDS = 0.01  # between two looks at the memory of a trial, for one that is killed
 # A process that dies with this share of its limit in use is taken to have run out. Of 450 trials with a limit drawn at
@@ -47,8 +51,10 @@ def run_in_own_process(
     epochs: int,
     threads: int,
     memory_limit_bytes: int,
-    report: Callable[[dict[str, Any]], None],
+    report: Callable[[dict[str, Any]], object],
     cache: Cache | None = None,
+    rungs: tuple[int, ...] = (),
+    checkpoint: Path | None = None,
 ) -> dict[str, Any]:
     """`trial.run_trial` on the CPU in a process of its own. Returns what `TrialResult.to_dict` gives.
 
@@ -62,7 +68,8 @@ def run_in_own_process(
         stop()
     if _server is None:
         _server = _Server()
-    request = pickle.dumps((recipe, data, epochs, threads, cache))
+    options = {"epochs": epochs, "cache": cache, "rungs": rungs, "checkpoint": checkpoint}
+    request = pickle.dumps((recipe, data, threads, options))
     try:
         return _server.run(request, memory_limit_bytes, report)
     except BaseException:  # Ctrl-C, say: nobody will read what the trial still has to tell
@@ -103,24 +110,28 @@ class _Server:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def run(self, request: bytes, limit: int, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
+    def run(self, request: bytes, limit: int, report: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        assert self._process.stdout is not None
         result: dict[str, Any] | None = None
-        with contextlib.suppress(BrokenPipeError):  # then there is nothing to read either
-            self._process.stdin.write(_HEADER.pack(len(request), limit) + request)
-            self._process.stdin.flush()
+        self._send(_REQUEST + _HEADER.pack(len(request), limit) + request)
         for line in self._process.stdout:
             try:
                 message = json.loads(line)
             except ValueError:  # cut off: its writer was killed
                 continue
             if "entry" in message:
-                report(message["entry"])
+                self._send(_STOP if report(message["entry"]) is False else _GO_ON)
             elif "result" in message:
                 result = message["result"]
             else:
                 return result if result is not None else message["ended"]
         return result or {"outcome": "failed", "reason": "the process that runs the trials ended (killed?)"}
+
+    def _send(self, content: bytes) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # then there is nothing to read either
+            self._process.stdin.write(content)
+            self._process.stdin.flush()
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -146,16 +157,21 @@ def serve() -> None:
 
     import cst_search.trial  # noqa: F401
 
-    while len(header := _read(_HEADER.size)) == _HEADER.size:
-        n_bytes, limit = _HEADER.unpack(header)
+    while kind := _read(1):
+        if kind != _REQUEST:
+            continue
+        n_bytes, limit = _HEADER.unpack(_read(_HEADER.size))
         request = _read(n_bytes)
+        answers, answer = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
-                _run(request, limit, out)
+                _run(request, limit, out, answers)
             finally:
                 os._exit(0)
-        _watch(pid, limit, out)
+        os.close(answers)
+        _watch(pid, limit, out, answer)
+        os.close(answer)
 
 
 def _read(n_bytes: int) -> bytes:
@@ -171,7 +187,7 @@ def _write(out: int, message: dict[str, Any]) -> None:
         text = text[os.write(out, text) :]
 
 
-def _run(request: bytes, limit: int, out: int) -> None:
+def _run(request: bytes, limit: int, out: int, answers: int) -> None:
     """The trial, in its own process."""
     import ctypes
 
@@ -180,25 +196,32 @@ def _run(request: bytes, limit: int, out: int) -> None:
 
     from cst_search.trial import run_trial
 
-    recipe, data, epochs, threads, cache = pickle.loads(request)
+    recipe, data, threads, options = pickle.loads(request)
     if threads:
         torch.set_num_threads(threads)
+
+    def report(entry: dict[str, Any]) -> bool:
+        _write(out, {"entry": entry})
+        return os.read(answers, 1) != _STOP
+
     try:
         result = run_trial(
-            recipe, data, epochs=epochs, device="cpu", memory_limit_bytes=limit, cache=cache,
-            report=lambda entry: _write(out, {"entry": entry}),
+            recipe, data, device="cpu", memory_limit_bytes=limit, report=report, **options
         ).to_dict()  # fmt: skip
     except Exception as error:
         result = fault(error)
     _write(out, {"result": result})
 
 
-def _watch(pid: int, limit: int, out: int) -> None:
-    """Wait for the trial; say how it ended. End it when nobody is there to hear of it."""
+def _watch(pid: int, limit: int, out: int, answer: int) -> None:
+    """Wait for the trial, pass answers on, say how it ended. End it when nobody is there to hear of it."""
     held = 0
     while (waited := os.waitpid(pid, os.WNOHANG))[0] == 0:
-        if select.select([0], [], [], _LOOK_SECONDS)[0]:  # nothing is sent during a trial: this is the end of input
-            os.killpg(0, signal.SIGKILL)  # the session: itself, the trial, and what that started
+        if select.select([0], [], [], _LOOK_SECONDS)[0]:
+            if not (said := _read(1)):
+                os.killpg(0, signal.SIGKILL)  # the session: itself, the trial, and what that started
+            with contextlib.suppress(BrokenPipeError):  # the trial has just died
+                os.write(answer, said)
         held = max(held, _held(pid, limit))
     code = os.waitstatus_to_exitcode(waited[1])
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -1,16 +1,21 @@
 """Who runs the trials: a seam with two forms, `InProcess` here and `Ray` in `search.py`, under one contract.
 
 The contract: take suggestions from the study until it has ``n_trials`` that ran, there are none left, or ``stop()``;
-tell the study how each ended; and say on ``events`` what happens. A fault of one trial is a record, never the end.
+tell the study what each has after every epoch and how it ended; and say on ``events`` what happens. A fault of one
+trial is a record, never the end. A trial that the study stops at a rung may be handed out again, to go on from its
+checkpoint. Both forms leave all of that to a `Supply`, and only see to it that trials run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cst_search.cache import Cache
+from cst_search.checkpoints import Checkpoints
 from cst_search.data import DetectionData
 from cst_search.recipe import Recipe
 
@@ -30,6 +35,8 @@ class Task:
         threads: CPU threads of one trial; 0: torch's default.
         memory_limit_bytes: what each trial is held to, as `trial.run_trial` takes it; None: not at all.
         cache: where the trials of a node share images and maps; None: nowhere.
+        rungs: epochs after which the study may stop a trial, as `trial.run_trial` takes them.
+        checkpoints: of the trials; None: they are not kept, and a trial that is taken up again begins anew.
     """
 
     recipe: Recipe
@@ -39,10 +46,15 @@ class Task:
     threads: int
     memory_limit_bytes: int | None = None
     cache: Cache | None = None
+    rungs: tuple[int, ...] = ()
+    checkpoints: Checkpoints | None = None
+
+    def checkpoint(self, trial: int) -> Path | None:
+        return None if self.checkpoints is None else self.checkpoints.path(trial)
 
 
 class Events(Protocol):
-    """What a launch wants to hear."""
+    """What a launch wants to hear. A trial that is stopped has finished, and starts again when it is promoted."""
 
     def started(self, suggestion: Suggestion) -> None: ...
 
@@ -67,8 +79,69 @@ class Workers(Protocol):
     ) -> None: ...
 
 
-def execute(task: Task, config: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Run one trial; whatever goes wrong in it becomes a result with a reason."""
+class Supply:
+    """What a search still has to hand out, and the way of what comes back, for both forms of workers."""
+
+    def __init__(
+        self,
+        study: Study,
+        task: Task,
+        *,
+        n_trials: int,
+        estimate: Callable[[dict[str, Any]], Estimate],
+        stop: Callable[[], bool],
+        events: Events,
+    ) -> None:
+        self.study, self.task, self.estimate, self.stop, self.events = study, task, estimate, stop, events
+        self.n_left = max(0, n_trials - study.info().n_ran())
+
+    def next(self) -> Suggestion | None:
+        """What to run now: a trial that is to be promoted, else a configuration; None: nothing, perhaps yet."""
+        if self.stop():
+            return None
+        suggestion = self.study.promote()
+        if suggestion is None and self.n_left:
+            suggestion = self.study.ask(self.estimate)
+            self.n_left = self.n_left - 1 if suggestion is not None else 0
+            if suggestion is not None and not suggestion.again:
+                self._drop(suggestion.trial)  # of another study that had this name
+        if suggestion is not None:
+            self.events.started(suggestion)
+        return suggestion
+
+    def is_over(self) -> bool:
+        """Whether `next` has nothing more to give, whatever the trials at work report."""
+        return self.stop() or not (self.n_left or self.task.rungs)
+
+    def progressed(self, trial: int, entry: Mapping[str, Any]) -> bool:
+        """An epoch of a trial is done. False: it is to stop."""
+        goes_on = self.study.progress(trial, entry)
+        if entry["epoch"] in self.task.rungs and self.task.checkpoints is not None:
+            self.task.checkpoints.trim()
+        self.events.progressed(trial, entry)
+        return goes_on
+
+    def ended(self, trial: int, result: Mapping[str, Any]) -> None:
+        record = self.study.tell(trial, result)
+        if not record.waits:
+            self._drop(trial)
+        self.events.finished(record)
+
+    def close(self) -> None:
+        """At the end of a search nobody is promoted any more. One that was cut off has not come to its end."""
+        if not self.stop() and not self.n_left:
+            for trial in self.study.close_stopped():
+                self._drop(trial)
+
+    def _drop(self, trial: int) -> None:
+        if self.task.checkpoints is not None:
+            self.task.checkpoints.drop(trial)
+
+
+def execute(
+    task: Task, trial: int, config: Mapping[str, Any], report: Callable[[dict[str, Any]], object]
+) -> dict[str, Any]:
+    """Run one trial, from its checkpoint if it has one; whatever goes wrong in it becomes a result with a reason."""
     import torch
 
     from cst_search.memory_limit import CPU_IS_LIMITED
@@ -76,19 +149,17 @@ def execute(task: Task, config: Mapping[str, Any], report: Callable[[dict[str, A
     from cst_search.trial_process import fault, run_in_own_process
 
     limit = task.memory_limit_bytes
+    options: dict[str, Any] = {
+        "epochs": task.epochs, "memory_limit_bytes": limit, "report": report,
+        "cache": task.cache, "rungs": task.rungs, "checkpoint": task.checkpoint(trial),
+    }  # fmt: skip
     try:
         recipe = task.recipe.configured(config)
         if limit is not None and CPU_IS_LIMITED and choose_device(task.device).type == "cpu":
-            return run_in_own_process(
-                recipe, task.data, epochs=task.epochs, threads=task.threads, memory_limit_bytes=limit, cache=task.cache,
-                report=report,
-            )  # fmt: skip
+            return run_in_own_process(recipe, task.data, threads=task.threads, **options)
         if task.threads:
             torch.set_num_threads(task.threads)
-        return run_trial(
-            recipe, task.data, epochs=task.epochs, device=task.device, report=report, memory_limit_bytes=limit,
-            cache=task.cache,
-        ).to_dict()  # fmt: skip
+        return run_trial(recipe, task.data, device=task.device, **options).to_dict()
     except Exception as error:
         return fault(error)
 
@@ -111,14 +182,11 @@ class InProcess:
     ) -> None:
         from cst_search import trial_process
 
+        supply = Supply(study, task, n_trials=n_trials, estimate=estimate, stop=stop, events=events)
         try:
-            for _ in range(n_trials - study.info().n_ran()):
-                suggestion = None if stop() else study.ask(estimate)
-                if suggestion is None:
-                    return
-                events.started(suggestion)
-                number = suggestion.trial
-                result = execute(task, suggestion.config, lambda entry, number=number: events.progressed(number, entry))  # type: ignore[misc]
-                events.finished(study.tell(number, result))
+            while (suggestion := supply.next()) is not None:
+                trial = suggestion.trial
+                supply.ended(trial, execute(task, trial, suggestion.config, partial(supply.progressed, trial)))
+            supply.close()
         finally:
             trial_process.stop()

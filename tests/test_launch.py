@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import psutil
 import pytest
 import torch
@@ -34,6 +36,7 @@ from cst_search.record import default_tracking_uri
 from cst_search.results import Budget, StudyInfo
 from cst_search.space import Space
 from cst_search.suggest import Study
+from cst_search.trial import run_trial
 
 GB = 10**9
 SPACE: dict[str, Any] = {
@@ -324,6 +327,56 @@ def test_a_search_that_is_killed_loses_nothing(tmp_path: Path, base: Callable[..
     killed = read(tmp_path, "cut")
     assert [record.state for record in killed.trials] == ["complete", "interrupted"]
     check_the_end(tmp_path, killed, run_cli("launch", *flags))
+
+
+def test_a_killed_trial_goes_on_from_its_checkpoint(
+    tmp_path: Path, base: Callable[..., list[str]], tables: Path, tiny_data: DetectionData,
+    tiny_recipe: Callable[..., Recipe],
+) -> None:  # fmt: skip
+    """kill -9 in the middle of a trial; then to the end, with trials that are stopped early."""
+    shutil.copy(tables, tmp_path)
+    changes: dict[str, Any] = {"method": "head", "search_epochs": 20}
+    flags = [*base(tmp_path, "lr", **changes), "--study", "cut", "--in-process", "--trials", "3"]
+    checkpoint = tmp_path / "cut" / "checkpoints" / "0.pt"
+    with started(*flags, "--stop-early") as process:
+        seen = until(process, "trial 0 started")
+        assert "of the trials that reach epoch 1, 3, 9, one in 3 goes on" in seen
+        while not checkpoint.exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+    (killed,) = read(tmp_path, "cut").trials
+    assert killed.state == "interrupted"
+
+    ran = run_cli("launch", *flags)  # that it stops early is the study's
+    assert ran.code == 0, ran
+    assert "one in 3 goes on" in ran.out and "trial 0 started (again, its launch died)" in ran.out
+    info = read(tmp_path, "cut")
+    assert info.n_ran() == len(info.trials) == 3 and info.trials[0].state == "complete"
+    assert {record.state for record in info.trials} <= {"complete", "pruned"}
+    assert {r.trial for r in info.front()} <= {r.trial for r in info.trials if r.state == "complete"}
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'studies.db'}")
+    first = optuna.load_study(study_name="cut", storage=storage).trials[0]
+    assert first.user_attrs["cst_result"]["resumed_epochs"] >= 1
+    through = run_trial(
+        tiny_recipe(**changes).configured(killed.config), tiny_data, epochs=20, device="cpu", rungs=(1, 3, 9)
+    )
+    for entry, expected in zip(info.trials[0].history, through.history, strict=True):
+        assert [entry[name] for name in ("epoch", "loss", "map")] == [expected[n] for n in ("epoch", "loss", "map")]
+    assert not checkpoint.parent.exists()
+    assert children(tmp_path, "cut") == Counter(range(3))
+    # all were told to optuna; nothing is left to do
+    again = run_cli("launch", *flags, "--no-stop-early")
+    assert again.code == 2 and "was made with another --stop-early/--eta" in again.message
+    again = run_cli("launch", *flags)
+    assert again.code == 2 and "already has 3 trials" in again.message
+
+
+def test_stopping_early_where_there_is_nothing_to_stop(tmp_path: Path, base: Callable[..., list[str]]) -> None:
+    ran = run_cli("launch", "--in-process", *base(tmp_path, "lr", method="head"), "--trials", 1, "--stop-early")
+    assert ran.code == 0, ran
+    assert "note: early stopping has nothing to stop, as trials are 1 epoch long" in ran.out
 
 
 def test_ctrl_c_ends_a_search_and_keeps_it(

@@ -89,7 +89,7 @@ class A:
 # they run alone where there are torch, torchvision and pycocotools; safetensors and yaml are imported where used
 ALONE = [
     "trial", "engine", "detector", "backbone", "data", "data_check", "memory", "weights", "recipe", "units", "errors",
-    "memory_limit", "trial_process", "measure",
+    "memory_limit", "trial_process", "measure", "checkpoints",
     "devices", "fit", "cache", "features",
     *sorted(name.removeprefix("cst_search.") for name in MODULES if name.startswith("cst_search.petl")),
 ]  # fmt: skip
@@ -145,7 +145,7 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str, library: 
         ("plotly", {"dashboard"}),
         ("matplotlib", {"dashboard"}),
         ("jinja2", {"dashboard"}),
-        ("moocore", {"pareto"}),
+        ("moocore", {"pareto", "schedule"}),
         ("pydantic", {"config"}),
         ("typer", {"cli"}),
         ("pycocotools", {"engine"}),

@@ -159,6 +159,51 @@ def test_hypervolume_of_trials_that_end_in_another_order(tmp_path: Path, uri: st
     assert parent.data.metrics["hypervolume"] == pytest.approx(study.info().hypervolume())
 
 
+def test_trials_that_were_stopped_early(tmp_path: Path, uri: str) -> None:
+    """In MLflow once it is for good; one that went on after all changes the last hypervolume."""
+    recipe = Recipe(detector="fcos", backbone="resnet18", weights="none", search_epochs=4).to_dict()
+    study = make_study(tmp_path, "early", eta=2, recipe=recipe)
+    study.begin_launch()
+    mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=pytest.fail)
+    mirror.start(study.info(), "abc", {})
+
+    def reach(number: int, epoch: int, quality: float) -> bool:
+        entry = {"epoch": epoch, "loss": 1.0, "images_per_second": 9.0, "map": quality, "map50": quality}
+        goes_on = study.progress(number, entry | {"device_bytes": 900 - round(800 * quality)})
+        if not goes_on:
+            study.tell(number, {"outcome": "stopped"})
+            mirror.sync(study.info())
+        return goes_on
+
+    trials = [study.ask(fake_estimate) for _ in range(4)]  # type: ignore[arg-type]
+    numbers = [trial.trial for trial in trials if trial is not None]
+    assert [reach(number, 1, quality) for number, quality in zip(numbers, (0.5, 0.4, 0.1, 0.2), strict=True)] == [
+        True, False, False, False,
+    ]  # fmt: skip
+    study.tell(numbers[0], scored(0.5, device_bytes=500))
+    mirror.sync(study.info())
+    before = study.info().hypervolume()
+    assert study.promote() is not None
+    study.tell(numbers[1], scored(0.9, device_bytes=100))
+    mirror.sync(study.info())
+    study.close_stopped()
+    mirror.sync(study.info())
+    assert mirror.close()
+
+    found = {int(run.data.tags["cst.trial"]): run for run in runs(uri, study)}
+    states = {number: found[number].data.tags["cst.state"] for number in numbers}
+    assert states == dict(zip(numbers, ("complete", "complete", "pruned", "pruned"), strict=True))
+    stopped = found[numbers[2]]
+    assert (stopped.info.status, stopped.data.tags["cst.feasible"], stopped.data.tags["cst.pareto"]) == (
+        "FINISHED", "false", "false",
+    )  # fmt: skip
+    assert stopped.data.tags["cst.reason"] == "stopped after epoch 1 of 4"
+    quality = MlflowClient(uri).get_metric_history(stopped.info.run_id, "map")
+    assert [(m.step, m.value) for m in quality] == [(1, 0.1)]
+    (parent,) = runs(uri, study, "launch")
+    assert parent.data.metrics["hypervolume"] == pytest.approx(study.info().hypervolume()) != pytest.approx(before)
+
+
 def test_the_tag_follows_the_front(study: Study, record: Any, uri: str) -> None:
     record(study)
     before = on_front(study)

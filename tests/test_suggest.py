@@ -353,6 +353,8 @@ CHANGES: list[tuple[str, dict[str, Any], str | None]] = [
     ("another space", {"space": SPACE | {"cst": {"reduction": {"choice": [1, 2]}}}}, "--space"),
     ("other data", {"data": "/elsewhere"}, "--data"),
     ("another limit", {"limit_bytes": 10**9}, "--limit-mem"),
+    ("now with early stopping", {"eta": 3}, "--stop-early/--eta"),
+    ("without it, as before", {"eta": 0}, None),
     ("sizes noted anew", {"inputs": {"n_classes": 3}}, None),
     ("another sampler goes on", {"sampler": "tpe"}, None),
     ("another reference point is kept", {"reference_point": {"map": 0.1}}, None),
@@ -448,6 +450,229 @@ def test_what_a_killed_launch_had_at_work_is_handed_out_again(tmp_path: Path) ->
     }  # fmt: skip
     assert after.n_ran() == 4
     assert TrialState.RUNNING not in {trial.state for trial in as_optuna_has_it(study)}
+
+
+# --- early stopping -------------------------------------------------------------------------------------------------
+
+STOPS = Recipe(detector="fcos", backbone="resnet18", weights="none", search_epochs=4).to_dict()
+
+
+def with_rungs(make: Callable[..., Study] = in_memory, *arguments: Any, **changes: Any) -> Study:
+    """A study whose trials of 4 epochs are compared after epochs 1 and 2, where one in two goes on."""
+    values = {"eta": 2, "recipe": STOPS, "objectives": objectives("map"), "budget": Budget(10_000, None)} | changes
+    study = make(*arguments, **values)
+    study.begin_launch()
+    assert study.rungs == (1, 2)
+    return study
+
+
+def reaches(study: Study, number: int, epoch: int, quality: float, **more: Any) -> bool:
+    """Report an epoch; when the study stops the trial there, tell that it ended."""
+    entry = {"epoch": epoch, "loss": 1 / epoch, "images_per_second": 9.0, "map": quality, "map50": quality, **more}
+    goes_on = study.progress(number, entry)
+    if not goes_on:
+        study.tell(number, {"outcome": "stopped"})
+    return goes_on
+
+
+def begin(study: Study, quality: float, **more: Any) -> tuple[int, bool]:
+    """The number of a new trial that has reached epoch 1, and whether it goes on."""
+    number = ask(study).trial
+    return number, reaches(study, number, 1, quality, **more)
+
+
+def complete(study: Study, number: int, *quality: float) -> Any:
+    """Report the rest of the epochs and the end."""
+    for epoch, value in enumerate(quality, 5 - len(quality)):
+        assert reaches(study, number, epoch, value)
+    return study.tell(number, scored(quality[-1], history=list(study.record(number).history)))
+
+
+def test_the_worse_ones_stop_and_are_promoted_when_they_are_among_the_best() -> None:
+    study = with_rungs()
+    first, goes_on = begin(study, 0.5)
+    assert goes_on  # there is no other yet
+    second, goes_on = begin(study, 0.3)
+    assert not goes_on
+    record = study.record(second)
+    assert (record.state, record.waits, record.feasible, record.ran) == ("pruned", True, False, True)
+    assert (record.map, record.loss, len(record.history)) == (0.3, 1.0, 1)
+    assert record.reason == "stopped after epoch 1 of 4"
+    assert study.record(first).state == "running" and study.record(first).map == 0.5
+    assert study.info().n_ran() == 1 and study.promote() is None
+
+    third, _ = begin(study, 0.1)
+    fourth, goes_on = begin(study, 0.2)
+    assert not goes_on and study.n_stopped() == 3  # two of four go on: the first, and now the second
+    promoted = study.promote()
+    assert promoted is not None
+    assert (promoted.trial, promoted.promoted_from, promoted.again) == (second, 1, False)
+    assert promoted.config == record.config
+    assert study.promote() is None
+    record = study.record(second)
+    assert (record.state, record.waits, record.reason, record.map) == ("running", False, None, 0.3)
+    # it goes on, whether it comes from its checkpoint or from its beginning
+    assert reaches(study, second, 1, 0.3) and reaches(study, second, 2, 0.9) and reaches(study, second, 3, 0.9)
+    assert [entry["epoch"] for entry in study.record(second).history] == [1, 2, 3]
+    assert {r.trial: r.state for r in study.info().trials} == {
+        first: "running", second: "running", third: "pruned", fourth: "pruned",
+    }  # fmt: skip
+
+
+def test_what_is_stopped_for_good_is_told_with_its_constraints_and_never_on_the_front(tmp_path: Path) -> None:
+    study = with_rungs(make_study, tmp_path)
+    better_later, _ = begin(study, 0.3)
+    stopped, goes_on = begin(study, 0.2, device_bytes=10_500, reserved_bytes=9_000, seconds=7.5)
+    assert not goes_on
+    assert study.close_stopped() == []  # one is still at work
+    complete(study, better_later, 0.3, 0.1, 0.1)
+    assert study.n_stopped() == 1 and study.close_stopped() == [stopped]
+    assert study.n_stopped() == 0 and study.close_stopped() == []
+
+    info = study.info()
+    record = info.by_number(stopped)
+    assert record is not None and record == Study.open(study.url, study.name).info().by_number(stopped)
+    assert (record.state, record.waits, record.feasible, record.map, record.seconds) == (
+        "pruned", False, False, 0.2, 7.5,
+    )  # fmt: skip
+    assert (record.device_bytes, record.memory_source) == (10_500, "measured")
+    assert record.reason == "stopped after epoch 1 of 4" and len(record.history) == 1
+    assert [r.trial for r in info.front()] == [better_later]  # though 0.1 < 0.2
+    assert info.hypervolume() == pytest.approx(0.1)
+    assert info.n_ran() == 2 and info.counts()["pruned"] == 1
+
+    theirs = as_optuna_has_it(study)[stopped]
+    assert (theirs.state, theirs.values, theirs.intermediate_values) == (TrialState.PRUNED, None, {})
+    assert {name: theirs.constraints[name] for name in CONSTRAINTS} == {
+        "memory": pytest.approx(0.05), "params": 0.0, "finite": 0.0,
+    }  # fmt: skip
+    assert theirs.system_attrs["constraints"] == [pytest.approx(0.05)]
+    assert [trial.number for trial in optuna.load_study(study_name="made", storage=study.url).best_trials] == [
+        better_later
+    ]
+
+
+def test_one_that_is_due_is_not_closed() -> None:
+    study = with_rungs()
+    first, _ = begin(study, 0.5)
+    second, _ = begin(study, 0.3)
+    for quality in (0.2, 0.1):
+        begin(study, quality)
+    complete(study, first, 0.5, 0.5, 0.5)
+    assert study.due() == second and study.close_stopped() == []
+    promoted = study.promote()
+    assert promoted is not None and not reaches(study, second, 2, 0.4)  # again, at the next rung
+    assert study.record(second).reason == "stopped after epoch 2 of 4"
+    assert len(study.close_stopped()) == 3
+
+
+def test_over_the_budget_comes_last_at_a_rung() -> None:
+    study = with_rungs(objectives=objectives("map", "device_bytes"))
+    _, goes_on = begin(study, 0.9, device_bytes=10_100)
+    assert goes_on
+    _, goes_on = begin(study, 0.1, device_bytes=10_050)  # less over it
+    assert goes_on
+    _, goes_on = begin(study, 0.05, device_bytes=9_000)
+    assert goes_on
+    _, goes_on = begin(study, 0.95, device_bytes=11_000)
+    assert not goes_on
+
+
+def test_measured_memory_of_a_stopped_trial_counts_once() -> None:
+    study = with_rungs()
+    first, _ = begin(study, 0.5)
+    second, _ = begin(study, 0.3, device_bytes=700, reserved_bytes=660)  # predicted: 600
+    begin(study, 0.1), begin(study, 0.1)
+    complete(study, first, 0.5, 0.5, 0.5)
+    assert study._ratios == [pytest.approx(1.1)]
+    assert study.promote() is not None
+    study.tell(second, scored(0.4, device_bytes=700, reserved_bytes=660))
+    assert study._ratios == [pytest.approx(1.1)]
+
+
+STOPPED_AND_KILLED = """
+    import os, sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[1])
+    from studies import make_study
+    from test_suggest import begin, complete, reaches, with_rungs
+    study = with_rungs(make_study, Path(sys.argv[2]))
+    complete(study, begin(study, 0.5)[0], 0.5, 0.5, 0.5)
+    begin(study, 0.3)
+    begin(study, 0.1)
+    reaches(study, begin(study, 0.6)[0], 2, 0.7)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_rungs_are_rebuilt_after_a_kill(tmp_path: Path) -> None:
+    """Who had stopped may still be promoted, and who ran goes on with what it had."""
+    script = textwrap.dedent(STOPPED_AND_KILLED)
+    ended = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)], timeout=300)
+    assert ended.returncode == -9
+    study = Study.open(f"sqlite:///{tmp_path / 'studies.db'}", "made")
+    assert [(r.state, r.waits) for r in study.info().trials] == [
+        ("complete", False), ("pruned", True), ("pruned", True), ("interrupted", False),
+    ]  # fmt: skip
+    assert study.info().n_ran() == 3
+    study.begin_launch()
+    assert {at: {t: values for t, (values, _) in seen.items()} for at, seen in study._rungs._reached.items()} == {
+        1: {0: [0.5], 1: [0.3], 2: [0.1], 3: [0.6]}, 2: {0: [0.5], 3: [0.7]},
+    }  # fmt: skip
+    again = ask(study)
+    assert (again.trial, again.again) == (3, True)
+    # of its checkpoint the last epoch is reported again; what it had is not lost
+    assert reaches(study, 3, 2, 0.7) and reaches(study, 3, 3, 0.8)
+    assert [entry["epoch"] for entry in study.record(3).history] == [1, 2, 3]
+    study.tell(3, scored(0.8))
+    assert study.promote() is None
+    begin(study, 0.05), begin(study, 0.05)
+    promoted = study.promote()
+    assert promoted is not None and (promoted.trial, promoted.promoted_from) == (1, 1)
+    assert study.record(1).state == "running"  # of this launch now
+
+
+@pytest.mark.parametrize("names", [("map", "device_bytes", "trainable_params"), ("map",)], ids=["three", "one"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_copes_with_stopped_trials(sampler: str, names: tuple[str, ...]) -> None:
+    study = with_rungs(sampler=sampler, objectives=objectives(*names), budget=Budget(BUDGET, None))
+    for again in (0, 1):  # stopped ones run in optuna's eyes at first, then they are pruned
+        for i in range(12):
+            number, goes_on = begin(study, 0.1 + 0.07 * (i * 7 % 12) + 0.01 * again)
+            if goes_on and reaches(study, number, 2, 0.5):
+                study.tell(number, scored(0.5))
+        while (promoted := study.promote()) is not None:
+            study.tell(promoted.trial, scored(0.5))
+        assert study.n_stopped() > 2
+        study.close_stopped()
+        states = {trial.state for trial in study._study.get_trials(deepcopy=False)}
+        assert {TrialState.COMPLETE, TrialState.PRUNED} <= states and TrialState.RUNNING not in states
+    assert study.info().n_ran() == 24
+
+
+def test_a_study_made_before_there_was_early_stopping(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    raw = optuna.load_study(study_name="made", storage=study.url)
+    stamp = raw.user_attrs["cst_study"]
+    del stamp["spec"]["eta"]
+    raw.set_user_attr("cst_study", stamp | {"format": 2})
+    old = Study.open(study.url, "made")
+    assert old.spec.eta == 0 and old.rungs == ()
+    assert make_study(tmp_path, eta=0).spec == old.spec  # --no-stop-early is what it was made with
+    with pytest.raises(StudyError, match="made with another --stop-early/--eta"):
+        make_study(tmp_path, eta=3)
+
+
+def test_progress_is_kept_without_early_stopping(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    study.begin_launch()
+    number = ask(study).trial
+    assert study.rungs == () and all(reaches(study, number, epoch, 0.1 * epoch) for epoch in (1, 2, 3))
+    record = Study.open(study.url, study.name).info().trials[number]
+    assert (record.state, record.map, len(record.history), record.feasible) == (
+        "running", pytest.approx(0.3), 3, False,
+    )  # fmt: skip
+    assert study.info().front() == []
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

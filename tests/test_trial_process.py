@@ -77,6 +77,27 @@ def test_running_out_is_a_result_and_what_comes_after_is_not_touched(run: Any) -
     assert server().children() == []  # each trial's process has ended, the server is the same
 
 
+def test_a_trial_that_is_told_to_stop_leaves_the_server_as_it_is(run: Any) -> None:
+    whole = run(10_000)
+    pid = server().pid
+    stopped = run(10_000, lambda entry: entry["epoch"] != 1)
+    assert (stopped["outcome"], stopped["reason"], stopped["epochs"]) == ("stopped", None, 1)
+    assert stopped["history"][0]["loss"] == whole["history"][0]["loss"]
+    assert run(10_000)["outcome"] == "complete" and server().pid == pid and server().children() == []
+
+
+def test_it_goes_on_from_its_checkpoint(tiny_recipe: Make, tiny_data: DetectionData, tmp_path: Path) -> None:
+    def run(stop_at: int) -> dict[str, Any]:
+        return run_in_own_process(
+            tiny_recipe(method="head", batch_size=1), tiny_data, epochs=2, threads=1, memory_limit_bytes=10**10,
+            report=lambda entry: entry["epoch"] != stop_at, rungs=(1,), checkpoint=tmp_path / "1.pt",
+        )  # fmt: skip
+
+    assert run(stop_at=1)["outcome"] == "stopped"
+    ended = run(stop_at=0)
+    assert (ended["outcome"], ended["resumed_epochs"], ended["notes"]) == ("complete", 1, [])
+
+
 def test_loader_processes_are_not_used_under_a_limit(run: Any) -> None:
     """One that is refused memory may never answer (seen: no thread for its queue), and the trial would wait on."""
     seen: list[int] = []

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -17,13 +18,16 @@ import pytest
 from studies import FakeEstimate, fake_estimate, make_spec, make_study
 
 from cst_search.cache import Cache
+from cst_search.checkpoints import Checkpoints
 from cst_search.data import DetectionData
 from cst_search.errors import RunError
 from cst_search.memory_limit import CPU_IS_LIMITED
+from cst_search.pareto import OBJECTIVES
 from cst_search.recipe import Recipe
 from cst_search.results import Budget, StudyInfo, TrialRecord
 from cst_search.suggest import Study, Suggestion
-from cst_search.workers import InProcess, Task, Workers, execute
+from cst_search.trial import run_trial
+from cst_search.workers import InProcess, Supply, Task, Workers, execute
 
 SPACE = {
     "methods": ["head"],
@@ -36,6 +40,9 @@ SPACE = {
 EPOCHS = 2
 # Images one by one need about 17 MB of a process on a CPU, all eight at once 70 MB.
 LIMIT_BYTES = 40 * 10**6
+# Batches of 3 to 10 cost 300 to 1000 bytes, the study's only objective: which trial stops where is known.
+STOPPING_SPACE = {"methods": ["head"], "shared": {"batch_size": {"choice": list(range(3, 11))}}}
+STOPPING_EPOCHS, STOPPING_RUNGS = 3, (1, 2)
 LIMITED_SPACE = {"methods": ["head"], "shared": {"batch_size": {"choice": [1, 8]}, "lr": {"float": [1e-3, 1e-2]}}}
 
 
@@ -50,9 +57,11 @@ class Heard:
     events: list[tuple[str, int]] = field(default_factory=list)
     entries: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
     records: list[TrialRecord] = field(default_factory=list)
+    starts: list[Suggestion] = field(default_factory=list)
     info: StudyInfo | None = None
 
     def started(self, suggestion: Suggestion) -> None:
+        self.starts.append(suggestion)
         self.events.append(("started", suggestion.trial))
 
     def progressed(self, trial: int, entry: Mapping[str, Any]) -> None:
@@ -76,14 +85,18 @@ class Script:
     enough: Heard  # to 3 trials again
     stopped: Heard  # to 20, stopped after one
     n_workers: int
+    stopping: Heard  # another study, to 8, with early stopping, one trial at a time
+    checkpoints: dict[int, list[str]]  # of that: those that there were when so many trials had ended
     limited: Heard  # another study, to 4, each trial held to LIMIT_BYTES
     limited_url: str
     folder: Path  # of the caches: `cache`, and `limited` of the trials with a limit
 
 
 def search_with(
-    workers: Workers, n_workers: int, recipe: Recipe, data: DetectionData, url: str, folder: Path
+    workers: Workers, alone: Workers, n_workers: int, recipe: Recipe, data: DetectionData, folder: Path
 ) -> Script:
+    """``alone`` runs one trial at a time."""
+    url = f"sqlite:///{folder}/studies.db"
     study = Study.create(url, "contract", make_spec(space=SPACE, budget=Budget(300, None), recipe=recipe.to_dict()))
     study.begin_launch()
     for width, batch_size in ((0.125, 4), (0.25, 2), (0.125, 2), (0.125, 2)):
@@ -113,7 +126,33 @@ def search_with(
         heard.info = other.info()
         return heard
 
+    def stopping() -> tuple[Heard, dict[int, list[str]]]:
+        changed = dataclasses.replace(recipe, search_epochs=STOPPING_EPOCHS)
+        spec = make_spec(space=STOPPING_SPACE, budget=Budget(), recipe=changed.to_dict(), eta=2,
+                         objectives=(OBJECTIVES["device_bytes"],))  # fmt: skip
+        other = Study.create(url, "stopping", spec)
+        other.begin_launch()
+        for batch_size in range(3, 11):
+            other.enqueue({"method": "head", "batch_size": batch_size})
+        heard, seen, there = Heard(), {}, folder / "checkpoints"
+        held = Task(
+            recipe, data, STOPPING_EPOCHS, "cpu", threads=1, rungs=STOPPING_RUNGS, checkpoints=Checkpoints(there)
+        )
+
+        def look() -> bool:
+            # first of all after a trial has ended, before another begins
+            seen.setdefault(len(heard.records), sorted(path.name for path in there.glob("*")))
+            return False
+
+        alone.run(other, held, n_trials=8, estimate=estimate, stop=look, events=heard)  # type: ignore[arg-type]
+        seen[-1] = sorted(path.name for path in there.glob("*"))
+        heard.info = other.info()
+        return heard, seen
+
+    heard_stopping, checkpoints = stopping()
     return Script(
+        stopping=heard_stopping,
+        checkpoints=checkpoints,
         stopped_before=run(3, lambda heard: True),
         first=run(3, lambda heard: False),
         enough=run(3, lambda heard: False),
@@ -135,9 +174,8 @@ def script(
 ) -> Iterator[Script]:
     recipe = tiny_recipe(method="head", weights=weights_file("resnet18", 0.125))
     folder = tmp_path_factory.mktemp("workers")
-    url = f"sqlite:///{folder}/studies.db"
     if request.param == "in-process":
-        yield search_with(InProcess(), 1, recipe, tiny_data, url, folder)
+        yield search_with(InProcess(), InProcess(), 1, recipe, tiny_data, folder)
         return
     import ray
 
@@ -145,7 +183,7 @@ def script(
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        yield search_with(Ray(2, cpus=1, gpus=0), 2, recipe, tiny_data, url, folder)
+        yield search_with(Ray(2, cpus=1, gpus=0), Ray(1, cpus=1, gpus=0), 2, recipe, tiny_data, folder)
     finally:
         ray.shutdown()
 
@@ -212,6 +250,82 @@ def test_a_study_goes_on_and_stop_ends_it(script: Script) -> None:
     assert len(script.stopped.records) == n_more
 
 
+# Of n that reached a rung the cheapest n // 2 go on, at least one; each trial costs more than all before it.
+STOPPING_STORY: list[tuple[int, int | None, int, str]] = [
+    # trial, promoted from, last epoch, how it ended
+    (0, None, 3, "complete"),  # the first at both rungs
+    (1, None, 1, "pruned"),
+    (2, None, 1, "pruned"),
+    (3, None, 1, "pruned"),
+    (1, 1, 2, "pruned"),  # now 2 of 4 go on; at the next rung it is second of two
+    (4, None, 1, "pruned"),
+    (5, None, 1, "pruned"),
+    (2, 1, 2, "pruned"),  # 3 of 6; third of three
+    (6, None, 1, "pruned"),
+    (7, None, 1, "pruned"),
+    (3, 1, 2, "pruned"),  # 4 of 8
+    (1, 2, 3, "complete"),  # 2 of 4 at the second rung
+]
+
+
+def test_trials_stop_at_rungs_and_go_on_when_they_are_promoted(script: Script) -> None:
+    heard, info = script.stopping, script.stopping.info
+    assert info is not None
+    story, starts = [], iter(heard.starts)
+    records, epochs = iter(heard.records), iter(heard.entries)
+    for number, promoted_from, last, state in STOPPING_STORY:
+        suggestion, record = next(starts), next(records)
+        story.append((suggestion.trial, suggestion.promoted_from, len(record.history), record.state))
+        # of a checkpoint the last epoch is reported again, and the others not at all
+        for epoch in range(promoted_from or 1, last + 1):
+            trial, entry = next(epochs)
+            assert (trial, entry["epoch"], "map" in entry) == (number, epoch, True)
+        assert record.waits == (state == "pruned")
+    assert story == STOPPING_STORY
+    assert [next(starts, None), next(records, None), next(epochs, None)] == [None] * 3
+    assert info.n_ran() == len(info.trials) == 8  # each configuration counts once
+    assert not any(record.waits for record in info.trials)
+    assert info.counts()["pruned"] == 6 and [record.trial for record in info.front()] == [0]
+    for record in info.trials:
+        assert [entry["epoch"] for entry in record.history] == list(range(1, len(record.history) + 1))
+        if record.state == "pruned":
+            assert (record.feasible, record.map) == (False, record.history[-1]["map"])
+            assert record.seconds is not None and record.images_per_second is not None
+            assert record.reason == f"stopped after epoch {len(record.history)} of 3"
+
+
+def test_what_optuna_has_of_stopped_trials(script: Script) -> None:
+    stored = optuna.load_study(study_name="stopping", storage=script.limited_url).get_trials()
+    pruned, complete = optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.COMPLETE
+    assert [trial.state for trial in stored] == [complete, complete, *[pruned] * 6]
+    assert all(trial.constraints["memory"] == 0 for trial in stored)
+
+
+def test_checkpoints_are_kept_as_long_as_they_may_be_needed(script: Script) -> None:
+    of = script.checkpoints
+    assert of[0] == of[1] == []  # trial 0 is complete
+    assert of[4] == ["1.pt", "2.pt", "3.pt"]
+    assert of[11] == [f"{number}.pt" for number in range(1, 8)]
+    assert of[12] == [f"{number}.pt" for number in range(2, 8)]  # trial 1 is complete
+    assert of[-1] == []
+
+
+def test_a_promoted_trial_is_as_one_that_never_stopped(
+    script: Script, tiny_recipe: Callable[..., Recipe], tiny_data: DetectionData, weights_file: Callable[..., str]
+) -> None:
+    info = script.stopping.info
+    assert info is not None
+    record = info.trials[1]
+    assert [suggestion.promoted_from for suggestion in script.stopping.starts if suggestion.trial == 1] == [None, 1, 2]
+    recipe = tiny_recipe(method="head", weights=weights_file("resnet18", 0.125)).configured(record.config)
+    through = run_trial(recipe, tiny_data, epochs=STOPPING_EPOCHS, device="cpu", rungs=STOPPING_RUNGS)
+
+    def figures(history: Any) -> list[list[float]]:
+        return [[entry[name] for name in ("epoch", "loss", "grad_norm", "map", "map50")] for entry in history]
+
+    assert figures(record.history) == figures(through.history)
+
+
 @pytest.mark.skipif(not CPU_IS_LIMITED, reason="only Linux limits the memory of a CPU process")
 def test_running_out_of_memory_is_a_record_and_the_worker_goes_on(script: Script) -> None:
     info = script.limited.info
@@ -251,7 +365,7 @@ def test_whatever_a_trial_raises_becomes_a_result(
         raise ZeroDivisionError("by the trial")
 
     monkeypatch.setattr("cst_search.trial.run_trial", fall)
-    result = execute(Task(tiny_recipe(), tiny_data, 1, "cpu", 1), {}, lambda entry: None)
+    result = execute(Task(tiny_recipe(), tiny_data, 1, "cpu", 1), 0, {}, lambda entry: None)
     assert result["outcome"] == "failed"
     assert result["reason"].startswith("ZeroDivisionError: by the trial (fall, line ")
 
@@ -264,14 +378,14 @@ def test_ctrl_c_is_not_a_fault_of_the_trial(
 
     monkeypatch.setattr("cst_search.trial.run_trial", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        execute(Task(tiny_recipe(), tiny_data, 1, "cpu", 1), {}, lambda entry: None)
+        execute(Task(tiny_recipe(), tiny_data, 1, "cpu", 1), 0, {}, lambda entry: None)
 
 
 def test_a_configuration_that_is_no_recipe_fails_that_trial(
     tiny_recipe: Callable[..., Recipe], tiny_data: DetectionData
 ) -> None:
     task = Task(tiny_recipe(), tiny_data, 1, "cpu", 1)
-    result = execute(task, {"method": "head", "batch_size": 0}, lambda entry: None)
+    result = execute(task, 0, {"method": "head", "batch_size": 0}, lambda entry: None)
     assert result["outcome"] == "failed"
     assert "batch_size must be a whole number from 1" in result["reason"]
 
@@ -297,7 +411,9 @@ def test_how_a_trial_of_ray_ends(
     study = make_study(tmp_path)
     study.begin_launch()
     heard = Heard()
-    searcher = StudySearcher(study, fake_estimate, lambda: False, heard)  # type: ignore[arg-type]
+    task: Any = SimpleNamespace(rungs=(), checkpoints=None)
+    supply = Supply(study, task, n_trials=1, estimate=fake_estimate, stop=lambda: False, events=heard)  # type: ignore[arg-type]
+    searcher = StudySearcher(supply)
     number = study.info().n_ran()
     config = searcher.suggest("a")["config"]
     searcher.on_trial_complete("a", result, error)
