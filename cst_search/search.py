@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 # Ray's memory monitor, when it ends a worker, ends the whole Tune driver with it (seen with ray 2.60); trials that
@@ -36,6 +37,7 @@ from cst_search.workers import Events, Task, execute
 
 if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
     from cst_search.memory import Estimate
+    from cst_search.placement import Placement
     from cst_search.suggest import Study
 
 _RESULT, _ENTRY = "cst_result", "cst_entry"
@@ -64,9 +66,11 @@ class StudySearcher(_Stays, Searcher):
         estimate: Callable[[dict[str, Any]], Estimate],
         stop: Callable[[], bool],
         events: Events,
+        placement: Placement | None = None,
     ) -> None:
         super().__init__()
         self.study, self.estimate, self.stop, self.events = study, estimate, stop, events
+        self.placement = placement
         self.numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -75,7 +79,10 @@ class StudySearcher(_Stays, Searcher):
             return Searcher.FINISHED
         self.numbers[trial_id] = suggestion.trial
         self.events.started(suggestion)
-        return {"config": suggestion.config}
+        if self.placement is None:
+            return {"config": suggestion.config}
+        share = self.placement.share(suggestion.estimate["device_bytes"])
+        return {"config": suggestion.config, "gpu": share, "limit_bytes": self.placement.limit_bytes(share)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self.numbers.pop(trial_id, None)
@@ -112,6 +119,8 @@ class _Progress(_Stays, Callback):
 
 
 def _trainable(config: Mapping[str, Any], task: Task) -> None:
+    if "limit_bytes" in config:  # its share of a GPU
+        task = replace(task, memory_limit_bytes=config["limit_bytes"])
     # as text: Tune flattens nested results and makes numbers of its own types
     result = execute(task, config["config"], lambda entry: tune.report({_ENTRY: json.dumps(entry)}))
     tune.report({_RESULT: json.dumps(result)})
@@ -121,12 +130,15 @@ class Ray:
     """Runs trials as Ray Tune trials, ``n_workers`` at a time; processes are reused from trial to trial.
 
     Args:
-        n_workers: trials at a time.
-        cpus, gpus: of one trial; a GPU may be shared by a fraction.
+        n_workers: trials at a time, at most.
+        cpus: of one trial.
+        placement: the GPUs, of which a trial gets a share by its predicted memory; None: trials run on the CPU. Ray
+            starts trials in the order of their suggestion and asks for one suggestion ahead, so a large trial waits
+            for room, not for ever.
     """
 
-    def __init__(self, n_workers: int, cpus: float, gpus: float) -> None:
-        self.n_workers, self.cpus, self.gpus = n_workers, cpus, gpus
+    def __init__(self, n_workers: int, cpus: float, placement: Placement | None = None) -> None:
+        self.n_workers, self.cpus, self.placement = n_workers, cpus, placement
         self._ready: Future[None] | None = None
 
     def prepare(self) -> None:
@@ -173,11 +185,12 @@ class Ray:
                 raise RunError(f"Ray did not start: {error} --in-process runs the trials without it") from error
         # what Tune says of its own files, with a traceback at times when it is interrupted, is of no use here
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        searcher = StudySearcher(study, estimate, stop, events)
+        searcher = StudySearcher(study, estimate, stop, events, self.placement)
         scratch = tempfile.mkdtemp(prefix="cst-search-ray-")
         try:
+            cpus = self.cpus
             trainable = tune.with_resources(
-                tune.with_parameters(_trainable, task=task), {"cpu": self.cpus, "gpu": self.gpus}
+                tune.with_parameters(_trainable, task=task), lambda config: {"cpu": cpus, "gpu": config.get("gpu", 0)}
             )
             tune.Tuner(
                 trainable,
