@@ -154,7 +154,7 @@ class Slots:
         """bool (slots): what seems to be filled; only `read` knows for sure."""
         words = np.zeros(len(self.sizes), np.uint64)
         with contextlib.suppress(OSError):
-            os.preadv(self._fd, [words], 0)
+            os.preadv(self._fd, [words.data], 0)
         return words != 0
 
     def has(self, i: int) -> bool:
@@ -173,7 +173,7 @@ class Slots:
             return False
         try:
             word = os.pread(self._fd, _WORD, _WORD * i)
-            if not any(word) or os.preadv(self._fd, [into], int(self._ends[i])) != self.sizes[i]:
+            if not any(word) or os.preadv(self._fd, [into.data], int(self._ends[i])) != self.sizes[i]:
                 return False
         except OSError as error:
             self._failed(error)
@@ -223,7 +223,7 @@ def _checksum(data: np.ndarray) -> bytes:
 
 
 def _write_all(fd: int, data: np.ndarray, offset: int) -> None:
-    view = memoryview(data).cast("B")
+    view = data.data.cast("B")
     while len(view):  # a disk that is nearly full takes a part
         done = os.pwrite(fd, view, offset)
         view, offset = view[done:], offset + done

@@ -148,7 +148,7 @@ def launch(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1)] = 0,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Trials at a time [default: one per GPU, or per CPU core].")
+        int | None, typer.Option("--workers", min=1, help="Trials at a time [default: one per core; on a GPU as fit].")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     objectives: Annotated[

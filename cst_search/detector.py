@@ -7,7 +7,7 @@ side network of a method stands apart as ``backbone.side.*``.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -139,6 +139,32 @@ def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False)
         save_memory(backbone.body)
     _checkpoint(model, backbone, recipe.checkpoint)
     return model
+
+
+def prepare(model: nn.Module, recipe: Recipe, losses: Iterator[Tensor]) -> None:
+    """Let the recipe's method look at training images, see `petl.Method.prepare`; for most it does nothing.
+
+    To be called before the optimiser is made, on the device of the training. What else draws random numbers draws the
+    same with and without it.
+
+    Args:
+        losses: of single images, through the model, as `engine.losses` makes them; drawn from only if there is a need.
+    """
+    method, backbone = get_method(recipe.method), model.backbone
+    assert isinstance(backbone, Backbone)
+    if method.prepare is None:
+        return
+    trained = [p for p in model.parameters() if p.requires_grad]
+    device = trained[0].device
+    try:
+        for parameter in trained:  # their gradients are nobody's business here, and would take memory
+            parameter.requires_grad_(False)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(recipe.seed)  # Faster R-CNN samples its regions
+            method.prepare(backbone, method.make_options(recipe.options), losses)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _checkpoint(model: nn.Module, backbone: Backbone, what: str) -> None:

@@ -108,6 +108,28 @@ def _to(device: torch.device, images: list[Tensor], targets: list[dict[str, Any]
     )
 
 
+def _loss(
+    model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]], precision: Precision
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(the loss of a batch that is on the device, its parts by name)."""
+    with torch.autocast(images[0].device.type, dtype=precision.dtype, enabled=precision.dtype is not None):
+        parts = model(images, targets)
+    return torch.stack([value.float() for value in parts.values()]).sum(), parts
+
+
+def losses(
+    model: nn.Module,
+    batches: Iterable[tuple[list[Tensor], list[dict[str, Any]]]],
+    *,
+    device: torch.device,
+    precision: Precision,
+) -> Iterator[Tensor]:
+    """The training loss of one batch after the other, for who wants gradients of it; nothing is trained."""
+    model.train()
+    for images, targets in batches:
+        yield _loss(model, *_to(device, images, targets), precision)[0]
+
+
 def train_one_epoch(
     model: nn.Module,
     batches: Iterable[tuple[list[Tensor], list[dict[str, Any]]]],
@@ -135,14 +157,12 @@ def train_one_epoch(
     begun, n_images, loss_sum, n_updates, max_norm = time.perf_counter(), 0, 0.0, 0, 0.0
     for index, (images, targets) in enumerate(batches):
         images, targets = _to(device, images, targets)
-        with torch.autocast(device.type, dtype=precision.dtype, enabled=precision.dtype is not None):
-            losses = model(images, targets)
-        loss = torch.stack([value.float() for value in losses.values()]).sum()
+        loss, parts = _loss(model, images, targets, precision)
         value = float(loss.detach())
         if not math.isfinite(value):
-            parts = ", ".join(f"{name} {float(part.detach()):g}" for name, part in losses.items())
+            each = ", ".join(f"{name} {float(part.detach()):g}" for name, part in parts.items())
             raise NonFiniteLoss(
-                f"the loss is {value:g} at batch {index + 1} ({parts}); a lower lr or clip_norm may help"
+                f"the loss is {value:g} at batch {index + 1} ({each}); a lower lr or clip_norm may help"
             )
         # the last group may be shorter than `accumulate`: its mean is over what it has
         group = min(accumulate, n_batches - index // accumulate * accumulate)

@@ -32,6 +32,8 @@ class Plan:
         side: the side network, (tape, features with the image, whether its blocks are recomputed) -> states.
         calibrate: (tape, key, feature, state) -> what the pyramid reads.
         taps: the features of single blocks are read too.
+        recompute: residual blocks are recomputed, whatever the recipe says.
+        start: a pass over one image before training, see `petl.Method.prepare`; None: there is none.
     """
 
     grad_from: int = 5
@@ -44,6 +46,8 @@ class Plan:
     side: Callable[[Tape, Features, bool], Features] | None = None
     calibrate: Callable[[Tape, str, Tensor, Tensor], Tensor] | None = None
     taps: bool = False
+    recompute: bool = False
+    start: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def run_body(tape: Tape, step: Step, plan: Plan, images: Tensor) -> Features:
     features["c1"] = x
     blocks = shape.blocks()
     for stage in range(2, 6):
-        again = step.checkpoint == "all" and plan.grad_from < stage
+        again = (step.checkpoint == "all" or plan.recompute) and plan.grad_from < stage
         with tape.no_grad(plan.grad_from >= stage):
             mine = [block for block in blocks if block.stage == stage]
             for j, block in enumerate(mine):

@@ -32,6 +32,7 @@ from cst_search.live import View, front_table
 from cst_search.memory import CONTEXT_BYTES, Estimate, InputShape, predict, worst_input
 from cst_search.memory_limit import MemoryLimit
 from cst_search.petl import get_method
+from cst_search.placement import Placement
 from cst_search.recipe import Recipe
 from cst_search.results import Budget, StudyInfo, TrialRecord, choose_objectives, page_report
 from cst_search.space import Space
@@ -119,7 +120,8 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     estimate = _estimator(recipe, data)
     survey = _survey(space, recipe, estimate)
     _check_budget(options.budget, survey, say)
-    workers, n_workers, threads = _workers(options, device)
+    placement = None if device.type != "cuda" else _placement(limit)
+    workers, n_workers, threads = _workers(options, placement, recipe, survey)
 
     # a budget far above the space would make every hypervolume look alike
     ceiling = {name: values[-1] * 1.05 + 1 for name, values in vars(survey).items()}
@@ -128,7 +130,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         reference[cost] = min(reference[cost], bound or reference[cost])
     name = options.study or _new_name(storage, "demo" if options.data is None else Path(recipe.data).name)
     study = _study(storage, name, space, recipe, options, objectives, reference, _inputs(data))
-    launch_id = study.begin_launch()
+    launch_id = study.begin_launch(None if placement is None else placement.gpu_bytes)
     n_before = study.info().n_ran()
     if n_before >= options.trials and not study.n_stopped():
         study.end_launch()
@@ -149,6 +151,8 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     )
     if limit is not None:
         say(f"each trial: {MemoryLimit(device, limit)}")
+    if placement is not None and not options.in_process:
+        say(str(placement))
     cache, line = open_cache(
         options.home, options.cache_bytes, expected_sharers(space, recipe, options.trials - n_before)
     )
@@ -369,24 +373,32 @@ def _check_budget(budget: Budget, survey: Survey, say: Callable[[str], None]) ->
             say(f"{flag} {show(bound)}: {within} of {len(values)} random configurations fit ({span})")
 
 
-def _workers(options: LaunchOptions, device: Any) -> tuple[Workers, int, int]:
-    """(workers, how many trials at a time, CPU threads of each; 0: torch's default)."""
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if device.type == "cuda":
-        import torch
+def _placement(limit: int | None) -> Placement:
+    """The GPUs at hand, for trials to share."""
+    import torch
 
-        n_workers, threads = options.workers or torch.cuda.device_count(), 0
-    else:
-        n_workers = options.workers or max(1, min(n_cores, options.trials))
-        threads = max(1, n_cores // n_workers)
+    n_gpus = torch.cuda.device_count()
+    gpu_bytes = min(torch.cuda.get_device_properties(i).total_memory for i in range(n_gpus))
+    return Placement(n_gpus, gpu_bytes, CONTEXT_BYTES, limit)
+
+
+def _workers(
+    options: LaunchOptions, placement: Placement | None, recipe: Recipe, survey: Survey
+) -> tuple[Workers, int, int]:
+    """(workers, how many trials at a time at most, CPU threads of each; 0: torch's default)."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_workers = options.workers or max(1, min(n_cores, options.trials))
+    if placement is not None and not options.workers:
+        # as many as fit of the smallest, and a core for each of their processes; but every GPU is used
+        most = min(placement.n_at_once(survey.device_bytes[0]), n_cores // (1 + recipe.loader_workers))
+        n_workers = min(max(most, placement.n_gpus), options.trials)
+    threads = max(1, n_cores // n_workers)
     if options.in_process:
-        return InProcess(), 1, threads
+        return InProcess(), 1, threads if placement is None else 0
     from cst_search.search import Ray
 
-    gpus = 0.0
-    if device.type == "cuda":
-        gpus = min(1.0, torch.cuda.device_count() / n_workers)
-    return Ray(n_workers, cpus=1.0 if device.type == "cuda" else float(threads), gpus=gpus), n_workers, threads
+    cpus = float(threads) if placement is None else 1.0
+    return Ray(n_workers, cpus, placement), n_workers, threads
 
 
 _NAME = re.compile(r"^[^/\\\x00-\x1f]{1,100}$")

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from cst_search.data import CocoImages, DetectionData, ImageEntry, Split, resized_hw
-from cst_search.detector import build_detector, count_parameters
-from cst_search.engine import NonFiniteLoss, choose_precision, make_optimiser, make_schedule, train_one_epoch
+from cst_search.detector import build_detector, count_parameters, prepare
+from cst_search.engine import NonFiniteLoss, choose_precision, losses, make_optimiser, make_schedule, train_one_epoch
 from cst_search.errors import ConfigError, UserError
 from cst_search.memory import CONTEXT_BYTES, InputShape, predict, worst_input
 from cst_search.memory_limit import memory_limit
@@ -138,6 +138,8 @@ def measure(
     with memory_limit(device, memory_limit_bytes) as limit:
         try:
             model.to(device)
+            first = ([batch.images[0]], [dict(batch.targets[0])])
+            prepare(model, recipe, losses(model, [first], device=device, precision=precision))
             optimiser = make_optimiser(model, recipe.lr or get_method(recipe.method).lr, recipe.weight_decay)
             stats = train_one_epoch(
                 model,

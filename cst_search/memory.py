@@ -185,7 +185,21 @@ def predict_step(
         parts |= {"activations": kept, "gradients_and_transients": peak - images - kept}
     else:
         parts |= {"gradients": trainable, "update_transients": trainable}
+    if plan.start is not None:
+        before = Tape(half=tape.half, fp32_ops=fp32_ops, block=block, drops=True, sums_in_place=sums_in_place)
+        start = start_pass(before, step, plan.start)
+        if weights + start > sum(parts.values()):  # there is no optimiser yet
+            parts, kept = {"weights": weights, "start": start}, 0
     return StepBytes(parts, kept, petl_params, petl_params + head_params)
+
+
+def start_pass(tape: Tape, step: Step, plan: Plan) -> int:
+    """Peak of live bytes of `petl.Method.prepare`: one image, forward and backward, on a tape that drops gradients.
+
+    Somewhat above the real one, where the pyramid and the heads are frozen.
+    """
+    training_step(tape, replace(step, batch=1), plan)
+    return tape.peak
 
 
 def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[Step, Plan]:

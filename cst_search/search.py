@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 # Ray's memory monitor, when it ends a worker, ends the whole Tune driver with it (seen with ray 2.60); trials that
@@ -41,6 +42,7 @@ from cst_search.workers import Events, Supply, Task, execute
 
 if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
     from cst_search.memory import Estimate
+    from cst_search.placement import Placement
     from cst_search.suggest import Study
 
 _RESULT, _ENTRY = "cst_result", "cst_entry"
@@ -63,9 +65,9 @@ class StudySearcher(_Stays, Searcher):
     Ray's own OptunaSearch, which loses constraints.
     """
 
-    def __init__(self, supply: Supply) -> None:
+    def __init__(self, supply: Supply, placement: Placement | None = None) -> None:
         super().__init__()
-        self.supply = supply
+        self.supply, self.placement = supply, placement
         self.numbers: dict[str, int] = {}  # Ray's trials at work -> the study's
         self.stopped: set[str] = set()
 
@@ -75,7 +77,11 @@ class StudySearcher(_Stays, Searcher):
             # None: nothing yet; what is at work may reach a rung where one that was stopped is promoted
             return None if self.numbers and not self.supply.is_over() else Searcher.FINISHED
         self.numbers[trial_id] = suggestion.trial
-        return {"trial": suggestion.trial, "config": suggestion.config}
+        task = {"trial": suggestion.trial, "config": suggestion.config}
+        if self.placement is None:
+            return task
+        share = self.placement.share(suggestion.estimate["device_bytes"])
+        return task | {"gpu": share, "limit_bytes": self.placement.limit_bytes(share)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self.numbers.pop(trial_id, None)
@@ -117,6 +123,9 @@ class StudyScheduler(_Stays, FIFOScheduler):
 
 
 def _trainable(config: Mapping[str, Any], task: Task) -> None:
+    if "limit_bytes" in config:  # its share of a GPU
+        task = replace(task, memory_limit_bytes=config["limit_bytes"])
+
     def report(entry: dict[str, Any]) -> bool:
         try:
             # as text: Tune flattens nested results and makes numbers of its own types
@@ -135,12 +144,15 @@ class Ray:
     """Runs trials as Ray Tune trials, ``n_workers`` at a time; processes are reused from trial to trial.
 
     Args:
-        n_workers: trials at a time.
-        cpus, gpus: of one trial; a GPU may be shared by a fraction.
+        n_workers: trials at a time, at most.
+        cpus: of one trial.
+        placement: the GPUs, of which a trial gets a share by its predicted memory; None: trials run on the CPU. Ray
+            starts trials in the order of their suggestion and asks for one suggestion ahead, so a large trial waits
+            for room, not for ever.
     """
 
-    def __init__(self, n_workers: int, cpus: float, gpus: float) -> None:
-        self.n_workers, self.cpus, self.gpus = n_workers, cpus, gpus
+    def __init__(self, n_workers: int, cpus: float, placement: Placement | None = None) -> None:
+        self.n_workers, self.cpus, self.placement = n_workers, cpus, placement
         self._ready: Future[None] | None = None
 
     def prepare(self) -> None:
@@ -188,12 +200,15 @@ class Ray:
                 raise RunError(f"Ray did not start: {error} --in-process runs the trials without it") from error
         # what Tune says of its own files, with a traceback at times when it is interrupted, is of no use here
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        searcher = StudySearcher(supply)
+        searcher = StudySearcher(supply, self.placement)
         scratch = tempfile.mkdtemp(prefix="cst-search-ray-")
         try:
-            trainable = tune.with_resources(
-                tune.with_parameters(_trainable, task=task), {"cpu": self.cpus, "gpu": self.gpus}
-            )
+            cpus = self.cpus
+
+            def resources(config: Mapping[str, Any]) -> Any:
+                return {"cpu": cpus, "gpu": config.get("gpu", 0)}
+
+            trainable = tune.with_resources(tune.with_parameters(_trainable, task=task), resources)
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(

@@ -194,6 +194,7 @@ class Study:
         self._stopped: dict[int, Trial] = {}
         self._due: int | None = None  # of those, the one to go on now; see `due`
         self._due_is_known = False
+        self._bounds = self.spec.budget  # what a prediction must not pass
 
     @classmethod
     def open(cls, url: str, name: str) -> Study:
@@ -252,8 +253,12 @@ class Study:
 
     # --- a launch at work -------------------------------------------------------------------------------------------
 
-    def begin_launch(self) -> str:
-        """Register this process as the one that works on the study. Raises StudyError: another here already does."""
+    def begin_launch(self, gpu_bytes: int | None = None) -> str:
+        """Register this process as the one that works on the study. Raises StudyError: another here already does.
+
+        Args:
+            gpu_bytes: of the GPU at hand, if there is one: what is predicted above it is rejected as over the budget.
+        """
         for launch in self._launches().values():
             if _alive(launch) and launch["host"] == socket.gethostname():
                 raise StudyError(
@@ -264,6 +269,8 @@ class Study:
         process = psutil.Process()
         launch = {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time(), "begun": _now()}
         self._study.set_user_attr(_LAUNCH + self.launch_id, launch)
+        bound = min((n for n in (self.spec.budget.memory_bytes, gpu_bytes) if n is not None), default=None)
+        self._bounds = replace(self.spec.budget, memory_bytes=bound)
         self._study.sampler = self._sampler()
         self._orphans, self._ratios, self._stopped = [], [], {}
         self._measured, self._due_is_known = set(), False
@@ -319,7 +326,7 @@ class Study:
             history = trial.user_attrs.get(_RESULT, {}).get("history", [])
             return {entry["epoch"]: entry["map"] for entry in history if entry.get("map") is not None}
 
-        return pareto_sampler(self.spec, self.space, self._cost, curve, seed)
+        return pareto_sampler(replace(self.spec, budget=self._bounds), self.space, self._cost, curve, seed)
 
     def enqueue(self, config: Mapping[str, Any]) -> None:
         """Have a configuration tried first, as far as the space contains it."""
@@ -351,12 +358,15 @@ class Study:
                 "launch": self.launch_id, "at": _now(),
             }  # fmt: skip
             trial.set_user_attr(_SUGGESTED, json.loads(json.dumps(plain)))
-            violations = self.spec.budget.violations(cost.device_bytes, cost.trainable_params)
+            violations = self._bounds.violations(cost.device_bytes, cost.trainable_params)
             if all(value <= 0 for value in violations.values()):
                 self._live[trial.number] = trial
                 return Suggestion(trial.number, config, asdict(cost))
             over = ", ".join(f"{name} {value:+.0%}" for name, value in violations.items() if value > 0)
-            self._finish(trial, {"state": "infeasible", "reason": f"predicted over the budget: {over}"}, violations)
+            bound = "the budget"
+            if self._bounds != self.spec.budget and violations["memory"] > 0:
+                bound = f"the GPU's {format_bytes(self._bounds.memory_bytes)}"
+            self._finish(trial, {"state": "infeasible", "reason": f"predicted over {bound}: {over}"}, violations)
         return None
 
     def _cost(self, config: dict[str, Any]) -> Estimate:

@@ -98,6 +98,7 @@ class Tape:
         fp32_ops: operations that autocast runs in four bytes; they differ between devices.
         block: storages are rounded up to multiples of this (CUDA's allocator: 512 bytes).
         adds_up: gradients of parameters are there already (accumulation), and what is made is added to them.
+        drops: gradients of parameters are dropped as soon as they are made.
         sums_in_place: several gradients of one tensor are added up in the first of them, where nothing else holds it.
             (Autograd makes a new tensor of every sum while a dispatch mode watches it.)
     """
@@ -109,10 +110,11 @@ class Tape:
         fp32_ops: frozenset[str] = frozenset(),
         block: int = 1,
         adds_up: bool = False,
+        drops: bool = False,
         sums_in_place: bool = True,
     ) -> None:
         self.half, self.fp32_ops, self.block = half, fp32_ops, block
-        self.adds_up, self.sums_in_place = adds_up, sums_in_place
+        self.adds_up, self.drops, self.sums_in_place = adds_up, drops, sums_in_place
         self.live = self.peak = 0
         self.recording = True  # grad mode
         self._nodes: list[Node] = []
@@ -271,6 +273,8 @@ class Tape:
     def _make_grads(self, node: Node) -> Storage:
         """The gradients of a node's parameters, or more of them where others share the parameters."""
         mine = Storage(self, node.params)
+        if self.drops:
+            return mine
         key = node.key or str(len(self._grads))
         if key not in self._grads:
             if node.key or not self.adds_up:

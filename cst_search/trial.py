@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cst_search.cache import Cache, Store, default_bound
 from cst_search.checkpoints import Training, Unusable, restore, save
 from cst_search.data import CocoImages, DetectionData, coco_ground_truth, loader
-from cst_search.detector import build_detector, count_parameters
+from cst_search.detector import build_detector, count_parameters, prepare
 from cst_search.engine import (
     NonFiniteLoss,
     Scores,
     choose_precision,
     evaluate,
+    losses,
     make_optimiser,
     make_schedule,
     train_one_epoch,
@@ -258,6 +259,8 @@ def _train_and_score(
     model = build_detector(recipe, len(data.class_names))
     work.model, work.trained_from = model, time.perf_counter()
     model.to(device)
+    work.stage = "preparing the method"
+    prepare(model, recipe, _image_losses(model, recipe, data, device, store))
     for entry in _epochs(work, model, recipe, data, epochs, device, store, rungs, checkpoint):
         if report is not None and report(entry) is False:
             work.stopped = True
@@ -276,6 +279,14 @@ def _images(recipe: Recipe, data: DetectionData, split: str, store: Store | None
         hflip=recipe.hflip and split == "train",
         store=store,
     )
+
+
+def _image_losses(
+    model: nn.Module, recipe: Recipe, data: DetectionData, device: torch.device, store: Store | None
+) -> Iterator[Tensor]:
+    """The training loss of one image after the other, in the order of the first epoch."""
+    images = loader(_images(recipe, data, "train", store), batch_size=1, shuffle=True, seed=recipe.seed)
+    yield from losses(model, images, device=device, precision=choose_precision(recipe.precision, device))
 
 
 def _epochs(

@@ -24,8 +24,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from cst_search.backbone import Body
 from cst_search.data import CocoImages, DetectionData, loader
-from cst_search.detector import build_detector, count_parameters, merge, trained_tensors
-from cst_search.engine import Precision, make_optimiser, make_schedule, train_one_epoch
+from cst_search.detector import build_detector, count_parameters, merge, prepare, trained_tensors
+from cst_search.engine import Precision, losses, make_optimiser, make_schedule, train_one_epoch
 from cst_search.errors import ConfigError
 from cst_search.petl import METHODS, get_method
 from cst_search.petl.cst import GATES, GRANULARITIES, OPERATORS
@@ -353,6 +353,7 @@ STARTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in sorted(METHODS)),
     ("lst", {"norm": "bn", "init": "random", "keep": "every_second"}),
     ("cst", {"granularity": "block", "keep": "every_second", "init": "prune_l1"}),
+    ("cst", {"norm": "bn", "block": "bottleneck", "init": "prune_fisher"}),
     ("side_tuning", {"norm": "none", "blocks": 0, "gate_init": 1.39}),
     ("side_tuning", {"norm": "bn"}),
     ("ssf", {"after": "block"}),
@@ -363,6 +364,9 @@ STARTS: list[tuple[str, dict[str, Any]]] = [
     ("norm", {"first_stage": 4}),
     ("partial", {"stages": 3}),
 ]
+
+
+SINGLE = [([torch.rand(3, 64, 96)], [{"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([1])}])]
 
 
 def starts(test: Any) -> Any:
@@ -382,7 +386,9 @@ def test_step_0_is_the_pre_trained_detector(
         pytest.skip("the body is the same")
     made = []
     for name, given in (("head", {}), (method, options)):
-        model = build_detector(tiny_recipe(detector=detector, backbone=backbone, method=name, options=given), 3)
+        recipe = tiny_recipe(detector=detector, backbone=backbone, method=name, options=given)
+        model = build_detector(recipe, 3)
+        prepare(model, recipe, losses(model, SINGLE, device=torch.device("cpu"), precision=Precision(None, False)))
         torch.manual_seed(5)
         speak_up(model)
         made.append(model)

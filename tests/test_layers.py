@@ -103,6 +103,7 @@ ARITHMETIC = [
     "shapes",
     "correction",
     "fit",
+    "placement",
 ]  # no torch either
 SERVICES = {"ray", "optuna", "mlflow", "plotly", "matplotlib", "pydantic", "typer", "rich", "sqlalchemy", "psutil"}
 ALLOWED = {"torch", "torchvision", "pycocotools", "numpy", "PIL", "safetensors", "yaml"}

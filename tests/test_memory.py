@@ -19,11 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import prediction
 
 from cst_search import memory
-from cst_search.detector import build_detector, count_parameters
+from cst_search.detector import build_detector, count_parameters, prepare
+from cst_search.engine import Precision, losses
 from cst_search.errors import ConfigError
 from cst_search.memory import CONTEXT_BYTES, FRAGMENTATION, WORKSPACE_BYTES, InputShape, predict, worst_input
-from cst_search.petl import METHODS
+from cst_search.petl import METHODS, cst
 from cst_search.recipe import DETECTORS, Recipe
+from cst_search.tape import Tape
 
 Make = Callable[..., Recipe]
 SHAPE = InputShape(128, 192, 5)
@@ -129,6 +131,61 @@ def test_parameters_are_those_of_the_built_model(
     recipe = tiny_recipe(detector=detector, method=method, **weights)
     estimate = predict(recipe, 3, SHAPE)
     assert (estimate.petl_params, estimate.trainable_params) == count_parameters(build_detector(recipe, 3))
+
+
+@families
+@pytest.mark.parametrize(
+    ("backbone", "options", "how"),
+    [
+        ("resnet18", {}, STOCK),
+        ("resnet18", {}, LEAN | {"checkpoint": "neck"}),
+        ("resnet50", {"block": "bottleneck", "granularity": "block"}, LEAN),
+    ],
+    ids=["stock", "lean", "bottlenecks"],
+)
+def test_a_look_at_the_data_before_training_is_counted(
+    tiny_recipe: Make, detector: str, backbone: str, options: dict[str, Any], how: dict[str, Any]
+) -> None:
+    options = options | {"init": "prune_fisher"}
+    recipe = real(tiny_recipe, detector=detector, backbone=backbone, options=options, batch_size=1, **how)
+    step, plan = memory.describe(recipe, 3, SHAPE)
+    assert plan.start is not None
+    half = recipe.precision != "fp32"
+    tape = Tape(half=half, fp32_ops=prediction.CPU_FP32_OPS, drops=True, sums_in_place=False)
+    guess = memory.start_pass(tape, step, plan.start)
+
+    model = build_detector(recipe, 3)
+    live = prediction.LiveBytes([*model.parameters(), *model.buffers()])
+
+    def batches() -> Any:
+        for _ in range(2):
+            box = {"boxes": torch.tensor([[4.0, 4, 40, 40]]).repeat(SHAPE.max_boxes, 1),
+                   "labels": torch.ones(SHAPE.max_boxes, dtype=torch.int64)}  # fmt: skip
+            yield [torch.rand(3, SHAPE.height_px, SHAPE.width_px)], [box]
+
+    precision = Precision(torch.bfloat16 if half else None, False)
+    with live:
+        prepare(model, recipe, losses(model, batches(), device=torch.device("cpu"), precision=precision))
+    side, body = model.backbone.side, model.backbone.body  # type: ignore[union-attr]
+    kind = options.get("block", "3x3")
+    sources = [source for _, source in cst._counterparts(side, body, kind)]  # type: ignore[arg-type]
+    real_peak = live.peak - sum(4 * s.weight.shape[0] * s.weight.shape[1] for s in sources)  # sums are on the host
+    print(f"{guess / real_peak:.3f} of {real_peak / 1e6:.1f} MB")
+    # the neck is taken for trained, whose copies in two bytes weigh as much here as the activations of one small image
+    assert 0.99 <= guess / real_peak < 2.1
+
+
+def test_a_look_at_the_data_is_in_the_estimate_where_it_is_the_peak(tiny_recipe: Make) -> None:
+    recipe = Recipe(detector="fcos", backbone="resnet50", options={"init": "prune_fisher"}, batch_size=1)
+    for batch_size, is_peak in ((1, True), (4, False)):
+        recipe = dataclasses.replace(recipe, batch_size=batch_size)
+        plain = predict(dataclasses.replace(recipe, options={}), 80)
+        estimate = predict(recipe, 80)
+        assert (estimate.active_bytes > plain.active_bytes) == ("start" in estimate.breakdown) == is_peak
+        assert sum(estimate.breakdown.values()) == estimate.device_bytes
+    assert memory.describe(recipe, 80, SHAPE)[1].start is not None
+    for options in ({}, {"init": "prune_l1"}, {"init": "prune_fisher", "block": "1x1"}):  # the last has no counterpart
+        assert memory.describe(dataclasses.replace(recipe, options=options), 80, SHAPE)[1].start is None
 
 
 @families

@@ -14,14 +14,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from cst_search.backbone import Body
-from cst_search.detector import Backbone, build_detector, count_parameters
+from cst_search.data import CocoImages, DetectionData, loader
+from cst_search.detector import Backbone, build_detector, count_parameters, prepare
+from cst_search.engine import Precision, losses
 from cst_search.errors import ConfigError
 from cst_search.petl import METHODS, get_method
 from cst_search.petl.conv_adapter import ConvAdapter
 from cst_search.petl.conv_lora import LoraConv2d
-from cst_search.petl.cst import GATES, GRANULARITIES, INITS, KEEPS, OPERATORS, CstOptions, Ladder, Mtc, prune_l1
+from cst_search.petl.cst import GATES, GRANULARITIES, INITS, KEEPS, OPERATORS, CstOptions, Ladder, Mtc
 from cst_search.petl.layers import BLOCKS, NORMS, OpenNorm, ScaledNorm, make_block, make_norm, path
 from cst_search.petl.lst import LstOptions
+from cst_search.petl.pruning import N_IMAGES, fisher, l1, prune
 from cst_search.petl.serial_adapter import KINDS, POSITIONS
 from cst_search.petl.side_tuning import ImageSideNetwork, SideTuningOptions
 from cst_search.recipe import BACKBONES, DETECTORS, Recipe
@@ -66,7 +69,7 @@ def test_an_unknown_method_is_refused_with_those_that_exist() -> None:
         ("cst", {"gate_init": float("nan")}, "gate_init must be from -10 to 10"),
         ("cst", {"temperature": 0.0}, "temperature must be from 0.01 to 10"),
         ("cst", {"keep": "first"}, "keep must be one of all, every_second, last_per_stage"),
-        ("cst", {"init": "prune_fisher"}, "init must be one of random, prune_l1"),  # it would need data
+        ("cst", {"init": "zero"}, "init must be one of random, prune_l1, prune_fisher"),  # Up_i always is
         ("lst", {"reduction": 0}, "lst: reduction must be"),  # its ranges are cst's, its name is its own
         ("lst", {"operator": "max"}, "has no option 'operator'"),
         ("partial", {"stages": 0}, "stages must be a whole number from 1 to 4; got 0"),
@@ -316,7 +319,7 @@ def test_pruning_takes_the_largest_l1_norms_in_order() -> None:
     rows = [[1, -1, 0, 0], [0, 0.1, 0, 0], [5, 0, -2, 0], [0, 3, -4, 0.5]]
     with torch.no_grad():
         source.weight.copy_(torch.tensor(rows)[:, :, None, None])
-    prune_l1(conv, source)
+    prune(conv, source, l1(source))
     # rows 0, 2, 3 (norms 2, 7, 7.5; row 1 has 0.1); of these, columns 0 and 2 (norms 6 and 6; column 1 has 4)
     assert conv.weight.flatten(1).tolist() == [[1, 0], [5, -2], [0, -4]]
 
@@ -324,7 +327,7 @@ def test_pruning_takes_the_largest_l1_norms_in_order() -> None:
 def test_what_the_source_lacks_stays_as_drawn() -> None:
     source, conv = nn.Conv2d(2, 2, 3, bias=False), nn.Conv2d(3, 3, 3, bias=False)
     drawn = conv.weight.detach().clone()
-    prune_l1(conv, source)
+    prune(conv, source, l1(source))
     assert torch.equal(conv.weight[:2, :2], source.weight)
     assert torch.equal(conv.weight[2], drawn[2]) and torch.equal(conv.weight[:, 2], drawn[:, 2])
 
@@ -366,6 +369,163 @@ def test_side_blocks_start_as_pruned_blocks(backbone: str, block: str, n_pruned:
         rows = wide.abs().sum((1, 2, 3)).topk(n).indices.sort().values
         columns = wide[rows].abs().sum((0, 2, 3)).topk(n).indices.sort().values
         assert torch.equal(conv.weight, wide[rows][:, columns])
+
+
+def test_pruning_goes_by_importance_and_not_by_the_weights() -> None:
+    source, conv = nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(2, 2, 1, bias=False)
+    with torch.no_grad():
+        source.weight.copy_(torch.arange(9.0).reshape(3, 3, 1, 1))
+    prune(conv, source, torch.tensor([[0.0, 1, 4], [3, 0, 0], [2, 2, 2]]))
+    # rows 0 and 2 (5 and 6; row 1 has 3); of these, columns 1 and 2 (3 and 6; column 0 has 2)
+    assert conv.weight.flatten(1).tolist() == [[1, 2], [7, 8]]
+
+
+def test_fisher_information_is_the_mean_squared_gradient() -> None:
+    """By hand: L_n = k_n sum(W M), so dL_n / dW = k_n M."""
+    built = Backbone(Recipe(backbone="resnet18", width=0.125, weights="none"))
+    built.body.requires_grad_(False)
+    sources: list[Any] = [built.body.layer2[0].conv2, built.body.layer3[1].conv1]
+    masks = [torch.randn_like(source.weight) for source in sources]
+    opened: list[Any] = []
+
+    def losses() -> Any:
+        for k in (1.0, -2.0, 3.0):
+            opened.append((built.body.grad_from, built.body.recompute, built.side))
+            yield sum(k * (source.weight * mask).sum() for source, mask in zip(sources, masks, strict=True))
+
+    built.side = Ladder(built.body.shape(built.used_stages), CstOptions())
+    side = built.side
+    found = fisher(built, sources, losses())
+    for each, mask in zip(found, masks, strict=True):
+        torch.testing.assert_close(each, (1 + 4 + 9) / 3 * (mask**2).sum((2, 3)))
+    assert opened == [(2, True, None)] * 3  # from stage 3 on, where the first source is; without the side network
+    assert (built.body.grad_from, built.body.recompute, built.side) == (5, False, side)
+    assert not any(p.requires_grad or p.grad is not None for p in built.body.parameters())
+
+
+def test_fisher_information_looks_at_so_many_images_and_passes_over_what_overflowed() -> None:
+    built = Backbone(Recipe(backbone="resnet18", width=0.125, weights="none"))
+    source: Any = built.body.layer1[0].conv1
+    asked: list[int] = []
+
+    def losses() -> Any:
+        for n in itertools.count():
+            asked.append(n)
+            yield (math.inf if n == 0 else 1.0) * source.weight.sum()
+
+    (found,) = fisher(built, [source], losses())
+    assert len(asked) == N_IMAGES
+    torch.testing.assert_close(found, torch.full_like(found, 9 * (N_IMAGES - 1) / N_IMAGES))
+
+
+def test_what_is_opened_for_fisher_information_is_closed_after_a_fault() -> None:
+    built = Backbone(Recipe(backbone="resnet18", width=0.125, weights="none"))
+    built.body.requires_grad_(False)
+
+    def losses() -> Any:
+        yield built.body.layer1[0].conv1.weight.sum()
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fisher(built, [built.body.layer1[0].conv1], losses())
+    assert built.body.grad_from == 5 and not built.body.recompute
+    assert not any(p.requires_grad or p.grad is not None for p in built.body.parameters())
+    (built.body(torch.randn(1, 3, 64, 64))["c5"].sum() + nn.Parameter(torch.zeros(()))).backward()
+    assert all(p.grad is None for p in built.body.parameters())
+
+
+# --- a look at the data before training ------------------------------------------------------------------------------
+
+
+def single_losses(model: nn.Module, data: DetectionData, recipe: Recipe) -> Any:
+    sizes = {"image_size_px": recipe.image_size_px, "max_size_px": recipe.max_size_px}
+    images = CocoImages(data.splits["train"], hflip=True, **sizes)
+    batches = loader(images, batch_size=1, shuffle=True, seed=recipe.seed)
+    yield from losses(model, batches, device=torch.device("cpu"), precision=Precision(None, False))
+
+
+def prepared(recipe: Recipe, data: DetectionData) -> Any:
+    model = build_detector(recipe, 3)
+    prepare(model, recipe, single_losses(model, data, recipe))
+    return model
+
+
+FISHER: list[tuple[str, dict[str, Any]]] = [
+    ("lst", {}),
+    ("cst", {}),
+    ("cst", {"granularity": "block", "keep": "every_second", "norm": "bn", "block": "bottleneck"}),
+]
+
+
+@pytest.mark.parametrize("weights", ["file", "none"])  # none: norms with statistics
+@pytest.mark.parametrize(("method", "options"), FISHER, ids=str)
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_pruning_by_fisher_information_changes_side_blocks_and_not_one_bit_else(
+    tiny_recipe: Any, tiny_data: DetectionData, detector: str, method: str, options: dict[str, Any], weights: str
+) -> None:
+    changes = {} if weights == "file" else {"weights": weights}
+    recipe = tiny_recipe(detector=detector, method=method, options={**options, "init": "prune_fisher"}, **changes)
+    model: Any = build_detector(recipe, 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    body, side, drawn = model.backbone.body, model.backbone.side, torch.get_rng_state()
+    flags = body.grad_from, body.recompute, [type(m) for m in model.modules()]
+    prepare(model, recipe, single_losses(model, tiny_data, recipe))
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all(name.startswith("backbone.side.nodes.") and ".block." in name for name in moved)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
+    assert all(p.grad is None for p in model.parameters())
+    assert flags == (body.grad_from, body.recompute, [type(m) for m in model.modules()])
+    assert model.backbone.side is side and torch.equal(torch.get_rng_state(), drawn)
+    assert not any(value.requires_grad for value in body(torch.rand(1, 3, 64, 64)).values())
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_fisher_information_is_that_of_the_training_loss(
+    tiny_recipe: Any, tiny_data: DetectionData, detector: str
+) -> None:
+    """By stock layers, nothing recomputed, the side network in its place, and autograd asked for one weight."""
+    options = {"init": "prune_fisher", "reduction": 4}
+    model = prepared(tiny_recipe(detector=detector, method="lst", options=options), tiny_data)
+    recipe = tiny_recipe(detector=detector, method="lst", options=options, memsave=False, checkpoint="none")
+    plain: Any = build_detector(recipe, 3)
+    source = plain.backbone.body.layer2[1].conv2
+    source.weight.requires_grad_(True)
+    plain.backbone.body.grad_from = 1
+    squares = []
+    with torch.random.fork_rng([]):
+        torch.manual_seed(recipe.seed)
+        for loss in single_losses(plain, tiny_data, recipe):
+            squares.append(torch.autograd.grad(loss, source.weight)[0] ** 2)
+    assert len(squares) == 8
+    wide = source.weight.detach()
+    importance = torch.stack(squares).mean(0).sum((2, 3))
+    rows = importance.sum(1).topk(4).indices.sort().values
+    columns = importance[rows].sum(0).topk(4).indices.sort().values
+    node = model.backbone.side.nodes[model.backbone.side.keys.index("c3")]
+    assert torch.equal(node.block[0].weight, wide[rows][:, columns])
+    by_l1 = build_detector(tiny_recipe(detector=detector, method="lst", options={**options, "init": "prune_l1"}), 3)
+    side: Any = by_l1.backbone.side  # type: ignore[union-attr]
+    assert not torch.equal(side.nodes[side.keys.index("c3")].block[0].weight, node.block[0].weight)
+
+
+def test_pruning_by_fisher_information_is_repeatable(tiny_recipe: Any, tiny_data: DetectionData) -> None:
+    recipe = tiny_recipe(detector="fasterrcnn", method="lst", options={"init": "prune_fisher"})  # samples its regions
+    one, two = (prepared(recipe, tiny_data).state_dict() for _ in range(2))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize(("method", "options"), [*((m, {}) for m in sorted(METHODS)), ("cst", {"init": "prune_l1"})])
+def test_who_needs_no_data_gets_none(tiny_recipe: Any, method: str, options: dict[str, Any]) -> None:
+    def none() -> Any:
+        raise AssertionError("data was read")
+        yield
+
+    recipe = tiny_recipe(method=method, options=options)
+    model = build_detector(recipe, 3)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    prepare(model, recipe, none())
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
 
 
 # --- LST -------------------------------------------------------------------------------------------------------------

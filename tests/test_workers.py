@@ -183,7 +183,7 @@ def script(
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        yield search_with(Ray(2, cpus=1, gpus=0), Ray(1, cpus=1, gpus=0), 2, recipe, tiny_data, folder)
+        yield search_with(Ray(2, cpus=1), Ray(1, cpus=1), 2, recipe, tiny_data, folder)
     finally:
         ray.shutdown()
 
@@ -444,7 +444,7 @@ def test_ray_starts_beside_on_a_thread_that_stays(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(search.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(search.ray, "init", init)
-    workers = search.Ray(2, cpus=1, gpus=0)
+    workers = search.Ray(2, cpus=1)
     workers.prepare()  # returns though init has not
     workers.prepare()
     ready = workers._ready
@@ -464,6 +464,6 @@ def test_where_ray_cannot_start_there_is_one_message(tmp_path: Path, monkeypatch
     monkeypatch.setattr(search.ray, "init", init)
     task = Task(None, None, 1, "cpu", 1)  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"^Ray did not start: The current node timed out .* --in-process runs"):
-        search.Ray(2, cpus=1, gpus=0).run(
+        search.Ray(2, cpus=1).run(
             make_study(tmp_path), task, n_trials=1, estimate=fake_estimate, stop=lambda: False, events=Heard()  # type: ignore[arg-type]
         )  # fmt: skip

@@ -6,7 +6,7 @@ things in the body (and then says from which stage on autograd is needed), or ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -58,6 +58,9 @@ class Method:
         petl_params: the closed formula of the parameters it adds or opens.
         footprint: what it changes in a backbone as shapes, for the prediction of memory.
         shapeless: options that change no tensor's shape, so that predictions of memory are shared across their values.
+        prepare: changes the start with a look at training images, before the optimiser is made. It gets the training
+            loss of one image after the other, through the detector as built; it opens what it wants gradients of, and
+            closes that again. Saved weights are loaded without it. `Plan.start` has its memory.
         merge: turns a body that the method changed back into plain torchvision tensors with the same output, in place;
             None where that cannot be exact. It may raise ConfigError for some options.
     """
@@ -71,6 +74,7 @@ class Method:
     petl_params: Callable[[BackboneShape, Any], int]
     footprint: Callable[[BackboneShape, Any], Plan]
     shapeless: tuple[str, ...] = ()
+    prepare: Callable[[HasBody, Any, Iterator[Tensor]], None] | None = None
     merge: Callable[[HasBody, Any], None] | None = None
 
     def make_options(self, values: Mapping[str, Any]) -> Any:

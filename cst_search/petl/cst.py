@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,7 +40,8 @@ from cst_search.footprint import Plan
 from cst_search.lean import recompute
 from cst_search.petl.base import HasBody, Method, SideNetwork
 from cst_search.petl.layers import BLOCKS, NORMS, block_params, make_block, make_norm, norm_params, residual_blocks
-from cst_search.shapes import BackboneShape
+from cst_search.petl.pruning import fisher, l1, prune
+from cst_search.shapes import BackboneShape, ConvShape
 from cst_search.tape import Tape
 from cst_search.tape import Tensor as Shape
 
@@ -47,7 +49,7 @@ OPERATORS = ("max", "lst", "tanh", "sum")
 GATES = ("scalar", "channel")
 GRANULARITIES = ("stage", "block")
 KEEPS = ("all", "every_second", "last_per_stage")
-INITS = ("random", "prune_l1")
+INITS = ("random", "prune_l1", "prune_fisher")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class CstOptions:
         keep: residual blocks that get a side block, where the granularity is ``block``: ``all``; ``every_second``,
             counted back from the last of a stage, which the pyramid reads (Ladder Side-Tuning drops every second layer
             of T5-large); ``last_per_stage`` (its pattern 3, 7, 11 of 12 layers), the same as granularity ``stage``.
-        init: of the side blocks: ``random``, or ``prune_l1``, see `prune_l1`. Up_i is zero either way.
+        init: of the side blocks: ``random``; ``prune_l1``, ``prune_fisher``: residual blocks of the backbone, pruned to
+            what matters most by magnitude or by Fisher information, see `petl.pruning`. Up_i is zero with all three.
     """
 
     reduction: int = 4
@@ -227,23 +230,8 @@ def _kept(n_blocks: int, options: CstOptions) -> list[int]:
 _COUNTERPARTS = {"3x3": ("conv2",), "bottleneck": ("conv1", "conv2", "conv3")}
 
 
-def prune_l1(conv: nn.Conv2d, source: nn.Conv2d) -> None:
-    """Fill a narrow convolution with the part of a wide one that has the largest L1 norms.
-
-    First the output channels are chosen, then, of what is left, the input channels; their order stays. Where the source
-    has fewer channels than are asked for, the rest stays as it was.
-    """
-    weight = source.weight.detach()
-    for dim in (0, 1):
-        norms = weight.abs().sum([d for d in range(4) if d != dim])
-        best = norms.topk(min(len(norms), conv.weight.shape[dim])).indices
-        weight = weight.index_select(dim, best.sort().values)
-    with torch.no_grad():
-        conv.weight[: weight.shape[0], : weight.shape[1]] = weight
-
-
-def _prune(side: Ladder, body: Body, kind: str) -> None:
-    """Start the side blocks as pruned residual blocks, as Ladder Side-Tuning's pruning by magnitude does (L1).
+def _counterparts(side: Ladder, body: Body, kind: str) -> Iterator[tuple[nn.Conv2d, nn.Conv2d]]:
+    """(convolution of a side block, that of the residual block beside it which it can be pruned from).
 
     What has no counterpart stays random: depth-wise and 1x1 side blocks, and in a bottleneck all but the 3x3 where the
     backbone (ResNet-18, 34) has no bottlenecks. The ladders (Down_i) are random, as in Ladder Side-Tuning.
@@ -255,15 +243,29 @@ def _prune(side: Ladder, body: Body, kind: str) -> None:
         for conv, name in zip(convs, _COUNTERPARTS.get(kind, ()), strict=False):
             source = getattr(block, name, None)
             if source is not None and source.kernel_size == conv.kernel_size:
-                prune_l1(conv, source)
+                yield conv, source
 
 
 def _apply(backbone: HasBody, options: CstOptions) -> None:
     backbone.body.taps_blocks = options.granularity == "block" and options.keep != "last_per_stage"
     side = Ladder(backbone.body.shape(backbone.used_stages), options)
     if options.init == "prune_l1":
-        _prune(side, backbone.body, options.block)
+        for conv, source in _counterparts(side, backbone.body, options.block):
+            prune(conv, source, l1(source))
     backbone.side = side
+
+
+def prepare(backbone: HasBody, options: CstOptions, losses: Iterator[Tensor]) -> None:
+    """Prune by Fisher information, which needs data."""
+    if options.init != "prune_fisher":
+        return
+    assert isinstance(backbone.side, Ladder)
+    pairs = list(_counterparts(backbone.side, backbone.body, options.block))
+    if not pairs:
+        return
+    found = fisher(backbone, [source for _, source in pairs], losses)
+    for (conv, source), importance in zip(pairs, found, strict=True):
+        prune(conv, source, importance)
 
 
 def petl_params(shape: BackboneShape, options: CstOptions) -> int:
@@ -327,7 +329,24 @@ def footprint(shape: BackboneShape, options: CstOptions) -> Plan:
     def calibrate(tape: Tape, key: str, feature: Shape, state: Shape) -> Shape:
         return tape.add(feature, tape.conv(state, feature.shape[1], 1, bias=True, key=f"up.{key}"))
 
-    return Plan(side=run_side, calibrate=calibrate, taps=o.granularity == "block" and o.keep != "last_per_stage")
+    return Plan(
+        side=run_side,
+        calibrate=calibrate,
+        taps=o.granularity == "block" and o.keep != "last_per_stage",
+        start=_fisher_pass(shape, o) if o.init == "prune_fisher" else None,
+    )
+
+
+def _fisher_pass(shape: BackboneShape, options: CstOptions) -> Plan | None:
+    """`pruning.fisher` as shapes: residual blocks are recomputed, and keep what the gradients of the sources need."""
+    kernels = {"3x3": (3,), "bottleneck": (1, 3) if len(shape.blocks()[0].path) == 3 else (3,)}.get(options.block)
+    if kernels is None:
+        return None
+
+    def conv(tape: Tape, x: Shape, stage: int, conv: ConvShape, stride: int) -> Shape | None:
+        return tape.conv(x, conv.c_out, conv.kernel, stride) if conv.kernel in kernels else None
+
+    return Plan(grad_from=1, conv=conv, recompute=True)
 
 
 METHOD = Method(
@@ -339,5 +358,6 @@ METHOD = Method(
     apply=_apply,
     petl_params=petl_params,
     footprint=footprint,
-    shapeless=("gate_init", "temperature", "init"),
+    shapeless=("gate_init", "temperature"),
+    prepare=prepare,
 )

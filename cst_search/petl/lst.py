@@ -6,15 +6,19 @@ reduced feature of residual block i, h the side state, g_i = sigmoid(alpha_i / T
     h_i = Block_i(g_i u_i + (1 - g_i) h_{i-1})
 
 It is `cst` with its operator ``lst``, a gate at every block, and LST's defaults: one side block per residual block,
-reduction 8, side blocks that start as pruned blocks of the backbone. LST ships Fisher pruning, which needs data; here
-it is pruning by L1 norm. Three things are ours, for convolutions and pyramids: a 1x1 that carries h from stage to
-stage, a norm behind every ladder, and the output. LST replaces the backbone's last state by its own, projected up; here
-every level that the pyramid reads gets C_i + Up_i(h_i), Up_i zero at the start: step 0 is the pre-trained detector.
+reduction 8, side blocks that start as pruned blocks of the backbone. LST's scripts prune by Fisher information, which
+needs a look at the data; the default here is pruning by L1 norm. Three things are ours, for convolutions and pyramids:
+a 1x1 that carries h from stage to stage, a norm behind every ladder, and the output. LST replaces the backbone's last
+state by its own, projected up; here every level that the pyramid reads gets C_i + Up_i(h_i), Up_i zero at the start:
+step 0 is the pre-trained detector.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+
+from torch import Tensor
 
 from cst_search.errors import ConfigError
 from cst_search.footprint import Plan
@@ -31,7 +35,7 @@ class LstOptions:
         reduction: r; LST has 8 (T5) and 4 (vision and language).
         block, norm: of the side blocks and of the side network.
         keep: residual blocks that have a side block; LST's layer dropping.
-        init: of the side blocks, ``prune_l1`` or ``random``.
+        init: of the side blocks, ``prune_l1``, ``prune_fisher`` or ``random``.
         temperature: T of the gate.
     """
 
@@ -56,6 +60,10 @@ def _apply(backbone: HasBody, options: LstOptions) -> None:
     cst.METHOD.apply(backbone, options.as_cst())
 
 
+def _prepare(backbone: HasBody, options: LstOptions, losses: Iterator[Tensor]) -> None:
+    cst.prepare(backbone, options.as_cst(), losses)
+
+
 def petl_params(shape: BackboneShape, options: LstOptions) -> int:
     return cst.petl_params(shape, options.as_cst())
 
@@ -73,5 +81,6 @@ METHOD = Method(
     apply=_apply,
     petl_params=petl_params,
     footprint=footprint,
-    shapeless=("temperature", "init"),
+    shapeless=("temperature",),
+    prepare=_prepare,
 )

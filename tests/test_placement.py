@@ -1,0 +1,241 @@
+"""Shares of a GPU: the arithmetic, and Ray's books with a GPU that exists in them alone. None is needed, none tried."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from studies import FakeEstimate, make_spec
+from test_workers import Heard
+
+from cst_search import search
+from cst_search.data import DetectionData
+from cst_search.launch import LaunchOptions, Survey, _workers
+from cst_search.memory_limit import CPU_IS_LIMITED
+from cst_search.placement import MARGIN, Placement
+from cst_search.recipe import Recipe
+from cst_search.results import Budget
+from cst_search.suggest import Study
+from cst_search.workers import Task
+
+GB = 10**9
+CARD = Placement(n_gpus=1, gpu_bytes=24 * GB, context_bytes=GB // 2)
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device_bytes", "share", "n_at_once"),
+    [
+        (1, 0.01, 100),  # never nothing: a trial without a share would see no GPU
+        (GB, 0.05, 20),  # 1.1 of 24 is 4.58 %, rounded up
+        (2 * GB, 0.10, 10),
+        (6 * GB, 0.28, 3),
+        (10 * GB, 0.46, 2),
+        (12 * GB, 0.55, 1),  # by its bare prediction two would fit
+        (22 * GB, 1.0, 1),  # the margin would take it above the card: it gets all of that
+        (30 * GB, 1.0, 1),
+    ],
+)
+def test_shares(device_bytes: int, share: float, n_at_once: int) -> None:
+    assert CARD.share(device_bytes) == share
+    assert CARD.n_at_once(device_bytes) == n_at_once
+    assert Placement(3, CARD.gpu_bytes, 0).n_at_once(device_bytes) == 3 * n_at_once
+
+
+@pytest.mark.parametrize("gpu_bytes", [6 * GB - 1, 6 * GB, 25_757_220_864, 85_100_000_007])
+def test_what_fits_is_held_to_what_it_asked_for(gpu_bytes: int) -> None:
+    card = Placement(1, gpu_bytes, GB // 2)
+    for device_bytes in range(6 * 10**8, gpu_bytes, gpu_bytes // 37):
+        share = card.share(device_bytes)
+        assert round(share * 10**4) % 100 == 0  # Ray keeps four decimals and drops the rest
+        limit = card.limit_bytes(share)
+        # no more than its share, and at least the prediction, with its margin as long as the card has that
+        assert device_bytes - GB // 2 <= limit <= share * gpu_bytes - GB // 2 + 1
+        assert limit >= min(gpu_bytes, device_bytes * (1 + MARGIN)) - GB // 2 - 1
+        assert card.n_at_once(device_bytes) * (limit + GB // 2) <= gpu_bytes
+
+
+def test_it_says_what_it_does() -> None:
+    assert str(CARD) == "a trial gets its predicted memory and 10% more of 1 GPU of 24 GB, and is held to that"
+
+
+def test_the_budget_bounds_the_limit() -> None:
+    card = Placement(1, 24 * GB, GB // 2, most_bytes=2 * GB)
+    assert card.limit_bytes(0.05) == 24 * GB // 20 - GB // 2
+    assert card.limit_bytes(0.5) == card.limit_bytes(1.0) == 2 * GB
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "smallest", "cores", "loaders", "asked", "trials", "expected"),
+    [
+        (1, 2 * GB, 16, 0, None, 50, 10),  # as many as fit
+        (1, 2 * GB, 4, 0, None, 50, 4),  # a core each
+        (1, 2 * GB, 16, 3, None, 50, 4),  # and one for each process that loads images
+        (2, 20 * GB, 16, 0, None, 50, 2),
+        (4, 20 * GB, 2, 0, None, 50, 4),  # no GPU stays idle
+        (1, 2 * GB, 16, 0, 3, 50, 3),  # --workers
+        (1, 2 * GB, 16, 0, None, 6, 6),
+    ],
+)
+def test_workers_on_gpus(
+    monkeypatch: pytest.MonkeyPatch, n_gpus: int, smallest: int, cores: int, loaders: int, asked: int | None,
+    trials: int, expected: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    placement = Placement(n_gpus, 24 * GB, GB // 2)
+    options = LaunchOptions(Budget(), Path("."), workers=asked, trials=trials)
+    survey = Survey((smallest, 9 * smallest), (1, 2), (1, 2))
+    workers, n_workers, threads = _workers(options, placement, Recipe(loader_workers=loaders), survey)
+    assert isinstance(workers, search.Ray) and workers.placement is placement
+    assert n_workers == workers.n_workers == expected
+    assert (workers.cpus, threads) == (1.0, max(1, cores // expected))
+
+
+# --- what never fits -------------------------------------------------------------------------------------------------
+
+SPACE = {"methods": ["head"], "shared": {"batch_size": {"choice": [1, 2, 3, 4]}, "lr": {"float": [1e-3, 1e-2]}}}
+
+
+def estimate(config: Mapping[str, Any]) -> FakeEstimate:
+    return FakeEstimate({1: 500, 2: 5000, 3: 9500, 4: 12000}[config["batch_size"]], trainable_params=10)
+
+
+@pytest.mark.parametrize(
+    ("budget", "gpu_bytes", "reason"),
+    [
+        (None, 10_000, "predicted over the GPU's 10 kB: memory +20%"),
+        (11_000, 10_000, "predicted over the GPU's 10 kB: memory +20%"),
+        (10_000, 20_000, "predicted over the budget: memory +20%"),
+    ],
+)
+def test_what_never_fits_is_told_and_takes_no_worker(
+    tmp_path: Path, budget: int | None, gpu_bytes: int, reason: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    study = Study.create(url, "s", make_spec(space=SPACE, budget=Budget(budget, None)))
+    study.begin_launch(gpu_bytes)
+    study.enqueue({"method": "head", "batch_size": 4})
+    study.enqueue({"method": "head", "batch_size": 3})
+    suggestion = study.ask(estimate)  # type: ignore[arg-type]
+    assert suggestion is not None and suggestion.config["batch_size"] == 3
+    record = study.record(0)
+    assert (record.state, record.ran, record.feasible, record.reason) == ("infeasible", False, False, reason)
+
+
+# --- Ray's books -----------------------------------------------------------------------------------------------------
+
+
+def make_trainable(folder: Path) -> Callable[..., None]:
+    """A trial that writes down what it was given and who was at work beside it. Nested: Ray then carries it itself."""
+
+    def trainable(config: dict[str, Any], task: Task) -> None:
+        import json
+        import time
+        import uuid
+        from pathlib import Path
+
+        import ray
+        from ray import tune
+
+        at_work, seen = Path(folder) / "at-work", Path(folder) / "seen"
+        mine = at_work / uuid.uuid4().hex
+        (at_work / f".{mine.name}").write_text(str(config["gpu"]))
+        (at_work / f".{mine.name}").rename(mine)  # whole at once, for those who read it
+        n_together, share = {1: 4}.get(config["config"]["batch_size"], 1), config["gpu"]
+        # those of a quarter each wait for one another: together they fill the card
+        end = time.monotonic() + 300
+        others: list[float] = []
+        while time.monotonic() < end:
+            others = [float(path.read_text()) for path in at_work.iterdir() if not path.name.startswith(".")]
+            if others.count(share) >= n_together or list(seen.glob("*-together")):
+                break
+            time.sleep(0.02)
+        if n_together > 1 and others.count(share) >= n_together:
+            (seen / f"{mine.name}-together").touch()
+        found = {
+            "share": share, "limit_bytes": config["limit_bytes"], "sum": sum(others), "n": len(others),
+            "booked": ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0),
+            "gpu_ids": ray.get_gpu_ids(), "batch_size": config["config"]["batch_size"],
+        }  # fmt: skip
+        (seen / f"{mine.name}.json").write_text(json.dumps(found))
+        mine.unlink()
+        tune.report({"cst_result": json.dumps({"outcome": "complete", "map": 0.1, "map50": 0.2, "history": []})})
+
+    return trainable
+
+
+@pytest.fixture(scope="module")
+def ray_with_a_gpu() -> Iterator[None]:
+    import ray
+
+    ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def test_trials_share_the_gpu_by_their_prediction(
+    ray_with_a_gpu: None, tiny_recipe: Callable[..., Recipe], tiny_data: DetectionData, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name in ("at-work", "seen"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(search, "_trainable", make_trainable(tmp_path))
+    study = Study.create(f"sqlite:///{tmp_path}/s.db", "s", make_spec(space=SPACE, budget=Budget(9600, None)))
+    placement = Placement(1, 10_000, 100, 9000)
+    study.begin_launch(placement.gpu_bytes)
+    # never; a quarter each; more than a half; all of it
+    for batch_size in (4, 1, 1, 1, 1, 2, 2, 3, 1):
+        study.enqueue({"method": "head", "batch_size": batch_size})
+    sizes = {1: 2250, 2: 5000, 3: 9500, 4: 12000}
+
+    def estimate(config: Mapping[str, Any]) -> FakeEstimate:
+        return FakeEstimate(sizes[config["batch_size"]], trainable_params=10)
+
+    heard = Heard()
+    task = Task(tiny_recipe(method="head"), tiny_data, 1, "cpu", 1, 9000)
+    search.Ray(4, 1.0, placement).run(
+        study, task, n_trials=8, estimate=estimate, stop=lambda: False, events=heard  # type: ignore[arg-type]
+    )  # fmt: skip
+    study.end_launch()
+    found = [json.loads(path.read_text()) for path in (tmp_path / "seen").glob("*.json")]
+    assert len(found) == 8 and sorted(f["batch_size"] for f in found) == [1, 1, 1, 1, 1, 2, 2, 3]
+    assert [record.state for record in heard.records] == ["complete"] * 8
+    share = {1: 0.25, 2: 0.55, 3: 1.0}
+    for one in found:
+        assert one["share"] == share[one["batch_size"]]
+        assert one["booked"] == pytest.approx(one["share"], abs=1e-4)
+        assert one["limit_bytes"] == min(9000, round(one["share"] * 10_000) - 100)
+        assert one["sum"] <= 1 + 1e-9  # what else was at work, itself counted, while it was
+        assert len(one["gpu_ids"]) == 1
+    assert list((tmp_path / "seen").glob("*-together"))  # four quarters ran at a time
+    rejected = study.record(0)
+    assert (rejected.config["batch_size"], rejected.state, rejected.ran) == (4, "infeasible", False)
+
+
+@pytest.mark.skipif(not CPU_IS_LIMITED, reason="only Linux limits the memory of a CPU process")
+def test_a_real_trial_is_held_to_its_share(
+    ray_with_a_gpu: None, tiny_recipe: Callable[..., Recipe], tiny_data: DetectionData, tmp_path: Path
+) -> None:
+    """On a CPU, whose trials can be held too: images one by one need about 17 MB of a process, all eight 70 MB."""
+    space = {"methods": ["head"], "shared": {"batch_size": {"choice": [1, 8]}, "lr": {"float": [1e-3, 1e-2]}}}
+    recipe = tiny_recipe(method="head")
+    study = Study.create(f"sqlite:///{tmp_path}/s.db", "s", make_spec(space=space, budget=Budget()))
+    placement = Placement(1, 100 * 10**6, 0)
+    study.begin_launch(placement.gpu_bytes)
+    for batch_size in (8, 1):
+        study.enqueue({"method": "head", "batch_size": batch_size})
+    heard = Heard()
+    search.Ray(2, 1.0, placement).run(
+        study, Task(recipe, tiny_data, 1, "cpu", 1), n_trials=2, stop=lambda: False, events=heard,
+        estimate=lambda config: FakeEstimate(36 * 10**6, trainable_params=10),  # type: ignore[arg-type, return-value]
+    )  # fmt: skip
+    study.end_launch()
+    out, well = sorted(heard.records, key=lambda record: record.trial)
+    assert (out.state, well.state) == ("infeasible", "complete")
+    assert out.reason is not None and out.reason.startswith("out of memory (") and out.reason.endswith(" of 40 MB")
