@@ -154,7 +154,7 @@ def launch(
     objectives: Annotated[
         str, typer.Option("--objectives", help="From map, device_bytes, trainable_params, map50, petl_params.")
     ] = "map,device_bytes,trainable_params",
-    sampler: Annotated[str, typer.Option("--sampler", help="tpe, nsga2, gp or random.")] = "tpe",
+    sampler: Annotated[str, typer.Option("--sampler", help="pareto, tpe, nsga2, gp or random.")] = "tpe",
     storage: StorageOption = None,
     tracking_uri: Annotated[
         str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
@@ -200,7 +200,7 @@ def launch(
     limit = None if time_limit is None else parse_seconds(time_limit)
     for flag, value, allowed in (
         ("--device", device, ("auto", "cpu", "cuda")),
-        ("--sampler", sampler, ("tpe", "nsga2", "gp", "random")),
+        ("--sampler", sampler, ("pareto", "tpe", "nsga2", "gp", "random")),
     ):
         if value not in allowed:
             raise ConfigError(f"{flag} must be one of {', '.join(allowed)}; got {value!r}")
