@@ -36,7 +36,7 @@ from cst_search.placement import Placement
 from cst_search.recipe import Recipe
 from cst_search.results import Budget, StudyInfo, TrialRecord, choose_objectives, page_report
 from cst_search.space import Space
-from cst_search.suggest import Study, StudySpec, check_storage, default_storage, list_studies
+from cst_search.suggest import Study, StudySpec, check_sampler, check_storage, default_storage, list_studies
 from cst_search.trial import allowance, choose_device
 from cst_search.units import format_bytes, format_count, format_seconds
 from cst_search.workers import InProcess, Task, Workers
@@ -105,6 +105,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     objectives = choose_objectives(options.objectives)
+    check_sampler(options.sampler, objectives)
     storage = options.storage or default_storage(options.home)
     shown_storage = check_storage(storage)
     device = check_device(options.device)

@@ -607,6 +607,16 @@ def _memory_ratio(suggested: Mapping[str, Any], result: Mapping[str, Any]) -> li
     return [measured / predicted] if result["outcome"] in ("complete", "stopped") else []
 
 
+def check_sampler(name: str, objectives: Sequence[Objective]) -> None:
+    """Raises StudyError: the sampler cannot search for these."""
+    trained_for = [objective.name for objective in objectives if objective.goal == "max"]
+    if name == "pareto" and len(trained_for) != 1:
+        raise StudyError(
+            f"--sampler pareto models exactly one of map and map50; --objectives has "
+            f"{' and '.join(trained_for) or 'none'}; take one, or another --sampler: {', '.join(SAMPLERS[1:])}"
+        )
+
+
 def pareto_sampler(
     spec: StudySpec,
     space: Space,
@@ -614,15 +624,10 @@ def pareto_sampler(
     curve: Callable[[FrozenTrial], Mapping[int, float]],
     seed: int,
 ) -> ParetoSampler:
-    """The sampler of a space within a budget. Raises StudyError: not exactly one objective has to be trained for."""
+    """The sampler of a space within a budget. Raises StudyError, as `check_sampler`."""
     objectives = spec.objectives
-    costly = [i for i, objective in enumerate(objectives) if objective.goal == "max"]
-    if len(costly) != 1:
-        names = ", ".join(objectives[i].name for i in costly) or "neither"
-        raise StudyError(
-            f"--sampler pareto models exactly one of map and map50; --objectives has {names}. "
-            f"Take one of them, or another --sampler: {', '.join(SAMPLERS[1:])}"
-        )
+    check_sampler("pareto", objectives)
+    costly = [objective.goal for objective in objectives].index("max")
     dimensions = {dimension.name: dimension for dimension in space.dimensions()}
 
     def known(params: dict[str, Any]) -> Known:
@@ -634,7 +639,7 @@ def pareto_sampler(
     return ParetoSampler(
         known,
         {name: _distribution(dimension) for name, dimension in dimensions.items()},
-        costly=costly[0],
+        costly=costly,
         define=lambda pick: space.configure(lambda d: _value(d, pick(d.name))),
         free={d.name for d in dimensions.values() if not depends_on(d.key)},
         reference=[spec.reference_point[o.name] for o in objectives],

@@ -67,6 +67,11 @@ MISTAKES: list[tuple[str, str, tuple[str, ...]]] = [
     ("a device that is none", "launch --device tpu", ("--device must be one of auto, cpu, cuda", "'tpu'")),
     ("a GPU where there is none", "launch --device cuda", ("--device cuda: torch sees no GPU here",)),
     (
+        "two objectives for a sampler that models one",
+        "launch --sampler pareto --objectives map,map50",
+        ("--sampler pareto models exactly one of map and map50", "map and map50", "another --sampler: tpe"),
+    ),
+    (
         "a sampler that is none",
         "launch --sampler bayes",
         ("--sampler must be one of pareto, tpe, nsga2, gp, random", "'bayes'"),
