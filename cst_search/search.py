@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -198,6 +199,9 @@ class Ray:
                 own.result()
             except Exception as error:
                 raise RunError(f"Ray did not start: {error} --in-process runs the trials without it") from error
+        if threading.current_thread() is threading.main_thread():
+            # as Ray starts, its C++ part takes SIGTERM for a crash, whatever Python had there
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         # what Tune says of its own files, with a traceback at times when it is interrupted, is of no use here
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         searcher = StudySearcher(supply, self.placement)

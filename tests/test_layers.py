@@ -146,7 +146,7 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str, library: 
         ("plotly", {"dashboard"}),
         ("matplotlib", {"dashboard"}),
         ("jinja2", {"dashboard"}),
-        ("moocore", {"pareto", "schedule"}),
+        ("moocore", {"pareto"}),
         ("pydantic", {"config"}),
         ("typer", {"cli"}),
         ("pycocotools", {"engine"}),
