@@ -150,10 +150,11 @@ def prepare(model: nn.Module, recipe: Recipe, losses: Iterator[Tensor]) -> None:
     Args:
         losses: of single images, through the model, as `engine.losses` makes them; drawn from only if there is a need.
     """
-    method, backbone = get_method(recipe.method), model.backbone
-    assert isinstance(backbone, Backbone)
+    method = get_method(recipe.method)
     if method.prepare is None:
         return
+    backbone = model.backbone
+    assert isinstance(backbone, Backbone)
     trained = [p for p in model.parameters() if p.requires_grad]
     device = trained[0].device
     try:

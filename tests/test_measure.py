@@ -185,6 +185,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, tiny_recipe: Make) -> Callable[..., 
         monkeypatch.setattr(module.subprocess, "run", ask)
         monkeypatch.setattr(module, "build_detector", lambda *a, **o: Model(2, 2))
         monkeypatch.setattr(module, "count_parameters", lambda model: (1, 2))
+        monkeypatch.setattr(module, "prepare", lambda *a: None)
         monkeypatch.setattr(module, "train_one_epoch", train)
         recipe = tiny_recipe()
         batch = synthetic_batch(recipe, InputShape(64, 96, 1), 3)
