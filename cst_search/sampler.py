@@ -418,7 +418,7 @@ class ParetoSampler(BaseSampler):
         finite = [y for p in points for y in p.curve.values() if math.isfinite(y)]
         if not finite:
             return np.zeros(len(points)), np.zeros(len(points))
-        worst, spread = min(finite), float(np.std(ends)) if len(ends) > 1 else 0.1
+        worst, spread = min(finite), (float(np.std(ends)) if len(ends) > 1 else 0.0) or 0.1
         lines: dict[int, tuple[float, float, float]] = {}
 
         def line(epoch: int) -> tuple[float, float, float]:

@@ -322,9 +322,11 @@ class Study:
             return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
     def _pareto_sampler(self, seed: int) -> ParetoSampler:
+        name = next((objective.name for objective in self.spec.objectives if objective.goal == "max"), "map")
+
         def curve(trial: FrozenTrial) -> dict[int, float]:
-            history = trial.user_attrs.get(_RESULT, {}).get("history", [])
-            return {entry["epoch"]: entry["map"] for entry in history if entry.get("map") is not None}
+            result = trial.user_attrs.get(_RESULT) or trial.user_attrs.get(_PROGRESS, {})
+            return {entry["epoch"]: entry[name] for entry in result.get("history", []) if entry.get(name) is not None}
 
         return pareto_sampler(replace(self.spec, budget=self._bounds), self.space, self._cost, curve, seed)
 
