@@ -1,7 +1,7 @@
-"""Hypervolume against training epochs: our sampler with and without early stopping, and what a user would take instead.
+"""Hypervolume against training epochs: our sampler, with early stopping or without, and what else a user could take.
 
-    python benchmarks/search.py --phase table [--seeds 20] [--jobs 2]      replays benchmarks/results/search-table.json.gz
-    python benchmarks/search.py --phase problems [--seeds 5] [--jobs 2]    public constrained problems (pip install pymoo)
+    python benchmarks/search.py --phase table [--seeds 20] [--jobs 2]      replays results/search-table.json.gz
+    python benchmarks/search.py --phase problems [--seeds 5] [--jobs 2]    public problems (pip install pymoo)
 
 The table (see `search_table.py`) holds real results of random configurations. A search asks for others, so a surrogate
 stands between: extremely randomised trees over configuration and costs, one output an epoch, fitted to all rows, and
@@ -63,7 +63,11 @@ class World:
         rows = table["rows"]
         costs = [(row["device_bytes"], row["trainable_params"]) for row in rows]
         self.budget = Budget(memory_bytes=int(statistics.median(cost[0] for cost in costs)))
-        self.reference = {"map": 0.0, "device_bytes": self.budget.memory_bytes, "trainable_params": max(c[1] for c in costs) * 1.05}  # fmt: skip
+        self.reference = {
+            "map": 0.0,
+            "device_bytes": self.budget.memory_bytes,
+            "trainable_params": max(c[1] for c in costs) * 1.05,
+        }
         self.spec = StudySpec(
             OBJECTIVES, self.budget, self.reference, recipe.to_dict(), dict(self.space.source), "demo", 0, "", ""
         )
@@ -72,7 +76,11 @@ class World:
         @lru_cache(maxsize=100_000)
         def cost(text: str) -> Estimate:
             configured = recipe.configured(json.loads(text))
-            return predict(configured, table["n_classes"], worst_input(configured, tuple(map(tuple, table["sizes"])), table["max_boxes"]))  # fmt: skip
+            return predict(
+                configured,
+                table["n_classes"],
+                worst_input(configured, tuple(map(tuple, table["sizes"])), table["max_boxes"]),
+            )
 
         self.cost = lambda config: cost(json.dumps(config, sort_keys=True))
         x = np.stack([self._features(row["config"]) for row in rows])
@@ -81,7 +89,9 @@ class World:
         self._trees.fit(x, y)
         self.residuals = y - self._trees.oob_prediction_
         self.truth = y
-        self._map = lru_cache(maxsize=100_000)(lambda text: self._trees.predict(self._features(json.loads(text))[None])[0])  # fmt: skip
+        self._map = lru_cache(maxsize=100_000)(
+            lambda text: self._trees.predict(self._features(json.loads(text))[None])[0]
+        )
 
     def _features(self, config: dict[str, Any]) -> np.ndarray:
         params = {}
@@ -133,7 +143,15 @@ NOISE = 0.2  # of the residuals (0.012 of map): seeds differ by that much; the r
 # --- who searches -----------------------------------------------------------------------------------------------------
 
 
-def optuna_search(world: World, ledger: Ledger, sampler: optuna.samplers.BaseSampler, budget: int, curves: dict[int, dict[int, float]], eta: int = 0, first: Sequence[dict[str, Any]] = ()) -> None:  # fmt: skip
+def optuna_search(
+    world: World,
+    ledger: Ledger,
+    sampler: optuna.samplers.BaseSampler,
+    budget: int,
+    curves: dict[int, dict[int, float]],
+    eta: int = 0,
+    first: Sequence[dict[str, Any]] = (),
+) -> None:
     """Ask and tell; with ``eta``, trials are stopped and promoted at rungs."""
     study = optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=sampler)
     for params in first:
@@ -176,7 +194,9 @@ def stock_ray(world: World, ledger: Ledger, seed: int, budget: int) -> None:
     def space(trial: optuna.Trial) -> None:
         world.space.configure(lambda d: _pick(trial, d))
 
-    searcher = OptunaSearch(space=space, metric=["map", "device_bytes", "trainable_params"], mode=["max", "min", "min"], seed=seed)  # fmt: skip
+    searcher = OptunaSearch(
+        space=space, metric=["map", "device_bytes", "trainable_params"], mode=["max", "min", "min"], seed=seed
+    )
     n = 0
     while ledger.epochs < budget:
         n += 1
@@ -208,7 +228,13 @@ def moasha(world: World, ledger: Ledger, seed: int, budget: int) -> None:
         def sample(self) -> Any:
             return world.space.sample(rng)
 
-    scheduler = MOASHA({"config": Draw()}, ["error", "device_bytes", "trainable_params"], time_attr="epoch", max_t=EPOCHS, random_seed=seed)  # fmt: skip
+    scheduler = MOASHA(
+        {"config": Draw()},
+        ["error", "device_bytes", "trainable_params"],
+        time_attr="epoch",
+        max_t=EPOCHS,
+        random_seed=seed,
+    )
     n = 0
     from datetime import datetime
 
@@ -220,7 +246,12 @@ def moasha(world: World, ledger: Ledger, seed: int, budget: int) -> None:
         cost, noisy = world.cost(config), ledger.noisy(config)
         for at in range(1, EPOCHS + 1):
             ledger.epochs += 1
-            result = {"epoch": at, "error": -float(noisy[at - 1]), "device_bytes": cost.device_bytes, "trainable_params": cost.trainable_params}  # fmt: skip
+            result = {
+                "epoch": at,
+                "error": -float(noisy[at - 1]),
+                "device_bytes": cost.device_bytes,
+                "trainable_params": cost.trainable_params,
+            }
             if scheduler.on_trial_result(trial, result) != "CONTINUE":
                 break
         if at == EPOCHS:
@@ -316,9 +347,11 @@ def table_report(results: list[dict[str, Any]]) -> dict[str, Any]:
             if min(steps[-1][0] for steps in runs) > e - 2 * EPOCHS
         }
         rows[name] = {
-            "seeds": len(runs), "hypervolume": volumes, "epochs_to_goal": statistics.median(reach),
+            "seeds": len(runs),
+            "hypervolume": volumes,
+            "epochs_to_goal": statistics.median(reach),
             "reached": sum(map(math.isfinite, reach)),
-        }  # fmt: skip
+        }
     print(f"\nfront of everything: {len(best)} points, hypervolume {whole:.3f}")
     print(f"goal: {goal:.3f}, what {GOAL} has after {FULL_TRIALS} full trials (median of seeds)\n")
     print(
@@ -430,9 +463,16 @@ def main() -> None:
         world = _world(str(args.table))
         final = world.truth[:, -1]
         r2 = 1 - (world.residuals[:, -1] ** 2).sum() / ((final - final.mean()) ** 2).sum()
-        print(f"{len(final)} rows; out of bag, map at the end: R2 {r2:.2f}, residual {world.residuals[:, -1].std():.3f}, spread {final.std():.3f}")  # fmt: skip
+        print(
+            f"{len(final)} rows; out of bag, map at the end: R2 {r2:.2f}, "
+            f"residual {world.residuals[:, -1].std():.3f}, spread {final.std():.3f}"
+        )
         names = args.only.split(";") if args.only else list(searches(world))
-        jobs: list[Any] = [(name, seed, BUDGETS.get(name, FULL_TRIALS) * EPOCHS, str(args.table)) for seed in range(args.seeds) for name in names]  # fmt: skip
+        jobs: list[Any] = [
+            (name, seed, BUDGETS.get(name, FULL_TRIALS) * EPOCHS, str(args.table))
+            for seed in range(args.seeds)
+            for name in names
+        ]
         report = table_report(list(_run(search, jobs, args.jobs, out.with_suffix(".jsonl"))))
     else:
         names = args.only.split(";") if args.only else ["pareto", "tpe", "nsga2", "gp", "random"]
