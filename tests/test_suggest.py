@@ -639,8 +639,8 @@ def test_every_sampler_copes_with_stopped_trials(sampler: str, names: tuple[str,
     for again in (0, 1):  # stopped ones run in optuna's eyes at first, then they are pruned
         for i in range(12):
             number, goes_on = begin(study, 0.1 + 0.07 * (i * 7 % 12) + 0.01 * again)
-            if goes_on and reaches(study, number, 2, 0.5):
-                study.tell(number, scored(0.5))
+            if goes_on and reaches(study, number, 2, 0.4 + 0.01 * i):
+                study.tell(number, scored(0.5 + 0.01 * i))
         while (promoted := study.promote()) is not None:
             study.tell(promoted.trial, scored(0.5))
         assert study.n_stopped() > 2

@@ -86,6 +86,14 @@ def test_a_trial_that_is_told_to_stop_leaves_the_server_as_it_is(run: Any) -> No
     assert run(10_000)["outcome"] == "complete" and server().pid == pid and server().children() == []
 
 
+def test_an_answer_that_nobody_waits_for_is_not_taken_for_a_request(run: Any) -> None:
+    """The trial was killed after it had reported, and the server saw that first."""
+    assert run(10_000)["outcome"] == "complete"
+    assert trial_process._server is not None
+    trial_process._server._send(trial_process._GO_ON)
+    assert run(10_000)["outcome"] == "complete"
+
+
 def test_it_goes_on_from_its_checkpoint(tiny_recipe: Make, tiny_data: DetectionData, tmp_path: Path) -> None:
     def run(stop_at: int) -> dict[str, Any]:
         return run_in_own_process(
