@@ -248,3 +248,14 @@ def test_a_neighbour_is_another_value_within_the_range() -> None:
             assert distribution._contains(distribution.to_internal_repr(_near(distribution, value, rng)))
     nearest = [_near(CategoricalDistribution([1, 2, 4]), 4, rng) for _ in range(200)]
     assert nearest.count(2) > nearest.count(1) > 0
+
+
+def test_results_that_are_all_equal() -> None:
+    sampler = ParetoSampler(known, SPACE, curve=lambda trial: {3: 0.2}, n_startup=2, seed=0)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    for _ in range(6):
+        trial = study.ask(SPACE)
+        study.tell(trial, [0.5, 0.1])
+    study.tell(study.ask(SPACE), state=TrialState.PRUNED)
+    points = sampler._points(study, -1, np.array([1.0, -1.0]))
+    assert sampler._observations(points)[0] == pytest.approx([0.5] * 7)
