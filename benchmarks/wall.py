@@ -105,7 +105,10 @@ def run_side(side: str, home: Path, points: Path | None, args: argparse.Namespac
     said = (home / "output.txt").read_text()
     if code != 0:
         raise SystemExit(f"{SIDES[side]} ended with {code}:\n{said[-3000:]}")
-    trials = trials_of_launch(home) if side == "launch" else json.loads(said.strip().splitlines()[-1])
+    if side == "launch":
+        trials = trials_of_launch(home)
+    else:  # Ray may still say something after the script's own last line
+        trials = json.loads(said[said.rindex('[{"config"') :].splitlines()[0])
     return shares(wall, trials, args.workers) | {"side": side, "load_before": load, "trials": trials}
 
 

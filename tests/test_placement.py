@@ -190,8 +190,8 @@ def test_trials_share_the_gpu_by_their_prediction(
     placement = Placement(1, 10_000, 100, 9000)
     study.begin_launch(placement.gpu_bytes)
     # never; a quarter each; more than a half; all of it
-    for batch_size in (4, 1, 1, 1, 1, 2, 2, 3, 1):
-        study.enqueue({"method": "head", "batch_size": batch_size})
+    for i, batch_size in enumerate((4, 1, 1, 1, 1, 2, 2, 3, 1)):
+        study.enqueue({"method": "head", "batch_size": batch_size, "lr": (1 + i) * 1e-3})  # what is queued is kept once
     sizes = {1: 2250, 2: 5000, 3: 9500, 4: 12000}
 
     def estimate(config: Mapping[str, Any]) -> FakeEstimate:
