@@ -141,6 +141,7 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str, library: 
         ("optuna", {"sampler", "suggest"}),
         ("sklearn", {"sampler"}),
         ("scipy", {"sampler"}),
+        ("sqlalchemy", {"database", "suggest"}),
         ("ray", {"search"}),
         ("mlflow", {"record"}),
         ("plotly", {"dashboard"}),
