@@ -324,7 +324,7 @@ def work(url: str, name: str, home: Path, samplers: Sequence[str], figures: Figu
 
     for sampler in samplers:
         # nothing is rejected, so that each suggestion is one
-        study.spec = replace(study.spec, sampler=sampler, budget=Budget())
+        study.spec, study._bounds = replace(study.spec, sampler=sampler, budget=Budget()), Budget()
         timed_sampler = study._study.sampler = _TimedSampler(study._sampler())
         for i in range(repeat + 1):
             timed_sampler.wall = timed_sampler.cpu = 0.0

@@ -152,7 +152,8 @@ class Tally:
             self._waiting[record.trial] = record
         for number in sorted(number for number in self._waiting if number < first_running):
             self._by_number.add(number, self._waiting.pop(number).values(self.objectives))
-            self.volumes.append((max(number, *(n for n, _ in self.volumes[-1:])), self._by_number.volume))
+            last = self.volumes[-1][0] if self.volumes else number
+            self.volumes.append((max(number, last), self._by_number.volume))
 
 
 def front_report(info: StudyInfo) -> dict[str, Any]:

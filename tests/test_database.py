@@ -197,9 +197,9 @@ def test_a_finish_reads_what_is_new_alone(tmp_path: Path, monkeypatch: pytest.Mo
     made, read = [], []
     record, reading = Study._record, database.read_trials
 
-    def count_record(self: Study, trial: Any) -> Any:
+    def count_record(self: Study, trial: Any, live: Any) -> Any:
         made.append(trial.number)
-        return record(self, trial)
+        return record(self, trial, live)
 
     def count_reading(*arguments: Any) -> Any:
         found = reading(*arguments)
