@@ -40,7 +40,6 @@ from cst_search.addresses import shown_address
 from cst_search.correction import Correction
 from cst_search.database import StoredTrial, dont_wait_for_the_disk, log_ahead, read_trials
 from cst_search.errors import StudyError
-from cst_search.memory import depends_on
 from cst_search.pareto import OBJECTIVES, Objective
 from cst_search.results import Budget, StudyInfo, TrialRecord
 from cst_search.sampler import Known, ParetoSampler
@@ -695,6 +694,8 @@ def pareto_sampler(
     seed: int,
 ) -> ParetoSampler:
     """The sampler of a space within a budget. Raises StudyError, as `check_sampler`."""
+    from cst_search.memory import depends_on  # it loads torch, for seconds, and who reads a study needs none
+
     objectives = spec.objectives
     check_sampler("pareto", objectives)
     costly = [objective.goal for objective in objectives].index("max")

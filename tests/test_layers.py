@@ -243,6 +243,12 @@ print("LOADED", *sorted({{name.split(".")[0] for name in sys.modules}}))
     assert loaded & HEAVY <= by_typer
 
 
+def test_reading_a_study_does_not_wait_for_torch() -> None:
+    code = "import sys, cst_search.suggest, cst_search.live; print('LOADED', *{n.split('.')[0] for n in sys.modules})"
+    loaded = set(python("-c", code).stdout.split())
+    assert "optuna" in loaded and not loaded & {"torch", "torchvision", "ray", "mlflow", "sklearn", "matplotlib"}
+
+
 def test_a_trial_runs_where_there_is_nothing_but_torch(
     tiny_recipe: Callable[..., Recipe], tiny_folder: Path, tmp_path: Path
 ) -> None:

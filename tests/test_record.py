@@ -260,6 +260,7 @@ def test_trial_by_trial_it_is_as_at_once(
             assert calls["set_tag"] == len((set(tally.front.members) ^ before) - {r.trial for r in new})
             assert calls["search_runs"] == calls["get_experiment_by_name"] == 0
     assert len(warnings) == 1 and "ConnectionError: away" in warnings[0]
+    mirror.sync(study.info())  # as at the end of a launch
     mirror.close()
 
     def everything() -> Any:
