@@ -30,6 +30,8 @@ app = typer.Typer(
 out = Console(width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 
+_ROWS = 100  # trials that `status` shows: ten thousand take seconds to draw, and nobody reads them
+
 HomeOption = Annotated[
     Path | None,
     typer.Option("--home", help="Folder of studies and records [default: $CST_SEARCH_HOME, else ./cst-runs]"),
@@ -248,7 +250,11 @@ def launch(
 
 @app.command()
 def status(
-    study: StudyArgument, home: HomeOption = None, storage: StorageOption = None, json_: JsonOption = False
+    study: StudyArgument,
+    all_: Annotated[bool, typer.Option("--all", help=f"Every trial, not only the last {_ROWS}.")] = False,
+    home: HomeOption = None,
+    storage: StorageOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """How far a study is, and what became of each trial."""
     from rich.table import Table
@@ -267,7 +273,9 @@ def status(
     table = Table(title=f"Study {info.name}", title_justify="left")
     for name in ("trial", "state", "map", "memory", "trainable", "time", "configuration or reason"):
         table.add_column(name, no_wrap=name != "configuration or reason")
-    for record in info.trials:
+    last = info.trials if all_ else info.trials[-_ROWS:]
+    unfinished = [r for r in info.trials[: -len(last)] if r.state in ("running", "interrupted")] if last else []
+    for record in (*unfinished, *last):
         table.add_row(
             str(record.trial),
             record.state,
@@ -278,6 +286,8 @@ def status(
             Text(describe(record.config) + (f"\n{record.reason}" if record.reason else "")),
         )
     out.print(table)
+    if n_left_out := len(info.trials) - len(last) - len(unfinished):
+        _say(f"the last {_ROWS}; --all shows the {n_left_out} before them too")
     counts = ", ".join(f"{n} {state}" for state, n in info.counts().items() if n and state != "total")
     _say(f"{len(info.trials)} trials ({counts or 'none yet'}), hypervolume {info.hypervolume():.4f}")
 

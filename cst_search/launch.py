@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -34,12 +34,15 @@ from cst_search.memory_limit import MemoryLimit
 from cst_search.petl import get_method
 from cst_search.placement import Placement
 from cst_search.recipe import Recipe
-from cst_search.results import Budget, StudyInfo, TrialRecord, choose_objectives, page_report
+from cst_search.results import Budget, StudyInfo, Tally, choose_objectives, page_report
 from cst_search.space import Space
 from cst_search.suggest import Study, StudySpec, check_sampler, check_storage, default_storage, list_studies
 from cst_search.trial import allowance, choose_device
 from cst_search.units import format_bytes, format_count, format_seconds
 from cst_search.workers import InProcess, Task, Workers
+
+if TYPE_CHECKING:
+    from cst_search.record import MlflowRecord
 
 _SURVEY = 24  # random configurations whose predicted cost tells how a budget lies in the space
 
@@ -165,10 +168,8 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         say("note: early stopping has nothing to stop, as trials are 1 epoch long; --set search_epochs=N changes that")
     record.start(study.info(), launch_id, _settings(study, options, n_workers, device))
 
-    def on_finished(_: TrialRecord) -> StudyInfo:
-        info = study.info()
-        record.sync(info)
-        return info
+    on_finished = follow(study, record)
+    on_finished()  # trials of earlier launches
 
     deadline = None if options.time_limit_seconds is None else begun + options.time_limit_seconds
     view = View(
@@ -222,6 +223,24 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     record.close()
     _say_end(info, files, options, interrupted, time.monotonic() - begun, console, say)
     return LaunchResult(info, interrupted, files, time.monotonic() - begun)
+
+
+def follow(study: Study, record: MlflowRecord) -> Callable[[], Tally]:
+    """What a launch does after every finished trial: it takes what is new, tells MLflow, and returns the tally.
+
+    What the study has read is enough, see `Study.finished`: a finish must not cost more because there were many.
+    """
+    tally, n_taken = Tally(study.spec.objectives, study.info().reference), 0
+
+    def on_finished() -> Tally:
+        nonlocal n_taken
+        new = study.finished(since=n_taken)
+        n_taken += len(new)
+        tally.add(new, study.first_running())
+        record.add(study.name, new, tally)
+        return tally
+
+    return on_finished
 
 
 def write_report(info: StudyInfo, folder: Path) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cst_search.results import StudyInfo, TrialRecord, describe
+from cst_search.results import StudyInfo, Tally, TrialRecord, describe
 from cst_search.suggest import Suggestion
 from cst_search.units import format_bytes, format_count, format_seconds
 
@@ -31,7 +31,7 @@ class View:
         n_trials: that the study shall have in the end.
         n_workers: for the time left.
         n_done: trials that the study had before.
-        on_finished: called with every finished trial; returns the study as it is now.
+        on_finished: called after every finished trial; returns the study's tally as it is now.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class View:
         n_workers: int,
         n_done: int,
         epochs: int,
-        on_finished: Callable[[TrialRecord], StudyInfo],
+        on_finished: Callable[[], Tally],
     ) -> None:
         self.console, self.title = console, title
         self.n_trials, self.n_workers, self.n_done, self.epochs = n_trials, n_workers, n_done, epochs
@@ -93,12 +93,11 @@ class View:
                 self.running[trial] = (suggestion, begun, {**before, **entry})
 
     def finished(self, record: TrialRecord) -> None:
-        info = self.on_finished(record)
+        tally = self.on_finished()
         with self._lock:
             self.running.pop(record.trial, None)
             self.ended[record.trial] = record
-            self.hypervolume = info.hypervolume()
-            self.n_rejected = sum(not r.ran for r in info.trials)
+            self.hypervolume, self.n_rejected = tally.front.volume, tally.n_rejected
         for note in record.notes:  # one of each kind: the next trials measure other milliseconds
             if (kind := note.partition(":")[0]) not in self._said:
                 self._said.add(kind)

@@ -23,9 +23,10 @@ References.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import moocore
 import numpy as np
@@ -97,20 +98,54 @@ def hypervolume_by_trial(values: ArrayLike, objectives: Sequence[Objective], ref
     """The `hypervolume` of rows 0..i, for each i: n numbers, non-decreasing; no rows give [].
 
     Rows that must not count (infeasible, failed) are passed with a NaN. The volume is computed again only when a row
-    is not covered by the front so far, which is rare: about (log n)^(m-1) times among n random rows. If every one of n
-    rows extends the front it is O(n^2 log n) for up to three objectives.
+    is not covered by the front so far; see `GrowingFront`.
     """
-    units = _unit_costs(values, objectives, reference)
-    present = np.empty((0, len(objectives)))
-    volumes: list[float] = []
-    best = 0.0
-    for row in units:
-        # NaN compares as False, so a row with a NaN is skipped here too
-        if (row < 1).all() and not (present <= row).all(axis=1).any():
-            present = np.vstack([present[~(row <= present).all(axis=1)], row])
-            best = max(best, _volume(present))  # max: rounding must not make the curve fall
-        volumes.append(best)
+    growing = GrowingFront(objectives, reference)
+    volumes = []
+    for i, row in enumerate(as_costs(values, objectives) * _signs(objectives)):
+        growing.add(i, row)
+        volumes.append(growing.volume)
     return volumes
+
+
+class GrowingFront:
+    """The `front` and the `hypervolume` of rows that come one after the other.
+
+    A row costs a comparison with the front so far; the volume is computed again only when the row joins the front,
+    which is rare: about (log n)^(m-1) times among n random rows. If every one of n rows joins it, all of them are
+    O(n^2 log n) for up to three objectives.
+
+    Attributes:
+        members: the keys of the rows on the front, in the order in which they came.
+        volume: share of the box, 0..1; it never falls.
+    """
+
+    def __init__(self, objectives: Sequence[Objective], reference: Sequence[float]) -> None:
+        """Raises ConfigError as `hypervolume` does."""
+        self.members: list[Any] = []
+        self.volume = 0.0
+        self._ideal, self._span = _box(objectives, reference)
+        self._signs = _signs(objectives)
+        self._costs = np.empty((0, len(objectives)))
+
+    def add(self, key: Any, values: Sequence[float]) -> bool:
+        """Whether the row joins the front. One with a NaN or an infinity does not; one equal to a member does."""
+        if not all(map(math.isfinite, values)):
+            return False
+        row = np.asarray(values, dtype=np.float64) * self._signs
+        no_worse = self._costs[(self._costs <= row).all(axis=1)]
+        if (no_worse < row).any():
+            return False
+        if len(no_worse) == 0:  # else it is equal to a member, and beats what that did
+            stays = ~(row <= self._costs).all(axis=1)
+            self.members = [member for member, keep in zip(self.members, stays, strict=True) if keep]
+            self._costs = self._costs[stays]
+        self.members.append(key)
+        self._costs = np.vstack([self._costs, row])
+        if len(no_worse) == 0 and (row - self._ideal < self._span).all():  # within the box
+            # max: rounding must not make the volume fall
+            self.volume = max(self.volume, _volume(np.maximum((self._costs - self._ideal) / self._span, 0.0)))
+        return True
 
 
 def knee(values: ArrayLike, objectives: Sequence[Objective]) -> int | None:
@@ -141,12 +176,21 @@ def as_costs(values: ArrayLike, objectives: Sequence[Objective]) -> Floats:
         return np.empty((0, len(objectives)))
     if table.ndim != 2 or table.shape[1] != len(objectives):
         raise ValueError(f"values must be n x {len(objectives)}, one column per objective; got shape {table.shape}")
-    signs = [-1.0 if objective.goal == "max" else 1.0 for objective in objectives]
-    return np.where(np.isfinite(table), table, np.nan) * signs
+    return np.where(np.isfinite(table), table, np.nan) * _signs(objectives)
+
+
+def _signs(objectives: Sequence[Objective]) -> Floats:
+    return np.array([-1.0 if objective.goal == "max" else 1.0 for objective in objectives])
 
 
 def _unit_costs(values: ArrayLike, objectives: Sequence[Objective], reference: Sequence[float]) -> Floats:
     """``n x m``, 0 at the ideal and 1 at the reference point; clipped below at 0, NaN kept."""
+    ideal, span = _box(objectives, reference)
+    return np.maximum((as_costs(values, objectives) - ideal) / span, 0.0)
+
+
+def _box(objectives: Sequence[Objective], reference: Sequence[float]) -> tuple[Floats, Floats]:
+    """(the ideal point as costs, by how much the reference point is worse), m each. Raises ConfigError."""
     n, m = len(reference), len(objectives)
     if n != m:
         raise ConfigError(f"the reference point needs {m} values, one per objective; got {n}")
@@ -158,8 +202,7 @@ def _unit_costs(values: ArrayLike, objectives: Sequence[Objective], reference: S
     if faults:
         raise ConfigError("the reference point must be worse than the best possible value: " + "; ".join(faults))
     ideal = np.array([-BEST_SHARE if objective.goal == "max" else 0.0 for objective in objectives])
-    worst = as_costs([list(reference)], objectives)[0]
-    return np.maximum((as_costs(values, objectives) - ideal) / (worst - ideal), 0.0)
+    return ideal, as_costs([list(reference)], objectives)[0] - ideal
 
 
 def nondominated(costs: Floats) -> NDArray[np.bool_]:

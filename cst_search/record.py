@@ -1,8 +1,8 @@
 """The record in MLflow: a view of the study, never its source. The only module that knows mlflow.
 
 Experiment = study. One parent run per launch, one child run per trial. `sync` brings MLflow to the state of the study;
-it may be called again and again, and repairs what an earlier launch left out. Everything runs on a thread of its own: a
-slow or absent server delays nothing, and what it did not take is delivered by the next `sync`.
+it may be called again and again, and repairs what an earlier launch left out; `add` brings what is new alone. It all
+runs on a thread of its own: a slow or absent server delays nothing, and the next call delivers what it did not take.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
+from cst_search import pareto
 from cst_search.addresses import shown_address
-from cst_search.results import StudyInfo, TrialRecord, describe, page_report
+from cst_search.results import StudyInfo, Tally, TrialRecord, describe
 
 for noisy in ("mlflow", "alembic"):
     logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -73,9 +74,11 @@ class _Mirror:
         self.parent: str | None = None
         self.runs: dict[int, str] = {}  # trial -> run
         self.begun: dict[int, str] = {}  # likewise, when the launch or the server ended before all was in it
-        self.on_front: set[int] = set()
-        self.logged_volumes = 0
-        self.last_volume = 0.0
+        self.on_front: set[int] = set()  # whose run says so
+        # what it has been given and MLflow has not taken yet
+        self.waiting: dict[int, TrialRecord] = {}
+        self.volumes: list[tuple[int, float]] = []
+        self.last_volume: tuple[int, float] = (-1, 0.0)  # that was given
 
     def open(self, study: str) -> tuple[MlflowClient, str]:
         """Connect, find or make the experiment, and learn which trials it has."""
@@ -117,29 +120,33 @@ class _Mirror:
             self.parent = run.info.run_id
             client.log_batch(self.parent, params=_params(settings))
 
-    def sync(self, info: StudyInfo) -> None:
-        client, experiment = self.open(info.name)
-        front = {record.trial for record in info.front()}
-        for record in info.trials:
-            if record.trial not in self.runs and record.state in _STATUS and not record.waits:
-                self._log_trial(client, experiment, info.name, record, record.trial in front)
-        for number in sorted((front ^ self.on_front) & self.runs.keys()):
+    def add(
+        self, study: str, finished: Sequence[TrialRecord], front: Collection[int], volumes: Sequence[tuple[int, float]]
+    ) -> None:
+        """Deliver what is new, and what could not be delivered before. It may have been given before.
+
+        Args:
+            front: trials on the front now, all of them.
+            volumes: (trial, hypervolume after it), in the order of numbers; that of the last trial may grow.
+        """
+        self.waiting |= {r.trial: r for r in finished if r.trial not in self.runs and r.state in _STATUS}
+        for one in volumes:
+            if one > self.last_volume:
+                self.volumes.append(one)
+                self.last_volume = one
+        client, experiment = self.open(study)
+        for number, record in list(self.waiting.items()):
+            if number not in self.runs:
+                self._log_trial(client, experiment, study, record, number in front)
+            del self.waiting[number]
+        for number in sorted((set(front) ^ self.on_front) & self.runs.keys()):
             client.set_tag(self.runs[number], "cst.pareto", "true" if number in front else "false")
         self.on_front = set(front)
-        if self.parent is not None:
-            # a trial that still runs has no value yet; those after it wait for it, so that each is logged once
-            n_settled = next((i for i, r in enumerate(info.trials) if r.state == "running"), len(info.trials))
-            growth = page_report(info)["hypervolume_by_trial"]
-            done = growth[self.logged_volumes : n_settled]
-            if not done and 0 < self.logged_volumes == n_settled and growth[n_settled - 1][1] != self.last_volume:
-                done = growth[n_settled - 1 : n_settled]  # one that had been stopped went on, and made the front better
-                self.logged_volumes -= 1
-            now = int(time.time() * 1000)
-            for start in range(0, len(done), 1000):  # MLflow's bound on metrics of one batch
-                metrics = [Metric("hypervolume", value, now, trial) for trial, value in done[start : start + 1000]]
-                client.log_batch(self.parent, metrics=metrics)
-            self.logged_volumes += len(done)
-            self.last_volume = done[-1][1] if done else self.last_volume
+        now = int(time.time() * 1000)
+        while self.parent is not None and self.volumes:
+            some = self.volumes[:1000]  # MLflow's bound on metrics of one batch
+            client.log_batch(self.parent, metrics=[Metric("hypervolume", value, now, trial) for trial, value in some])
+            del self.volumes[: len(some)]
 
     def _log_trial(
         self, client: MlflowClient, experiment: str, study: str, record: TrialRecord, on_front: bool
@@ -177,8 +184,9 @@ class _Mirror:
             value = getattr(record, name)
             if value is not None:
                 metrics.append(Metric(name, float(value), end, last))
-        client.log_batch(run_id, params=_params(record.config))
-        for start in range(0, len(metrics), 1000):
+        # MLflow takes 1000 of both in one call, of which 100 may be params
+        client.log_batch(run_id, metrics=metrics[:900], params=_params(record.config))
+        for start in range(900, len(metrics), 1000):
             client.log_batch(run_id, metrics=metrics[start : start + 1000])
         client.set_terminated(run_id, _STATUS[record.state])
         self.runs[record.trial] = self.begun.pop(record.trial)
@@ -231,6 +239,7 @@ class MlflowRecord:
     def __init__(self, uri: str, artifact_root: Path, warn: Callable[[str], None]) -> None:
         self._mirror = _Mirror(uri, artifact_root)
         self._warn, self._warned = warn, False
+        self._n_volumes = 0
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -238,8 +247,22 @@ class MlflowRecord:
     def start(self, info: StudyInfo, launch: str, settings: Mapping[str, Any]) -> None:
         self._jobs.put(lambda: self._mirror.start(info, launch, settings))
 
+    def add(self, study: str, finished: Sequence[TrialRecord], tally: Tally) -> None:
+        """Trials that finished since the last call, and what they make of the front."""
+        front, volumes = set(tally.front.members), tally.volumes[self._n_volumes :]
+        self._n_volumes += len(volumes)
+        self._jobs.put(lambda: self._mirror.add(study, finished, front, volumes))
+
     def sync(self, info: StudyInfo) -> None:
-        self._jobs.put(lambda: self._mirror.sync(info))
+        """Bring MLflow to the state of the whole study."""
+        finished = [record for record in info.trials if record.state in _STATUS and not record.waits]
+        front = {record.trial for record in info.front()}
+        # a trial that still runs has no value yet; those after it wait for it, so that each is logged once
+        n_settled = next((i for i, record in enumerate(info.trials) if record.state == "running"), len(info.trials))
+        values = info.values()[:n_settled]
+        growth = pareto.hypervolume_by_trial(values, info.objectives, info.reference)
+        volumes = [(record.trial, volume) for record, volume in zip(info.trials[:n_settled], growth, strict=True)]
+        self._jobs.put(lambda: self._mirror.add(info.name, finished, front, volumes))
 
     def finish(self, study: str, artifacts: Mapping[str, list[Path]], status: str) -> None:
         self._jobs.put(lambda: self._mirror.finish(study, artifacts, status))

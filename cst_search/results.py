@@ -125,6 +125,37 @@ class StudyInfo:
         return next((record for record in self.trials if record.trial == number), None)
 
 
+class Tally:
+    """What a launch shows of a study while its trials end, brought up to date by the new ones alone.
+
+    Attributes:
+        front: numbers of the trials on the front, and the hypervolume.
+        n_rejected: trials that the prediction rejected.
+        volumes: (trial, the hypervolume of all trials up to it), in the order of numbers. A trial that is at work has
+            none yet, and those after it wait for it. One that was stopped and went on comes late: the last is given
+            again then, if it grew.
+    """
+
+    def __init__(self, objectives: Sequence[Objective], reference: Sequence[float]) -> None:
+        self.objectives = objectives
+        self.front = pareto.GrowingFront(objectives, reference)
+        self.n_rejected = 0
+        self.volumes: list[tuple[int, float]] = []
+        self._by_number = pareto.GrowingFront(objectives, reference)
+        self._waiting: dict[int, TrialRecord] = {}
+
+    def add(self, finished: Sequence[TrialRecord], first_running: int) -> None:
+        """Args: trials that were not added before, in any order, and the number below which none is at work."""
+        for record in finished:
+            self.n_rejected += not record.ran
+            self.front.add(record.trial, record.values(self.objectives))
+            self._waiting[record.trial] = record
+        for number in sorted(number for number in self._waiting if number < first_running):
+            self._by_number.add(number, self._waiting.pop(number).values(self.objectives))
+            last = self.volumes[-1][0] if self.volumes else number
+            self.volumes.append((max(number, last), self._by_number.volume))
+
+
 def front_report(info: StudyInfo) -> dict[str, Any]:
     """The shape of ``cst-search front STUDY --json`` (DESIGN section 8)."""
     counts = info.counts()

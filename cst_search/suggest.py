@@ -23,7 +23,7 @@ import os
 import socket
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -38,8 +38,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cst_search.addresses import shown_address
 from cst_search.correction import Correction
+from cst_search.database import StoredTrial, dont_wait_for_the_disk, log_ahead, read_trials
 from cst_search.errors import StudyError
-from cst_search.memory import depends_on
 from cst_search.pareto import OBJECTIVES, Objective
 from cst_search.results import Budget, StudyInfo, TrialRecord
 from cst_search.sampler import Known, ParetoSampler
@@ -146,7 +146,10 @@ def _storage(url: str, *, make: bool = False) -> optuna.storages.RDBStorage:
             if not make:  # SQLite would make an empty database of a misspelt path
                 raise StudyError(f"the storage {shown} does not exist; `cst-search launch` makes it")
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
+        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
+        if url.startswith("sqlite"):
+            sqlalchemy.event.listen(storage.engine, "connect", dont_wait_for_the_disk)
+        return storage
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0].replace(url, shown)
         raise StudyError(f"the storage {shown} cannot be used: {reason}") from None
@@ -158,15 +161,18 @@ def list_studies(url: str, *, make: bool = False) -> list[str]:
     Args:
         make: make a storage that does not exist yet, rather than raise.
     """
-    summaries = optuna.study.get_all_study_summaries(_storage(url, make=make))
-    return [s.study_name for s in sorted(summaries, key=lambda s: s._study_id) if _STUDY in s.user_attrs]
+    storage = _storage(url, make=make)
+    studies = storage.get_all_studies()  # their summaries would read every trial
+    storage.engine.dispose()
+    return [s.study_name for s in sorted(studies, key=lambda s: s._study_id) if _STUDY in s.user_attrs]
 
 
 class Study:
     """One study in its storage. `create` makes it or continues it, `open` reads one that exists."""
 
-    def __init__(self, study: optuna.Study, url: str) -> None:
+    def __init__(self, study: optuna.Study, url: str, storage: optuna.storages.BaseStorage) -> None:
         self._study, self.url = study, url
+        self._engine: sqlalchemy.Engine | None = getattr(storage, "engine", None)  # Optuna's storage in memory has none
         self.name = study.study_name
         stored = study.user_attrs[_STUDY]
         if stored["format"] > _FORMAT:
@@ -183,7 +189,11 @@ class Study:
         self.launch_id: str | None = None
         self._live: dict[int, Trial] = {}
         self._ratios: list[float] = []  # see _memory_ratio
-        self._orphans: list[FrozenTrial] = []
+        self._orphans: list[StoredTrial] = []
+        # what has been read of the study, see _read
+        self._finished: list[TrialRecord] = []
+        self._unfinished: dict[int, StoredTrial] = {}
+        self._last_id, self._n_trials = -1, 0
         self._estimate: Callable[[dict[str, Any]], Estimate]  # of the last `ask`
         self._priced_at = 1.0
         self._measured: set[int] = set()  # trials that are in _ratios
@@ -199,8 +209,9 @@ class Study:
     @classmethod
     def open(cls, url: str, name: str) -> Study:
         """Raises StudyError, naming the studies that exist."""
+        storage = _storage(url)
         try:
-            study = optuna.load_study(study_name=name, storage=_storage(url))
+            study = optuna.load_study(study_name=name, storage=storage)
         except KeyError:
             there = list_studies(url)
             which = (
@@ -211,7 +222,7 @@ class Study:
             raise StudyError(f"there is no study {name!r} in {check_storage(url)}; {which}") from None
         if _STUDY not in study.user_attrs:
             raise StudyError(f"study {name!r} in {check_storage(url)} is not one of cst-search")
-        return cls(study, url)
+        return cls(study, url, storage)
 
     @classmethod
     def create(cls, url: str, name: str, spec: StudySpec) -> Study:
@@ -227,6 +238,7 @@ class Study:
         try:
             study = optuna.create_study(storage=storage, study_name=name, directions=directions)
         except optuna.exceptions.DuplicatedStudyError:
+            storage.engine.dispose()
             found = cls.open(url, name)
             found._check_same(spec)
             return found
@@ -235,7 +247,7 @@ class Study:
         study.set_user_attr(_STUDY, stamp)
         with _experimental():
             study.set_metric_names([o.name for o in spec.objectives])
-        return cls(study, url)
+        return cls(study, url, storage)
 
     def _check_same(self, spec: StudySpec) -> None:
         new, old = spec.to_dict(), self.spec.to_dict()
@@ -268,26 +280,33 @@ class Study:
         self.launch_id = uuid.uuid4().hex[:12]
         process = psutil.Process()
         launch = {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time(), "begun": _now()}
+        if self._engine is not None:
+            log_ahead(self._engine, on=True)
         self._study.set_user_attr(_LAUNCH + self.launch_id, launch)
         bound = min((n for n in (self.spec.budget.memory_bytes, gpu_bytes) if n is not None), default=None)
         self._bounds = replace(self.spec.budget, memory_bytes=bound)
-        self._study.sampler = self._sampler()
         self._orphans, self._ratios, self._stopped = [], [], {}
         self._measured, self._due_is_known = set(), False
-        for trial in self._study.get_trials(deepcopy=False):
-            result = trial.user_attrs.get(_RESULT if trial.state.is_finished() else _PROGRESS)
+        self._finished, self._unfinished, self._last_id, self._n_trials = [], {}, -1, 0
+        trials = self._read()
+        self._study.sampler = self._sampler()
+        for trial in trials:
+            result = trial.user_attrs.get(_RESULT if trial.is_finished else _PROGRESS)
             if result is not None:
                 for entry in result.get("history", ()):
                     self._reach(trial.number, trial.user_attrs[_SUGGESTED]["estimate"], entry)
-                if trial.state.is_finished() or result["stopped"]:
+                if trial.is_finished or result["stopped"]:
                     self._learn(trial.number, trial.user_attrs[_SUGGESTED], _so_far(result.get("history", [])) | result)
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        live = self._live_launches()
+        for trial in trials:
+            if trial.state != "RUNNING":
+                continue
             if _SUGGESTED not in trial.user_attrs:  # asked by a launch that died before it knew the configuration
                 self._study.tell(trial.number, state=TrialState.FAIL)
-            elif self._is_live(trial):
+            elif trial.user_attrs[_SUGGESTED]["launch"] in live:
                 continue
             elif trial.user_attrs.get(_PROGRESS, {}).get("stopped"):
-                self._stopped[trial.number] = Trial(self._study, trial._trial_id)
+                self._stopped[trial.number] = Trial(self._study, trial.trial_id)
             else:
                 self._orphans.append(trial)
         return self.launch_id
@@ -297,18 +316,19 @@ class Study:
         if self.launch_id is not None:
             launch = self._study.user_attrs[_LAUNCH + self.launch_id]
             self._study.set_user_attr(_LAUNCH + self.launch_id, launch | {"ended": _now()})
+            if self._engine is not None:
+                log_ahead(self._engine, on=False)
 
     def _launches(self) -> dict[str, Any]:
         attrs = self._study.user_attrs
         return {key.removeprefix(_LAUNCH): value for key, value in attrs.items() if key.startswith(_LAUNCH)}
 
-    def _is_live(self, trial: FrozenTrial) -> bool:
-        launch = self._launches().get(trial.user_attrs[_SUGGESTED]["launch"])
-        return launch is not None and _alive(launch)
+    def _live_launches(self) -> set[str]:
+        return {name for name, launch in self._launches().items() if _alive(launch)}
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
         # a continued study must not draw the same random points again
-        seed = (self.spec.seed + 7919 * len(self._study.get_trials(deepcopy=False))) % 2**31
+        seed = (self.spec.seed + 7919 * self._n_trials) % 2**31
         name = self.spec.sampler
         if name == "pareto":
             return self._pareto_sampler(seed)
@@ -341,14 +361,14 @@ class Study:
             estimate: predicted cost of a configuration. What violates the budget is told at once and takes no worker.
         """
         if self._orphans:
-            frozen = self._orphans.pop(0)
-            suggested = frozen.user_attrs[_SUGGESTED]
-            trial = Trial(self._study, frozen._trial_id)
+            orphan = self._orphans.pop(0)
+            suggested = orphan.user_attrs[_SUGGESTED]
+            trial = Trial(self._study, orphan.trial_id)
             trial.set_user_attr(
                 _SUGGESTED, suggested | {"launch": self.launch_id, "again": suggested.get("again", 0) + 1}
             )
-            self._live[frozen.number] = trial
-            return Suggestion(frozen.number, _tuples(suggested["config"]), suggested["estimate"], again=True)
+            self._live[orphan.number] = trial
+            return Suggestion(orphan.number, _tuples(suggested["config"]), suggested["estimate"], again=True)
         self._estimate = estimate
         for _ in range(max_rejects + 1):
             self._forget_prices()
@@ -531,13 +551,30 @@ class Study:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def record(self, number: int) -> TrialRecord:
-        return self._record(self._study.get_trials(deepcopy=False)[number])
+        self._read(number)
+        if number in self._unfinished:
+            return self._record(self._unfinished[number], self._live_launches())
+        # the one that is asked for has just ended, mostly
+        return next(record for record in reversed(self._finished) if record.trial == number)
+
+    def finished(self, since: int = 0) -> Sequence[TrialRecord]:
+        """Finished trials in the order in which this process read of them, from the ``since``-th on.
+
+        Nothing is read for it: `tell`, `record` and `info` read what is new, also of other processes.
+        """
+        return self._finished[since:]
+
+    def first_running(self) -> int:
+        """The number below which no trial is at work, as far as this process has read: all ended, or were stopped."""
+        at_work = [n for n, trial in self._unfinished.items() if not trial.user_attrs.get(_PROGRESS, {}).get("stopped")]
+        return min(at_work, default=self._n_trials)
 
     def info(self) -> StudyInfo:
         """The study as plain values; trials in the order of their numbers."""
-        trials = tuple(
-            self._record(trial) for trial in self._study.get_trials(deepcopy=False) if _SUGGESTED in trial.user_attrs
-        )
+        self._read()
+        live = self._live_launches() if self._unfinished else set()
+        unfinished = [self._record(t, live) for t in self._unfinished.values() if _SUGGESTED in t.user_attrs]
+        trials = tuple(sorted([*self._finished, *unfinished], key=lambda record: record.trial))
         spec = self.spec
         return StudyInfo(
             name=self.name,
@@ -556,12 +593,44 @@ class Study:
             inputs=spec.inputs,
         )
 
-    def _record(self, trial: FrozenTrial) -> TrialRecord:
+    def _read(self, number: int | None = None) -> list[StoredTrial]:
+        """Read what may be new: trials that were made since the last time, and those that had not finished.
+
+        Finished ones never change. Those that this launch has stopped change by itself alone, and there may be many.
+
+        Args:
+            number: of a trial to read in any case.
+
+        Returns:
+            What was read.
+        """
+        again = [t.trial_id for n, t in self._unfinished.items() if n not in self._stopped or n == number]
+        if self._engine is not None:
+            trials = read_trials(self._engine, self.name, self._last_id, again)
+        else:
+            trials = [
+                StoredTrial(trial._trial_id, trial.number, trial.state.name, trial.user_attrs)
+                for trial in self._study.get_trials(deepcopy=False)
+                if trial._trial_id > self._last_id or trial._trial_id in again
+            ]
+        for trial in trials:
+            self._last_id = max(self._last_id, trial.trial_id)
+            self._n_trials = max(self._n_trials, trial.number + 1)
+            if not trial.is_finished:
+                self._unfinished[trial.number] = trial
+                continue
+            self._unfinished.pop(trial.number, None)
+            if _SUGGESTED in trial.user_attrs:
+                self._finished.append(self._record(trial, set()))
+        return trials
+
+    def _record(self, trial: StoredTrial, live_launches: Collection[str]) -> TrialRecord:
         suggested, result = trial.user_attrs[_SUGGESTED], trial.user_attrs.get(_RESULT)
         estimate = suggested["estimate"]
+        is_running = trial.state == "RUNNING" and suggested["launch"] in live_launches
         record = TrialRecord(
             trial=trial.number,
-            state="running" if trial.state == TrialState.RUNNING and self._is_live(trial) else "interrupted",
+            state="running" if is_running else "interrupted",
             config=_tuples(suggested["config"]),
             device_bytes=estimate["device_bytes"],
             reserved_bytes=estimate["reserved_bytes"],
@@ -570,7 +639,7 @@ class Study:
             petl_params=estimate["petl_params"],
             memory_correction=suggested.get("correction", {}).get("factor", 1.0),
         )
-        if result is None or not trial.state.is_finished():
+        if result is None or not trial.is_finished:
             progress = trial.user_attrs.get(_PROGRESS, {"history": [], "stopped": False})
             result = _so_far(progress["history"]) | {"state": record.state, "ran": True}
             if progress["stopped"]:
@@ -581,7 +650,7 @@ class Study:
         )  # fmt: skip
         return replace(
             record,
-            feasible=result["state"] == "complete" and all(value <= 0 for value in trial.constraints.values()),
+            feasible=result["state"] == "complete",  # see tell: else a constraint is violated
             **{name: result[name] for name in names if result.get(name) is not None},
         )
 
@@ -627,6 +696,8 @@ def pareto_sampler(
     seed: int,
 ) -> ParetoSampler:
     """The sampler of a space within a budget. Raises StudyError, as `check_sampler`."""
+    from cst_search.memory import depends_on  # it loads torch, for seconds, and who reads a study needs none
+
     objectives = spec.objectives
     check_sampler("pareto", objectives)
     costly = [objective.goal for objective in objectives].index("max")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 import typer
 from studies import FakeEstimate, Ran, fake_estimate, make_study, run_cli, run_one, scored
 
-from cst_search import __version__, catalog, memory
+from cst_search import __version__, catalog, cli, memory
 from cst_search.cli import app
 from cst_search.config import write_yaml
 from cst_search.petl import METHODS
@@ -292,6 +293,26 @@ def test_status(home: Path) -> None:
     assert text.code == 0
     assert "[/bold] & <b>" in text.out  # what a trial said is no markup
     assert "5 trials (3 complete, 1 failed, 1 running)" in text.out
+
+
+def test_status_of_many_trials_shows_the_last_and_what_has_not_finished(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_ROWS", 2)
+    whole = Study.open(f"sqlite:///{home / 'studies.db'}", NAME).info()
+    states = ["interrupted", "complete", "failed", "running", "complete", "infeasible"]
+    trials = tuple(replace(whole.trials[0], trial=10 + i, state=state) for i, state in enumerate(states))
+    info = replace(whole, trials=trials)
+    monkeypatch.setattr(Study, "info", lambda self: info)
+
+    def shown(*arguments: str) -> list[int]:
+        text = run_cli("status", NAME, "--home", home, *arguments).out
+        assert ("the last 2; --all shows the 2 before them too" in text) == (not arguments)
+        assert "6 trials (" in text
+        return [int(word) for line in text.splitlines() if line[:1] == "│" and (word := line.split()[1]).isdigit()]
+
+    assert shown() == [10, 13, 14, 15]
+    assert shown("--all") == [10, 11, 12, 13, 14, 15]
 
 
 def test_front(home: Path) -> None:

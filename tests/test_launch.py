@@ -22,7 +22,7 @@ import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
-from studies import Ran, run_cli
+from studies import Ran, run_cli, scored
 
 from cst_search.config import write_yaml
 from cst_search.data import DetectionData
@@ -248,6 +248,47 @@ def test_a_budget_that_excludes_all_is_said_and_ends(
     assert "no trial completed within the budget" in ran.message
     info = read(tmp_path, "shapes-1")  # a name of its own: the data set's
     assert info.n_ran() == 0 and info.counts()["infeasible"] == len(info.trials) > 0
+
+
+class MadeUp:
+    """Workers that train nothing; what each finish costs is noted in ``costs``: (records made, studies read whole)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.costs: list[tuple[int, int]] = []
+        self.counts: Counter[str] = Counter()
+        for name in ("_record", "info"):
+            original = getattr(Study, name)
+
+            def counted(study: Study, *arguments: Any, name: str = name, original: Any = original) -> Any:
+                self.counts[name] += 1
+                return original(study, *arguments)
+
+            monkeypatch.setattr(Study, name, counted)
+
+    def run(self, study: Study, task: Any, *, n_trials: int, estimate: Any, stop: Any, events: Any) -> None:
+        for i in range(n_trials - study.info().n_ran()):
+            suggestion = study.ask(estimate)
+            assert suggestion is not None
+            events.started(suggestion)
+            self.counts.clear()
+            events.finished(study.tell(suggestion.trial, scored(0.1 + 0.01 * i)))
+            self.costs.append((self.counts["_record"], self.counts["info"]))
+
+
+def test_what_a_finish_costs_does_not_grow(
+    tmp_path: Path, base: Callable[..., list[str]], tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(tables, tmp_path)
+    workers = MadeUp(monkeypatch)
+    monkeypatch.setattr("cst_search.launch._workers", lambda options, device: (workers, 1, 1))
+    for n_trials in (12, 24):  # the second launch goes on
+        ran = run_cli("launch", *base(tmp_path, "lr"), "--study", "many", "--trials", n_trials)
+        assert ran.code == 0, ran
+    assert workers.costs == [(1, 0)] * 24
+    info = read(tmp_path, "many")
+    last = next(line for line in ran.out.splitlines() if "24 of 24" in line and "complete" in line)
+    assert last.endswith(f"hypervolume {info.hypervolume():.4f}")
+    assert children(tmp_path, "many") == Counter(range(24))
 
 
 # --- searches that are cut off --------------------------------------------------------------------------------------

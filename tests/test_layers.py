@@ -141,6 +141,7 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str, library: 
         ("optuna", {"sampler", "suggest"}),
         ("sklearn", {"sampler"}),
         ("scipy", {"sampler"}),
+        ("sqlalchemy", {"database", "suggest"}),
         ("ray", {"search"}),
         ("mlflow", {"record"}),
         ("plotly", {"dashboard"}),
@@ -240,6 +241,12 @@ print("LOADED", *sorted({{name.split(".")[0] for name in sys.modules}}))
     loaded = set(done.stdout.split("LOADED")[1].split())
     assert "Usage" in done.stdout and "typer" in loaded
     assert loaded & HEAVY <= by_typer
+
+
+def test_reading_a_study_does_not_wait_for_torch() -> None:
+    code = "import sys, cst_search.suggest, cst_search.live; print('LOADED', *{n.split('.')[0] for n in sys.modules})"
+    loaded = set(python("-c", code).stdout.split())
+    assert "optuna" in loaded and not loaded & {"torch", "torchvision", "ray", "mlflow", "sklearn", "matplotlib"}
 
 
 def test_a_trial_runs_where_there_is_nothing_but_torch(

@@ -9,8 +9,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from cst_search import pareto
 from cst_search.errors import ConfigError
-from cst_search.pareto import OBJECTIVES, Objective, front, hypervolume, hypervolume_by_trial, knee
+from cst_search.pareto import OBJECTIVES, GrowingFront, Objective, front, hypervolume, hypervolume_by_trial, knee
 
 NAN = math.nan
 MAP_MEMORY = [OBJECTIVES["map"], OBJECTIVES["device_bytes"]]
@@ -192,6 +193,33 @@ def test_hypervolume_by_trial_equals_the_prefixes_and_never_falls(objectives):
     assert curve == pytest.approx([hypervolume(rows[: i + 1], objectives, reference) for i in range(len(rows))])
     assert all(later >= earlier for earlier, later in pairwise(curve))
     assert 0 <= curve[-1] <= 1
+
+
+@pytest.mark.parametrize("objectives", [THREE[:1], MAP_MEMORY, THREE])
+def test_a_front_that_grows_is_the_front_of_its_rows(objectives):
+    """Rows with NaN, infinities, equals, outside the reference point and beyond the ideal; after every one."""
+    rng, m = np.random.default_rng(4), len(objectives)
+    reference = [0.1] + [0.9] * (m - 1)
+    for _ in range(30):
+        rows = np.round(rng.random((40, m)) * 1.3 - 0.1, 1)  # a coarse grid: equals are frequent
+        rows[rng.random(rows.shape) < 0.03] = NAN
+        rows[rng.random(rows.shape) < 0.03] = math.inf
+        growing = GrowingFront(objectives, reference)
+        for i, row in enumerate(rows):
+            expected = front(rows[: i + 1], objectives)
+            assert growing.add(i, row) == (i in expected)
+            assert growing.members == expected
+            assert growing.volume == pytest.approx(hypervolume(rows[: i + 1], objectives, reference))
+
+
+def test_a_row_that_is_beaten_or_equal_costs_no_volume(monkeypatch):
+    counted = []
+    volume = pareto._volume
+    monkeypatch.setattr(pareto, "_volume", lambda units: counted.append(len(units)) or volume(units))
+    growing = GrowingFront(MAP_MEMORY, [0, 1])
+    for row in ([0.5, 0.5], [0.5, 0.5], [0.4, 0.5], [0.5, 0.6], [NAN, 0.1], [0.1, 2.0], [0.6, 0.6]):
+        growing.add(tuple(row), row)
+    assert counted == [1, 3]
 
 
 def test_ten_thousand_trials_are_quick():

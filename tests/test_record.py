@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from mlflow.entities import Run
 from studies import fake_estimate, make_study, run_cli, run_one, scored
 
 from cst_search.config import write_yaml
+from cst_search.pareto import hypervolume_by_trial
 from cst_search.recipe import Recipe
 from cst_search.record import MlflowRecord, default_tracking_uri
+from cst_search.results import Tally
 from cst_search.suggest import Study
 
 SETTINGS = {"recipe": {"detector": "fcos", "lr": None}, "space": "cst", "trials": 8, "objectives": "map,device_bytes"}
@@ -117,9 +121,9 @@ def test_a_history_of_any_length_is_taken_whole(tmp_path: Path, record: Any, uri
     history = [{"epoch": i, "loss": 1 / i, "images_per_second": 1.0, "map": 0.1, "map50": 0.1} for i in range(1, 301)]
     run_one(study, scored(0.1, history=history))
     assert record(study) == []
-    run = runs(uri, study)[0]
+    run = runs(uri, study)[-1]  # others may have been rejected before it
     assert len(MlflowClient(uri).get_metric_history(run.info.run_id, "loss")) == 300
-    assert run.data.metrics["device_bytes"] == study.info().trials[0].device_bytes
+    assert run.data.metrics["device_bytes"] == study.info().trials[-1].device_bytes
 
 
 def test_the_parent_has_the_settings_and_the_hypervolume_by_trial(study: Study, record: Any, uri: str) -> None:
@@ -202,6 +206,80 @@ def test_trials_that_were_stopped_early(tmp_path: Path, uri: str) -> None:
     assert [(m.step, m.value) for m in quality] == [(1, 0.1)]
     (parent,) = runs(uri, study, "launch")
     assert parent.data.metrics["hypervolume"] == pytest.approx(study.info().hypervolume()) != pytest.approx(before)
+
+
+def test_trial_by_trial_it_is_as_at_once(
+    tmp_path: Path, uri: str, record: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `add` makes of a study of two workers, the server away for a while, is what `sync` makes of it at the end.
+
+    A finish costs calls for what it changed: its own run, tags of the front, its hypervolume.
+    """
+    study = make_study(tmp_path, "by-trial")
+    study.begin_launch()
+    run_one(study, scored(0.2))  # of an earlier launch, and not in MLflow
+    warnings: list[str] = []
+    calls: Counter[str] = Counter()
+
+    def counted(name: str) -> None:
+        original = getattr(MlflowClient, name)
+
+        def call(self: MlflowClient, *arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            if away and name == "create_run":
+                raise ConnectionError("away")
+            return original(self, *arguments, **options)
+
+        monkeypatch.setattr(MlflowClient, name, call)
+
+    away = False
+    for name in ("search_runs", "get_experiment_by_name", "create_run", "log_batch", "set_tag", "set_terminated"):
+        counted(name)
+    mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
+    mirror.start(study.info(), "abc", {})
+    tally, n_told = Tally(study.spec.objectives, study.info().reference), 0
+    running = [study.ask(fake_estimate)]  # type: ignore[arg-type]
+    for i, quality in enumerate([0.3, 0.1, 0.5, 0.4, 0.1, 0.2, 0.6, 0.1, 0.1, 0.1]):
+        running.append(study.ask(fake_estimate))  # type: ignore[arg-type]
+        ended = running.pop(i % 2)
+        assert ended is not None
+        away = i in (4, 5)
+        study.tell(ended.trial, scored(quality, device_bytes=300 + 10 * i))
+        new = study.finished(since=n_told)
+        n_told += len(new)
+        before = set(tally.front.members)
+        tally.add(new, study.first_running())
+        calls.clear()
+        mirror.add(study.name, new, tally)
+        taken = threading.Event()
+        mirror._jobs.put(taken.set)
+        assert taken.wait(120)
+        if i >= 7:
+            assert calls["create_run"] == calls["set_terminated"] == len(new)
+            assert calls["log_batch"] - len(new) in (0, 1)
+            assert calls["set_tag"] == len((set(tally.front.members) ^ before) - {r.trial for r in new})
+            assert calls["search_runs"] == calls["get_experiment_by_name"] == 0
+    assert len(warnings) == 1 and "ConnectionError: away" in warnings[0]
+    mirror.sync(study.info())  # as at the end of a launch
+    mirror.close()
+
+    def everything() -> Any:
+        (parent,) = runs(uri, study, "launch")
+        curve = MlflowClient(uri).get_metric_history(parent.info.run_id, "hypervolume")
+        trials = {int(run.data.tags["cst.trial"]): run.data.to_dictionary() for run in runs(uri, study)}
+        assert len(trials) == len(runs(uri, study))
+        return trials, [(m.step, m.value) for m in curve]
+
+    trials, curve = everything()
+    info = study.info()
+    assert set(trials) == {r.trial for r in info.trials if r.state not in ("running", "interrupted")}
+    assert tagged(uri, study) == on_front(study)
+    growth = hypervolume_by_trial(info.values(), info.objectives, info.reference)
+    n_settled = study.first_running()
+    assert [step for step, _ in curve] == list(range(n_settled))
+    assert [value for _, value in curve] == pytest.approx(growth[:n_settled])
+    record(study, parent=False)
+    assert everything() == (trials, curve)  # nothing was left to do
 
 
 def test_the_tag_follows_the_front(study: Study, record: Any, uri: str) -> None:

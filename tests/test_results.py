@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from cst_search import pareto
 from cst_search.errors import ConfigError
 from cst_search.pareto import OBJECTIVES
 from cst_search.results import (
     STATES,
     Budget,
     StudyInfo,
+    Tally,
     TrialRecord,
     choose_objectives,
     describe,
@@ -119,6 +122,51 @@ def test_counts() -> None:
     }  # fmt: skip
     # towards --trials counts what ended and had a worker: neither the rejected one nor those still open
     assert make_info().n_ran() == 10
+
+
+def test_a_tally_is_the_study_in_whatever_order_its_trials_end() -> None:
+    """Against the whole study, each time anew. Trials end in random order, some at a time, some never."""
+    rng = random.Random(0)
+    for _ in range(40):
+        n = rng.randint(1, 30)
+        trials = tuple(
+            replace(
+                make_info().trials[0],
+                trial=i,
+                state=(state := rng.choice(["complete", "complete", "infeasible", "failed", "pruned"])),
+                map=rng.randint(1, 9) / 10,
+                device_bytes=rng.randint(1, 8) * 100,
+                feasible=state == "complete",
+                ran=rng.random() < 0.8,
+            )
+            for i in range(n)
+        )
+        order = rng.sample(range(n), rng.randint(0, n))
+        tally, done = Tally(make_info().objectives, make_info().reference), []
+        while order:
+            new = [order.pop() for _ in range(min(len(order), rng.randint(1, 3)))]
+            done += new
+            first_unfinished = next(i for i in range(n + 1) if i not in done)
+            tally.add([trials[i] for i in new], first_unfinished)
+            info = make_info(trials=tuple(trials[i] for i in sorted(done)))
+            assert sorted(tally.front.members) == sorted(record.trial for record in info.front())
+            assert tally.front.volume == pytest.approx(info.hypervolume())
+            assert tally.n_rejected == sum(not record.ran for record in info.trials)
+            growth = make_info(trials=trials[:first_unfinished])
+            expected = pareto.hypervolume_by_trial(growth.values(), growth.objectives, growth.reference)
+            assert [number for number, _ in tally.volumes] == list(range(first_unfinished))
+            assert [volume for _, volume in tally.volumes] == pytest.approx(expected)
+
+
+def test_one_that_was_stopped_and_went_on_comes_late() -> None:
+    made = make_info().trials[0]
+    first, second, third = (replace(made, trial=i, map=q, device_bytes=400) for i, q in enumerate((0.5, 0.3, 0.6)))
+    tally = Tally(make_info().objectives, make_info().reference)
+    tally.add([second, third], first_running=3)  # the first waits
+    tally.add([first], first_running=3)
+    assert [number for number, _ in tally.volumes] == [1, 2, 2] and tally.volumes[1] == tally.volumes[2]
+    tally.add([replace(first, trial=3, map=0.7)], first_running=3)  # the fourth may not be given yet
+    assert len(tally.volumes) == 3 and tally.front.volume > tally.volumes[-1][1]
 
 
 def test_an_empty_study() -> None:
