@@ -116,6 +116,7 @@ def test_knee_and_hypervolume_of_the_drawing() -> None:
 def test_counts() -> None:
     assert make_info().counts() == {
         "total": 13, "complete": 7, "infeasible": 2, "failed": 1, "pruned": 1, "running": 1, "interrupted": 1,
+        "repeats": 0,
     }  # fmt: skip
     # towards --trials counts what ended and had a worker: neither the rejected one nor those still open
     assert make_info().n_ran() == 10
@@ -125,7 +126,8 @@ def test_an_empty_study() -> None:
     info = make_info(trials=())
     report = front_report(info)
     assert (report["front"], report["knee"], report["hypervolume"]) == ([], None, 0.0)
-    assert report["trials"] == dict.fromkeys(("total", "complete", "infeasible", "failed", "pruned", "running"), 0)
+    counts = ("total", "complete", "infeasible", "failed", "pruned", "running", "repeats")
+    assert report["trials"] == dict.fromkeys(counts, 0)
     assert page_report(info)["all"] == []
 
 
@@ -154,7 +156,7 @@ def test_the_shape_of_front_json_is_that_of_the_design() -> None:
         "study": "str",
         "objectives": [{"name": "str", "goal": "str"}],
         "budget": {"memory_bytes": "int", "params": "NoneType"},
-        "trials": dict.fromkeys(("total", "complete", "pruned", "infeasible", "failed", "running"), "int"),
+        "trials": dict.fromkeys(("total", "complete", "pruned", "infeasible", "failed", "running", "repeats"), "int"),
         "reference_point": {"map": "float", "device_bytes": "float"},
         "hypervolume": "float",
         "knee": "int",
@@ -167,11 +169,17 @@ def test_the_shape_of_front_json_is_that_of_the_design() -> None:
                 "memory_source": "str",
                 "trainable_params": "int",
                 "petl_params": "int",
+                "n_seeds": "int",
+                "map_mean": "float",
+                "map_std": "NoneType",
+                "map50_mean": "float",
+                "map50_std": "NoneType",
             }
         ],
     }
     assert report["trials"]["running"] == 2  # the interrupted one runs again
-    assert sum(n for state, n in report["trials"].items() if state != "total") == report["trials"]["total"]
+    states = {state: n for state, n in report["trials"].items() if state not in ("total", "repeats")}
+    assert sum(states.values()) == report["trials"]["total"]
 
 
 def test_the_page_gets_every_trial() -> None:
