@@ -143,7 +143,15 @@ def launch_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
     with contextlib.ExitStack() as stack, open(os.devnull, "w") as nowhere:
         stack.enter_context(
             stamped(
-                parts, launch, "_load", "build_detector", "_survey", "_workers", "_study", "_settings", "write_report"
+                parts,
+                launch,
+                "_load",
+                "build_detector",
+                "_survey",
+                "make_workers",
+                "_study",
+                "_settings",
+                "write_report",
             )
         )
         stack.enter_context(stamped(parts, View, "__enter__"))
@@ -225,11 +233,11 @@ def startup(begun: float, parts: Mapping[str, Sequence[float]], first: float) ->
         "data": took["_load"],
         "detector": took["build_detector"],
         "survey": took["_survey"],
-        "ray, imported": took.get("import ray", 0.0) + took["_workers"],
-        "study": parts["_settings"][0] - parts["_workers"][1],
+        "ray, imported": took.get("import ray", 0.0) + took["make_workers"],
+        "study": parts["_settings"][0] - parts["make_workers"][1],
     }
     if "run" in parts:
-        found["study"] = parts["prepare"][0] - parts["_workers"][1]
+        found["study"] = parts["prepare"][0] - parts["make_workers"][1]
         found["mlflow, imported"] = parts["run"][0] - parts["prepare"][1]
         found["waiting for ray.init"] = max(0.0, parts["init"][1] - parts["run"][0])
         found["until a worker has begun"] = first - max(parts["run"][0], parts["init"][1])

@@ -260,22 +260,25 @@ def status(
     from rich.table import Table
     from rich.text import Text
 
-    from cst_search.results import describe
+    from cst_search.results import describe, repeat_words
     from cst_search.units import format_bytes, format_count, format_seconds
 
     info = _open_study(study, home, storage).info()
     if json_:
-        rows = [
-            r.brief() | {"state": r.state, "reason": r.reason, "seconds": r.seconds, "ran": r.ran} for r in info.trials
-        ]
-        _print_json({"study": info.name, "trials": info.counts(), "hypervolume": info.hypervolume(), "all": rows})
+        more = ("state", "reason", "seconds", "ran")
+        rows = [info.brief(r) | {name: getattr(r, name) for name in more} for r in info.trials]
+        again = ("repeat_of", "seed", "epochs", *more)
+        repeats = [r.brief() | {name: getattr(r, name) for name in again} for r in info.repeats]
+        _print_json({"study": info.name, "trials": info.counts(), "hypervolume": info.hypervolume(), "all": rows,
+                     "repeats": repeats})  # fmt: skip
         return
     table = Table(title=f"Study {info.name}", title_justify="left")
     for name in ("trial", "state", "map", "memory", "trainable", "time", "configuration or reason"):
         table.add_column(name, no_wrap=name != "configuration or reason")
     last = info.trials if all_ else info.trials[-_ROWS:]
     unfinished = [r for r in info.trials[: -len(last)] if r.state in ("running", "interrupted")] if last else []
-    for record in (*unfinished, *last):
+    for record in (*unfinished, *last, *info.repeats):
+        words = repeat_words(record.repeat_of, record.seed) + describe(record.config)
         table.add_row(
             str(record.trial),
             record.state,
@@ -283,7 +286,7 @@ def status(
             format_bytes(record.device_bytes),
             format_count(record.trainable_params),
             format_seconds(record.seconds),
-            Text(describe(record.config) + (f"\n{record.reason}" if record.reason else "")),
+            Text(words + (f"\n{record.reason}" if record.reason else "")),
         )
     out.print(table)
     if n_left_out := len(info.trials) - len(last) - len(unfinished):
@@ -312,7 +315,7 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
                     "started": i.started,
                     "data": i.data,
                     "trials": i.counts(),
-                    "best_map": max((r.map or 0.0 for r in i.front()), default=None),
+                    "best_map": i.best_map(),
                     "hypervolume": i.hypervolume(),
                 }
                 for i in infos
@@ -326,7 +329,7 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
     for name in ("study", "started (UTC)", "data", "complete", "best map", "budget"):
         table.add_column(name)
     for i in infos:
-        best = max((r.map or 0.0 for r in i.front()), default=None)
+        best = i.best_map()
         table.add_row(
             Text(i.name), i.started[:16].replace("T", " "), Text(i.data), str(i.counts()["complete"]),
             "-" if best is None else f"{best:.3f}", format_bytes(i.budget.memory_bytes),
@@ -366,6 +369,81 @@ def front(
 
 
 @app.command()
+def confirm(
+    study: StudyArgument,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds",
+            min=2,
+            max=100,
+            help="Seeds that each point shall have in the end. The trial of the search is one of them, so 3 means two "
+            "more runs; none with another --epochs, where it does not count.",
+        ),
+    ] = 3,
+    epochs: Annotated[
+        str,
+        typer.Option(
+            "--epochs",
+            help="Length of a run: search (that of the front's trials, to which it is compared), full (that of "
+            "`train`) or a number. Only the search's changes the front; others are compared with their own kind.",
+        ),
+    ] = "search",
+    picks: Annotated[
+        str, typer.Option("--picks", help="front, knee, best, or numbers of complete trials such as 3,7.")
+    ] = "front",
+    data: Annotated[
+        str | None, typer.Option("--data", help="Where the study's data is now [default: where it was].")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Runs at a time [default: one per GPU, or per CPU core].")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    storage: StorageOption = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Drop broken images and boxes, if the search did.")
+    ] = False,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="One run after the other in this process, without Ray.")
+    ] = False,
+    home: HomeOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Train the front's points again with other seeds, and say which of them are still on the front."""
+    from cst_search.errors import ConfigError
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device must be one of auto, cpu, cuda; got {device!r}")
+    opened = _open_study(study, home, storage)
+    from cst_search.confirm import ConfirmOptions
+    from cst_search.confirm import confirm as run
+
+    options = ConfirmOptions(
+        home=_home(home),
+        seeds=seeds,
+        epochs=epochs,
+        picks=picks,
+        data=data,
+        workers=workers,
+        device=device,
+        tracking_uri=tracking_uri,
+        skip_bad=skip_bad,
+        in_process=in_process,
+    )
+    result = run(opened, options, err if json_ else out)
+    if json_:
+        _print_json(result.report)
+    if result.interrupted:
+        raise typer.Exit(130)
+    if result.n_planned and not result.n_completed:
+        err.print("cst-search: no repeat completed; see the reasons with `cst-search status`", markup=False)
+        raise typer.Exit(1)
+
+
+@app.command()
 def export(
     study: StudyArgument,
     pick: Annotated[str, typer.Option("--pick", help="knee, best (highest map), or trial=N.")] = "knee",
@@ -387,8 +465,9 @@ def export(
     verified = exports.verify(info, record, _home(home)) if verify else None
     exports.export(info, pick, output, verified)
     if json_:
-        _print_json(record.brief() | {"recipe": str(output), "verified": verified})
+        _print_json(info.brief(record) | {"recipe": str(output), "verified": verified})
         return
+    from cst_search.results import over_seeds_words
     from cst_search.units import format_bytes, format_count
 
     if verified is not None:
@@ -397,8 +476,10 @@ def export(
             f"(loss {verified['loss']:.3g}), memory {format_bytes(verified['device_bytes'])} "
             f"(memory_source: {verified['memory_source']})"
         )
+    confirmed = over_seeds_words(info.brief(record))
     _say(
-        f"trial {record.trial}: map {record.map:.3f}, {format_bytes(record.device_bytes)} ({record.memory_source}), "
+        f"trial {record.trial}: map {record.map:.3f}, {confirmed + ', ' if confirmed else ''}"
+        f"{format_bytes(record.device_bytes)} ({record.memory_source}), "
         f"{format_count(record.trainable_params)} trainable -> {output}"
     )
     data = "" if info.data == "demo" else f" --data {info.data}"

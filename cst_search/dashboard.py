@@ -64,8 +64,9 @@ def picture(report: Mapping[str, Any]) -> dict[str, Any]:
     """What is drawn, in the units of the axes (GB, millions, mAP 0..1); ``hover`` is HTML, all else is plain text.
 
     ``groups``: one per kind of trial with its ``points``; a point without a known quality has ``y`` None and belongs
-    into the strip below the plot. ``line``: corners of the front from left to right. ``x_range``, ``y_range``: what to
-    show first, or None. ``budget``: the line to draw, None without one or where it lies too far out.
+    into the strip below the plot; one that was confirmed has as ``spread`` a standard deviation over its seeds.
+    ``line``: corners of the front from left to right. ``x_range``, ``y_range``: what to show first, or None.
+    ``budget``: the line to draw, None without one or where it lies too far out.
     ``notes``: the caption's sentences.
     """
     report = _plain(report)
@@ -75,11 +76,13 @@ def picture(report: Mapping[str, Any]) -> dict[str, Any]:
     diameter, sizes = _sizes([trial["trainable_params"] for trial in trials if trial[y_name] is not None])
     points: dict[str, list[dict[str, Any]]] = {group: [] for group in GROUPS}
     for trial in trials:
-        known = trial[y_name] is not None
+        y, spread = _over_seeds(trial, y_name)
+        known = y is not None
         points[_group(trial)].append({
             "trial": trial["trial"],
             "x": trial[x_name] / x_unit,
-            "y": trial[y_name] / y_unit if known else None,
+            "y": y / y_unit if y is not None else None,
+            "spread": spread / y_unit if spread is not None else None,
             "size": diameter(trial["trainable_params"]) if known else STRIP_PX,
             "hover": _hover(trial),
         })  # fmt: skip
@@ -96,7 +99,10 @@ def picture(report: Mapping[str, Any]) -> dict[str, Any]:
         "x_label": x_label,
         "y_label": y_label,
         "x_range": x_range,
-        "y_range": _padded([p["y"] for p in everything if p["y"] is not None], above=0.14),
+        "y_range": _padded(
+            [p["y"] + sign * (p["spread"] or 0.0) for p in everything if p["y"] is not None for sign in (-1, 1)],
+            above=0.14,
+        ),
         "groups": [
             {"key": key, "name": GROUPS[key][0], "symbol": GROUPS[key][1], "points": group}
             for key, group in points.items()
@@ -117,6 +123,13 @@ def _axes(report: Mapping[str, Any]) -> tuple[str, str]:
     costs = [name for name in ("device_bytes", *goals) if goals.get(name) == "min"]
     qualities = [name for name, goal in goals.items() if goal == "max"]
     return (costs or ["device_bytes"])[0], (qualities or ["map"])[0]
+
+
+def _over_seeds(trial: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
+    """A metric's mean and standard deviation over seeds; of a trial that was not confirmed its value and None."""
+    if (trial.get("n_seeds") or 0) > 1:
+        return trial[f"{name}_mean"], trial[f"{name}_std"]
+    return trial[name], None
 
 
 def _group(trial: Mapping[str, Any]) -> str:
@@ -192,6 +205,10 @@ def _notes(
         )
     elif report["front"]:
         notes.append("The line is the front: whatever lies below and to the right of it is beaten by a point on it.")
+    if any(point["spread"] is not None for point in points):
+        notes.append(
+            "Points with a bar were confirmed: drawn at the mean over their seeds, one standard deviation up and down."
+        )
     if far is not None and x_range:
         notes.append(f"The {budget} is far to the {'right' if far > high else 'left'} of this view.")
     if outside:
@@ -237,10 +254,16 @@ def _quality(value: float | None) -> str:
 def _hover(trial: Mapping[str, Any]) -> str:
     """Lines for Plotly's hover box. It interprets a few HTML tags, so whatever a person typed is escaped."""
     where = ", on the front" if trial["on_front"] else ""
+    mean, spread = _over_seeds(trial, "map")
     lines = [
         f"trial {trial['trial']}: {trial['state']}{where}",
         *textwrap.wrap(trial["reason"] or "", 60)[:4],
         f"mAP {_quality(trial['map'])}   mAP50 {_quality(trial['map50'])}",
+        *(
+            [f"mean of {trial['n_seeds']} seeds {_quality(mean)} \u00b1 {_quality(spread)}"]
+            if spread is not None
+            else []
+        ),
         f"memory {format_bytes(trial['device_bytes'])} ({trial['memory_source']})",
         f"parameters {format_count(trial['trainable_params'])} trainable, {format_count(trial['petl_params'])} PETL",
         *([f"took {format_seconds(trial['seconds'])}"] if trial["seconds"] is not None else []),
@@ -307,12 +330,15 @@ def _html(report: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
         "value": _value,
     }
     rows = sorted(report["front"], key=lambda row: row[_axes(report)[0]] or 0)
+    over_seeds = {row["trial"]: {name: _over_seeds(row, name) for name in ("map", "map50")} for row in rows}
     shared = set.intersection(*({*_config(row["config"])} for row in rows)) if len(rows) > 1 else set()
     return environment.get_template("front.html.j2").render(
         report=report,
         picture=drawn,
         facts=_facts(report),
         rows=rows,
+        over_seeds=over_seeds,
+        confirmed=any(means["map"][1] is not None for means in over_seeds.values()),
         shared=[entry for entry in _config(rows[0]["config"]) if entry in shared] if rows else [],
         knee=next((row for row in rows if row["trial"] == report["knee"]), None),
         study=shlex.quote(report["study"]),
@@ -388,6 +414,11 @@ def _scatter(axes: Any, key: str, points: Sequence[Mapping[str, Any]]) -> None:
         look = {"color": GREY, "linewidths": 1.6, "zorder": 2}  # a cross has no face
     size = [point["size"] ** 2 for point in points]
     axes.scatter([p["x"] for p in points], [p["y"] for p in points], s=size, marker=GROUPS[key][2], **look)
+    bars = [point for point in points if point["spread"] is not None]
+    if bars:
+        x, y, spread = zip(*((p["x"], p["y"], p["spread"]) for p in bars), strict=True)
+        colour = ACCENT if key == "front" else GREY
+        axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=colour, elinewidth=1.8, capsize=5, zorder=look["zorder"])
 
 
 def _words(figure: Any, report: Mapping[str, Any], drawn: Mapping[str, Any]) -> None:

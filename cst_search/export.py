@@ -15,12 +15,15 @@ from typing import Any
 from cst_search.config import make_recipe, write_yaml
 from cst_search.errors import ConfigError, RunError, StudyError
 from cst_search.recipe import Recipe
-from cst_search.results import StudyInfo, TrialRecord
+from cst_search.results import StudyInfo, TrialRecord, over_seeds_words
 from cst_search.units import format_bytes, format_count
 
 
 def pick_trial(info: StudyInfo, pick: str) -> TrialRecord:
-    """``knee``, ``best`` (highest mAP on the front) or ``trial=N`` (complete). Raises ConfigError, StudyError."""
+    """``knee``, ``best`` (highest mAP on the front, the mean over seeds where confirmed) or ``trial=N`` (complete).
+
+    Raises ConfigError, StudyError.
+    """
     if pick.startswith("trial="):
         number = pick.removeprefix("trial=")
         record = info.by_number(int(number)) if number.isdecimal() else None
@@ -57,6 +60,9 @@ def exported_recipe(info: StudyInfo, record: TrialRecord) -> Recipe:
         "trainable_params": record.trainable_params,
         "petl_params": record.petl_params,
     }
+    brief = info.brief(record)
+    if brief["n_seeds"] > 1:
+        origin |= {key: brief[key] for key in ("n_seeds", "map_mean", "map_std")}
     return make_recipe(recipe.to_dict() | {"origin": origin}, f"trial {record.trial} of {info.name!r}")
 
 
@@ -73,10 +79,11 @@ def export(info: StudyInfo, pick: str, path: Path, verified: Mapping[str, Any] |
         if verified["memory_source"] == "measured":
             origin |= {key: verified[key] for key in ("device_bytes", "memory_source")}
         recipe = make_recipe(recipe.to_dict() | {"origin": origin}, f"trial {record.trial} of {info.name!r}")
+    confirmed = over_seeds_words(info.brief(record))
     header = (
         f"cst-search train {path.name} --data {recipe.data} --out {path.stem}\n\n"
         f"Trial {record.trial} of study {info.name}: map {record.map:.3f} after {len(record.history)} epochs, "
-        f"{format_bytes(record.device_bytes)} ({record.memory_source}), "
+        f"{confirmed + ', ' if confirmed else ''}{format_bytes(record.device_bytes)} ({record.memory_source}), "
         f"{format_count(record.trainable_params)} trainable parameters."
     )
     try:

@@ -12,7 +12,8 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     storage = options.storage or default_storage(options.home)
     shown_storage = check_storage(storage)
     device = check_device(options.device)
-    limit = _memory_limit(options, device)
+    limit = memory_limit_of(options, device)
     if options.study is not None:
         _check_name(options.study)
     space = load_space(options.space)
@@ -124,8 +125,8 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     estimate = _estimator(recipe, data)
     survey = _survey(space, recipe, estimate)
     _check_budget(options.budget, survey, say)
-    placement = None if device.type != "cuda" else _placement(limit)
-    workers, n_workers, threads = _workers(options, placement, recipe, survey)
+    placement = None if device.type != "cuda" else gpu_placement(limit)
+    workers, n_workers, threads = make_workers(options, placement, recipe, survey)
 
     # a budget far above the space would make every hypervolume look alike
     ceiling = {name: values[-1] * 1.05 + 1 for name, values in vars(survey).items()}
@@ -133,7 +134,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     for cost, bound in (("device_bytes", options.budget.memory_bytes), ("trainable_params", options.budget.params)):
         reference[cost] = min(reference[cost], bound or reference[cost])
     name = options.study or _new_name(storage, "demo" if options.data is None else Path(recipe.data).name)
-    study = _study(storage, name, space, recipe, options, objectives, reference, _inputs(data))
+    study = _study(storage, name, space, recipe, options, objectives, reference, dataset_inputs(data))
     launch_id = study.begin_launch(None if placement is None else placement.gpu_bytes)
     n_before = study.info().n_ran()
     if n_before >= options.trials and not study.n_stopped():
@@ -198,16 +199,12 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         return deadline is not None and time.monotonic() >= deadline
 
     interrupted = False
-    old_handler = signal.getsignal(signal.SIGTERM)
     try:
-        _end_on_sigterm()
-        with view:
+        with ended_by_sigterm(), view:
             workers.run(study, task, n_trials=options.trials, estimate=estimate, stop=stop, events=view)
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, old_handler)
         study.end_launch()
         if checkpoints is not None:
             checkpoints.tidy()
@@ -218,27 +215,27 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
 
     files = write_report(info, options.home / name)
     record.sync(info)
-    record.finish(name, {"pareto": [files[k] for k in ("html", "png", "json")], "export": _export_best(info, files)},
+    record.finish(name, {"pareto": [files[k] for k in ("html", "png", "json")], "export": export_best(info, files)},
                   "KILLED" if interrupted else "FINISHED")  # fmt: skip
     record.close()
     _say_end(info, files, options, interrupted, time.monotonic() - begun, console, say)
     return LaunchResult(info, interrupted, files, time.monotonic() - begun)
 
 
-def follow(study: Study, record: MlflowRecord) -> Callable[[], Tally]:
-    """What a launch does after every finished trial: it takes what is new, tells MLflow, and returns the tally.
+def follow(study: Study, record: MlflowRecord) -> Callable[[], tuple[float, int]]:
+    """What a launch does after every finished trial: it takes what is new, tells MLflow, and returns what `View` shows.
 
     What the study has read is enough, see `Study.finished`: a finish must not cost more because there were many.
     """
-    tally, n_taken = Tally(study.spec.objectives, study.info().reference), 0
+    tally, n_taken = Tally(study.info()), 0
 
-    def on_finished() -> Tally:
+    def on_finished() -> tuple[float, int]:
         nonlocal n_taken
         new = study.finished(since=n_taken)
         n_taken += len(new)
         tally.add(new, study.first_running())
         record.add(study.name, new, tally)
-        return tally
+        return tally.front.volume, tally.n_rejected
 
     return on_finished
 
@@ -263,7 +260,7 @@ def check_device(name: str) -> Any:
     return device
 
 
-def _memory_limit(options: LaunchOptions, device: Any) -> int | None:
+def memory_limit_of(options: LaunchOptions, device: Any) -> int | None:
     """What each trial is held to, as `run_trial` takes it. Raises ConfigError: --limit-mem leaves nothing."""
     if options.limit_bytes is not None:
         return allowance(options.limit_bytes, device, "--limit-mem")
@@ -318,7 +315,7 @@ def image_sizes(data: DetectionData) -> tuple[tuple[int, int], ...]:
     return tuple(sorted({(image.height, image.width) for split in data.splits.values() for image in split.images}))
 
 
-def _inputs(data: DetectionData) -> dict[str, Any]:
+def dataset_inputs(data: DetectionData) -> dict[str, Any]:
     """What `worst_input` and `predict` take of a dataset, for who has the study and not the data.
 
     Of the image sizes three give the same worst input as all: resizing goes by the ratio of the sides, and the largest
@@ -393,7 +390,7 @@ def _check_budget(budget: Budget, survey: Survey, say: Callable[[str], None]) ->
             say(f"{flag} {show(bound)}: {within} of {len(values)} random configurations fit ({span})")
 
 
-def _placement(limit: int | None) -> Placement:
+def gpu_placement(limit: int | None) -> Placement:
     """The GPUs at hand, for trials to share."""
     import torch
 
@@ -402,7 +399,7 @@ def _placement(limit: int | None) -> Placement:
     return Placement(n_gpus, gpu_bytes, CONTEXT_BYTES, limit)
 
 
-def _workers(
+def make_workers(
     options: LaunchOptions, placement: Placement | None, recipe: Recipe, survey: Survey
 ) -> tuple[Workers, int, int]:
     """(workers, how many trials at a time at most, CPU threads of each; 0: torch's default)."""
@@ -499,16 +496,23 @@ def _settings(study: Study, options: LaunchOptions, n_workers: int, device: Any)
     }
 
 
-def _end_on_sigterm() -> None:
-    """SIGTERM ends a search as Ctrl-C does."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what is within as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old_handler = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old_handler)
 
 
 # --- after it -------------------------------------------------------------------------------------------------------
 
 
-def _export_best(info: StudyInfo, files: dict[str, Path]) -> list[Path]:
+def export_best(info: StudyInfo, files: dict[str, Path]) -> list[Path]:
     from cst_search.export import export
 
     if not info.front():

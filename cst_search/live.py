@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cst_search.results import StudyInfo, Tally, TrialRecord, describe
+from cst_search.results import StudyInfo, TrialRecord, describe, repeat_words
 from cst_search.suggest import Suggestion
 from cst_search.units import format_bytes, format_count, format_seconds
 
@@ -31,7 +31,7 @@ class View:
         n_trials: that the study shall have in the end.
         n_workers: for the time left.
         n_done: trials that the study had before.
-        on_finished: called after every finished trial; returns the study's tally as it is now.
+        on_finished: called after every finished trial; returns the hypervolume, and how many suggestions were rejected.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class View:
         n_workers: int,
         n_done: int,
         epochs: int,
-        on_finished: Callable[[], Tally],
+        on_finished: Callable[[], tuple[float, int]],
     ) -> None:
         self.console, self.title = console, title
         self.n_trials, self.n_workers, self.n_done, self.epochs = n_trials, n_workers, n_done, epochs
@@ -84,7 +84,8 @@ class View:
             if suggestion.promoted_from is not None:
                 again = f" (goes on after epoch {suggestion.promoted_from})"
             memory = format_bytes(suggestion.estimate["device_bytes"])
-            self.say(f"trial {suggestion.trial} started{again}: {describe(suggestion.config)}, predicted {memory}")
+            what = repeat_words(suggestion.repeat_of, suggestion.config.get("seed")) + describe(suggestion.config)
+            self.say(f"trial {suggestion.trial} started{again}: {what}, predicted {memory}")
 
     def progressed(self, trial: int, entry: Mapping[str, Any]) -> None:
         with self._lock:
@@ -93,11 +94,11 @@ class View:
                 self.running[trial] = (suggestion, begun, {**before, **entry})
 
     def finished(self, record: TrialRecord) -> None:
-        tally = self.on_finished()
+        hypervolume, n_rejected = self.on_finished()
         with self._lock:
             self.running.pop(record.trial, None)
             self.ended[record.trial] = record
-            self.hypervolume, self.n_rejected = tally.front.volume, tally.n_rejected
+            self.hypervolume, self.n_rejected = hypervolume, n_rejected
         for note in record.notes:  # one of each kind: the next trials measure other milliseconds
             if (kind := note.partition(":")[0]) not in self._said:
                 self._said.add(kind)
@@ -136,7 +137,7 @@ class View:
             for record in list(self.ended.values())[-_ROWS:]:
                 table.add_row(
                     str(record.trial),
-                    Text(describe(record.config)),
+                    Text(repeat_words(record.repeat_of, record.seed) + describe(record.config)),
                     str(len(record.history)),
                     f"{record.map:.3f}" if record.map is not None else "-",
                     format_bytes(record.device_bytes),
@@ -147,7 +148,9 @@ class View:
             for number, (suggestion, begun, entry) in self.running.items():
                 table.add_row(
                     str(number),
-                    Text(describe(suggestion.config)),
+                    Text(
+                        repeat_words(suggestion.repeat_of, suggestion.config.get("seed")) + describe(suggestion.config)
+                    ),
                     f"{entry.get('epoch', 0)}/{self.epochs}",
                     f"{entry['map']:.3f}" if "map" in entry else "-",
                     format_bytes(suggestion.estimate["device_bytes"]),
@@ -166,6 +169,12 @@ class View:
             return Group(table, progress)
 
 
+def seed_cells(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Mean, spread and number of a point's seeds as a table shows them; ``entry`` as of `StudyInfo.brief`."""
+    mean, std = entry["map_mean"], entry["map_std"]
+    return ("-" if mean is None else f"{mean:.3f}"), ("-" if std is None else f"{std:.3f}"), str(entry["n_seeds"])
+
+
 def front_table(info: StudyInfo) -> Table:
     """The front, best mAP first, the knee marked; what all points share stands below it."""
     front, knee = info.front(), info.knee()
@@ -173,13 +182,17 @@ def front_table(info: StudyInfo) -> Table:
     shared = {key for key in first if all(key in r.config and r.config[key] == first[key] for r in front)}
     shared -= {"method"} if len(front) > 1 else set(first)
     sources = {record.memory_source for record in front}
+    entries = [info.brief(record) for record in front]
+    confirmed = any(entry["n_seeds"] > 1 for entry in entries)
     table = Table(title=f"Front of {info.name}", title_justify="left", title_style="bold", caption_justify="left")
     memory = f"memory ({sources.pop()})" if len(sources) == 1 else "memory"
-    for name in ("trial", "map", "map50", memory, "trainable", "petl", "configuration"):
+    seeds = ("mean", "std", "seeds") if confirmed else ()
+    for name in ("trial", *seeds, "map", "map50", memory, "trainable", "petl", "configuration"):
         table.add_column(name, justify="left" if name == "configuration" else "right")
-    for record in front:
+    for record, entry in zip(front, entries, strict=True):
         table.add_row(
             Text(f"{'knee ' if record.trial == knee else ''}{record.trial}"),
+            *seed_cells(entry)[: len(seeds)],
             f"{record.map:.3f}" if record.map is not None else "-",
             f"{record.map50:.3f}" if record.map50 is not None else "-",
             format_bytes(record.device_bytes) + (f" {record.memory_source}" if sources else ""),

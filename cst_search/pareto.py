@@ -137,8 +137,8 @@ class GrowingFront:
         if (no_worse < row).any():
             return False
         if len(no_worse) == 0:  # else it is equal to a member, and beats what that did
-            stays = ~(row <= self._costs).all(axis=1)
-            self.members = [member for member, keep in zip(self.members, stays, strict=True) if keep]
+            stays = np.flatnonzero((row > self._costs).any(axis=1))
+            self.members = [self.members[i] for i in stays]
             self._costs = self._costs[stays]
         self.members.append(key)
         self._costs = np.vstack([self._costs, row])

@@ -1,8 +1,9 @@
 """The record in MLflow: a view of the study, never its source. The only module that knows mlflow.
 
-Experiment = study. One parent run per launch, one child run per trial. `sync` brings MLflow to the state of the study;
-it may be called again and again, and repairs what an earlier launch left out; `add` brings what is new alone. It all
-runs on a thread of its own: a slow or absent server delays nothing, and the next call delivers what it did not take.
+Experiment = study. One parent run per launch, one child run per trial; likewise per confirmation and per repeat. `sync`
+brings MLflow to the state of the study; it may be called again and again, and repairs what an earlier launch left out;
+`add` brings what is new alone. It all runs on a thread of its own: a slow or absent server delays nothing, and the next
+call delivers what it did not take.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-from cst_search import pareto
+from cst_search import pareto, seeds
 from cst_search.addresses import shown_address
-from cst_search.results import StudyInfo, Tally, TrialRecord, describe
+from cst_search.results import StudyInfo, Tally, TrialRecord, describe, repeat_words
 
 for noisy in ("mlflow", "alembic"):
     logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -72,13 +73,15 @@ class _Mirror:
         self.client: MlflowClient | None = None
         self.experiment: str | None = None
         self.parent: str | None = None
-        self.runs: dict[int, str] = {}  # trial -> run
+        self.runs: dict[int, str] = {}  # trial or repeat -> run
         self.begun: dict[int, str] = {}  # likewise, when the launch or the server ended before all was in it
         self.on_front: set[int] = set()  # whose run says so
+        self.verdicts: dict[int, tuple[float, str]] = {}  # trial -> what stands on its run: number of seeds, verdict
         # what it has been given and MLflow has not taken yet
         self.waiting: dict[int, TrialRecord] = {}
         self.volumes: list[tuple[int, float]] = []
         self.last_volume: tuple[int, float] = (-1, 0.0)  # that was given
+        self.kind = "launch"
 
     def open(self, study: str) -> tuple[MlflowClient, str]:
         """Connect, find or make the experiment, and learn which trials it has."""
@@ -96,27 +99,34 @@ class _Mirror:
             if found.lifecycle_stage == "deleted":
                 raise MlflowException(f"the experiment {study!r} was deleted in MLflow; restore it there")
             experiment = found.experiment_id
-        token = None
-        while True:
-            page = client.search_runs(
-                [experiment], filter_string="tags.`cst.kind` = 'trial'", max_results=1000, page_token=token
-            )
-            for run in page:
-                number = int(run.data.tags["cst.trial"])
-                (self.begun if run.info.status == "RUNNING" else self.runs)[number] = run.info.run_id
-                if run.data.tags.get("cst.pareto") == "true":
-                    self.on_front.add(number)
-            token = page.token
-            if not token:
-                break
+        for runs in ("trial", "repeat"):
+            token = None
+            while True:
+                page = client.search_runs(
+                    [experiment], filter_string=f"tags.`cst.kind` = '{runs}'", max_results=1000, page_token=token
+                )
+                for run in page:
+                    self._remember(run)
+                token = page.token
+                if not token:
+                    break
         self.client, self.experiment = client, experiment
         return client, experiment
 
-    def start(self, info: StudyInfo, launch: str, settings: Mapping[str, Any]) -> None:
+    def _remember(self, run: Run) -> None:
+        number, tags = int(run.data.tags["cst.trial"]), run.data.tags
+        (self.begun if run.info.status == "RUNNING" else self.runs)[number] = run.info.run_id
+        if tags.get("cst.pareto") == "true":
+            self.on_front.add(number)
+        if "cst.verdict" in tags:
+            self.verdicts[number] = run.data.metrics.get("n_seeds", 0), tags["cst.verdict"]
+
+    def start(self, info: StudyInfo, launch: str, settings: Mapping[str, Any], kind: str) -> None:
         client, experiment = self.open(info.name)
+        self.kind = kind
         if self.parent is None:
-            tags = {"cst.kind": "launch", "cst.study": info.name, "cst.launch": launch}
-            run = client.create_run(experiment, run_name=f"launch {time.strftime('%Y-%m-%d %H:%M')}", tags=tags)
+            tags = {"cst.kind": kind, "cst.study": info.name, "cst.launch": launch}
+            run = client.create_run(experiment, run_name=f"{kind} {time.strftime('%Y-%m-%d %H:%M')}", tags=tags)
             self.parent = run.info.run_id
             client.log_batch(self.parent, params=_params(settings))
 
@@ -143,10 +153,33 @@ class _Mirror:
             client.set_tag(self.runs[number], "cst.pareto", "true" if number in front else "false")
         self.on_front = set(front)
         now = int(time.time() * 1000)
+        if self.kind == "confirm":
+            return  # see add_seeds
         while self.parent is not None and self.volumes:
             some = self.volumes[:1000]  # MLflow's bound on metrics of one batch
             client.log_batch(self.parent, metrics=[Metric("hypervolume", value, now, trial) for trial, value in some])
             del self.volumes[: len(some)]
+
+    def add_seeds(self, info: StudyInfo) -> None:
+        """Mean and spread over seeds, on the runs of the trials that have several; and the hypervolume they lead to."""
+        client, _ = self.open(info.name)
+        if self.parent is not None and self.kind == "confirm":
+            client.log_metric(self.parent, "hypervolume", info.hypervolume(), step=len(info.repeats))
+        records = [r for r in info.trials if r.trial in self.runs and info.over_seeds(r).n > 1]
+        if not records:
+            return
+        now = int(time.time() * 1000)
+        for record, verdict in zip(records, seeds.verdicts(info, [r.trial for r in records]), strict=True):
+            run_id, sample = self.runs[record.trial], info.over_seeds(record)
+            if self.verdicts.get(record.trial) == (sample.n, verdict.text):
+                continue
+            values = {"map_mean": sample.mean, "map_std": sample.std, "map_new_mean": sample.new_mean,
+                      "n_seeds": sample.n}  # fmt: skip
+            client.log_batch(
+                run_id, metrics=[Metric(key, float(v), now, sample.n) for key, v in values.items() if v is not None]
+            )
+            client.set_tag(run_id, "cst.verdict", verdict.text)
+            self.verdicts[record.trial] = sample.n, verdict.text
 
     def _log_trial(
         self, client: MlflowClient, experiment: str, study: str, record: TrialRecord, on_front: bool
@@ -162,6 +195,9 @@ class _Mirror:
             "cst.memory_source": record.memory_source,
             "cst.memory_correction": f"{record.memory_correction:.3f}",
         }
+        if record.repeat_of is not None:
+            tags |= {"cst.kind": "repeat", "cst.repeat_of": str(record.repeat_of), "cst.seed": str(record.seed),
+                     "cst.epochs": str(record.epochs)}  # fmt: skip
         if record.reason:
             tags["cst.reason"] = record.reason[:5000]
         if self.parent is not None:
@@ -171,7 +207,7 @@ class _Mirror:
         if record.trial in self.begun:
             client.set_tag(self.begun[record.trial], "cst.pareto", tags["cst.pareto"])
         else:
-            name = f"{record.trial:03d} {describe(record.config, 3)}"
+            name = f"{record.trial:03d} {repeat_words(record.repeat_of, record.seed)}{describe(record.config, 3)}"
             run = client.create_run(experiment, start_time=begin, run_name=name, tags=tags)
             self.begun[record.trial] = run.info.run_id
         run_id = self.begun[record.trial]
@@ -244,8 +280,9 @@ class MlflowRecord:
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
-    def start(self, info: StudyInfo, launch: str, settings: Mapping[str, Any]) -> None:
-        self._jobs.put(lambda: self._mirror.start(info, launch, settings))
+    def start(self, info: StudyInfo, launch: str, settings: Mapping[str, Any], kind: str = "launch") -> None:
+        """Make the parent run. ``kind``: launch or confirm."""
+        self._jobs.put(lambda: self._mirror.start(info, launch, settings, kind))
 
     def add(self, study: str, finished: Sequence[TrialRecord], tally: Tally) -> None:
         """Trials that finished since the last call, and what they make of the front."""
@@ -255,7 +292,7 @@ class MlflowRecord:
 
     def sync(self, info: StudyInfo) -> None:
         """Bring MLflow to the state of the whole study."""
-        finished = [record for record in info.trials if record.state in _STATUS and not record.waits]
+        finished = [r for r in (*info.trials, *info.repeats) if r.state in _STATUS and not r.waits]
         front = {record.trial for record in info.front()}
         # a trial that still runs has no value yet; those after it wait for it, so that each is logged once
         n_settled = next((i for i, record in enumerate(info.trials) if record.state == "running"), len(info.trials))
@@ -263,6 +300,7 @@ class MlflowRecord:
         growth = pareto.hypervolume_by_trial(values, info.objectives, info.reference)
         volumes = [(record.trial, volume) for record, volume in zip(info.trials[:n_settled], growth, strict=True)]
         self._jobs.put(lambda: self._mirror.add(info.name, finished, front, volumes))
+        self._jobs.put(lambda: self._mirror.add_seeds(info))
 
     def finish(self, study: str, artifacts: Mapping[str, list[Path]], status: str) -> None:
         self._jobs.put(lambda: self._mirror.finish(study, artifacts, status))

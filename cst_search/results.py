@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from cst_search import __version__, pareto
 from cst_search.pareto import OBJECTIVES, Objective
+from cst_search.seeds import NOISY, Sample
 
 # pruned: stopped at a rung. running: on a worker now. interrupted: was on a worker of a launch that is no more; taken
 # up by the next launch.
@@ -36,7 +38,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as the study has it. Figures that were never reached are None."""
+    """One trial as the study has it. Figures that were never reached are None.
+
+    Attributes:
+        repeat_of: of a repeat, the trial whose configuration it trains again, with ``seed``, for ``epochs``.
+    """
 
     trial: int
     state: str
@@ -59,6 +65,9 @@ class TrialRecord:
     history: Sequence[Mapping[str, Any]] = field(default_factory=list)
     notes: Sequence[str] = ()  # what the cache did and why; of a checkpoint, why it was not used
     waits: bool = False  # of a pruned one: it may still be promoted
+    repeat_of: int | None = None
+    seed: int | None = None
+    epochs: int | None = None
 
     def values(self, objectives: Sequence[Objective]) -> list[float]:
         """The objectives, NaN for all unless the trial is complete and feasible: the form that `pareto` takes."""
@@ -67,14 +76,22 @@ class TrialRecord:
         return [math.nan if (v := getattr(self, o.name)) is None else float(v) for o in objectives]
 
     def brief(self) -> dict[str, Any]:
-        """The shape of a front's entry in ``cst-search front --json``."""
+        """What a front's entry in ``cst-search front --json`` holds of the trial alone; see `StudyInfo.brief`."""
         names = ("trial", "config", "map", "map50", "device_bytes", "memory_source", "trainable_params", "petl_params")
         return {name: dict(self.config) if name == "config" else getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class StudyInfo:
-    """What a study was made with, and its trials."""
+    """What a study was made with, and its trials.
+
+    A trial whose configuration was trained again with other seeds (`repeats`) counts with the mean over its seeds, here
+    and wherever its mAP decides: front, knee, hypervolume, best. Its repeats are no points of their own.
+
+    Attributes:
+        trials: of the search, without repeats.
+        repeats: configurations of ``trials`` trained again, of any state and length; see `cst_search.confirm`.
+    """
 
     name: str
     objectives: tuple[Objective, ...]
@@ -90,18 +107,66 @@ class StudyInfo:
     trials: tuple[TrialRecord, ...]
     limit_bytes: int | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)  # of the dataset; see `suggest.StudySpec`
+    repeats: tuple[TrialRecord, ...] = ()
 
     @property
     def reference(self) -> list[float]:
         return [self.reference_point[o.name] for o in self.objectives]
 
-    def values(self) -> list[list[float]]:
-        return [record.values(self.objectives) for record in self.trials]
+    @property
+    def full_epochs(self) -> int:
+        """Length of the trials that the front is made of."""
+        return int(self.recipe["search_epochs"])
 
-    def front(self) -> list[TrialRecord]:
-        """Non-dominated feasible trials, best mAP first."""
-        found = [self.trials[i] for i in pareto.front(self.values(), self.objectives)]
-        return sorted(found, key=lambda record: (-(record.map or 0.0), record.device_bytes or 0, record.trial))
+    @cached_property
+    def repeated(self) -> Mapping[int, tuple[TrialRecord, ...]]:
+        """Trial number -> its repeats that are complete, of any length, by seed."""
+        found: dict[int, list[TrialRecord]] = {}
+        for record in sorted(self.repeats, key=lambda record: (record.seed or 0, record.trial)):
+            if record.state == "complete" and record.repeat_of is not None:
+                found.setdefault(record.repeat_of, []).append(record)
+        return {trial: tuple(records) for trial, records in found.items()}
+
+    def over_seeds(self, record: TrialRecord, name: str = "map", epochs: int | None = None) -> Sample:
+        """A metric of a trial and of its complete repeats of a length; None: that of the search, the trial's own."""
+        repeats = self.repeated.get(record.trial, ())
+        if epochs is None or epochs == self.full_epochs:
+            runs = [record, *(r for r in repeats if r.epochs == self.full_epochs)]
+        else:
+            runs = [r for r in repeats if r.epochs == epochs]
+        return Sample(tuple(v for r in runs if (v := getattr(r, name)) is not None), own=record in runs)
+
+    def values(self, epochs: int | None = None) -> list[list[float]]:
+        """The objectives of every trial, means over seeds where there are several: the form that `pareto` takes.
+
+        Args:
+            epochs: of a length other than the search's there are the values of those trials that were repeated at it.
+        """
+        return [self.values_of(record, epochs) for record in self.trials]
+
+    def values_of(self, record: TrialRecord, epochs: int | None = None) -> list[float]:
+        """Likewise of one trial, which may have ended after this was read."""
+        row = record.values(self.objectives)
+        if epochs is not None or record.trial in self.repeated:
+            for i, objective in enumerate(self.objectives):
+                if objective.name in NOISY and not math.isnan(row[i]):
+                    mean = self.over_seeds(record, objective.name, epochs).mean
+                    row[i] = math.nan if mean is None else mean
+        return row
+
+    def front(self, epochs: int | None = None) -> list[TrialRecord]:
+        """Non-dominated feasible trials, best mAP (the mean over seeds) first."""
+        found = [self.trials[i] for i in pareto.front(self.values(epochs), self.objectives)]
+
+        def place(record: TrialRecord) -> tuple[float, int, int]:
+            return -(self.over_seeds(record, "map", epochs).mean or 0.0), record.device_bytes or 0, record.trial
+
+        return sorted(found, key=place)
+
+    def best_map(self) -> float | None:
+        """The highest mAP on the front, a mean over seeds where that point was confirmed."""
+        front = self.front()
+        return self.over_seeds(front[0]).mean or 0.0 if front else None
 
     def knee(self) -> int | None:
         """Trial number of the front's knee."""
@@ -115,11 +180,21 @@ class StudyInfo:
         counts = {"total": len(self.trials)} | {state: 0 for state in STATES}
         for record in self.trials:
             counts[record.state] += 1
-        return counts
+        return counts | {"repeats": len(self.repeats)}
 
     def n_ran(self) -> int:
         """Trials that count against ``--trials``: those that ended after they had a worker."""
         return sum(record.ran and record.state not in ("running", "interrupted") for record in self.trials)
+
+    def brief(self, record: TrialRecord) -> dict[str, Any]:
+        """The shape of a front's entry in ``cst-search front --json``.
+
+        ``map`` and ``map50`` are the trial's own. ``n_seeds`` of its runs count, itself among them, ``map_mean`` and
+        ``map_std`` (n - 1, None for one run) are over these; likewise of ``map50``.
+        """
+        samples = {name: self.over_seeds(record, name) for name in NOISY}
+        spread = {f"{name}_{key}": getattr(samples[name], key) for name in NOISY for key in ("mean", "std")}
+        return record.brief() | {"n_seeds": samples["map"].n} | spread
 
     def by_number(self, number: int) -> TrialRecord | None:
         return next((record for record in self.trials if record.trial == number), None)
@@ -136,8 +211,9 @@ class Tally:
             again then, if it grew.
     """
 
-    def __init__(self, objectives: Sequence[Objective], reference: Sequence[float]) -> None:
-        self.objectives = objectives
+    def __init__(self, info: StudyInfo) -> None:
+        """Args: the study as it was before them, which need not have been read again since; its repeats count."""
+        self._values_of, objectives, reference = info.values_of, info.objectives, info.reference
         self.front = pareto.GrowingFront(objectives, reference)
         self.n_rejected = 0
         self.volumes: list[tuple[int, float]] = []
@@ -145,13 +221,14 @@ class Tally:
         self._waiting: dict[int, TrialRecord] = {}
 
     def add(self, finished: Sequence[TrialRecord], first_running: int) -> None:
-        """Args: trials that were not added before, in any order, and the number below which none is at work."""
+        """Args: what was not added before, in any order, and the number below which no trial is at work."""
         for record in finished:
-            self.n_rejected += not record.ran
-            self.front.add(record.trial, record.values(self.objectives))
-            self._waiting[record.trial] = record
+            if record.repeat_of is None:
+                self.n_rejected += not record.ran
+                self.front.add(record.trial, self._values_of(record))
+                self._waiting[record.trial] = record
         for number in sorted(number for number in self._waiting if number < first_running):
-            self._by_number.add(number, self._waiting.pop(number).values(self.objectives))
+            self._by_number.add(number, self._values_of(self._waiting.pop(number)))
             last = self.volumes[-1][0] if self.volumes else number
             self.volumes.append((max(number, last), self._by_number.volume))
 
@@ -168,7 +245,7 @@ def front_report(info: StudyInfo) -> dict[str, Any]:
         "reference_point": dict(info.reference_point),
         "hypervolume": info.hypervolume(),
         "knee": info.knee(),
-        "front": [record.brief() for record in info.front()],
+        "front": [info.brief(record) for record in info.front()],
     }
 
 
@@ -178,7 +255,7 @@ def page_report(info: StudyInfo) -> dict[str, Any]:
     growth = pareto.hypervolume_by_trial(info.values(), info.objectives, info.reference)
     return front_report(info) | {
         "all": [
-            record.brief()
+            info.brief(record)
             | {
                 "state": record.state,
                 "reason": record.reason,
@@ -206,6 +283,18 @@ def choose_objectives(text: str) -> tuple[Objective, ...]:
     if not names or unknown or len(set(names)) != len(names):
         raise ConfigError(f"--objectives takes different names from {', '.join(OBJECTIVES)}, with commas; got {text!r}")
     return tuple(OBJECTIVES[name] for name in names)
+
+
+def repeat_words(repeat_of: int | None, seed: Any) -> str:
+    """What goes before the words of a repeat's configuration; nothing for a trial of the search."""
+    return "" if repeat_of is None else f"trial {repeat_of} again, seed {seed}: "
+
+
+def over_seeds_words(entry: Mapping[str, Any]) -> str:
+    """``map 0.561 +- 0.012 over 3 seeds`` of a front's entry (`StudyInfo.brief`); nothing for one seed."""
+    if entry["n_seeds"] < 2:
+        return ""
+    return f"map {entry['map_mean']:.3f} +- {entry['map_std']:.3f} over {entry['n_seeds']} seeds"
 
 
 def describe(config: Mapping[str, Any], n_dimensions: int = 4) -> str:

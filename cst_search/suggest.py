@@ -13,6 +13,7 @@ How outcomes are told to the sampler (measured reasons in docs/searching.md):
     stopped early        nothing while it may be promoted; then PRUNED with constraints as of a complete one. Optuna's
                          intermediate values are not used: with several objectives its TPE sampler fails on them
     anything else        FAIL with the reason
+    a repeat             FAIL, and no parameters at any time: for no sampler is it there (see docs/searching.md)
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Suggestion:
     Attributes:
         again: it was on a worker of a launch that died.
         promoted_from: epoch at which it was stopped, if it is one that was; it goes on now.
+        repeat_of: the trial whose configuration it is; the seed stands in ``config``.
     """
 
     trial: int
@@ -86,6 +88,16 @@ class Suggestion:
     estimate: dict[str, Any]
     again: bool = False
     promoted_from: int | None = None
+    repeat_of: int | None = None
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A trial's configuration to be trained again, with another seed or for another length."""
+
+    repeat_of: int
+    seed: int
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -205,6 +217,8 @@ class Study:
         self._due: int | None = None  # of those, the one to go on now; see `due`
         self._due_is_known = False
         self._bounds = self.spec.budget  # what a prediction must not pass
+        self._repeats: list[Repeat] | None = None  # to hand out, instead of anything new
+        self._cut_repeats: dict[Repeat, StoredTrial] = {}  # were on a worker of a launch that died
 
     @classmethod
     def open(cls, url: str, name: str) -> Study:
@@ -286,14 +300,15 @@ class Study:
         bound = min((n for n in (self.spec.budget.memory_bytes, gpu_bytes) if n is not None), default=None)
         self._bounds = replace(self.spec.budget, memory_bytes=bound)
         self._orphans, self._ratios, self._stopped = [], [], {}
-        self._measured, self._due_is_known = set(), False
+        self._measured, self._due_is_known, self._cut_repeats = set(), False, {}
         self._finished, self._unfinished, self._last_id, self._n_trials = [], {}, -1, 0
         trials = self._read()
         self._study.sampler = self._sampler()
         for trial in trials:
             result = trial.user_attrs.get(_RESULT if trial.is_finished else _PROGRESS)
             if result is not None:
-                for entry in result.get("history", ()):
+                of_search = _as_repeat(trial.user_attrs[_SUGGESTED]) is None
+                for entry in result.get("history", ()) if of_search else ():
                     self._reach(trial.number, trial.user_attrs[_SUGGESTED]["estimate"], entry)
                 if trial.is_finished or result["stopped"]:
                     self._learn(trial.number, trial.user_attrs[_SUGGESTED], _so_far(result.get("history", [])) | result)
@@ -305,6 +320,8 @@ class Study:
                 self._study.tell(trial.number, state=TrialState.FAIL)
             elif trial.user_attrs[_SUGGESTED]["launch"] in live:
                 continue
+            elif (repeat := _as_repeat(trial.user_attrs[_SUGGESTED])) is not None:
+                self._cut_repeats[repeat] = trial
             elif trial.user_attrs.get(_PROGRESS, {}).get("stopped"):
                 self._stopped[trial.number] = Trial(self._study, trial.trial_id)
             else:
@@ -354,12 +371,37 @@ class Study:
         """Have a configuration tried first, as far as the space contains it."""
         self._study.enqueue_trial(params_of(self.space, config), skip_if_exists=True)
 
+    def plan(self, repeats: Sequence[Repeat]) -> None:
+        """From now on `ask` hands out these, in their order, and then None; nobody is promoted."""
+        self._repeats = list(repeats)
+        self._stopped, self._due_is_known = {}, False  # they wait for the next launch
+
+    def _ask_repeat(self, repeat: Repeat) -> Suggestion:
+        cut = self._cut_repeats.pop(repeat, None)
+        source = (cut or self._study.get_trials(deepcopy=False)[repeat.repeat_of]).user_attrs[_SUGGESTED]
+        suggested = {key: source[key] for key in ("config", "estimate", "correction") if key in source}
+        suggested |= asdict(repeat) | {"launch": self.launch_id, "at": _now()}
+        if cut is None:
+            # Without parameters: TPE takes a running trial for a bad one, GP for one whose value is about to be known.
+            begun = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={_SUGGESTED: suggested})
+            trial = Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, begun))
+        else:
+            trial = Trial(self._study, cut.trial_id)
+            trial.set_user_attr(_SUGGESTED, suggested | {"again": source.get("again", 0) + 1})
+        self._live[trial.number] = trial
+        config = _tuples(suggested["config"]) | {"seed": repeat.seed}
+        return Suggestion(
+            trial.number, config, suggested["estimate"], again=cut is not None, repeat_of=repeat.repeat_of
+        )
+
     def ask(self, estimate: Callable[[dict[str, Any]], Estimate], max_rejects: int = 200) -> Suggestion | None:
         """The next feasible configuration; None when ``max_rejects`` suggestions in a row were over the budget.
 
         Args:
             estimate: predicted cost of a configuration. What violates the budget is told at once and takes no worker.
         """
+        if self._repeats is not None:
+            return self._ask_repeat(self._repeats.pop(0)) if self._repeats else None
         if self._orphans:
             orphan = self._orphans.pop(0)
             suggested = orphan.user_attrs[_SUGGESTED]
@@ -411,7 +453,7 @@ class Study:
             return True  # taken up again, and before where it was: that it goes on was decided then
         history.append(json.loads(json.dumps(dict(entry))))
         goes_on = True
-        if entry["epoch"] in self.rungs:
+        if entry["epoch"] in self.rungs and _as_repeat(self._attr(trial, _SUGGESTED)) is None:
             self._reach(number, self._attr(trial, _SUGGESTED)["estimate"], entry)
             goes_on = self._rungs.goes_on(number, entry["epoch"])
         # both in one: a launch may be killed at any time
@@ -521,6 +563,9 @@ class Study:
     ) -> None:
         self._constrain(trial, violations, finite)
         trial.set_user_attr(_RESULT, json.loads(json.dumps(dict(result))))
+        if _as_repeat(self._attr(trial, _SUGGESTED)) is not None:
+            self._study.tell(trial, state=TrialState.FAIL)
+            return
         estimate = self._attr(trial, _SUGGESTED)["estimate"]
         figures = estimate | {k: v for k, v in result.items() if v is not None}
         reached = result["state"] != "failed" and figures.get("map") is not None
@@ -558,15 +603,23 @@ class Study:
         return next(record for record in reversed(self._finished) if record.trial == number)
 
     def finished(self, since: int = 0) -> Sequence[TrialRecord]:
-        """Finished trials in the order in which this process read of them, from the ``since``-th on.
+        """Finished trials and repeats in the order in which this process read of them, from the ``since``-th on.
 
         Nothing is read for it: `tell`, `record` and `info` read what is new, also of other processes.
         """
         return self._finished[since:]
 
     def first_running(self) -> int:
-        """The number below which no trial is at work, as far as this process has read: all ended, or were stopped."""
-        at_work = [n for n, trial in self._unfinished.items() if not trial.user_attrs.get(_PROGRESS, {}).get("stopped")]
+        """The number below which no trial is at work, as far as this process has read: all ended, or were stopped.
+
+        Repeats do not count: a launch does not take up what a confirmation left.
+        """
+        at_work = [
+            number
+            for number, trial in self._unfinished.items()
+            if not trial.user_attrs.get(_PROGRESS, {}).get("stopped")
+            and _as_repeat(trial.user_attrs.get(_SUGGESTED, {})) is None
+        ]
         return min(at_work, default=self._n_trials)
 
     def info(self) -> StudyInfo:
@@ -574,7 +627,7 @@ class Study:
         self._read()
         live = self._live_launches() if self._unfinished else set()
         unfinished = [self._record(t, live) for t in self._unfinished.values() if _SUGGESTED in t.user_attrs]
-        trials = tuple(sorted([*self._finished, *unfinished], key=lambda record: record.trial))
+        records = sorted([*self._finished, *unfinished], key=lambda record: record.trial)
         spec = self.spec
         return StudyInfo(
             name=self.name,
@@ -588,9 +641,10 @@ class Study:
             sampler=spec.sampler,
             target_device=spec.target_device,
             started=self.started,
-            trials=trials,
+            trials=tuple(record for record in records if record.repeat_of is None),
             limit_bytes=spec.limit_bytes,
             inputs=spec.inputs,
+            repeats=tuple(record for record in records if record.repeat_of is not None),
         )
 
     def _read(self, number: int | None = None) -> list[StoredTrial]:
@@ -638,6 +692,9 @@ class Study:
             trainable_params=estimate["trainable_params"],
             petl_params=estimate["petl_params"],
             memory_correction=suggested.get("correction", {}).get("factor", 1.0),
+            repeat_of=suggested.get("repeat_of"),
+            seed=suggested.get("seed"),
+            epochs=suggested.get("epochs"),
         )
         if result is None or not trial.is_finished:
             progress = trial.user_attrs.get(_PROGRESS, {"history": [], "stopped": False})
@@ -720,6 +777,13 @@ def pareto_sampler(
         n_priced=24,  # a prediction takes milliseconds
         seed=seed,
     )
+
+
+def _as_repeat(suggested: Mapping[str, Any]) -> Repeat | None:
+    """What a trial repeats; None: it is one of the search."""
+    if suggested.get("repeat_of") is None:
+        return None
+    return Repeat(suggested["repeat_of"], suggested["seed"], suggested["epochs"])
 
 
 def _refused(result: Mapping[str, Any]) -> tuple[float, str]:

@@ -41,6 +41,10 @@ function markers(group, points, strip) {
     y: points.map((p) => (strip ? 0 : p.y)),
     yaxis: strip ? "y2" : "y",
     hovertext: points.map((p) => p.hover), hoverinfo: "text",
+    error_y: {
+      visible: points.length > 0 && points[0].spread !== null, array: points.map((p) => p.spread),
+      color: front ? colour("accent") : colour("grey"), thickness: 1.5, width: 5,
+    },
     marker: {
       symbol: group.symbol, size: points.map((p) => p.size), opacity: front || points.length < 100 ? 1 : 0.6,
       color: front ? colour("accent") : colour("grey"),
@@ -68,7 +72,10 @@ function drawFront() {
     });
   }
   for (const group of picture.groups) {
-    traces.push(markers(group, group.points.filter(trained), false));
+    // apart from those with a bar: of a point without one plotly draws a bar of no length
+    for (const bar of [false, true]) {
+      traces.push(markers(group, group.points.filter((p) => trained(p) && (p.spread !== null) === bar), false));
+    }
     // an empty trace would do to draw the strip's axis over the plot's
     if (strip) traces.push(markers(group, group.points.filter((p) => !trained(p)), true));
   }

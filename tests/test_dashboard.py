@@ -121,6 +121,18 @@ class Page(HTMLParser):
         self.text += "" if self.quiet else data
 
 
+def confirmed(report: dict[str, Any]) -> dict[str, Any]:
+    """The first point of the front with three seeds, its mean 0.02 below its own value; the others as they were."""
+    first = report["front"][0]["trial"]
+    for trial in (t for key in ("all", "front") for t in report[key]):
+        several = trial["trial"] == first
+        for name in ("map", "map50"):
+            trial[f"{name}_mean"] = trial[name] - 0.02 if several else trial[name]
+            trial[f"{name}_std"] = 0.3 if several else None
+        trial["n_seeds"] = 3 if several else 1
+    return report
+
+
 def nothing_finished(n: int) -> dict[str, Any]:
     """A study whose n suggestions were all over the budget."""
     report = make_report(n, budget=1_000)
@@ -275,6 +287,18 @@ def test_hover_shows_number_state_reason_and_the_whole_configuration():
     assert all(name in hover for name in trial["config"])
 
 
+def test_a_confirmed_point_is_drawn_at_its_mean_with_a_bar():
+    report = confirmed(make_report())
+    row, drawn = report["front"][0], picture(report)
+    bars = [p for group in drawn["groups"] for p in group["points"] if p["spread"] is not None]
+    (point,) = bars
+    assert (point["trial"], point["y"], point["spread"]) == (row["trial"], row["map"] - 0.02, 0.3)
+    assert drawn["y_range"][0] == 0.0 and drawn["y_range"][1] > point["y"] + 0.3  # the whole bar is in sight
+    assert f"mean of 3 seeds {row['map'] - 0.02:.3f} \u00b1 0.300" in point["hover"]
+    assert any(note.startswith("Points with a bar were confirmed") for note in drawn["notes"])
+    assert not any(note.startswith("Points with a bar") for note in picture(make_report())["notes"])
+
+
 # ---------------------------------------------------------------- the files
 
 
@@ -325,6 +349,14 @@ def test_page_says_what_a_person_needs(tmp_path):
         "cst-search train best.yaml --data data/voc-mini --out best",
     ):
         assert wanted in text
+
+
+def test_page_shows_mean_and_spread_of_a_confirmed_point(tmp_path):
+    report = confirmed(make_report())
+    text = Page(write_front(report, tmp_path)["html"]).text
+    for name in ("map", "map50"):
+        assert f"{report['front'][0][name] - 0.02:.3f} \u00b1 0.300" in text
+    assert "mean and standard deviation over seeds" in text
 
 
 def test_what_people_typed_is_escaped_everywhere(tmp_path):
@@ -403,10 +435,13 @@ def browse(path: Path, profile: Path) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("report", [make_report(study=EVIL), make_report(40, objectives=3), nothing_finished(5)])
+@pytest.mark.parametrize(
+    "report", [make_report(study=EVIL), make_report(40, objectives=3), confirmed(make_report()), nothing_finished(5)]
+)
 def test_the_page_renders_in_chromium(tmp_path, report):
     written = write_front(report, tmp_path)
     dom, log = browse(written["html"], tmp_path / "profile")
+    assert len(re.findall(r'class="yerror"', dom)) == sum(trial.get("n_seeds") == 3 for trial in report["all"])
     drawn = picture(report)
     symbols = len(re.findall(r'<path class="point', dom))
     low, high = drawn["x_range"]

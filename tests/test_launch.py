@@ -27,7 +27,7 @@ from studies import Ran, run_cli, scored
 from cst_search.config import write_yaml
 from cst_search.data import DetectionData
 from cst_search.errors import ConfigError
-from cst_search.launch import LaunchOptions, _inputs, _memory_limit, expected_sharers, image_sizes
+from cst_search.launch import LaunchOptions, dataset_inputs, expected_sharers, image_sizes, memory_limit_of
 from cst_search.live import View
 from cst_search.memory import CONTEXT_BYTES, predict, worst_input
 from cst_search.petl import get_method
@@ -185,13 +185,13 @@ def test_what_each_trial_is_held_to(
     tmp_path: Path, why: str, device: str, budget: int | None, limit: int | None, allowed: int | None
 ) -> None:
     options = LaunchOptions(budget=Budget(budget, None), home=tmp_path, limit_bytes=limit)
-    assert _memory_limit(options, torch.device(device)) == allowed
+    assert memory_limit_of(options, torch.device(device)) == allowed
 
 
 def test_a_limit_below_what_cuda_takes_is_the_persons_mistake(tmp_path: Path) -> None:
     options = LaunchOptions(budget=Budget(), home=tmp_path, limit_bytes=CONTEXT_BYTES)
     with pytest.raises(ConfigError, match=r"--limit-mem must be above the .* that CUDA itself takes of a GPU; got "):
-        _memory_limit(options, torch.device("cuda"))
+        memory_limit_of(options, torch.device("cuda"))
 
 
 def test_a_limit_that_is_no_size(tmp_path: Path) -> None:
@@ -214,10 +214,10 @@ def test_three_sizes_stand_for_all_of_a_dataset(tiny_data: DetectionData) -> Non
         )
         short = rng.choice([64, 320, 800])
         recipe = Recipe(image_size_px=short, max_size_px=round(short * rng.choice([1, 1.3, 1.7])))
-        sizes = tuple((height, width) for height, width in _inputs(data)["sizes"])
+        sizes = tuple((height, width) for height, width in dataset_inputs(data)["sizes"])
         assert len(sizes) <= 3
         assert worst_input(recipe, sizes, 7) == worst_input(recipe, image_sizes(data), 7)
-    assert _inputs(tiny_data) == {"n_classes": 3, "max_boxes": 3, "sizes": [[64, 96], [80, 80], [96, 64]]}
+    assert dataset_inputs(tiny_data) == {"n_classes": 3, "max_boxes": 3, "sizes": [[64, 96], [80, 80], [96, 64]]}
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ ARITHMETIC = [
     "correction",
     "fit",
     "placement",
+    "seeds",
 ]  # no torch either
 SERVICES = {"ray", "optuna", "mlflow", "plotly", "matplotlib", "pydantic", "typer", "rich", "sqlalchemy", "psutil"}
 ALLOWED = {"torch", "torchvision", "pycocotools", "numpy", "PIL", "safetensors", "yaml"}

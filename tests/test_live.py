@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 from cst_search.live import View
-from cst_search.pareto import OBJECTIVES
-from cst_search.results import Tally, TrialRecord
+from cst_search.results import TrialRecord
 from cst_search.suggest import Suggestion
 
 ESTIMATE = {"device_bytes": 500_000_000, "trainable_params": 1000}
@@ -32,8 +31,7 @@ def stopped(trial: int, **changes: Any) -> TrialRecord:
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_a_promoted_trial_counts_once(is_terminal: bool) -> None:
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=140)
-    tally = Tally([OBJECTIVES["map"]], [0.0])
-    view = View(console, title="x", n_trials=4, n_workers=1, n_done=1, epochs=9, on_finished=lambda: tally)
+    view = View(console, title="x", n_trials=4, n_workers=1, n_done=1, epochs=9, on_finished=lambda: (0.5, 0))
     # trial 0 was stopped by an earlier launch, trial 1 by this one
     view.started(suggestion(1))
     view.finished(stopped(1))

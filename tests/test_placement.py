@@ -13,7 +13,7 @@ from test_workers import Heard
 
 from cst_search import search
 from cst_search.data import DetectionData
-from cst_search.launch import LaunchOptions, Survey, _workers
+from cst_search.launch import LaunchOptions, Survey, make_workers
 from cst_search.memory_limit import CPU_IS_LIMITED
 from cst_search.placement import MARGIN, Placement
 from cst_search.recipe import Recipe
@@ -89,7 +89,7 @@ def test_workers_on_gpus(
     placement = Placement(n_gpus, 24 * GB, GB // 2)
     options = LaunchOptions(Budget(), Path("."), workers=asked, trials=trials)
     survey = Survey((smallest, 9 * smallest), (1, 2), (1, 2))
-    workers, n_workers, threads = _workers(options, placement, Recipe(loader_workers=loaders), survey)
+    workers, n_workers, threads = make_workers(options, placement, Recipe(loader_workers=loaders), survey)
     assert isinstance(workers, search.Ray) and workers.placement is placement
     assert n_workers == workers.n_workers == expected
     assert (workers.cpus, threads) == (1.0, max(1, cores // expected))

@@ -237,7 +237,7 @@ def test_trial_by_trial_it_is_as_at_once(
         counted(name)
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
     mirror.start(study.info(), "abc", {})
-    tally, n_told = Tally(study.spec.objectives, study.info().reference), 0
+    tally, n_told = Tally(study.info()), 0
     running = [study.ask(fake_estimate)]  # type: ignore[arg-type]
     for i, quality in enumerate([0.3, 0.1, 0.5, 0.4, 0.1, 0.2, 0.6, 0.1, 0.1, 0.1]):
         running.append(study.ask(fake_estimate))  # type: ignore[arg-type]

@@ -119,6 +119,7 @@ def test_knee_and_hypervolume_of_the_drawing() -> None:
 def test_counts() -> None:
     assert make_info().counts() == {
         "total": 13, "complete": 7, "infeasible": 2, "failed": 1, "pruned": 1, "running": 1, "interrupted": 1,
+        "repeats": 0,
     }  # fmt: skip
     # towards --trials counts what ended and had a worker: neither the rejected one nor those still open
     assert make_info().n_ran() == 10
@@ -142,7 +143,7 @@ def test_a_tally_is_the_study_in_whatever_order_its_trials_end() -> None:
             for i in range(n)
         )
         order = rng.sample(range(n), rng.randint(0, n))
-        tally, done = Tally(make_info().objectives, make_info().reference), []
+        tally, done = Tally(make_info()), []
         while order:
             new = [order.pop() for _ in range(min(len(order), rng.randint(1, 3)))]
             done += new
@@ -161,7 +162,7 @@ def test_a_tally_is_the_study_in_whatever_order_its_trials_end() -> None:
 def test_one_that_was_stopped_and_went_on_comes_late() -> None:
     made = make_info().trials[0]
     first, second, third = (replace(made, trial=i, map=q, device_bytes=400) for i, q in enumerate((0.5, 0.3, 0.6)))
-    tally = Tally(make_info().objectives, make_info().reference)
+    tally = Tally(make_info())
     tally.add([second, third], first_running=3)  # the first waits
     tally.add([first], first_running=3)
     assert [number for number, _ in tally.volumes] == [1, 2, 2] and tally.volumes[1] == tally.volumes[2]
@@ -169,11 +170,23 @@ def test_one_that_was_stopped_and_went_on_comes_late() -> None:
     assert len(tally.volumes) == 3 and tally.front.volume > tally.volumes[-1][1]
 
 
+def test_a_tally_counts_the_mean_over_seeds() -> None:
+    made = make_info().trials[0]
+    lucky, steady = (replace(made, trial=i, map=q, device_bytes=400) for i, q in enumerate((0.5, 0.4)))
+    again = replace(lucky, trial=2, map=0.1, repeat_of=0, seed=1, epochs=3)
+    info = make_info(trials=(lucky, steady), repeats=(again,), recipe={"search_epochs": 3})
+    tally = Tally(info)
+    tally.add([lucky, again, steady], first_running=3)
+    assert tally.front.members == [record.trial for record in info.front()] == [1]
+    assert tally.front.volume == info.hypervolume() and [number for number, _ in tally.volumes] == [0, 1]
+
+
 def test_an_empty_study() -> None:
     info = make_info(trials=())
     report = front_report(info)
     assert (report["front"], report["knee"], report["hypervolume"]) == ([], None, 0.0)
-    assert report["trials"] == dict.fromkeys(("total", "complete", "infeasible", "failed", "pruned", "running"), 0)
+    counts = ("total", "complete", "infeasible", "failed", "pruned", "running", "repeats")
+    assert report["trials"] == dict.fromkeys(counts, 0)
     assert page_report(info)["all"] == []
 
 
@@ -202,7 +215,7 @@ def test_the_shape_of_front_json_is_that_of_the_design() -> None:
         "study": "str",
         "objectives": [{"name": "str", "goal": "str"}],
         "budget": {"memory_bytes": "int", "params": "NoneType"},
-        "trials": dict.fromkeys(("total", "complete", "pruned", "infeasible", "failed", "running"), "int"),
+        "trials": dict.fromkeys(("total", "complete", "pruned", "infeasible", "failed", "running", "repeats"), "int"),
         "reference_point": {"map": "float", "device_bytes": "float"},
         "hypervolume": "float",
         "knee": "int",
@@ -215,11 +228,17 @@ def test_the_shape_of_front_json_is_that_of_the_design() -> None:
                 "memory_source": "str",
                 "trainable_params": "int",
                 "petl_params": "int",
+                "n_seeds": "int",
+                "map_mean": "float",
+                "map_std": "NoneType",
+                "map50_mean": "float",
+                "map50_std": "NoneType",
             }
         ],
     }
     assert report["trials"]["running"] == 2  # the interrupted one runs again
-    assert sum(n for state, n in report["trials"].items() if state != "total") == report["trials"]["total"]
+    states = {state: n for state, n in report["trials"].items() if state not in ("total", "repeats")}
+    assert sum(states.values()) == report["trials"]["total"]
 
 
 def test_the_page_gets_every_trial() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from cst_search.errors import StudyError
 from cst_search.pareto import OBJECTIVES
 from cst_search.recipe import Recipe
 from cst_search.results import Budget
-from cst_search.suggest import CONSTRAINTS, SAMPLERS, Study, check_storage, list_studies
+from cst_search.suggest import CONSTRAINTS, SAMPLERS, Repeat, Study, check_storage, list_studies
 
 BUDGET = 1000  # bytes; see fake_estimate
 
@@ -320,6 +321,90 @@ def test_every_sampler_copes_with_conditions_and_a_budget(sampler: str, names: t
     assert {record.config["method"] for record in info.trials} == {"cst", "head"}
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_for_no_sampler_a_repeat_is_there(sampler: str) -> None:
+    """Finished ones of every outcome, and one that was cut off: what comes after is as without them."""
+    drawn = []
+    for with_repeats in (True, False):
+        study = in_memory(sampler=sampler)
+        for i in range(18):  # NSGA-II goes by generations of 16
+            run_one(study, scored(0.2 + 0.017 * i))
+        study.begin_launch()
+        if with_repeats:
+            best = study.info().front()[0].trial
+            outcomes: list[Any] = [
+                scored(0.99), scored(0.9, device_bytes=1100), {"outcome": "nonfinite", "reason": "nan"},
+                {"outcome": "oom", "reason": "x"}, {"outcome": "failed", "reason": "x"}, None,
+            ]  # fmt: skip
+            study.plan([Repeat(best, seed, 4) for seed in range(1, len(outcomes) + 1)])
+            for outcome in outcomes:
+                repeat = ask(study, None)
+                if outcome is not None:
+                    study.tell(repeat.trial, outcome)
+            assert ask(study, None) is None  # no more than was planned
+        study.end_launch()
+        study = Study(study._study, "")
+        # the seed of a launch's sampler goes by the number of trials; here by none
+        study.spec = dataclasses.replace(study.spec, seed=11 - 7919 * len(study._study.get_trials()))
+        study.begin_launch()
+        drawn.append([(s.config, study.tell(s.trial, scored(0.4)).state) for s in (ask(study) for _ in range(6))])
+    assert drawn[0] == drawn[1]
+
+
+# --- repeats --------------------------------------------------------------------------------------------------------
+
+
+def test_a_repeat_is_a_trial_with_its_seed_and_the_configuration(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    first = run_one(study, scored(0.4), cst__reduction=4, batch_size=4)
+    study.begin_launch()
+    study.plan([Repeat(0, 7, 2)])
+    suggestion = ask(study, None)
+    assert suggestion.config == {**first.config, "seed": 7}
+    assert (suggestion.trial, suggestion.repeat_of, suggestion.again) == (1, 0, False)
+    (running,) = study.info().repeats
+    assert (running.state, running.repeat_of, running.seed, running.epochs) == ("running", 0, 7, 2)
+    study.tell(1, scored(0.3, device_bytes=700))
+    info = Study.open(study.url, study.name).info()
+    (repeat,) = info.repeats
+    assert info.trials == (first,) and repeat.config == first.config
+    assert (repeat.state, repeat.map, repeat.device_bytes, repeat.memory_source) == ("complete", 0.3, 700, "measured")
+    assert info.n_ran() == 1 and info.counts()["repeats"] == 1
+    stored = as_optuna_has_it(study)[1]
+    assert (stored.state, stored.params, stored.values) == (TrialState.FAIL, {}, None)
+
+
+def test_a_search_leaves_what_a_confirmation_left_open_and_the_other_way_round(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    run_one(study, scored(0.4))
+    study.begin_launch()
+    mine = ask(study)  # a trial of the search, cut off
+    study.end_launch()
+
+    study = Study.open(study.url, study.name)
+    study.begin_launch()
+    study.plan([Repeat(0, 1, 2), Repeat(0, 2, 2)])
+    cut = ask(study, None)
+    study.end_launch()
+    assert [r.state for r in study.info().repeats] == ["interrupted"]
+
+    study = Study.open(study.url, study.name)
+    study.begin_launch()
+    again = ask(study)
+    assert (again.trial, again.again, again.repeat_of) == (mine.trial, True, None)
+    study.tell(again.trial, scored(0.3))
+    assert ask(study).trial not in (mine.trial, cut.trial)
+    study.end_launch()
+
+    study = Study.open(study.url, study.name)
+    study.begin_launch()
+    study.plan([Repeat(0, 2, 2), Repeat(0, 1, 2)])
+    fresh, taken_up = ask(study, None), ask(study, None)
+    assert (fresh.again, taken_up.again, taken_up.trial, taken_up.config) == (False, True, cut.trial, cut.config)
+    study.tell(taken_up.trial, scored(0.3))
+    assert study.record(cut.trial).state == "complete"
+
+
 def test_a_continued_study_does_not_draw_the_same_points_again(tmp_path: Path) -> None:
     configs = []
     for _ in range(2):
@@ -564,6 +649,32 @@ def test_one_that_is_due_is_not_closed() -> None:
     assert promoted is not None and not reaches(study, second, 2, 0.4)  # again, at the next rung
     assert study.record(second).reason == "stopped after epoch 2 of 4"
     assert len(study.close_stopped()) == 3
+
+
+def test_a_confirmation_promotes_nobody_and_is_no_measure_at_a_rung(tmp_path: Path) -> None:
+    study = with_rungs(make_study, tmp_path)
+    first, _ = begin(study, 0.5)
+    second, _ = begin(study, 0.3)
+    begin(study, 0.1), begin(study, 0.2)
+    complete(study, first, 0.5, 0.5, 0.5)
+    study.end_launch()
+
+    study = Study.open(study.url, study.name)
+    study.begin_launch()
+    assert (study.due(), study.n_stopped()) == (second, 3)
+    study.plan([Repeat(first, 1, 4)])
+    assert study.promote() is None and study.due() is None
+    again = ask(study, None).trial
+    for epoch in (1, 2, 3, 4):
+        assert reaches(study, again, epoch, 0.0)  # far below all others, and it goes on
+    study.tell(again, scored(0.0))
+    assert study.close_stopped() == []
+    study.end_launch()
+
+    study = Study.open(study.url, study.name)
+    study.begin_launch()
+    assert (study.due(), study.n_stopped()) == (second, 3)
+    assert set(study._rungs._reached[1]) == {r.trial for r in study.info().trials}  # the repeat is not among them
 
 
 def test_over_the_budget_comes_last_at_a_rung() -> None:
