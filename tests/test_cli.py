@@ -286,7 +286,7 @@ def test_list_where_there_is_nothing(tmp_path: Path) -> None:
 
 def test_status(home: Path) -> None:
     content = json.loads(run_cli("status", NAME, "--home", home, "--json").out)
-    assert set(content) == {"study", "trials", "hypervolume", "all"}
+    assert set(content) == {"study", "trials", "hypervolume", "all", "repeats"}
     assert [entry["state"] for entry in content["all"]] == ["complete"] * 3 + ["failed", "running"]
     assert content["all"][3]["reason"] == "ValueError: [/bold] & <b>"
     text = run_cli("status", NAME, "--home", home)
@@ -322,12 +322,13 @@ def test_front(home: Path) -> None:
     }  # fmt: skip
     assert [set(objective) for objective in report["objectives"]] == [{"name", "goal"}] * 3
     assert report["budget"] == {"memory_bytes": 1000, "params": None}
-    assert set(report["trials"]) == {"total", "complete", "pruned", "infeasible", "failed", "running"}
+    assert set(report["trials"]) == {"total", "complete", "pruned", "infeasible", "failed", "running", "repeats"}
     assert set(report["reference_point"]) == {"map", "device_bytes", "trainable_params"}
     assert [entry["trial"] for entry in report["front"]] == [0, 1]
     for entry in report["front"]:
         assert list(entry) == [
             "trial", "config", "map", "map50", "device_bytes", "memory_source", "trainable_params", "petl_params",
+            "n_seeds", "map_mean", "map_std", "map50_mean", "map50_std",
         ]  # fmt: skip
         assert set(entry["config"]) == {"method", "cst.reduction", "cst.mtc_stages", "batch_size", "lr"}
     assert report["knee"] in (0, 1)

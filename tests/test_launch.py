@@ -265,6 +265,8 @@ class MadeUp:
 
             monkeypatch.setattr(Study, name, counted)
 
+    def prepare(self) -> None: ...
+
     def run(self, study: Study, task: Any, *, n_trials: int, estimate: Any, stop: Any, events: Any) -> None:
         for i in range(n_trials - study.info().n_ran()):
             suggestion = study.ask(estimate)
@@ -280,7 +282,7 @@ def test_what_a_finish_costs_does_not_grow(
 ) -> None:
     shutil.copy(tables, tmp_path)
     workers = MadeUp(monkeypatch)
-    monkeypatch.setattr("cst_search.launch._workers", lambda options, device: (workers, 1, 1))
+    monkeypatch.setattr("cst_search.launch.make_workers", lambda *_: (workers, 1, 1))
     for n_trials in (12, 24):  # the second launch goes on
         ran = run_cli("launch", *base(tmp_path, "lr"), "--study", "many", "--trials", n_trials)
         assert ran.code == 0, ran

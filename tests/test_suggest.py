@@ -343,7 +343,7 @@ def test_for_no_sampler_a_repeat_is_there(sampler: str) -> None:
                     study.tell(repeat.trial, outcome)
             assert ask(study, None) is None  # no more than was planned
         study.end_launch()
-        study = Study(study._study, "")
+        study = Study(study._study, "", study._study._storage)
         # the seed of a launch's sampler goes by the number of trials; here by none
         study.spec = dataclasses.replace(study.spec, seed=11 - 7919 * len(study._study.get_trials()))
         study.begin_launch()
