@@ -136,6 +136,7 @@ def make_trainable(folder: Path) -> Callable[..., None]:
         import json
         import time
         import uuid
+        from contextlib import suppress
         from pathlib import Path
 
         import ray
@@ -150,7 +151,10 @@ def make_trainable(folder: Path) -> Callable[..., None]:
         end = time.monotonic() + 300
         others: list[float] = []
         while time.monotonic() < end:
-            others = [float(path.read_text()) for path in at_work.iterdir() if not path.name.startswith(".")]
+            others = []
+            for path in at_work.iterdir():
+                with suppress(FileNotFoundError):  # it has just ended
+                    others += [float(path.read_text())] if not path.name.startswith(".") else []
             if others.count(share) >= n_together or list(seen.glob("*-together")):
                 break
             time.sleep(0.02)
