@@ -33,12 +33,12 @@ import numpy as np
 import optuna
 
 from cst_search.config import load_recipe, load_space
-from cst_search.launch import default_configs
+from cst_search.launch import default_config
 from cst_search.memory import Estimate, predict, worst_input
 from cst_search.results import Budget, choose_objectives
 from cst_search.sampler import Encoder, Known, ParetoSampler
 from cst_search.schedule import Rungs, rung_epochs
-from cst_search.suggest import StudySpec, _distribution, _pick, params_of, pareto_sampler
+from cst_search.suggest import ETA, StudySpec, _distribution, _pick, params_of, pareto_sampler
 
 TABLE = Path("benchmarks/results/search-table.json.gz")
 EPOCHS = 9
@@ -156,7 +156,7 @@ def optuna_search(
     study = optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=sampler)
     for params in first:
         study.enqueue_trial(params)
-    rungs = Rungs(OBJECTIVES, rung_epochs(EPOCHS, eta) if eta else (), eta or 3)
+    rungs = Rungs(OBJECTIVES, rung_epochs(EPOCHS, eta) if eta else (), eta or ETA)
     open_trials: dict[int, tuple[Any, dict[str, Any], np.ndarray, int]] = {}
     while ledger.epochs < budget:
         number = rungs.promotable(list(open_trials))
@@ -261,12 +261,12 @@ def moasha(world: World, ledger: Ledger, seed: int, budget: int) -> None:
 def searches(world: World) -> dict[str, Callable[[Ledger, int, int], None]]:
     """By name: (ledger, seed, epochs to spend)."""
 
-    def ours(eta: int, defaults: bool = True) -> Callable[[Ledger, int, int], None]:
+    def ours(eta: int) -> Callable[[Ledger, int, int], None]:
         def run(ledger: Ledger, seed: int, budget: int) -> None:
             curves: dict[int, dict[int, float]] = {}
             sampler = pareto_sampler(world.spec, world.space, world.cost, lambda t: curves.get(t.number, {}), seed)
-            first = [params_of(world.space, config) for config in default_configs(world.space, world.recipe)]
-            optuna_search(world, ledger, sampler, budget, curves, eta, first if defaults else [])
+            first = [params_of(world.space, default_config(world.space, world.recipe))]
+            optuna_search(world, ledger, sampler, budget, curves, eta, first)
 
         return run
 
@@ -275,9 +275,8 @@ def searches(world: World) -> dict[str, Callable[[Ledger, int, int], None]]:
 
     samplers = optuna.samplers
     return {
-        "pareto, early stopping": ours(3),
+        "pareto, early stopping": ours(ETA),
         "pareto": ours(0),
-        "pareto, without the methods' defaults": ours(0, defaults=False),
         "Ray Tune + OptunaSearch": lambda ledger, seed, budget: stock_ray(world, ledger, seed, budget),
         "Optuna TPE": stock(
             lambda seed: samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
@@ -285,7 +284,7 @@ def searches(world: World) -> dict[str, Callable[[Ledger, int, int], None]]:
         "Optuna NSGA-II": stock(lambda seed: samplers.NSGAIISampler(population_size=16, seed=seed)),
         "Optuna GP": stock(lambda seed: samplers.GPSampler(seed=seed, warn_independent_sampling=False)),
         "random": stock(lambda seed: samplers.RandomSampler(seed=seed)),
-        "random, early stopping": stock(lambda seed: samplers.RandomSampler(seed=seed), 3),
+        "random, early stopping": stock(lambda seed: samplers.RandomSampler(seed=seed), ETA),
         "Syne Tune MOASHA": lambda ledger, seed, budget: moasha(world, ledger, seed, budget),
     }
 

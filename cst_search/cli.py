@@ -156,7 +156,14 @@ def launch(
     objectives: Annotated[
         str, typer.Option("--objectives", help="From map, device_bytes, trainable_params, map50, petl_params.")
     ] = "map,device_bytes,trainable_params",
-    sampler: Annotated[str, typer.Option("--sampler", help="pareto, tpe, nsga2, gp or random.")] = "tpe",
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            "--sampler",
+            help="pareto, tpe, nsga2, gp or random [default: pareto, or tpe where it cannot search for --objectives].",
+            show_default=False,
+        ),
+    ] = None,
     storage: StorageOption = None,
     tracking_uri: Annotated[
         str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
@@ -180,13 +187,12 @@ def launch(
         bool | None,
         typer.Option(
             "--stop-early/--no-stop-early",
-            help="Stop trials at epochs 1, eta, eta^2 ... unless they are among the best 1/eta there "
-            "[default: as the study, else no].",
+            help="Stop trials part-way unless they are among the best 1/eta there [default: as the study, else yes].",
             show_default=False,
         ),
     ] = None,
     eta: Annotated[
-        int | None, typer.Option("--eta", min=2, help="Stop early with this eta [default of --stop-early: 3].")
+        int | None, typer.Option("--eta", min=2, help="Stop early with this eta [default: as the study, else 2].")
     ] = None,
     home: HomeOption = None,
     json_: JsonOption = False,
@@ -204,7 +210,7 @@ def launch(
         ("--device", device, ("auto", "cpu", "cuda")),
         ("--sampler", sampler, ("pareto", "tpe", "nsga2", "gp", "random")),
     ):
-        if value not in allowed:
+        if value is not None and value not in allowed:
             raise ConfigError(f"{flag} must be one of {', '.join(allowed)}; got {value!r}")
     if eta is not None and stop_early is False:
         raise ConfigError(f"--eta {eta} says how trials are stopped early, and --no-stop-early that none is; give one")
@@ -234,7 +240,7 @@ def launch(
         in_process=in_process,
         limit_bytes=limit_bytes,
         cache_bytes=cache_bytes,
-        eta=0 if stop_early is False else eta or (3 if stop_early else None),
+        eta=0 if stop_early is False else eta or (2 if stop_early else None),
     )
     result = run(options, err if json_ else out)
     if json_:

@@ -37,7 +37,15 @@ from cst_search.placement import Placement
 from cst_search.recipe import Recipe
 from cst_search.results import Budget, StudyInfo, Tally, choose_objectives, page_report
 from cst_search.space import Space
-from cst_search.suggest import Study, StudySpec, check_sampler, check_storage, default_storage, list_studies
+from cst_search.suggest import (
+    Study,
+    StudySpec,
+    check_sampler,
+    check_storage,
+    default_sampler,
+    default_storage,
+    list_studies,
+)
 from cst_search.trial import allowance, choose_device
 from cst_search.units import format_bytes, format_count, format_seconds
 from cst_search.workers import InProcess, Task, Workers
@@ -72,7 +80,7 @@ class LaunchOptions:
     workers: int | None = None
     device: str = "auto"
     objectives: str = "map,device_bytes,trainable_params"
-    sampler: str = "tpe"
+    sampler: str | None = None
     storage: str | None = None
     tracking_uri: str | None = None
     skip_bad: bool = False
@@ -109,7 +117,8 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     objectives = choose_objectives(options.objectives)
-    check_sampler(options.sampler, objectives)
+    if options.sampler is not None:
+        check_sampler(options.sampler, objectives)
     storage = options.storage or default_storage(options.home)
     shown_storage = check_storage(storage)
     device = check_device(options.device)
@@ -165,8 +174,11 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     if study.rungs:
         epochs = ", ".join(map(str, study.rungs))
         say(f"early stopping: of the trials that reach epoch {epochs}, one in {study.spec.eta} goes on")
-    elif study.spec.eta:
-        say("note: early stopping has nothing to stop, as trials are 1 epoch long; --set search_epochs=N changes that")
+    elif options.eta:
+        say(
+            f"note: early stopping has nothing to stop, as trials are {recipe.search_epochs} epoch(s) long; "
+            f"--set search_epochs=N changes that"
+        )
     record.start(study.info(), launch_id, _settings(study, options, n_workers, device))
 
     on_finished = follow(study, record)
@@ -451,7 +463,7 @@ def _study(
         space=json.loads(json.dumps(space.source)),
         data=recipe.data,
         seed=options.seed,
-        sampler=options.sampler,
+        sampler=options.sampler or default_sampler(objectives),
         target_device="CUDA GPU (generic)",
         limit_bytes=options.limit_bytes,
         inputs=inputs,
@@ -459,22 +471,21 @@ def _study(
     )
     study = Study.create(storage, name, spec)
     if not study.info().trials:
-        for config in default_configs(space, recipe):
-            study.enqueue(config)
+        study.enqueue(default_config(space, recipe))
     return study
 
 
-def default_configs(space: Space, recipe: Recipe) -> list[dict[str, Any]]:
-    """The defaults of every method of a space, the recipe's own first: a search should never end below them."""
-    found = []
-    for method in sorted(space.methods, key=lambda name: name != recipe.method):
-        defaults = get_method(method)
-        own = method == recipe.method
-        made = defaults.make_options(recipe.options if own else {})
-        config = {key: value for key, value in vars(recipe).items() if key not in ("options", "origin")}
-        config |= {"method": method, "lr": (recipe.lr if own else None) or defaults.lr}
-        found.append(config | {f"{method}.{key}": value for key, value in vars(made).items()})
-    return found
+def default_config(space: Space, recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a configuration, of its method or the first of the space: a search should not end below it.
+
+    Of one method alone: those of all twelve as first trials were worse than what a search found in their place.
+    """
+    method = get_method(recipe.method if recipe.method in space.methods else space.methods[0])
+    own = method.name == recipe.method
+    made = method.make_options(recipe.options if own else {})
+    config = {key: value for key, value in vars(recipe).items() if key not in ("options", "origin")}
+    config |= {"method": method.name, "lr": (recipe.lr if own else None) or method.lr}
+    return config | {f"{method.name}.{key}": value for key, value in vars(made).items()}
 
 
 def _settings(study: Study, options: LaunchOptions, n_workers: int, device: Any) -> dict[str, Any]:

@@ -155,8 +155,7 @@ class Model:
 
     Matern 5/2 with a lengthscale per column and a noise of its own, as trials with other seeds differ. With as many
     columns as trials, lengthscales need a prior: they lie around a common one, which grows with the root of the number
-    of columns [Hvarfner2024]. Independent wide
-    priors were far too sure of themselves on 15 to 40 real trials.
+    of columns [Hvarfner2024]. Independent wide priors were far too sure of themselves on 15 to 40 real trials.
     """
 
     def __init__(self) -> None:
@@ -223,6 +222,9 @@ _END = 1 << 30  # the epoch of a result at full length
 _MOST_PRICED = 4096  # structures whose costs are kept
 # of so many suggestions one is random, for what the model is wrong about [Hutter2011]
 _CYCLE = 4
+# The model is one fit out of many that a few trials allow, and surer than all of them together: where it chooses, its
+# standard deviation counts so many times. 3 and 5 did alike, 2 worse and 1 much worse (docs/searching.md).
+_BOLD = 3.0
 _MOST_MODELLED = 300  # trials that the model is made of: a suggestion is to take milliseconds
 
 
@@ -285,7 +287,7 @@ class ParetoSampler(BaseSampler):
         free: Collection[str] = (),
         reference: Sequence[float] | None = None,
         curve: Callable[[FrozenTrial], Mapping[int, float]] | None = None,
-        n_startup: int = 10,
+        n_startup: int = 5,
         n_priced: int = 48,
         n_candidates: int = 1000,
         seed: int | None = None,
@@ -465,14 +467,14 @@ class ParetoSampler(BaseSampler):
         smooth = self._model.predict(rows)[0]
         front = [i for i, point in enumerate(everyone) if point.counts]
         front = [front[k] for k in np.flatnonzero(nondominated(np.column_stack([-smooth[front], costs[front]])))]
-        reference = self._reference_point(smooth, costs, front, signs, wide=len(points) % 2 == 1)
+        reference = self._reference_point(smooth, costs, front, signs)
         taken = {frozenset(point.params.items()) for point in points}
 
         def gain(candidates: Sequence[Params]) -> Floats:
             known = [self._price(params) for params in candidates]
             mean, std = self._model.predict(np.stack([self._encoder.row(params) for params in candidates]))
             dear = np.array([-np.delete(signs, self._costly) * k.values for k in known]).reshape(len(known), -1)
-            improvement = ehvi(mean, std, dear, smooth[front], costs[front], reference)
+            improvement = ehvi(mean, _BOLD * std, dear, smooth[front], costs[front], reference)
             new = [
                 k.violation <= 0 and frozenset(p.items()) not in taken for k, p in zip(known, candidates, strict=True)
             ]
@@ -522,24 +524,19 @@ class ParetoSampler(BaseSampler):
         others = self._rng.choice(rest, size=_MOST_MODELLED - len(kept), replace=False)
         return [points[i] for i in np.union1d(kept, others)]
 
-    def _reference_point(self, y: Floats, costs: Floats, front: Sequence[int], signs: Floats, *, wide: bool) -> Floats:
+    def _reference_point(self, y: Floats, costs: Floats, front: Sequence[int], signs: Floats) -> Floats:
         """The worst (y, costs) that count, as `ehvi` takes them.
 
-        That is a tenth beyond the worst of the front, where improvements all over it count alike. What is dearer than
-        all of the front counts for nothing there; ``wide`` takes the costs that were given, or the largest seen.
+        Costs up to those that were given, or the largest seen: with less, what is dearer than all of the front counts
+        for nothing. Of y a tenth below the worst of the front, or what is cheap and poor would count for much.
         """
-        points = np.column_stack([-y, costs])
-        seen = points[list(front)] if len(front) > 1 else points
-        best, worst = seen.min(axis=0), seen.max(axis=0)
-        reference = worst + 0.1 * (worst - best) + 1e-12
-        bound = points.max(axis=0)
+        bound = np.append((-y).max(), costs.max(axis=0))
         if self._reference is not None:
             given = -signs * np.asarray(self._reference)
             bound = np.append(given[self._costly], np.delete(given, self._costly))
-            reference = np.minimum(reference, bound)
-        if wide:
-            reference[1:] = bound[1:]
-        return np.append(-reference[0], reference[1:])
+        seen = y[list(front)] if len(front) > 1 else y
+        floor = max(float(seen.min() - 0.1 * (seen.max() - seen.min())) - 1e-12, -float(bound[0]))
+        return np.append(floor, bound[1:])
 
 
 def _draw(distribution: BaseDistribution, rng: np.random.Generator) -> Any:

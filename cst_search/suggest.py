@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from cst_search.memory import Estimate
 
 SAMPLERS = ("pareto", "tpe", "nsga2", "gp", "random")
+ETA = 2  # of early stopping, for a study that does not say
 CONSTRAINTS = ("memory", "params", "finite")  # in every trial, in this order: the GP sampler needs that
 _FORMAT = 3  # of the attributes below; a reader refuses a newer one
 _STUDY, _SUGGESTED, _RESULT, _LAUNCH = "cst_study", "cst_suggested", "cst_result", "cst_launch:"
@@ -109,8 +110,8 @@ class StudySpec:
             the study's, as a trial that ran out of it is recorded as one that violates a constraint.
         inputs: of the dataset, as far as memory and parameters depend on it: ``n_classes``, ``max_boxes``, ``sizes``
             (height, width). For an export where the dataset is not.
-        eta: of early stopping: of the trials that reach a rung one in eta goes on; 0: all do. None: 0 for a new study,
-            and for one that is continued whatever it was made with.
+        eta: of early stopping: of the trials that reach a rung one in eta goes on; 0: all do. None: `ETA` for a new
+            study, and for one that is continued whatever it was made with.
     """
 
     objectives: tuple[Objective, ...]
@@ -256,7 +257,7 @@ class Study:
             found = cls.open(url, name)
             found._check_same(spec)
             return found
-        plain = replace(spec, eta=spec.eta or 0).to_dict()
+        plain = replace(spec, eta=ETA if spec.eta is None else spec.eta).to_dict()
         stamp = {"format": _FORMAT, "version": __version__, "started": _now(), "spec": plain}
         study.set_user_attr(_STUDY, stamp)
         with _experimental():
@@ -733,6 +734,11 @@ def _memory_ratio(suggested: Mapping[str, Any], result: Mapping[str, Any]) -> li
         measured = max(measured, (result.get("held_bytes") or 0) + (result.get("asked_bytes") or 0))
         return [measured / predicted] if measured > predicted else []
     return [measured / predicted] if result["outcome"] in ("complete", "stopped") else []
+
+
+def default_sampler(objectives: Sequence[Objective]) -> str:
+    """The best of `SAMPLERS` that can search for these, by benchmarks/search.py."""
+    return "pareto" if [objective.goal for objective in objectives].count("max") == 1 else "tpe"
 
 
 def check_sampler(name: str, objectives: Sequence[Objective]) -> None:

@@ -69,6 +69,7 @@ def make_spec(**changes: Any) -> StudySpec:
         "seed": 0,
         "sampler": "random",
         "target_device": "CUDA GPU (generic)",
+        "eta": 0,
     } | changes
     reference = {"map": 0.0, "map50": 0.0, "device_bytes": 1600.0, "trainable_params": 2000.0, "petl_params": 100.0}
     values.setdefault("reference_point", {o.name: reference[o.name] for o in values["objectives"]})

@@ -15,10 +15,12 @@ TWO = (OBJECTIVES["map"], OBJECTIVES["device_bytes"])
 @pytest.mark.parametrize(
     ("epochs", "eta", "expected"),
     [
-        (9, 3, (1, 3)),  # the full length is no rung
-        (10, 3, (1, 3, 9)),
-        (5, 2, (1, 2, 4)),
-        (1, 3, ()),  # nothing to stop early
+        (9, 2, (3, 5)),  # 4.5 and 2.25; 1.125 would tell nothing
+        (9, 3, (3,)),
+        (24, 2, (6, 12)),
+        (5, 3, (2,)),
+        (2, 2, ()),  # the first epoch is no rung
+        (1, 3, ()),
     ],
 )
 def test_rungs(epochs: int, eta: int, expected: tuple[int, ...]) -> None:

@@ -9,7 +9,8 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cst_search.errors import StudyError
 from cst_search.pareto import OBJECTIVES
 from cst_search.recipe import Recipe
 from cst_search.results import Budget
+from cst_search.schedule import rung_epochs
 from cst_search.suggest import CONSTRAINTS, SAMPLERS, Repeat, Study, check_storage, list_studies
 
 BUDGET = 1000  # bytes; see fake_estimate
@@ -542,10 +544,25 @@ def test_what_a_killed_launch_had_at_work_is_handed_out_again(tmp_path: Path) ->
 STOPS = Recipe(detector="fcos", backbone="resnet18", weights="none", search_epochs=4).to_dict()
 
 
+@pytest.fixture(autouse=True)
+def two_rungs_in_four_epochs() -> Iterator[None]:
+    with shorter_rungs():
+        yield
+
+
+@contextmanager
+def shorter_rungs() -> Iterator[None]:
+    """Real rungs begin later than in a test of 4 epochs they could."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suggest, "rung_epochs", lambda epochs, eta: (1, 2) if epochs == 4 else rung_epochs(epochs, eta))
+        yield
+
+
 def with_rungs(make: Callable[..., Study] = in_memory, *arguments: Any, **changes: Any) -> Study:
     """A study whose trials of 4 epochs are compared after epochs 1 and 2, where one in two goes on."""
     values = {"eta": 2, "recipe": STOPS, "objectives": objectives("map"), "budget": Budget(10_000, None)} | changes
-    study = make(*arguments, **values)
+    with shorter_rungs():  # for who has no fixture
+        study = make(*arguments, **values)
     study.begin_launch()
     assert study.rungs == (1, 2)
     return study
