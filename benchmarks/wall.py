@@ -53,9 +53,9 @@ def command(side: str, home: Path, points: Path | None, args: argparse.Namespace
     shared += [word for setting in args.set for word in ("--set", setting)]
     threads = ["--threads", str(threads_of(args.workers))]
     if side == "launch":
-        sampler = "random" if args.same else "tpe"
+        same = ["--sampler", "random", "--no-stop-early"] if args.same else []
         return [sys.executable, "-c", _CLI, "launch", *shared, "--device", "cpu", "--study", "wall", "--seed",
-                str(args.seed), "--sampler", sampler]  # fmt: skip
+                str(args.seed), *same]  # fmt: skip
     listed = ["--points", str(points)] if points else []
     if side == "pool":
         return [sys.executable, str(HERE / "wall.py"), "--pool", *shared, *threads, *listed]
@@ -78,7 +78,8 @@ def trials_of_launch(home: Path) -> list[dict[str, Any]]:
     trials = []
     for attrs in (trial.user_attrs for trial in study.get_trials() if "cst_result" in trial.user_attrs):
         result, estimate = attrs["cst_result"], attrs["cst_suggested"]["estimate"]
-        trial = {key: result.get(key) for key in ("map", "train_seconds")}
+        # of one that was stopped early the whole time is known, with what it took to build its model
+        trial = {"map": result.get("map"), "train_seconds": result.get("train_seconds") or result.get("seconds")}
         trial |= {key: estimate[key] for key in ("device_bytes", "trainable_params")}
         trials.append({"config": attrs["cst_suggested"]["config"]} | trial)
     return trials
