@@ -217,7 +217,7 @@ def launch(
 
     from cst_search.launch import LaunchOptions
     from cst_search.launch import launch as run
-    from cst_search.results import Budget, front_report
+    from cst_search.results import Budget
 
     options = LaunchOptions(
         budget=Budget(memory, params),
@@ -242,7 +242,68 @@ def launch(
         cache_bytes=cache_bytes,
         eta=0 if stop_early is False else eta or (2 if stop_early else None),
     )
-    result = run(options, err if json_ else out)
+    _end_of_search(run(options, err if json_ else out), json_)
+
+
+@app.command()
+def resume(
+    study: StudyArgument,
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, help="Trials that it shall have in the end [default: as it was].")
+    ] = None,
+    time_limit: Annotated[
+        str | None, typer.Option("--time-limit", help="Start no trial after this time, such as 30m or 8h.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Trials at a time [default: one per core; on a GPU as fit].")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    storage: StorageOption = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Drop broken images and boxes, if the search did.")
+    ] = False,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="One trial after the other in this process, without Ray.")
+    ] = False,
+    cache_size: CacheOption = None,
+    home: HomeOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Go on with a search where it ended or died, as it was made: data, recipe, space and budget are the study's."""
+    from cst_search.errors import ConfigError
+    from cst_search.units import parse_seconds
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device must be one of auto, cpu, cuda; got {device!r}")
+    cache_bytes = _cache_bytes(cache_size)
+    limit = None if time_limit is None else parse_seconds(time_limit)
+    opened = _open_study(study, home, storage)
+
+    from cst_search.launch import LaunchOptions, resumed
+    from cst_search.launch import launch as run
+
+    options = LaunchOptions(
+        budget=opened.spec.budget,
+        home=_home(home),
+        time_limit_seconds=limit,
+        workers=workers,
+        device=device,
+        storage=storage,
+        tracking_uri=tracking_uri,
+        skip_bad=skip_bad,
+        in_process=in_process,
+        cache_bytes=cache_bytes,
+    )
+    _end_of_search(run(resumed(opened, options, trials), err if json_ else out), json_)
+
+
+def _end_of_search(result: Any, json_: bool) -> None:
+    """What a launch prints for a program, and its exit code."""
+    from cst_search.results import front_report
+
     if json_:
         _print_json(front_report(result.info) | {"seconds": result.seconds, "interrupted": result.interrupted})
     if result.interrupted:

@@ -24,7 +24,7 @@ from cst_search.addresses import shown_address
 from cst_search.cache import open_cache
 from cst_search.catalog import default_home
 from cst_search.checkpoints import Checkpoints
-from cst_search.config import apply_settings, load_recipe, load_space
+from cst_search.config import apply_settings, load_recipe, load_space, make_recipe
 from cst_search.data import DetectionData, load_data
 from cst_search.demo import write_demo
 from cst_search.detector import build_detector
@@ -65,6 +65,7 @@ class LaunchOptions:
             CPU what it may grow by, and None is no limit: its memory is not the GPU's that the budget is about.
         cache_bytes: of images and maps that trials share, in ``home / "cache"``; 0: nothing is shared.
         eta: of early stopping; see `suggest.StudySpec`.
+        of_study: the study to go on with, whose recipe and space are taken rather than these; see `resumed`.
     """
 
     budget: Budget
@@ -88,6 +89,33 @@ class LaunchOptions:
     limit_bytes: int | None = None
     cache_bytes: int | None = None
     eta: int | None = None
+    of_study: StudyInfo | None = None
+
+
+def resumed(study: Study, options: LaunchOptions, n_trials: int | None) -> LaunchOptions:
+    """Options of a launch that goes on with a study: what the study was made with takes the place of theirs.
+
+    Args:
+        n_trials: that the study shall have in the end; None: as many as its last launch was to reach.
+
+    Raises:
+        StudyError: nobody said how many.
+    """
+    info = study.info()
+    n_trials = n_trials or study.n_wanted()
+    if n_trials is None:
+        raise StudyError(f"study {info.name!r} does not say how many trials it shall have; give --trials N")
+    return replace(
+        options,
+        trials=n_trials,
+        of_study=info,
+        study=info.name,
+        budget=info.budget,
+        data=None if info.data == "demo" else info.data,
+        objectives=",".join(objective.name for objective in info.objectives),
+        seed=info.seed,
+        limit_bytes=info.limit_bytes,
+    )
 
 
 @dataclass(frozen=True)
@@ -125,10 +153,11 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     limit = memory_limit_of(options, device)
     if options.study is not None:
         _check_name(options.study)
-    space = load_space(options.space)
+    known = options.of_study
+    space = load_space(options.space) if known is None else Space.from_dict(known.space, where=f"study {known.name!r}")
     for method in space.methods:
         get_method(method)
-    recipe = _base_recipe(options, device)
+    recipe = _base_recipe(options, device) if known is None else make_recipe(known.recipe, f"study {known.name!r}")
     data = _load(options, recipe, say)
     build_detector(recipe, len(data.class_names))  # fetches weights for all workers; faults show here, not in trials
     estimate = _estimator(recipe, data)
@@ -144,7 +173,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         reference[cost] = min(reference[cost], bound or reference[cost])
     name = options.study or _new_name(storage, "demo" if options.data is None else Path(recipe.data).name)
     study = _study(storage, name, space, recipe, options, objectives, reference, dataset_inputs(data))
-    launch_id = study.begin_launch(None if placement is None else placement.gpu_bytes)
+    launch_id = study.begin_launch(None if placement is None else placement.gpu_bytes, options.trials)
     n_before = study.info().n_ran()
     if n_before >= options.trials and not study.n_stopped():
         study.end_launch()
@@ -548,7 +577,7 @@ def _say_end(
     )
     home = "" if options.home == default_home() else f" --home {options.home}"
     if interrupted:
-        say(f"go on with the same command and --study {info.name}; what is finished is kept")
+        say(f"what is finished is kept; go on with:  cst-search resume {info.name}{home}{flags}")
     if info.front():
         console.print(front_table(info))
         data = "" if info.data == "demo" else f" --data {info.data}"

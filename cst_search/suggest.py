@@ -268,9 +268,12 @@ class Study:
         new, old = spec.to_dict(), self.spec.to_dict()
         named = {"objectives": "--objectives", "budget": "--budget-mem/--budget-params", "recipe": "--recipe",
                  "space": "--space", "data": "--data", "limit_bytes": "--limit-mem",
-                 "eta": "--stop-early/--eta"}  # fmt: skip
+                 "eta": "--stop-early/--eta",
+                 "inputs": "--data (classes, most boxes or image sizes differ)"}  # fmt: skip
         if spec.eta is None:
             new["eta"] = old["eta"]
+        if not old["inputs"]:  # made before they were kept
+            new["inputs"] = old["inputs"]
         differs = [flag for key, flag in named.items() if new[key] != old[key]]
         if differs:
             raise StudyError(
@@ -280,11 +283,12 @@ class Study:
 
     # --- a launch at work -------------------------------------------------------------------------------------------
 
-    def begin_launch(self, gpu_bytes: int | None = None) -> str:
+    def begin_launch(self, gpu_bytes: int | None = None, n_wanted: int | None = None) -> str:
         """Register this process as the one that works on the study. Raises StudyError: another here already does.
 
         Args:
             gpu_bytes: of the GPU at hand, if there is one: what is predicted above it is rejected as over the budget.
+            n_wanted: trials that the study shall have in the end; for `n_wanted`.
         """
         for launch in self._launches().values():
             if _alive(launch) and launch["host"] == socket.gethostname():
@@ -294,7 +298,8 @@ class Study:
                 )
         self.launch_id = uuid.uuid4().hex[:12]
         process = psutil.Process()
-        launch = {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time(), "begun": _now()}
+        launch = {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time(), "begun": _now(),
+                  "trials": n_wanted}  # fmt: skip
         if self._engine is not None:
             log_ahead(self._engine, on=True)
         self._study.set_user_attr(_LAUNCH + self.launch_id, launch)
@@ -336,6 +341,11 @@ class Study:
             self._study.set_user_attr(_LAUNCH + self.launch_id, launch | {"ended": _now()})
             if self._engine is not None:
                 log_ahead(self._engine, on=False)
+
+    def n_wanted(self) -> int | None:
+        """Trials that the last launch wanted the study to have in the end; None: none said so."""
+        said = [launch for launch in self._launches().values() if launch.get("trials")]
+        return max(said, key=lambda launch: launch["begun"])["trials"] if said else None
 
     def _launches(self) -> dict[str, Any]:
         attrs = self._study.user_attrs

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -445,12 +446,56 @@ def test_ctrl_c_ends_a_search_and_keeps_it(
     finally:
         signal.signal(signal.SIGINT, before)
     assert ran.code == 130, ran
-    assert "go on with the same command and --study cut" in ran.out and "stopped after" in ran.out
+    assert f"go on with:  cst-search resume cut --home {tmp_path}" in ran.out and "stopped after" in ran.out
     stopped = read(tmp_path, "cut")
     assert [record.state for record in stopped.trials] == ["complete", "interrupted"]
     assert (tmp_path / "cut" / "front.html").exists()  # what there is is reported
     assert "--budget-mem 80 GB is above everything in this space" in ran.out and "so it excludes nothing" in ran.out
-    check_the_end(tmp_path, stopped, run_cli("launch", *flags))
+    check_the_end(tmp_path, stopped, run_cli("resume", "cut", "--home", tmp_path, "--device", "cpu", "--in-process"))
+
+
+def test_resume_takes_all_from_the_study(
+    tmp_path: Path, tables: Path, tiny_folder: Path, tiny_recipe: Callable[..., Recipe]
+) -> None:
+    """The files of recipe and space are gone; the data may not be another."""
+    home, data = tmp_path / "home", tmp_path / "data"
+    home.mkdir()
+    shutil.copy(tables, home)
+    shutil.copytree(tiny_folder, data)
+    recipe, space = tmp_path / "recipe.yaml", tmp_path / "space.yaml"
+    write_yaml(recipe, tiny_recipe(method="head", batch_size=1).to_dict(), "test")
+    write_yaml(space, {"methods": ["head"], "shared": {"lr": SPACE["shared"]["lr"]}}, "test")
+    flags = ["--home", home, "--device", "cpu", "--in-process"]
+    ran = run_cli(
+        "launch", *flags, "--data", data, "--recipe", recipe, "--space", space, "--study", "on", "--trials", 2,
+        "--seed", 3, "--budget-mem", "5GB", "--objectives", "map,device_bytes", "--sampler", "random",
+    )  # fmt: skip
+    assert ran.code == 0, ran
+    before = read(home, "on")
+    recipe.unlink(), space.unlink()
+
+    ran = run_cli("resume", "on", *flags)
+    assert ran.code == 2 and "study 'on' already has 2 trials; give --trials above that" in ran.message
+    ran = run_cli("resume", "on", *flags, "--trials", 3, "--json")
+    assert ran.code == 0, ran
+    assert json.loads(ran.out)["trials"]["complete"] == 3
+    after = read(home, "on")
+    assert replace(after, trials=()) == replace(before, trials=()) and after.trials[:2] == before.trials
+    assert Study.open(f"sqlite:///{home / 'studies.db'}", "on").n_wanted() == 3
+    ran = run_cli("resume", "on", *flags)  # the last launch wanted three
+    assert ran.code == 2 and "already has 3 trials" in ran.message
+
+    ran = run_cli("resume", "off", *flags)
+    assert ran.code == 2 and "there is no study 'off'" in ran.message and "'on'" in ran.message
+    for path in data.glob("*.json"):
+        coco = json.loads(path.read_text())
+        coco["categories"].append({"id": 99, "name": "another"})
+        path.write_text(json.dumps(coco))
+    ran = run_cli("resume", "on", *flags, "--trials", 4)
+    assert ran.code == 2 and "was made with another --data (classes, most boxes or image sizes differ)" in ran.message
+    data.rename(tmp_path / "moved")
+    ran = run_cli("resume", "on", *flags, "--trials", 4)
+    assert ran.code == 2 and str(data) in ran.message
 
 
 def test_with_ray_killed_and_then_stopped(tmp_path: Path, base: Callable[..., list[str]], tables: Path) -> None:
@@ -471,7 +516,7 @@ def test_with_ray_killed_and_then_stopped(tmp_path: Path, base: Callable[..., li
         rest, _ = process.communicate(timeout=300)
         assert process.returncode == 130, seen + rest
     assert f"study cut: 1 of {N_TRIALS} trials done" in seen
-    assert "go on with the same command and --study cut" in rest
+    assert "go on with:  cst-search resume cut" in rest
     assert "Traceback" not in seen + rest
     stopped = read(tmp_path, "cut")
     assert finished(killed).items() <= finished(stopped).items()
