@@ -316,6 +316,31 @@ def _end_of_search(result: Any, json_: bool) -> None:
 
 
 @app.command()
+def sync(
+    study: StudyArgument,
+    tracking_uri: Annotated[
+        str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
+    ] = None,
+    home: HomeOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Bring MLflow all that it lacks of a study: runs, front, page. It may be another MLflow, and may be done again."""
+    info = _open_study(study, home, storage).info()
+    from cst_search.addresses import shown_address
+    from cst_search.launch import export_best, write_report
+    from cst_search.record import MlflowRecord, default_tracking_uri
+
+    files = write_report(info, _home(home) / info.name)
+    uri = tracking_uri or default_tracking_uri(_home(home))
+    record = MlflowRecord(uri, _home(home) / "artifacts", warn=lambda line: err.print(line, markup=False))
+    pages = [files[kind] for kind in ("html", "png", "json")]
+    record.rebuild(info, {"pareto": pages, "export": export_best(info, files)})
+    if not record.close(timeout_seconds=3600):
+        raise typer.Exit(1)
+    _say(f"{shown_address(uri)} has study {info.name}: {len(info.trials)} trials, {len(info.repeats)} repeats")
+
+
+@app.command()
 def status(
     study: StudyArgument,
     all_: Annotated[bool, typer.Option("--all", help=f"Every trial, not only the last {_ROWS}.")] = False,

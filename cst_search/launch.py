@@ -173,7 +173,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         reference[cost] = min(reference[cost], bound or reference[cost])
     name = options.study or _new_name(storage, "demo" if options.data is None else Path(recipe.data).name)
     study = _study(storage, name, space, recipe, options, objectives, reference, dataset_inputs(data))
-    launch_id = study.begin_launch(None if placement is None else placement.gpu_bytes, options.trials)
+    study.begin_launch(None if placement is None else placement.gpu_bytes)
     n_before = study.info().n_ran()
     if n_before >= options.trials and not study.n_stopped():
         study.end_launch()
@@ -208,7 +208,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
             f"note: early stopping has nothing to stop, as trials are {recipe.search_epochs} epoch(s) long; "
             f"--set search_epochs=N changes that"
         )
-    record.start(study.info(), launch_id, _settings(study, options, n_workers, device))
+    record.start(name, study.describe_launch("launch", _settings(study, options, n_workers, device)))
 
     on_finished = follow(study, record)
     on_finished()  # trials of earlier launches

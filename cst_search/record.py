@@ -15,6 +15,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from mlflow.exceptions import MlflowException
 
 from cst_search import pareto, seeds
 from cst_search.addresses import shown_address
-from cst_search.results import StudyInfo, Tally, TrialRecord, describe, repeat_words
+from cst_search.results import LaunchRecord, StudyInfo, Tally, TrialRecord, describe, repeat_words
 
 for noisy in ("mlflow", "alembic"):
     logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -72,7 +73,8 @@ class _Mirror:
         self.uri, self.artifact_root = uri, artifact_root if uri.startswith(_DATABASES) else None
         self.client: MlflowClient | None = None
         self.experiment: str | None = None
-        self.parent: str | None = None
+        self.launch: LaunchRecord | None = None  # at work in this process
+        self.parents: dict[str, str] = {}  # launch -> run
         self.runs: dict[int, str] = {}  # trial or repeat -> run
         self.begun: dict[int, str] = {}  # likewise, when the launch or the server ended before all was in it
         self.on_front: set[int] = set()  # whose run says so
@@ -81,29 +83,39 @@ class _Mirror:
         self.waiting: dict[int, TrialRecord] = {}
         self.volumes: list[tuple[int, float]] = []
         self.last_volume: tuple[int, float] = (-1, 0.0)  # that was given
-        self.kind = "launch"
+
+    @property
+    def parent(self) -> str | None:
+        """The run of the launch at work."""
+        return None if self.launch is None else self.parents.get(self.launch.id)
 
     def open(self, study: str) -> tuple[MlflowClient, str]:
-        """Connect, find or make the experiment, and learn which trials it has."""
-        if self.client is not None and self.experiment is not None:
-            return self.client, self.experiment
+        """Connect, find or make the experiment, learn which runs it has, and make that of the launch at work."""
+        if self.client is None or self.experiment is None:
+            self._connect(study)
+        assert self.client is not None and self.experiment is not None
+        if self.launch is not None:
+            self._make_parent(study, self.launch)
+        return self.client, self.experiment
+
+    def _connect(self, study: str) -> None:
         _make_database(self.uri)
         client = MlflowClient(tracking_uri=self.uri)
         found = client.get_experiment_by_name(study)
         if found is None:
             location = (self.artifact_root / study).absolute().as_uri() if self.artifact_root else None
             # the UI opens such an experiment on its runs, not on traces of language models
-            kind = {"mlflow.experimentKind": "custom_model_development"}
-            experiment = client.create_experiment(study, artifact_location=location, tags=kind)
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            experiment = client.create_experiment(study, artifact_location=location, tags=tags)
         else:
             if found.lifecycle_stage == "deleted":
                 raise MlflowException(f"the experiment {study!r} was deleted in MLflow; restore it there")
             experiment = found.experiment_id
-        for runs in ("trial", "repeat"):
+        for kind in ("launch", "confirm", "trial", "repeat"):
             token = None
             while True:
                 page = client.search_runs(
-                    [experiment], filter_string=f"tags.`cst.kind` = '{runs}'", max_results=1000, page_token=token
+                    [experiment], filter_string=f"tags.`cst.kind` = '{kind}'", max_results=1000, page_token=token
                 )
                 for run in page:
                     self._remember(run)
@@ -111,24 +123,59 @@ class _Mirror:
                 if not token:
                     break
         self.client, self.experiment = client, experiment
-        return client, experiment
 
     def _remember(self, run: Run) -> None:
-        number, tags = int(run.data.tags["cst.trial"]), run.data.tags
+        tags = run.data.tags
+        if tags["cst.kind"] in ("launch", "confirm"):
+            self.parents[tags["cst.launch"]] = run.info.run_id
+            return
+        number = int(tags["cst.trial"])
         (self.begun if run.info.status == "RUNNING" else self.runs)[number] = run.info.run_id
         if tags.get("cst.pareto") == "true":
             self.on_front.add(number)
         if "cst.verdict" in tags:
             self.verdicts[number] = run.data.metrics.get("n_seeds", 0), tags["cst.verdict"]
 
-    def start(self, info: StudyInfo, launch: str, settings: Mapping[str, Any], kind: str) -> None:
-        client, experiment = self.open(info.name)
-        self.kind = kind
-        if self.parent is None:
-            tags = {"cst.kind": kind, "cst.study": info.name, "cst.launch": launch}
-            run = client.create_run(experiment, run_name=f"{kind} {time.strftime('%Y-%m-%d %H:%M')}", tags=tags)
-            self.parent = run.info.run_id
-            client.log_batch(self.parent, params=_params(settings))
+    def start(self, study: str, launch: LaunchRecord) -> None:
+        self.launch = launch  # whatever becomes of the next line: it is done later then
+        self.open(study)
+
+    def _make_parent(self, study: str, launch: LaunchRecord) -> bool:
+        """The run of a launch; whether there was none."""
+        assert self.client is not None and self.experiment is not None
+        if launch.id in self.parents:
+            return False
+        begun = datetime.fromisoformat(launch.begun)
+        run = self.client.create_run(
+            self.experiment,
+            start_time=int(begun.timestamp() * 1000),
+            run_name=f"{launch.kind} {begun.astimezone():%Y-%m-%d %H:%M}",
+            tags={"cst.kind": launch.kind, "cst.study": study, "cst.launch": launch.id},
+        )
+        self.client.log_batch(run.info.run_id, params=_params(launch.settings))
+        self.parents[launch.id] = run.info.run_id
+        return True
+
+    def rebuild(
+        self, info: StudyInfo, finished: Sequence[TrialRecord], front: Collection[int],
+        volumes: Sequence[tuple[int, float]], artifacts: Mapping[str, list[Path]],
+    ) -> None:  # fmt: skip
+        """Bring all that MLflow lacks of a study: runs of its launches too, and the files of the last one."""
+        client, _ = self.open(info.name)
+        made = [launch for launch in info.launches if self._make_parent(info.name, launch)]
+        self.add(info.name, finished, front, ())
+        self.add_seeds(info)
+        of_launch = {record.trial: record.launch for record in info.trials}
+        now = int(time.time() * 1000)
+        for launch in made:
+            run_id = self.parents[launch.id]
+            metrics = [Metric("hypervolume", v, now, trial) for trial, v in volumes if of_launch[trial] == launch.id]
+            for start in range(0, len(metrics), 1000):
+                client.log_batch(run_id, metrics=metrics[start : start + 1000])
+            if launch is info.launches[-1]:
+                self._log_artifacts(run_id, artifacts)
+            if launch.state != "running":
+                client.set_terminated(run_id, "FINISHED" if launch.state == "ended" else "KILLED")
 
     def add(
         self, study: str, finished: Sequence[TrialRecord], front: Collection[int], volumes: Sequence[tuple[int, float]]
@@ -153,7 +200,7 @@ class _Mirror:
             client.set_tag(self.runs[number], "cst.pareto", "true" if number in front else "false")
         self.on_front = set(front)
         now = int(time.time() * 1000)
-        if self.kind == "confirm":
+        if self.launch is not None and self.launch.kind == "confirm":
             return  # see add_seeds
         while self.parent is not None and self.volumes:
             some = self.volumes[:1000]  # MLflow's bound on metrics of one batch
@@ -163,7 +210,7 @@ class _Mirror:
     def add_seeds(self, info: StudyInfo) -> None:
         """Mean and spread over seeds, on the runs of the trials that have several; and the hypervolume they lead to."""
         client, _ = self.open(info.name)
-        if self.parent is not None and self.kind == "confirm":
+        if self.parent is not None and self.launch is not None and self.launch.kind == "confirm":
             client.log_metric(self.parent, "hypervolume", info.hypervolume(), step=len(info.repeats))
         records = [r for r in info.trials if r.trial in self.runs and info.over_seeds(r).n > 1]
         if not records:
@@ -200,8 +247,9 @@ class _Mirror:
                      "cst.epochs": str(record.epochs)}  # fmt: skip
         if record.reason:
             tags["cst.reason"] = record.reason[:5000]
-        if self.parent is not None:
-            tags["mlflow.parentRunId"] = self.parent
+        parent = self.parents.get(record.launch or "", self.parent)
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
         end = int(time.time() * 1000)
         begin = end - round((record.seconds or 0.0) * 1000)
         if record.trial in self.begun:
@@ -232,10 +280,14 @@ class _Mirror:
     def finish(self, study: str, artifacts: Mapping[str, list[Path]], status: str) -> None:
         client, _ = self.open(study)
         if self.parent is not None:
-            for folder, paths in artifacts.items():
-                for path in paths:
-                    client.log_artifact(self.parent, str(path), folder)
+            self._log_artifacts(self.parent, artifacts)
             client.set_terminated(self.parent, status)
+
+    def _log_artifacts(self, run_id: str, artifacts: Mapping[str, list[Path]]) -> None:
+        assert self.client is not None
+        for folder, paths in artifacts.items():
+            for path in paths:
+                self.client.log_artifact(run_id, str(path), folder)
 
     def training(self, study: str, origin: Mapping[str, Any], result: Mapping[str, Any], files: list[Path]) -> None:
         client, experiment = self.open(study)
@@ -280,9 +332,9 @@ class MlflowRecord:
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
-    def start(self, info: StudyInfo, launch: str, settings: Mapping[str, Any], kind: str = "launch") -> None:
-        """Make the parent run. ``kind``: launch or confirm."""
-        self._jobs.put(lambda: self._mirror.start(info, launch, settings, kind))
+    def start(self, study: str, launch: LaunchRecord) -> None:
+        """Make the parent run."""
+        self._jobs.put(lambda: self._mirror.start(study, launch))
 
     def add(self, study: str, finished: Sequence[TrialRecord], tally: Tally) -> None:
         """Trials that finished since the last call, and what they make of the front."""
@@ -291,16 +343,15 @@ class MlflowRecord:
         self._jobs.put(lambda: self._mirror.add(study, finished, front, volumes))
 
     def sync(self, info: StudyInfo) -> None:
-        """Bring MLflow to the state of the whole study."""
-        finished = [r for r in (*info.trials, *info.repeats) if r.state in _STATUS and not r.waits]
-        front = {record.trial for record in info.front()}
-        # a trial that still runs has no value yet; those after it wait for it, so that each is logged once
-        n_settled = next((i for i, record in enumerate(info.trials) if record.state == "running"), len(info.trials))
-        values = info.values()[:n_settled]
-        growth = pareto.hypervolume_by_trial(values, info.objectives, info.reference)
-        volumes = [(record.trial, volume) for record, volume in zip(info.trials[:n_settled], growth, strict=True)]
+        """Bring MLflow to the state of the whole study, as far as this launch goes."""
+        finished, front, volumes = _state(info)
         self._jobs.put(lambda: self._mirror.add(info.name, finished, front, volumes))
         self._jobs.put(lambda: self._mirror.add_seeds(info))
+
+    def rebuild(self, info: StudyInfo, artifacts: Mapping[str, list[Path]]) -> None:
+        """Bring all that MLflow lacks of a study, runs of its launches too. ``artifacts``: for the last of these."""
+        finished, front, volumes = _state(info)
+        self._jobs.put(lambda: self._mirror.rebuild(info, finished, front, volumes, artifacts))
 
     def finish(self, study: str, artifacts: Mapping[str, list[Path]], status: str) -> None:
         self._jobs.put(lambda: self._mirror.finish(study, artifacts, status))
@@ -323,6 +374,18 @@ class MlflowRecord:
                     reason = str(error).splitlines()[0][:300].replace(self._mirror.uri, shown_address(self._mirror.uri))
                     self._warn(f"MLflow did not take a record ({type(error).__name__}: {reason}); the study keeps it")
                 self._warned = True
+
+
+def _state(info: StudyInfo) -> tuple[list[TrialRecord], set[int], list[tuple[int, float]]]:
+    """(what has finished, trials on the front, (trial, hypervolume after it))."""
+    finished = [r for r in (*info.trials, *info.repeats) if r.state in _STATUS and not r.waits]
+    front = {record.trial for record in info.front()}
+    # a trial that still runs has no value yet; those after it wait for it, so that each is logged once
+    n_settled = next((i for i, record in enumerate(info.trials) if record.state == "running"), len(info.trials))
+    values = info.values()[:n_settled]
+    growth = pareto.hypervolume_by_trial(values, info.objectives, info.reference)
+    volumes = [(record.trial, volume) for record, volume in zip(info.trials[:n_settled], growth, strict=True)]
+    return finished, front, volumes
 
 
 def _params(values: Mapping[str, Any]) -> list[Param]:

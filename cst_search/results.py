@@ -68,6 +68,7 @@ class TrialRecord:
     repeat_of: int | None = None
     seed: int | None = None
     epochs: int | None = None
+    launch: str | None = None  # that it ran in, the last of them
 
     def values(self, objectives: Sequence[Objective]) -> list[float]:
         """The objectives, NaN for all unless the trial is complete and feasible: the form that `pareto` takes."""
@@ -79,6 +80,24 @@ class TrialRecord:
         """What a front's entry in ``cst-search front --json`` holds of the trial alone; see `StudyInfo.brief`."""
         names = ("trial", "config", "map", "map50", "device_bytes", "memory_source", "trainable_params", "petl_params")
         return {name: dict(self.config) if name == "config" else getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class LaunchRecord:
+    """A launch or a confirmation that worked on a study.
+
+    Attributes:
+        kind: launch or confirm.
+        begun: time in UTC, ISO 8601.
+        settings: what it was told, for people.
+        state: running, ended, or died (it did not say that it ended, and is not there).
+    """
+
+    id: str
+    kind: str
+    begun: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    state: str = "running"
 
 
 @dataclass(frozen=True)
@@ -108,6 +127,7 @@ class StudyInfo:
     limit_bytes: int | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)  # of the dataset; see `suggest.StudySpec`
     repeats: tuple[TrialRecord, ...] = ()
+    launches: tuple[LaunchRecord, ...] = ()  # in the order of their beginning
 
     @property
     def reference(self) -> list[float]:

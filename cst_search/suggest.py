@@ -42,7 +42,7 @@ from cst_search.correction import Correction
 from cst_search.database import StoredTrial, dont_wait_for_the_disk, log_ahead, read_trials
 from cst_search.errors import StudyError
 from cst_search.pareto import OBJECTIVES, Objective
-from cst_search.results import Budget, StudyInfo, TrialRecord
+from cst_search.results import Budget, LaunchRecord, StudyInfo, TrialRecord
 from cst_search.sampler import Known, ParetoSampler
 from cst_search.schedule import Rungs, rung_epochs
 from cst_search.space import Dimension, Space
@@ -283,12 +283,11 @@ class Study:
 
     # --- a launch at work -------------------------------------------------------------------------------------------
 
-    def begin_launch(self, gpu_bytes: int | None = None, n_wanted: int | None = None) -> str:
+    def begin_launch(self, gpu_bytes: int | None = None) -> str:
         """Register this process as the one that works on the study. Raises StudyError: another here already does.
 
         Args:
             gpu_bytes: of the GPU at hand, if there is one: what is predicted above it is rejected as over the budget.
-            n_wanted: trials that the study shall have in the end; for `n_wanted`.
         """
         for launch in self._launches().values():
             if _alive(launch) and launch["host"] == socket.gethostname():
@@ -298,8 +297,7 @@ class Study:
                 )
         self.launch_id = uuid.uuid4().hex[:12]
         process = psutil.Process()
-        launch = {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time(), "begun": _now(),
-                  "trials": n_wanted}  # fmt: skip
+        launch = {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time(), "begun": _now()}
         if self._engine is not None:
             log_ahead(self._engine, on=True)
         self._study.set_user_attr(_LAUNCH + self.launch_id, launch)
@@ -342,10 +340,27 @@ class Study:
             if self._engine is not None:
                 log_ahead(self._engine, on=False)
 
+    def describe_launch(self, kind: str, settings: Mapping[str, Any]) -> LaunchRecord:
+        """Keep what this launch was told, see `results.LaunchRecord`."""
+        assert self.launch_id is not None
+        key = _LAUNCH + self.launch_id
+        told = {"kind": kind, "settings": json.loads(json.dumps(dict(settings)))}
+        self._study.set_user_attr(key, self._study.user_attrs[key] | told)
+        return LaunchRecord(self.launch_id, kind, self._study.user_attrs[key]["begun"], told["settings"])
+
+    def launches(self) -> tuple[LaunchRecord, ...]:
+        """Launches and confirmations that said what they are, in the order of their beginning."""
+        found = [
+            LaunchRecord(name, launch["kind"], launch["begun"], launch["settings"],
+                         "ended" if "ended" in launch else "running" if _alive(launch) else "died")
+            for name, launch in self._launches().items() if "kind" in launch
+        ]  # fmt: skip
+        return tuple(sorted(found, key=lambda launch: launch.begun))
+
     def n_wanted(self) -> int | None:
-        """Trials that the last launch wanted the study to have in the end; None: none said so."""
-        said = [launch for launch in self._launches().values() if launch.get("trials")]
-        return max(said, key=lambda launch: launch["begun"])["trials"] if said else None
+        """Trials that the last launch wanted the study to have in the end; None: there was none."""
+        said = [launch.settings["trials"] for launch in self.launches() if launch.kind == "launch"]
+        return int(said[-1]) if said else None
 
     def _launches(self) -> dict[str, Any]:
         attrs = self._study.user_attrs
@@ -656,6 +671,7 @@ class Study:
             limit_bytes=spec.limit_bytes,
             inputs=spec.inputs,
             repeats=tuple(record for record in records if record.repeat_of is not None),
+            launches=self.launches(),
         )
 
     def _read(self, number: int | None = None) -> list[StoredTrial]:
@@ -706,6 +722,7 @@ class Study:
             repeat_of=suggested.get("repeat_of"),
             seed=suggested.get("seed"),
             epochs=suggested.get("epochs"),
+            launch=suggested["launch"],
         )
         if result is None or not trial.is_finished:
             progress = trial.user_attrs.get(_PROGRESS, {"history": [], "stopped": False})
@@ -866,7 +883,7 @@ def _alive(launch: Mapping[str, Any]) -> bool:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def default_storage(home: Path) -> str:

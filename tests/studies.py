@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from cst_search import cli
+from cst_search import cli, suggest
 from cst_search.correction import Correction
 from cst_search.pareto import OBJECTIVES
 from cst_search.recipe import Recipe
 from cst_search.results import Budget, TrialRecord
+from cst_search.schedule import rung_epochs
 from cst_search.suggest import Study, StudySpec
 
 
@@ -74,6 +76,16 @@ def make_spec(**changes: Any) -> StudySpec:
     reference = {"map": 0.0, "map50": 0.0, "device_bytes": 1600.0, "trainable_params": 2000.0, "petl_params": 100.0}
     values.setdefault("reference_point", {o.name: reference[o.name] for o in values["objectives"]})
     return StudySpec(**values)
+
+
+@contextmanager
+def shorter_rungs() -> Iterator[None]:
+    """Real rungs begin later than in a test of 4 epochs they could."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            suggest, "rung_epochs", lambda epochs, eta: (1, 2) if epochs in (3, 4) else rung_epochs(epochs, eta)
+        )
+        yield
 
 
 def make_study(home: Path, name: str = "made", **changes: Any) -> Study:

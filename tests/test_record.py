@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from studies import fake_estimate, make_study, run_cli, run_one, scored
+from studies import fake_estimate, make_study, run_cli, run_one, scored, shorter_rungs
 
 from cst_search.config import write_yaml
 from cst_search.pareto import hypervolume_by_trial
 from cst_search.recipe import Recipe
 from cst_search.record import MlflowRecord, default_tracking_uri
 from cst_search.results import Tally
-from cst_search.suggest import Study
+from cst_search.suggest import Repeat, Study
 
 SETTINGS = {"recipe": {"detector": "fcos", "lr": None}, "space": "cst", "trials": 8, "objectives": "map,device_bytes"}
 
@@ -52,7 +52,7 @@ def record(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         warnings: list[str] = []
         mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
         if parent:
-            mirror.start(study.info(), "abc", SETTINGS)
+            mirror.start(study.name, study.describe_launch("launch", SETTINGS))
         mirror.sync(study.info())
         if artifacts:
             mirror.finish(study.name, artifacts, "FINISHED")
@@ -118,6 +118,7 @@ def test_the_figures_of_every_epoch(study: Study, record: Any, uri: str) -> None
 def test_a_history_of_any_length_is_taken_whole(tmp_path: Path, record: Any, uri: str) -> None:
     """MLflow takes 1,000 metrics in one call."""
     study = make_study(tmp_path, "long")
+    study.begin_launch()
     history = [{"epoch": i, "loss": 1 / i, "images_per_second": 1.0, "map": 0.1, "map50": 0.1} for i in range(1, 301)]
     run_one(study, scored(0.1, history=history))
     assert record(study) == []
@@ -146,7 +147,7 @@ def test_hypervolume_of_trials_that_end_in_another_order(tmp_path: Path, uri: st
     study = make_study(tmp_path, "two-workers")
     study.begin_launch()
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=pytest.fail)
-    mirror.start(study.info(), "abc", {})
+    mirror.start(study.name, study.describe_launch("launch", {}))
     early, late = (study.ask(fake_estimate) for _ in range(2))  # type: ignore[arg-type]
     assert early is not None and late is not None
     study.tell(late.trial, scored(0.1))
@@ -166,10 +167,11 @@ def test_hypervolume_of_trials_that_end_in_another_order(tmp_path: Path, uri: st
 def test_trials_that_were_stopped_early(tmp_path: Path, uri: str) -> None:
     """In MLflow once it is for good; one that went on after all changes the last hypervolume."""
     recipe = Recipe(detector="fcos", backbone="resnet18", weights="none", search_epochs=4).to_dict()
-    study = make_study(tmp_path, "early", eta=2, recipe=recipe)
+    with shorter_rungs():
+        study = make_study(tmp_path, "early", eta=2, recipe=recipe)
     study.begin_launch()
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=pytest.fail)
-    mirror.start(study.info(), "abc", {})
+    mirror.start(study.name, study.describe_launch("launch", {}))
 
     def reach(number: int, epoch: int, quality: float) -> bool:
         entry = {"epoch": epoch, "loss": 1.0, "images_per_second": 9.0, "map": quality, "map50": quality}
@@ -236,7 +238,7 @@ def test_trial_by_trial_it_is_as_at_once(
     for name in ("search_runs", "get_experiment_by_name", "create_run", "log_batch", "set_tag", "set_terminated"):
         counted(name)
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
-    mirror.start(study.info(), "abc", {})
+    mirror.start(study.name, study.describe_launch("launch", {}))
     tally, n_told = Tally(study.info()), 0
     running = [study.ask(fake_estimate)]  # type: ignore[arg-type]
     for i, quality in enumerate([0.3, 0.1, 0.5, 0.4, 0.1, 0.2, 0.6, 0.1, 0.1, 0.1]):
@@ -298,9 +300,81 @@ def test_to_sync_again_changes_nothing(study: Study, record: Any, uri: str) -> N
     record(study)
     first = [(run.info.run_id, run.data.to_dictionary()) for run in runs(uri, study)]
     record(study, parent=False)
+    study.end_launch()
+    study.begin_launch()
     record(study)  # another launch: a parent of its own, no child twice
     assert [(run.info.run_id, run.data.to_dictionary()) for run in runs(uri, study)] == first
     assert len(runs(uri, study, "launch")) == 2
+
+
+def test_all_of_a_study_goes_into_another_mlflow(
+    study: Study, record: Any, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch, a confirmation and another launch; MLflow took none of it, or the last trials alone are missing."""
+    study.end_launch()
+    names = [study.describe_launch("launch", SETTINGS).id]
+    study.begin_launch()
+    names.append(study.describe_launch("confirm", {"seeds": 2}).id)
+    study.plan([Repeat(study.info().front()[0].trial, 1, 4)])
+    run_one(study, scored(0.45))
+    study.end_launch()
+    study = Study.open(study.url, study.name)
+    study.begin_launch()
+    names.append(study.describe_launch("launch", SETTINGS).id)
+    run_one(study, scored(0.9, device_bytes=500))
+    study.end_launch()
+
+    for _ in range(2):  # again, it changes nothing
+        ran = run_cli("sync", study.name, "--home", tmp_path, "--tracking-uri", uri)
+        assert ran.code == 0 and f"has study {study.name}" in ran.out, ran
+        info = study.info()
+        (repeat,), children = runs(uri, study, "repeat"), runs(uri, study)
+        parents = {
+            run.data.tags["cst.launch"]: run for run in (*runs(uri, study, "launch"), *runs(uri, study, "confirm"))
+        }
+        assert list(parents) and set(parents) == set(names) and len(runs(uri, study, "launch")) == 2
+        assert [parents[name].info.status for name in names] == ["FINISHED"] * 3
+        assert parents[names[0]].data.params["trials"] == "8" and parents[names[1]].data.params["seeds"] == "2"
+        finished = {r.trial: r for r in info.trials if r.state in ("complete", "failed", "infeasible")}
+        assert [int(run.data.tags["cst.trial"]) for run in children] == sorted(finished)
+        for run in (*children, repeat):
+            number = int(run.data.tags["cst.trial"])
+            launch = finished[number].launch if number in finished else names[1]
+            assert run.data.tags["mlflow.parentRunId"] == parents[str(launch)].info.run_id
+        assert tagged(uri, study) == sorted(r.trial for r in info.front())
+        history = [
+            (m.step, m.value)
+            for name in (names[0], names[2])
+            for m in MlflowClient(uri).get_metric_history(parents[name].info.run_id, "hypervolume")
+        ]
+        growth = hypervolume_by_trial(info.values(), info.objectives, info.reference)
+        assert sorted(history) == list(zip([r.trial for r in info.trials], growth, strict=True))
+        files = MlflowClient(uri).list_artifacts(parents[names[2]].info.run_id, "pareto")
+        assert sorted(Path(f.path).name for f in files) == ["front.html", "front.json", "front.png"]
+        confirmed = next(run for run in children if run.data.metrics.get("n_seeds") == 2)
+        assert confirmed.data.tags["cst.verdict"]
+
+    away = run_cli("sync", study.name, "--home", tmp_path, "--tracking-uri", "sqlite:////nowhere/at/all.db")
+    assert away.code == 1 and "MLflow did not take a record" in away.err
+
+
+def test_a_launch_that_begins_before_its_server_has_its_run(
+    study: Study, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "get_experiment_by_name", lambda *_: 1 / 0)
+        mirror.start(study.name, study.describe_launch("launch", SETTINGS))
+        done = threading.Event()
+        mirror._jobs.put(done.set)
+        assert done.wait(60) and len(warnings) == 1
+    mirror.sync(study.info())
+    mirror.finish(study.name, {}, "FINISHED")
+    mirror.close()
+    (parent,) = runs(uri, study, "launch")
+    assert parent.info.status == "FINISHED" and parent.data.metrics["hypervolume"] > 0
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs(uri, study)} == {parent.info.run_id}
 
 
 @pytest.mark.parametrize("is_same_launch", [True, False])
@@ -388,7 +462,7 @@ def test_a_fault_is_one_line_without_the_password(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     warnings: list[str] = []
     mirror = MlflowRecord(address, tmp_path / "artifacts", warn=warnings.append)
-    mirror.start(study.info(), "abc", SETTINGS)
+    mirror.start(study.name, study.describe_launch("launch", SETTINGS))
     for _ in range(3):
         mirror.sync(study.info())
     assert not mirror.close()

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import optuna
 import psutil
 import pytest
 from optuna.trial import TrialState
-from studies import SPACE, FakeEstimate, fake_estimate, make_spec, make_study, run_one, scored
+from studies import SPACE, FakeEstimate, fake_estimate, make_spec, make_study, run_one, scored, shorter_rungs
 
 from cst_search import suggest
 from cst_search.addresses import shown_address
@@ -26,7 +25,6 @@ from cst_search.errors import StudyError
 from cst_search.pareto import OBJECTIVES
 from cst_search.recipe import Recipe
 from cst_search.results import Budget
-from cst_search.schedule import rung_epochs
 from cst_search.suggest import CONSTRAINTS, SAMPLERS, Repeat, Study, check_storage, list_studies
 
 BUDGET = 1000  # bytes; see fake_estimate
@@ -547,14 +545,6 @@ STOPS = Recipe(detector="fcos", backbone="resnet18", weights="none", search_epoc
 @pytest.fixture(autouse=True)
 def two_rungs_in_four_epochs() -> Iterator[None]:
     with shorter_rungs():
-        yield
-
-
-@contextmanager
-def shorter_rungs() -> Iterator[None]:
-    """Real rungs begin later than in a test of 4 epochs they could."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suggest, "rung_epochs", lambda epochs, eta: (1, 2) if epochs == 4 else rung_epochs(epochs, eta))
         yield
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import optuna
 import pytest
-from studies import FakeEstimate, fake_estimate, make_spec, make_study
+from studies import FakeEstimate, fake_estimate, make_spec, make_study, shorter_rungs
 
 from cst_search.cache import Cache
 from cst_search.checkpoints import Checkpoints
@@ -130,7 +130,8 @@ def search_with(
         changed = dataclasses.replace(recipe, search_epochs=STOPPING_EPOCHS)
         spec = make_spec(space=STOPPING_SPACE, budget=Budget(), recipe=changed.to_dict(), eta=2,
                          objectives=(OBJECTIVES["device_bytes"],))  # fmt: skip
-        other = Study.create(url, "stopping", spec)
+        with shorter_rungs():
+            other = Study.create(url, "stopping", spec)
         other.begin_launch()
         for batch_size in range(3, 11):
             other.enqueue({"method": "head", "batch_size": batch_size})
