@@ -685,6 +685,41 @@ def estimate(
 
 
 @app.command()
+def doctor(
+    home: HomeOption = None,
+    storage: StorageOption = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
+    ] = None,
+    with_ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start Ray, for some seconds.")] = True,
+    json_: JsonOption = False,
+) -> None:
+    """Say what this machine and the given services can do, and what to do where they cannot."""
+    from dataclasses import asdict
+
+    from rich.text import Text
+
+    from cst_search.doctor import examine
+    from cst_search.record import default_tracking_uri
+    from cst_search.suggest import default_storage
+
+    url, uri = storage or default_storage(_home(home)), tracking_uri or default_tracking_uri(_home(home))
+    found = []
+    for finding in examine(_home(home), url, uri, with_ray=with_ray):
+        found.append(finding)
+        if not json_:  # as it comes: imports take seconds
+            style = {"ok": "green", "note": "yellow", "fault": "red"}[finding.state]
+            remedy = f"\n{'':22}{finding.remedy}" if finding.remedy else ""
+            out.print(
+                Text(f"{finding.state:6}", style), Text(f"{finding.name:15}{finding.text}{remedy}"), soft_wrap=True
+            )
+    if json_:
+        _print_json([asdict(finding) for finding in found])
+    if any(finding.state == "fault" for finding in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def ui(
     home: HomeOption = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,

@@ -31,6 +31,7 @@ from mlflow.exceptions import MlflowException
 
 from cst_search import pareto, seeds
 from cst_search.addresses import shown_address
+from cst_search.errors import RunError
 from cst_search.results import LaunchRecord, StudyInfo, Tally, TrialRecord, describe, repeat_words
 
 for noisy in ("mlflow", "alembic"):
@@ -63,6 +64,21 @@ def _make_database(uri: str) -> None:
     with contextlib.suppress(FileExistsError):  # another launch was quicker
         os.link(part, path)
     part.unlink()
+
+
+def try_tracking(uri: str) -> int | None:
+    """Ask a tracking server or database; experiments in its first answer. None: a file that does not exist yet.
+
+    Raises RunError: it does not answer.
+    """
+    path = uri.removeprefix("sqlite:///")
+    if path != uri and not Path(path).exists():
+        return None
+    try:
+        return len(MlflowClient(tracking_uri=uri).search_experiments(max_results=10))
+    except Exception as error:  # of the client, of requests, of SQLAlchemy
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300].replace(uri, shown_address(uri))
+        raise RunError(f"{shown_address(uri)} does not answer: {reason}") from None
 
 
 class _Mirror:

@@ -234,3 +234,19 @@ class Ray:
             if own is not None:
                 ray.shutdown()
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def try_ray() -> None:
+    """Start Ray, have it run a task, and end it. Raises RunError: it did not."""
+    ours = not ray.is_initialized()
+    try:
+        if ours:
+            ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        answer = ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60)
+    except Exception as error:
+        raise RunError(f"Ray does not work here: {(str(error).splitlines() or [''])[0]}") from error
+    finally:
+        if ours:
+            ray.shutdown()
+    if answer != 42:
+        raise RunError("Ray does not work here: a task came back with another answer")

@@ -168,6 +168,26 @@ def _storage(url: str, *, make: bool = False) -> optuna.storages.RDBStorage:
         raise StudyError(f"the storage {shown} cannot be used: {reason}") from None
 
 
+def try_storage(url: str) -> int | None:
+    """Write to a storage and clean up; the number of its studies. None: a file that does not exist yet.
+
+    Raises StudyError: it cannot be used.
+    """
+    path = sqlalchemy.make_url(url).database if check_storage(url) and url.startswith("sqlite") else None
+    if path and not Path(path).is_file():
+        return None
+    storage = _storage(url)
+    name = f"cst-search doctor {uuid.uuid4().hex}"
+    try:
+        storage.delete_study(storage.create_new_study([_DIRECTION["min"]], name))
+        return len(storage.get_all_studies())
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        reason = str(error).splitlines()[0].replace(url, shown_address(url))
+        raise StudyError(f"the storage {shown_address(url)} cannot be written: {reason}") from None
+    finally:
+        storage.engine.dispose()
+
+
 def list_studies(url: str, *, make: bool = False) -> list[str]:
     """Names of the studies of cst-search in a storage, in the order they were made. Raises StudyError: no storage.
 

@@ -1,0 +1,158 @@
+"""What the doctor finds: each fault made for real, but for a GPU, which is made up."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from studies import make_study, run_cli
+
+from cst_search import doctor
+from cst_search.doctor import Finding, examine
+from cst_search.record import default_tracking_uri
+from cst_search.suggest import Study, default_storage
+
+
+def found(home: Path, **changes: Any) -> dict[str, Finding]:
+    values = {"storage": default_storage(home), "tracking_uri": default_tracking_uri(home), "with_ray": False} | changes
+    return {finding.name: finding for finding in examine(home, **values)}
+
+
+def test_a_machine_on_which_nothing_was_made_yet(tmp_path: Path) -> None:
+    ran = run_cli("doctor", "--home", tmp_path / "new", "--no-ray", "--json")
+    assert ran.code == 0, ran
+    findings = {finding["name"]: finding for finding in json.loads(ran.out)}
+    assert {f["state"] for f in findings.values()} <= {"ok", "note"}
+    assert {"machine", "torch", "home", "storage", "MLflow"} <= set(findings)
+    assert f"torch {torch.__version__}" in findings["torch"]["text"]
+    for name in ("home", "storage", "MLflow"):
+        assert findings[name]["text"].endswith("made by the first launch")
+    assert list(tmp_path.iterdir()) == []  # to look makes nothing
+
+
+def test_what_is_there_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    findings = found(tmp_path)
+    assert findings["storage"].text.split(": ")[1].startswith("1 studies, writable")
+    assert Study.open(study.url, study.name).info().trials == ()
+    text = run_cli("doctor", "--home", tmp_path, "--no-ray").out
+    assert "several need PostgreSQL" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("storage", {"storage": "nosuch://me:hunter2@host/x"}, "there is no kind of database"),
+        ("MLflow", {"tracking_uri": "http://me:hunter2@127.0.0.1:9"}, "does not answer"),
+        ("home", {"home": Path("/proc/nobody/may")}, "cannot be written"),
+    ],
+)
+def test_a_fault_is_a_line_and_the_others_are_still_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, changes: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    home = changes.pop("home", tmp_path)
+    findings = found(home, **({"storage": default_storage(tmp_path)} | changes))
+    assert findings[name].state == "fault" and words in findings[name].text
+    assert "hunter2" not in str(findings)
+    assert [n for n, finding in findings.items() if finding.state == "fault"] == [name]
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_database_that_may_not_be_written(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    (tmp_path / "studies.db").chmod(0o444)
+    assert found(tmp_path)["storage"].state == "fault"
+
+
+def test_a_fault_ends_with_1(tmp_path: Path) -> None:
+    ran = run_cli("doctor", "--home", tmp_path, "--no-ray", "--storage", "nosuch://host/x")
+    assert ran.code == 1 and "fault  storage" in ran.out and "Traceback" not in ran.out + ran.err
+
+
+def test_little_disk_and_few_files_are_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    monkeypatch.setattr("resource.getrlimit", lambda which: (256, 256))
+    findings = found(tmp_path)
+    assert findings["home"].state == "note" and "--cache-size 0" in findings["home"].remedy
+    assert findings["open files"].state == "note" and "ulimit" in findings["open files"].remedy
+    if "shared memory" in findings:
+        assert findings["shared memory"].state == "note" and "--shm-size" in findings["shared memory"].remedy
+
+
+def torch_findings() -> list[Finding]:
+    return list(doctor._torch())
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "state", "words"),
+    [
+        (None, "13.2", "note", "no NVIDIA driver"),
+        ("NVIDIA driver 535.1", "13.2", "fault", "torch for CUDA 13.2 cannot use it"),
+        ("NVIDIA driver 535.1", None, "fault", "this torch is built without CUDA"),
+    ],
+)
+def test_a_gpu_that_torch_does_not_see(
+    monkeypatch: pytest.MonkeyPatch, driver: str | None, cuda: str | None, state: str, words: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(doctor, "_driver", lambda: driver)
+    gpu = torch_findings()[-1]
+    assert (gpu.name, gpu.state) == ("GPU", state) and words in gpu.text
+    assert bool(gpu.remedy) == (state == "fault")
+
+
+@pytest.mark.parametrize(("free", "state"), [(23 * 10**9, "ok"), (10 * 10**9, "note")])
+def test_a_gpu(monkeypatch: pytest.MonkeyPatch, free: int, state: str) -> None:
+    for name, answer in {
+        "is_available": True, "device_count": 1, "mem_get_info": (free, 24 * 10**9), "get_device_name": "A card",
+        "is_bf16_supported": True,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self, index: self)
+    gpu = torch_findings()[-1]
+    assert (gpu.name, gpu.state) == ("GPU 0", state)
+    assert gpu.text == f"A card, {free // 10**9} GB of 24 GB free, bf16"
+
+
+def test_torch_and_torchvision_of_other_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any) -> Any:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("torchvision.ops.nms", missing)
+    (fault,) = torch_findings()
+    assert fault.state == "fault" and "do not fit each other" in fault.text
+
+
+@pytest.mark.parametrize(("code", "out", "expected"), [(0, "550.54\n550.54\n", "NVIDIA driver 550.54"), (9, "", None)])
+def test_the_driver_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, out: str, expected: str | None
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{out}'\nexit {code}\n".replace("\n550", "\\n550", 1))
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert doctor._driver() == expected
+
+
+def test_ray_that_works_and_ray_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    (works,) = doctor._ray()
+    assert works.state == "ok" and "runs a task" in works.text
+    import ray
+
+    def refuse(**_: Any) -> None:
+        raise ValueError("no port")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    begun = time.monotonic()
+    monkeypatch.setattr(doctor, "_torch", lambda: iter(()))
+    findings = {f.name: f for f in examine(Path(), "sqlite:///none.db", "sqlite:///none.db")}
+    assert findings["Ray"].state == "fault" and "no port" in findings["Ray"].text
+    assert time.monotonic() - begun < 60
