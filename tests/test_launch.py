@@ -480,7 +480,8 @@ def test_resume_takes_all_from_the_study(
     assert ran.code == 0, ran
     assert json.loads(ran.out)["trials"]["complete"] == 3
     after = read(home, "on")
-    assert replace(after, trials=()) == replace(before, trials=()) and after.trials[:2] == before.trials
+    assert replace(after, trials=(), launches=()) == replace(before, trials=(), launches=())
+    assert after.trials[:2] == before.trials and len(after.launches) == 1 + len(before.launches) == 2
     assert Study.open(f"sqlite:///{home / 'studies.db'}", "on").n_wanted() == 3
     ran = run_cli("resume", "on", *flags)  # the last launch wanted three
     assert ran.code == 2 and "already has 3 trials" in ran.message
