@@ -39,6 +39,20 @@ HomeOption = Annotated[
 StorageOption = Annotated[
     str | None, typer.Option("--storage", help="Database URL of the studies [default: SQLite in --home]")
 ]
+TrackingOption = Annotated[
+    str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Trials at a time [default: one per core; on a GPU as fit].")
+]
+TimeLimitOption = Annotated[
+    str | None, typer.Option("--time-limit", help="Start no trial after this time, such as 30m or 8h.")
+]
+InProcessOption = Annotated[
+    bool, typer.Option("--in-process", help="One trial after the other in this process, without Ray.")
+]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Drop broken images and boxes instead of stopping.")]
 CacheOption = Annotated[
     str | None,
     typer.Option(
@@ -102,6 +116,13 @@ def _cache_bytes(text: str | None) -> int | None:
     return 0 if text.strip() == "0" else parse_bytes(text)
 
 
+def _check_choice(flag: str, value: str, *allowed: str) -> None:
+    from cst_search.errors import ConfigError
+
+    if value not in allowed:
+        raise ConfigError(f"{flag} must be one of {', '.join(allowed)}; got {value!r}")
+
+
 def _open_study(study: str, home: Path | None, storage: str | None) -> Any:
     from cst_search.suggest import Study, default_storage
 
@@ -145,14 +166,10 @@ def launch(
     ] = None,
     study: Annotated[str | None, typer.Option("--study", help="Name; an existing one is continued.")] = None,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Trials that the study shall have in the end.")] = 16,
-    time_limit: Annotated[
-        str | None, typer.Option("--time-limit", help="Start no trial after this time, such as 30m or 8h.")
-    ] = None,
+    time_limit: TimeLimitOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1)] = 0,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Trials at a time [default: one per core; on a GPU as fit].")
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
     objectives: Annotated[
         str, typer.Option("--objectives", help="From map, device_bytes, trainable_params, map50, petl_params.")
     ] = "map,device_bytes,trainable_params",
@@ -165,15 +182,9 @@ def launch(
         ),
     ] = None,
     storage: StorageOption = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Drop broken images and boxes instead of stopping.")
-    ] = False,
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="One trial after the other in this process, without Ray.")
-    ] = False,
+    tracking_uri: TrackingOption = None,
+    skip_bad: SkipBadOption = False,
+    in_process: InProcessOption = False,
     limit_mem: Annotated[
         str | None,
         typer.Option(
@@ -206,18 +217,16 @@ def launch(
     limit_bytes = None if limit_mem is None else parse_bytes(limit_mem)
     cache_bytes = _cache_bytes(cache_size)
     limit = None if time_limit is None else parse_seconds(time_limit)
-    for flag, value, allowed in (
-        ("--device", device, ("auto", "cpu", "cuda")),
-        ("--sampler", sampler, ("pareto", "tpe", "nsga2", "gp", "random")),
-    ):
-        if value is not None and value not in allowed:
-            raise ConfigError(f"{flag} must be one of {', '.join(allowed)}; got {value!r}")
+    _check_choice("--device", device, "auto", "cpu", "cuda")
+    if sampler is not None:
+        _check_choice("--sampler", sampler, "pareto", "tpe", "nsga2", "gp", "random")
     if eta is not None and stop_early is False:
         raise ConfigError(f"--eta {eta} says how trials are stopped early, and --no-stop-early that none is; give one")
 
     from cst_search.launch import LaunchOptions
     from cst_search.launch import launch as run
     from cst_search.results import Budget
+    from cst_search.suggest import ETA
 
     options = LaunchOptions(
         budget=Budget(memory, params),
@@ -240,7 +249,7 @@ def launch(
         in_process=in_process,
         limit_bytes=limit_bytes,
         cache_bytes=cache_bytes,
-        eta=0 if stop_early is False else eta or (2 if stop_early else None),
+        eta=0 if stop_early is False else eta or (ETA if stop_early else None),
     )
     _end_of_search(run(options, err if json_ else out), json_)
 
@@ -251,33 +260,21 @@ def resume(
     trials: Annotated[
         int | None, typer.Option("--trials", min=1, help="Trials that it shall have in the end [default: as it was].")
     ] = None,
-    time_limit: Annotated[
-        str | None, typer.Option("--time-limit", help="Start no trial after this time, such as 30m or 8h.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Trials at a time [default: one per core; on a GPU as fit].")
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    time_limit: TimeLimitOption = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
     storage: StorageOption = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Drop broken images and boxes, if the search did.")
-    ] = False,
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="One trial after the other in this process, without Ray.")
-    ] = False,
+    tracking_uri: TrackingOption = None,
+    skip_bad: SkipBadOption = False,
+    in_process: InProcessOption = False,
     cache_size: CacheOption = None,
     home: HomeOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Go on with a search where it ended or died, as it was made: data, recipe, space and budget are the study's."""
-    from cst_search.errors import ConfigError
     from cst_search.units import parse_seconds
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device must be one of auto, cpu, cuda; got {device!r}")
+    _check_choice("--device", device, "auto", "cpu", "cuda")
     cache_bytes = _cache_bytes(cache_size)
     limit = None if time_limit is None else parse_seconds(time_limit)
     opened = _open_study(study, home, storage)
@@ -318,9 +315,7 @@ def _end_of_search(result: Any, json_: bool) -> None:
 @app.command()
 def sync(
     study: StudyArgument,
-    tracking_uri: Annotated[
-        str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
-    ] = None,
+    tracking_uri: TrackingOption = None,
     home: HomeOption = None,
     storage: StorageOption = None,
 ) -> None:
@@ -487,28 +482,18 @@ def confirm(
     data: Annotated[
         str | None, typer.Option("--data", help="Where the study's data is now [default: where it was].")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Runs at a time [default: one per GPU, or per CPU core].")
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
     storage: StorageOption = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Drop broken images and boxes, if the search did.")
-    ] = False,
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="One run after the other in this process, without Ray.")
-    ] = False,
+    tracking_uri: TrackingOption = None,
+    skip_bad: SkipBadOption = False,
+    in_process: InProcessOption = False,
     home: HomeOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Train the front's points again with other seeds, and say which of them are still on the front."""
-    from cst_search.errors import ConfigError
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device must be one of auto, cpu, cuda; got {device!r}")
+    _check_choice("--device", device, "auto", "cpu", "cuda")
     opened = _open_study(study, home, storage)
     from cst_search.confirm import ConfirmOptions
     from cst_search.confirm import confirm as run
@@ -584,22 +569,16 @@ def train(
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for weights, metrics and recipe.")],
     data: Annotated[str | None, typer.Option("--data", help="COCO-format folder [default: the recipe's].")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a field: name=value. Repeatable.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Drop broken images and boxes instead of stopping.")
-    ] = False,
-    tracking_uri: Annotated[
-        str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
-    ] = None,
+    device: DeviceOption = "auto",
+    skip_bad: SkipBadOption = False,
+    tracking_uri: TrackingOption = None,
     cache_size: CacheOption = None,
     home: HomeOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Train a recipe at full length and keep the trained tensors."""
-    from cst_search.errors import ConfigError
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device must be one of auto, cpu, cuda; got {device!r}")
+    _check_choice("--device", device, "auto", "cpu", "cuda")
     from cst_search.train import train as run
 
     console = err if json_ else out
@@ -620,13 +599,11 @@ def predict(
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the drawn pictures.")] = Path("predictions"),
     draw: Annotated[bool, typer.Option("--draw/--no-draw", help="Draw boxes, classes and scores into PNGs.")] = True,
     score: Annotated[float, typer.Option("--score", min=0.0, max=1.0, help="Leave out what is below.")] = 0.5,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Detect objects with a trained configuration: JSON on stdout, pictures in a folder."""
-    from cst_search.errors import ConfigError
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device must be one of auto, cpu, cuda; got {device!r}")
+    _check_choice("--device", device, "auto", "cpu", "cuda")
     from cst_search.predict import predict as run_predict
 
     _print_json(run_predict(run, images, output if draw else None, score=score, device=device))
@@ -688,9 +665,7 @@ def estimate(
 def doctor(
     home: HomeOption = None,
     storage: StorageOption = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
-    ] = None,
+    tracking_uri: TrackingOption = None,
     with_ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start Ray, for some seconds.")] = True,
     json_: JsonOption = False,
 ) -> None:

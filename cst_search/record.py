@@ -176,10 +176,14 @@ class _Mirror:
         self, info: StudyInfo, finished: Sequence[TrialRecord], front: Collection[int],
         volumes: Sequence[tuple[int, float]], artifacts: Mapping[str, list[Path]],
     ) -> None:  # fmt: skip
-        """Bring all that MLflow lacks of a study: runs of its launches too, and the files of the last one."""
+        """Bring all that MLflow lacks of a study: runs of its launches too, and the files of the last one.
+
+        A launch that is at work brings what is its own.
+        """
         client, _ = self.open(info.name)
-        made = [launch for launch in info.launches if self._make_parent(info.name, launch)]
-        self.add(info.name, finished, front, ())
+        at_work = {launch.id for launch in info.launches if launch.state == "running"}
+        made = [one for one in info.launches if one.id not in at_work and self._make_parent(info.name, one)]
+        self.add(info.name, [record for record in finished if record.launch not in at_work], front, ())
         self.add_seeds(info)
         of_launch = {record.trial: record.launch for record in info.trials}
         now = int(time.time() * 1000)
@@ -190,8 +194,7 @@ class _Mirror:
                 client.log_batch(run_id, metrics=metrics[start : start + 1000])
             if launch is info.launches[-1]:
                 self._log_artifacts(run_id, artifacts)
-            if launch.state != "running":
-                client.set_terminated(run_id, "FINISHED" if launch.state == "ended" else "KILLED")
+            client.set_terminated(run_id, "FINISHED" if launch.state == "ended" else "KILLED")
 
     def add(
         self, study: str, finished: Sequence[TrialRecord], front: Collection[int], volumes: Sequence[tuple[int, float]]

@@ -270,7 +270,7 @@ class ParetoSampler(BaseSampler):
         define: asks for the parameters of one configuration, in order, as an objective function does; for conditional
             spaces. None: it has all of them.
         free: names of parameters on which nothing known depends, so that what is known is shared by all their values.
-        reference: the worst values that count, in the order of the objectives; None: a tenth beyond the worst seen.
+        reference: the worst values that count, in the order of the objectives; None: of the known ones the worst seen.
         curve: what a trial reached before its end: {epoch: value of the costly objective}.
         n_startup: results before the model is used; configurations are drawn at random until then.
         n_candidates: configurations that are compared for a suggestion.

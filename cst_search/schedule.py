@@ -31,7 +31,7 @@ from cst_search.pareto import Floats, Objective, as_costs, nondominated
 _LEAST = 0.2
 
 
-def rung_epochs(epochs: int, eta: int = 2) -> tuple[int, ...]:
+def rung_epochs(epochs: int, eta: int) -> tuple[int, ...]:
     """Epochs at which trials are compared, ascending: from the full length down, epochs / eta, epochs / eta^2, ..."""
     found = set()
     at = epochs / eta
@@ -85,7 +85,7 @@ class Rungs:
         eta: of the trials that reached a rung, one in eta goes on.
     """
 
-    def __init__(self, objectives: Sequence[Objective], epochs: Sequence[int], eta: int = 3) -> None:
+    def __init__(self, objectives: Sequence[Objective], epochs: Sequence[int], eta: int) -> None:
         self.objectives, self.epochs, self.eta = tuple(objectives), tuple(epochs), eta
         self._reached: dict[int, dict[int, tuple[list[float], float]]] = {at: {} for at in self.epochs}
 

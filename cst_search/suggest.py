@@ -181,8 +181,9 @@ def try_storage(url: str) -> int | None:
     try:
         storage.delete_study(storage.create_new_study([_DIRECTION["min"]], name))
         return len(storage.get_all_studies())
-    except sqlalchemy.exc.SQLAlchemyError as error:
-        reason = str(error).splitlines()[0].replace(url, shown_address(url))
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        # Optuna takes whatever a database refuses to insert for a name that is there, and says nothing
+        reason = (str(error.__context__ or error).splitlines() or [""])[0].replace(url, shown_address(url))
         raise StudyError(f"the storage {shown_address(url)} cannot be written: {reason}") from None
     finally:
         storage.engine.dispose()

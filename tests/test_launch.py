@@ -28,15 +28,22 @@ from studies import Ran, run_cli, scored
 from cst_search.config import write_yaml
 from cst_search.data import DetectionData
 from cst_search.errors import ConfigError
-from cst_search.launch import LaunchOptions, dataset_inputs, expected_sharers, image_sizes, memory_limit_of
+from cst_search.launch import (
+    LaunchOptions,
+    dataset_inputs,
+    default_config,
+    expected_sharers,
+    image_sizes,
+    memory_limit_of,
+)
 from cst_search.live import View
 from cst_search.memory import CONTEXT_BYTES, predict, worst_input
 from cst_search.petl import get_method
 from cst_search.recipe import Recipe
 from cst_search.record import default_tracking_uri
-from cst_search.results import Budget, StudyInfo
+from cst_search.results import Budget, StudyInfo, choose_objectives
 from cst_search.space import Space
-from cst_search.suggest import Study
+from cst_search.suggest import Study, check_sampler, default_sampler
 from cst_search.trial import run_trial
 
 GB = 10**9
@@ -292,6 +299,36 @@ def test_what_a_finish_costs_does_not_grow(
     last = next(line for line in ran.out.splitlines() if "24 of 24" in line and "complete" in line)
     assert last.endswith(f"hypervolume {info.hypervolume():.4f}")
     assert children(tmp_path, "many") == Counter(range(24))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [("map,device_bytes", "pareto"), ("map50", "pareto"), ("map,map50", "tpe"), ("device_bytes,petl_params", "tpe")],
+)
+def test_the_sampler_is_the_best_that_can(names: str, expected: str) -> None:
+    assert default_sampler(choose_objectives(names)) == expected
+    if expected == "pareto":
+        check_sampler("pareto", choose_objectives(names))
+
+
+@pytest.mark.parametrize(("method", "expected"), [("lst", "lst"), ("full", "head")])
+def test_the_recipe_is_tried_first(method: str, expected: str, tiny_recipe: Callable[..., Recipe]) -> None:
+    """Of its method, with its own options and lr; where the space has not that method, of its first, as that is."""
+    space = Space.from_dict(
+        {
+            "methods": ["head", "lst"],
+            "shared": {"lr": SPACE["shared"]["lr"]},
+            "lst": {"reduction": {"choice": [4, 16]}},
+        },
+        where="test",
+    )
+    recipe = tiny_recipe(method=method, lr=0.123, options={"reduction": 16} if method == "lst" else {})
+    config = default_config(space, recipe)
+    assert config["method"] == expected and config["batch_size"] == recipe.batch_size
+    if method == "lst":
+        assert (config["lst.reduction"], config["lr"]) == (16, 0.123)
+    else:
+        assert config["lr"] == get_method("head").lr
 
 
 # --- searches that are cut off --------------------------------------------------------------------------------------

@@ -359,6 +359,16 @@ def test_all_of_a_study_goes_into_another_mlflow(
     assert away.code == 1 and "MLflow did not take a record" in away.err
 
 
+def test_a_launch_at_work_brings_what_is_its_own(study: Study, uri: str, tmp_path: Path) -> None:
+    """To sync beside it makes nothing twice."""
+    study.describe_launch("launch", SETTINGS)
+    assert run_cli("sync", study.name, "--home", tmp_path, "--tracking-uri", uri).code == 0
+    assert runs(uri, study) == runs(uri, study, "launch") == []
+    study.end_launch()
+    assert run_cli("sync", study.name, "--home", tmp_path, "--tracking-uri", uri).code == 0
+    assert len(runs(uri, study)) > 3 and len(runs(uri, study, "launch")) == 1
+
+
 def test_a_launch_that_begins_before_its_server_has_its_run(
     study: Study, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

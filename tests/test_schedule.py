@@ -49,7 +49,7 @@ def test_order(values: list[list[float]], violations: list[float], expected: lis
 
 
 def reported(*maps: float, rungs: Rungs | None = None, epoch: int = 1, cost: float = 1.0) -> Rungs:
-    rungs = rungs or Rungs(TWO, (1, 3))
+    rungs = rungs or Rungs(TWO, (1, 3), 3)
     for trial, y in enumerate(maps):
         rungs.report(trial, epoch, [y, cost], 0.0)
     return rungs
@@ -70,7 +70,7 @@ def test_the_first_goes_on_alone_and_epochs_between_rungs_stop_nobody() -> None:
 
 
 def test_a_cheap_model_is_compared_with_its_own_kind() -> None:
-    rungs = Rungs(TWO, (1, 3))
+    rungs = Rungs(TWO, (1, 3), 3)
     for trial, (y, cost) in enumerate([(0.6, 9.0), (0.59, 9.1), (0.58, 9.2), (0.57, 9.3), (0.56, 9.4), (0.1, 1.0)]):
         rungs.report(trial, 1, [y, cost], 0.0)
     assert [t for t in range(6) if rungs.goes_on(t, 1)] == [0, 5]
