@@ -37,11 +37,11 @@ from cst_search.placement import Placement
 from cst_search.recipe import Recipe
 from cst_search.results import Budget, StudyInfo, Tally, choose_objectives, page_report
 from cst_search.space import Space
+from cst_search.storage import check_storage
 from cst_search.suggest import (
     Study,
     StudySpec,
     check_sampler,
-    check_storage,
     default_sampler,
     default_storage,
     list_studies,
@@ -208,7 +208,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
             f"note: early stopping has nothing to stop, as trials are {recipe.search_epochs} epoch(s) long; "
             f"--set search_epochs=N changes that"
         )
-    record.start(name, study.describe_launch("launch", _settings(study, options, n_workers, device)))
+    record.start(name, study.describe_launch(_settings(study, options, n_workers, device)))
 
     on_finished = follow(study, record)
     on_finished()  # trials of earlier launches
