@@ -227,6 +227,26 @@ for _name in (
     setattr(Storage, _name, _patient(_name))
 
 
+def _make(url: str, n_tries: int = 8) -> Storage:
+    """A storage whose tables another launch may be making at this moment: then ours are refused, until they are there.
+
+    RuntimeError: Optuna reads a version that is not written yet, and takes it for another one.
+    """
+    for left in reversed(range(n_tries)):
+        try:
+            return Storage(url)
+        except (
+            sqlalchemy.exc.DBAPIError,
+            optuna.exceptions.StorageInternalError,
+            AssertionError,
+            RuntimeError,
+        ) as error:
+            if not left or (_is_away(error) and not is_sqlite(url)):
+                raise
+            time.sleep(random.uniform(0.1, 0.5))
+    raise AssertionError
+
+
 def open_storage(url: str, *, make: bool = False) -> Storage:
     """Raises StudyError: it cannot be used, with the reason."""
     shown = check_storage(url)
@@ -236,7 +256,7 @@ def open_storage(url: str, *, make: bool = False) -> Storage:
             if not make:  # SQLite would make an empty database of a misspelt path
                 raise StudyError(f"the storage {shown} does not exist; `cst-search launch` makes it")
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return Storage(url)
+        return _make(url) if make else Storage(url)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError, OSError) as error:
         # RuntimeError: made by another version of Optuna, which says how to go on
         raise StudyError(f"the storage {shown} cannot be used: {_first_line(error).replace(url, shown)}") from None

@@ -580,34 +580,37 @@ def test_launches_together_run_as_many_trials_as_the_study_shall_have(tmp_path: 
 
 
 TOGETHER = """
-    import sys
-    from pathlib import Path
+    import sys, time
     sys.path.insert(0, sys.argv[1])
-    from studies import fake_estimate, make_study, scored
-    study = make_study(Path(sys.argv[2]), space=eval(sys.argv[3]), sampler="random")
+    from studies import fake_estimate, make_spec, scored
+    from cst_search.suggest import Study
+    study = Study.create(sys.argv[2], "made", make_spec(space=eval(sys.argv[3]), sampler="random"))
     study.begin_launch(shares_machine=True)
     print("ready", flush=True)
     sys.stdin.readline()
     while (suggestion := study.ask(fake_estimate, 20)) is not None:
+        time.sleep(0.05)
         study.tell(suggestion.trial, scored(0.4))
     study.end_launch()
 """
 
 
 @pytest.mark.parametrize("n_configurations", [24, 12])
-def test_processes_together_run_each_configuration_once(tmp_path: Path, n_configurations: int) -> None:
+def test_processes_together_run_each_configuration_once(storage_url: str, n_configurations: int) -> None:
     """At the same moment; in a space of 24 the bound of 20 is exact, in one of 12 all are run, and then it ends."""
     space = {"methods": ["cst"], "cst": {"reduction": {"choice": [2, 4, 8]}, "mtc_stages": {"choice": [[5], [4]]}},
-             "shared": {"seed": {"choice": list(range(n_configurations // 6))}}}  # fmt: skip
-    make_study(tmp_path, space=space, sampler="random")
-    command = [sys.executable, "-c", textwrap.dedent(TOGETHER), str(Path(__file__).parent), str(tmp_path), repr(space)]
+             "shared": {"accumulate": {"choice": list(range(1, n_configurations // 6 + 1))}}}  # fmt: skip
+    command = [sys.executable, "-c", textwrap.dedent(TOGETHER), str(Path(__file__).parent), storage_url, repr(space)]
     running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     for process in running:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
     for process in running:
-        process.communicate("go\n", timeout=120)
-        assert process.returncode == 0
-    trials = [r for r in make_study(tmp_path, space=space, sampler="random").info().trials if r.ran]
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in running:
+        assert process.wait(120) == 0
+    trials = [r for r in Study.open(storage_url, "made").info().trials if r.ran]
     assert len(trials) == min(n_configurations, 20)
     assert len({json.dumps(r.config, sort_keys=True) for r in trials}) == len(trials)
     assert {r.state for r in trials} == {"complete"} and len({r.launch for r in trials}) > 1
