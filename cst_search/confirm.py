@@ -25,12 +25,12 @@ from cst_search.config import make_recipe
 from cst_search.data import DetectionData
 from cst_search.detector import build_detector
 from cst_search.errors import ConfigError, DataError, StudyError
+from cst_search.interrupt import ends_in_time
 from cst_search.launch import (
     LaunchOptions,
     Survey,
     check_device,
     dataset_inputs,
-    ended_by_sigterm,
     expected_sharers,
     export_best,
     gpu_placement,
@@ -283,7 +283,7 @@ def _run(
     n_trials = study.info().n_ran() + len(wanted)
     interrupted = False
     try:
-        with ended_by_sigterm(), view:
+        with ends_in_time(f"cst-search confirm {study.name}"), view:
             workers.run(study, task, n_trials=n_trials, estimate=no_estimate, stop=lambda: False, events=view)
     except KeyboardInterrupt:
         interrupted = True

@@ -7,13 +7,11 @@ import math
 import os
 import random
 import re
-import signal
 import statistics
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +26,8 @@ from cst_search.config import apply_settings, load_recipe, load_space, make_reci
 from cst_search.data import DetectionData, load_data
 from cst_search.demo import write_demo
 from cst_search.detector import build_detector
-from cst_search.errors import ConfigError, StudyError
+from cst_search.errors import ConfigError, CstSearchError, StudyError
+from cst_search.interrupt import GRACE_SECONDS, ends_in_time
 from cst_search.live import View, front_table
 from cst_search.memory import CONTEXT_BYTES, Estimate, InputShape, predict, worst_input
 from cst_search.memory_limit import MemoryLimit
@@ -174,6 +173,8 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     name = options.study or _new_name(storage, "demo" if options.data is None else Path(recipe.data).name)
     study = _study(storage, name, space, recipe, options, objectives, reference, dataset_inputs(data))
     study.begin_launch(None if placement is None else placement.gpu_bytes)
+    if study.storage is not None:
+        study.storage.say = say
     n_before = study.info().n_ran()
     if n_before >= options.trials and not study.n_stopped():
         study.end_launch()
@@ -239,27 +240,34 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     def stop() -> bool:
         return deadline is not None and time.monotonic() >= deadline
 
-    interrupted = False
-    try:
-        with ended_by_sigterm(), view:
-            workers.run(study, task, n_trials=options.trials, estimate=estimate, stop=stop, events=view)
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
+    with ends_in_time(resume_command(name, options)):
+        interrupted = False
+        try:
+            with view:
+                workers.run(study, task, n_trials=options.trials, estimate=estimate, stop=stop, events=view)
+        except KeyboardInterrupt:
+            interrupted = True
+        except BaseException:
+            with suppress(CstSearchError):  # it may be the storage that is gone
+                study.end_launch()
+            raise
         study.end_launch()
         if checkpoints is not None:
             checkpoints.tidy()
-    info = study.info()
-    interrupted = interrupted or any(r.state == "interrupted" for r in info.trials)
-    if not interrupted and not stop() and info.n_ran() < options.trials:
-        say("the sampler found no further configuration within the budget; the search ends early")
+        info = study.info()
+        n_elsewhere = study.others_at_work()
+        interrupted = interrupted or any(r.state == "interrupted" for r in info.trials)
+        if n_elsewhere:
+            say(f"{n_elsewhere} trial(s) are with other launches of the study, which go on")
+        elif not interrupted and not stop() and info.n_ran() < options.trials:
+            say("the sampler found no further configuration within the budget; the search ends early")
 
-    files = write_report(info, options.home / name)
-    record.sync(info)
-    record.finish(name, {"pareto": [files[k] for k in ("html", "png", "json")], "export": export_best(info, files)},
-                  "KILLED" if interrupted else "FINISHED")  # fmt: skip
-    record.close()
-    _say_end(info, files, options, interrupted, time.monotonic() - begun, console, say)
+        files = write_report(info, options.home / name)
+        record.sync(info)
+        record.finish(name, {"pareto": [files[k] for k in ("html", "png", "json")], "export": export_best(info, files)},
+                      "KILLED" if interrupted else "FINISHED")  # fmt: skip
+        record.close(GRACE_SECONDS / 2 if interrupted else 60.0)
+        _say_end(info, files, options, interrupted, time.monotonic() - begun, console, say)
     return LaunchResult(info, interrupted, files, time.monotonic() - begun)
 
 
@@ -536,19 +544,6 @@ def _settings(study: Study, options: LaunchOptions, n_workers: int, device: Any)
     }
 
 
-@contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends what is within as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old_handler = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old_handler)
-
-
 # --- after it -------------------------------------------------------------------------------------------------------
 
 
@@ -562,6 +557,16 @@ def export_best(info: StudyInfo, files: dict[str, Path]) -> list[Path]:
     return [path]
 
 
+def _flags(options: LaunchOptions) -> str:
+    """What a command needs besides the study's name to find it; without a password, which a person has."""
+    home = "" if options.home == default_home() else f" --home {options.home}"
+    return home + (f" --storage {check_storage(options.storage)}" if options.storage else "")
+
+
+def resume_command(name: str, options: LaunchOptions) -> str:
+    return f"cst-search resume {name}{_flags(options)}"
+
+
 def _say_end(
     info: StudyInfo, files: dict[str, Path], options: LaunchOptions, interrupted: bool, seconds: float,
     console: Console, say: Callable[..., None],
@@ -570,18 +575,14 @@ def _say_end(
     states = ", ".join(f"{n} {state}" for state, n in counts.items() if n and state != "total")
     say()
     say(f"{'stopped' if interrupted else 'done'} after {format_seconds(seconds)}: {counts['total']} trials ({states})")
-    flags = "".join(
-        f" {flag} {value}"
-        for flag, value in (("--storage", options.storage and check_storage(options.storage)),)
-        if value
-    )
-    home = "" if options.home == default_home() else f" --home {options.home}"
+    flags = _flags(options)
     if interrupted:
-        say(f"what is finished is kept; go on with:  cst-search resume {info.name}{home}{flags}")
+        say(f"what is finished is kept; go on with:  {resume_command(info.name, options)}")
     if info.front():
         console.print(front_table(info))
         data = "" if info.data == "demo" else f" --data {info.data}"
         say(f"hypervolume {info.hypervolume():.4f}; page {files['html']}")
+        home = _flags(replace(options, storage=None))
         say(f"next:  cst-search ui{home}")
-        say(f"       cst-search export {info.name} --pick knee -o best.yaml{home}{flags}")
+        say(f"       cst-search export {info.name} --pick knee -o best.yaml{flags}")
         say(f"       cst-search train best.yaml{data} --out trained{home}")

@@ -15,8 +15,9 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from cst_search.errors import RunError
+from cst_search.errors import CstSearchError, RunError
 from cst_search.workers import Events, Supply, Task, execute
 
 if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
@@ -68,16 +69,30 @@ class StudySearcher(_Stays, Searcher):
 
     def __init__(self, supply: Supply, placement: Placement | None = None) -> None:
         super().__init__()
+        self.fault: CstSearchError | None = None  # of the study's storage: nothing can go on
         self.supply, self.placement = supply, placement
         self.numbers: dict[str, int] = {}  # Ray's trials at work -> the study's
         self.stopped: set[str] = set()
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """A fault within ends the search; Tune would take it for the trial's, and go on."""
+        try:
+            yield
+        except CstSearchError as error:
+            self.fault = self.fault or error
+
     def suggest(self, trial_id: str) -> Any:
-        suggestion = self.supply.next()
+        if self.fault is not None:
+            return Searcher.FINISHED
+        suggestion = None
+        with self.kept():
+            suggestion = self.supply.next()
         if suggestion is None:
             # None: nothing yet; what is at work may reach a rung where one that was stopped is promoted, or lose its
             # worker and come again
-            return None if self.numbers and not self.supply.stop() else Searcher.FINISHED
+            is_over = self.supply.stop() or self.fault is not None
+            return None if self.numbers and not is_over else Searcher.FINISHED
         self.numbers[trial_id] = suggestion.trial
         task = {"trial": suggestion.trial, "config": suggestion.config}
         if self.placement is None:
@@ -87,7 +102,7 @@ class StudySearcher(_Stays, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self.numbers.pop(trial_id, None)
-        if number is None:
+        if number is None or self.fault is not None:
             return
         text = (result or {}).get(_RESULT)
         if text is not None:
@@ -97,9 +112,11 @@ class StudySearcher(_Stays, Searcher):
         else:
             if not error:  # stopped from outside (Ctrl-C): it stays open, and the next launch takes it up
                 return
-            self.supply.lost(number)
+            with self.kept():
+                self.supply.lost(number)
             return
-        self.supply.ended(number, outcome)
+        with self.kept():
+            self.supply.ended(number, outcome)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study's database is the state."""
@@ -119,7 +136,10 @@ class StudyScheduler(_Stays, FIFOScheduler):
         number = self.searcher.numbers.get(trial.trial_id)
         if number is None or _ENTRY not in result:
             return self.CONTINUE
-        if self.searcher.supply.progressed(number, json.loads(result[_ENTRY])):
+        goes_on = False
+        with self.searcher.kept():
+            goes_on = self.searcher.supply.progressed(number, json.loads(result[_ENTRY]))
+        if goes_on and self.searcher.fault is None:
             return self.CONTINUE
         self.searcher.stopped.add(trial.trial_id)
         return self.STOP
@@ -231,6 +251,8 @@ class Ray:
                     failure_config=tune.FailureConfig(max_failures=0),
                 ),
             ).fit()
+            if searcher.fault is not None:
+                raise searcher.fault
             supply.close()
         finally:
             if own is not None:

@@ -14,6 +14,7 @@ from mlflow.entities import Run
 from studies import fake_estimate, make_study, run_cli, run_one, scored, shorter_rungs
 
 from cst_search.config import write_yaml
+from cst_search.launch import follow
 from cst_search.pareto import hypervolume_by_trial
 from cst_search.recipe import Recipe
 from cst_search.record import MlflowRecord, default_tracking_uri
@@ -509,3 +510,36 @@ def test_a_launch_ends_well_without_its_server_and_the_next_one_delivers(
     assert [int(run.data.tags["cst.trial"]) for run in runs(uri, study)] == [0, 1, 2]
     assert tagged(uri, study) == on_front(study)
     assert (home / "artifacts" / "lonely").is_dir()  # a bare database: not into ./mlruns of the current folder
+
+
+def test_launches_side_by_side_bring_each_trial_once(uri: str, tmp_path: Path, request: Any) -> None:
+    """Two at work bring their own, each told of both; one dies without, and the other brings the rest at its end."""
+    first = make_study(tmp_path, request.node.name)
+    first.begin_launch(shares_machine=True)
+    second = Study.open(first.url, first.name)
+    second.begin_launch(shares_machine=True)
+    mirrors = [MlflowRecord(uri, tmp_path / "artifacts", warn=pytest.fail) for _ in range(2)]
+    for study, mirror in zip((first, second), mirrors, strict=True):
+        mirror.start(study.name, study.describe_launch(SETTINGS))
+    reports = [follow(study, mirror) for study, mirror in zip((first, second), mirrors, strict=True)]
+    for turn in range(4):
+        run_one((first, second)[turn % 2], scored(0.1 * turn))
+        for study in (first, second):
+            study.info()  # reads of the other's
+        for report in reports:
+            report()
+    mirrors[0].sync(first.info())
+    silent = run_one(second, scored(0.9))  # of which its mirror is not told
+    second.end_launch()
+    mirrors[1].close()
+    info = first.info()
+    mirrors[0].sync(info)
+    mirrors[0].finish(first.name, {}, "FINISHED")
+    assert mirrors[0].close()
+    found = {int(run.data.tags["cst.trial"]): run for run in runs(uri, first)}
+    wanted = [r.trial for r in info.trials if r.state not in ("running", "interrupted")]
+    assert len(runs(uri, first)) == len(found) and sorted(found) == wanted and silent.trial in found
+    parents = {run.data.tags["cst.launch"]: run.info.run_id for run in runs(uri, first, "launch")}
+    assert len(parents) == 2
+    for record in info.trials:
+        assert found[record.trial].data.tags["mlflow.parentRunId"] == parents[record.launch or ""]

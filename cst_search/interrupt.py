@@ -1,0 +1,76 @@
+"""SIGINT and SIGTERM: the first ends a search in good order and in time, the second at once."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Never
+
+import psutil
+
+GRACE_SECONDS = 15.0
+
+
+@contextmanager
+def ends_in_time(go_on: str) -> Iterator[None]:
+    """SIGTERM ends what is within as Ctrl-C does: by KeyboardInterrupt, or as Ray Tune takes it.
+
+    Whatever is not over `GRACE_SECONDS` after the first signal is ended then, and by a second signal at once: this
+    process and all that it started, with exit code 130. What a study has is in its database.
+
+    Args:
+        go_on: the command that goes on with it, for the last words.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Who handles SIGINT changes, and a handler in Python waits for the main thread, which may be far down in a library.
+    # But Python's own handler, in C, writes the number of every signal into this pipe.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    old_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    old_handler = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    watcher = threading.Thread(target=_watch, args=(reader, go_on), name="signals", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old_handler)
+        signal.set_wakeup_fd(old_fd)
+        os.close(writer)
+        watcher.join()
+        os.close(reader)
+
+
+def _watch(reader: int, go_on: str) -> None:
+    n_echoes, deadline = 0, None  # an echo: the SIGINT that the handler of SIGTERM raises
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not select.select([reader], [], [], left)[0]:
+            _die(f"not over {GRACE_SECONDS:.0f} s after the signal, so ended", go_on)
+        numbers = os.read(reader, 64)
+        if not numbers:
+            return
+        for number in numbers:
+            if number == signal.SIGINT and n_echoes:
+                n_echoes -= 1
+                continue
+            if number not in (signal.SIGINT, signal.SIGTERM):
+                continue
+            n_echoes += number == signal.SIGTERM
+            if deadline is not None:
+                _die("ended at once", go_on)
+            deadline = time.monotonic() + GRACE_SECONDS
+
+
+def _die(how: str, go_on: str) -> Never:
+    os.write(2, f"\n{how}; what is finished is kept; go on with:  {go_on}\n".encode())
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
+    os._exit(130)

@@ -1,0 +1,91 @@
+"""The command line with trials that are made up: `python made_up.py FOLDER SECONDS launch ...`.
+
+All is real but the trial function, which is replaced wherever the data arrives: it takes SECONDS an epoch, reports as a
+real one does, keeps a checkpoint, and writes a line into FOLDER/notes.jsonl for every epoch: who trained what, when.
+A file FOLDER/hang has every trial sleep in its next epoch, deaf to all but signals.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from cst_search.data import DetectionData
+
+
+def run_trial(
+    folder: str, seconds: float, recipe: Any, data: Any, *, epochs: int, report: Any = None, rungs: Any = (),
+    checkpoint: Path | None = None, **_: Any,
+) -> Any:  # fmt: skip
+    from cst_search.trial import TrialResult
+
+    begun = time.monotonic()
+    history: list[dict[str, Any]] = []
+    if checkpoint is not None and checkpoint.exists():
+        history = json.loads(checkpoint.read_text())
+    resumed = len(history)
+    for epoch in range(len(history) + 1, epochs + 1):
+        while Path(folder, "hang").exists():
+            time.sleep(0.5)
+        time.sleep(seconds)
+        score = (hash((recipe.lr, recipe.batch_size)) % 1000) / 1000 * epoch / epochs
+        entry = {"epoch": epoch, "loss": 1 / epoch, "images_per_second": 1.0, "map": score, "map50": score}
+        history.append(entry)
+        with open(Path(folder, "notes.jsonl"), "a") as notes:
+            notes.write(json.dumps({"pid": os.getpid(), "lr": recipe.lr, "epoch": epoch, "at": time.time()}) + "\n")
+        if checkpoint is not None and epoch in rungs:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_text(json.dumps(history))
+        if report is not None and report(entry) is False:
+            return TrialResult("stopped", 1, 1, epochs=epoch, history=history)
+    return TrialResult(
+        "complete", 1, 1, map=score, map50=score, loss=1.0, seconds=time.monotonic() - begun, epochs=epochs,
+        history=history, resumed_epochs=resumed,
+    )  # fmt: skip
+
+
+def arrive(folder: str, seconds: float, values: dict[str, Any]) -> DetectionData:
+    """Unpickles the data, and puts the made-up trial in the place of the real one in the process where that happens.
+
+    This is `__main__`, whose functions Ray sends by value.
+    """
+    import functools
+
+    import cst_search.trial
+
+    cst_search.trial.run_trial = functools.partial(run_trial, folder, seconds)  # type: ignore[assignment]
+    return DetectionData(**values)
+
+
+class Carrier(DetectionData):
+    """The data on its way to the workers: what changes the trial there travels with it."""
+
+    notes_folder, pace = "", 0.0  # other names than its fields have
+
+    def __reduce__(self) -> Any:
+        return arrive, (self.notes_folder, self.pace, vars(self))
+
+
+def main() -> None:
+    from cst_search import cli, launch
+
+    Carrier.notes_folder, Carrier.pace = sys.argv[1], float(sys.argv[2])
+    sys.argv[1:] = sys.argv[3:]
+    load = launch._load
+
+    def carried(*arguments: Any) -> DetectionData:
+        values = {f.name: getattr(data, f.name) for data in [load(*arguments)] for f in fields(DetectionData)}
+        arrive(Carrier.notes_folder, Carrier.pace, values)  # for trials in this process
+        return Carrier(**values)
+
+    launch._load = carried
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""What goes wrong on one machine, with real processes: nothing that was finished is lost, nothing is counted twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import postgres as postgres_of_tests
+import psutil
+import pytest
+from place import Place
+
+LIBFAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+
+
+# --- the search's own process -----------------------------------------------------------------------------------------
+
+
+def test_the_driver_is_killed_with_ray(place: Place) -> None:
+    with place.search("--workers", "2", trials=8) as one:
+        one.until(lambda: len(place.notes()) >= 7)
+        one.kill()
+        one.wait()
+        before = place.finished()
+        deadline = time.monotonic() + 30
+        while left := [p for p in one.family.values() if p.is_running() and p.status() != "zombie"]:
+            assert time.monotonic() < deadline, f"they outlive the search: {[p.cmdline() for p in left]}"
+            time.sleep(0.1)
+    assert before and place.info().counts()["interrupted"]
+    again = place.run(trials=8, command="resume")
+    place.check(8, before)
+    assert "started (again)" in again.output
+    assert place.runs() == dict.fromkeys(range(8), 1)
+
+
+def test_a_trials_process_is_killed_and_it_is_tried_again(place: Place) -> None:
+    """The worker that trains is killed; of another trial both times, so that it fails with a reason."""
+    with place.search("--workers", "1", trials=4, seconds=0.7) as one:
+        one.until("trial 1 started")
+        one.until(lambda: len(place.notes()) >= 3)
+        os.kill(place.notes()[-1]["pid"], signal.SIGKILL)
+        one.until("trial 1: its worker process ended; it is tried again, once")
+        one.until("trial 1 complete")
+        before = place.finished()
+        one.until("trial 2 started")
+        for times in (1, 2):
+            one.until(lambda n=times: one.output.count("trial 2 started") == n)
+            n_notes = len(place.notes())
+            one.until(lambda n=n_notes: len(place.notes()) > n)
+            os.kill(place.notes()[-1]["pid"], signal.SIGKILL)
+        assert one.wait() == 0
+    place.check(4, before, ("complete", "failed"))
+    failed = place.finished()[2]
+    assert failed.state == "failed" and failed.reason.startswith("its worker process ended twice")
+    assert place.runs() == dict.fromkeys(range(4), 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_first_signal_ends_it_in_time_and_a_second_at_once(place: Place, number: int) -> None:
+    """Trials hang; the search does not wait for them. The study is as it was, and goes on."""
+    with place.search("--workers", "2", trials=6) as one:
+        one.until(lambda: len(place.finished()) >= 2)
+        (place.home / "hang").touch()
+        one.until("trial 3 started")
+        time.sleep(0.5)
+        before, begun = place.finished(), time.monotonic()
+        one.kill(number)
+        if number == signal.SIGTERM:
+            time.sleep(0.3)
+            one.kill(number)
+        assert one.wait(40) == 130
+        took = time.monotonic() - begun
+        assert took < (5 if number == signal.SIGTERM else 20), took
+        assert f"go on with:  cst-search resume faults --home {place.home}" in one.output
+        assert not [p for p in one.family.values() if p.is_running() and p.status() != "zombie"]
+    (place.home / "hang").unlink()
+    place.run("--in-process", trials=6, command="resume")
+    place.check(6, before)
+
+
+# --- what a trial meets -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("why", "more", "recipe", "state", "reason"),
+    [
+        ("out of memory", ["--limit-mem", "30MB"], {"image_size_px": 512, "max_size_px": 512}, "infeasible",
+         "out of memory"),
+        ("a loss that is not finite", ["--no-stop-early"],
+         {"method": "cst", "detector": "retinanet", "lr": (9.0, 9.9), "clip_norm": 1e6, "warmup": 0.0, "eval_every": 99, "search_epochs": 30},
+         "failed", "the loss is "),
+    ],
+)  # fmt: skip
+def test_trials_that_end_badly_are_outcomes(
+    place: Place, why: str, more: list[str], recipe: dict[str, Any], state: str, reason: str
+) -> None:
+    """Each has a record with its reason; the search comes to its end, and says that nothing completed."""
+    with place.search("--workers", "2", *more, trials=3, seconds=None, **recipe) as one:
+        assert one.wait() == 1, one.output
+    assert "no trial completed within the budget" in one.output
+    place.check(3, {}, (state,))
+    assert all((r.reason or "").startswith(reason) for r in place.finished().values())
+    assert place.runs() == dict.fromkeys(range(3), 1)
+
+
+def test_an_image_that_breaks_in_the_middle(place: Place, tiny_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_folder, data)
+    victim = sorted((data / "train").iterdir())[0]
+    whole = victim.read_bytes()
+    with place.search("--in-process", "--cache-size", "0", trials=4, seconds=None, data=data, search_epochs=4) as one:
+        one.until("trial 1 started")
+        victim.write_bytes(whole[: len(whole) // 3])
+        one.until("failed: ")
+        victim.write_bytes(whole)
+        assert one.wait() == 0
+    failed = [r for r in place.finished().values() if r.state == "failed"]
+    assert failed and all(victim.name in (r.reason or "") for r in failed)
+    place.check(4, {}, ("complete", "failed"))
+
+
+@pytest.mark.parametrize("damage", ["cut off", "other bytes", "empty"])
+def test_a_damaged_checkpoint(place: Place, damage: str) -> None:
+    """The trial begins anew, says so, and comes to the same result as if it had never been cut off."""
+    checkpoint = place.home / "faults" / "checkpoints" / "0.pt"
+    with place.search("--in-process", "--stop-early", trials=2, seconds=None, search_epochs=20) as one:
+        one.until(checkpoint.exists)
+        one.kill()
+        one.wait()
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    checkpoint.write_bytes({"cut off": content[: len(content) // 2], "other bytes": content, "empty": b""}[damage])
+    again = place.run("--in-process", trials=2, seconds=None, command="resume")
+    place.check(2, {}, ("complete", "pruned"))
+    assert "trial 0: began anew: 0.pt was left aside, as it" in again.output
+
+
+def test_a_clock_that_jumps(place: Place) -> None:
+    """The wall clock goes a day forward, then two back, while the search runs."""
+    if LIBFAKETIME is None:
+        pytest.skip("libfaketime is not installed")
+    clock = place.home / "clock"
+    clock.write_text("+0")
+    env = {"LD_PRELOAD": str(LIBFAKETIME), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
+           "DONT_FAKE_MONOTONIC": "1"}  # fmt: skip
+    with place.search("--in-process", trials=9, seconds=0.2, env=env) as one:
+        one.until("trial 3 started")
+        clock.write_text("+1d")
+        one.until("trial 6 started")
+        before = place.finished()
+        clock.write_text("-1d")
+        assert one.wait() == 0
+    place.check(9, before)
+    assert all(0 <= r.seconds < 60 for r in place.finished().values())
+    assert place.info().launches[0].state == "ended"
+    stamps = [note["at"] for note in place.notes()]
+    assert max(stamps) - min(stamps) > 86400  # the clock did jump
+
+
+# --- what is around ---------------------------------------------------------------------------------------------------
+
+
+def test_postgresql_is_restarted(tmp_path: Path, place: Place) -> None:
+    if postgres_of_tests.find_binaries() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with postgres_of_tests.server() as server:
+        place.storage = server.database("studies")
+        with place.search("--workers", "2", trials=12, seconds=0.1) as one:
+            one.until(lambda: len(place.notes()) >= 6)
+            server.stop("immediate")
+            one.until("is away", 60)
+            server.start()
+            one.until("is back after", 60)
+            before = place.finished()
+            assert one.wait() == 0, one.output
+        place.check(12, before)
+        assert postgres_of_tests.PASSWORD not in one.output
+        assert place.runs() == dict.fromkeys(range(12), 1)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Callable[[bool], None]]:
+    """A small file system at ``small``, and the means to fill it and to make room."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+
+    def fill(full: bool) -> None:
+        if not full:
+            (small / "filler").unlink()
+            return
+        with (small / "filler").open("wb") as filler, pytest.raises(OSError):
+            while True:
+                filler.write(bytes(4096))
+                filler.flush()
+
+    try:
+        yield fill
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_the_disk_of_the_study_is_full(place: Place, full_disk: Callable[[bool], None]) -> None:
+    place.storage = f"sqlite:///{place.home / 'small' / 'studies.db'}"
+    with place.search("--workers", "2", trials=12, seconds=0.2) as one:
+        one.until(lambda: len(place.notes()) >= 6)
+        full_disk(True)
+        assert one.wait() == 1
+    assert "cannot be written: " in one.output and "full" in one.output
+    assert "make room, then go on with `cst-search resume`" in one.output
+    full_disk(False)
+    before = place.finished()
+    assert before
+    place.run("--in-process", trials=12, command="resume")
+    place.check(12, before)
+
+
+def test_the_disk_of_the_checkpoints_is_full(place: Place, full_disk: Callable[[bool], None]) -> None:
+    """Trials go on without them."""
+    folder = place.home / "faults"
+    folder.mkdir()
+    (folder / "checkpoints").symlink_to(place.home / "small")
+    full_disk(True)
+    with place.search("--in-process", "--stop-early", trials=3, seconds=None, search_epochs=8) as one:
+        assert one.wait() == 0
+    place.check(3, {}, ("complete", "pruned"))
+    assert "checkpoint" in one.output and "No space left" in one.output
+
+
+def test_mlflows_server_goes_and_comes(place: Place) -> None:
+    port = postgres_of_tests.free_port()
+    uri = f"http://127.0.0.1:{port}"
+    backend = f"sqlite:///{place.home / 'mlflow.db'}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--port", str(port), "--host",
+               "127.0.0.1", "--workers", "1", "--artifacts-destination", str(place.home / "artifacts")]  # fmt: skip
+
+    def serve() -> psutil.Popen:
+        server = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while subprocess.run(["curl", "-sf", f"{uri}/health"], capture_output=True).returncode:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        return server
+
+    def end(server: psutil.Popen) -> None:
+        for process in [*server.children(recursive=True), server]:
+            process.kill()
+        server.wait()
+
+    server = serve()
+    try:
+        with place.search("--in-process", "--tracking-uri", uri, trials=40, seconds=0.2) as one:
+            one.until("trial 4 started")
+            end(server)
+            at = len(place.finished())
+            one.until("MLflow did not take a record", 60)
+            one.until(lambda: len(place.finished()) >= at + 5, 30)  # the search does not wait
+            server = serve()
+            assert one.wait() == 0
+        place.check(40, {})
+        assert place.runs(uri) == dict.fromkeys(range(40), 1)
+    finally:
+        end(server)
