@@ -39,7 +39,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cst_search.addresses import shown_address
 from cst_search.correction import Correction
-from cst_search.database import StoredTrial, dont_wait_for_the_disk, log_ahead, read_trials
+from cst_search.database import StoredTrial, dont_wait_for_the_disk, is_of_optuna, log_ahead, read_trials
 from cst_search.errors import StudyError
 from cst_search.pareto import OBJECTIVES, Objective
 from cst_search.results import Budget, LaunchRecord, StudyInfo, TrialRecord
@@ -133,19 +133,19 @@ class StudySpec:
         return json.loads(json.dumps(plain))
 
 
-def check_storage(url: str) -> str:
+def check_storage(url: str, flag: str = "--storage") -> str:
     """The URL with its password hidden. Raises StudyError: not a database URL, or its driver is not installed."""
-    example = "--storage takes a database URL such as sqlite:///studies.db or postgresql+psycopg://host/name"
+    example = f"{flag} takes a database URL such as sqlite:///studies.db or postgresql+psycopg://host/name"
     try:
         dialect = sqlalchemy.make_url(url).get_dialect()
     except sqlalchemy.exc.NoSuchModuleError:
         raise StudyError(f"{example}; there is no kind of database for {shown_address(url)}") from None
     except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: a port that is no number
-        raise StudyError(example) from None
+        raise StudyError(f"{example}; got {shown_address(url)!r}") from None
     try:
         dialect.import_dbapi()
     except ImportError as error:
-        raise StudyError(f"--storage {shown_address(url)}: its driver is not installed: {error}") from None
+        raise StudyError(f"{flag} {shown_address(url)}: its driver is not installed: {error}") from None
     return shown_address(url)
 
 
@@ -155,10 +155,12 @@ def _storage(url: str, *, make: bool = False) -> optuna.storages.RDBStorage:
     connect_args = {"timeout": 60} if url.startswith("sqlite") else {}
     path = sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
     try:
-        if path and path != ":memory:" and not path.startswith("file:") and not Path(path).is_file():
+        if path and path != ":memory:" and not path.startswith("file:") and not Path(path).exists():
             if not make:  # SQLite would make an empty database of a misspelt path
                 raise StudyError(f"the storage {shown} does not exist; `cst-search launch` makes it")
             Path(path).parent.mkdir(parents=True, exist_ok=True)
+        elif path and not is_of_optuna(Path(path)):  # Optuna would put its tables beside those of another program
+            raise StudyError(f"{shown} is not a storage of studies but another database; choose another file")
         storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
         if url.startswith("sqlite"):
             sqlalchemy.event.listen(storage.engine, "connect", dont_wait_for_the_disk)
