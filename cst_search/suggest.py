@@ -37,7 +37,7 @@ import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from cst_search.addresses import shown_address
+from cst_search.addresses import shown_address, without_password
 from cst_search.correction import Correction
 from cst_search.database import StoredTrial, dont_wait_for_the_disk, is_of_optuna, log_ahead, read_trials
 from cst_search.errors import StudyError
@@ -166,7 +166,7 @@ def _storage(url: str, *, make: bool = False) -> optuna.storages.RDBStorage:
             sqlalchemy.event.listen(storage.engine, "connect", dont_wait_for_the_disk)
         return storage
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0].replace(url, shown)
+        reason = without_password((str(error).splitlines() or [""])[0], url)
         raise StudyError(f"the storage {shown} cannot be used: {reason}") from None
 
 
@@ -185,7 +185,7 @@ def try_storage(url: str) -> int | None:
         return len(storage.get_all_studies())
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         # Optuna takes whatever a database refuses to insert for a name that is there, and says nothing
-        reason = (str(error.__context__ or error).splitlines() or [""])[0].replace(url, shown_address(url))
+        reason = without_password((str(error.__context__ or error).splitlines() or [""])[0], url)
         raise StudyError(f"the storage {shown_address(url)} cannot be written: {reason}") from None
     finally:
         storage.engine.dispose()

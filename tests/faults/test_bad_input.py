@@ -176,7 +176,11 @@ FLAGS: list[tuple[str, str, tuple[str, ...]]] = [
     ("likewise", f"predict {{trained}} /{'x' * 5000}.png --no-draw", ("ame too long", "xxx")),
     ("a home that is a file", TINY + " --home {file}", ("--home {file}", "cannot be")),
     ("a home in a file", "launch --device cpu --in-process --home {file}/home", ("{file}", "cannot be")),
-    ("a home that nobody can make", "launch --device cpu --in-process --home /proc/nobody/may", ("--home /proc/nobody/may", "cannot be")),
+    (
+        "a home that nobody can make",
+        "launch --device cpu --in-process --home /proc/nobody/may",
+        ("--home /proc/nobody/may", "cannot be"),
+    ),
     ("a home that is a file, to train", "train {recipe} --out {gone} --home {file}", ("--home {file}", "cannot be")),
     ("a home that is a file, to look at", "ui --home {file}", ("there is no record in {file}", "--home")),
     ("a page into a file", "front made --home {home} -o {file}", ("--output {file}", "cannot be written")),
@@ -188,7 +192,11 @@ FLAGS: list[tuple[str, str, tuple[str, ...]]] = [
     ("nothing to export", "export empty --home {home}", ("no feasible complete trial yet", "cst-search launch")),
     ("one seed", "confirm made --home {home} --seeds 1", ("--seeds", "equal to 2")),
     ("no epochs", "confirm made --home {home} --epochs 0", ("--epochs takes search, full or", "'0'")),
-    ("many digits of epochs", f"confirm made --home {{home}} --epochs {'9' * 5000}", ("--epochs takes search, full or",)),
+    (
+        "many digits of epochs",
+        f"confirm made --home {{home}} --epochs {'9' * 5000}",
+        ("--epochs takes search, full or",),
+    ),
     ("a point that is none", "confirm made --home {home} --picks 0,7", ("--picks takes front", "'7'", "[0]")),
     ("many digits of a point", f"confirm made --home {{home}} --picks {'9' * 5000}", ("--picks takes front", "[0]")),
     ("nothing to confirm", "confirm empty --home {home}", ("no feasible complete trial yet", "cst-search launch")),
@@ -200,9 +208,17 @@ FLAGS: list[tuple[str, str, tuple[str, ...]]] = [
     ("likewise", "status nosuch --home {home}", ("there is no study 'nosuch'", "'made'")),
     ("to resume what does not say how far", "resume empty --home {home} --device cpu", ("give --trials",)),
     ("to resume for no trials", "resume made --home {home} --trials 0", ("--trials", "equal to 1")),
-    ("to resume for as many as there are", "resume made --home {home} --trials 1 --device cpu --in-process", ("already has 1 trials", "--trials")),
+    (
+        "to resume for as many as there are",
+        "resume made --home {home} --trials 1 --device cpu --in-process",
+        ("already has 1 trials", "--trials"),
+    ),
     ("a cache to resume with", "resume made --home {home} --cache-size many", ("a memory size must be", "'many'")),
-    ("another budget than the study's", TINY + " --home {home} --study made --budget-mem 5GB", ("made with another", "--budget-mem", "--study")),
+    (
+        "another budget than the study's",
+        TINY + " --home {home} --study made --budget-mem 5GB",
+        ("made with another", "--budget-mem", "--study"),
+    ),
     ("to train into a folder with files", "train {recipe} --out {full}", ("--out {full}: exists and is not empty",)),
     ("to train into a file's folder", "train {recipe} --out {file}/x", ("--out {file}/x", "cannot be")),
     ("to train a folder", "train {full} --out {gone}", ("is neither a file nor a shipped one",)),
@@ -229,7 +245,7 @@ FLAGS: list[tuple[str, str, tuple[str, ...]]] = [
     ("a flag that ls has not", "ls --yaml", ("No such option", "--yaml")),
     ("a path for a name", "cp ../demo {gone}", ("nothing shipped is called '../demo'", "demo")),
     ("a copy into a file's folder", "cp demo {file}/x", ("{file}/x cannot be written",)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("why", "command", "said"), FLAGS, ids=[f"{row[1].split()[0]}: {row[0]}" for row in FLAGS])
@@ -258,8 +274,11 @@ OF_METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "a method that is none": ("method: lora9\n", ("method must be one of", "'lora9'")),
     "an option that is none": ("method: cst\noptions: {size: 5}\n", ("'cst' has no option 'size'", "reduction")),
     "an option out of range": ("method: cst\noptions: {reduction: 0}\n", ("reduction", "0")),
-    "an option of the wrong kind": ("method: cst\noptions: {mtc_stages: all}\n", ("mtc_stages must be a list", "'all'")),
-}  # fmt: skip
+    "an option of the wrong kind": (
+        "method: cst\noptions: {mtc_stages: all}\n",
+        ("mtc_stages must be a list", "'all'"),
+    ),
+}
 RECIPES: list[tuple[str, str | bytes, tuple[str, ...]]] = [
     ("nothing", "", ("must hold `name: value` lines", "NoneType")),
     ("a list", "[epochs, 3]\n", ("must hold `name: value` lines", "list")),
@@ -279,7 +298,11 @@ RECIPES: list[tuple[str, str | bytes, tuple[str, ...]]] = [
     ("more than fits into 64 bits", f"epochs: {'9' * 400}\n", ("epochs", "999")),
     *((why, *row) for why, row in OF_METHODS.items()),
     ("a float beyond all", "width: 1e999\n", ("width must be from 0.05 to 4", "inf")),
-    ("two sizes that do not go together", "image_size_px: 900\nmax_size_px: 800\n", ("max_size_px must be from image_size_px",)),
+    (
+        "two sizes that do not go together",
+        "image_size_px: 900\nmax_size_px: 800\n",
+        ("max_size_px must be from image_size_px",),
+    ),
     ("an anchor in itself", "options: &a {b: *a}\n", ("contains itself",)),
     ("a billion laughs", LAUGHS, ("too large", "aliases")),
     ("brackets without end", f"options: {NESTED}\n", ("is not valid YAML", "nested too deeply")),
@@ -292,7 +315,7 @@ RECIPES: list[tuple[str, str | bytes, tuple[str, ...]]] = [
     ("keys that repeat another's", "a: &a {lr: 1}\n<<: *a\n", ("is not valid YAML", "<<")),
     ("an alias of nothing", "lr: *gone\n", ("is not valid YAML", "undefined alias")),
     ("an image, not a recipe", b"\x89PNG\r\n\x1a\n\x00", ("must be a UTF-8 text file",)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("why", "content", "said"), RECIPES, ids=[row[0] for row in RECIPES])
@@ -343,27 +366,71 @@ SPACES: list[tuple[str, str, tuple[str, ...]]] = [
     ("a section of no method", "methods: [head]\ncst: {}\n", ("no such section: cst", "per listed method")),
     ("low above high", "methods: [head]\nshared: {lr: {float: [1, 0.1]}}\n", ("shared.lr", "low < high", "[1, 0.1]")),
     ("low that is high", "methods: [head]\nshared: {lr: {float: [1, 1]}}\n", ("shared.lr", "low < high")),
-    ("the logarithm of zero", "methods: [head]\nshared: {lr: {float: [0, 1], log: true}}\n", ("shared.lr", "low above 0")),
+    (
+        "the logarithm of zero",
+        "methods: [head]\nshared: {lr: {float: [0, 1], log: true}}\n",
+        ("shared.lr", "low above 0"),
+    ),
     ("nothing to choose", "methods: [head]\nshared: {lr: {choice: []}}\n", ("shared.lr", "needs a list", "[]")),
     ("a choice twice", "methods: [head]\nshared: {lr: {choice: [1, 1]}}\n", ("shared.lr", "choices must differ")),
-    ("a choice of mappings", "methods: [head]\nshared: {lr: {choice: [{a: 1}]}}\n", ("shared.lr", "a choice is a value")),
+    (
+        "a choice of mappings",
+        "methods: [head]\nshared: {lr: {choice: [{a: 1}]}}\n",
+        ("shared.lr", "a choice is a value"),
+    ),
     ("three bounds", "methods: [head]\nshared: {lr: {float: [1, 2, 3]}}\n", ("shared.lr", "needs [low, high]")),
     ("bounds of text", "methods: [head]\nshared: {lr: {float: [a, b]}}\n", ("shared.lr", "needs [low, high]")),
-    ("bounds that are no numbers", "methods: [head]\nshared: {lr: {float: [.nan, 1]}}\n", ("shared.lr", "needs [low, high]")),
-    ("bounds beyond all", f"methods: [head]\nshared: {{batch_size: {{int: [1, {'9' * 400}]}}}}\n", ("shared.batch_size", "needs [low, high]")),
-    ("half an image", "methods: [head]\nshared: {batch_size: {int: [1.5, 3]}}\n", ("shared.batch_size", "needs [low, high]")),
-    ("a rule that is none", "methods: [head]\nshared: {lr: {range: [1, 2]}}\n", ("shared.lr must be one of {{choice: [...]}}",)),
+    (
+        "bounds that are no numbers",
+        "methods: [head]\nshared: {lr: {float: [.nan, 1]}}\n",
+        ("shared.lr", "needs [low, high]"),
+    ),
+    (
+        "bounds beyond all",
+        f"methods: [head]\nshared: {{batch_size: {{int: [1, {'9' * 400}]}}}}\n",
+        ("shared.batch_size", "needs [low, high]"),
+    ),
+    (
+        "half an image",
+        "methods: [head]\nshared: {batch_size: {int: [1.5, 3]}}\n",
+        ("shared.batch_size", "needs [low, high]"),
+    ),
+    (
+        "a rule that is none",
+        "methods: [head]\nshared: {lr: {range: [1, 2]}}\n",
+        ("shared.lr must be one of {{choice: [...]}}",),
+    ),
     ("a value for a rule", "methods: [head]\nshared: {lr: 0.1}\n", ("shared.lr must be one of", "0.1")),
     ("a list for a section", "methods: [head]\nshared: [lr]\n", ("shared must hold", "['lr']")),
     ("an empty list for a section", "methods: [head]\nshared: []\n", ("shared must hold", "[]")),
-    ("a field that may not vary", "methods: [head]\nshared: {seed: {int: [0, 9]}}\n", ("shared.seed is not a field of the recipe that may vary",)),
-    ("an option that is none", "methods: [cst]\ncst: {size: {choice: [1, 2]}}\n", ("'cst' has no option 'size'", "reduction")),
-    ("an option of one method in many", "methods: [head, norm, cst, ssf, lst, full]\ncst: {size: {choice: [1, 2]}}\n", ("'cst' has no option 'size'",)),
-    ("one choice of many out of range", "methods: [head]\nshared: {batch_size: {int: [1, 1025]}}\n", ("batch_size must be a whole number from 1 to 1024", "1025")),
-    ("likewise", "methods: [head]\nshared: {lr: {float: [1.0e-3, 10], log: true}}\n", ("lr must be above 0 and below 10", "10")),
+    (
+        "a field that may not vary",
+        "methods: [head]\nshared: {seed: {int: [0, 9]}}\n",
+        ("shared.seed is not a field of the recipe that may vary",),
+    ),
+    (
+        "an option that is none",
+        "methods: [cst]\ncst: {size: {choice: [1, 2]}}\n",
+        ("'cst' has no option 'size'", "reduction"),
+    ),
+    (
+        "an option of one method in many",
+        "methods: [head, norm, cst, ssf, lst, full]\ncst: {size: {choice: [1, 2]}}\n",
+        ("'cst' has no option 'size'",),
+    ),
+    (
+        "one choice of many out of range",
+        "methods: [head]\nshared: {batch_size: {int: [1, 1025]}}\n",
+        ("batch_size must be a whole number from 1 to 1024", "1025"),
+    ),
+    (
+        "likewise",
+        "methods: [head]\nshared: {lr: {float: [1.0e-3, 10], log: true}}\n",
+        ("lr must be above 0 and below 10", "10"),
+    ),
     ("a billion laughs", LAUGHS, ("too large", "aliases")),
     ("a choice in itself", "methods: [head]\nshared: {lr: {choice: &a [*a]}}\n", ("contains itself",)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("why", "content", "said"), SPACES, ids=[row[0] for row in SPACES])
@@ -407,19 +474,44 @@ DATA_SETS: list[tuple[str, Callable[[Document], object] | None, Callable[[Path],
     ("no JSON", None, text("images: []"), ("train.json is not JSON",)),
     ("nothing", None, text(""), ("train.json is not JSON",)),
     ("no text", None, text(b"\xff\xd8\xff"), ("train.json is not JSON",)),
-    ("half of it", None, lambda f: (f / "train.json").write_text((f / "train.json").read_text()[:-40]), ("train.json is not JSON",)),
+    (
+        "half of it",
+        None,
+        lambda f: (f / "train.json").write_text((f / "train.json").read_text()[:-40]),
+        ("train.json is not JSON",),
+    ),
     ("brackets without end", None, text("[" * 100_000), ("train.json is not JSON",)),
     ("many digits", None, text('{"images": ' + "9" * 5000 + "}"), ("train.json is not JSON",)),
     ("a list", None, text("[]"), ("train.json must hold an object, holds a list",)),
     ("no images", lambda coco: coco.pop("images"), None, ("train.json has no 'images'",)),
     ("no categories", lambda coco: coco.pop("categories"), None, ("train.json has no 'categories'",)),
-    ("a text for a list", lambda coco: coco.update(annotations="none"), None, ("'annotations' must be a list, is a text",)),
+    (
+        "a text for a list",
+        lambda coco: coco.update(annotations="none"),
+        None,
+        ("'annotations' must be a list, is a text",),
+    ),
     ("an empty list", lambda coco: coco.update(annotations=[]), None, ("[empty-split]",)),
     ("a category without a name", lambda coco: coco["categories"][0].pop("name"), None, ("[category-entry]",)),
-    ("a category that no file can hold", lambda coco: coco["categories"][0].update(name="\ud800"), None, ("[category-entry]",)),
-    ("a category twice", lambda coco: coco["categories"].append({"id": 2, "name": "x"}), None, ("[category-id-twice]",)),
+    (
+        "a category that no file can hold",
+        lambda coco: coco["categories"][0].update(name="\ud800"),
+        None,
+        ("[category-entry]",),
+    ),
+    (
+        "a category twice",
+        lambda coco: coco["categories"].append({"id": 2, "name": "x"}),
+        None,
+        ("[category-id-twice]",),
+    ),
     ("an image twice", lambda coco: coco["images"].append(dict(coco["images"][0])), None, ("[image-id-twice]",)),
-    ("an annotation twice", lambda coco: coco["annotations"].append(dict(coco["annotations"][0])), None, ("[annotation-id-twice]",)),
+    (
+        "an annotation twice",
+        lambda coco: coco["annotations"].append(dict(coco["annotations"][0])),
+        None,
+        ("[annotation-id-twice]",),
+    ),
     ("an unknown category", box(category_id=77), None, ("[category-unknown]", "category 77")),
     ("an unknown image", box(image_id=77), None, ("[image-unknown]", "image 77")),
     ("an image without a name", image(file_name=None), None, ("[image-entry]",)),
@@ -442,14 +534,39 @@ DATA_SETS: list[tuple[str, Callable[[Document], object] | None, Callable[[Path],
     ("a link out of the folder", None, link_out, ("[path-outside]", "0.png")),
     ("a folder that is a link out", None, folder_out, ("[path-outside]", "sub/0.png")),
     ("an image that is gone", None, lambda f: (f / "train" / "0.png").unlink(), ("[image-missing]", "0.png")),
-    ("half an image", None, lambda f: (f / "train" / "0.png").write_bytes((f / "train" / "0.png").read_bytes()[:-30]), ("[image-unreadable]", "0.png")),
-    ("a text for an image", None, lambda f: (f / "train" / "0.png").write_text("%!PS"), ("[image-unreadable]", "0.png")),
-    ("too many pixels", image(width=20_000, height=20_000), lambda f: Image.new("1", (20_000, 20_000)).save(f / "train" / "0.png"), ("[image-too-large]", "0.png")),
-    ("other classes than in training", None, lambda f: (f / "val.json").write_text((f / "val.json").read_text().replace("disc", "ring")), ("[categories-differ]", "ring")),
+    (
+        "half an image",
+        None,
+        lambda f: (f / "train" / "0.png").write_bytes((f / "train" / "0.png").read_bytes()[:-30]),
+        ("[image-unreadable]", "0.png"),
+    ),
+    (
+        "a text for an image",
+        None,
+        lambda f: (f / "train" / "0.png").write_text("%!PS"),
+        ("[image-unreadable]", "0.png"),
+    ),
+    (
+        "too many pixels",
+        image(width=20_000, height=20_000),
+        lambda f: Image.new("1", (20_000, 20_000)).save(f / "train" / "0.png"),
+        ("[image-too-large]", "0.png"),
+    ),
+    (
+        "other classes than in training",
+        None,
+        lambda f: (f / "val.json").write_text((f / "val.json").read_text().replace("disc", "ring")),
+        ("[categories-differ]", "ring"),
+    ),
     ("no validation", None, lambda f: (f / "val.json").unlink(), ("no val split", "train.json")),
-    ("two annotation files", None, lambda f: shutil.copy(f / "train.json", f / "train" / "_annotations.coco.json"), ("must have one annotation file", "_annotations.coco.json")),
+    (
+        "two annotation files",
+        None,
+        lambda f: shutil.copy(f / "train.json", f / "train" / "_annotations.coco.json"),
+        ("must have one annotation file", "_annotations.coco.json"),
+    ),
     ("no folder of images", None, lambda f: shutil.rmtree(f / "train"), ("has no image folder beside it", "train/")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("why", "coco", "folder", "said"), DATA_SETS, ids=[row[0] for row in DATA_SETS])
@@ -487,15 +604,30 @@ def pickled(path: Path) -> None:
 
 WEIGHTS: list[tuple[str, str, Callable[[Path], object], tuple[str, ...]]] = [
     ("a pickle with code", "w.pt", pickled, ("w.pt", "cannot be read as tensors", "may run code", "state_dict")),
-    ("torch's file with code", "w.pth", lambda path: torch.save({"x": Bomb()}, path), ("w.pth", "cannot be read as tensors", "may run code", "state_dict")),
+    (
+        "torch's file with code",
+        "w.pth",
+        lambda path: torch.save({"x": Bomb()}, path),
+        ("w.pth", "cannot be read as tensors", "may run code", "state_dict"),
+    ),
     ("a pickle called safetensors", "w.safetensors", pickled, ("w.safetensors", "cannot be read as tensors")),
     ("nothing", "w.pt", lambda path: path.write_bytes(b""), ("w.pt", "cannot be read as tensors")),
     ("a text", "w.pt", lambda path: path.write_text("hello"), ("w.pt", "cannot be read as tensors")),
-    ("half of it", "w.safetensors", lambda path: (save_file({"x": torch.ones(99)}, path), path.write_bytes(path.read_bytes()[:-9])), ("w.safetensors", "cannot be read as tensors")),
+    (
+        "half of it",
+        "w.safetensors",
+        lambda path: (save_file({"x": torch.ones(99)}, path), path.write_bytes(path.read_bytes()[:-9])),
+        ("w.safetensors", "cannot be read as tensors"),
+    ),
     ("a list", "w.pt", lambda path: torch.save([torch.ones(1)], path), ("must hold a dictionary of tensors",)),
-    ("another network", "w.safetensors", lambda path: save_file({"fc.weight": torch.ones(1)}, path), ("do not fit resnet18", "tensors are missing")),
+    (
+        "another network",
+        "w.safetensors",
+        lambda path: save_file({"fc.weight": torch.ones(1)}, path),
+        ("do not fit resnet18", "tensors are missing"),
+    ),
     ("nothing there", "w.pt", lambda path: None, ("weights must be DEFAULT, none, demo or a file", "w.pt")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("why", "name", "write", "said"), WEIGHTS, ids=[row[0] for row in WEIGHTS])
@@ -553,13 +685,17 @@ ADDRESSES: list[tuple[str, str, tuple[str, ...]]] = [
 ]
 TRACKING: list[tuple[str, str, tuple[str, ...]]] = [
     ("a kind that is none", "gopher://me:SECRET@host", ("--tracking-uri", "gopher://me:***@host", "http://")),
-    ("a port that is no number", "http://me:SECRET@host:port", ("--tracking-uri", "http://me:***@host:port", "http://")),
+    (
+        "a port that is no number",
+        "http://me:SECRET@host:port",
+        ("--tracking-uri", "http://me:***@host:port", "http://"),
+    ),
     ("no host", "http://", ("--tracking-uri", "'http://'")),
     ("nothing", "", ("--tracking-uri", "''")),
     ("a slash too few", "http:/host:5000", ("--tracking-uri", "'http:/host:5000'")),
     ("a database that is none", "mongodb://me:SECRET@host/x", ("--tracking-uri", "mongodb://me:***@host/x")),
     ("a driver that is missing", "mysql://me:SECRET@host/x", ("--tracking-uri", "mysql://me:***@host/x", "driver")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("why", "flag", "said"), ADDRESSES, ids=[row[0] for row in ADDRESSES])
