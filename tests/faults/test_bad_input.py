@@ -839,11 +839,9 @@ leaves = st.one_of(
 values = st.recursive(
     leaves, lambda v: st.lists(v, max_size=3) | st.dictionaries(texts | st.integers(), v, max_size=3), max_leaves=6
 )
-fragments = st.lists(
-    st.sampled_from([*"[]{}:,-?&*!|>%@`#'\"\n \t", "a", "lr", "epochs", ": ", "- ", "&a ", "*a", "!!int ", "!!set ", "!!omap ",
-                     "!!python/tuple ", "0x", "0b", "2024-13-40", "12:61:61", ".nan", "1e999", "<<: ", "---\n", "\ufeff"]),
-    max_size=14,
-).map("".join)  # fmt: skip
+marks = [*"[]{}:,-?&*!|>%@`#'\"\n \t", "a", "lr", "epochs", ": ", "- ", "&a ", "*a", "<<: ", "---\n", "\ufeff"]
+odd = ["!!int ", "!!set ", "!!omap ", "!!python/tuple ", "0x", "0b", "2024-13-40", "12:61:61", ".nan", "1e999"]
+fragments = st.lists(st.sampled_from([*marks, *odd]), max_size=14).map("".join)
 recipes = st.dictionaries(fields, values, max_size=4).map(lambda d: yaml.dump(d, allow_unicode=True)) | fragments
 
 

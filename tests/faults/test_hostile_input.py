@@ -299,8 +299,11 @@ def test_a_password_of_mlflow_stays_with_it(tmp_path: Path, tiny: list[str], nob
         assert leaks(each, tmp_path) == [] and "Traceback" not in each.out + each.err
 
 
-@pytest.mark.parametrize("command", ["launch", "list", "front one", "status one", "export one", "confirm one", "resume one",
-                                     "sync one", "doctor --no-ray"])  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    ["launch", "list", "front one", "status one", "export one", "confirm one", "resume one", "sync one",
+     "doctor --no-ray"],
+)  # fmt: skip
 @pytest.mark.parametrize(
     "url",
     [
