@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:  # a thirteenth month, `!!int three`
+        except (ValueError, LookupError, ArithmeticError, AttributeError, TypeError) as error:  # month 13, `!!int x`
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
                 None, None, f"{str(node.value)[:40]!r} is no {kind} ({error})", node.start_mark

@@ -309,6 +309,7 @@ RECIPES: list[tuple[str, str | bytes, tuple[str, ...]]] = [
     ("a date that is none", "data: 2024-13-45\n", ("is not valid YAML", "month")),
     ("a tag that reads code", "data: !!python/object/apply:os.system ['true']\n", ("is not valid YAML", "os.system")),
     ("a tag with a wrong value", "epochs: !!int three\n", ("is not valid YAML", "three")),
+    ("a tag without a value", "epochs: !!int\n", ("is not valid YAML", "line 1")),
     ("a tag of dates", "data: !!timestamp soon\n", ("is not valid YAML", "!!timestamp")),
     ("a tag of truth", "hflip: !!bool perhaps\n", ("is not valid YAML", "perhaps")),
     ("digits without a digit", "epochs: 0x_\n", ("is not valid YAML",)),
