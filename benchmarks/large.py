@@ -49,7 +49,7 @@ from cst_search.live import View
 from cst_search.memory import Estimate, InputShape, predict
 from cst_search.pareto import OBJECTIVES
 from cst_search.record import MlflowRecord
-from cst_search.results import Budget, StudyInfo, front_report, page_report
+from cst_search.results import Budget, LaunchRecord, StudyInfo, front_report, page_report
 from cst_search.suggest import Study, StudySpec
 
 SHAPE, N_CLASSES = InputShape(128, 128, 8), 3  # the demo's
@@ -119,7 +119,7 @@ def made_up_result(config: Mapping[str, Any], estimate: Mapping[str, Any], rng: 
 
 def make_trials(n: int) -> list[optuna.trial.FrozenTrial]:
     """n finished trials, through `ask` and `tell` of a study in memory."""
-    with mock.patch.object(suggest, "_storage", lambda url, make=False: optuna.storages.InMemoryStorage()):
+    with mock.patch.object(suggest, "open_storage", lambda url, make=False: optuna.storages.InMemoryStorage()):
         study = Study.create("", "made up", make_spec())
     study.begin_launch()
     rng, estimate = random.Random(0), rough_estimator()
@@ -173,9 +173,9 @@ def fill_mlflow(uri: str, artifacts: Path, url: str, name: str) -> None:
     """The study's runs in MLflow: a few by `record.sync`, all others as copies of the first's rows."""
     info = Study.open(url, name).info()
     front = {record_.trial for record_ in info.front()}
-    few = type(info)(**{**vars(info), "trials": info.trials[:1]})
+    few = replace(info, trials=info.trials[:1])
     record = MlflowRecord(uri, artifacts, warn=print)
-    record.start(few, "made-up", {"trials": len(info.trials)})
+    record.start(name, LaunchRecord("made-up", "launch", info.started, {"trials": len(info.trials)}))
     record.sync(few)
     assert record.close(600)
     engine = sqlalchemy.create_engine(uri)
@@ -307,7 +307,7 @@ def work(url: str, name: str, home: Path, samplers: Sequence[str], figures: Figu
     # the first suggestion of a launch waits for it
     figures.take("resume: Optuna's own reading", lambda: study._study.get_trials(deepcopy=False))
     record = MlflowRecord(f"sqlite:///{home / 'mlflow.db'}", home / "artifacts", warn=print)
-    record.start(study.info(), study.launch_id or "", {})
+    record.start(study.name, study.describe_launch({"trials": 10**6}))
     on_finished = follow(study, record)
     figures.take("resume: tally", on_finished)
     figures.take("resume: MLflow's thread", lambda: delivered(record))

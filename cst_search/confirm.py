@@ -108,7 +108,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
     )
     if wanted:
         task, workers, n_workers = _prepare(info, wanted, epochs, options, say)
-        study.begin_launch()
+        study.begin_launch(kind="confirm")
         study.plan(wanted)
 
     from cst_search.record import MlflowRecord, default_tracking_uri  # mlflow takes seconds to import
@@ -120,7 +120,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
         say(f"MLflow {shown_address(tracking_uri)}")
         shown = {"seeds": options.seeds, "epochs": epochs, "points": [r.trial for r in points],
                  "workers": n_workers, "device": task.device, "data": task.recipe.data}  # fmt: skip
-        record.start(info.name, study.describe_launch("confirm", shown))
+        record.start(info.name, study.describe_launch(shown))
         interrupted = _run(study, wanted, task, workers, n_workers, record, console)
         info = study.info()
 

@@ -176,7 +176,7 @@ def _home(home: Path) -> Iterator[Finding]:
 
 
 def _storage(url: str) -> Iterator[Finding]:
-    from cst_search.suggest import try_storage
+    from cst_search.storage import try_storage
 
     begun = time.perf_counter()
     n_studies = try_storage(url)

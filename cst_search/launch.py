@@ -39,11 +39,11 @@ from cst_search.placement import Placement
 from cst_search.recipe import Recipe
 from cst_search.results import Budget, StudyInfo, Tally, choose_objectives, page_report
 from cst_search.space import Space
+from cst_search.storage import check_storage
 from cst_search.suggest import (
     Study,
     StudySpec,
     check_sampler,
-    check_storage,
     default_sampler,
     default_storage,
     list_studies,
@@ -55,6 +55,7 @@ from cst_search.workers import InProcess, Task, Workers
 if TYPE_CHECKING:
     from cst_search.record import MlflowRecord
 
+_OF_MLFLOW = ("sqlite", "postgresql", "mysql", "mssql")
 _STORES = "mlflow.tracking_store"  # entry points of MLflow's plugins, named as their scheme
 _SURVEY = 24  # random configurations whose predicted cost tells how a budget lies in the space
 
@@ -215,7 +216,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
             f"note: early stopping has nothing to stop, as trials are {recipe.search_epochs} epoch(s) long; "
             f"--set search_epochs=N changes that"
         )
-    record.start(name, study.describe_launch("launch", _settings(study, options, n_workers, device)))
+    record.start(name, study.describe_launch(_settings(study, options, n_workers, device)))
 
     on_finished = follow(study, record)
     on_finished()  # trials of earlier launches
@@ -307,8 +308,8 @@ def check_tracking(uri: str | None) -> None:
         kind, server = parts.scheme.partition("+")[0], bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:  # a port that is no number
         kind, server = "http", False
-    if kind in ("sqlite", "postgresql", "mysql", "mssql"):
-        check_storage(uri, "--tracking-uri")
+    if kind in _OF_MLFLOW:
+        check_storage(uri, "--tracking-uri", _OF_MLFLOW)
         return
     others = {"", "file", "databricks", "databricks-uc", "uc"} | {e.name for e in entry_points(group=_STORES)}
     if not uri.strip() or not (server if kind in ("http", "https") else kind in others):

@@ -80,7 +80,7 @@ class View:
             if self.ended.pop(suggestion.trial, None) is None and suggestion.promoted_from is not None:
                 self.n_done -= 1  # an earlier launch had stopped it
         if self._live is None:
-            again = " (again, its launch died)" if suggestion.again else ""
+            again = " (again)" if suggestion.again else ""
             if suggestion.promoted_from is not None:
                 again = f" (goes on after epoch {suggestion.promoted_from})"
             memory = format_bytes(suggestion.estimate["device_bytes"])
@@ -92,6 +92,11 @@ class View:
             if trial in self.running:
                 suggestion, begun, before = self.running[trial]
                 self.running[trial] = (suggestion, begun, {**before, **entry})
+
+    def left(self, trial: int, why: str) -> None:
+        with self._lock:
+            self.running.pop(trial, None)
+        self.say(f"trial {trial}: {why}")
 
     def finished(self, record: TrialRecord) -> None:
         hypervolume, n_rejected = self.on_finished()

@@ -183,7 +183,7 @@ class _Mirror:
         client, _ = self.open(info.name)
         at_work = {launch.id for launch in info.launches if launch.state == "running"}
         made = [one for one in info.launches if one.id not in at_work and self._make_parent(info.name, one)]
-        self.add(info.name, [record for record in finished if record.launch not in at_work], front, ())
+        self.bring(info, finished, front, ())
         self.add_seeds(info)
         of_launch = {record.trial: record.launch for record in info.trials}
         now = int(time.time() * 1000)
@@ -195,6 +195,18 @@ class _Mirror:
             if launch is info.launches[-1]:
                 self._log_artifacts(run_id, artifacts)
             client.set_terminated(run_id, "FINISHED" if launch.state == "ended" else "KILLED")
+
+    def bring(
+        self, info: StudyInfo, finished: Sequence[TrialRecord], front: Collection[int],
+        volumes: Sequence[tuple[int, float]],
+    ) -> None:  # fmt: skip
+        """`add`, but for what other launches are at work on: they deliver it themselves."""
+        own = None if self.launch is None else self.launch.id
+        at_work = {launch.id for launch in info.launches if launch.state == "running"} - {own}
+        finished = [record for record in finished if record.launch not in at_work]
+        if any(record.launch != own and record.trial not in self.runs for record in finished):
+            self.client = None  # their launches may have delivered them since this one looked
+        self.add(info.name, finished, front, volumes)
 
     def add(
         self, study: str, finished: Sequence[TrialRecord], front: Collection[int], volumes: Sequence[tuple[int, float]]
@@ -347,24 +359,30 @@ class MlflowRecord:
         self._mirror = _Mirror(uri, artifact_root)
         self._warn, self._warned = warn, False
         self._n_volumes = 0
+        self._launch: str | None = None
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
     def start(self, study: str, launch: LaunchRecord) -> None:
         """Make the parent run."""
+        self._launch = launch.id
         self._jobs.put(lambda: self._mirror.start(study, launch))
 
     def add(self, study: str, finished: Sequence[TrialRecord], tally: Tally) -> None:
-        """Trials that finished since the last call, and what they make of the front."""
+        """Trials of this launch that finished since the last call, and what they make of the front.
+
+        Another launch that is at work brings its own; what one left that is not is brought by `sync`.
+        """
         front, volumes = set(tally.front.members), tally.volumes[self._n_volumes :]
         self._n_volumes += len(volumes)
-        self._jobs.put(lambda: self._mirror.add(study, finished, front, volumes))
+        own = [record for record in finished if record.launch == self._launch]
+        self._jobs.put(lambda: self._mirror.add(study, own, front, volumes))
 
     def sync(self, info: StudyInfo) -> None:
-        """Bring MLflow to the state of the whole study, as far as this launch goes."""
+        """Bring MLflow to the state of the whole study, but for what other launches are at work on."""
         finished, front, volumes = _state(info)
-        self._jobs.put(lambda: self._mirror.add(info.name, finished, front, volumes))
+        self._jobs.put(lambda: self._mirror.bring(info, finished, front, volumes))
         self._jobs.put(lambda: self._mirror.add_seeds(info))
 
     def rebuild(self, info: StudyInfo, artifacts: Mapping[str, list[Path]]) -> None:

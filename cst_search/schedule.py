@@ -89,6 +89,9 @@ class Rungs:
         self.objectives, self.epochs, self.eta = tuple(objectives), tuple(epochs), eta
         self._reached: dict[int, dict[int, tuple[list[float], float]]] = {at: {} for at in self.epochs}
 
+    def has(self, trial: int, epoch: int) -> bool:
+        return trial in self._reached[epoch]
+
     def report(self, trial: int, epoch: int, values: Sequence[float], violation: float) -> None:
         """What a trial has after an epoch; kept if that epoch is a rung.
 

@@ -75,8 +75,9 @@ class StudySearcher(_Stays, Searcher):
     def suggest(self, trial_id: str) -> Any:
         suggestion = self.supply.next()
         if suggestion is None:
-            # None: nothing yet; what is at work may reach a rung where one that was stopped is promoted
-            return None if self.numbers and not self.supply.is_over() else Searcher.FINISHED
+            # None: nothing yet; what is at work may reach a rung where one that was stopped is promoted, or lose its
+            # worker and come again
+            return None if self.numbers and not self.supply.stop() else Searcher.FINISHED
         self.numbers[trial_id] = suggestion.trial
         task = {"trial": suggestion.trial, "config": suggestion.config}
         if self.placement is None:
@@ -96,7 +97,8 @@ class StudySearcher(_Stays, Searcher):
         else:
             if not error:  # stopped from outside (Ctrl-C): it stays open, and the next launch takes it up
                 return
-            outcome = {"outcome": "failed", "reason": "the worker process ended (killed, or out of host memory)"}
+            self.supply.lost(number)
+            return
         self.supply.ended(number, outcome)
 
     def save(self, checkpoint_path: str) -> None:
@@ -189,7 +191,7 @@ class Ray:
         events: Events,
     ) -> None:
         supply = Supply(study, task, n_trials=n_trials, estimate=estimate, stop=stop, events=events)
-        if not supply.n_left and study.due() is None:
+        if not supply.has_more and study.due() is None:
             supply.close()
             return
         self.prepare()

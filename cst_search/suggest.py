@@ -22,10 +22,11 @@ import json
 import math
 import os
 import socket
+import threading
 import uuid
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,19 +34,18 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import psutil
-import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from cst_search.addresses import shown_address, without_password
 from cst_search.correction import Correction
-from cst_search.database import StoredTrial, dont_wait_for_the_disk, is_of_optuna, log_ahead, read_trials
-from cst_search.errors import StudyError
+from cst_search.database import StoredTrial, log_ahead, read_trials
+from cst_search.errors import CstSearchError, StudyError
 from cst_search.pareto import OBJECTIVES, Objective
 from cst_search.results import Budget, LaunchRecord, StudyInfo, TrialRecord
 from cst_search.sampler import Known, ParetoSampler
 from cst_search.schedule import Rungs, rung_epochs
 from cst_search.space import Dimension, Space
+from cst_search.storage import Storage, check_storage, open_storage
 from cst_search.units import format_bytes
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ ETA = 2  # of early stopping, for a study that does not say
 CONSTRAINTS = ("memory", "params", "finite")  # in every trial, in this order: the GP sampler needs that
 _FORMAT = 3  # of the attributes below; a reader refuses a newer one
 _STUDY, _SUGGESTED, _RESULT, _LAUNCH = "cst_study", "cst_suggested", "cst_result", "cst_launch:"
+_BEAT = "cst_beat:"  # of a launch: when it last said that it lives, by the clock of the database
+BEAT_SECONDS, DEAD_SECONDS = 10.0, 60.0
+_MOST_KNOWN = 10  # configurations that a sampler suggests again, in a row, before one is drawn at random
 _PROGRESS = "cst_progress"  # of a trial that has not ended: its history, and whether it is stopped at a rung
 # What an out-of-memory trial counts as over the budget at least. Its figures say that it needed more, and not how much:
 # at the first refusal the rest of the step was still to come.
@@ -133,71 +136,13 @@ class StudySpec:
         return json.loads(json.dumps(plain))
 
 
-def check_storage(url: str, flag: str = "--storage") -> str:
-    """The URL with its password hidden. Raises StudyError: not a database URL, or its driver is not installed."""
-    example = f"{flag} takes a database URL such as sqlite:///studies.db or postgresql+psycopg://host/name"
-    try:
-        dialect = sqlalchemy.make_url(url).get_dialect()
-    except sqlalchemy.exc.NoSuchModuleError:
-        raise StudyError(f"{example}; there is no kind of database for {shown_address(url)}") from None
-    except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: a port that is no number
-        raise StudyError(f"{example}; got {shown_address(url)!r}") from None
-    try:
-        dialect.import_dbapi()
-    except ImportError as error:
-        raise StudyError(f"{flag} {shown_address(url)}: its driver is not installed: {error}") from None
-    return shown_address(url)
-
-
-def _storage(url: str, *, make: bool = False) -> optuna.storages.RDBStorage:
-    shown = check_storage(url)
-    # SQLite: several processes write; wait for the lock rather than fail
-    connect_args = {"timeout": 60} if url.startswith("sqlite") else {}
-    path = sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
-    try:
-        if path and path != ":memory:" and not path.startswith("file:") and not Path(path).exists():
-            if not make:  # SQLite would make an empty database of a misspelt path
-                raise StudyError(f"the storage {shown} does not exist; `cst-search launch` makes it")
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        elif path and not is_of_optuna(Path(path)):  # Optuna would put its tables beside those of another program
-            raise StudyError(f"{shown} is not a storage of studies but another database; choose another file")
-        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
-        if url.startswith("sqlite"):
-            sqlalchemy.event.listen(storage.engine, "connect", dont_wait_for_the_disk)
-        return storage
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, OSError) as error:
-        reason = without_password((str(error).splitlines() or [""])[0], url)
-        raise StudyError(f"the storage {shown} cannot be used: {reason}") from None
-
-
-def try_storage(url: str) -> int | None:
-    """Write to a storage and clean up; the number of its studies. None: a file that does not exist yet.
-
-    Raises StudyError: it cannot be used.
-    """
-    path = sqlalchemy.make_url(url).database if check_storage(url) and url.startswith("sqlite") else None
-    if path and not Path(path).is_file():
-        return None
-    storage = _storage(url)
-    name = f"cst-search doctor {uuid.uuid4().hex}"
-    try:
-        storage.delete_study(storage.create_new_study([_DIRECTION["min"]], name))
-        return len(storage.get_all_studies())
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-        # Optuna takes whatever a database refuses to insert for a name that is there, and says nothing
-        reason = without_password((str(error.__context__ or error).splitlines() or [""])[0], url)
-        raise StudyError(f"the storage {shown_address(url)} cannot be written: {reason}") from None
-    finally:
-        storage.engine.dispose()
-
-
 def list_studies(url: str, *, make: bool = False) -> list[str]:
     """Names of the studies of cst-search in a storage, in the order they were made. Raises StudyError: no storage.
 
     Args:
         make: make a storage that does not exist yet, rather than raise.
     """
-    storage = _storage(url, make=make)
+    storage = open_storage(url, make=make)
     studies = storage.get_all_studies()  # their summaries would read every trial
     storage.engine.dispose()
     return [s.study_name for s in sorted(studies, key=lambda s: s._study_id) if _STUDY in s.user_attrs]
@@ -208,7 +153,8 @@ class Study:
 
     def __init__(self, study: optuna.Study, url: str, storage: optuna.storages.BaseStorage) -> None:
         self._study, self.url = study, url
-        self._engine: sqlalchemy.Engine | None = getattr(storage, "engine", None)  # Optuna's storage in memory has none
+        #: None: Optuna's own, in memory
+        self.storage = storage if isinstance(storage, Storage) else None
         self.name = study.study_name
         stored = study.user_attrs[_STUDY]
         if stored["format"] > _FORMAT:
@@ -225,29 +171,33 @@ class Study:
         self.launch_id: str | None = None
         self._live: dict[int, Trial] = {}
         self._ratios: list[float] = []  # see _memory_ratio
-        self._orphans: list[StoredTrial] = []
+        self._orphans: list[int] = []  # trials of launches that died, and of this one that lost their worker
+        self._returned: list[int] = []  # see give_back
+        self._beat: threading.Thread | None = None
+        self._ended = threading.Event()
         # what has been read of the study, see _read
         self._finished: list[TrialRecord] = []
         self._unfinished: dict[int, StoredTrial] = {}
-        self._last_id, self._n_trials = -1, 0
+        self._last_id, self._n_trials, self._n_ran = -1, 0, 0
         self._estimate: Callable[[dict[str, Any]], Estimate]  # of the last `ask`
         self._priced_at = 1.0
         self._measured: set[int] = set()  # trials that are in _ratios
         #: epochs after which a trial may be stopped
         self.rungs = rung_epochs(self.spec.recipe["search_epochs"], self.spec.eta) if self.spec.eta else ()
         self._rungs = Rungs(self.spec.objectives, self.rungs, self.spec.eta or 0)
+        self._chosen: dict[str, int] = {}  # configuration -> the trial that has it
         self._histories: dict[int, list[dict[str, Any]]] = {}  # of trials at work
         self._stopped: dict[int, Trial] = {}
         self._due: int | None = None  # of those, the one to go on now; see `due`
         self._due_is_known = False
         self._bounds = self.spec.budget  # what a prediction must not pass
         self._repeats: list[Repeat] | None = None  # to hand out, instead of anything new
-        self._cut_repeats: dict[Repeat, StoredTrial] = {}  # were on a worker of a launch that died
+        self._cut_repeats: dict[Repeat, int] = {}  # were on a worker of a launch that died
 
     @classmethod
     def open(cls, url: str, name: str) -> Study:
         """Raises StudyError, naming the studies that exist."""
-        storage = _storage(url)
+        storage = open_storage(url)
         try:
             study = optuna.load_study(study_name=name, storage=storage)
         except KeyError:
@@ -271,21 +221,22 @@ class Study:
         """
         from cst_search import __version__
 
-        storage = _storage(url, make=True)
+        storage = open_storage(url, make=True)
         directions = [_DIRECTION[o.goal] for o in spec.objectives]
-        try:
-            study = optuna.create_study(storage=storage, study_name=name, directions=directions)
-        except optuna.exceptions.DuplicatedStudyError:
-            storage.engine.dispose()
-            found = cls.open(url, name)
-            found._check_same(spec)
-            return found
-        plain = replace(spec, eta=ETA if spec.eta is None else spec.eta).to_dict()
-        stamp = {"format": _FORMAT, "version": __version__, "started": _now(), "spec": plain}
-        study.set_user_attr(_STUDY, stamp)
-        with _experimental():
-            study.set_metric_names([o.name for o in spec.objectives])
-        return cls(study, url, storage)
+        with _alone(storage, name):  # another launch must not find it half made
+            try:
+                study = optuna.create_study(storage=storage, study_name=name, directions=directions)
+            except optuna.exceptions.DuplicatedStudyError:
+                storage.engine.dispose()
+                found = cls.open(url, name)
+                found._check_same(spec)
+                return found
+            plain = replace(spec, eta=ETA if spec.eta is None else spec.eta).to_dict()
+            stamp = {"format": _FORMAT, "version": __version__, "started": _now(), "spec": plain}
+            study.set_user_attr(_STUDY, stamp)
+            with _experimental():
+                study.set_metric_names([o.name for o in spec.objectives])
+            return cls(study, url, storage)
 
     def _check_same(self, spec: StudySpec) -> None:
         new, old = spec.to_dict(), self.spec.to_dict()
@@ -306,77 +257,114 @@ class Study:
 
     # --- a launch at work -------------------------------------------------------------------------------------------
 
-    def begin_launch(self, gpu_bytes: int | None = None) -> str:
-        """Register this process as the one that works on the study. Raises StudyError: another here already does.
+    def begin_launch(self, gpu_bytes: int | None = None, *, kind: str = "launch", shares_machine: bool = False) -> str:
+        """Register this process as one that works on the study. Returns the launch's id.
 
         Args:
-            gpu_bytes: of the GPU at hand, if there is one: what is predicted above it is rejected as over the budget.
+            gpu_bytes: of the largest GPU at hand, if there is one: what is predicted above it is rejected as over the
+                budget.
+            kind: ``launch``, of which several may work at a time; or ``confirm``, which works alone.
+            shares_machine: another launch on this host may work too, as somebody keeps the books for both (Ray).
+
+        Raises:
+            StudyError: another is at work, and this one may not work beside it.
         """
-        for launch in self._launches().values():
-            if _alive(launch) and launch["host"] == socket.gethostname():
-                raise StudyError(
-                    f"study {self.name!r} is being worked on by process {launch['pid']} on this host; "
-                    f"wait for it, stop it, or choose another --study name"
-                )
-        self.launch_id = uuid.uuid4().hex[:12]
-        process = psutil.Process()
-        launch = {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time(), "begun": _now()}
-        if self._engine is not None:
-            log_ahead(self._engine, on=True)
-        self._study.set_user_attr(_LAUNCH + self.launch_id, launch)
-        bound = min((n for n in (self.spec.budget.memory_bytes, gpu_bytes) if n is not None), default=None)
-        self._bounds = replace(self.spec.budget, memory_bytes=bound)
-        self._orphans, self._ratios, self._stopped = [], [], {}
-        self._measured, self._due_is_known, self._cut_repeats = set(), False, {}
-        self._finished, self._unfinished, self._last_id, self._n_trials = [], {}, -1, 0
-        trials = self._read()
-        self._study.sampler = self._sampler()
-        for trial in trials:
-            result = trial.user_attrs.get(_RESULT if trial.is_finished else _PROGRESS)
-            if result is not None:
-                of_search = _as_repeat(trial.user_attrs[_SUGGESTED]) is None
-                for entry in result.get("history", ()) if of_search else ():
-                    self._reach(trial.number, trial.user_attrs[_SUGGESTED]["estimate"], entry)
-                if trial.is_finished or result["stopped"]:
-                    self._learn(trial.number, trial.user_attrs[_SUGGESTED], _so_far(result.get("history", [])) | result)
-        live = self._live_launches()
-        for trial in trials:
-            if trial.state != "RUNNING":
-                continue
-            if _SUGGESTED not in trial.user_attrs:  # asked by a launch that died before it knew the configuration
-                self._study.tell(trial.number, state=TrialState.FAIL)
-            elif trial.user_attrs[_SUGGESTED]["launch"] in live:
-                continue
-            elif (repeat := _as_repeat(trial.user_attrs[_SUGGESTED])) is not None:
-                self._cut_repeats[repeat] = trial
-            elif trial.user_attrs.get(_PROGRESS, {}).get("stopped"):
-                self._stopped[trial.number] = Trial(self._study, trial.trial_id)
-            else:
-                self._orphans.append(trial)
+        with _alone(self.storage, self.name):
+            self._check_others(kind, shares_machine)
+            self.launch_id = uuid.uuid4().hex[:12]
+            process = psutil.Process()
+            launch = {
+                "host": socket.gethostname(), "pid": process.pid, "created": process.create_time(), "begun": _now(),
+                "kind": kind,
+            }  # fmt: skip
+            if self.storage is not None:
+                log_ahead(self.storage.engine, on=True)
+                self._study.set_user_attr(_BEAT + self.launch_id, self.storage.now())
+                self._ended.clear()
+                self._beat = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
+                self._beat.start()
+            self._study.set_user_attr(_LAUNCH + self.launch_id, launch)
+            bound = min((n for n in (self.spec.budget.memory_bytes, gpu_bytes) if n is not None), default=None)
+            self._bounds = replace(self.spec.budget, memory_bytes=bound)
+            self._ratios, self._stopped, self._returned, self._chosen = [], {}, [], {}
+            self._measured, self._due_is_known, self._cut_repeats = set(), False, {}
+            self._finished, self._unfinished, self._last_id, self._n_trials = [], {}, -1, 0
+            self._n_ran, self._orphans = 0, []
+            self._read()
+            self._study.sampler = self._sampler()
+            self._take_over()
         return self.launch_id
+
+    def _keep_beating(self) -> None:
+        assert self.storage is not None
+        while not self._ended.wait(BEAT_SECONDS):
+            with suppress(CstSearchError):  # a storage that stays away ends the search elsewhere
+                self._study.set_user_attr(_BEAT + str(self.launch_id), self.storage.now())
+
+    def _check_others(self, kind: str, shares_machine: bool) -> None:
+        launches, live = self._launches(), self._live_launches()
+        for name in live:
+            other = launches[name]
+            here = other["host"] == socket.gethostname()
+            if "confirm" in (kind, other.get("kind")):
+                raise StudyError(
+                    f"study {self.name!r} is being worked on by process {other['pid']} on {other['host']}, and a "
+                    f"confirmation works alone; wait for the one before the other"
+                )
+            if here and not shares_machine:
+                raise StudyError(
+                    f"study {self.name!r} is being worked on by process {other['pid']} on this host, which it has for "
+                    f"itself; wait for it, stop it, choose another --study name, or have both use one Ray with "
+                    f"--address"
+                )
+
+    def _take_over(self) -> None:
+        """What launches that died were asking for, had stopped at a rung, or had on a worker."""
+        self._orphans, self._returned = self._returned, []
+        live = self._live_launches()
+        for number, stored in list(self._unfinished.items()):
+            suggested = stored.user_attrs.get(_SUGGESTED)
+            if number in self._live or stored.state != "RUNNING":
+                continue
+            if suggested is None:  # asked by a launch that died before it knew the configuration
+                self._study.tell(number, state=TrialState.FAIL)
+            elif suggested["launch"] in live:
+                continue
+            elif (repeat := _as_repeat(suggested)) is not None:
+                self._cut_repeats[repeat] = stored.trial_id
+            elif stored.user_attrs.get(_PROGRESS, {}).get("stopped"):
+                self._stopped[number] = Trial(self._study, stored.trial_id)
+                self._stopped[number].set_user_attr(_SUGGESTED, suggested | {"launch": self.launch_id})
+                self._due_is_known = False
+            elif number not in self._orphans:
+                self._orphans.append(number)
 
     def end_launch(self) -> None:
         """Say that this process works no longer; its unfinished trials are then taken up by the next launch."""
         if self.launch_id is not None:
+            self._ended.set()
+            if self._beat is not None:
+                self._beat.join(timeout=5)
             launch = self._study.user_attrs[_LAUNCH + self.launch_id]
             self._study.set_user_attr(_LAUNCH + self.launch_id, launch | {"ended": _now()})
-            if self._engine is not None:
-                log_ahead(self._engine, on=False)
+            if self.storage is not None and not self._live_launches():
+                log_ahead(self.storage.engine, on=False)
 
-    def describe_launch(self, kind: str, settings: Mapping[str, Any]) -> LaunchRecord:
+    def describe_launch(self, settings: Mapping[str, Any]) -> LaunchRecord:
         """Keep what this launch was told, see `results.LaunchRecord`."""
         assert self.launch_id is not None
         key = _LAUNCH + self.launch_id
-        told = {"kind": kind, "settings": json.loads(json.dumps(dict(settings)))}
-        self._study.set_user_attr(key, self._study.user_attrs[key] | told)
-        return LaunchRecord(self.launch_id, kind, self._study.user_attrs[key]["begun"], told["settings"])
+        launch = self._study.user_attrs[key] | {"settings": json.loads(json.dumps(dict(settings)))}
+        self._study.set_user_attr(key, launch)
+        return LaunchRecord(self.launch_id, launch["kind"], launch["begun"], launch["settings"])
 
     def launches(self) -> tuple[LaunchRecord, ...]:
         """Launches and confirmations that said what they are, in the order of their beginning."""
+        live = self._live_launches()
         found = [
             LaunchRecord(name, launch["kind"], launch["begun"], launch["settings"],
-                         "ended" if "ended" in launch else "running" if _alive(launch) else "died")
-            for name, launch in self._launches().items() if "kind" in launch
+                         "ended" if "ended" in launch else "running" if name in live else "died")
+            for name, launch in self._launches().items() if "settings" in launch
         ]  # fmt: skip
         return tuple(sorted(found, key=lambda launch: launch.begun))
 
@@ -390,7 +378,30 @@ class Study:
         return {key.removeprefix(_LAUNCH): value for key, value in attrs.items() if key.startswith(_LAUNCH)}
 
     def _live_launches(self) -> set[str]:
-        return {name for name, launch in self._launches().items() if _alive(launch)}
+        """Launches that work: on this host those whose process is there, elsewhere those whose heart has beaten."""
+        attrs = self._study.user_attrs
+        found, now = set(), None
+        for key, launch in attrs.items():
+            if not key.startswith(_LAUNCH) or "ended" in launch:
+                continue
+            name = key.removeprefix(_LAUNCH)
+            if launch["host"] == socket.gethostname():
+                is_alive = _process_lives(launch)
+            elif self.storage is None:
+                is_alive = False
+            else:
+                now = self.storage.now() if now is None else now  # one clock, not the hosts' own
+                is_alive = now - attrs.get(_BEAT + name, 0.0) < DEAD_SECONDS
+            if is_alive:
+                found.add(name)
+        return found
+
+    def others_at_work(self) -> int:
+        """Trials that are with other launches now."""
+        self._read()
+        live = self._live_launches()
+        launches = [t.user_attrs.get(_SUGGESTED, {}).get("launch") for t in self._unfinished.values()]
+        return sum(launch in live and launch != self.launch_id for launch in launches)
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
         # a continued study must not draw the same random points again
@@ -427,7 +438,10 @@ class Study:
 
     def _ask_repeat(self, repeat: Repeat) -> Suggestion:
         cut = self._cut_repeats.pop(repeat, None)
-        source = (cut or self._study.get_trials(deepcopy=False)[repeat.repeat_of]).user_attrs[_SUGGESTED]
+        number = repeat.repeat_of
+        source = (
+            self._study.get_trials(deepcopy=False)[number] if cut is None else Trial(self._study, cut)
+        ).user_attrs[_SUGGESTED]
         suggested = {key: source[key] for key in ("config", "estimate", "correction") if key in source}
         suggested |= asdict(repeat) | {"launch": self.launch_id, "at": _now()}
         if cut is None:
@@ -435,42 +449,66 @@ class Study:
             begun = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={_SUGGESTED: suggested})
             trial = Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, begun))
         else:
-            trial = Trial(self._study, cut.trial_id)
+            trial = Trial(self._study, cut)
             trial.set_user_attr(_SUGGESTED, suggested | {"again": source.get("again", 0) + 1})
         self._live[trial.number] = trial
         config = _tuples(suggested["config"]) | {"seed": repeat.seed}
-        return Suggestion(
-            trial.number, config, suggested["estimate"], again=cut is not None, repeat_of=repeat.repeat_of
-        )
+        return Suggestion(trial.number, config, suggested["estimate"], again=cut is not None, repeat_of=number)
 
-    def ask(self, estimate: Callable[[dict[str, Any]], Estimate], max_rejects: int = 200) -> Suggestion | None:
-        """The next feasible configuration; None when ``max_rejects`` suggestions in a row were over the budget.
+    def ask(
+        self, estimate: Callable[[dict[str, Any]], Estimate], n_trials: int | None = None, max_rejects: int = 200
+    ) -> Suggestion | None:
+        """The next feasible configuration to run; None: there is none.
+
+        A trial that lost its worker, or whose launch died, comes first. No configuration is handed out twice.
 
         Args:
             estimate: predicted cost of a configuration. What violates the budget is told at once and takes no worker.
+            n_trials: that the study shall have, those at work included, whoever runs them; None: without end.
+            max_rejects: so many suggestions in a row that were over the budget, or not new, are the end.
         """
+        self._estimate = estimate
         if self._repeats is not None:
             return self._ask_repeat(self._repeats.pop(0)) if self._repeats else None
-        if self._orphans:
-            orphan = self._orphans.pop(0)
-            suggested = orphan.user_attrs[_SUGGESTED]
-            trial = Trial(self._study, orphan.trial_id)
-            trial.set_user_attr(
-                _SUGGESTED, suggested | {"launch": self.launch_id, "again": suggested.get("again", 0) + 1}
-            )
-            self._live[orphan.number] = trial
-            return Suggestion(orphan.number, _tuples(suggested["config"]), suggested["estimate"], again=True)
-        self._estimate = estimate
+        with _alone(self.storage, self.name):
+            self._read()
+            self._take_over()
+            if self._orphans:
+                return self._take_up(self._orphans.pop(0))
+            if n_trials is not None and self._n_claimed() >= n_trials:
+                return None
+            return self._ask_new(max_rejects)
+
+    def _n_claimed(self) -> int:
+        """Trials that ran or are at work, in any launch."""
+        unfinished = [trial.user_attrs.get(_SUGGESTED) for trial in self._unfinished.values()]
+        return self._n_ran + sum(suggested is not None and _as_repeat(suggested) is None for suggested in unfinished)
+
+    def _take_up(self, number: int) -> Suggestion:
+        stored = self._unfinished[number]
+        suggested, trial = stored.user_attrs[_SUGGESTED], Trial(self._study, stored.trial_id)
+        trial.set_user_attr(_SUGGESTED, suggested | {"launch": self.launch_id, "again": suggested.get("again", 0) + 1})
+        self._live[number] = trial
+        return Suggestion(number, _tuples(suggested["config"]), suggested["estimate"], again=True)
+
+    def _ask_new(self, max_rejects: int) -> Suggestion | None:
+        n_known = 0  # in a row
         for _ in range(max_rejects + 1):
             self._forget_prices()
-            trial = self._study.ask()
+            trial = self._study.ask() if n_known < _MOST_KNOWN else self._ask_at_random()
             config = self.space.configure(lambda dimension, trial=trial: _pick(trial, dimension))  # type: ignore[misc]
+            if _key(config) in self._chosen:
+                n_known += 1
+                self._study.tell(trial, state=TrialState.FAIL)  # without what was suggested it is no trial
+                continue
+            n_known = 0
             cost, correction = self._cost(config), Correction.learned(self._ratios)
             plain = {
                 "config": config, "estimate": asdict(cost), "correction": asdict(correction),
                 "launch": self.launch_id, "at": _now(),
             }  # fmt: skip
             trial.set_user_attr(_SUGGESTED, json.loads(json.dumps(plain)))
+            self._chosen[_key(config)] = trial.number
             violations = self._bounds.violations(cost.device_bytes, cost.trainable_params)
             if all(value <= 0 for value in violations.values()):
                 self._live[trial.number] = trial
@@ -481,6 +519,34 @@ class Study:
                 bound = f"the GPU's {format_bytes(self._bounds.memory_bytes)}"
             self._finish(trial, {"state": "infeasible", "reason": f"predicted over {bound}: {over}"}, violations)
         return None
+
+    def _ask_at_random(self) -> Trial:
+        """For a sampler that knows one answer: GP's best point is its best point until something else is told."""
+        sampler = self._study.sampler
+        self._study.sampler = optuna.samplers.RandomSampler(seed=(self.spec.seed + self._n_trials) % 2**31)
+        try:
+            trial = self._study.ask()
+            self.space.configure(lambda dimension: _pick(trial, dimension))
+            return trial
+        finally:
+            self._study.sampler = sampler
+
+    def give_back(self, number: int) -> bool:
+        """A trial's worker ended without a result: have `ask` hand it out again, once. False: it was so before."""
+        trial = self._live[number]
+        suggested = self._attr(trial, _SUGGESTED)
+        if self._is_mine(number):
+            if suggested.get("lost"):
+                return False
+            trial.set_user_attr(_SUGGESTED, suggested | {"lost": True})
+            self._returned.append(number)
+        del self._live[number]
+        self._histories.pop(number, None)
+        return True
+
+    def has_returned(self) -> bool:
+        """Whether a trial waits for `ask` that was given back."""
+        return bool(self._returned)
 
     def _cost(self, config: dict[str, Any]) -> Estimate:
         return self._estimate(config).corrected(Correction.learned(self._ratios))
@@ -495,6 +561,8 @@ class Study:
     def progress(self, number: int, entry: Mapping[str, Any]) -> bool:
         """Keep what a trial has after an epoch: an entry of its history. False: it is to stop there."""
         trial = self._live[number]
+        if not self._is_mine(number):
+            return False
         if number not in self._histories:
             self._histories[number] = list(trial.user_attrs.get(_PROGRESS, {}).get("history", ()))
         history = self._histories[number]
@@ -510,7 +578,7 @@ class Study:
         return goes_on
 
     def _reach(self, number: int, estimate: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
-        if entry["epoch"] not in self.rungs:
+        if entry["epoch"] not in self.rungs or self._rungs.has(number, entry["epoch"]):
             return
         figures = {**estimate, **{name: value for name, value in entry.items() if value is not None}}
         over = self.spec.budget.violations(figures["device_bytes"], figures["trainable_params"])
@@ -534,8 +602,11 @@ class Study:
         number = self.due()
         if number is None:
             return None
-        trial = self._live[number] = self._stopped.pop(number)
+        trial = self._stopped.pop(number)
         self._due_is_known = False
+        if not self._is_mine(number):
+            return None
+        self._live[number] = trial
         suggested, history = self._attr(trial, _SUGGESTED), self._attr(trial, _PROGRESS)["history"]
         trial.set_user_attr(_SUGGESTED, suggested | {"launch": self.launch_id})
         trial.set_user_attr(_PROGRESS, {"history": history, "stopped": False})
@@ -555,6 +626,8 @@ class Study:
         closed = sorted(self._stopped)
         for number in closed:
             trial = self._stopped.pop(number)
+            if not self._is_mine(number):
+                continue
             estimate = self._attr(trial, _SUGGESTED)["estimate"]
             result = _so_far(self._attr(trial, _PROGRESS)["history"])
             result |= {"outcome": "stopped", "state": "pruned", "ran": True, "reason": self._stopped_at(result)}
@@ -568,13 +641,29 @@ class Study:
     def _stopped_at(self, result: Mapping[str, Any]) -> str:
         return f"stopped after epoch {result['epoch']} of {self.spec.recipe['search_epochs']}"
 
-    def tell(self, number: int, result: Mapping[str, Any]) -> TrialRecord:
+    def _is_mine(self, number: int) -> bool:
+        """Whether a trial is still this launch's: one that seems dead, as its host slept, loses its trials."""
+        self._read(number)  # an Optuna trial keeps what it once read
+        stored = self._unfinished.get(number)
+        return stored is not None and stored.user_attrs[_SUGGESTED]["launch"] == self.launch_id
+
+    def tell(self, number: int, result: Mapping[str, Any]) -> TrialRecord | None:
         """Record how a trial ended: `TrialResult.to_dict()`, or ``{"outcome": "failed", "reason": ...}``.
 
         Of one that `progress` stopped ``{"outcome": "stopped"}`` is enough.
+
+        Returns:
+            What it is now; None: another launch has taken it up, and this result is not counted.
         """
         trial = self._live.pop(number)
         self._histories.pop(number, None)
+        try:
+            return self._tell(trial, result) if self._is_mine(number) else None
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return None
+
+    def _tell(self, trial: Trial, result: Mapping[str, Any]) -> TrialRecord:
+        number = trial.number
         if result["outcome"] == "stopped":
             self._stopped[number] = trial
             self._due_is_known = False
@@ -709,8 +798,9 @@ class Study:
             What was read.
         """
         again = [t.trial_id for n, t in self._unfinished.items() if n not in self._stopped or n == number]
-        if self._engine is not None:
-            trials = read_trials(self._engine, self.name, self._last_id, again)
+        if self.storage is not None:
+            engine, last_id = self.storage.engine, self._last_id
+            trials = self.storage.patiently(lambda: read_trials(engine, self.name, last_id, again))
         else:
             trials = [
                 StoredTrial(trial._trial_id, trial.number, trial.state.name, trial.user_attrs)
@@ -720,13 +810,30 @@ class Study:
         for trial in trials:
             self._last_id = max(self._last_id, trial.trial_id)
             self._n_trials = max(self._n_trials, trial.number + 1)
+            self._take_in(trial)
             if not trial.is_finished:
                 self._unfinished[trial.number] = trial
                 continue
             self._unfinished.pop(trial.number, None)
             if _SUGGESTED in trial.user_attrs:
-                self._finished.append(self._record(trial, set()))
+                record = self._record(trial, set())
+                self._finished.append(record)
+                self._n_ran += record.ran and record.repeat_of is None
         return trials
+
+    def _take_in(self, trial: StoredTrial) -> None:
+        """What the study learns of a trial, whichever launch runs it."""
+        suggested = trial.user_attrs.get(_SUGGESTED)
+        if suggested is None:
+            return
+        result = trial.user_attrs.get(_RESULT if trial.is_finished else _PROGRESS, {})
+        history = result.get("history", [])
+        if _as_repeat(suggested) is None:
+            self._chosen[_key(suggested["config"])] = trial.number
+            for entry in history:
+                self._reach(trial.number, suggested["estimate"], entry)
+        if result and (trial.is_finished or result["stopped"]):
+            self._learn(trial.number, suggested, _so_far(history) | result)
 
     def _record(self, trial: StoredTrial, live_launches: Collection[str]) -> TrialRecord:
         suggested, result = trial.user_attrs[_SUGGESTED], trial.user_attrs.get(_RESULT)
@@ -891,12 +998,17 @@ def _tuples(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
 
-def _alive(launch: Mapping[str, Any]) -> bool:
-    """Whether a launch still works. One on another host is taken at its word until it says that it ended."""
-    if "ended" in launch:
-        return False
-    if launch["host"] != socket.gethostname():
-        return True
+def _alone(storage: optuna.storages.BaseStorage | None, study: str) -> AbstractContextManager[None]:
+    return storage.alone(study) if isinstance(storage, Storage) else nullcontext()
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    """Configurations are the same if this is."""
+    return json.dumps(config, sort_keys=True)
+
+
+def _process_lives(launch: Mapping[str, Any]) -> bool:
+    """Whether the process of a launch on this host is still there."""
     try:
         process = psutil.Process(launch["pid"])
         # the pid may have been given to another process since

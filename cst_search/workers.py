@@ -62,6 +62,9 @@ class Events(Protocol):
 
     def finished(self, record: TrialRecord) -> None: ...
 
+    def left(self, trial: int, why: str) -> None:
+        """A trial is no longer with this launch, and has not ended."""
+
 
 class Workers(Protocol):
     def prepare(self) -> None:
@@ -93,25 +96,22 @@ class Supply:
         events: Events,
     ) -> None:
         self.study, self.task, self.estimate, self.stop, self.events = study, task, estimate, stop, events
-        self.n_left = max(0, n_trials - study.info().n_ran())
+        self.n_trials = n_trials
+        self.has_more = study.info().n_ran() < n_trials
 
     def next(self) -> Suggestion | None:
         """What to run now: a trial that is to be promoted, else a configuration; None: nothing, perhaps yet."""
         if self.stop():
             return None
         suggestion = self.study.promote()
-        if suggestion is None and self.n_left:
-            suggestion = self.study.ask(self.estimate)
-            self.n_left = self.n_left - 1 if suggestion is not None else 0
+        if suggestion is None and (self.has_more or self.study.has_returned()):
+            suggestion = self.study.ask(self.estimate, self.n_trials)
+            self.has_more = suggestion is not None
             if suggestion is not None and not suggestion.again:
                 self._drop(suggestion.trial)  # of another study that had this name
         if suggestion is not None:
             self.events.started(suggestion)
         return suggestion
-
-    def is_over(self) -> bool:
-        """Whether `next` has nothing more to give, whatever the trials at work report."""
-        return self.stop() or not (self.n_left or self.task.rungs)
 
     def progressed(self, trial: int, entry: Mapping[str, Any]) -> bool:
         """An epoch of a trial is done. False: it is to stop."""
@@ -123,13 +123,24 @@ class Supply:
 
     def ended(self, trial: int, result: Mapping[str, Any]) -> None:
         record = self.study.tell(trial, result)
+        if record is None:
+            self.events.left(trial, "another launch took it up, for which this one seemed dead; it counts there")
+            return
         if not record.waits:
             self._drop(trial)
         self.events.finished(record)
 
+    def lost(self, trial: int) -> None:
+        """A trial's worker ended without a result: killed, out of host memory, or its node is gone."""
+        if self.study.give_back(trial):
+            self.events.left(trial, "its worker process ended; it is tried again, once")
+        else:
+            self.ended(trial, {"outcome": "failed", "reason": "its worker process ended twice (killed, or out of host "
+                               "memory)"})  # fmt: skip
+
     def close(self) -> None:
         """At the end of a search nobody is promoted any more. One that was cut off has not come to its end."""
-        if not self.stop() and not self.n_left:
+        if not self.stop() and not self.has_more:
             for trial in self.study.close_stopped():
                 self._drop(trial)
 

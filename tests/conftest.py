@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import postgres as postgres_of_tests
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -135,3 +137,21 @@ def tiny_recipe(tiny_folder: Path, weights_file: Callable[[str, float], str]) ->
         return Recipe(**values)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgres_of_tests.Server]:
+    """A PostgreSQL server; tests that need it are skipped where it is not installed."""
+    if postgres_of_tests.find_binaries() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with postgres_of_tests.server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new, empty storage, in each kind of database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'studies.db'}"
+    server = request.getfixturevalue("postgres")
+    return str(server.database(f"test-{uuid.uuid4().hex[:8]}"))

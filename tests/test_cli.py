@@ -110,7 +110,12 @@ MISTAKES: list[tuple[str, str, tuple[str, ...]]] = [
     ),
     ("a size of the cache that is none", "launch --cache-size lots", ("a memory size must be", "'lots'")),
     ("likewise", "train demo --out {gone} --cache-size -1GB", ("a memory size must be", "'-1GB'")),
-    ("a driver that is missing", "launch --storage mysql://me:pw@host/x", ("mysql://me:***@host/x: its driver",)),
+    (
+        "a driver that is missing",
+        "launch --storage postgresql+pg8000://me:pw@host/x",
+        ("postgresql+pg8000://me:***@host/x: its driver", "cst-search[cluster]"),
+    ),
+    ("a database that we do not take", "launch --storage mysql://me:pw@host/x", ("takes a database URL", "mysql")),
     ("weights that are not there", "launch --set weights={gone}", ("weights must be DEFAULT, none, demo", "{gone}")),
     ("an unknown command", "lanch", ("No such command 'lanch'",)),
     ("no study", "front", ("Missing argument",)),

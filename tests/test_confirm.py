@@ -118,7 +118,7 @@ def test_it_goes_on_with_the_other_workers(stories: dict[str, Any]) -> None:
     assert "3 run(s) to do" in done.err
     assert seeds_of(after) == [(0, 1, "complete"), (0, 2, "complete"), (1, 1, "complete"), (1, 2, "complete")]
     (cut,) = [r for r in before.repeats if r.state == "interrupted"]
-    assert f"trial {cut.trial} started (again, its launch died): trial 1 again, seed 1: head" in done.err
+    assert f"trial {cut.trial} started (again): trial 1 again, seed 1: head" in done.err
     assert next(r for r in after.repeats if r.trial == cut.trial).seed == 1
     assert before.repeats[0] == after.repeats[0]
 

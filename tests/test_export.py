@@ -283,7 +283,7 @@ def test_an_exported_recipe_trains_elsewhere(
     home = tmp_path / "home"
     uri = default_tracking_uri(home)
     mirror = MlflowRecord(uri, home / "artifacts", warn=pytest.fail)
-    mirror.start(study.name, study.describe_launch("launch", {}))
+    mirror.start(study.name, study.describe_launch({}))
     mirror.sync(study.info())
     assert mirror.close()
     elsewhere = tmp_path / "elsewhere"

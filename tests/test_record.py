@@ -52,7 +52,7 @@ def record(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         warnings: list[str] = []
         mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
         if parent:
-            mirror.start(study.name, study.describe_launch("launch", SETTINGS))
+            mirror.start(study.name, study.describe_launch(SETTINGS))
         mirror.sync(study.info())
         if artifacts:
             mirror.finish(study.name, artifacts, "FINISHED")
@@ -147,7 +147,7 @@ def test_hypervolume_of_trials_that_end_in_another_order(tmp_path: Path, uri: st
     study = make_study(tmp_path, "two-workers")
     study.begin_launch()
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=pytest.fail)
-    mirror.start(study.name, study.describe_launch("launch", {}))
+    mirror.start(study.name, study.describe_launch({}))
     early, late = (study.ask(fake_estimate) for _ in range(2))  # type: ignore[arg-type]
     assert early is not None and late is not None
     study.tell(late.trial, scored(0.1))
@@ -171,7 +171,7 @@ def test_trials_that_were_stopped_early(tmp_path: Path, uri: str) -> None:
         study = make_study(tmp_path, "early", eta=2, recipe=recipe)
     study.begin_launch()
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=pytest.fail)
-    mirror.start(study.name, study.describe_launch("launch", {}))
+    mirror.start(study.name, study.describe_launch({}))
 
     def reach(number: int, epoch: int, quality: float) -> bool:
         entry = {"epoch": epoch, "loss": 1.0, "images_per_second": 9.0, "map": quality, "map50": quality}
@@ -238,7 +238,7 @@ def test_trial_by_trial_it_is_as_at_once(
     for name in ("search_runs", "get_experiment_by_name", "create_run", "log_batch", "set_tag", "set_terminated"):
         counted(name)
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
-    mirror.start(study.name, study.describe_launch("launch", {}))
+    mirror.start(study.name, study.describe_launch({}))
     tally, n_told = Tally(study.info()), 0
     running = [study.ask(fake_estimate)]  # type: ignore[arg-type]
     for i, quality in enumerate([0.3, 0.1, 0.5, 0.4, 0.1, 0.2, 0.6, 0.1, 0.1, 0.1]):
@@ -312,15 +312,15 @@ def test_all_of_a_study_goes_into_another_mlflow(
 ) -> None:
     """A launch, a confirmation and another launch; MLflow took none of it, or the last trials alone are missing."""
     study.end_launch()
-    names = [study.describe_launch("launch", SETTINGS).id]
-    study.begin_launch()
-    names.append(study.describe_launch("confirm", {"seeds": 2}).id)
+    names = [study.describe_launch(SETTINGS).id]
+    study.begin_launch(kind="confirm")
+    names.append(study.describe_launch({"seeds": 2}).id)
     study.plan([Repeat(study.info().front()[0].trial, 1, 4)])
     run_one(study, scored(0.45))
     study.end_launch()
     study = Study.open(study.url, study.name)
     study.begin_launch()
-    names.append(study.describe_launch("launch", SETTINGS).id)
+    names.append(study.describe_launch(SETTINGS).id)
     run_one(study, scored(0.9, device_bytes=500))
     study.end_launch()
 
@@ -361,7 +361,7 @@ def test_all_of_a_study_goes_into_another_mlflow(
 
 def test_a_launch_at_work_brings_what_is_its_own(study: Study, uri: str, tmp_path: Path) -> None:
     """To sync beside it makes nothing twice."""
-    study.describe_launch("launch", SETTINGS)
+    study.describe_launch(SETTINGS)
     assert run_cli("sync", study.name, "--home", tmp_path, "--tracking-uri", uri).code == 0
     assert runs(uri, study) == runs(uri, study, "launch") == []
     study.end_launch()
@@ -376,7 +376,7 @@ def test_a_launch_that_begins_before_its_server_has_its_run(
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "get_experiment_by_name", lambda *_: 1 / 0)
-        mirror.start(study.name, study.describe_launch("launch", SETTINGS))
+        mirror.start(study.name, study.describe_launch(SETTINGS))
         done = threading.Event()
         mirror._jobs.put(done.set)
         assert done.wait(60) and len(warnings) == 1
@@ -473,7 +473,7 @@ def test_a_fault_is_one_line_without_the_password(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     warnings: list[str] = []
     mirror = MlflowRecord(address, tmp_path / "artifacts", warn=warnings.append)
-    mirror.start(study.name, study.describe_launch("launch", SETTINGS))
+    mirror.start(study.name, study.describe_launch(SETTINGS))
     for _ in range(3):
         mirror.sync(study.info())
     assert not mirror.close()

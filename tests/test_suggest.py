@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from cst_search.errors import StudyError
 from cst_search.pareto import OBJECTIVES
 from cst_search.recipe import Recipe
 from cst_search.results import Budget
-from cst_search.suggest import CONSTRAINTS, SAMPLERS, Repeat, Study, check_storage, list_studies
+from cst_search.storage import check_storage
+from cst_search.suggest import CONSTRAINTS, DEAD_SECONDS, SAMPLERS, Repeat, Study, list_studies
 
 BUDGET = 1000  # bytes; see fake_estimate
 
@@ -37,7 +39,7 @@ def objectives(*names: str) -> Any:
 def in_memory(**changes: Any) -> Study:
     """A quick study that nobody else can open: optuna's storage without a database."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suggest, "_storage", lambda url, make=False: optuna.storages.InMemoryStorage())
+        patch.setattr(suggest, "open_storage", lambda url, make=False: optuna.storages.InMemoryStorage())
         study = Study.create("", "quick", make_spec(**changes))
     study._study.sampler = study._sampler()  # as a launch sets it: seeded, so that a test is the same every time
     return study
@@ -376,14 +378,14 @@ def test_a_repeat_is_a_trial_with_its_seed_and_the_configuration(tmp_path: Path)
 
 def test_a_search_leaves_what_a_confirmation_left_open_and_the_other_way_round(tmp_path: Path) -> None:
     study = make_study(tmp_path)
-    run_one(study, scored(0.4))
+    number = run_one(study, scored(0.4)).trial
     study.begin_launch()
     mine = ask(study)  # a trial of the search, cut off
     study.end_launch()
 
     study = Study.open(study.url, study.name)
     study.begin_launch()
-    study.plan([Repeat(0, 1, 2), Repeat(0, 2, 2)])
+    study.plan([Repeat(number, 1, 2), Repeat(number, 2, 2)])
     cut = ask(study, None)
     study.end_launch()
     assert [r.state for r in study.info().repeats] == ["interrupted"]
@@ -398,7 +400,7 @@ def test_a_search_leaves_what_a_confirmation_left_open_and_the_other_way_round(t
 
     study = Study.open(study.url, study.name)
     study.begin_launch()
-    study.plan([Repeat(0, 2, 2), Repeat(0, 1, 2)])
+    study.plan([Repeat(number, 2, 2), Repeat(number, 1, 2)])
     fresh, taken_up = ask(study, None), ask(study, None)
     assert (fresh.again, taken_up.again, taken_up.trial, taken_up.config) == (False, True, cut.trial, cut.config)
     study.tell(taken_up.trial, scored(0.3))
@@ -486,16 +488,174 @@ def test_the_process_id_of_a_dead_launch_may_be_anothers_now(tmp_path: Path) -> 
     assert ask(second).again
 
 
-def test_a_launch_on_another_host_is_taken_at_its_word(tmp_path: Path) -> None:
-    first, second = make_study(tmp_path), make_study(tmp_path)
-    launch = first.begin_launch()
-    ask(first)
-    raw = optuna.load_study(study_name="made", storage=first.url)
-    key = f"cst_launch:{launch}"
-    raw.set_user_attr(key, raw.user_attrs[key] | {"host": "elsewhere", "pid": 1})
+def move(study: Study, host: str = "elsewhere") -> None:
+    """Have the study's launch be one on another host."""
+    key = f"cst_launch:{study.launch_id}"
+    study._study.set_user_attr(key, study._study.user_attrs[key] | {"host": host, "pid": 1})
+
+
+def stop_the_heart(study: Study, seconds_ago: float = DEAD_SECONDS + 1) -> None:
+    assert study.storage is not None
+    study._ended.set()
+    study._study.set_user_attr(f"cst_beat:{study.launch_id}", study.storage.now() - seconds_ago)
+
+
+def test_a_launch_on_another_host_lives_while_its_heart_beats(tmp_path: Path) -> None:
+    first, second, third = (make_study(tmp_path) for _ in range(3))
+    first.begin_launch()
+    mine = ask(first)
+    move(first)
     assert second.info().trials[0].state == "running"
     second.begin_launch()  # two hosts may work on one study
     assert not ask(second).again
+    stop_the_heart(first, DEAD_SECONDS - 5)
+    assert third.info().by_number(mine.trial).state == "running"  # type: ignore[union-attr]
+    stop_the_heart(first)
+    assert third.info().by_number(mine.trial).state == "interrupted"  # type: ignore[union-attr]
+    assert [launch.state for launch in second.launches()] == []  # as none said what it is
+    again = ask(second)
+    assert (again.trial, again.again) == (mine.trial, True)
+    # it was not dead, it slept: whatever it brings is not counted
+    assert first.progress(mine.trial, {"epoch": 1, "map": 0.9}) is False
+    assert first.tell(mine.trial, scored(0.9)) is None
+    assert second.tell(again.trial, scored(0.4)).map == 0.4  # type: ignore[union-attr]
+    assert [r.map for r in third.info().trials if r.state == "complete"] == [0.4]
+
+
+def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suggest, "BEAT_SECONDS", 0.02)
+    study = make_study(tmp_path)
+    beats: list[Any] = []
+    write = type(study._study).set_user_attr
+
+    def note(self: Any, key: str, value: Any) -> None:
+        if key.startswith("cst_beat:"):
+            beats.append((key, value))
+        write(self, key, value)
+
+    monkeypatch.setattr(type(study._study), "set_user_attr", note)
+    launch = study.begin_launch()
+    deadline = time.monotonic() + 30
+    while len(beats) < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    study.end_launch()
+    n = len(beats)
+    time.sleep(0.2)
+    assert n >= 4 and len(beats) == n
+    assert {key for key, _ in beats} == {f"cst_beat:{launch}"}
+    assert all(abs(value - time.time()) < 60 for _, value in beats)
+
+
+def test_a_trial_that_another_launch_finished_is_counted_once(tmp_path: Path) -> None:
+    """The one that was taken for dead looks, finds the trial its own, and then the other tells first."""
+    first, second = make_study(tmp_path), make_study(tmp_path)
+    first.begin_launch()
+    mine = ask(first)
+    move(first)
+    second.begin_launch()
+    stop_the_heart(first)
+    again = ask(second)
+    second.tell(again.trial, scored(0.4))
+    first._is_mine = lambda number: True  # type: ignore[method-assign]
+    assert first.tell(mine.trial, scored(0.9)) is None
+    assert [(r.trial, r.map) for r in first.info().trials] == [(mine.trial, 0.4)]
+
+
+def test_launches_together_run_as_many_trials_as_the_study_shall_have(tmp_path: Path) -> None:
+    studies = [make_study(tmp_path) for _ in range(3)]
+    for study in studies:
+        study.begin_launch(shares_machine=True)
+    handed_out = []
+    for turn in range(9):
+        study = studies[turn % 3]
+        suggestion = ask(study, n_trials=7)
+        if suggestion is not None:
+            handed_out.append((study, suggestion))
+        if turn == 3:  # one that ended counts as one that runs
+            owner, done = handed_out.pop(0)
+            owner.tell(done.trial, scored(0.4))
+    assert len(handed_out) == 6
+    assert ask(studies[0], n_trials=8) is not None
+    assert studies[1].others_at_work() == 7 - sum(owner is studies[1] for owner, _ in handed_out)
+
+
+TOGETHER = """
+    import sys, time
+    sys.path.insert(0, sys.argv[1])
+    from studies import fake_estimate, make_spec, scored
+    from cst_search.suggest import Study
+    study = Study.create(sys.argv[2], "made", make_spec(space=eval(sys.argv[3]), sampler="random"))
+    study.begin_launch(shares_machine=True)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    while (suggestion := study.ask(fake_estimate, 20)) is not None:
+        time.sleep(0.05)
+        study.tell(suggestion.trial, scored(0.4))
+    study.end_launch()
+"""
+
+
+@pytest.mark.parametrize("n_configurations", [24, 12])
+def test_processes_together_run_each_configuration_once(storage_url: str, n_configurations: int) -> None:
+    """At the same moment; in a space of 24 the bound of 20 is exact, in one of 12 all are run, and then it ends."""
+    space = {"methods": ["cst"], "cst": {"reduction": {"choice": [2, 4, 8]}, "mtc_stages": {"choice": [[5], [4]]}},
+             "shared": {"accumulate": {"choice": list(range(1, n_configurations // 6 + 1))}}}  # fmt: skip
+    command = [sys.executable, "-c", textwrap.dedent(TOGETHER), str(Path(__file__).parent), storage_url, repr(space)]
+    running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in running:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in running:
+        assert process.wait(120) == 0
+    trials = [r for r in Study.open(storage_url, "made").info().trials if r.ran]
+    assert len(trials) == min(n_configurations, 20)
+    assert len({json.dumps(r.config, sort_keys=True) for r in trials}) == len(trials)
+    assert {r.state for r in trials} == {"complete"} and len({r.launch for r in trials}) > 1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_sampler_suggests_a_configuration_twice(sampler: str) -> None:
+    """Six configurations: all are handed out, the last ones while others run, and then there is none."""
+    space = {"methods": ["cst"], "cst": {"reduction": {"choice": [2, 4, 8]}, "mtc_stages": {"choice": [[5], [4]]}}}
+    study = in_memory(space=space, sampler=sampler, budget=Budget())
+    study.begin_launch()
+    handed_out = []
+    for turn in range(6):
+        suggestion = ask(study)
+        handed_out.append(json.dumps(suggestion.config, sort_keys=True))
+        if turn < 4:
+            study.tell(suggestion.trial, scored(0.1 * turn))
+    assert len(set(handed_out)) == 6
+    assert ask(study, max_rejects=30) is None
+    assert [r.state for r in study.info().trials] == ["complete"] * 4 + ["running"] * 2
+
+
+def test_rungs_compare_the_trials_of_all_launches(tmp_path: Path) -> None:
+    """The second launch's trial is worse than the first's, which it never saw run."""
+    with shorter_rungs():
+        first = make_study(tmp_path, eta=2)
+        first.begin_launch(shares_machine=True)
+        second = Study.open(first.url, first.name)
+        second.begin_launch(shares_machine=True)
+        at = first.rungs[0]
+        better = [ask(first) for _ in range(2)]
+        for suggestion in better:
+            assert first.progress(suggestion.trial, {"epoch": at, "map": 0.5}) in (True, False)
+        worse = ask(second)
+        assert second.progress(worse.trial, {"epoch": at, "map": 0.01, "device_bytes": 999}) is False
+
+
+def test_a_confirmation_works_alone(tmp_path: Path) -> None:
+    first, second = make_study(tmp_path), make_study(tmp_path)
+    for kinds in (("launch", "confirm"), ("confirm", "launch"), ("confirm", "confirm")):
+        first.begin_launch(kind=kinds[0])
+        move(first)
+        with pytest.raises(StudyError, match="on elsewhere, and a confirmation works alone; wait"):
+            second.begin_launch(kind=kinds[1], shares_machine=True)
+        first.end_launch()
 
 
 DIES = """

@@ -72,6 +72,9 @@ class Heard:
         self.events.append(("finished", record.trial))
         self.records.append(record)
 
+    def left(self, trial: int, why: str) -> None:
+        self.events.append(("left", trial))
+
     def of(self, trial: int) -> list[str]:
         return [kind for kind, number in self.events if number == trial]
 
@@ -399,8 +402,8 @@ def test_a_configuration_that_is_no_recipe_fails_that_trial(
     [
         ("stopped from outside, by Ctrl-C: the next launch takes it up", {"cst_entry": "{}"}, False, "running"),
         ("stopped before its first epoch", None, False, "running"),
-        ("the process was killed: an outcome with a reason", None, True, "failed"),
-        ("killed after an epoch", {"cst_entry": "{}"}, True, "failed"),
+        ("the process was killed: it is tried again", None, True, "again"),
+        ("killed after an epoch", {"cst_entry": "{}"}, True, "again"),
         ("an outcome", {"cst_result": '{"outcome": "oom", "reason": "x"}'}, False, "infeasible"),
     ],
 )
@@ -419,10 +422,17 @@ def test_how_a_trial_of_ray_ends(
     config = searcher.suggest("a")["config"]
     searcher.on_trial_complete("a", result, error)
     record = next(record for record in study.info().trials if record.config == config)
+    if error:  # it is handed out again, though the study was to have one trial, and the next time it has failed
+        assert heard.of(record.trial) == ["started", "left"] and study.info().n_ran() == 0
+        assert searcher.suggest("b") == {"trial": record.trial, "config": config}
+        searcher.on_trial_complete("b", result, error)
+        assert heard.of(record.trial) == ["started", "left", "started", "finished"]
+        record = next(record for record in study.info().trials if record.config == config)
+        assert record.state == "failed" and record.reason.startswith("its worker process ended twice")
+        assert searcher.suggest("c") == "FINISHED" and study.info().n_ran() == 1
+        return
     assert number == 0 and record.state == state
     assert heard.of(record.trial) == (["started"] if state == "running" else ["started", "finished"])
-    if error:
-        assert record.reason == "the worker process ended (killed, or out of host memory)"
     study.end_launch()
     if state == "running":
         assert study.record(record.trial).state == "interrupted"
