@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 # between `://user:` and the last @: a password that was not percent-encoded may itself hold an @ or a slash
-_USER = re.compile(r"(?<=://)([^:/@]*):.*@")
-_QUERY = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
+_USER = re.compile(r"(?<=://)(?P<keep>[^:/@]*:)(?P<secret>.*)(?=@)")
+# an HTTP server may be given a token alone, where a user would stand; the user of a database is no secret
+_TOKEN = re.compile(r"(?P<keep>^https?://)(?P<secret>[^:/@?]+)(?=@)", re.IGNORECASE)
+_QUERY = re.compile(r"(?P<keep>[?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)(?P<secret>[^&]*)", re.IGNORECASE)
 
 
 def shown_address(url: str) -> str:
     """``postgresql://u:pw@host/db?password=x`` -> ``postgresql://u:***@host/db?password=***``; never raises."""
-    return _QUERY.sub(r"\1***", _USER.sub(r"\1:***@", url))
+    for pattern in (_USER, _TOKEN, _QUERY):
+        url = pattern.sub(r"\g<keep>***", url)
+    return url
+
+
+def without_password(text: str, url: str) -> str:
+    """What a library says about an address, without the password of that address, however it is written there."""
+    text = text.replace(url, shown_address(url))
+    secrets = {match["secret"] for pattern in (_USER, _TOKEN, _QUERY) for match in pattern.finditer(url)}
+    for secret in sorted({*secrets, *map(unquote, secrets)} - {""}, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text

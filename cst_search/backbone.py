@@ -6,6 +6,8 @@ Names of tensors are torchvision's (``conv1.weight``, ``layer1.0.bn1.running_mea
 from __future__ import annotations
 
 import hashlib
+import pickle
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -179,10 +181,18 @@ def _read(name: str, weights: str) -> dict[str, Tensor]:
             from safetensors.torch import load_file  # here: a trial with `none` or `DEFAULT` does without it
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each reader has its own; all mean "this is not such a file"
+        with warnings.catch_warnings():  # torch's, of the protocol of a pickle that it then refuses
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's words advise to read it all the same
         raise ConfigError(
-            f"weights file {weights!r} cannot be read as tensors ({type(error).__name__}): {error}"
+            f"weights file {weights!r} cannot be read as tensors: it holds something else, which may run code; "
+            f"save the model's state_dict, or safetensors"
+        ) from error
+    except Exception as error:  # each reader has its own; all mean "this is not such a file"
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"weights file {weights!r} cannot be read as tensors ({type(error).__name__}): {reason}"
         ) from error
     state = state.get("model", state.get("state_dict", state)) if isinstance(state, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -7,6 +7,7 @@ install beside it.
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -36,13 +37,33 @@ def names(kind: Kind) -> list[str]:
 
 def find(kind: Kind, name: str) -> Path:
     """A file of the person's own (a path) or a shipped one (a bare name). Raises ConfigError when there is neither."""
-    path = Path(name).expanduser()
+    path = own_path(name)
     if path.is_file():
         return path
     if path.name == name and shipped(kind, name).is_file():
         return shipped(kind, name)
     noun = {"trials": "recipe", "search_spaces": "search space", "dashboards": "dashboard"}[kind]
     raise ConfigError(f"{noun} {name!r} is neither a file nor a shipped one; shipped: {', '.join(names(kind))}")
+
+
+def own_path(text: str) -> Path:
+    """A path as a person writes it, ``~`` for the home folder. Raises ConfigError: there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{text}: there is no such user; write the folder out") from None
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """Raise ConfigError when nothing can be written into a folder, or where it would be made: before work is lost."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} {folder}: cannot be written ({there}: {error.strerror}); choose a folder of yours"
+        ) from error
 
 
 def default_home() -> Path:

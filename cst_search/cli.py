@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the run failed, 2 the person must change something, 130 st
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from contextlib import nullcontext
@@ -30,14 +31,28 @@ app = typer.Typer(
 out = Console(width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 
+# what the system says of a path that a person gave and of a disk that is full; anything else is a fault of ours
+_OF_A_PATH = {
+    errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR,
+    errno.EPERM, errno.EROFS,
+}  # fmt: skip
 _ROWS = 100  # trials that `status` shows: ten thousand take seconds to draw, and nobody reads them
 
 HomeOption = Annotated[
     Path | None,
     typer.Option("--home", help="Folder of studies and records [default: $CST_SEARCH_HOME, else ./cst-runs]"),
 ]
+
+
+def _not_empty(value: str | None) -> str | None:
+    if value is not None and not value.strip():  # of a shell variable that is not set: the default would surprise
+        raise typer.BadParameter("must not be empty; leave it out for the default")
+    return value
+
+
 StorageOption = Annotated[
-    str | None, typer.Option("--storage", help="Database URL of the studies [default: SQLite in --home]")
+    str | None,
+    typer.Option("--storage", callback=_not_empty, help="Database URL of the studies [default: SQLite in --home]"),
 ]
 TrackingOption = Annotated[
     str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
@@ -71,12 +86,21 @@ def main() -> None:
         sys.argv[1:] = _with_compare_all(sys.argv[1:])
         app()
     except CstSearchError as error:
-        style = "red" if err.is_terminal else ""
-        err.print(f"cst-search: {error}", markup=False, highlight=False, soft_wrap=True, style=style)
+        _complain(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in _OF_A_PATH:
+            raise
+        _complain(f"{error.filename or 'a file'}: {error.strerror}; give another path, or make room for it")
+        sys.exit(2)
+
+
+def _complain(what: object) -> None:
+    style = "red" if err.is_terminal else ""
+    err.print(f"cst-search: {what}", markup=False, highlight=False, soft_wrap=True, style=style)
 
 
 def _with_compare_all(words: list[str]) -> list[str]:
@@ -322,9 +346,12 @@ def sync(
     """Bring MLflow all that it lacks of a study: runs, front, page. It may be another MLflow, and may be done again."""
     info = _open_study(study, home, storage).info()
     from cst_search.addresses import shown_address
-    from cst_search.launch import export_best, write_report
+    from cst_search.catalog import check_folder
+    from cst_search.launch import check_tracking, export_best, write_report
     from cst_search.record import MlflowRecord, default_tracking_uri
 
+    check_tracking(tracking_uri)
+    check_folder("--home", _home(home))
     files = write_report(info, _home(home) / info.name)
     uri = tracking_uri or default_tracking_uri(_home(home))
     record = MlflowRecord(uri, _home(home) / "artifacts", warn=lambda line: err.print(line, markup=False))
@@ -439,8 +466,10 @@ def front(
 
     info = _open_study(study, home, storage).info()
     if output is not None:
+        from cst_search.catalog import check_folder
         from cst_search.launch import write_report
 
+        check_folder("--output", output)
         files = write_report(info, output)
         err.print(f"wrote {', '.join(str(path) for path in files.values())}", markup=False, highlight=False)
     if json_:
@@ -613,8 +642,8 @@ def predict(
 def estimate(
     recipe: Annotated[str, typer.Option("--recipe", help="A shipped name or a YAML file.")] = "resnet50",
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: name=value. Repeatable.")] = None,
-    n_classes: Annotated[int, typer.Option("--classes", min=1, help="Classes without background.")] = 80,
-    max_boxes: Annotated[int, typer.Option("--max-boxes", min=1, help="Most boxes in one image (COCO: 93).")] = 100,
+    n_classes: Annotated[int, typer.Option("--classes", min=1, max=100_000, help="Classes without background.")] = 80,
+    max_boxes: Annotated[int, typer.Option("--max-boxes", min=1, max=100_000, help="Most boxes in an image.")] = 100,
     fit: Annotated[
         str | None, typer.Option("--fit", help="Also what fits into this memory, such as 6GB, method by method.")
     ] = None,

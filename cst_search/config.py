@@ -5,9 +5,11 @@ All faults of a file are reported together, each with its place, the rule and th
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,24 @@ from cst_search.errors import ConfigError
 from cst_search.recipe import Recipe
 from cst_search.space import Space
 
+_MOST_VALUES = 10_000  # of one file, what an alias repeats counted again; the largest shipped one has 300
+
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which ``1e-3`` is a number (YAML 1.2) and a repeated key is an error, not a silent overwrite."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, ArithmeticError, AttributeError, TypeError) as error:  # month 13, `!!int x`
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{str(node.value)[:40]!r} is no {kind} ({error})", node.start_mark
+            ) from error
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():  # `!!set 3` is said below
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -42,10 +55,38 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _parse(text: str) -> Any:
+    """The plain values of a YAML text. Raises yaml.YAMLError for whatever is wrong with it."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _n_values(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"it is too large: more than {_MOST_VALUES} values, aliases written out")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    finally:
+        loader.dispose()
+
+
+def _n_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node is when every alias is written out: nine lists of nine aliases are a billion."""
+    if id(node) not in known:
+        known[id(node)] = 0  # while it is counted
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_n_values(part, known) for part in parts)
+    elif not known[id(node)]:
+        raise yaml.YAMLError("an anchor contains itself")
+    return known[id(node)]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds one mapping. Raises ConfigError with the line of a syntax error."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -96,8 +137,10 @@ def make_recipe(content: Mapping[str, Any], where: str) -> Recipe:
 def _say(fault: Any) -> str:
     name = ".".join(str(part) for part in fault["loc"]) or "recipe"
     if fault["type"] == "unexpected_keyword_argument":
-        return f"{name} is not a field of a recipe"
-    return f"{name}: {fault['msg'][0].lower() + fault['msg'][1:]}; got {fault.get('input')!r}"
+        near = difflib.get_close_matches(name, [f.name for f in fields(Recipe)], n=1)
+        return f"{name} is not a field of a recipe" + (f"; is it {near[0]}?" if near else "")
+    got = repr(fault.get("input"))
+    return f"{name}: {fault['msg'][0].lower() + fault['msg'][1:]}; got {got if len(got) <= 100 else got[:97] + '...'}"
 
 
 def load_recipe(name: str) -> Recipe:
@@ -135,7 +178,8 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         if not equals or not name.strip():
             raise ConfigError(f"--set takes name=value, for example --set cst.reduction=8; got {setting!r}")
         try:
-            config[name.strip()] = yaml.load(text, _Loader)
+            config[name.strip()] = _parse(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting!r}: the value is not valid YAML") from error
+            shown, why = setting if len(setting) <= 100 else setting[:97] + "...", " ".join(str(error).split())
+            raise ConfigError(f"--set {shown!r}: the value is not valid YAML: {why}") from error
     return config

@@ -21,6 +21,7 @@ from rich.text import Text
 from cst_search import seeds
 from cst_search.addresses import shown_address
 from cst_search.cache import open_cache
+from cst_search.catalog import check_folder, own_path
 from cst_search.config import make_recipe
 from cst_search.data import DetectionData
 from cst_search.detector import build_detector
@@ -29,7 +30,7 @@ from cst_search.interrupt import ends_in_time
 from cst_search.launch import (
     LaunchOptions,
     Survey,
-    check_device,
+    check_tracking,
     dataset_inputs,
     expected_sharers,
     export_best,
@@ -45,6 +46,7 @@ from cst_search.recipe import Recipe
 from cst_search.results import StudyInfo, TrialRecord, describe, front_report
 from cst_search.space import Space
 from cst_search.suggest import Repeat, Study
+from cst_search.trial import check_device
 from cst_search.units import format_seconds
 from cst_search.workers import Task, Workers
 
@@ -92,6 +94,8 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
     def say(line: str = "") -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    check_folder("--home", options.home)
+    check_tracking(options.tracking_uri)
     info = study.info()
     seeds.quality(info)
     epochs = choose_epochs(info, options.epochs)
@@ -151,9 +155,9 @@ def choose_epochs(info: StudyInfo, text: str) -> int:
         return info.full_epochs
     if text == "full":
         return int(info.recipe["epochs"])
-    if text.isdecimal() and 1 <= int(text) <= 10_000:
+    if text.isdecimal() and len(text) < 10 and 1 <= int(text) <= 10_000:
         return int(text)
-    raise ConfigError(f"--epochs takes search, full or a whole number from 1 to 10000; got {text!r}")
+    raise ConfigError(f"--epochs takes search, full or a whole number from 1 to 10000; got {text[:40]!r}")
 
 
 def choose_points(info: StudyInfo, picks: str) -> list[TrialRecord]:
@@ -176,11 +180,11 @@ def choose_points(info: StudyInfo, picks: str) -> list[TrialRecord]:
             found = front[:1]
         elif word == "knee":
             found = [complete[number] for number in [info.knee()] if number is not None]
-        elif word.isdecimal() and int(word) in complete:
+        elif word.isdecimal() and len(word) < 10 and int(word) in complete:
             found = [complete[int(word)]]
         else:
             raise ConfigError(
-                f"--picks takes front, knee, best, or numbers of complete trials within the budget; got {word!r}; "
+                f"--picks takes front, knee, best, or numbers of complete trials within the budget; got {word[:40]!r}; "
                 f"complete are {sorted(complete)}"
             )
         chosen |= {record.trial: record for record in found}
@@ -232,7 +236,7 @@ def _prepare(
     limit = memory_limit_of(settings, device)
     recipe = make_recipe(info.recipe, f"recipe of study {info.name!r}")
     if options.data is not None:
-        folder = options.data if options.data == "demo" else str(Path(options.data).expanduser().absolute())
+        folder = options.data if options.data == "demo" else str(own_path(options.data).absolute())
         recipe = replace(recipe, data=folder)
     data = _same_data(info, recipe, options, say)
     build_detector(recipe, len(data.class_names))  # fetches weights for all workers; faults show here, not in trials

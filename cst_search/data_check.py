@@ -204,7 +204,7 @@ def _read_categories(name: str, entries: list[Any], faults: Findings) -> dict[in
     for i, entry in enumerate(entries):
         category_id = _whole(entry.get("id")) if isinstance(entry, dict) else None
         title = entry.get("name") if isinstance(entry, dict) else None
-        if category_id is None or not isinstance(title, str) or not title.strip():
+        if category_id is None or not isinstance(title, str) or not title.strip() or not _is_text(title):
             faults.add("category-entry", name, f"categories[{i}]: {entry}")
         elif category_id in categories:
             faults.add("category-id-twice", name, f"{category_id} ({categories[category_id]}, {title})")
@@ -454,8 +454,8 @@ def _write_cache(cache: Path, entries: Mapping[str, tuple[tuple[int, int], Image
 
 
 def _whole(value: Any) -> int | None:
-    """640 and 640.0 -> 640; everything else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """640 and 640.0 -> 640; everything else None, and what is beyond 64 bits too."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**63:
         return None
     return int(value) if isinstance(value, int) or value.is_integer() else None
 
@@ -467,6 +467,11 @@ def _finite(value: Any) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:  # JSON has integers of any length
         return None
+
+
+def _is_text(value: str) -> bool:
+    """JSON may escape half of a surrogate pair, which no file and no terminal takes."""
+    return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _kind_of(value: object) -> str:

@@ -96,6 +96,16 @@ def dont_wait_for_the_disk(connection: sqlite3.Connection, _: Any) -> None:
         connection.execute("PRAGMA synchronous = NORMAL")
 
 
+def is_of_optuna(path: Path) -> bool:
+    """Whether a SQLite file has Optuna's tables, or none yet. Also true where that cannot be seen: Optuna says why."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error:
+        return True
+    return not tables or "studies" in tables
+
+
 def _is_local(path: Path) -> bool:
     folder = path.absolute().resolve()
     mounts = {Path(part.mountpoint): part.fstype.lower() for part in psutil.disk_partitions(all=True)}

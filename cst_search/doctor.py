@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cst_search.addresses import shown_address
+from cst_search.addresses import shown_address, without_password
 from cst_search.errors import CstSearchError
 from cst_search.units import format_bytes
 
@@ -60,8 +60,8 @@ def examine(home: Path, storage: str, tracking_uri: str, *, with_ray: bool = Tru
             yield Finding(name, "fault", str(error))
         except Exception as error:
             lines = str(error).splitlines() or [""]
-            text = f"{type(error).__name__}: {lines[0]}".replace(storage, shown_address(storage))
-            yield Finding(name, "fault", text.replace(tracking_uri, shown_address(tracking_uri)))
+            text = without_password(f"{type(error).__name__}: {lines[0]}", storage)
+            yield Finding(name, "fault", without_password(text, tracking_uri))
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------

@@ -26,11 +26,11 @@ def pick_trial(info: StudyInfo, pick: str) -> TrialRecord:
     """
     if pick.startswith("trial="):
         number = pick.removeprefix("trial=")
-        record = info.by_number(int(number)) if number.isdecimal() else None
+        record = info.by_number(int(number)) if number.isdecimal() and len(number) < 10 else None
         complete = [r.trial for r in info.trials if r.state == "complete"]
         if record is None or record.trial not in complete:
             state = f"is {record.state}" if record else "does not exist"
-            raise ConfigError(f"--pick {pick}: trial {number} {state}; complete are {complete}")
+            raise ConfigError(f"--pick {pick[:40]}: trial {number[:34]} {state}; complete are {complete}")
         return record
     if pick not in ("knee", "best"):
         raise ConfigError(f"--pick takes knee, best or trial=N; got {pick!r}")

@@ -13,14 +13,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
 from cst_search.addresses import shown_address
 from cst_search.cache import open_cache
-from cst_search.catalog import default_home
+from cst_search.catalog import check_folder, default_home, own_path
 from cst_search.checkpoints import Checkpoints
 from cst_search.config import apply_settings, load_recipe, load_space, make_recipe
 from cst_search.data import DetectionData, load_data
@@ -45,13 +47,15 @@ from cst_search.suggest import (
     default_storage,
     list_studies,
 )
-from cst_search.trial import allowance, choose_device
+from cst_search.trial import allowance, check_device
 from cst_search.units import format_bytes, format_count, format_seconds
 from cst_search.workers import InProcess, Task, Workers
 
 if TYPE_CHECKING:
     from cst_search.record import MlflowRecord
 
+_OF_MLFLOW = ("sqlite", "postgresql", "mysql", "mssql")
+_STORES = "mlflow.tracking_store"  # entry points of MLflow's plugins, named as their scheme
 _SURVEY = 24  # random configurations whose predicted cost tells how a budget lies in the space
 
 
@@ -148,6 +152,8 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         check_sampler(options.sampler, objectives)
     storage = options.storage or default_storage(options.home)
     shown_storage = check_storage(storage)
+    check_tracking(options.tracking_uri)
+    check_folder("--home", options.home)
     device = check_device(options.device)
     limit = memory_limit_of(options, device)
     if options.study is not None:
@@ -157,6 +163,8 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     for method in space.methods:
         get_method(method)
     recipe = _base_recipe(options, device) if known is None else make_recipe(known.recipe, f"study {known.name!r}")
+    if known is None:
+        check_space(space, recipe, options.space)
     data = _load(options, recipe, say)
     build_detector(recipe, len(data.class_names))  # fetches weights for all workers; faults show here, not in trials
     estimate = _estimator(recipe, data)
@@ -299,14 +307,34 @@ def write_report(info: StudyInfo, folder: Path) -> dict[str, Path]:
 # --- before the search ----------------------------------------------------------------------------------------------
 
 
-def check_device(name: str) -> Any:
-    """The torch device of ``--device``. Raises ConfigError: there is no GPU."""
-    import torch
+def check_tracking(uri: str | None) -> None:
+    """Raise UserError: no address that MLflow takes. Whether it answers is not asked, as a study is kept without it."""
+    if uri is None:
+        return
+    try:
+        parts = urlsplit(uri)
+        kind, server = parts.scheme.partition("+")[0], bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number
+        kind, server = "http", False
+    if kind in _OF_MLFLOW:
+        check_storage(uri, "--tracking-uri", _OF_MLFLOW)
+        return
+    others = {"", "file", "databricks", "databricks-uc", "uc"} | {e.name for e in entry_points(group=_STORES)}
+    if not uri.strip() or not (server if kind in ("http", "https") else kind in others):
+        raise ConfigError(
+            f"--tracking-uri takes a server such as http://host:5000, or a database URL such as sqlite:///mlflow.db; "
+            f"got {shown_address(uri)!r}"
+        )
 
-    device = choose_device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no GPU here; use --device cpu or check the driver with nvidia-smi")
-    return device
+
+def check_space(space: Space, recipe: Recipe, where: str) -> None:
+    """Raise ConfigError when the recipe or the method does not take a value of the space: now, not in trial 40."""
+    for config in space.ends():
+        try:
+            configured = recipe.configured(config)
+            get_method(configured.method).make_options(configured.options)
+        except ConfigError as error:
+            raise ConfigError(f"search space {where!r}, method {config['method']}: {error}") from error
 
 
 def memory_limit_of(options: LaunchOptions, device: Any) -> int | None:
@@ -326,9 +354,9 @@ def _base_recipe(options: LaunchOptions, device: Any) -> Recipe:
     get_method(recipe.method).make_options(recipe.options)
     folder, weights = options.data or recipe.data, recipe.weights
     if folder != "demo":
-        folder = str(Path(folder).expanduser().absolute())
+        folder = str(own_path(folder).absolute())
     if weights not in ("DEFAULT", "none", "demo"):
-        weights = str(Path(weights).expanduser().absolute())
+        weights = str(own_path(weights).absolute())
         if not Path(weights).is_file():  # or every trial would find out by itself
             raise ConfigError(f"recipe {name!r}: weights must be DEFAULT, none, demo or a file; there is no {weights}")
     return replace(recipe, data=folder, weights=weights, seed=options.seed)
@@ -340,10 +368,7 @@ def open_data(
     """Load and check the dataset of a recipe; ``demo`` is drawn first. Raises DataError with every fault."""
     path = write_demo(home / "demo-data") if folder == "demo" else Path(folder)
     data, report = load_data(path, skip_bad=skip_bad, cache=home / "checked-images.json", need=need)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--home {home}: cannot be made: {error.strerror}") from error
+    home.mkdir(parents=True, exist_ok=True)
     if report.faults or report.notes:
         say(report.render())
     return data
@@ -467,7 +492,7 @@ def make_workers(
     return Ray(n_workers, cpus, placement), n_workers, threads
 
 
-_NAME = re.compile(r"^[^/\\\x00-\x1f]{1,100}$")
+_NAME = re.compile(r"^[^/\\]{1,100}$")
 
 
 # what else lies in --home, beside one folder per study
@@ -475,7 +500,8 @@ _TAKEN = ("studies.db", "mlflow.db", "artifacts", "demo-data", "checked-images.j
 
 
 def _check_name(name: str) -> None:
-    if not _NAME.match(name) or name.strip(". ") == "" or name in _TAKEN:
+    shows = name.isprintable() and len(name.encode()) <= 100  # a folder has it too: 255 bytes with an ending at most
+    if not shows or not _NAME.match(name) or name.strip(". ") == "" or name in _TAKEN:
         raise ConfigError(
             f"--study must be a name of 1 to 100 characters without slashes, and none of {', '.join(_TAKEN)}; "
             f"got {name!r}"

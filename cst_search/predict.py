@@ -7,11 +7,12 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from cst_search.catalog import check_folder
 from cst_search.data import CocoImages, ImageEntry, Split, loader
-from cst_search.data_check import FORMATS
+from cst_search.data_check import FORMATS, BadImage, inspect_image
 from cst_search.engine import choose_precision, detect
 from cst_search.errors import ConfigError
-from cst_search.trial import choose_device
+from cst_search.trial import check_device
 from cst_search.weights import load_trained
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -50,14 +51,16 @@ def predict(run: Path, paths: list[Path], out: Path | None, *, score: float, dev
     Raises:
         ConfigError: no weights, no image, or one that cannot be read.
     """
+    target = check_device(device)
+    if out is not None:
+        check_folder("--out", out)
     weights = run / "weights.safetensors" if run.is_dir() else run
     if not weights.is_file():
         raise ConfigError(f"{run} is neither a folder written by `cst-search train` nor its weights file")
     images = find_images(paths)
-    model, recipe, class_names = load_trained(weights)
-    target = choose_device(device)
-    model.to(target)
     entries = tuple(_entry(i, path) for i, path in enumerate(images))
+    model, recipe, class_names = load_trained(weights)
+    model.to(target)
     dataset = CocoImages(
         Split("predict", weights, weights.parent, entries),
         image_size_px=recipe.image_size_px,
@@ -96,12 +99,10 @@ def predict(run: Path, paths: list[Path], out: Path | None, *, score: float, dev
 
 
 def _entry(index: int, path: Path) -> ImageEntry:
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read as an image: {error}") from error
-    return ImageEntry(index, path.name, path, width, height, (), (), (), ())
+    facts = inspect_image(str(path))  # to its end: the last image of many shall not stop the work half-way
+    if isinstance(facts, BadImage):
+        raise ConfigError(f"{path} cannot be read as an image: {facts.why}")
+    return ImageEntry(index, path.name, path, facts.width, facts.height, (), (), (), ())
 
 
 def _draw(path: Path, detections: list[dict[str, Any]], class_names: tuple[str, ...], picture: Path) -> None:

@@ -30,7 +30,7 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
 from cst_search import pareto, seeds
-from cst_search.addresses import shown_address
+from cst_search.addresses import shown_address, without_password
 from cst_search.errors import RunError
 from cst_search.results import LaunchRecord, StudyInfo, Tally, TrialRecord, describe, repeat_words
 
@@ -77,7 +77,7 @@ def try_tracking(uri: str) -> int | None:
     try:
         return len(MlflowClient(tracking_uri=uri).search_experiments(max_results=10))
     except Exception as error:  # of the client, of requests, of SQLAlchemy
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300].replace(uri, shown_address(uri))
+        reason = without_password((str(error).splitlines() or [type(error).__name__])[0], uri)[:300]
         raise RunError(f"{shown_address(uri)} does not answer: {reason}") from None
 
 
@@ -408,7 +408,7 @@ class MlflowRecord:
                 job()
             except Exception as error:  # whatever it is, the search must go on
                 if not self._warned:
-                    reason = str(error).splitlines()[0][:300].replace(self._mirror.uri, shown_address(self._mirror.uri))
+                    reason = without_password((str(error).splitlines() or [""])[0], self._mirror.uri)[:300]
                     self._warn(f"MLflow did not take a record ({type(error).__name__}: {reason}); the study keeps it")
                 self._warned = True
 

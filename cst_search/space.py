@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -32,6 +32,9 @@ _FIELDS = {f.name for f in fields(Recipe)} - {
     "epochs",
     "search_epochs",
 }
+
+
+_BEYOND = 2**63  # integers above are none for a database, and above 10**308 no floats either; not so for NaN
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,15 @@ class Space:
     def sample(self, rng: random.Random) -> dict[str, Any]:
         return self.configure(lambda dimension: dimension.sample(rng))
 
+    def ends(self) -> Iterator[dict[str, Any]]:
+        """Configurations in which every choice, and both ends of every range, stands once at least."""
+        for method in self.methods:
+            dimensions = self.by_method[method]
+            values = {d.key: d.choices or (d.low, d.high) for d in dimensions}
+            first = {self.METHOD: method} | {key: several[0] for key, several in values.items()}
+            yield first
+            yield from (first | {key: value} for key, several in values.items() for value in several[1:])
+
     def dimensions(self) -> list[Dimension]:
         """All of them, the method first if it may vary."""
         method = [self.method_dimension] if len(self.methods) > 1 else []
@@ -115,10 +127,10 @@ class Space:
             faults.append(
                 f"no such section: {', '.join(unknown)}; a space has methods, shared, and one section per listed method"
             )
-        shared = _dimensions(content.get("shared") or {}, None, faults)
+        shared = _dimensions(content.get("shared"), None, faults)
         by_method: dict[str, tuple[Dimension, ...]] = {}
         for method in methods:
-            own = _dimensions(content.get(method) or {}, method, faults)
+            own = _dimensions(content.get(method), method, faults)
             own_keys = {d.key for d in own}
             by_method[method] = (*own, *(d for d in shared if d.key not in own_keys))
         if faults:
@@ -128,6 +140,8 @@ class Space:
 
 def _dimensions(section: Any, method: str | None, faults: list[str]) -> tuple[Dimension, ...]:
     place = method or "shared"
+    if section is None:
+        return ()
     if not isinstance(section, dict):
         faults.append(f"{place} must hold `name: {{choice: [...]}}` lines; got {section!r}")
         return ()
@@ -170,7 +184,7 @@ def _dimension(name: str, key: str, rule: Any, place: str, faults: list[str]) ->
             return None
         return Dimension(name, key, choices=choices)
     numeric = len(values) == 2 and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < _BEYOND for v in values
     )
     whole = kind == "int"
     if not numeric or not values[0] < values[1] or (whole and not all(isinstance(v, int) for v in values)):

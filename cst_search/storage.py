@@ -11,7 +11,7 @@ import hashlib
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +21,8 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 
-from cst_search.addresses import shown_address
-from cst_search.database import dont_wait_for_the_disk
+from cst_search.addresses import shown_address, without_password
+from cst_search.database import dont_wait_for_the_disk, is_of_optuna
 from cst_search.errors import RunError, StudyError
 
 WAIT_SECONDS = 900  # for a server that is away; an operating system's update takes less
@@ -30,24 +30,24 @@ _KINDS = ("sqlite", "postgresql")
 _T = TypeVar("_T")
 
 
-def check_storage(url: str) -> str:
+def check_storage(url: str, flag: str = "--storage", kinds: Collection[str] = _KINDS) -> str:
     """The URL with its password hidden. Raises StudyError: no URL of a database that we take, or without its driver."""
-    example = "--storage takes a database URL such as sqlite:///studies.db or postgresql+psycopg://host/name"
+    example = f"{flag} takes a database URL such as sqlite:///studies.db or postgresql+psycopg://host/name"
     try:
         made = sqlalchemy.make_url(url)
         dialect = made.get_dialect()
     except sqlalchemy.exc.NoSuchModuleError:
         raise StudyError(f"{example}; there is no kind of database for {shown_address(url)}") from None
     except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: a port that is no number
-        raise StudyError(example) from None
-    if made.get_backend_name() not in _KINDS:
+        raise StudyError(f"{example}; got {shown_address(url)!r}") from None
+    if made.get_backend_name() not in kinds:
         raise StudyError(f"{example}; {made.get_backend_name()} is not among them")
     try:
         dialect.import_dbapi()
     except ImportError as error:
         hint = "; pip install 'cst-search[cluster]' brings psycopg, for postgresql+psycopg://..."
         raise StudyError(
-            f"--storage {shown_address(url)}: its driver is not installed: {error}"
+            f"{flag} {shown_address(url)}: its driver is not installed: {error}"
             f"{hint if made.get_backend_name() == 'postgresql' else ''}"
         ) from None
     return shown_address(url)
@@ -101,6 +101,9 @@ class Storage(optuna.storages.RDBStorage):
         if sqlite:
             sqlalchemy.event.listen(self.engine, "connect", dont_wait_for_the_disk)
 
+    def _reason(self, error: BaseException) -> str:
+        return without_password(_first_line(error), self.url)
+
     def patiently(self, call: Callable[[], _T]) -> _T:
         """Make a call, and make it again while the server is away."""
         begun, said, pause = time.monotonic(), False, 0.2
@@ -120,11 +123,11 @@ class Storage(optuna.storages.RDBStorage):
                 if time.monotonic() - begun > WAIT_SECONDS:
                     raise RunError(
                         f"the storage {self.shown} was away for {WAIT_SECONDS / 60:.0f} minutes "
-                        f"({_first_line(error)}); what is finished is kept; go on with `cst-search resume`"
+                        f"({self._reason(error)}); what is finished is kept; go on with `cst-search resume`"
                     ) from error
                 if not said and time.monotonic() - begun > 1:
                     said = True
-                    self.say(f"the storage {self.shown} is away ({_first_line(error)}); waiting for it")
+                    self.say(f"the storage {self.shown} is away ({self._reason(error)}); waiting for it")
                 time.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(pause * 1.5, 5.0)
             else:
@@ -252,14 +255,16 @@ def open_storage(url: str, *, make: bool = False) -> Storage:
     shown = check_storage(url)
     path = sqlalchemy.make_url(url).database if is_sqlite(url) else None
     try:
-        if path and path != ":memory:" and not path.startswith("file:") and not Path(path).is_file():
+        if path and path != ":memory:" and not path.startswith("file:") and not Path(path).exists():
             if not make:  # SQLite would make an empty database of a misspelt path
                 raise StudyError(f"the storage {shown} does not exist; `cst-search launch` makes it")
             Path(path).parent.mkdir(parents=True, exist_ok=True)
+        elif path and not is_of_optuna(Path(path)):  # Optuna would put its tables beside those of another program
+            raise StudyError(f"{shown} is not a storage of studies but another database; choose another file")
         return _make(url) if make else Storage(url)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError, OSError) as error:
         # RuntimeError: made by another version of Optuna, which says how to go on
-        raise StudyError(f"the storage {shown} cannot be used: {_first_line(error).replace(url, shown)}") from None
+        raise StudyError(f"the storage {shown} cannot be used: {without_password(_first_line(error), url)}") from None
 
 
 def try_storage(url: str) -> int | None:
@@ -278,6 +283,6 @@ def try_storage(url: str) -> int | None:
         return len(storage.get_all_studies())
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RunError) as error:
         # Optuna takes whatever a database refuses to insert for a name that is there, and says nothing
-        raise StudyError(f"the storage {storage.shown} cannot be written: {_first_line(error)}") from None
+        raise StudyError(f"the storage {storage.shown} cannot be written: {storage._reason(error)}") from None
     finally:
         storage.engine.dispose()

@@ -10,12 +10,14 @@ from typing import Any
 from rich.console import Console
 
 from cst_search.cache import open_cache
+from cst_search.catalog import check_folder, own_path
 from cst_search.config import apply_settings, load_recipe, write_yaml
+from cst_search.detector import build_detector
 from cst_search.errors import ConfigError
-from cst_search.launch import check_device, open_data
+from cst_search.launch import check_tracking, open_data
 from cst_search.petl import get_method
 from cst_search.recipe import Recipe
-from cst_search.trial import run_trial
+from cst_search.trial import check_device, run_trial
 from cst_search.units import format_bytes, format_count, format_seconds
 from cst_search.weights import save_trained
 
@@ -44,11 +46,15 @@ def train(
     recipe = apply_settings(load_recipe(recipe_name), settings, recipe_name)
     get_method(recipe.method).make_options(recipe.options)
     check_device(device)
+    check_tracking(tracking_uri)
     if data is not None:
-        recipe = replace(recipe, data=data if data == "demo" else str(Path(data).expanduser().absolute()))
+        recipe = replace(recipe, data=data if data == "demo" else str(own_path(data).absolute()))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--out {folder}: exists and is not empty; choose another folder")
+    check_folder("--out", folder)
+    check_folder("--home", home)
     detection = open_data(recipe.data, home, skip_bad=skip_bad, say=say)
+    build_detector(recipe, len(detection.class_names))  # weights that do not fit show before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     cache, line = open_cache(home, cache_bytes, n_trials=1)
     say(line)

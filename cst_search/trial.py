@@ -95,6 +95,14 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
+def check_device(name: str) -> torch.device:
+    """The device of ``--device``. Raises ConfigError: there is no GPU."""
+    device = choose_device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here; use --device cpu or check the driver with nvidia-smi")
+    return device
+
+
 def allowance(bound_bytes: int, device: torch.device, flag: str) -> int:
     """What `run_trial` is to be held to for a bound on its process: on a GPU the context is taken off.
 

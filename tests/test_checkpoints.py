@@ -20,6 +20,8 @@ from cst_search.data import DetectionData
 from cst_search.recipe import DETECTORS, Recipe
 from cst_search.trial import TrialResult, run_trial
 
+pytestmark = pytest.mark.usefixtures("few_boxes")
+
 Make = Callable[..., Recipe]
 EPOCHS, RUNGS = 3, (1, 2)
 

@@ -21,6 +21,8 @@ from cst_search.petl import METHODS
 from cst_search.recipe import DETECTORS, Recipe
 from cst_search.trial import TrialResult, run_trial
 
+pytestmark = pytest.mark.usefixtures("few_boxes")
+
 Make = Callable[..., Recipe]
 CPU = torch.device("cpu")
 SIDE = sorted(name for name, method in METHODS.items() if method.side)

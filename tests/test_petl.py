@@ -457,6 +457,7 @@ FISHER: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.usefixtures("few_boxes")
 @pytest.mark.parametrize("weights", ["file", "none"])  # none: norms with statistics
 @pytest.mark.parametrize(("method", "options"), FISHER, ids=str)
 @pytest.mark.parametrize("detector", DETECTORS)
@@ -480,6 +481,7 @@ def test_pruning_by_fisher_information_changes_side_blocks_and_not_one_bit_else(
     assert not any(value.requires_grad for value in body(torch.rand(1, 3, 64, 64)).values())
 
 
+@pytest.mark.usefixtures("few_boxes")
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_fisher_information_is_that_of_the_training_loss(
     tiny_recipe: Any, tiny_data: DetectionData, detector: str

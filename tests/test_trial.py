@@ -23,6 +23,8 @@ from cst_search.petl import METHODS
 from cst_search.recipe import DETECTORS, Recipe
 from cst_search.trial import TrialResult, allowance, choose_device, run_trial
 
+pytestmark = pytest.mark.usefixtures("few_boxes")
+
 Make = Callable[..., Recipe]
 
 

@@ -1,0 +1,339 @@
+"""What somebody else wrote, and means ill: nothing of it runs, leaves its folder, or shows a password."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import pickle
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from studies import Ran, make_study, run_cli, run_one, scored
+from test_dashboard import browse
+
+from cst_search.addresses import shown_address, without_password
+from cst_search.config import write_yaml
+from cst_search.data import CocoImages, load_data
+from cst_search.recipe import Recipe
+
+SECRET = "hunter2%40x"  # percent-encoded, as a password with an @ must be
+SECRETS = (SECRET, "hunter2@x", "hunter2")
+
+
+# --- files that would run something ---------------------------------------------------------------------------------
+
+PAYLOADS = [
+    "!!python/object/apply:os.system ['touch {trap}']",
+    "!!python/object/apply:subprocess.check_call [[touch, '{trap}']]",
+    "!!python/object/new:os.mkdir ['{trap}']",
+    "!!python/name:os.mkdir",
+    "!!python/module:os",
+]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=[payload.split()[0] for payload in PAYLOADS])
+@pytest.mark.parametrize("command", ["launch --recipe {file}", "launch --space {file}", "train {file} --out {out}",
+                                     "estimate --recipe {file}", "estimate --set data={payload}"])  # fmt: skip
+def test_yaml_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, payload: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    trap = tmp_path / "trap"
+    payload = payload.format(trap=trap)
+    (tmp_path / "mine.yaml").write_text(f"data: {payload}\n")
+    ran = run_cli(
+        *(w.format(file=tmp_path / "mine.yaml", out=tmp_path / "out", payload=payload) for w in command.split())
+    )
+    assert ran.code == 2 and "is not valid YAML" in ran.message
+    assert not trap.exists() and os.listdir(tmp_path) == ["mine.yaml"]
+
+
+class Bomb:
+    """Unpickling it writes a file."""
+
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.trap}'",)
+
+
+def test_the_bomb_would_go_off(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "trap")))
+    assert (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.safetensors", "w"])
+@pytest.mark.parametrize(
+    "write", [lambda bomb, path: path.write_bytes(pickle.dumps(bomb)), torch.save], ids=["pickle", "torch"]
+)
+def test_weights_run_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, tiny_recipe: Callable[..., Recipe],
+    write: Callable[[Any, Path], object], name: str,
+) -> None:  # fmt: skip
+    """As the base of a recipe, in training and in a search, and as what `predict` is given."""
+    trap, weights = tmp_path / "trap", tmp_path / name
+    monkeypatch.chdir(tmp_path)
+    write({"conv1.weight": Bomb(trap)}, weights)
+    write_yaml(tmp_path / "recipe.yaml", tiny_recipe(weights=str(weights), method="head").to_dict(), "test")
+    write_yaml(tmp_path / "space.yaml", {"methods": ["head"]}, "test")
+    for command in (
+        ("train", "recipe.yaml", "--out", "out"),
+        ("launch", "--data", tiny_folder, "--recipe", "recipe.yaml", "--space", "space.yaml", "--in-process"),
+        ("predict", weights, tiny_folder / "val"),
+    ):
+        ran = run_cli(*command)
+        assert ran.code == 2 and "cannot be read" in ran.message, ran
+    assert not trap.exists()
+
+
+# --- files that would be read from elsewhere ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outside(tmp_path: Path, tiny_folder: Path) -> tuple[Path, Path]:
+    """A copy of the tiny data set, and a picture beside it that it must not get at."""
+    shutil.copytree(tiny_folder, tmp_path / "data")
+    picture = tmp_path / "private.png"
+    Image.new("RGB", (96, 64), (1, 2, 3)).save(picture)
+    return tmp_path / "data", picture
+
+
+WAYS_OUT: list[tuple[str, Callable[[Path, Path], str]]] = [
+    ("upwards", lambda folder, picture: f"../../{picture.name}"),
+    ("upwards from within", lambda folder, picture: f"sub/../../../{picture.name}"),
+    ("an absolute path", lambda folder, picture: str(picture)),
+    ("a link", lambda folder, picture: ((folder / "l.png").symlink_to(picture), "l.png")[1]),
+    ("a relative link", lambda folder, picture: ((folder / "l.png").symlink_to(f"../../{picture.name}"), "l.png")[1]),
+    (
+        "a link to a link",
+        lambda folder, picture: (
+            (folder / "m.png").symlink_to(picture),
+            (folder / "l.png").symlink_to("m.png"),
+            "l.png",
+        )[2],
+    ),
+    (
+        "a folder that is a link",
+        lambda folder, picture: ((folder / "sub").symlink_to(picture.parent), f"sub/{picture.name}")[1],
+    ),
+    ("another split", lambda folder, picture: "../val/0.png"),
+    ("the folder itself", lambda folder, picture: "."),
+]
+
+
+@pytest.mark.parametrize(("why", "leave"), WAYS_OUT, ids=[row[0] for row in WAYS_OUT])
+@pytest.mark.parametrize("skip", [False, True], ids=["stop", "skip-bad"])
+def test_a_file_name_stays_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outside: tuple[Path, Path], tiny_recipe: Callable[..., Recipe],
+    why: str, leave: Callable[[Path, Path], str], skip: bool,
+) -> None:  # fmt: skip
+    """It is refused; with --skip-bad it is left out; either way the file is not opened."""
+    folder, picture = outside
+    document = json.loads((folder / "train.json").read_text())
+    document["images"][0]["file_name"] = leave(folder / "train", picture)
+    (folder / "train.json").write_text(json.dumps(document))
+    opened: list[str] = []
+    original = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (opened.append(os.path.realpath(self)), original(self))[1])
+    if skip:
+        data, report = load_data(folder, skip_bad=True)
+        assert [fault.kind for fault in report.faults] == ["path-outside"]
+        train = CocoImages(data.splits["train"], image_size_px=64, max_size_px=96, hflip=False)
+        assert len(train) == 7 and all(str(e.path).startswith(f"{folder / 'train'}/") for e in train.split.images)
+    else:
+        write_yaml(tmp_path / "recipe.yaml", tiny_recipe(data=str(folder)).to_dict(), "test")
+        ran = run_cli("train", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--home", tmp_path / "home")
+        assert ran.code == 2 and "file_name leaves the image folder [path-outside]" in ran.message
+    assert opened and str(picture) not in opened
+
+
+# --- names that would run in a page or on a terminal ----------------------------------------------------------------
+
+SCRIPTS = [
+    "<script>document.title='OWNED'</script>",
+    "</script><script>document.title='OWNED'</script>",
+    '"><img src=x onerror="document.title=\'OWNED\'">',
+    "<svg onload=document.title='OWNED'>",
+    "{{7*7}}{%print(1)%}",
+    "javascript:document.title='OWNED'//",
+]
+
+
+def test_names_are_text_in_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the study, its data, a recipe's field, a method's option and a reason; drawn by a real browser."""
+    monkeypatch.chdir(tmp_path)
+    every = " ".join(SCRIPTS)
+    recipe = Recipe(detector="fcos", backbone="resnet18", weights=every).to_dict()
+    study = make_study(tmp_path, every, data=f"/data/{every}", recipe=recipe, target_device=every)
+    study.begin_launch()
+    run_one(study, scored(0.5, device_bytes=400), cst__reduction=4, batch_size=2, lr=0.01)
+    run_one(study, {"outcome": "failed", "reason": every}, cst__reduction=4, batch_size=2, lr=0.02)
+    study.end_launch()
+    ran = run_cli("front", every, "--home", tmp_path, "-o", tmp_path / "page")
+    assert ran.code == 0, ran
+    dom, log = browse(tmp_path / "page" / "front.html", tmp_path / "profile")
+    title = html.unescape(dom[dom.index("<title>") + 7 : dom.index("</title>")])
+    assert title == f"{every} - Pareto front"  # what a script that ran would have changed
+    assert dom.count("<script") == 3  # plotly.js, the data, front.js
+    tags = re.findall(r"<[a-z][^>]*>", re.sub(r"<(script|style|title).*?</\1>", "", dom, flags=re.DOTALL))
+    assert tags and not [tag for tag in tags if "OWNED" in tag]  # in no attribute, in no tag of its own
+    assert "&lt;script&gt;document.title='OWNED'&lt;/script&gt;" in dom  # it is shown, as text
+    assert "{{7*7}}{%print(1)%}" in dom and "CONSOLE" not in log
+
+
+def test_class_names_are_text(tmp_path: Path, outside: tuple[Path, Path], tiny_recipe: Callable[..., Recipe]) -> None:
+    """They go into pictures, JSON and the metadata of weights; a terminal gets no control character of theirs."""
+    folder, _ = outside
+    names = ["<script>alert(1)</script>", "\x1b[2J\x1b]0;OWNED\x07", "{{7*7}}"]
+    for path in folder.glob("*.json"):
+        document = json.loads(path.read_text())
+        for category, name in zip(document["categories"], names, strict=True):
+            category["name"] = name
+        path.write_text(json.dumps(document))
+    write_yaml(tmp_path / "recipe.yaml", tiny_recipe(data=str(folder), method="head").to_dict(), "test")
+    flags = ("--home", tmp_path / "home", "--device", "cpu", "--cache-size", "0")
+    ran = run_cli("train", tmp_path / "recipe.yaml", "--out", tmp_path / "out", *flags)
+    assert ran.code == 0, ran
+    seen = run_cli(
+        "predict", tmp_path / "out", folder / "val", "--score", "0", "--out", tmp_path / "drawn", "--device", "cpu"
+    )
+    assert seen.code == 0, seen
+    assert {found["class"] for image in json.loads(seen.out) for found in image["detections"]} <= set(names)
+    assert "\x1b" not in ran.out + ran.err + seen.out + seen.err
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 4
+
+
+# --- passwords ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:pw@host/x", "postgresql://me:***@host/x"),
+        ("postgresql://:pw@host/x", "postgresql://:***@host/x"),
+        ("postgresql://me:p@w/d@host/x", "postgresql://me:***@host/x"),
+        ("postgresql://host/x?user=me&password=pw", "postgresql://host/x?user=me&password=***"),
+        ("http://token@host", "http://***@host"),  # a token stands where a user does
+        ("http://host:5000", "http://host:5000"),
+        ("sqlite:////a/b@c/x.db", "sqlite:////a/b@c/x.db"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert shown_address(url) == shown
+
+
+def test_what_a_library_says_is_shown_without_a_password() -> None:
+    url = f"http://me:{SECRET}@host:1/"
+    said = f"cannot parse {url}api, http://me:{SECRET}@host:1/api; password {SECRET} or {SECRETS[1]} of me"
+    assert not any(secret in without_password(said, url) for secret in SECRETS)
+    assert without_password("me at host", url) == "me at host"
+    assert without_password("no password", "http://host") == "no password"
+
+
+@pytest.fixture(scope="module")
+def nobody() -> Iterator[int]:
+    """A port that refuses."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))  # taken, and not listened at
+        yield one.getsockname()[1]
+
+
+def leaks(ran: Ran, *folders: Path) -> list[str]:
+    """Where the password is: output, and names and bytes of all files."""
+    found = [name for name in ("out", "err") if any(secret in getattr(ran, name) for secret in SECRETS)]
+    for path in (path for folder in folders for path in folder.rglob("*")):
+        content = path.read_bytes() if path.is_file() else b""
+        if any(secret in path.name or secret.encode() in content for secret in SECRETS):
+            found.append(str(path))
+    return found
+
+
+@pytest.fixture
+def tiny(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, tiny_recipe: Callable[..., Recipe]
+) -> list[str]:
+    """A launch of one trial in this process, in an empty folder with the home in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    write_yaml(tmp_path / "recipe.yaml", tiny_recipe(method="head").to_dict(), "test")
+    write_yaml(tmp_path / "space.yaml", {"methods": ["head"], "shared": {"lr": {"float": [1e-3, 1e-2]}}}, "test")
+    return ["--data", str(tiny_folder), "--recipe", "recipe.yaml", "--space", "space.yaml", "--home", "home",
+            "--device", "cpu", "--in-process", "--trials", "1", "--study", "one"]  # fmt: skip
+
+
+def test_the_search_for_passwords_finds_one(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "x.db").write_bytes(b"\0\0" + SECRET.encode())
+    assert leaks(Ran(0, "", f"at {SECRET}"), tmp_path) == ["err", str(tmp_path / "deep" / "x.db")]
+
+
+def test_a_password_of_mlflow_stays_with_it(tmp_path: Path, tiny: list[str], nobody: int) -> None:
+    """A whole launch, a second one, sync, front, export and training from it, with a record that refuses."""
+    uri = ["--tracking-uri", f"http://me:{SECRET}@127.0.0.1:{nobody}"]
+    ran = run_cli("launch", *tiny, *uri)
+    assert ran.code == 0 and f"MLflow http://me:***@127.0.0.1:{nobody}" in ran.out
+    assert "MLflow did not take a record" in ran.out
+    again = run_cli("resume", "one", "--home", "home", "--device", "cpu", "--in-process", "--trials", "2", *uri)
+    assert again.code == 0, again
+    exported = run_cli("export", "one", "--home", "home", "-o", "best.yaml", "--no-verify")
+    assert exported.code == 0, exported
+    trained = run_cli("train", "best.yaml", "--out", "out", "--home", "home", "--device", "cpu", *uri)
+    assert trained.code == 0, trained
+    others = [
+        run_cli("sync", "one", "--home", "home", *uri),
+        run_cli("front", "one", "--home", "home", "-o", "page", "--json"),
+        run_cli("status", "one", "--home", "home", "--json"),
+        run_cli("doctor", "--home", "home", "--no-ray", *uri),
+    ]
+    assert (tmp_path / "home" / "one" / "best.yaml").exists() and (tmp_path / "page" / "front.html").exists()
+    for each in (ran, again, exported, trained, *others):
+        assert leaks(each, tmp_path) == [] and "Traceback" not in each.out + each.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["launch", "list", "front one", "status one", "export one", "confirm one", "resume one", "sync one",
+     "doctor --no-ray"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://me:{secret}@127.0.0.1:{port}/x",
+        "postgresql+psycopg://127.0.0.1:{port}/x?user=me&password={secret}",
+        "postgresql+psycopg://me:{secret}@127.0.0.1:port/x",
+        "nosuch://me:{secret}@127.0.0.1:{port}/x",
+    ],
+    ids=["refuses", "in-the-query", "no-port", "no-driver"],
+)
+def test_a_password_of_a_storage_is_not_shown(
+    tmp_path: Path, tiny: list[str], nobody: int, command: str, url: str
+) -> None:
+    storage = url.format(secret=SECRET, port=nobody)
+    ran = run_cli(*command.split(), *(tiny if command == "launch" else ["--home", "home"]), "--storage", storage)
+    assert ran.code == (1 if "doctor" in command else 2), (
+        ran
+    )  # a fault that the doctor finds is no mistake of its caller
+    assert leaks(ran, tmp_path) == [] and "Traceback" not in ran.out + ran.err
+    assert "***@127.0.0.1" in ran.out + ran.err or "password=***" in ran.out + ran.err
+
+
+@pytest.mark.parametrize("command", ["list", "doctor --no-ray"])
+def test_a_process_shows_no_password(tmp_path: Path, nobody: int, command: str) -> None:
+    """With every word that libraries write to a terminal."""
+    storage = f"postgresql+psycopg://me:{SECRET}@127.0.0.1:{nobody}/x"
+    words = [*command.split(), "--home", str(tmp_path / "home"), "--storage", storage]
+    environment = {**os.environ, "PYTHONWARNINGS": "always", "PYTHONFAULTHANDLER": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cst_search.cli", *words], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert leaks(Ran(done.returncode, done.stdout, done.stderr), tmp_path) == []
+    assert "me:***@127.0.0.1" in done.stdout + done.stderr and "Traceback" not in done.stderr
