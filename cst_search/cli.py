@@ -49,6 +49,12 @@ WorkersOption = Annotated[
 TimeLimitOption = Annotated[
     str | None, typer.Option("--time-limit", help="Start no trial after this time, such as 30m or 8h.")
 ]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="Ray cluster that runs the trials: auto, HOST:PORT or ray://HOST:PORT [default: this machine]."
+    ),
+]
 InProcessOption = Annotated[
     bool, typer.Option("--in-process", help="One trial after the other in this process, without Ray.")
 ]
@@ -185,6 +191,7 @@ def launch(
     tracking_uri: TrackingOption = None,
     skip_bad: SkipBadOption = False,
     in_process: InProcessOption = False,
+    address: AddressOption = None,
     limit_mem: Annotated[
         str | None,
         typer.Option(
@@ -247,6 +254,7 @@ def launch(
         tracking_uri=tracking_uri,
         skip_bad=skip_bad,
         in_process=in_process,
+        address=address,
         limit_bytes=limit_bytes,
         cache_bytes=cache_bytes,
         eta=0 if stop_early is False else eta or (ETA if stop_early else None),
@@ -267,6 +275,7 @@ def resume(
     tracking_uri: TrackingOption = None,
     skip_bad: SkipBadOption = False,
     in_process: InProcessOption = False,
+    address: AddressOption = None,
     cache_size: CacheOption = None,
     home: HomeOption = None,
     json_: JsonOption = False,
@@ -292,6 +301,7 @@ def resume(
         tracking_uri=tracking_uri,
         skip_bad=skip_bad,
         in_process=in_process,
+        address=address,
         cache_bytes=cache_bytes,
     )
     _end_of_search(run(resumed(opened, options, trials), err if json_ else out), json_)
@@ -488,6 +498,7 @@ def confirm(
     tracking_uri: TrackingOption = None,
     skip_bad: SkipBadOption = False,
     in_process: InProcessOption = False,
+    address: AddressOption = None,
     home: HomeOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -509,6 +520,7 @@ def confirm(
         tracking_uri=tracking_uri,
         skip_bad=skip_bad,
         in_process=in_process,
+        address=address,
     )
     result = run(opened, options, err if json_ else out)
     if json_:
