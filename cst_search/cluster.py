@@ -1,7 +1,7 @@
 """A Ray cluster that is there already: connecting to it, what its nodes must have, and nodes that come and go.
 
-The cluster is never shut down, only left. What is checked on a node stands in `node_check.py`, which trial goes where in
-`placement.Fleet`.
+The cluster is never shut down, only left. What is checked on a node stands in `node_check.py`, which trial goes where
+in `placement.Fleet`.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def _silence(host: str, port: int, *, is_client: bool) -> str | None:
         try:
             channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=_ANSWER_SECONDS)
         except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:  # type: ignore[attr-defined]
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
                 return "another service listens there"
             return None if is_client else "that is the port of ray:// addresses"
     return "that is a Ray head's own port, to be given without ray://" if is_client else None

@@ -1,7 +1,7 @@
 """A search handed to a cluster as a Ray job: it goes on when this machine is switched off.
 
-What travels: this package, the person's own recipe and search space, and addresses with a password. Those go as files: a
-job's command and environment are shown to whoever may see the cluster's dashboard.
+What travels: this package, the person's own recipe and search space, and addresses with a password. Those go as files:
+a job's command and environment are shown to whoever may see the cluster's dashboard.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ class Jobs:
             import aiohttp  # noqa: F401  Ray's client follows logs with it
             from ray.job_submission import JobSubmissionClient
 
+            self._client: JobSubmissionClient = JobSubmissionClient(self.address)
+            for name in ("ray", "ray.dashboard"):  # else it tells of every package that it sends
+                logging.getLogger(name).setLevel(logging.ERROR)
         except ImportError as error:
             raise ConfigError(f"submitting needs more of Ray: pip install 'cst-search[cluster]' ({error})") from None
         except Exception as error:
