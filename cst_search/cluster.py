@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 # Ray reads these as it is imported. Refused, Ray asks 20 times, a second apart, and its client for half a minute.
-os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")
+os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")
 os.environ.setdefault("RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S", "5")
 
 from cst_search import search  # first: it sets what Ray reads from the environment
@@ -256,9 +256,10 @@ def _first_lines(error: BaseException) -> str:
 
 
 def _look_there(node_id: str, wanted: Wanted) -> Any:
-    """Ray's reference to what is found on a node. Its process ends with it: it may hold a context on a GPU."""
+    """Ray's reference to what is found on a node. With GPUs its process ends with it: it may hold a part of one."""
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return ray.remote(num_cpus=0, max_calls=1, max_retries=1)(look).options(scheduling_strategy=there).remote(wanted)
+    task = ray.remote(num_cpus=0, max_calls=1 if wanted.on_gpus else 0)(look)
+    return task.options(scheduling_strategy=there).remote(wanted)
 
 
 def _found(reference: Any) -> Found:

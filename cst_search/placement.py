@@ -1,6 +1,6 @@
 """Several trials on one GPU: which share of it a trial asks for, and what it is held to; on a cluster also to which
-node it goes. Numbers only. On one machine Ray keeps the books (`search.py`), on a cluster a `Fleet` does: Ray can be asked
-for a GPU, not for one that is large enough.
+node it goes. Numbers only. On one machine Ray keeps the books (`search.py`), on a cluster a `Fleet` does: Ray can be
+asked for a GPU, not for one that is large enough.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ class Fleet:
     """The nodes that trials may go to, and which trial is where.
 
     A trial goes to a GPU that is large enough for it, of these to the node with the least to do, of these to the
-    smallest GPU, so that the large ones stay free for who needs them. It asks of that GPU for its share, as in `Placement`.
+    smallest GPU, so that the large ones stay free for who needs them. It asks for its share of that GPU, as in
+    `Placement`.
 
     Attributes:
         cpus: of a trial. On a node with more GPUs than that many CPUs for each it is a part of them: no GPU stays idle.

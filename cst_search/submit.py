@@ -147,7 +147,7 @@ def check_words(command: str, given: Mapping[str, Any]) -> None:
     if data not in (None, "demo") and not Path(data).is_absolute():
         faults.append(f"--data must be a whole path on the cluster, the same on all nodes; got {data}")
     storage = given.get("storage")
-    if storage and storage.startswith("sqlite:///") and not storage.startswith("sqlite:////"):
+    if storage and storage.startswith("sqlite:///") and not storage.startswith(("sqlite:////", "sqlite:///file:/")):
         faults.append(f"--storage must have a whole path, as the job's folder goes with it; got {storage}")
     if given.get("in_process"):
         faults.append("--in-process runs the trials where the command runs; leave it out")
