@@ -26,7 +26,8 @@ import pytest
 from rich.console import Console
 from studies import Ran, run_cli
 
-from cst_search import cluster, search
+from cst_search import cluster, record, search
+from cst_search import launch as launching
 from cst_search.addresses import read_address
 from cst_search.errors import ConfigError
 from cst_search.launch import LaunchOptions, launch
@@ -91,6 +92,8 @@ class Machine:
         self.processes.append(process)
         wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, 60)
         assert process.poll() is None, log.read_text()
+        if kind == "head":  # the server of ray:// comes a little later
+            wait_for(lambda: socket.socket().connect_ex((HEAD, self.client_port)) == 0, 30)
 
     def start_lacking(self, folder: str) -> subprocess.Popen[bytes]:
         """A node that has nothing in a folder."""
@@ -188,9 +191,20 @@ def quick_trial(joined: Path | None = None) -> Callable[..., None]:
     return trainable
 
 
+class NoRecord:
+    """In place of MLflow, which takes seconds."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials that do nothing, and a study in SQLite although there are two nodes: this process alone writes it."""
+    """Trials that do nothing, no page, and a study in SQLite although there are two nodes: only this process writes."""
+    monkeypatch.setattr(record, "MlflowRecord", NoRecord)
+    monkeypatch.setattr(launching, "write_report", lambda _, folder: dict.fromkeys(("html", "png", "json"), folder))
     monkeypatch.setattr(search, "_trainable", quick_trial())
     monkeypatch.setattr(cluster.Cluster, "check_storage", lambda *_: None)
 
