@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ _FILES = {"--recipe": "recipe", "--space": "space"}
 _ADDRESSES = {"--storage": "storage", "--tracking-uri": "tracking"}
 # Ray kills a job three seconds after it was told to end; a search then writes its page and its record
 _STOP_SECONDS = 60
+_START_SECONDS = 60
 _FORM = "--address takes the address of a Ray job server, such as http://HEAD:8265"
 
 
@@ -62,8 +64,13 @@ class Jobs:
             from ray.job_submission import JobSubmissionClient
 
             self._client: JobSubmissionClient = JobSubmissionClient(self.address)
-            for name in ("ray", "ray.dashboard"):  # else it tells of every package that it sends
-                logging.getLogger(name).setLevel(logging.ERROR)
+            # else it tells of every package that it packs and sends
+            for name in (
+                "dashboard.modules.job.sdk",
+                "dashboard.modules.dashboard_sdk",
+                "_private.runtime_env.packaging",
+            ):
+                logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
         except ImportError as error:
             raise ConfigError(f"submitting needs more of Ray: pip install 'cst-search[cluster]' ({error})") from None
         except Exception as error:
@@ -81,17 +88,21 @@ class Jobs:
             folder.mkdir()
             sent = travelling(words, folder)
             _copy_package(package)
-            try:
-                return self._client.submit_job(
-                    entrypoint=shlex.join(["python", "-m", "cst_search.cli", *sent]),
-                    runtime_env={
-                        "working_dir": str(folder),
-                        "py_modules": [str(package)],
-                        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
-                    },
-                )
-            except Exception as error:
-                raise RunError(f"the job server did not take the search: {_first_line(error)}") from error
+            runtime_env = {
+                "working_dir": str(folder),
+                "py_modules": [str(package)],
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
+            }
+            command = shlex.join(["python", "-m", "cst_search.cli", *sent])
+            end = time.monotonic() + _START_SECONDS
+            while True:
+                try:
+                    return self._client.submit_job(entrypoint=command, runtime_env=runtime_env)
+                except Exception as error:
+                    # a head that has just started: what it is to run jobs with comes a little later
+                    if "No available agent" not in str(error) or time.monotonic() > end:
+                        raise RunError(f"the job server did not take the search: {_first_line(error)}") from error
+                time.sleep(1)
 
     def state(self, job: str) -> JobState:
         """Raises ConfigError: there is no such job."""

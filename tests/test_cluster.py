@@ -78,6 +78,8 @@ class Machine:
         """One node, by the README's line; its ports and ``more`` put in. ``before``: in a file system of its own."""
         lines = lines_of_readme()
         line = lines[kind].strip().replace("8265", str(self.jobs_port)).replace("10001", str(self.client_port))
+        agent = free_ports(1)[0]  # 52365 may be another cluster's on this machine
+        more = f"--dashboard-agent-listen-port={agent} {more}"
         line = f"{lines['settings']}\n{before}exec {line.replace('6379', str(self.port))} {more}"
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTHONPATH"))}
@@ -284,6 +286,7 @@ def test_a_search_is_submitted_and_followed(head: Machine, tiny_recipe: Callable
         "--home", tmp_path / "home", "--storage", secret, "--no-stop-early",
     )  # fmt: skip
     assert ran.code == 0, ran
+    assert "INFO" not in ran.err  # of Ray, which tells of every package
     assert "trial 0 complete" in ran.out and "done after" in ran.out
     (name,) = re.findall(r"job (raysubmit_\w+) on", ran.err)
     assert f"cst-search job logs --follow {name} --address {head.jobs}" in ran.message
@@ -306,7 +309,7 @@ def test_a_submitted_search_is_stopped(head: Machine, tmp_path: Path) -> None:
         "submit", "--no-wait", "--address", head.jobs, "--", "launch", "--budget-mem", "6GB", "--trials", 50,
         "--set", "search_epochs=50", "--study", "long", "--home", tmp_path, "--device", "cpu",
     )  # fmt: skip
-    assert ran.code == 0
+    assert ran.code == 0, ran
     name = ran.out.strip()
     wait_for(lambda: "trial 0 started" in job(head, "logs", name).out, 60)
     assert "is told to end" in job(head, "stop", name).out
