@@ -236,7 +236,7 @@ class Ray:
     def _start(self, ready: Future[None]) -> None:
         try:
             ray.init(
-                "local",  # whatever RAY_ADDRESS says
+                address="local",  # whatever RAY_ADDRESS says
                 num_cpus=max(1, round(self.n_workers * self.cpus)),
                 include_dashboard=False,
                 log_to_driver=False,
@@ -319,7 +319,9 @@ def try_ray() -> None:
     ours = not ray.is_initialized()
     try:
         if ours:
-            ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            )
         answer = ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60)
     except Exception as error:
         raise RunError(f"Ray does not work here: {(str(error).splitlines() or [''])[0]}") from error
