@@ -1,9 +1,12 @@
-"""Addresses of databases and servers as they may be shown: without passwords. Standard library only."""
+"""Addresses of databases and servers as they may be given and shown: without passwords. Standard library only."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import unquote
+
+from cst_search.errors import ConfigError
 
 # between `://user:` and the last @: a password that was not percent-encoded may itself hold an @ or a slash
 _USER = re.compile(r"(?<=://)(?P<keep>[^:/@]*:)(?P<secret>.*)(?=@)")
@@ -26,3 +29,21 @@ def without_password(text: str, url: str) -> str:
     for secret in sorted({*secrets, *map(unquote, secrets)} - {""}, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
+
+
+def read_address(text: str) -> str:
+    """An address as it was given, or with ``@FILE`` what that file holds: a password shows in no list of processes.
+
+    Raises:
+        ConfigError: there is no such file, or nothing in it.
+    """
+    if not text.startswith("@"):
+        return text
+    path = Path(text[1:]).expanduser()
+    try:
+        found = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{text}: the file with the address cannot be read: {error}") from None
+    if not found:
+        raise ConfigError(f"{text}: the file with the address is empty")
+    return found

@@ -161,14 +161,7 @@ def load_weights(body: Body, name: str, weights: str) -> str:
 
 def _read(name: str, weights: str) -> dict[str, Tensor]:
     if weights == "DEFAULT":
-        default = get_model_weights(name).DEFAULT
-        try:
-            return default.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:  # no network (URLError), a full disk, a broken download
-            raise ConfigError(
-                f"weights DEFAULT: {default.url} could not be fetched ({error}); "
-                f"go online once, or fetch it elsewhere and give its path as weights"
-            ) from error
+        return fetch_default(name)
     path = (
         Path(__file__).parent / "weights" / "demo-resnet18.safetensors"
         if weights == "demo"
@@ -198,6 +191,18 @@ def _read(name: str, weights: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"weights file {weights!r} must hold a dictionary of tensors")
     return state
+
+
+def fetch_default(name: str) -> dict[str, Tensor]:
+    """torchvision's weights of a ResNet, from torch's folder of downloads, else from the net. Raises ConfigError."""
+    default = get_model_weights(name).DEFAULT
+    try:
+        return default.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network (URLError), a full disk, a broken download
+        raise ConfigError(
+            f"weights DEFAULT: {default.url} could not be fetched ({error}); "
+            f"go online once, or fetch it elsewhere and give its path as weights"
+        ) from error
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -9,6 +9,7 @@ import errno
 import json
 import sys
 from contextlib import nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ import typer
 from rich.console import Console
 
 from cst_search import __version__
+from cst_search.addresses import read_address
 from cst_search.catalog import default_home
 from cst_search.errors import CstSearchError
 
@@ -27,6 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+job_app = typer.Typer(help="Searches that were handed to a cluster with `submit`.", no_args_is_help=True)
+app.add_typer(job_app, name="job")
 # not a terminal (a file, a pipe): room for the tables instead of 80 columns
 out = Console(width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
@@ -38,24 +42,36 @@ _OF_A_PATH = {
 }  # fmt: skip
 _ROWS = 100  # trials that `status` shows: ten thousand take seconds to draw, and nobody reads them
 
+_only_checking: ContextVar[bool] = ContextVar("_only_checking", default=False)  # see `submit`
+
+
 HomeOption = Annotated[
     Path | None,
     typer.Option("--home", help="Folder of studies and records [default: $CST_SEARCH_HOME, else ./cst-runs]"),
 ]
 
 
-def _not_empty(value: str | None) -> str | None:
+def _address_of(value: str | None) -> str | None:
     if value is not None and not value.strip():  # of a shell variable that is not set: the default would surprise
         raise typer.BadParameter("must not be empty; leave it out for the default")
-    return value
+    return None if value is None else read_address(value)
 
 
 StorageOption = Annotated[
     str | None,
-    typer.Option("--storage", callback=_not_empty, help="Database URL of the studies [default: SQLite in --home]"),
+    typer.Option(
+        "--storage",
+        callback=_address_of,
+        help="Database URL of the studies, or @FILE that holds it [default: SQLite in --home]",
+    ),
 ]
 TrackingOption = Annotated[
-    str | None, typer.Option("--tracking-uri", help="MLflow server or database [default: SQLite in --home].")
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        callback=_address_of,
+        help="MLflow server or database, or @FILE that holds its address [default: SQLite in --home].",
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 WorkersOption = Annotated[
@@ -63,6 +79,13 @@ WorkersOption = Annotated[
 ]
 TimeLimitOption = Annotated[
     str | None, typer.Option("--time-limit", help="Start no trial after this time, such as 30m or 8h.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray cluster that runs the trials: auto, HOST:PORT or ray://HOST:PORT [default: this machine].",
+    ),
 ]
 InProcessOption = Annotated[
     bool, typer.Option("--in-process", help="One trial after the other in this process, without Ray.")
@@ -76,6 +99,10 @@ CacheOption = Annotated[
         "[default: 10GB or a tenth of the free disk].",
     ),
 ]
+JobServerOption = Annotated[
+    str, typer.Option("--address", help="Job server of the cluster, such as http://HEAD:8265.", show_default=False)
+]
+JobArgument = Annotated[str, typer.Argument(help="Its id, as `submit` printed it.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 StudyArgument = Annotated[str, typer.Argument(help="Name of the study; see `cst-search list`.", show_default=False)]
 
@@ -209,6 +236,7 @@ def launch(
     tracking_uri: TrackingOption = None,
     skip_bad: SkipBadOption = False,
     in_process: InProcessOption = False,
+    address: AddressOption = None,
     limit_mem: Annotated[
         str | None,
         typer.Option(
@@ -271,10 +299,13 @@ def launch(
         tracking_uri=tracking_uri,
         skip_bad=skip_bad,
         in_process=in_process,
+        address=address,
         limit_bytes=limit_bytes,
         cache_bytes=cache_bytes,
         eta=0 if stop_early is False else eta or (ETA if stop_early else None),
     )
+    if _only_checking.get():
+        return
     _end_of_search(run(options, err if json_ else out), json_)
 
 
@@ -291,6 +322,7 @@ def resume(
     tracking_uri: TrackingOption = None,
     skip_bad: SkipBadOption = False,
     in_process: InProcessOption = False,
+    address: AddressOption = None,
     cache_size: CacheOption = None,
     home: HomeOption = None,
     json_: JsonOption = False,
@@ -316,6 +348,7 @@ def resume(
         tracking_uri=tracking_uri,
         skip_bad=skip_bad,
         in_process=in_process,
+        address=address,
         cache_bytes=cache_bytes,
     )
     _end_of_search(run(resumed(opened, options, trials), err if json_ else out), json_)
@@ -517,6 +550,7 @@ def confirm(
     tracking_uri: TrackingOption = None,
     skip_bad: SkipBadOption = False,
     in_process: InProcessOption = False,
+    address: AddressOption = None,
     home: HomeOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -538,6 +572,7 @@ def confirm(
         tracking_uri=tracking_uri,
         skip_bad=skip_bad,
         in_process=in_process,
+        address=address,
     )
     result = run(opened, options, err if json_ else out)
     if json_:
@@ -721,6 +756,109 @@ def doctor(
         _print_json([asdict(finding) for finding in found])
     if any(finding.state == "fault" for finding in found):
         raise typer.Exit(1)
+
+
+@app.command()
+def submit(
+    words: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND ...", help="launch, resume or confirm, and its options.")
+    ],
+    address: JobServerOption,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Show its output until it is over; Ctrl-C leaves it running.")
+    ] = True,
+) -> None:
+    """Hand a search to a Ray cluster, where it goes on without this machine."""
+    from cst_search import submit as jobs
+
+    _check_choice("submit's command", words[0], *jobs.COMMANDS)
+    jobs.check_words(words[0], _understood(words))
+    server = jobs.Jobs(address)
+    job = server.submit(words)
+    err.print(f"job {job} on {address}", markup=False, highlight=False)
+    for verb in ("status", "logs --follow", "stop"):
+        err.print(f"  cst-search job {verb} {job} --address {address}", markup=False, highlight=False, soft_wrap=True)
+    if not wait:
+        print(job)
+        return
+    try:
+        server.follow(job, jobs.write_out)
+    except KeyboardInterrupt:
+        err.print(f"job {job} goes on; `cst-search job stop` ends it", markup=False, highlight=False)
+        raise typer.Exit(130) from None
+    _exit_as(server.state(job))
+
+
+def _understood(words: list[str]) -> dict[str, Any]:
+    """The options of a command, checked as that command checks them; nothing is run."""
+    command = typer.main.get_command(app)
+    root = command.make_context("cst-search", ["ls"])
+    named = command.get_command(root, words[0])  # type: ignore[attr-defined]
+    context = named.make_context(words[0], list(words[1:]), parent=root)
+    if words[0] == "launch":
+        token = _only_checking.set(True)
+        try:
+            named.invoke(context)
+        finally:
+            _only_checking.reset(token)
+    return dict(context.params)
+
+
+def _exit_as(state: Any) -> None:
+    """End with the exit code of a job that is over."""
+    if state.state != "SUCCEEDED":  # its message repeats the output
+        why = state.message.partition(",")[0]
+        err.print(f"cst-search: job {state.job} {state.state.lower()}: {why}", markup=False, highlight=False)
+        raise typer.Exit(130 if state.state == "STOPPED" else state.exit_code or 1)
+
+
+@job_app.command("status")
+def job_status(job: JobArgument, address: JobServerOption, json_: JsonOption = False) -> None:
+    """How a job is doing."""
+    from dataclasses import asdict
+
+    from cst_search.submit import Jobs
+
+    state = Jobs(address).state(job)
+    if json_:
+        _print_json(asdict(state))
+        return
+    _say(f"job {job}: {state.state.lower()}, begun {state.begun}, ended {state.ended or '-'}")
+    _say(f"  {state.command}")
+    if state.message:
+        _say(f"  {state.message}")
+
+
+@job_app.command("logs")
+def job_logs(
+    job: JobArgument,
+    address: JobServerOption,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it is over.")] = False,
+) -> None:
+    """What a job has printed."""
+    from cst_search.submit import Jobs, write_out
+
+    server = Jobs(address)
+    if follow:
+        try:
+            server.follow(job, write_out)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+    else:
+        write_out(server.logs(job))
+
+
+@job_app.command("stop")
+def job_stop(job: JobArgument, address: JobServerOption) -> None:
+    """End a job as Ctrl-C would: what is finished is kept, and `resume` goes on."""
+    from cst_search.submit import Jobs
+
+    server = Jobs(address)
+    state = server.state(job)
+    if state.is_over or not server.stop(job):
+        _say(f"job {job} is over: {state.state.lower()}")
+    else:
+        _say(f"job {job} is told to end; `cst-search job status {job} --address {address}` says when it has")
 
 
 @app.command()

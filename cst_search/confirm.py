@@ -30,8 +30,11 @@ from cst_search.interrupt import ends_in_time
 from cst_search.launch import (
     LaunchOptions,
     Survey,
+    check_nodes,
     check_tracking,
+    connect,
     dataset_inputs,
+    device_of,
     expected_sharers,
     export_best,
     gpu_placement,
@@ -46,7 +49,6 @@ from cst_search.recipe import Recipe
 from cst_search.results import StudyInfo, TrialRecord, describe, front_report
 from cst_search.space import Space
 from cst_search.suggest import Repeat, Study
-from cst_search.trial import check_device
 from cst_search.units import format_seconds
 from cst_search.workers import Task, Workers
 
@@ -63,6 +65,7 @@ class ConfirmOptions:
         epochs: ``search``, ``full`` or a number.
         picks: ``front``, ``knee``, ``best``, or trial numbers with commas.
         data: where the study's dataset is now; None: where it was.
+        address: of the Ray cluster that runs them, as in `launch.LaunchOptions`.
     """
 
     home: Path
@@ -75,6 +78,7 @@ class ConfirmOptions:
     tracking_uri: str | None = None
     skip_bad: bool = False
     in_process: bool = False
+    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
         f"{len(wanted)} run(s) to do"
     )
     if wanted:
-        task, workers, n_workers = _prepare(info, wanted, epochs, options, say)
+        task, workers, n_workers = _prepare(study, wanted, epochs, options, say)
         study.begin_launch(kind="confirm")
         study.plan(wanted)
 
@@ -220,9 +224,10 @@ def _as_repeat(record: TrialRecord) -> Repeat | None:
 
 
 def _prepare(
-    info: StudyInfo, wanted: Sequence[Repeat], epochs: int, options: ConfirmOptions, say: Callable[[str], None]
+    study: Study, wanted: Sequence[Repeat], epochs: int, options: ConfirmOptions, say: Callable[[str], None]
 ) -> tuple[Task, Workers, int]:
     """(what the runs share, who runs them, how many at a time), as a launch of the study would have it."""
+    info = study.info()
     settings = LaunchOptions(
         budget=info.budget,
         home=options.home,
@@ -231,8 +236,10 @@ def _prepare(
         device=options.device,
         in_process=options.in_process,
         limit_bytes=info.limit_bytes,
+        address=options.address,
     )
-    device = check_device(options.device)
+    cluster = connect(settings, study.url, say)
+    device = device_of(options.device, cluster)
     limit = memory_limit_of(settings, device)
     recipe = make_recipe(info.recipe, f"recipe of study {info.name!r}")
     if options.data is not None:
@@ -242,9 +249,11 @@ def _prepare(
     build_detector(recipe, len(data.class_names))  # fetches weights for all workers; faults show here, not in trials
     trials = {record.trial: record for record in info.trials}
     again = [trials[repeat.repeat_of] for repeat in wanted]
-    placement = None if device.type != "cuda" else gpu_placement(limit)
+    if cluster is not None:
+        check_nodes(cluster, None, recipe, data, device)
+    placement = None if device.type != "cuda" else gpu_placement(limit, cluster)
     survey = Survey(tuple(sorted(record.device_bytes or 0 for record in again)), (), ())
-    workers, n_workers, threads = make_workers(settings, placement, recipe, survey)
+    workers, n_workers, threads = make_workers(settings, placement, recipe, survey, cluster)
     workers.prepare()
     seconds = sum((record.seconds or 0.0) * epochs / max(1, len(record.history)) for record in again) / n_workers
     say(
@@ -254,7 +263,7 @@ def _prepare(
     if placement is not None and not options.in_process:
         say(str(placement))
     space = Space.from_dict(info.space, where=f"space of study {info.name!r}")
-    cache, line = open_cache(options.home, None, expected_sharers(space, recipe, len(wanted)))
+    cache, line = open_cache(options.home.absolute(), None, expected_sharers(space, recipe, len(wanted)))
     say(line)
     # without rungs: a repeat is of full length, whatever others reached
     return Task(recipe, data, epochs, str(device), threads, limit, cache), workers, n_workers

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -34,7 +34,7 @@ from cst_search.live import View, front_table
 from cst_search.memory import CONTEXT_BYTES, Estimate, InputShape, predict, worst_input
 from cst_search.memory_limit import MemoryLimit
 from cst_search.petl import get_method
-from cst_search.placement import Placement
+from cst_search.placement import Fleet, Placement, cpus_of_each
 from cst_search.recipe import Recipe
 from cst_search.results import Budget, StudyInfo, Tally, choose_objectives, page_report
 from cst_search.space import Space
@@ -52,6 +52,7 @@ from cst_search.units import format_bytes, format_count, format_seconds
 from cst_search.workers import InProcess, Task, Workers
 
 if TYPE_CHECKING:
+    from cst_search.cluster import Cluster
     from cst_search.record import MlflowRecord
 
 _OF_MLFLOW = ("sqlite", "postgresql", "mysql", "mssql")
@@ -69,6 +70,7 @@ class LaunchOptions:
         cache_bytes: of images and maps that trials share, in ``home / "cache"``; 0: nothing is shared.
         eta: of early stopping; see `suggest.StudySpec`.
         of_study: the study to go on with, whose recipe and space are taken rather than these; see `resumed`.
+        address: of the Ray cluster that runs the trials, as `cluster.Cluster` takes it; None: this machine does.
     """
 
     budget: Budget
@@ -93,6 +95,7 @@ class LaunchOptions:
     cache_bytes: int | None = None
     eta: int | None = None
     of_study: StudyInfo | None = None
+    address: str | None = None
 
 
 def resumed(study: Study, options: LaunchOptions, n_trials: int | None) -> LaunchOptions:
@@ -154,10 +157,11 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     shown_storage = check_storage(storage)
     check_tracking(options.tracking_uri)
     check_folder("--home", options.home)
-    device = check_device(options.device)
-    limit = memory_limit_of(options, device)
     if options.study is not None:
         _check_name(options.study)
+    cluster = connect(options, storage, say)
+    device = device_of(options.device, cluster)
+    limit = memory_limit_of(options, device)
     known = options.of_study
     space = load_space(options.space) if known is None else Space.from_dict(known.space, where=f"study {known.name!r}")
     for method in space.methods:
@@ -170,8 +174,10 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     estimate = _estimator(recipe, data)
     survey = _survey(space, recipe, estimate)
     _check_budget(options.budget, survey, say)
-    placement = None if device.type != "cuda" else gpu_placement(limit)
-    workers, n_workers, threads = make_workers(options, placement, recipe, survey)
+    if cluster is not None:
+        check_nodes(cluster, None if options.eta == 0 else options.home, recipe, data, device)
+    placement = None if device.type != "cuda" else gpu_placement(limit, cluster)
+    workers, n_workers, threads = make_workers(options, placement, recipe, survey, cluster)
 
     # a budget far above the space would make every hypervolume look alike
     ceiling = {name: values[-1] * 1.05 + 1 for name, values in vars(survey).items()}
@@ -180,7 +186,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         reference[cost] = min(reference[cost], bound or reference[cost])
     name = options.study or _new_name(storage, "demo" if options.data is None else Path(recipe.data).name)
     study = _study(storage, name, space, recipe, options, objectives, reference, dataset_inputs(data))
-    study.begin_launch(None if placement is None else placement.gpu_bytes)
+    study.begin_launch(None if placement is None else placement.gpu_bytes, shares_machine=cluster is not None)
     if study.storage is not None:
         study.storage.say = say
     n_before = study.info().n_ran()
@@ -201,12 +207,14 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         f"{n_workers} worker(s) on {device}, {threads or 'all'} CPU thread(s) each, "
         f"{recipe.search_epochs} epochs a trial"
     )
-    if limit is not None:
+    if cluster is not None:
+        say(f"cluster {options.address}: {'; '.join(map(str, cluster.nodes.values()))}")
+    if limit is not None and cluster is None:
         say(f"each trial: {MemoryLimit(device, limit)}")
     if placement is not None and not options.in_process:
         say(str(placement))
     cache, line = open_cache(
-        options.home, options.cache_bytes, expected_sharers(space, recipe, options.trials - n_before)
+        options.home.absolute(), options.cache_bytes, expected_sharers(space, recipe, options.trials - n_before)
     )
     say(line)
     if study.rungs:
@@ -232,7 +240,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         epochs=recipe.search_epochs,
         on_finished=on_finished,
     )
-    checkpoints = Checkpoints(options.home / name / "checkpoints") if study.rungs else None
+    checkpoints = Checkpoints(options.home.absolute() / name / "checkpoints") if study.rungs else None
     task = Task(
         recipe,
         data,
@@ -335,6 +343,36 @@ def check_space(space: Space, recipe: Recipe, where: str) -> None:
             get_method(configured.method).make_options(configured.options)
         except ConfigError as error:
             raise ConfigError(f"search space {where!r}, method {config['method']}: {error}") from error
+
+
+def connect(options: LaunchOptions, storage: str, say: Callable[[str], None]) -> Cluster | None:
+    """The cluster of ``--address``, if it is given. Raises UserError: it cannot be had, or not with these options."""
+    if options.address is None:
+        return None
+    if options.in_process:
+        raise ConfigError("--in-process runs the trials in this process, and --address on a cluster; give one of them")
+    from cst_search.cluster import Cluster
+
+    cluster = Cluster(options.address, say)
+    cluster.check_storage(storage)
+    return cluster
+
+
+def check_nodes(cluster: Cluster, home: Path | None, recipe: Recipe, data: DetectionData, device: Any) -> None:
+    """Have every node looked at. Raises ConfigError: what each lacks.
+
+    Args:
+        home: that nodes should share, as there will be checkpoints in it; None: there will be none.
+    """
+    from cst_search import node_check
+
+    with nullcontext() if home is None else node_check.token(home) as token:
+        cluster.check(node_check.wanted_of(recipe, data, on_gpus=device.type == "cuda", token=token))
+
+
+def device_of(name: str, cluster: Cluster | None) -> Any:
+    """The torch device of ``--device``, here or on a cluster. Raises ConfigError: there is no GPU."""
+    return check_device(name) if cluster is None else cluster.device(name)
 
 
 def memory_limit_of(options: LaunchOptions, device: Any) -> int | None:
@@ -464,8 +502,12 @@ def _check_budget(budget: Budget, survey: Survey, say: Callable[[str], None]) ->
             say(f"{flag} {show(bound)}: {within} of {len(values)} random configurations fit ({span})")
 
 
-def gpu_placement(limit: int | None) -> Placement:
+def gpu_placement(limit: int | None, cluster: Cluster | None = None) -> Placement | Fleet:
     """The GPUs at hand, for trials to share."""
+    if cluster is not None:
+        fleet = Fleet(on_gpus=True, context_bytes=CONTEXT_BYTES, most_bytes=limit)
+        fleet.set_nodes(cluster.nodes.values())
+        return fleet
     import torch
 
     n_gpus = torch.cuda.device_count()
@@ -474,9 +516,16 @@ def gpu_placement(limit: int | None) -> Placement:
 
 
 def make_workers(
-    options: LaunchOptions, placement: Placement | None, recipe: Recipe, survey: Survey
+    options: LaunchOptions,
+    placement: Placement | Fleet | None,
+    recipe: Recipe,
+    survey: Survey,
+    cluster: Cluster | None = None,
 ) -> tuple[Workers, int, int]:
     """(workers, how many trials at a time at most, CPU threads of each; 0: torch's default)."""
+    if cluster is not None:
+        return _cluster_workers(options, placement, recipe, survey, cluster)
+    assert not isinstance(placement, Fleet)
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n_workers = options.workers or max(1, min(n_cores, options.trials))
     if placement is not None and not options.workers:
@@ -490,6 +539,28 @@ def make_workers(
 
     cpus = float(threads) if placement is None else 1.0
     return Ray(n_workers, cpus, placement), n_workers, threads
+
+
+def _cluster_workers(
+    options: LaunchOptions, placement: Placement | Fleet | None, recipe: Recipe, survey: Survey, cluster: Cluster
+) -> tuple[Workers, int, int]:
+    """Likewise on a cluster, where ``--workers`` alone bounds what its nodes have room for, now and later."""
+    nodes = list(cluster.nodes.values())
+    if isinstance(placement, Fleet):
+        fleet = placement
+        fleet.cpus = 1.0 + recipe.loader_workers  # a core for each process of a trial
+        n_on = {node: fleet.n_on(node, survey.device_bytes[0]) for node in nodes}
+        threads = min((max(1, int(node.n_cpus) // n) for node, n in n_on.items() if n), default=1)
+    else:
+        threads = cpus_of_each(nodes, options.workers or options.trials)
+        fleet = Fleet(cpus=float(threads))
+    fleet.n_most = options.workers
+    fleet.set_nodes(nodes)
+    cluster.fleet = fleet
+    n_workers = max(1, min(fleet.n_at_once(survey.device_bytes[0]), options.trials))
+    from cst_search.search import Ray
+
+    return Ray(n_workers, fleet.cpus, cluster=cluster), n_workers, threads
 
 
 _NAME = re.compile(r"^[^/\\]{1,100}$")

@@ -1,4 +1,4 @@
-"""Ray Tune runs the trials on local cores or GPUs. The only module that knows ray.
+"""Ray Tune runs the trials, on local cores or GPUs or on those of a cluster.
 
 Ray's own record (its result files, its searcher state, its checkpoints) is not used: the study is the record, and Ray
 may die. A trial of Ray is one *stretch* of a trial of the study: one that was stopped at a rung and is promoted comes
@@ -15,9 +15,10 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,13 @@ from cst_search.errors import CstSearchError, RunError
 from cst_search.workers import Events, Supply, Task, execute
 
 if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
+    from cst_search.cluster import Cluster
     from cst_search.memory import Estimate
     from cst_search.placement import Placement
-    from cst_search.suggest import Study
+    from cst_search.suggest import Study, Suggestion
 
 _RESULT, _ENTRY = "cst_result", "cst_entry"
+_PATIENCE_SECONDS = 600  # a node of a cluster that restarts takes minutes
 
 
 class _Stays:
@@ -65,14 +68,20 @@ class StudySearcher(_Stays, Searcher):
 
     No metric is given to Ray: with one, a trial without it ends the whole search, and several are not supported outside
     Ray's own OptunaSearch, which loses constraints.
+
+    On a cluster it also says to which node a trial goes (`placement.Fleet`). A suggestion that finds no room waits
+    here, and those after it behind it, so that a large one is not passed by for ever.
     """
 
-    def __init__(self, supply: Supply, placement: Placement | None = None) -> None:
+    def __init__(self, supply: Supply, placement: Placement | None = None, cluster: Cluster | None = None) -> None:
         super().__init__()
-        self.fault: CstSearchError | None = None  # of the study's storage: nothing can go on
-        self.supply, self.placement = supply, placement
+        self.supply, self.placement, self.cluster = supply, placement, cluster
+        self.fault: CstSearchError | None = None  # nothing can go on: the study's storage is gone, or all nodes
         self.numbers: dict[str, int] = {}  # Ray's trials at work -> the study's
         self.stopped: set[str] = set()
+        self.handed: dict[str, Suggestion] = {}  # to the cluster
+        self.waiting: list[Suggestion] = []  # for room there
+        self._last_placed = time.monotonic()
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -85,14 +94,11 @@ class StudySearcher(_Stays, Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self.fault is not None:
             return Searcher.FINISHED
-        suggestion = None
-        with self.kept():
-            suggestion = self.supply.next()
+        if self.cluster is not None:
+            return self._suggest_a_place(trial_id, self.cluster)
+        suggestion = self._next()
         if suggestion is None:
-            # None: nothing yet; what is at work may reach a rung where one that was stopped is promoted, or lose its
-            # worker and come again
-            is_over = self.supply.stop() or self.fault is not None
-            return None if self.numbers and not is_over else Searcher.FINISHED
+            return self._nothing()
         self.numbers[trial_id] = suggestion.trial
         task = {"trial": suggestion.trial, "config": suggestion.config}
         if self.placement is None:
@@ -100,10 +106,69 @@ class StudySearcher(_Stays, Searcher):
         share = self.placement.share(suggestion.estimate["device_bytes"])
         return task | {"gpu": share, "limit_bytes": self.placement.limit_bytes(share)}
 
+    def _next(self) -> Suggestion | None:
+        with self.kept():
+            return self.supply.next()
+        return None
+
+    def _is_over(self) -> bool:
+        return self.fault is not None or self.supply.stop()
+
+    def _nothing(self) -> Any:
+        # None: nothing yet; what is at work may reach a rung where one that was stopped is promoted, or lose its
+        # worker and come again
+        return None if self.numbers and not self._is_over() else Searcher.FINISHED
+
+    def _suggest_a_place(self, trial_id: str, cluster: Cluster) -> Any:
+        cluster.refresh()
+        if not self.waiting:
+            if cluster.fleet.is_full() and not self._is_over():
+                return self._wait()
+            suggestion = self._next()
+            if suggestion is None:
+                return self._nothing()
+            self.waiting.append(suggestion)
+        place = cluster.fleet.place(trial_id, self.waiting[0].estimate["device_bytes"])
+        if place is None:
+            return self._wait()
+        suggestion = self.handed[trial_id] = self.waiting.pop(0)
+        self.numbers[trial_id] = suggestion.trial
+        self._last_placed = time.monotonic()
+        task = {"trial": suggestion.trial, "config": suggestion.config, "node": place.node, "cpu": place.cpus}
+        return task if place.limit_bytes is None else task | {"gpu": place.gpu, "limit_bytes": place.limit_bytes}
+
+    def _wait(self) -> Any:
+        if self.numbers:
+            self._last_placed = time.monotonic()
+            return None
+        if time.monotonic() - self._last_placed > _PATIENCE_SECONDS:
+            self.fault = RunError(
+                "no node of the cluster that could run the next trial has come back; what is finished is kept, and "
+                "`cst-search resume` goes on"
+            )
+            return Searcher.FINISHED
+        time.sleep(0.1)  # Tune asks again at once, as it has nothing to wait for
+        return None
+
+    def lost_its_node(self, trial_id: str, node: str) -> bool:
+        """Whether a trial that has not begun waits for a node that has gone; then its suggestion waits here again."""
+        if self.cluster is None or trial_id not in self.handed:
+            return False
+        self.cluster.refresh()
+        if node in self.cluster.fleet.nodes:
+            return False
+        self.waiting.append(self.handed.pop(trial_id))
+        del self.numbers[trial_id]
+        self.cluster.fleet.free(trial_id)
+        return True
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self.numbers.pop(trial_id, None)
         if number is None or self.fault is not None:
             return
+        if self.cluster is not None:
+            self.cluster.fleet.free(trial_id)
+            del self.handed[trial_id]
         text = (result or {}).get(_RESULT)
         if text is not None:
             outcome = json.loads(text)
@@ -131,6 +196,12 @@ class StudyScheduler(_Stays, FIFOScheduler):
     def __init__(self, searcher: StudySearcher) -> None:
         super().__init__()
         self.searcher = searcher
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        for trial in list(tune_controller.get_live_trials()):
+            if trial.status == trial.PENDING and self.searcher.lost_its_node(trial.trial_id, trial.config.get("node")):
+                tune_controller.stop_trial(trial)  # Ray would wait for that node for ever
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = self.searcher.numbers.get(trial.trial_id)
@@ -172,10 +243,14 @@ class Ray:
         placement: the GPUs, of which a trial gets a share by its predicted memory; None: trials run on the CPU. Ray
             starts trials in the order of their suggestion and asks for one suggestion ahead, so a large trial waits
             for room, not for ever.
+        cluster: that runs the trials, as many as its `Fleet` has room for, whatever ``n_workers``, ``cpus`` and
+            ``placement`` are; it is left at the end. None: Ray is started here, and ended.
     """
 
-    def __init__(self, n_workers: int, cpus: float, placement: Placement | None = None) -> None:
-        self.n_workers, self.cpus, self.placement = n_workers, cpus, placement
+    def __init__(
+        self, n_workers: int, cpus: float, placement: Placement | None = None, cluster: Cluster | None = None
+    ) -> None:
+        self.n_workers, self.cpus, self.placement, self.cluster = n_workers, cpus, placement, cluster
         self._ready: Future[None] | None = None
 
     def prepare(self) -> None:
@@ -189,6 +264,7 @@ class Ray:
     def _start(self, ready: Future[None]) -> None:
         try:
             ray.init(
+                address="local",  # whatever RAY_ADDRESS says
                 num_cpus=max(1, round(self.n_workers * self.cpus)),
                 include_dashboard=False,
                 log_to_driver=False,
@@ -213,6 +289,8 @@ class Ray:
         supply = Supply(study, task, n_trials=n_trials, estimate=estimate, stop=stop, events=events)
         if not supply.has_more and study.due() is None:
             supply.close()
+            if self.cluster is not None:
+                self.cluster.close()
             return
         self.prepare()
         own, self._ready = self._ready, None
@@ -226,36 +304,40 @@ class Ray:
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         # what Tune says of its own files, with a traceback at times when it is interrupted, is of no use here
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        searcher = StudySearcher(supply, self.placement)
+        searcher = StudySearcher(supply, self.placement, self.cluster)
         scratch = tempfile.mkdtemp(prefix="cst-search-ray-")
         try:
             cpus = self.cpus
 
             def resources(config: Mapping[str, Any]) -> Any:
-                return {"cpu": cpus, "gpu": config.get("gpu", 0)}
+                if "node" not in config:
+                    return {"cpu": cpus, "gpu": config.get("gpu", 0)}
+                bundle = {"CPU": config["cpu"], f"node:{config['node']}": 0.001}
+                return tune.PlacementGroupFactory([bundle | ({"GPU": config["gpu"]} if "gpu" in config else {})])
 
             trainable = tune.with_resources(tune.with_parameters(_trainable, task=task), resources)
-            tune.Tuner(
-                trainable,
-                tune_config=tune.TuneConfig(
-                    search_alg=searcher,
-                    scheduler=StudyScheduler(searcher),
-                    num_samples=-1,  # the searcher knows when it is over
-                    max_concurrent_trials=self.n_workers,
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    name="search",
-                    storage_path=scratch,
-                    verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=0),
-                ),
-            ).fit()
+            with nullcontext() if self.cluster is None else self.cluster.driver_stays_here():
+                tune.Tuner(
+                    trainable,
+                    tune_config=tune.TuneConfig(
+                        search_alg=searcher,
+                        scheduler=StudyScheduler(searcher),
+                        num_samples=-1,  # the searcher knows when it is over
+                        max_concurrent_trials=self.n_workers if self.cluster is None else None,
+                        reuse_actors=True,
+                    ),
+                    run_config=tune.RunConfig(
+                        name="search",
+                        storage_path=scratch,
+                        verbose=0,
+                        failure_config=tune.FailureConfig(max_failures=0),
+                    ),
+                ).fit()
             if searcher.fault is not None:
                 raise searcher.fault
             supply.close()
         finally:
-            if own is not None:
+            if own is not None or self.cluster is not None:
                 ray.shutdown()
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -265,7 +347,9 @@ def try_ray() -> None:
     ours = not ray.is_initialized()
     try:
         if ours:
-            ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            )
         answer = ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60)
     except Exception as error:
         raise RunError(f"Ray does not work here: {(str(error).splitlines() or [''])[0]}") from error

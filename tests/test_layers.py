@@ -89,7 +89,7 @@ class A:
 # they run alone where there are torch, torchvision and pycocotools; safetensors and yaml are imported where used
 ALONE = [
     "trial", "engine", "detector", "backbone", "data", "data_check", "memory", "weights", "recipe", "units", "errors",
-    "memory_limit", "trial_process", "measure", "checkpoints",
+    "memory_limit", "trial_process", "measure", "checkpoints", "node_check",
     "devices", "fit", "cache", "features",
     *sorted(name.removeprefix("cst_search.") for name in MODULES if name.startswith("cst_search.petl")),
 ]  # fmt: skip
@@ -143,7 +143,9 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str, library: 
         ("sklearn", {"sampler"}),
         ("scipy", {"sampler"}),
         ("sqlalchemy", {"database", "suggest"}),
-        ("ray", {"search"}),
+        ("ray", {"cluster", "search", "submit"}),
+        ("grpc", {"cluster"}),
+        ("aiohttp", {"submit"}),
         ("mlflow", {"record"}),
         ("plotly", {"dashboard"}),
         ("matplotlib", {"dashboard"}),

