@@ -139,10 +139,10 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str, library: 
 @pytest.mark.parametrize(
     ("library", "owners"),
     [
-        ("optuna", {"sampler", "suggest"}),
+        ("optuna", {"sampler", "storage", "suggest"}),
         ("sklearn", {"sampler"}),
         ("scipy", {"sampler"}),
-        ("sqlalchemy", {"database", "suggest"}),
+        ("sqlalchemy", {"database", "storage"}),
         ("ray", {"cluster", "search", "submit"}),
         ("grpc", {"cluster"}),
         ("aiohttp", {"submit"}),
