@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 import time
 from dataclasses import fields
@@ -32,7 +33,7 @@ def run_trial(
     for epoch in range(len(history) + 1, epochs + 1):
         while Path(folder, "hang").exists():
             time.sleep(0.5)
-        time.sleep(seconds)
+        select.select([], [], [], seconds)  # time.sleep fails under libfaketime
         score = (hash((recipe.lr, recipe.batch_size)) % 1000) / 1000 * epoch / epochs
         entry = {"epoch": epoch, "loss": 1 / epoch, "images_per_second": 1.0, "map": score, "map50": score}
         history.append(entry)
