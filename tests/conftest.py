@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -12,14 +13,18 @@ from typing import Any
 import postgres as postgres_of_tests
 import pytest
 import torch
+from mlflow import MlflowClient
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
+from searches import Place
 from torchvision.models.detection import FasterRCNN
 
 from cst_search import detector
 from cst_search.backbone import Body
+from cst_search.config import write_yaml
 from cst_search.data import DetectionData, load_data
 from cst_search.recipe import Recipe
+from cst_search.record import default_tracking_uri
 
 # tensors of a few thousand numbers: handing them to a second thread costs more than it saves
 torch.set_num_threads(1)
@@ -155,3 +160,40 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'studies.db'}"
     server = request.getfixturevalue("postgres")
     return str(server.database(f"test-{uuid.uuid4().hex[:8]}"))
+
+
+# --- searches in processes of their own -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def fault_flags(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_recipe: Callable[..., Recipe]
+) -> Callable[..., list[str]]:
+    """``fault_flags(home, **changes of the recipe)`` -> a search on the tiny data set with nothing to trace."""
+    folder = tmp_path_factory.mktemp("faults")
+
+    def make(home: Path, data: Path | None = None, lr: tuple[float, float] = (1e-3, 2e-2), **changes: Any) -> list[str]:
+        shared = {"lr": {"float": list(lr), "log": True}, "batch_size": {"choice": [2, 4]}}
+        recipe = tiny_recipe(**({"method": "head", "search_epochs": 2} | changes))
+        space = folder / f"space-{recipe.method}-{lr[0]}.yaml"
+        write_yaml(space, {"methods": [recipe.method], "shared": shared}, "test")
+        path = folder / "-".join(["recipe", *(f"{key}{value}" for key, value in changes.items())])
+        write_yaml(path, recipe.to_dict(), "test")
+        return ["--data", str(data or tiny_folder), "--recipe", str(path), "--space", str(space),
+                "--home", str(home), "--device", "cpu"]  # fmt: skip
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: to make one takes seconds."""
+    home = tmp_path_factory.mktemp("tables")
+    MlflowClient(default_tracking_uri(home)).search_experiments()
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def place(tmp_path: Path, fault_flags: Callable[..., list[str]], mlflow_tables: Path) -> Place:
+    shutil.copy(mlflow_tables, tmp_path)
+    return Place(tmp_path, fault_flags)

@@ -49,7 +49,9 @@ def test_parse(parse: Callable[[str], float], text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parse", "example"), [(parse_bytes, "6GB"), (parse_count, "2M"), (parse_seconds, "90s")], ids=lambda v: str(v)
+    ("parse", "example"),
+    [(parse_bytes, "6GB"), (parse_count, "2M"), (parse_seconds, "90s")],
+    ids=lambda v: getattr(v, "__name__", v),
 )
 @pytest.mark.parametrize(
     "text",

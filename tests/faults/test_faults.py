@@ -16,7 +16,7 @@ from typing import Any
 import postgres as postgres_of_tests
 import psutil
 import pytest
-from place import Place
+from searches import Place
 
 LIBFAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 

@@ -23,7 +23,7 @@ from cst_search.record import default_tracking_uri
 from cst_search.results import StudyInfo
 from cst_search.suggest import Study
 
-MADE_UP = Path(__file__).with_name("made_up.py")
+MADE_UP = Path(__file__).parent / "faults" / "made_up.py"
 
 
 class Search:
