@@ -12,12 +12,14 @@ from cst_search.errors import ConfigError
 _USER = re.compile(r"(?<=://)(?P<keep>[^:/@]*:)(?P<secret>.*)(?=@)")
 # an HTTP server may be given a token alone, where a user would stand; the user of a database is no secret
 _TOKEN = re.compile(r"(?P<keep>^https?://)(?P<secret>[^:/@?]+)(?=@)", re.IGNORECASE)
+# what has no `://` is no address, but may be one that was cut
+_BARE = re.compile(r"(?P<keep>^[^:/@]*:)(?P<secret>[^/].*)(?=@)")
 _QUERY = re.compile(r"(?P<keep>[?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)(?P<secret>[^&]*)", re.IGNORECASE)
 
 
 def shown_address(url: str) -> str:
     """``postgresql://u:pw@host/db?password=x`` -> ``postgresql://u:***@host/db?password=***``; never raises."""
-    for pattern in (_USER, _TOKEN, _QUERY):
+    for pattern in (_USER, _TOKEN, _BARE, _QUERY):
         url = pattern.sub(r"\g<keep>***", url)
     return url
 
@@ -25,7 +27,7 @@ def shown_address(url: str) -> str:
 def without_password(text: str, url: str) -> str:
     """What a library says about an address, without the password of that address, however it is written there."""
     text = text.replace(url, shown_address(url))
-    secrets = {match["secret"] for pattern in (_USER, _TOKEN, _QUERY) for match in pattern.finditer(url)}
+    secrets = {match["secret"] for pattern in (_USER, _TOKEN, _BARE, _QUERY) for match in pattern.finditer(url)}
     for secret in sorted({*secrets, *map(unquote, secrets)} - {""}, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text

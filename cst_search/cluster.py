@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ import ray  # isort: skip
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # isort: skip
 
 from cst_search.errors import ConfigError, RunError, StudyError
+from cst_search.interrupt import end_at_once
 from cst_search.node_check import Found, Wanted, look
 from cst_search.placement import Fleet, Node
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 _ANSWER_SECONDS = 5  # for whoever shall be a Ray head
 _CHECK_SECONDS = 300  # a node may have to fetch the package, import torch for the first time, and fetch weights
 _REFRESH_SECONDS = 2.0
+_GONE_SECONDS = 30.0  # of a head; Ray's own patience is 60
 # of the environment of a search, what holds in a trial's process; nodes were started without it
 _TRIAL_ENVIRONMENT = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "TUNE_FUNCTION_THREAD_TIMEOUT_S", "RAY_AIR_NEW_OUTPUT",
                       "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_STRICT_METRIC_CHECKING")  # fmt: skip
@@ -141,6 +144,15 @@ class Cluster:
         self.fleet.set_nodes(self.nodes.values())
         self._refreshed = time.monotonic()
 
+    def watch(self, go_on: str) -> None:
+        """End this process when the head is gone for good: Ray's calls wait for it, and end the process after a minute.
+
+        Args:
+            go_on: the command that goes on with the search, for the last words.
+        """
+        where = self.address if self.is_client else ray.get_runtime_context().gcs_address
+        threading.Thread(target=_watch, args=(where.removeprefix("ray://"), go_on), name="head", daemon=True).start()
+
     def close(self) -> None:
         """Leave the cluster, which goes on."""
         ray.shutdown()
@@ -190,6 +202,19 @@ class Cluster:
                 f"note: Ray's memory monitor is on in {', '.join(watched)}: it ends trials of a node that is short of "
                 f"memory; RAY_memory_monitor_refresh_ms=0 before `ray start` leaves that to cst-search"
             )
+
+
+def _watch(where: str, go_on: str) -> None:
+    host, _, port = where.rpartition(":")
+    heard = time.monotonic()
+    while True:
+        time.sleep(_REFRESH_SECONDS)
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+            heard = time.monotonic()
+        except OSError:
+            if ray.is_initialized() and time.monotonic() - heard > _GONE_SECONDS:
+                end_at_once(f"the head of the Ray cluster at {where} is gone", go_on, code=1)
 
 
 # --- connecting -----------------------------------------------------------------------------------------------------

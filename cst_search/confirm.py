@@ -251,6 +251,7 @@ def _prepare(
     again = [trials[repeat.repeat_of] for repeat in wanted]
     if cluster is not None:
         check_nodes(cluster, None, recipe, data, device)
+        cluster.watch(f"cst-search confirm {info.name}")
     placement = None if device.type != "cuda" else gpu_placement(limit, cluster)
     survey = Survey(tuple(sorted(record.device_bytes or 0 for record in again)), (), ())
     workers, n_workers, threads = make_workers(settings, placement, recipe, survey, cluster)

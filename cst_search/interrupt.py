@@ -52,7 +52,7 @@ def _watch(reader: int, go_on: str) -> None:
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not select.select([reader], [], [], left)[0]:
-            _die(f"not over {GRACE_SECONDS:.0f} s after the signal, so ended", go_on)
+            end_at_once(f"not over {GRACE_SECONDS:.0f} s after the signal, so ended", go_on)
         numbers = os.read(reader, 64)
         if not numbers:
             return
@@ -64,13 +64,14 @@ def _watch(reader: int, go_on: str) -> None:
                 continue
             n_echoes += number == signal.SIGTERM
             if deadline is not None:
-                _die("ended at once", go_on)
+                end_at_once("ended at once", go_on)
             deadline = time.monotonic() + GRACE_SECONDS
 
 
-def _die(how: str, go_on: str) -> Never:
+def end_at_once(how: str, go_on: str, code: int = 130) -> Never:
+    """End this process and all that it started, with last words."""
     os.write(2, f"\n{how}; what is finished is kept; go on with:  {go_on}\n".encode())
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()
-    os._exit(130)
+    os._exit(code)

@@ -256,6 +256,8 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     def stop() -> bool:
         return deadline is not None and time.monotonic() >= deadline
 
+    if cluster is not None:
+        cluster.watch(resume_command(name, options))
     with ends_in_time(resume_command(name, options)):
         interrupted = False
         try:

@@ -122,7 +122,13 @@ class _Mirror:
             location = (self.artifact_root / study).absolute().as_uri() if self.artifact_root else None
             # the UI opens such an experiment on its runs, not on traces of language models
             tags = {"mlflow.experimentKind": "custom_model_development"}
-            experiment = client.create_experiment(study, artifact_location=location, tags=tags)
+            try:
+                experiment = client.create_experiment(study, artifact_location=location, tags=tags)
+            except MlflowException:  # another launch of the study was quicker
+                found = client.get_experiment_by_name(study)
+                if found is None:
+                    raise
+                experiment = found.experiment_id
         else:
             if found.lifecycle_stage == "deleted":
                 raise MlflowException(f"the experiment {study!r} was deleted in MLflow; restore it there")

@@ -30,6 +30,22 @@ from cst_search.record import default_tracking_uri
 torch.set_num_threads(1)
 
 
+# files that take longest, for which the others should not have to wait at the end
+_SLOW = (
+    "test_faults",
+    "test_cluster",
+    "test_cluster_faults",
+    "test_stock",
+    "test_launch",
+    "test_workers",
+    "test_suggest",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _SLOW.index(item.path.stem) if item.path.stem in _SLOW else len(_SLOW))
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time() -> None:
     torch.manual_seed(0)

@@ -85,7 +85,7 @@ class Place:
     def __init__(self, home: Path, flags: Callable[..., list[str]], storage: str | None = None) -> None:
         self.home, self._flags = home, flags
         self.storage = storage or f"sqlite:///{home / 'studies.db'}"
-        self.searches: list[Search] = []
+        self.env: dict[str, str] = {}  # of every search
 
     @contextmanager
     def search(
@@ -103,7 +103,7 @@ class Place:
         else:
             where = ["faults", "--home", str(self.home), "--device", "cpu"]
         arguments = [sys.executable, *program, command, *where, "--trials", str(trials), "--storage", self.storage]
-        one = Search([*arguments, *more], env or {})
+        one = Search([*arguments, *more], self.env | (env or {}))
         try:
             yield one
         finally:

@@ -535,14 +535,14 @@ def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(type(study._study), "set_user_attr", note)
     launch = study.begin_launch()
+    own = f"cst_beat:{launch}"  # the studies of other tests have hearts too
     deadline = time.monotonic() + 30
-    while len(beats) < 4 and time.monotonic() < deadline:
+    while len([key for key, _ in beats if key == own]) < 4 and time.monotonic() < deadline:
         time.sleep(0.02)
     study.end_launch()
-    n = len(beats)
+    n = len([key for key, _ in beats if key == own])
     time.sleep(0.2)
-    assert n >= 4 and len(beats) == n
-    assert {key for key, _ in beats} == {f"cst_beat:{launch}"}
+    assert n >= 4 and len([key for key, _ in beats if key == own]) == n
     assert all(abs(value - time.time()) < 60 for _, value in beats)
 
 

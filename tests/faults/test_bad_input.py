@@ -692,7 +692,7 @@ TRACKING: list[tuple[str, str, tuple[str, ...]]] = [
         ("--tracking-uri", "http://me:***@host:port", "http://"),
     ),
     ("no host", "http://", ("--tracking-uri", "'http://'")),
-    ("nothing", "", ("--tracking-uri", "''")),
+    ("nothing", "", ("--tracking-uri", "must not be empty")),
     ("a slash too few", "http:/host:5000", ("--tracking-uri", "'http:/host:5000'")),
     ("a database that is none", "mongodb://me:SECRET@host/x", ("--tracking-uri", "mongodb://me:***@host/x")),
     ("a driver that is missing", "mysql://me:SECRET@host/x", ("--tracking-uri", "mysql://me:***@host/x", "driver")),
