@@ -58,7 +58,7 @@ def _make_database(uri: str) -> None:
     if not uri.startswith("sqlite:///") or "?" in uri or path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     part.unlink(missing_ok=True)
     MlflowClient(tracking_uri=f"sqlite:///{part}").search_experiments(max_results=1)
     with contextlib.suppress(FileExistsError):  # another launch was quicker
