@@ -199,8 +199,8 @@ class Cluster:
         watched = sorted(self.nodes[key].name for key, f in found.items() if f.memory_monitor)
         if watched:
             self.say(
-                f"note: Ray's memory monitor is on in {', '.join(watched)}: it ends trials of a node that is short of "
-                f"memory; RAY_memory_monitor_refresh_ms=0 before `ray start` leaves that to cst-search"
+                f"note: Ray's memory monitor is on in {', '.join(watched)}: where a node is short of memory it ends a "
+                f"trial, and with that the search; RAY_memory_monitor_refresh_ms=0 before `ray start` turns it off"
             )
 
 

@@ -560,3 +560,22 @@ def test_with_ray_killed_and_then_stopped(tmp_path: Path, base: Callable[..., li
     assert finished(killed).items() <= finished(stopped).items()
     assert stopped.counts()["running"] == 0
     check_the_end(tmp_path, stopped, run_cli("launch", *flags, "--in-process"))
+
+
+def test_a_home_that_is_relative_is_one_for_all(
+    tmp_path: Path, base: Callable[..., list[str]], tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's workers are in folders of their own: what trials share, and their checkpoints, are still in --home."""
+    (tmp_path / "runs").mkdir()
+    shutil.copy(tables, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    changes: dict[str, Any] = {"method": "head", "search_epochs": 20}
+    flags = [*base(Path("runs"), "lr", **changes), "--study", "cut", "--trials", "1", "--workers", "1"]
+    with started(*flags) as process:
+        until(process, "trial 0 started")
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("runs/cut/checkpoints/0.pt")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        until(process, "done after")
+    assert len(list((tmp_path / "runs" / "cache").glob("pixels-*.slots"))) == 2
