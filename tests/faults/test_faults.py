@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -282,3 +283,15 @@ def test_mlflows_server_goes_and_comes(place: Place) -> None:
         assert place.runs(uri) == dict.fromkeys(range(40), 1)
     finally:
         end(server)
+
+
+def test_many_trials_and_random_kills(tmp_path: Path) -> None:
+    """benchmarks/load.py, with a tenth of its trials: none is lost, none is there twice."""
+    script = Path(__file__).parents[2] / "benchmarks" / "load.py"
+    command = [sys.executable, str(script), "--trials", "100", "--kills", "6", "--out", str(tmp_path / "load.json")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = json.loads((tmp_path / "load.json").read_text())
+    assert found["n_ran"] == found["mlflow_runs"] == sum(found["states"].values()) == 100
+    assert found["configurations_twice"] == found["mlflow_runs_twice"] == 0 and found["killed"] >= 3
+    assert set(found["states"]) <= {"complete", "failed"} and found["states"]["complete"] >= 95
