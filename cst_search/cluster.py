@@ -69,6 +69,7 @@ class Cluster:
         self._looking: dict[str, Any] = {}  # nodes that have joined -> Ray's reference to what is found there
         self._refused: set[str] = set()
         self._refreshed = time.monotonic()
+        self._left = threading.Event()
         if not ray.is_initialized():
             _connect(address)
 
@@ -151,10 +152,12 @@ class Cluster:
             go_on: the command that goes on with the search, for the last words.
         """
         where = self.address if self.is_client else ray.get_runtime_context().gcs_address
-        threading.Thread(target=_watch, args=(where.removeprefix("ray://"), go_on), name="head", daemon=True).start()
+        arguments = where.removeprefix("ray://"), go_on, self._left
+        threading.Thread(target=_watch, args=arguments, name="head", daemon=True).start()
 
     def close(self) -> None:
         """Leave the cluster, which goes on."""
+        self._left.set()
         ray.shutdown()
 
     @contextmanager
@@ -204,16 +207,15 @@ class Cluster:
             )
 
 
-def _watch(where: str, go_on: str) -> None:
+def _watch(where: str, go_on: str, left: threading.Event) -> None:
     host, _, port = where.rpartition(":")
     heard = time.monotonic()
-    while True:
-        time.sleep(_REFRESH_SECONDS)
+    while not left.wait(_REFRESH_SECONDS):
         try:
             socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
             heard = time.monotonic()
         except OSError:
-            if ray.is_initialized() and time.monotonic() - heard > _GONE_SECONDS:
+            if not left.is_set() and time.monotonic() - heard > _GONE_SECONDS:
                 end_at_once(f"the head of the Ray cluster at {where} is gone", go_on, code=1)
 
 

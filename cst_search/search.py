@@ -337,7 +337,9 @@ class Ray:
                 raise searcher.fault
             supply.close()
         finally:
-            if own is not None or self.cluster is not None:
+            if self.cluster is not None:
+                self.cluster.close()
+            elif own is not None:
                 ray.shutdown()
             shutil.rmtree(scratch, ignore_errors=True)
 
