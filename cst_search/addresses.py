@@ -8,6 +8,8 @@ from urllib.parse import unquote
 
 from cst_search.errors import ConfigError
 
+DATABASES_OF_MLFLOW = ("sqlite", "postgresql", "mysql", "mssql")
+
 # between `://user:` and the last @: a password that was not percent-encoded may itself hold an @ or a slash
 _USER = re.compile(r"(?<=://)(?P<keep>[^:/@]*:)(?P<secret>.*)(?=@)")
 # an HTTP server may be given a token alone, where a user would stand; the user of a database is no secret

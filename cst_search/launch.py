@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from cst_search.addresses import shown_address
+from cst_search.addresses import DATABASES_OF_MLFLOW, shown_address
 from cst_search.cache import open_cache
 from cst_search.catalog import check_folder, default_home, own_path
 from cst_search.checkpoints import Checkpoints
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from cst_search.cluster import Cluster
     from cst_search.record import MlflowRecord
 
-_OF_MLFLOW = ("sqlite", "postgresql", "mysql", "mssql")
 _STORES = "mlflow.tracking_store"  # entry points of MLflow's plugins, named as their scheme
 _SURVEY = 24  # random configurations whose predicted cost tells how a budget lies in the space
 
@@ -270,10 +269,10 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
                 study.end_launch()
             raise
         study.end_launch()
-        if checkpoints is not None:
-            checkpoints.tidy()
         info = study.info()
         n_elsewhere = study.others_at_work()
+        if checkpoints is not None and not n_elsewhere:  # what others are writing is no litter
+            checkpoints.tidy()
         interrupted = interrupted or any(r.state == "interrupted" for r in info.trials)
         if n_elsewhere:
             say(f"{n_elsewhere} trial(s) are with other launches of the study, which go on")
@@ -326,8 +325,8 @@ def check_tracking(uri: str | None) -> None:
         kind, server = parts.scheme.partition("+")[0], bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:  # a port that is no number
         kind, server = "http", False
-    if kind in _OF_MLFLOW:
-        check_storage(uri, "--tracking-uri", _OF_MLFLOW)
+    if kind in DATABASES_OF_MLFLOW:
+        check_storage(uri, "--tracking-uri", DATABASES_OF_MLFLOW)
         return
     others = {"", "file", "databricks", "databricks-uc", "uc"} | {e.name for e in entry_points(group=_STORES)}
     if not uri.strip() or not (server if kind in ("http", "https") else kind in others):
@@ -663,7 +662,8 @@ def _flags(options: LaunchOptions) -> str:
 
 
 def resume_command(name: str, options: LaunchOptions) -> str:
-    return f"cst-search resume {name}{_flags(options)}"
+    there = f" --address {options.address}" if options.address else ""
+    return f"cst-search resume {name}{_flags(options)}{there}"
 
 
 def _say_end(

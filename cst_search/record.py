@@ -30,7 +30,7 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
 from cst_search import pareto, seeds
-from cst_search.addresses import shown_address, without_password
+from cst_search.addresses import DATABASES_OF_MLFLOW, shown_address, without_password
 from cst_search.errors import RunError
 from cst_search.results import LaunchRecord, StudyInfo, Tally, TrialRecord, describe, repeat_words
 
@@ -39,7 +39,6 @@ for noisy in ("mlflow", "alembic"):
 
 _METRICS = ("map", "map50", "loss", "images_per_second")
 _COSTS = ("device_bytes", "active_bytes", "trainable_params", "petl_params")
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _STATUS = {"complete": "FINISHED", "infeasible": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 
@@ -86,7 +85,7 @@ class _Mirror:
 
     def __init__(self, uri: str, artifact_root: Path) -> None:
         # a server has a place for artifacts; of a bare database MLflow would put them into ./mlruns
-        self.uri, self.artifact_root = uri, artifact_root if uri.startswith(_DATABASES) else None
+        self.uri, self.artifact_root = uri, artifact_root if uri.startswith(DATABASES_OF_MLFLOW) else None
         self.client: MlflowClient | None = None
         self.experiment: str | None = None
         self.launch: LaunchRecord | None = None  # at work in this process

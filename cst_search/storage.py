@@ -93,6 +93,7 @@ class Storage(optuna.storages.RDBStorage):
     def __init__(self, url: str) -> None:
         self.shown = check_storage(url)
         self.say: Callable[[str], None] = lambda line: None
+        self._gave_up = False
         sqlite = is_sqlite(url)
         # SQLite: several processes write; wait for the lock rather than fail
         connect_args: dict[str, Any] = {"timeout": 60} if sqlite else {"connect_timeout": 10}
@@ -112,15 +113,15 @@ class Storage(optuna.storages.RDBStorage):
                 result = call()
             except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
                 if not _is_away(error):
-                    if "disk" in (
-                        reason := _first_line(error)
-                    ):  # SQLite's "database or disk is full", "disk I/O error"
+                    reason = _first_line(error)
+                    if "disk" in reason:  # SQLite's "database or disk is full", "disk I/O error"
                         raise RunError(
                             f"the storage {self.shown} cannot be written: {reason}; what is finished is kept; "
                             f"make room, then go on with `cst-search resume`"
                         ) from error
                     raise
-                if time.monotonic() - begun > WAIT_SECONDS:
+                if self._gave_up or time.monotonic() - begun > WAIT_SECONDS:
+                    self._gave_up = True  # what is called on the way out shall not wait as long again
                     raise RunError(
                         f"the storage {self.shown} was away for {WAIT_SECONDS / 60:.0f} minutes "
                         f"({self._reason(error)}); what is finished is kept; go on with `cst-search resume`"
@@ -131,6 +132,7 @@ class Storage(optuna.storages.RDBStorage):
                 time.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(pause * 1.5, 5.0)
             else:
+                self._gave_up = False
                 if said:
                     self.say(f"the storage is back after {time.monotonic() - begun:.0f} s")
                 return result

@@ -171,8 +171,8 @@ class Study:
         self.launch_id: str | None = None
         self._live: dict[int, Trial] = {}
         self._ratios: list[float] = []  # see _memory_ratio
-        self._orphans: list[int] = []  # trials of launches that died, and of this one that lost their worker
-        self._returned: list[int] = []  # see give_back
+        self._returned: list[int] = []  # trials of this launch that lost their worker, see give_back
+        self._random: optuna.samplers.RandomSampler | None = None  # of this launch; a new one would draw the same again
         self._beat: threading.Thread | None = None
         self._ended = threading.Event()
         # what has been read of the study, see _read
@@ -289,7 +289,7 @@ class Study:
             self._ratios, self._stopped, self._returned, self._chosen = [], {}, [], {}
             self._measured, self._due_is_known, self._cut_repeats = set(), False, {}
             self._finished, self._unfinished, self._last_id, self._n_trials = [], {}, -1, 0
-            self._n_ran, self._orphans = 0, []
+            self._n_ran, self._random = 0, None
             self._read()
             self._study.sampler = self._sampler()
             self._take_over()
@@ -318,13 +318,13 @@ class Study:
                     f"--address"
                 )
 
-    def _take_over(self) -> None:
-        """What launches that died were asking for, had stopped at a rung, or had on a worker."""
-        self._orphans, self._returned = self._returned, []
+    def _take_over(self) -> list[int]:
+        """See to what launches that died left: half asked for, stopped at a rung. Returns what they had on workers."""
+        orphans: list[int] = []
         live = self._live_launches()
         for number, stored in list(self._unfinished.items()):
             suggested = stored.user_attrs.get(_SUGGESTED)
-            if number in self._live or stored.state != "RUNNING":
+            if number in self._live or number in self._stopped or stored.state != "RUNNING":
                 continue
             if suggested is None:  # asked by a launch that died before it knew the configuration
                 self._study.tell(number, state=TrialState.FAIL)
@@ -336,8 +336,9 @@ class Study:
                 self._stopped[number] = Trial(self._study, stored.trial_id)
                 self._stopped[number].set_user_attr(_SUGGESTED, suggested | {"launch": self.launch_id})
                 self._due_is_known = False
-            elif number not in self._orphans:
-                self._orphans.append(number)
+            else:
+                orphans.append(number)
+        return orphans
 
     def end_launch(self) -> None:
         """Say that this process works no longer; its unfinished trials are then taken up by the next launch."""
@@ -472,9 +473,9 @@ class Study:
             return self._ask_repeat(self._repeats.pop(0)) if self._repeats else None
         with _alone(self.storage, self.name):
             self._read()
-            self._take_over()
-            if self._orphans:
-                return self._take_up(self._orphans.pop(0))
+            orphans = self._take_over()
+            if self._returned or orphans:
+                return self._take_up(self._returned.pop(0) if self._returned else orphans[0])
             if n_trials is not None and self._n_claimed() >= n_trials:
                 return None
             return self._ask_new(max_rejects)
@@ -523,7 +524,8 @@ class Study:
     def _ask_at_random(self) -> Trial:
         """For a sampler that knows one answer: GP's best point is its best point until something else is told."""
         sampler = self._study.sampler
-        self._study.sampler = optuna.samplers.RandomSampler(seed=(self.spec.seed + self._n_trials) % 2**31)
+        self._random = self._random or optuna.samplers.RandomSampler(seed=(self.spec.seed + self._n_trials) % 2**31)
+        self._study.sampler = self._random
         try:
             trial = self._study.ask()
             self.space.configure(lambda dimension: _pick(trial, dimension))

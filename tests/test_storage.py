@@ -171,6 +171,11 @@ def test_a_server_that_stays_away_ends_it_with_a_word(restarting: Server, monkey
     try:
         with pytest.raises(RunError, match=r"was away for .* what is finished is kept; go on with `cst-search resume`"):
             study.ask(fake_estimate)  # type: ignore[arg-type]
+        monkeypatch.setattr(storage, "WAIT_SECONDS", 60.0)
+        begun = time.monotonic()
+        with pytest.raises(RunError):  # on the way out, say; it does not wait again
+            study.end_launch()
+        assert time.monotonic() - begun < 30
     finally:
         restarting.start()
     monkeypatch.undo()

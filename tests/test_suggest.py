@@ -633,6 +633,64 @@ def test_no_sampler_suggests_a_configuration_twice(sampler: str) -> None:
     assert [r.state for r in study.info().trials] == ["complete"] * 4 + ["running"] * 2
 
 
+def test_a_sampler_that_knows_one_answer_ends_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It suggests the same every time; the others are drawn at random, each another one."""
+
+    class Stubborn(optuna.samplers.BaseSampler):
+        def infer_relative_search_space(self, *_: Any) -> dict[str, Any]:
+            return {}
+
+        def sample_relative(self, *_: Any) -> dict[str, Any]:
+            return {}
+
+        def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+            return distribution.choices[0]
+
+    space = {"methods": ["cst"], "cst": {"reduction": {"choice": [2, 4, 8]}, "mtc_stages": {"choice": [[5], [4]]}}}
+    study = in_memory(space=space, budget=Budget())
+    study.begin_launch()
+    study._study.sampler = Stubborn()
+    handed_out = [json.dumps(ask(study, max_rejects=400).config, sort_keys=True) for _ in range(6)]
+    assert len(set(handed_out)) == 6
+    assert isinstance(study._study.sampler, Stubborn)
+
+
+def test_all_that_lost_their_workers_at_once_come_again(tmp_path: Path) -> None:
+    """A node that goes takes several with it; another launch's that died is there too."""
+    dead, study = make_study(tmp_path), make_study(tmp_path)
+    dead.begin_launch()
+    left = ask(dead)
+    dead.end_launch()
+    study.begin_launch()
+    taken = ask(study)
+    assert taken.trial == left.trial
+    lost = [taken, ask(study), ask(study)]
+    assert [study.give_back(suggestion.trial) for suggestion in lost] == [True] * 3
+    again = [ask(study, n_trials=3) for _ in lost]
+    assert [(s.trial, s.config, s.again) for s in again] == [(s.trial, s.config, True) for s in lost]
+    assert not study.has_returned() and ask(study, n_trials=3) is None
+    assert not study.give_back(again[0].trial)
+
+
+def test_what_a_dead_launch_had_stopped_is_adopted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with shorter_rungs():
+        dead = make_study(tmp_path, eta=2)
+        dead.begin_launch()
+        suggestions = [ask(dead) for _ in range(2)]
+        goes_on = [dead.progress(s.trial, {"epoch": 1, "map": m}) for s, m in zip(suggestions, (0.5, 0.1), strict=True)]
+        stopped = [s for s, on in zip(suggestions, goes_on, strict=True) if not on]
+        assert stopped
+        for suggestion in stopped:
+            dead.tell(suggestion.trial, {"outcome": "stopped"})
+        dead.end_launch()
+        study = Study.open(dead.url, dead.name)
+        study.begin_launch()
+        mine = dict(study._stopped)
+        assert set(mine) == {s.trial for s in stopped}
+        ask(study), ask(study)
+        assert study._stopped == mine  # the very objects
+
+
 def test_rungs_compare_the_trials_of_all_launches(tmp_path: Path) -> None:
     """The second launch's trial is worse than the first's, which it never saw run."""
     with shorter_rungs():
