@@ -44,7 +44,7 @@ from rich.console import Console
 from cst_search import pareto, suggest
 from cst_search.config import load_recipe, load_space
 from cst_search.dashboard import write_front
-from cst_search.launch import follow
+from cst_search.launching import follow
 from cst_search.live import View
 from cst_search.memory import Estimate, InputShape, predict
 from cst_search.pareto import OBJECTIVES

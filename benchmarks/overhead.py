@@ -129,14 +129,15 @@ def launch_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
     begun = time.time()
     from rich.console import Console
 
-    from cst_search import launch
+    from cst_search import launching
     from cst_search.live import View
+    from cst_search.preparation import LaunchOptions
     from cst_search.results import Budget
 
     parts: dict[str, list[float]] = {"imports": [begun, time.time()]}
-    load = launch._load
-    launch._load = lambda *a: carried(load(*a), args.home / "notes.jsonl")  # type: ignore[assignment]
-    options = launch.LaunchOptions(
+    load = launching.load_dataset
+    launching.load_dataset = lambda *a: carried(load(*a), args.home / "notes.jsonl")  # type: ignore[assignment]
+    options = LaunchOptions(
         budget=Budget(), home=args.home, settings=("search_epochs=1",), trials=args.trials, workers=args.workers,
         device="cpu", in_process=side == "in-process", study="overhead",
     )  # fmt: skip
@@ -144,13 +145,13 @@ def launch_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
         stack.enter_context(
             stamped(
                 parts,
-                launch,
-                "_load",
+                launching,
+                "load_dataset",
                 "build_detector",
-                "_survey",
+                "survey_costs",
                 "make_workers",
-                "_study",
-                "_settings",
+                "make_study",
+                "settings_of",
                 "write_report",
             )
         )
@@ -164,7 +165,7 @@ def launch_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
             parts["import ray"] = [begun, time.time()]
             stack.enter_context(stamped(parts, ray, "init", "shutdown"))
             stack.enter_context(stamped(parts, Ray, "prepare", "run"))
-        launch.launch(options, Console(file=nowhere))
+        launching.launch(options, Console(file=nowhere))
     return parts
 
 
@@ -230,11 +231,11 @@ def startup(begun: float, parts: Mapping[str, Sequence[float]], first: float) ->
     took = {name: end - begin for name, (begin, end) in parts.items()}
     found = {
         "python, torch, torchvision": parts["imports"][1] - begun,
-        "data": took["_load"],
+        "data": took["load_dataset"],
         "detector": took["build_detector"],
-        "survey": took["_survey"],
+        "survey": took["survey_costs"],
         "ray, imported": took.get("import ray", 0.0) + took["make_workers"],
-        "study": parts["_settings"][0] - parts["make_workers"][1],
+        "study": parts["settings_of"][0] - parts["make_workers"][1],
     }
     if "run" in parts:
         found["study"] = parts["prepare"][0] - parts["make_workers"][1]

@@ -33,8 +33,8 @@ import numpy as np
 import optuna
 
 from cst_search.config import load_recipe, load_space
-from cst_search.launch import default_config
 from cst_search.memory import Estimate, predict, worst_input
+from cst_search.preparation import default_config
 from cst_search.results import Budget, choose_objectives
 from cst_search.sampler import Encoder, Known, ParetoSampler
 from cst_search.schedule import Rungs, rung_epochs

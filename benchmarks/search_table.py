@@ -26,8 +26,8 @@ import torch
 from cst_search.config import load_recipe, load_space
 from cst_search.data import load_data
 from cst_search.demo import write_demo
-from cst_search.launch import image_sizes
 from cst_search.memory import predict, worst_input
+from cst_search.preparation import image_sizes
 from cst_search.trial import run_trial
 
 EPOCHS = 9

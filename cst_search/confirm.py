@@ -27,7 +27,10 @@ from cst_search.data import DetectionData
 from cst_search.detector import build_detector
 from cst_search.errors import ConfigError, DataError, StudyError
 from cst_search.interrupt import ends_in_time
-from cst_search.launch import (
+from cst_search.launching import export_best, write_report
+from cst_search.live import View
+from cst_search.memory import Estimate
+from cst_search.preparation import (
     LaunchOptions,
     Survey,
     check_nodes,
@@ -36,15 +39,11 @@ from cst_search.launch import (
     dataset_inputs,
     device_of,
     expected_sharers,
-    export_best,
     gpu_placement,
     make_workers,
     memory_limit_of,
     open_data,
-    write_report,
 )
-from cst_search.live import View
-from cst_search.memory import Estimate
 from cst_search.recipe import Recipe
 from cst_search.results import StudyInfo, TrialRecord, describe, front_report
 from cst_search.space import Space
@@ -65,7 +64,7 @@ class ConfirmOptions:
         epochs: ``search``, ``full`` or a number.
         picks: ``front``, ``knee``, ``best``, or trial numbers with commas.
         data: where the study's dataset is now; None: where it was.
-        address: of the Ray cluster that runs them, as in `launch.LaunchOptions`.
+        address: of the Ray cluster that runs them, as in `preparation.LaunchOptions`.
     """
 
     home: Path

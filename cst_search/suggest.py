@@ -109,8 +109,8 @@ class StudySpec:
     """What a study is made with; stored in it, and compared when it is continued.
 
     Attributes:
-        limit_bytes: what a trial's process is held to where that is not ``budget``; see `launch.LaunchOptions`. It is
-            the study's, as a trial that ran out of it is recorded as one that violates a constraint.
+        limit_bytes: what a trial's process is held to where that is not ``budget``; see `preparation.LaunchOptions`. It
+            is the study's, as a trial that ran out of it is recorded as one that violates a constraint.
         inputs: of the dataset, as far as memory and parameters depend on it: ``n_classes``, ``max_boxes``, ``sizes``
             (height, width). For an export where the dataset is not.
         eta: of early stopping: of the trials that reach a rung one in eta goes on; 0: all do. None: `ETA` for a new

@@ -303,7 +303,7 @@ def test_status(home: Path) -> None:
 def test_status_of_many_trials_shows_the_last_and_what_has_not_finished(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_ROWS", 2)
+    monkeypatch.setattr(cli.studies, "_ROWS", 2)
     whole = Study.open(f"sqlite:///{home / 'studies.db'}", NAME).info()
     states = ["interrupted", "complete", "failed", "running", "complete", "infeasible"]
     trials = tuple(replace(whole.trials[0], trial=10 + i, state=state) for i, state in enumerate(states))

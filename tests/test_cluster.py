@@ -23,13 +23,13 @@ from ray_machines import APART, HEAD, NODE, NODE_OPTIONS, ROOT, Machine, wait_fo
 from rich.console import Console
 from studies import Ran, run_cli
 
-from cst_search import cluster, record, search
-from cst_search import launch as launching
+from cst_search import cluster, launching, record, search
 from cst_search.addresses import read_address
 from cst_search.errors import ConfigError
-from cst_search.launch import LaunchOptions, launch
+from cst_search.launching import launch
 from cst_search.node_check import Found, Wanted
 from cst_search.placement import Node
+from cst_search.preparation import LaunchOptions
 from cst_search.recipe import Recipe
 from cst_search.results import Budget
 from cst_search.suggest import Study

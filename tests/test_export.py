@@ -19,8 +19,8 @@ from cst_search.config import load_recipe, read_yaml
 from cst_search.data import DetectionData
 from cst_search.errors import ConfigError, RunError, StudyError
 from cst_search.export import export, exported_recipe, pick_trial
-from cst_search.launch import image_sizes
 from cst_search.memory import predict, worst_input
+from cst_search.preparation import image_sizes
 from cst_search.recipe import Recipe
 from cst_search.record import MlflowRecord, default_tracking_uri
 from cst_search.results import Budget, StudyInfo
@@ -329,13 +329,13 @@ def test_an_exported_recipe_trains_elsewhere(
 
 def test_a_training_that_fails_says_so(tmp_path: Path, info: StudyInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 1: the person has done nothing wrong."""
-    from cst_search import train
+    from cst_search import training
     from cst_search.trial import TrialResult
 
     def explode(*arguments: Any, **options: Any) -> TrialResult:
         return TrialResult("nonfinite", petl_params=1, trainable_params=1, reason="the loss is nan at step 3")
 
-    monkeypatch.setattr(train, "run_trial", explode)
+    monkeypatch.setattr(training, "run_trial", explode)
     export(info, "best", tmp_path / "best.yaml")
     ran = run_cli("train", tmp_path / "best.yaml", "--out", tmp_path / "out", "--home", tmp_path / "home2")
     assert ran.code == 1

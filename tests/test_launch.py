@@ -28,7 +28,10 @@ from studies import Ran, run_cli, scored
 from cst_search.config import write_yaml
 from cst_search.data import DetectionData
 from cst_search.errors import ConfigError
-from cst_search.launch import (
+from cst_search.live import View
+from cst_search.memory import CONTEXT_BYTES, predict, worst_input
+from cst_search.petl import get_method
+from cst_search.preparation import (
     LaunchOptions,
     dataset_inputs,
     default_config,
@@ -36,9 +39,6 @@ from cst_search.launch import (
     image_sizes,
     memory_limit_of,
 )
-from cst_search.live import View
-from cst_search.memory import CONTEXT_BYTES, predict, worst_input
-from cst_search.petl import get_method
 from cst_search.recipe import Recipe
 from cst_search.record import default_tracking_uri
 from cst_search.results import Budget, StudyInfo, choose_objectives
@@ -290,7 +290,7 @@ def test_what_a_finish_costs_does_not_grow(
 ) -> None:
     shutil.copy(tables, tmp_path)
     workers = MadeUp(monkeypatch)
-    monkeypatch.setattr("cst_search.launch.make_workers", lambda *_: (workers, 1, 1))
+    monkeypatch.setattr("cst_search.launching.make_workers", lambda *_: (workers, 1, 1))
     for n_trials in (12, 24):  # the second launch goes on
         ran = run_cli("launch", *base(tmp_path, "lr"), "--study", "many", "--trials", n_trials)
         assert ran.code == 0, ran

@@ -152,7 +152,7 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str, library: 
         ("jinja2", {"dashboard"}),
         ("moocore", {"pareto"}),
         ("pydantic", {"config"}),
-        ("typer", {"cli"}),
+        ("typer", {"cli.app", "cli.jobs", "cli.recipes", "cli.searches", "cli.services", "cli.studies"}),
         ("pycocotools", {"engine"}),
         ("safetensors", {"backbone", "weights"}),
     ],
@@ -174,7 +174,8 @@ def test_every_third_party_import_is_declared() -> None:
 
 
 def test_nothing_imports_the_command_line() -> None:
-    assert [name for name in MODULES if "cst_search.cli" in imports(name) and not name.endswith("__main__")] == []
+    users = {name for name in MODULES if any(found.startswith("cst_search.cli") for found in imports(name))}
+    assert {name for name in users if not name.startswith("cst_search.cli")} == set()
 
 
 # --- the public names ------------------------------------------------------------------------------------------------

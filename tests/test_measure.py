@@ -20,9 +20,9 @@ from cst_search.data import DetectionData, load_data
 from cst_search.detector import build_detector, count_parameters
 from cst_search.engine import EpochStats
 from cst_search.errors import ConfigError
-from cst_search.launch import image_sizes
 from cst_search.measure import Batch, dataset_batch, measure, read_recipe, synthetic_batch
 from cst_search.memory import CONTEXT_BYTES, InputShape, predict, worst_input
+from cst_search.preparation import image_sizes
 from cst_search.recipe import DETECTORS, Recipe
 
 Make = Callable[..., Recipe]

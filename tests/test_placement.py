@@ -14,9 +14,9 @@ from test_workers import Heard
 
 from cst_search import search
 from cst_search.data import DetectionData
-from cst_search.launch import LaunchOptions, Survey, make_workers
 from cst_search.memory_limit import CPU_IS_LIMITED
 from cst_search.placement import MARGIN, Fleet, Node, Placement, cpus_of_each
+from cst_search.preparation import LaunchOptions, Survey, make_workers
 from cst_search.recipe import Recipe
 from cst_search.results import Budget
 from cst_search.suggest import Study

@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from studies import fake_estimate, make_study, run_cli, run_one, scored, shorter_rungs
 
 from cst_search.config import write_yaml
-from cst_search.launch import follow
+from cst_search.launching import follow
 from cst_search.pareto import hypervolume_by_trial
 from cst_search.recipe import Recipe
 from cst_search.record import MlflowRecord, default_tracking_uri

@@ -73,18 +73,18 @@ class Carrier(DetectionData):
 
 
 def main() -> None:
-    from cst_search import cli, launch
+    from cst_search import cli, launching
 
     Carrier.notes_folder, Carrier.pace = sys.argv[1], float(sys.argv[2])
     sys.argv[1:] = sys.argv[3:]
-    load = launch._load
+    load = launching.load_dataset
 
     def carried(*arguments: Any) -> DetectionData:
         values = {f.name: getattr(data, f.name) for data in [load(*arguments)] for f in fields(DetectionData)}
         arrive(Carrier.notes_folder, Carrier.pace, values)  # for trials in this process
         return Carrier(**values)
 
-    launch._load = carried
+    launching.load_dataset = carried
     cli.main()
 
 

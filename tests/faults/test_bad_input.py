@@ -27,12 +27,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from studies import FakeEstimate, Ran, make_study, run_cli, run_one, scored
 
-from cst_search import launch, memory, train
+from cst_search import launching, memory, preparation, training
 from cst_search.config import write_yaml
 from cst_search.data import DetectionData
 from cst_search.detector import build_detector
 from cst_search.errors import UserError
-from cst_search.launch import dataset_inputs
+from cst_search.preparation import dataset_inputs
 from cst_search.recipe import Recipe
 from cst_search.search import Ray
 from cst_search.weights import save_trained
@@ -106,7 +106,7 @@ def run(
     def begin(*_: Any, **__: Any) -> None:
         raise AssertionError("it began to train")
 
-    for owner, name in ((InProcess, "prepare"), (Ray, "prepare"), (train, "run_trial")):
+    for owner, name in ((InProcess, "prepare"), (Ray, "prepare"), (training, "run_trial")):
         monkeypatch.setattr(owner, name, begin)
 
     def ran(
@@ -790,11 +790,11 @@ def nothing_slow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CST_SEARCH_HOME", str(tmp_path / "home"))
     fake = FakeEstimate(10**9, trainable_params=10**6)
-    for owner in (launch, memory):
+    for owner in (preparation, memory):
         monkeypatch.setattr(owner, "predict", lambda *_, **__: fake)
-    monkeypatch.setattr(launch, "make_workers", reached)
-    monkeypatch.setattr(launch, "build_detector", lambda *_, **__: None)
-    monkeypatch.setattr(train, "build_detector", reached)
+    monkeypatch.setattr(launching, "make_workers", reached)
+    monkeypatch.setattr(launching, "build_detector", lambda *_, **__: None)
+    monkeypatch.setattr(training, "build_detector", reached)
 
 
 numbers = st.one_of(

@@ -14,8 +14,8 @@ from cst_search.catalog import check_folder, own_path
 from cst_search.config import apply_settings, load_recipe, write_yaml
 from cst_search.detector import build_detector
 from cst_search.errors import ConfigError
-from cst_search.launch import check_tracking, open_data
 from cst_search.petl import get_method
+from cst_search.preparation import check_tracking, open_data
 from cst_search.recipe import Recipe
 from cst_search.trial import check_device, run_trial
 from cst_search.units import format_bytes, format_count, format_seconds

@@ -1,0 +1,53 @@
+"""The command line. Every command imports what it needs inside itself: `--help` must not wait for torch.
+
+Exit codes: 0 done, 1 the run failed, 2 the person must change something, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+from cst_search.cli.app import app, complain
+from cst_search.errors import CstSearchError
+
+# each adds its commands to `app`, and --help lists them in this order
+# isort: off
+from cst_search.cli import searches as searches
+from cst_search.cli import studies as studies
+from cst_search.cli import recipes as recipes
+from cst_search.cli import jobs as jobs
+from cst_search.cli import services as services
+# isort: on
+
+# what the system says of a path that a person gave and of a disk that is full; anything else is a fault of ours
+_OF_A_PATH = {
+    errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR,
+    errno.EPERM, errno.EROFS,
+}  # fmt: skip
+
+
+def _with_compare_all(words: list[str]) -> list[str]:
+    """``--compare`` without a list means all methods; typer has no option whose value may be left out."""
+    return [
+        "--compare=all" if word == "--compare" and following.startswith("-") else word
+        for word, following in zip(words, [*words[1:], "-"], strict=False)
+    ]
+
+
+def main() -> None:
+    """Entry point: our own errors become one message and an exit code, never a traceback."""
+    try:
+        sys.argv[1:] = _with_compare_all(sys.argv[1:])
+        app()
+    except CstSearchError as error:
+        complain(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of our output, `head` say, has gone
+        sys.stderr.close()
+        sys.exit(0)
+    except OSError as error:
+        if error.errno not in _OF_A_PATH:
+            raise
+        complain(f"{error.filename or 'a file'}: {error.strerror}; give another path, or make room for it")
+        sys.exit(2)

@@ -1,0 +1,5 @@
+"""``python -m cst_search.cli``."""
+
+from cst_search.cli import main
+
+main()

@@ -1,0 +1,156 @@
+"""What all commands share: the application, its consoles, options and words."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cst_search import __version__
+from cst_search.addresses import read_address
+from cst_search.catalog import default_home
+
+app = typer.Typer(
+    name="cst-search",
+    help="Find the parameter-efficient fine-tuning configuration of an object detector for the GPU you really have.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+job_app = typer.Typer(help="Searches that were handed to a cluster with `submit`.", no_args_is_help=True)
+app.add_typer(job_app, name="job")
+# not a terminal (a file, a pipe): room for the tables instead of 80 columns
+out = Console(width=None if sys.stdout.isatty() else 160)
+err = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+
+
+only_checking: ContextVar[bool] = ContextVar("only_checking", default=False)  # see `submit`
+
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="Folder of studies and records [default: $CST_SEARCH_HOME, else ./cst-runs]"),
+]
+
+
+def address_of(value: str | None) -> str | None:
+    if value is not None and not value.strip():  # of a shell variable that is not set: the default would surprise
+        raise typer.BadParameter("must not be empty; leave it out for the default")
+    return None if value is None else read_address(value)
+
+
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        callback=address_of,
+        help="Database URL of the studies, or @FILE that holds it [default: SQLite in --home]",
+    ),
+]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        callback=address_of,
+        help="MLflow server or database, or @FILE that holds its address [default: SQLite in --home].",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Trials at a time [default: one per core; on a GPU as fit].")
+]
+TimeLimitOption = Annotated[
+    str | None, typer.Option("--time-limit", help="Start no trial after this time, such as 30m or 8h.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray cluster that runs the trials: auto, HOST:PORT or ray://HOST:PORT [default: this machine].",
+    ),
+]
+InProcessOption = Annotated[
+    bool, typer.Option("--in-process", help="One trial after the other in this process, without Ray.")
+]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Drop broken images and boxes instead of stopping.")]
+CacheOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-size",
+        help="Bound of what trials share on the disk (images, maps of frozen bodies) in --home, such as 20GB; 0: off "
+        "[default: 10GB or a tenth of the free disk].",
+    ),
+]
+JobServerOption = Annotated[
+    str, typer.Option("--address", help="Job server of the cluster, such as http://HEAD:8265.", show_default=False)
+]
+JobArgument = Annotated[str, typer.Argument(help="Its id, as `submit` printed it.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+StudyArgument = Annotated[str, typer.Argument(help="Name of the study; see `cst-search list`.", show_default=False)]
+
+
+def complain(what: object) -> None:
+    style = "red" if err.is_terminal else ""
+    err.print(f"cst-search: {what}", markup=False, highlight=False, soft_wrap=True, style=style)
+
+
+def home_of(home: Path | None) -> Path:
+    return home or default_home()
+
+
+def print_json(value: Any) -> None:
+    from math import isfinite
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, float) and not isfinite(item):
+            return None
+        if isinstance(item, dict):
+            return {key: plain(inner) for key, inner in item.items()}
+        return [plain(inner) for inner in item] if isinstance(item, list | tuple) else item
+
+    print(json.dumps(plain(value), indent=2))
+
+
+def say(text: str = "") -> None:
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def cache_bytes_of(text: str | None) -> int | None:
+    from cst_search.units import parse_bytes
+
+    if text is None:
+        return None
+    return 0 if text.strip() == "0" else parse_bytes(text)
+
+
+def check_choice(flag: str, value: str, *allowed: str) -> None:
+    from cst_search.errors import ConfigError
+
+    if value not in allowed:
+        raise ConfigError(f"{flag} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def open_study(study: str, home: Path | None, storage: str | None) -> Any:
+    from cst_search.suggest import Study, default_storage
+
+    url = storage or default_storage(home_of(home))
+    if storage is None and not (home_of(home) / "studies.db").exists():
+        from cst_search.errors import StudyError
+
+        raise StudyError(
+            f"there are no studies in {home_of(home)} yet; `cst-search launch` makes one, --home looks elsewhere"
+        )
+    return Study.open(url, study)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False) -> None:
+    if version:
+        print(f"cst-search {__version__}")
+        raise typer.Exit

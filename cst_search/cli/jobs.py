@@ -1,0 +1,123 @@
+"""Searches on a cluster that goes on without this machine: `submit` and `job`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cst_search.cli.app import (
+    JobArgument,
+    JobServerOption,
+    JsonOption,
+    app,
+    check_choice,
+    err,
+    job_app,
+    only_checking,
+    print_json,
+    say,
+)
+
+
+@app.command()
+def submit(
+    words: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND ...", help="launch, resume or confirm, and its options.")
+    ],
+    address: JobServerOption,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Show its output until it is over; Ctrl-C leaves it running.")
+    ] = True,
+) -> None:
+    """Hand a search to a Ray cluster, where it goes on without this machine."""
+    from cst_search import submit as jobs
+
+    check_choice("submit's command", words[0], *jobs.COMMANDS)
+    jobs.check_words(words[0], _understood(words))
+    server = jobs.Jobs(address)
+    job = server.submit(words)
+    err.print(f"job {job} on {address}", markup=False, highlight=False)
+    for verb in ("status", "logs --follow", "stop"):
+        err.print(f"  cst-search job {verb} {job} --address {address}", markup=False, highlight=False, soft_wrap=True)
+    if not wait:
+        print(job)
+        return
+    try:
+        server.follow(job, jobs.write_out)
+    except KeyboardInterrupt:
+        err.print(f"job {job} goes on; `cst-search job stop` ends it", markup=False, highlight=False)
+        raise typer.Exit(130) from None
+    _exit_as(server.state(job))
+
+
+def _understood(words: list[str]) -> dict[str, Any]:
+    """The options of a command, checked as that command checks them; nothing is run."""
+    command = typer.main.get_command(app)
+    root = command.make_context("cst-search", ["ls"])
+    named = command.get_command(root, words[0])  # type: ignore[attr-defined]
+    context = named.make_context(words[0], list(words[1:]), parent=root)
+    if words[0] == "launch":
+        token = only_checking.set(True)
+        try:
+            named.invoke(context)
+        finally:
+            only_checking.reset(token)
+    return dict(context.params)
+
+
+def _exit_as(state: Any) -> None:
+    """End with the exit code of a job that is over."""
+    if state.state != "SUCCEEDED":  # its message repeats the output
+        why = state.message.partition(",")[0]
+        err.print(f"cst-search: job {state.job} {state.state.lower()}: {why}", markup=False, highlight=False)
+        raise typer.Exit(130 if state.state == "STOPPED" else state.exit_code or 1)
+
+
+@job_app.command("status")
+def job_status(job: JobArgument, address: JobServerOption, json_: JsonOption = False) -> None:
+    """How a job is doing."""
+    from dataclasses import asdict
+
+    from cst_search.submit import Jobs
+
+    state = Jobs(address).state(job)
+    if json_:
+        print_json(asdict(state))
+        return
+    say(f"job {job}: {state.state.lower()}, begun {state.begun}, ended {state.ended or '-'}")
+    say(f"  {state.command}")
+    if state.message:
+        say(f"  {state.message}")
+
+
+@job_app.command("logs")
+def job_logs(
+    job: JobArgument,
+    address: JobServerOption,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it is over.")] = False,
+) -> None:
+    """What a job has printed."""
+    from cst_search.submit import Jobs, write_out
+
+    server = Jobs(address)
+    if follow:
+        try:
+            server.follow(job, write_out)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+    else:
+        write_out(server.logs(job))
+
+
+@job_app.command("stop")
+def job_stop(job: JobArgument, address: JobServerOption) -> None:
+    """End a job as Ctrl-C would: what is finished is kept, and `resume` goes on."""
+    from cst_search.submit import Jobs
+
+    server = Jobs(address)
+    state = server.state(job)
+    if state.is_over or not server.stop(job):
+        say(f"job {job} is over: {state.state.lower()}")
+    else:
+        say(f"job {job} is told to end; `cst-search job status {job} --address {address}` says when it has")

@@ -1,0 +1,273 @@
+"""Commands that search: `launch`, `resume`, `confirm`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cst_search.cli.app import (
+    AddressOption,
+    CacheOption,
+    DeviceOption,
+    HomeOption,
+    InProcessOption,
+    JsonOption,
+    SkipBadOption,
+    StorageOption,
+    StudyArgument,
+    TimeLimitOption,
+    TrackingOption,
+    WorkersOption,
+    app,
+    cache_bytes_of,
+    check_choice,
+    err,
+    home_of,
+    only_checking,
+    open_study,
+    out,
+    print_json,
+)
+
+
+@app.command()
+def launch(
+    budget_mem: Annotated[
+        str | None, typer.Option("--budget-mem", help="Most device memory, such as 6GB or 6GiB.")
+    ] = None,
+    budget_params: Annotated[
+        str | None, typer.Option("--budget-params", help="Most trainable parameters, such as 2M.")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="COCO-format folder [default: the embedded demo].")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="What is held fixed: a shipped name or a YAML file "
+            "[default: demo; with --data, resnet50 on a GPU, small on a CPU].",
+        ),
+    ] = None,
+    space: Annotated[str, typer.Option("--space", help="What may vary: a shipped name or a YAML file.")] = "cst",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a field of the recipe: name=value. Repeatable.")
+    ] = None,
+    study: Annotated[str | None, typer.Option("--study", help="Name; an existing one is continued.")] = None,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Trials that the study shall have in the end.")] = 16,
+    time_limit: TimeLimitOption = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1)] = 0,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+    objectives: Annotated[
+        str, typer.Option("--objectives", help="From map, device_bytes, trainable_params, map50, petl_params.")
+    ] = "map,device_bytes,trainable_params",
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            "--sampler",
+            help="pareto, tpe, nsga2, gp or random [default: pareto, or tpe where it cannot search for --objectives].",
+            show_default=False,
+        ),
+    ] = None,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
+    skip_bad: SkipBadOption = False,
+    in_process: InProcessOption = False,
+    address: AddressOption = None,
+    limit_mem: Annotated[
+        str | None,
+        typer.Option(
+            "--limit-mem",
+            help="Hold each trial to this: device memory on a GPU [default there: --budget-mem], "
+            "growth of its process on a CPU [default there: no limit].",
+        ),
+    ] = None,
+    cache_size: CacheOption = None,
+    stop_early: Annotated[
+        bool | None,
+        typer.Option(
+            "--stop-early/--no-stop-early",
+            help="Stop trials part-way unless they are among the best 1/eta there [default: as the study, else yes].",
+            show_default=False,
+        ),
+    ] = None,
+    eta: Annotated[
+        int | None, typer.Option("--eta", min=2, help="Stop early with this eta [default: as the study, else 2].")
+    ] = None,
+    home: HomeOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Search for the best configurations within a budget."""
+    from cst_search.errors import ConfigError
+    from cst_search.units import parse_bytes, parse_count, parse_seconds
+
+    memory = None if budget_mem is None else parse_bytes(budget_mem)
+    params = None if budget_params is None else parse_count(budget_params)
+    limit_bytes = None if limit_mem is None else parse_bytes(limit_mem)
+    cache_bytes = cache_bytes_of(cache_size)
+    limit = None if time_limit is None else parse_seconds(time_limit)
+    check_choice("--device", device, "auto", "cpu", "cuda")
+    if sampler is not None:
+        check_choice("--sampler", sampler, "pareto", "tpe", "nsga2", "gp", "random")
+    if eta is not None and stop_early is False:
+        raise ConfigError(f"--eta {eta} says how trials are stopped early, and --no-stop-early that none is; give one")
+
+    from cst_search.launching import launch as run
+    from cst_search.preparation import LaunchOptions
+    from cst_search.results import Budget
+    from cst_search.suggest import ETA
+
+    options = LaunchOptions(
+        budget=Budget(memory, params),
+        home=home_of(home),
+        data=data,
+        recipe=recipe,
+        space=space,
+        settings=tuple(settings or ()),
+        study=study,
+        trials=trials,
+        time_limit_seconds=limit,
+        seed=seed,
+        workers=workers,
+        device=device,
+        objectives=objectives,
+        sampler=sampler,
+        storage=storage,
+        tracking_uri=tracking_uri,
+        skip_bad=skip_bad,
+        in_process=in_process,
+        address=address,
+        limit_bytes=limit_bytes,
+        cache_bytes=cache_bytes,
+        eta=0 if stop_early is False else eta or (ETA if stop_early else None),
+    )
+    if only_checking.get():
+        return
+    _end_of_search(run(options, err if json_ else out), json_)
+
+
+@app.command()
+def resume(
+    study: StudyArgument,
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, help="Trials that it shall have in the end [default: as it was].")
+    ] = None,
+    time_limit: TimeLimitOption = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
+    skip_bad: SkipBadOption = False,
+    in_process: InProcessOption = False,
+    address: AddressOption = None,
+    cache_size: CacheOption = None,
+    home: HomeOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Go on with a search where it ended or died, as it was made: data, recipe, space and budget are the study's."""
+    from cst_search.units import parse_seconds
+
+    check_choice("--device", device, "auto", "cpu", "cuda")
+    cache_bytes = cache_bytes_of(cache_size)
+    limit = None if time_limit is None else parse_seconds(time_limit)
+    opened = open_study(study, home, storage)
+
+    from cst_search.launching import launch as run
+    from cst_search.preparation import LaunchOptions, resumed
+
+    options = LaunchOptions(
+        budget=opened.spec.budget,
+        home=home_of(home),
+        time_limit_seconds=limit,
+        workers=workers,
+        device=device,
+        storage=storage,
+        tracking_uri=tracking_uri,
+        skip_bad=skip_bad,
+        in_process=in_process,
+        address=address,
+        cache_bytes=cache_bytes,
+    )
+    _end_of_search(run(resumed(opened, options, trials), err if json_ else out), json_)
+
+
+def _end_of_search(result: Any, json_: bool) -> None:
+    """What a launch prints for a program, and its exit code."""
+    from cst_search.results import front_report
+
+    if json_:
+        print_json(front_report(result.info) | {"seconds": result.seconds, "interrupted": result.interrupted})
+    if result.interrupted:
+        raise typer.Exit(130)
+    if not result.info.front():
+        err.print(
+            "cst-search: no trial completed within the budget; see the reasons with `cst-search status`", markup=False
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
+def confirm(
+    study: StudyArgument,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds",
+            min=2,
+            max=100,
+            help="Seeds that each point shall have in the end. The trial of the search is one of them, so 3 means two "
+            "more runs; none with another --epochs, where it does not count.",
+        ),
+    ] = 3,
+    epochs: Annotated[
+        str,
+        typer.Option(
+            "--epochs",
+            help="Length of a run: search (that of the front's trials, to which it is compared), full (that of "
+            "`train`) or a number. Only the search's changes the front; others are compared with their own kind.",
+        ),
+    ] = "search",
+    picks: Annotated[
+        str, typer.Option("--picks", help="front, knee, best, or numbers of complete trials such as 3,7.")
+    ] = "front",
+    data: Annotated[
+        str | None, typer.Option("--data", help="Where the study's data is now [default: where it was].")
+    ] = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
+    skip_bad: SkipBadOption = False,
+    in_process: InProcessOption = False,
+    address: AddressOption = None,
+    home: HomeOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Train the front's points again with other seeds, and say which of them are still on the front."""
+
+    check_choice("--device", device, "auto", "cpu", "cuda")
+    opened = open_study(study, home, storage)
+    from cst_search.confirm import ConfirmOptions
+    from cst_search.confirm import confirm as run
+
+    options = ConfirmOptions(
+        home=home_of(home),
+        seeds=seeds,
+        epochs=epochs,
+        picks=picks,
+        data=data,
+        workers=workers,
+        device=device,
+        tracking_uri=tracking_uri,
+        skip_bad=skip_bad,
+        in_process=in_process,
+        address=address,
+    )
+    result = run(opened, options, err if json_ else out)
+    if json_:
+        print_json(result.report)
+    if result.interrupted:
+        raise typer.Exit(130)
+    if result.n_planned and not result.n_completed:
+        err.print("cst-search: no repeat completed; see the reasons with `cst-search status`", markup=False)
+        raise typer.Exit(1)

@@ -1,0 +1,73 @@
+"""Commands about what is around: `doctor`, `ui`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cst_search.cli.app import HomeOption, JsonOption, StorageOption, TrackingOption, app, home_of, out, print_json, say
+
+
+@app.command()
+def doctor(
+    home: HomeOption = None,
+    storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
+    with_ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start Ray, for some seconds.")] = True,
+    json_: JsonOption = False,
+) -> None:
+    """Say what this machine and the given services can do, and what to do where they cannot."""
+    from dataclasses import asdict
+
+    from rich.text import Text
+
+    from cst_search.doctor import examine
+    from cst_search.record import default_tracking_uri
+    from cst_search.suggest import default_storage
+
+    url, uri = storage or default_storage(home_of(home)), tracking_uri or default_tracking_uri(home_of(home))
+    found = []
+    for finding in examine(home_of(home), url, uri, with_ray=with_ray):
+        found.append(finding)
+        if not json_:  # as it comes: imports take seconds
+            style = {"ok": "green", "note": "yellow", "fault": "red"}[finding.state]
+            remedy = f"\n{'':22}{finding.remedy}" if finding.remedy else ""
+            out.print(
+                Text(f"{finding.state:6}", style), Text(f"{finding.name:15}{finding.text}{remedy}"), soft_wrap=True
+            )
+    if json_:
+        print_json([asdict(finding) for finding in found])
+    if any(finding.state == "fault" for finding in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    home: HomeOption = None,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option("--host", help="Loopback unless told otherwise.")] = "127.0.0.1",
+) -> None:
+    """Open MLflow on the record of the studies."""
+    import os
+
+    from cst_search.errors import StudyError
+
+    folder = home_of(home)
+    if not (folder / "mlflow.db").exists():
+        raise StudyError(f"there is no record in {folder} yet; `cst-search launch` makes one, --home looks elsewhere")
+    environment = os.environ | {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # its job runner would be seven more processes and 1.5 GB that a viewer does not need
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{(folder / 'mlflow.db').absolute()}",
+        "--default-artifact-root", (folder / "artifacts").absolute().as_uri(),
+    ]  # fmt: skip
+    say(f"MLflow on http://{host}:{port} in about ten seconds; Ctrl-C ends it")
+    say('the front: filter runs with  tags."cst.pareto" = "true"')
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)  # no child that would outlive us

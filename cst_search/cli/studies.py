@@ -1,0 +1,217 @@
+"""Commands that read a study: `status`, `list`, `front`, `export`, `sync`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cst_search.cli.app import (
+    HomeOption,
+    JsonOption,
+    StorageOption,
+    StudyArgument,
+    TrackingOption,
+    app,
+    err,
+    home_of,
+    open_study,
+    out,
+    print_json,
+    say,
+)
+
+_ROWS = 100  # trials that `status` shows: ten thousand take seconds to draw, and nobody reads them
+
+
+@app.command()
+def status(
+    study: StudyArgument,
+    all_: Annotated[bool, typer.Option("--all", help=f"Every trial, not only the last {_ROWS}.")] = False,
+    home: HomeOption = None,
+    storage: StorageOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """How far a study is, and what became of each trial."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from cst_search.results import describe, repeat_words
+    from cst_search.units import format_bytes, format_count, format_seconds
+
+    info = open_study(study, home, storage).info()
+    if json_:
+        more = ("state", "reason", "seconds", "ran")
+        rows = [info.brief(r) | {name: getattr(r, name) for name in more} for r in info.trials]
+        again = ("repeat_of", "seed", "epochs", *more)
+        repeats = [r.brief() | {name: getattr(r, name) for name in again} for r in info.repeats]
+        print_json({"study": info.name, "trials": info.counts(), "hypervolume": info.hypervolume(), "all": rows,
+                     "repeats": repeats})  # fmt: skip
+        return
+    table = Table(title=f"Study {info.name}", title_justify="left")
+    for name in ("trial", "state", "map", "memory", "trainable", "time", "configuration or reason"):
+        table.add_column(name, no_wrap=name != "configuration or reason")
+    last = info.trials if all_ else info.trials[-_ROWS:]
+    unfinished = [r for r in info.trials[: -len(last)] if r.state in ("running", "interrupted")] if last else []
+    for record in (*unfinished, *last, *info.repeats):
+        words = repeat_words(record.repeat_of, record.seed) + describe(record.config)
+        table.add_row(
+            str(record.trial),
+            record.state,
+            f"{record.map:.3f}" if record.map is not None else "-",
+            format_bytes(record.device_bytes),
+            format_count(record.trainable_params),
+            format_seconds(record.seconds),
+            Text(words + (f"\n{record.reason}" if record.reason else "")),
+        )
+    out.print(table)
+    if n_left_out := len(info.trials) - len(last) - len(unfinished):
+        say(f"the last {_ROWS}; --all shows the {n_left_out} before them too")
+    counts = ", ".join(f"{n} {state}" for state, n in info.counts().items() if n and state != "total")
+    say(f"{len(info.trials)} trials ({counts or 'none yet'}), hypervolume {info.hypervolume():.4f}")
+
+
+@app.command("list")
+def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOption = False) -> None:
+    """The studies in a storage."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from cst_search.suggest import Study, default_storage, list_studies
+    from cst_search.units import format_bytes
+
+    url = storage or default_storage(home_of(home))
+    names = list_studies(url) if storage or (home_of(home) / "studies.db").exists() else []
+    infos = [Study.open(url, name).info() for name in names]
+    if json_:
+        print_json(
+            [
+                {
+                    "study": i.name,
+                    "started": i.started,
+                    "data": i.data,
+                    "trials": i.counts(),
+                    "best_map": i.best_map(),
+                    "hypervolume": i.hypervolume(),
+                }
+                for i in infos
+            ]
+        )
+        return
+    if not infos:
+        say(f"no studies in {home_of(home) if storage is None else 'this storage'} yet; `cst-search launch` makes one")
+        return
+    table = Table()
+    for name in ("study", "started (UTC)", "data", "complete", "best map", "budget"):
+        table.add_column(name)
+    for i in infos:
+        best = i.best_map()
+        table.add_row(
+            Text(i.name), i.started[:16].replace("T", " "), Text(i.data), str(i.counts()["complete"]),
+            "-" if best is None else f"{best:.3f}", format_bytes(i.budget.memory_bytes),
+        )  # fmt: skip
+    out.print(table)
+
+
+@app.command()
+def front(
+    study: StudyArgument,
+    home: HomeOption = None,
+    storage: StorageOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write front.html, .png, .json here.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """The Pareto front of a study."""
+    from cst_search.results import front_report
+
+    info = open_study(study, home, storage).info()
+    if output is not None:
+        from cst_search.catalog import check_folder
+        from cst_search.launching import write_report
+
+        check_folder("--output", output)
+        files = write_report(info, output)
+        err.print(f"wrote {', '.join(str(path) for path in files.values())}", markup=False, highlight=False)
+    if json_:
+        print_json(front_report(info))
+        return
+    if not info.front():
+        say(f"study {study} has no feasible complete trial yet")
+        return
+    from cst_search.live import front_table
+
+    out.print(front_table(info))
+    say(f"hypervolume {info.hypervolume():.4f} of 1 (reference {dict(info.reference_point)})")
+
+
+@app.command()
+def export(
+    study: StudyArgument,
+    pick: Annotated[str, typer.Option("--pick", help="knee, best (highest map), or trial=N.")] = "knee",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Recipe file to write.")] = Path("best.yaml"),
+    verify: Annotated[
+        bool,
+        typer.Option("--verify/--no-verify", help="Train a few steps on the worst batch first; refuse what differs."),
+    ] = True,
+    home: HomeOption = None,
+    storage: StorageOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write a point of the front as a recipe that is complete by itself."""
+    from cst_search import export as exports
+
+    info = open_study(study, home, storage).info()
+    record = exports.pick_trial(info, pick)
+    exports.check_output(output)
+    verified = exports.verify(info, record, home_of(home)) if verify else None
+    exports.export(info, pick, output, verified)
+    if json_:
+        print_json(info.brief(record) | {"recipe": str(output), "verified": verified})
+        return
+    from cst_search.results import over_seeds_words
+    from cst_search.units import format_bytes, format_count
+
+    if verified is not None:
+        say(
+            f"verified on {verified['device']}: parameters as recorded, {verified['steps']} steps on the worst batch "
+            f"(loss {verified['loss']:.3g}), memory {format_bytes(verified['device_bytes'])} "
+            f"(memory_source: {verified['memory_source']})"
+        )
+    confirmed = over_seeds_words(info.brief(record))
+    say(
+        f"trial {record.trial}: map {record.map:.3f}, {confirmed + ', ' if confirmed else ''}"
+        f"{format_bytes(record.device_bytes)} ({record.memory_source}), "
+        f"{format_count(record.trainable_params)} trainable -> {output}"
+    )
+    data = "" if info.data == "demo" else f" --data {info.data}"
+    say(f"next:  cst-search train {output}{data} --out {output.stem}")
+
+
+@app.command()
+def sync(
+    study: StudyArgument,
+    tracking_uri: TrackingOption = None,
+    home: HomeOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Bring MLflow all that it lacks of a study: runs, front, page. It may be another MLflow, and may be done again."""
+    info = open_study(study, home, storage).info()
+    from cst_search.addresses import shown_address
+    from cst_search.catalog import check_folder
+    from cst_search.launching import export_best, write_report
+    from cst_search.preparation import check_tracking
+    from cst_search.record import MlflowRecord, default_tracking_uri
+
+    check_tracking(tracking_uri)
+    check_folder("--home", home_of(home))
+    files = write_report(info, home_of(home) / info.name)
+    uri = tracking_uri or default_tracking_uri(home_of(home))
+    record = MlflowRecord(uri, home_of(home) / "artifacts", warn=lambda line: err.print(line, markup=False))
+    pages = [files[kind] for kind in ("html", "png", "json")]
+    record.rebuild(info, {"pareto": pages, "export": export_best(info, files)})
+    if not record.close(timeout_seconds=3600):
+        raise typer.Exit(1)
+    say(f"{shown_address(uri)} has study {info.name}: {len(info.trials)} trials, {len(info.repeats)} repeats")
