@@ -175,7 +175,7 @@ def fill_mlflow(uri: str, artifacts: Path, url: str, name: str) -> None:
     front = {record_.trial for record_ in info.front()}
     few = replace(info, trials=info.trials[:1])
     record = MlflowRecord(uri, artifacts, warn=print)
-    record.start(name, LaunchRecord("made-up", "launch", info.started, {"trials": len(info.trials)}))
+    record.start(info, LaunchRecord("made-up", "launch", info.started, {"trials": len(info.trials)}))
     record.sync(few)
     assert record.close(600)
     engine = sqlalchemy.create_engine(uri)
@@ -307,7 +307,7 @@ def work(url: str, name: str, home: Path, samplers: Sequence[str], figures: Figu
     # the first suggestion of a launch waits for it
     figures.take("resume: Optuna's own reading", lambda: study._study.get_trials(deepcopy=False))
     record = MlflowRecord(f"sqlite:///{home / 'mlflow.db'}", home / "artifacts", warn=print)
-    record.start(study.name, study.describe_launch({"trials": 10**6}))
+    record.start(study.info(), study.describe_launch({"trials": 10**6}))
     on_finished = follow(study, record)
     figures.take("resume: tally", on_finished)
     figures.take("resume: MLflow's thread", lambda: delivered(record))

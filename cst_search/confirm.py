@@ -123,7 +123,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
         say(f"MLflow {shown_address(tracking_uri)}")
         shown = {"seeds": options.seeds, "epochs": epochs, "points": [r.trial for r in points],
                  "workers": n_workers, "device": task.device, "data": task.recipe.data}  # fmt: skip
-        record.start(info.name, study.describe_launch(shown))
+        record.start(info, study.describe_launch(shown))
         interrupted = _run(study, wanted, task, workers, n_workers, record, console)
         info = study.info()
 
@@ -134,7 +134,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
     (folder / "confirm.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     record.sync(info)
     record.finish(
-        info.name,
+        info,
         {
             "pareto": [files[k] for k in ("html", "png", "json")],
             "confirm": [folder / "confirm.json"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,58 @@ def find_images(paths: list[Path]) -> list[Path]:
     return found
 
 
+class Predictor:
+    """A trained detector that stays loaded.
+
+    Args:
+        run: a folder that `cst-search train` wrote, or its weights file.
+        device: auto, cpu or cuda.
+
+    Raises:
+        ConfigError: no weights, or such as do not fit.
+    """
+
+    def __init__(self, run: Path, device: str = "auto") -> None:
+        self.device = check_device(device)
+        self.weights = run / "weights.safetensors" if run.is_dir() else run
+        if not self.weights.is_file():
+            raise ConfigError(f"{run} is neither a folder written by `cst-search train` nor its weights file")
+        self.model, self.recipe, self.class_names = load_trained(self.weights)
+        self.model.to(self.device)
+
+    def detect(self, images: list[Path], score: float = 0.5) -> Iterator[dict[str, Any]]:
+        """Per image: ``image``, ``width``, ``height`` and ``detections``, as `predict` returns them.
+
+        Raises ConfigError: an image that cannot be read, before the first is looked at.
+        """
+        entries = tuple(_entry(i, path) for i, path in enumerate(images))
+        dataset = CocoImages(
+            Split("predict", self.weights, self.weights.parent, entries),
+            image_size_px=self.recipe.image_size_px,
+            max_size_px=self.recipe.max_size_px,
+            hflip=False,
+            cache_bytes=0,
+        )
+        batches = loader(dataset, batch_size=1, shuffle=False, seed=0)
+        precision = choose_precision(self.recipe.precision, self.device)
+        for found in detect(self.model, batches, device=self.device, precision=precision):
+            entry = entries[found.image_id]
+            yield {
+                "image": str(entry.path),
+                "width": entry.width,
+                "height": entry.height,
+                "detections": [
+                    {
+                        "class": self.class_names[found.labels[i] - 1],
+                        "score": round(found.scores[i], 4),
+                        "box": [round(value, 1) for value in found.boxes_xyxy[i]],
+                    }
+                    for i, s in enumerate(found.scores)
+                    if s >= score
+                ],
+            }
+
+
 def predict(run: Path, paths: list[Path], out: Path | None, *, score: float, device: str) -> list[dict[str, Any]]:
     """Detect objects and draw them.
 
@@ -51,50 +104,18 @@ def predict(run: Path, paths: list[Path], out: Path | None, *, score: float, dev
     Raises:
         ConfigError: no weights, no image, or one that cannot be read.
     """
-    target = check_device(device)
     if out is not None:
         check_folder("--out", out)
-    weights = run / "weights.safetensors" if run.is_dir() else run
-    if not weights.is_file():
-        raise ConfigError(f"{run} is neither a folder written by `cst-search train` nor its weights file")
     images = find_images(paths)
-    entries = tuple(_entry(i, path) for i, path in enumerate(images))
-    model, recipe, class_names = load_trained(weights)
-    model.to(target)
-    dataset = CocoImages(
-        Split("predict", weights, weights.parent, entries),
-        image_size_px=recipe.image_size_px,
-        max_size_px=recipe.max_size_px,
-        hflip=False,
-        cache_bytes=0,
-    )
-    batches = loader(dataset, batch_size=1, shuffle=False, seed=0)
+    predictor = Predictor(run, device)
     results = []
-    for found in detect(model, batches, device=target, precision=choose_precision(recipe.precision, target)):
-        entry = entries[found.image_id]
-        kept = [i for i, s in enumerate(found.scores) if s >= score]
-        detections = [
-            {
-                "class": class_names[found.labels[i] - 1],
-                "score": round(found.scores[i], 4),
-                "box": [round(value, 1) for value in found.boxes_xyxy[i]],
-            }
-            for i in kept
-        ]
+    for result in predictor.detect(images, score):
         picture = None
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            picture = out / f"{entry.path.stem}.png"
-            _draw(entry.path, detections, class_names, picture)
-        results.append(
-            {
-                "image": str(entry.path),
-                "width": entry.width,
-                "height": entry.height,
-                "picture": None if picture is None else str(picture),
-                "detections": detections,
-            }
-        )
+            picture = out / f"{Path(result['image']).stem}.png"
+            _draw(Path(result["image"]), result["detections"], predictor.class_names, picture)
+        results.append(result | {"picture": None if picture is None else str(picture)})
     return results
 
 

@@ -151,7 +151,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
             f"note: early stopping has nothing to stop, as trials are {recipe.search_epochs} epoch(s) long; "
             f"--set search_epochs=N changes that"
         )
-    record.start(name, study.describe_launch(settings_of(study, options, n_workers, device)))
+    record.start(study.info(), study.describe_launch(settings_of(study, options, n_workers, device)))
 
     on_finished = follow(study, record)
     on_finished()  # trials of earlier launches
@@ -208,7 +208,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
 
         files = write_report(info, options.home / name)
         record.sync(info)
-        record.finish(name, {"pareto": [files[k] for k in ("html", "png", "json")], "export": export_best(info, files)},
+        record.finish(info, {"pareto": [files[k] for k in ("html", "png", "json")], "export": export_best(info, files)},
                       "KILLED" if interrupted else "FINISHED")  # fmt: skip
         record.close(GRACE_SECONDS / 2 if interrupted else 60.0)
         _say_end(info, files, options, interrupted, time.monotonic() - begun, console, say)

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -26,19 +27,24 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run
+from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from cst_search import pareto, seeds
 from cst_search.addresses import DATABASES_OF_MLFLOW, shown_address, without_password
 from cst_search.errors import RunError
-from cst_search.results import LaunchRecord, StudyInfo, Tally, TrialRecord, describe, repeat_words
+from cst_search.record_entries import METRICS, log_training, params
+from cst_search.record_texts import description, run_name
+from cst_search.record_views import is_ours, make_views
+from cst_search.results import LaunchRecord, StudyInfo, Tally, TrialRecord
 
 for noisy in ("mlflow", "alembic"):
     logging.getLogger(noisy).setLevel(logging.ERROR)
 
-_METRICS = ("map", "map50", "loss", "images_per_second")
 _COSTS = ("device_bytes", "active_bytes", "trainable_params", "petl_params")
+_NOTE = "mlflow.note.content"
+_PICTURE_PX = (880, 550)  # MLflow shows a description's picture in its own size, and its page is not wider
 _STATUS = {"complete": "FINISHED", "infeasible": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 
@@ -157,9 +163,10 @@ class _Mirror:
         if "cst.verdict" in tags:
             self.verdicts[number] = run.data.metrics.get("n_seeds", 0), tags["cst.verdict"]
 
-    def start(self, study: str, launch: LaunchRecord) -> None:
+    def start(self, info: StudyInfo, launch: LaunchRecord) -> None:
         self.launch = launch  # whatever becomes of the next line: it is done later then
-        self.open(study)
+        self.open(info.name)
+        self._write_views(info)
 
     def _make_parent(self, study: str, launch: LaunchRecord) -> bool:
         """The run of a launch; whether there was none."""
@@ -173,7 +180,7 @@ class _Mirror:
             run_name=f"{launch.kind} {begun.astimezone():%Y-%m-%d %H:%M}",
             tags={"cst.kind": launch.kind, "cst.study": study, "cst.launch": launch.id},
         )
-        self.client.log_batch(run.info.run_id, params=_params(launch.settings))
+        self.client.log_batch(run.info.run_id, params=params(launch.settings))
         self.parents[launch.id] = run.info.run_id
         return True
 
@@ -198,7 +205,7 @@ class _Mirror:
             for start in range(0, len(metrics), 1000):
                 client.log_batch(run_id, metrics=metrics[start : start + 1000])
             if launch is info.launches[-1]:
-                self._log_artifacts(run_id, artifacts)
+                self._log_report(info, launch, artifacts)
             client.set_terminated(run_id, "FINISHED" if launch.state == "ended" else "KILLED")
 
     def bring(
@@ -291,21 +298,20 @@ class _Mirror:
         if record.trial in self.begun:
             client.set_tag(self.begun[record.trial], "cst.pareto", tags["cst.pareto"])
         else:
-            name = f"{record.trial:03d} {repeat_words(record.repeat_of, record.seed)}{describe(record.config, 3)}"
-            run = client.create_run(experiment, start_time=begin, run_name=name, tags=tags)
+            run = client.create_run(experiment, start_time=begin, run_name=run_name(record), tags=tags)
             self.begun[record.trial] = run.info.run_id
         run_id = self.begun[record.trial]
         metrics = []
         for entry in record.history:
             step = int(entry["epoch"])
-            metrics += [Metric(name, float(entry[name]), end, step) for name in _METRICS if entry.get(name) is not None]
+            metrics += [Metric(name, float(entry[name]), end, step) for name in METRICS if entry.get(name) is not None]
         last = len(record.history)
         for name in _COSTS:
             value = getattr(record, name)
             if value is not None:
                 metrics.append(Metric(name, float(value), end, last))
         # MLflow takes 1000 of both in one call, of which 100 may be params
-        client.log_batch(run_id, metrics=metrics[:900], params=_params(record.config))
+        client.log_batch(run_id, metrics=metrics[:900], params=params(record.config))
         for start in range(900, len(metrics), 1000):
             client.log_batch(run_id, metrics=metrics[start : start + 1000])
         client.set_terminated(run_id, _STATUS[record.state])
@@ -313,17 +319,34 @@ class _Mirror:
         if on_front:
             self.on_front.add(record.trial)
 
-    def finish(self, study: str, artifacts: Mapping[str, list[Path]], status: str) -> None:
-        client, _ = self.open(study)
-        if self.parent is not None:
-            self._log_artifacts(self.parent, artifacts)
+    def finish(self, info: StudyInfo, artifacts: Mapping[str, list[Path]], status: str) -> None:
+        client, _ = self.open(info.name)
+        if self.launch is not None and self.parent is not None:
+            self._log_report(info, self.launch, artifacts)
             client.set_terminated(self.parent, status)
 
-    def _log_artifacts(self, run_id: str, artifacts: Mapping[str, list[Path]]) -> None:
-        assert self.client is not None
+    def _log_report(self, info: StudyInfo, launch: LaunchRecord, artifacts: Mapping[str, list[Path]]) -> None:
+        """A launch's files and description, and the views of the experiment."""
+        assert self.client is not None and self.experiment is not None
+        run_id = self.parents[launch.id]
         for folder, paths in artifacts.items():
             for path in paths:
                 self.client.log_artifact(run_id, str(path), folder)
+                if path.name == "front.png":
+                    with tempfile.TemporaryDirectory() as scratch, Image.open(path) as picture:
+                        small = Path(scratch) / "front-small.png"
+                        picture.resize(_PICTURE_PX, Image.Resampling.LANCZOS).save(small, optimize=True)
+                        self.client.log_artifact(run_id, str(small), folder)
+        self.client.set_tag(run_id, _NOTE, description(info, launch, self.experiment, run_id, self.runs))
+        self._write_views(info)
+
+    def _write_views(self, info: StudyInfo) -> None:
+        """Those of ours that are not there or not as they would be now; not those that a person changed."""
+        assert self.client is not None and self.experiment is not None
+        tags = self.client.get_experiment(self.experiment).tags
+        for key, value in make_views(info).items():
+            if key not in tags or (tags[key] != value and is_ours(tags[key])):
+                self.client.set_experiment_tag(self.experiment, key, value)
 
     def training(self, study: str, origin: Mapping[str, Any], result: Mapping[str, Any], files: list[Path]) -> None:
         client, experiment = self.open(study)
@@ -332,24 +355,7 @@ class _Mirror:
         if trial in self.runs:
             tags["cst.trial_run"] = self.runs[trial]
             tags["mlflow.parentRunId"] = client.get_run(self.runs[trial]).data.tags.get("mlflow.parentRunId", "")
-        end = int(time.time() * 1000)
-        begin = end - round(result["seconds"] * 1000)
-        run = client.create_run(experiment, start_time=begin, run_name=f"training of trial {trial}", tags=tags)
-        metrics = [
-            Metric(name, float(entry[name]), end, int(entry["epoch"]))
-            for entry in result["history"]
-            for name in _METRICS
-            if entry.get(name) is not None
-        ]
-        for split, scores in result["final"].items():
-            for name in ("map", "map50", "map75"):
-                metrics.append(Metric(f"{split}_{name}", scores[name], end, result["epochs"]))
-        for start in range(0, len(metrics), 1000):
-            client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
-        client.log_batch(run.info.run_id, params=_params(origin.get("config", {})))
-        for path in files:
-            client.log_artifact(run.info.run_id, str(path))
-        client.set_terminated(run.info.run_id, "FINISHED" if result["outcome"] == "complete" else "FAILED")
+        log_training(client, experiment, tags, result, params(origin.get("config", {})), files)
 
 
 class MlflowRecord:
@@ -369,10 +375,10 @@ class MlflowRecord:
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
-    def start(self, study: str, launch: LaunchRecord) -> None:
-        """Make the parent run."""
+    def start(self, info: StudyInfo, launch: LaunchRecord) -> None:
+        """Make the parent run and the experiment's views."""
         self._launch = launch.id
-        self._jobs.put(lambda: self._mirror.start(study, launch))
+        self._jobs.put(lambda: self._mirror.start(info, launch))
 
     def add(self, study: str, finished: Sequence[TrialRecord], tally: Tally) -> None:
         """Trials of this launch that finished since the last call, and what they make of the front.
@@ -395,8 +401,9 @@ class MlflowRecord:
         finished, front, volumes = _state(info)
         self._jobs.put(lambda: self._mirror.rebuild(info, finished, front, volumes, artifacts))
 
-    def finish(self, study: str, artifacts: Mapping[str, list[Path]], status: str) -> None:
-        self._jobs.put(lambda: self._mirror.finish(study, artifacts, status))
+    def finish(self, info: StudyInfo, artifacts: Mapping[str, list[Path]], status: str) -> None:
+        """End the parent run, with files by folder and the front as its description."""
+        self._jobs.put(lambda: self._mirror.finish(info, artifacts, status))
 
     def training(self, study: str, origin: Mapping[str, Any], result: Mapping[str, Any], files: list[Path]) -> None:
         self._jobs.put(lambda: self._mirror.training(study, origin, result, files))
@@ -428,15 +435,3 @@ def _state(info: StudyInfo) -> tuple[list[TrialRecord], set[int], list[tuple[int
     growth = pareto.hypervolume_by_trial(values, info.objectives, info.reference)
     volumes = [(record.trial, volume) for record, volume in zip(info.trials[:n_settled], growth, strict=True)]
     return finished, front, volumes
-
-
-def _params(values: Mapping[str, Any]) -> list[Param]:
-    """Flat parameters; a tuple as ``[3, 4, 5]``, None as ``none``; MLflow takes 6,000 characters a value."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
-        else:
-            flat[key] = value
-    text = {key: str(list(v)) if isinstance(v, tuple) else "none" if v is None else str(v) for key, v in flat.items()}
-    return [Param(key, value[:6000]) for key, value in text.items()][:100]

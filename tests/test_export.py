@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import re
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from studies import fake_estimate, make_study, run_cli, run_one, scored
@@ -283,7 +285,7 @@ def test_an_exported_recipe_trains_elsewhere(
     home = tmp_path / "home"
     uri = default_tracking_uri(home)
     mirror = MlflowRecord(uri, home / "artifacts", warn=pytest.fail)
-    mirror.start(study.name, study.describe_launch({}))
+    mirror.start(study.info(), study.describe_launch({}))
     mirror.sync(study.info())
     assert mirror.close()
     elsewhere = tmp_path / "elsewhere"
@@ -317,7 +319,23 @@ def test_an_exported_recipe_trains_elsewhere(
     assert training.data.metrics["val_map"] == pytest.approx(metrics["final"]["val"]["map"])
     assert training.data.params["cst.reduction"] == "4"
     listed = {artifact.path for artifact in client.list_artifacts(training.info.run_id)}
-    assert listed == {"metrics.json", "recipe.yaml", "weights.safetensors"}
+    assert listed == {"metrics.json", "recipe.yaml"}  # the weights are a model
+    logged = client.get_logged_model(training.outputs.model_outputs[0].model_id)
+    assert (logged.source_run_id, str(logged.status), logged.tags["cst.trial"]) == (training.info.run_id, "READY", "1")
+    assert {m.key: m.value for m in logged.metrics}["val_map"] == training.data.metrics["val_map"]
+
+    # and loaded from there it finds what `predict` finds, in a file or in what a served model is sent
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    model = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
+    pictures = [entry.path for entry in tiny_data.splits["val"].images[:2]]
+    ran = run_cli("predict", "trained", *pictures, "--no-draw", "--score", "0.1", "--device", "cpu")
+    wanted = [{name: one[name] for name in ("width", "height", "detections")} for one in json.loads(ran.out)]
+    sent = base64.b64encode(pictures[1].read_bytes()).decode()
+    images = [str(pictures[0]), sent]
+    assert model.predict(images, params={"score": 0.1}) == wanted and wanted[0]["detections"]
+    assert all(not one["detections"] for one in model.predict(images, params={"score": 1.0}))
+    with pytest.raises(ValueError, match="image must be the path of a file or a file in base64"):
+        model.predict(["no-such.png"])
 
     # what is there is never overwritten
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}

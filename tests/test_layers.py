@@ -146,7 +146,7 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str, library: 
         ("ray", {"cluster", "search", "submit"}),
         ("grpc", {"cluster"}),
         ("aiohttp", {"submit"}),
-        ("mlflow", {"record"}),
+        ("mlflow", {"record", "record_entries", "record_model"}),
         ("plotly", {"dashboard"}),
         ("matplotlib", {"dashboard"}),
         ("jinja2", {"dashboard"}),

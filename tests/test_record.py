@@ -53,10 +53,10 @@ def record(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         warnings: list[str] = []
         mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
         if parent:
-            mirror.start(study.name, study.describe_launch(SETTINGS))
+            mirror.start(study.info(), study.describe_launch(SETTINGS))
         mirror.sync(study.info())
         if artifacts:
-            mirror.finish(study.name, artifacts, "FINISHED")
+            mirror.finish(study.info(), artifacts, "FINISHED")
         assert mirror.close() == (not warnings)
         return warnings
 
@@ -148,7 +148,7 @@ def test_hypervolume_of_trials_that_end_in_another_order(tmp_path: Path, uri: st
     study = make_study(tmp_path, "two-workers")
     study.begin_launch()
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=pytest.fail)
-    mirror.start(study.name, study.describe_launch({}))
+    mirror.start(study.info(), study.describe_launch({}))
     early, late = (study.ask(fake_estimate) for _ in range(2))  # type: ignore[arg-type]
     assert early is not None and late is not None
     study.tell(late.trial, scored(0.1))
@@ -172,7 +172,7 @@ def test_trials_that_were_stopped_early(tmp_path: Path, uri: str) -> None:
         study = make_study(tmp_path, "early", eta=2, recipe=recipe)
     study.begin_launch()
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=pytest.fail)
-    mirror.start(study.name, study.describe_launch({}))
+    mirror.start(study.info(), study.describe_launch({}))
 
     def reach(number: int, epoch: int, quality: float) -> bool:
         entry = {"epoch": epoch, "loss": 1.0, "images_per_second": 9.0, "map": quality, "map50": quality}
@@ -239,7 +239,7 @@ def test_trial_by_trial_it_is_as_at_once(
     for name in ("search_runs", "get_experiment_by_name", "create_run", "log_batch", "set_tag", "set_terminated"):
         counted(name)
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
-    mirror.start(study.name, study.describe_launch({}))
+    mirror.start(study.info(), study.describe_launch({}))
     tally, n_told = Tally(study.info()), 0
     running = [study.ask(fake_estimate)]  # type: ignore[arg-type]
     for i, quality in enumerate([0.3, 0.1, 0.5, 0.4, 0.1, 0.2, 0.6, 0.1, 0.1, 0.1]):
@@ -351,7 +351,9 @@ def test_all_of_a_study_goes_into_another_mlflow(
         growth = hypervolume_by_trial(info.values(), info.objectives, info.reference)
         assert sorted(history) == list(zip([r.trial for r in info.trials], growth, strict=True))
         files = MlflowClient(uri).list_artifacts(parents[names[2]].info.run_id, "pareto")
-        assert sorted(Path(f.path).name for f in files) == ["front.html", "front.json", "front.png"]
+        assert sorted(Path(f.path).name for f in files) == [
+        "front-small.png", "front.html", "front.json", "front.png"
+    ]  # fmt: skip
         confirmed = next(run for run in children if run.data.metrics.get("n_seeds") == 2)
         assert confirmed.data.tags["cst.verdict"]
 
@@ -377,12 +379,12 @@ def test_a_launch_that_begins_before_its_server_has_its_run(
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "get_experiment_by_name", lambda *_: 1 / 0)
-        mirror.start(study.name, study.describe_launch(SETTINGS))
+        mirror.start(study.info(), study.describe_launch(SETTINGS))
         done = threading.Event()
         mirror._jobs.put(done.set)
         assert done.wait(60) and len(warnings) == 1
     mirror.sync(study.info())
-    mirror.finish(study.name, {}, "FINISHED")
+    mirror.finish(study.info(), {}, "FINISHED")
     mirror.close()
     (parent,) = runs(uri, study, "launch")
     assert parent.info.status == "FINISHED" and parent.data.metrics["hypervolume"] > 0
@@ -474,7 +476,7 @@ def test_a_fault_is_one_line_without_the_password(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     warnings: list[str] = []
     mirror = MlflowRecord(address, tmp_path / "artifacts", warn=warnings.append)
-    mirror.start(study.name, study.describe_launch(SETTINGS))
+    mirror.start(study.info(), study.describe_launch(SETTINGS))
     for _ in range(3):
         mirror.sync(study.info())
     assert not mirror.close()
@@ -521,7 +523,7 @@ def test_launches_side_by_side_bring_each_trial_once(uri: str, tmp_path: Path, r
     warnings: list[str] = []
     mirrors = [MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append) for _ in range(2)]
     for study, mirror in zip((first, second), mirrors, strict=True):
-        mirror.start(study.name, study.describe_launch(SETTINGS))
+        mirror.start(study.info(), study.describe_launch(SETTINGS))
     reports = [follow(study, mirror) for study, mirror in zip((first, second), mirrors, strict=True)]
     for turn in range(4):
         run_one((first, second)[turn % 2], scored(0.1 * turn))
@@ -536,7 +538,7 @@ def test_launches_side_by_side_bring_each_trial_once(uri: str, tmp_path: Path, r
     assert not warnings
     info = first.info()
     mirrors[0].sync(info)
-    mirrors[0].finish(first.name, {}, "FINISHED")
+    mirrors[0].finish(first.info(), {}, "FINISHED")
     assert mirrors[0].close()
     found = {int(run.data.tags["cst.trial"]): run for run in runs(uri, first)}
     wanted = [r.trial for r in info.trials if r.state not in ("running", "interrupted")]

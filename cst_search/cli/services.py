@@ -68,6 +68,6 @@ def ui(
         "--default-artifact-root", (folder / "artifacts").absolute().as_uri(),
     ]  # fmt: skip
     say(f"MLflow on http://{host}:{port} in about ten seconds; Ctrl-C ends it")
-    say('the front: filter runs with  tags."cst.pareto" = "true"')
+    say('the front: a study > Views > "Pareto front", or filter runs with  tags."cst.pareto" = "true"')
     sys.stdout.flush()
     os.execve(command[0], command, environment)  # no child that would outlive us
