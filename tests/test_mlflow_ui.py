@@ -125,7 +125,7 @@ def test_the_view_of_the_front_shows_exactly_the_front(looked: Looked) -> None:
     best = looked.info.front()[0]
     assert shown[0] == f"{best.trial} cst r4 mtc[{','.join(map(str, best.config['cst.mtc_stages']))}] map .500 700B"
     heads = " ".join(page.locator(".ag-header-cell").all_inner_texts())
-    assert all(word in heads for word in ("map", "device_bytes", "trainable_params", "cst.state", "lr"))
+    assert all(word in heads for word in ("map", "device_bytes", "trainable_params", "cst.state"))
 
 
 def test_the_charts_are_there_at_once(looked: Looked) -> None:
