@@ -337,7 +337,7 @@ class _Mirror:
                         small = Path(scratch) / "front-small.png"
                         picture.resize(_PICTURE_PX, Image.Resampling.LANCZOS).save(small, optimize=True)
                         self.client.log_artifact(run_id, str(small), folder)
-        self.client.set_tag(run_id, _NOTE, description(info, launch, self.experiment, run_id, self.runs))
+        self.client.set_tag(run_id, _NOTE, description(info, self.experiment, run_id, self.runs))
         self._write_views(info)
 
     def _write_views(self, info: StudyInfo) -> None:

@@ -26,7 +26,7 @@ class DetectorModel(PythonModel):
         self.predictor = Predictor(Path(context.artifacts["weights"]))
 
     # MLflow makes the signature from these hints; it has none for what comes back
-    def predict(self, model_input: list[str], params: dict[str, Any] | None = None):  # type: ignore[no-untyped-def]
+    def predict(self, model_input: list[str], params: dict[str, Any] | None = None):  # type: ignore[no-untyped-def, override]
         """Per image the ``width``, ``height`` and ``detections`` of `cst_search.inference`."""
         with tempfile.TemporaryDirectory(prefix="cst-search-") as folder:
             paths = [_as_file(text, Path(folder) / f"{i}.image") for i, text in enumerate(model_input)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cst_search.record_views import ON_FRONT
-from cst_search.results import LaunchRecord, StudyInfo, TrialRecord, repeat_words
+from cst_search.results import StudyInfo, TrialRecord, repeat_words
 from cst_search.units import format_bytes, format_count, format_seconds
 
 # a dimension's letters in a name; of these, the first two that a method has are shown
@@ -35,7 +35,7 @@ def _value(value: Any) -> str:
     return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
-def description(info: StudyInfo, launch: LaunchRecord, experiment: str, run: str, runs: Mapping[int, str]) -> str:
+def description(info: StudyInfo, experiment: str, run: str, runs: Mapping[int, str]) -> str:
     """The description of a launch's run: the front as table and picture, and what to do with it.
 
     Args:

@@ -364,6 +364,22 @@ def test_the_driver_stays_here_with_a_client(
     assert "note: node 127.0.0.9 has gone" in said
 
 
+def test_a_front_is_confirmed_there(
+    both: Machine, tiny_recipe: Callable[..., Recipe], tmp_path: Path, quick: None
+) -> None:
+    search_there(options(tmp_path, tiny_recipe(method="head"), trials=2, address=both.address))
+    (tmp_path / "s").mkdir()  # where the page would be
+    words = ("--seeds", 3, "--address", both.address, "--device", "cpu", "--home", tmp_path, "--json")
+    ran = run_cli("confirm", "s", *words)
+    assert ran.code == 0, ran
+    repeats = Study.open(f"sqlite:///{tmp_path}/studies.db", "s").info().repeats
+    front = {point["trial"] for point in json.loads(ran.out)["points"]}
+    assert sorted((r.repeat_of, r.seed) for r in repeats) == sorted((trial, seed) for trial in front for seed in (1, 2))
+    assert {r.state for r in repeats} == {"complete"}
+    assert {note.split()[1] for r in repeats for note in r.notes if note.startswith("node ")} == {HEAD, NODE}
+    assert json.loads(run_cli("confirm", "s", *words).out)["points"] and len(repeats) == 2 * len(front)
+
+
 def test_trials_go_to_gpus_that_are_large_enough(
     both: Machine, tiny_recipe: Callable[..., Recipe], tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

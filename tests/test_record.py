@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import postgres as postgres_of_tests
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -547,3 +548,22 @@ def test_launches_side_by_side_bring_each_trial_once(uri: str, tmp_path: Path, r
     assert len(parents) == 2
     for record in info.trials:
         assert found[record.trial].data.tags["mlflow.parentRunId"] == parents[record.launch or ""]
+
+
+def test_mlflow_in_postgresql(study: Study, record: Any, postgres: Any, tmp_path: Path) -> None:
+    """Without a server between: all of it, again and again; the password stays in the address."""
+    uri = str(postgres.database("mlflow"))
+    (tmp_path / "report.txt").write_text("the front")
+    mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=pytest.fail)
+    launch = study.describe_launch(SETTINGS)
+    for _ in range(2):
+        mirror.start(study.info(), launch)
+        mirror.sync(study.info())
+        mirror.finish(study.info(), {"pareto": [tmp_path / "report.txt"]}, "FINISHED")
+    assert mirror.close()
+    children, (parent,) = runs(uri, study), runs(uri, study, "launch")
+    assert len(children) == len([r for r in study.info().trials if r.state != "running"])
+    assert tagged(uri, study) == on_front(study)
+    assert (tmp_path / "artifacts" / study.name / parent.info.run_id / "artifacts/pareto/report.txt").is_file()
+    everything = str([run.to_dictionary() for run in (*children, parent)])
+    assert postgres_of_tests.PASSWORD not in everything and parent.info.status == "FINISHED"
