@@ -13,7 +13,7 @@ from cst_search.data_check import FORMATS, BadImage, inspect_image
 from cst_search.engine import choose_precision, detect
 from cst_search.errors import ConfigError
 from cst_search.trial import check_device
-from cst_search.weights import load_trained
+from cst_search.weights import load_trained, weights_file
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # colours that stay apart for the colour-blind: Okabe and Ito, Color Universal Design, 2008
@@ -54,9 +54,7 @@ def predict(run: Path, paths: list[Path], out: Path | None, *, score: float, dev
     target = check_device(device)
     if out is not None:
         check_folder("--out", out)
-    weights = run / "weights.safetensors" if run.is_dir() else run
-    if not weights.is_file():
-        raise ConfigError(f"{run} is neither a folder written by `cst-search train` nor its weights file")
+    weights = weights_file(run)
     images = find_images(paths)
     entries = tuple(_entry(i, path) for i, path in enumerate(images))
     model, recipe, class_names = load_trained(weights)

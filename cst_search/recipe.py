@@ -18,6 +18,7 @@ from cst_search.errors import ConfigError
 DETECTORS = ("fasterrcnn", "retinanet", "fcos")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda")  # where a trial runs; no field
 CHECKPOINTS = ("auto", "none", "neck", "all")
 
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from cst_search.catalog import home_of
 from cst_search.cli.app import (
     CacheOption,
     DeviceOption,
     HomeOption,
     JsonOption,
+    QuietOption,
     SkipBadOption,
     TrackingOption,
     app,
-    cache_bytes_of,
-    check_choice,
+    console_of,
     err,
-    home_of,
     out,
     print_json,
     say,
@@ -37,17 +37,17 @@ def train(
     tracking_uri: TrackingOption = None,
     cache_size: CacheOption = None,
     home: HomeOption = None,
+    quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Train a recipe at full length and keep the trained tensors."""
-
-    check_choice("--device", device, "auto", "cpu", "cuda")
+    from cst_search.preparation import parse_cache
     from cst_search.training import train as run
 
-    console = err if json_ else out
-    result = run(recipe, output, data=data, settings=tuple(settings or ()), device=device, skip_bad=skip_bad,
-                 home=home_of(home), tracking_uri=tracking_uri, cache_bytes=cache_bytes_of(cache_size),
-                 console=console)  # fmt: skip
+    result = run(
+        recipe, output, data=data, settings=settings or (), device=device, skip_bad=skip_bad, home=home_of(home),
+        tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size), console=console_of(json_, quiet),
+    )  # fmt: skip
     if json_:
         print_json(result)
     if result["outcome"] != "complete":
@@ -65,8 +65,6 @@ def predict(
     device: DeviceOption = "auto",
 ) -> None:
     """Detect objects with a trained configuration: JSON on stdout, pictures in a folder."""
-
-    check_choice("--device", device, "auto", "cpu", "cuda")
     from cst_search.inference import predict as run_predict
 
     print_json(run_predict(run, images, output if draw else None, score=score, device=device))
@@ -90,37 +88,16 @@ def estimate(
     json_: JsonOption = False,
 ) -> None:
     """What training a recipe will need, and what fits into a memory, before it runs. No GPU is used."""
-    from cst_search.config import apply_settings, load_recipe, parse_settings
-    from cst_search.devices import find_card, memory_budget
-    from cst_search.fit import compare_methods, method_names, what_fits
-
-    configured = apply_settings(load_recipe(recipe), settings or (), recipe)
-    card = None if device is None else find_card(device)
-    budget = memory_budget(fit, card)
-
     from cst_search import estimates
-    from cst_search.memory import predict, worst_input
-    from cst_search.petl import METHODS, get_method
-
-    compared = None if compare is None else method_names(compare, tuple(METHODS))
-
-    def guess(wanted: Any) -> Any:
-        return predict(wanted, n_classes, worst_input(wanted, max_boxes=max_boxes))
-
-    def needed_bytes(wanted: Any) -> int:
-        return int(guess(wanted).device_bytes)
 
     with err.status("predicting ...") if err.is_terminal else nullcontext():
-        predicted = guess(configured)
-        rows = None if compared is None else compare_methods(configured, compared, guess)
-        fitted = None if budget is None else what_fits(configured, tuple(METHODS), budget, needed_bytes)
+        found = estimates.estimate(
+            recipe, settings or (), n_classes=n_classes, max_boxes=max_boxes, fit=fit, device=device, compare=compare
+        )
     if json_:
-        options = get_method(configured.method).make_options(configured.options)
-        shown = {"method": configured.method} | {f"{configured.method}.{k}": v for k, v in vars(options).items()}
-        shown |= {key: getattr(configured, key) for key in parse_settings(settings or ()) if "." not in key}
-        print_json(estimates.report(predicted, shown, rows, fitted, card))
+        print_json(found.report())
         return
-    for part in estimates.tables(recipe, configured, predicted, rows, fitted, card):
+    for part in estimates.tables(found):
         out.print(part)
 
 
@@ -145,6 +122,7 @@ def cp(
     name: Annotated[str, typer.Argument(help="A shipped recipe or search space.", show_default=False)],
     target: Annotated[Path, typer.Argument(help="File or folder.")] = Path("."),
     force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
+    json_: JsonOption = False,
 ) -> None:
     """Copy a shipped recipe or search space, to change it."""
     import shutil
@@ -163,4 +141,7 @@ def cp(
         shutil.copyfile(catalog.shipped(kinds[0], name), path)  # type: ignore[arg-type]
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-    say(f"{path}")
+    if json_:
+        print_json({"name": name, "kind": kinds[0], "path": str(path)})
+    else:
+        say(f"{path}")

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cst_search.cli.app import HomeOption, JsonOption, StorageOption, TrackingOption, app, home_of, out, print_json, say
+from cst_search.catalog import home_of
+from cst_search.cli.app import HomeOption, JsonOption, StorageOption, TrackingOption, app, out, print_json, say
 
 
 @app.command()

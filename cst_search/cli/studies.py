@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
+from cst_search.catalog import home_of
 from cst_search.cli.app import (
     HomeOption,
     JsonOption,
+    QuietOption,
     StorageOption,
     StudyArgument,
     TrackingOption,
     app,
     err,
-    home_of,
     open_study,
     out,
     print_json,
@@ -158,18 +159,17 @@ def export(
     ] = True,
     home: HomeOption = None,
     storage: StorageOption = None,
+    quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Write a point of the front as a recipe that is complete by itself."""
-    from cst_search import export as exports
+    from cst_search.export import export_verified
 
     info = open_study(study, home, storage).info()
-    record = exports.pick_trial(info, pick)
-    exports.check_output(output)
-    verified = exports.verify(info, record, home_of(home)) if verify else None
-    exports.export(info, pick, output, verified)
+    record, verified = export_verified(info, pick, output, home_of(home), verify_first=verify)
     if json_:
         print_json(info.brief(record) | {"recipe": str(output), "verified": verified})
+    if json_ or quiet:
         return
     from cst_search.results import over_seeds_words
     from cst_search.units import format_bytes, format_count
@@ -196,6 +196,8 @@ def sync(
     tracking_uri: TrackingOption = None,
     home: HomeOption = None,
     storage: StorageOption = None,
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
 ) -> None:
     """Bring MLflow all that it lacks of a study: runs, front, page. It may be another MLflow, and may be done again."""
     info = open_study(study, home, storage).info()
@@ -214,4 +216,8 @@ def sync(
     record.rebuild(info, {"pareto": pages, "export": export_best(info, files)})
     if not record.close(timeout_seconds=3600):
         raise typer.Exit(1)
-    say(f"{shown_address(uri)} has study {info.name}: {len(info.trials)} trials, {len(info.repeats)} repeats")
+    if json_:
+        counts = {"trials": len(info.trials), "repeats": len(info.repeats)}
+        print_json({"study": info.name, "tracking_uri": shown_address(uri)} | counts)
+    elif not quiet:
+        say(f"{shown_address(uri)} has study {info.name}: {len(info.trials)} trials, {len(info.repeats)} repeats")
