@@ -15,7 +15,7 @@ from rich.text import Text
 
 from cst_search.config import RecipeLike, Settings, apply_settings, load_recipe, parse_settings, shown_name
 from cst_search.devices import Card, find_card, memory_budget
-from cst_search.fit import Change, Fit, MethodCost, MethodFit, compare_methods, method_names, what_fits
+from cst_search.fit import Change, Fit, MethodCost, MethodFit, compare_methods, named, what_fits
 from cst_search.recipe import Recipe
 from cst_search.units import format_bytes, format_count
 
@@ -70,10 +70,10 @@ def estimate(
     card = None if device is None else find_card(device)
     budget = memory_budget(fit, card)
     from cst_search.memory import predict, worst_input  # torch, which a misspelt flag need not wait for
-    from cst_search.petl import METHODS, get_method
+    from cst_search.petl import get_method, method_names
 
-    methods = tuple(METHODS)
-    compared = None if compare is None else method_names(compare, methods)
+    methods = method_names()
+    compared = None if compare is None else named(compare, methods)
 
     def guess(wanted: Recipe) -> Estimate:
         return predict(wanted, n_classes, worst_input(wanted, max_boxes=max_boxes))

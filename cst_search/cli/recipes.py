@@ -103,18 +103,24 @@ def estimate(
 
 @app.command()
 def ls(json_: JsonOption = False) -> None:
-    """Shipped recipes and search spaces."""
-    from cst_search import catalog
+    """Shipped recipes and search spaces, and what other packages bring."""
+    from cst_search import catalog, plugins
 
     found = {kind: catalog.names(kind) for kind in ("trials", "search_spaces")}
+    others = [plugin for kind in plugins.KINDS for plugin in plugins.found(kind)]
     if json_:
-        print_json(found)
+        names = ("kind", "name", "package", "version", "value")
+        print_json(found | {"plugins": [{name: getattr(plugin, name) for name in names} for plugin in others]})
         return
     for kind, label in (("trials", "recipes"), ("search_spaces", "search spaces")):
         say(f"{label}:")
         for name in found[kind]:
             first = catalog.shipped(kind, name).read_text(encoding="utf-8").splitlines()[0]  # type: ignore[arg-type]
             say(f"  {name:<12} {first.lstrip('# ')}")
+    if others:
+        say("plug-ins (`cst-search doctor` tries them):")
+        for plugin in others:
+            say(f"  {plugin.name:<12} {plugin.kind.removesuffix('s')} of {plugin.source} ({plugin.value})")
 
 
 @app.command()
