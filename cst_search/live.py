@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,7 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cst_search.results import StudyInfo, TrialRecord, describe, repeat_words
+from cst_search import pareto
+from cst_search.results import StudyInfo, TrialRecord, common_reference, describe, repeat_words
 from cst_search.suggest import Suggestion
 from cst_search.units import format_bytes, format_count, format_seconds
 
@@ -22,6 +23,22 @@ _STYLE = {
     "interrupted": "yellow",
 }  # fmt: skip
 _ROWS = 14  # finished trials that the live table keeps in sight
+
+
+class _Live(Live):
+    """rich's, which moves up by as many lines as it drew: too few once a narrower terminal has wrapped them.
+
+    How terminals wrap, or cut, what stands on them differs, so that the screen is cleared then.
+    """
+
+    _drawn_in: tuple[int, int] | None = None
+
+    def refresh(self) -> None:
+        size = tuple(self.console.size)
+        if self._drawn_in is not None and (size[0] < self._drawn_in[0] or size[1] < self._drawn_in[1]):
+            self.console.clear()
+        self._drawn_in = size
+        super().refresh()
 
 
 class View:
@@ -54,8 +71,8 @@ class View:
         self._said: set[str] = set()
         self._lock = threading.Lock()
         self._live = (
-            Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
-            if console.is_terminal
+            _Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
+            if console.is_terminal and not console.is_dumb_terminal
             else None
         )
 
@@ -208,5 +225,27 @@ def front_table(info: StudyInfo) -> Table:
     if shared:
         table.caption = Text(
             "in all of them: " + describe({k: v for k, v in first.items() if k in shared}, 20).removeprefix("? ")
+        )
+    return table
+
+
+def comparison_table(infos: Sequence[StudyInfo]) -> Table:
+    """A row a study; hypervolumes are comparable where there is a common reference point."""
+    reference = common_reference(infos)
+    table = Table(title="Side by side", title_justify="left", title_style="bold")
+    table.add_column("study")
+    for name in ("trials", "points", "best map", "least memory", "hypervolume", "common hypervolume"):
+        table.add_column(name, justify="right")
+    for info in infos:
+        front, best = info.front(), info.best_map()
+        common = None if reference is None else pareto.hypervolume(info.values(), info.objectives, reference)
+        table.add_row(
+            Text(info.name),
+            str(len(info.trials)),
+            str(len(front)),
+            "-" if best is None else f"{best:.3f}",
+            format_bytes(min((record.device_bytes or 0 for record in front), default=None)),
+            f"{info.hypervolume():.4f}",
+            "-" if common is None else f"{common:.4f}",
         )
     return table

@@ -154,7 +154,10 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str, library: 
         ("moocore", {"pareto"}),
         ("pandas", {"api"}),
         ("pydantic", {"config"}),
-        ("typer", {"cli.app", "cli.jobs", "cli.recipes", "cli.searches", "cli.services", "cli.studies"}),
+        (
+            "typer",
+            {"cli.app", "cli.completion", "cli.jobs", "cli.recipes", "cli.searches", "cli.services", "cli.studies"},
+        ),
         ("pycocotools", {"engine"}),
         ("safetensors", {"backbone", "weights"}),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +16,10 @@ from rich.console import Console
 from cst_search import __version__
 from cst_search.addresses import read_address
 from cst_search.catalog import home_of
+from cst_search.cli import completion
 
 if TYPE_CHECKING:
+    from cst_search.results import StudyInfo
     from cst_search.suggest import Study
 
 app = typer.Typer(
@@ -65,7 +68,9 @@ TrackingOption = Annotated[
         help="MLflow server or database, or @FILE that holds its address [default: SQLite in --home].",
     ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu or cuda.", autocompletion=completion.one_of("auto", "cpu", "cuda"))
+]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="Trials at a time [default: one per core; on a GPU as fit].")
 ]
@@ -97,7 +102,15 @@ JobServerOption = Annotated[
 JobArgument = Annotated[str, typer.Argument(help="Its id, as `submit` printed it.", show_default=False)]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
-StudyArgument = Annotated[str, typer.Argument(help="Name of the study; see `cst-search list`.", show_default=False)]
+PlotOption = Annotated[
+    bool | None, typer.Option("--plot/--no-plot", help="Draw the front [default: on a terminal].", show_default=False)
+]
+StudyArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Name of the study; see `cst-search list`.", show_default=False, autocompletion=completion.studies
+    ),
+]
 
 
 def complain(what: object) -> None:
@@ -125,6 +138,18 @@ def say(text: str = "") -> None:
 def console_of(json_: bool, quiet: bool = False) -> Console:
     """Where a command that works tells what it does: standard output is a program's with ``--json``."""
     return Console(quiet=True, force_terminal=False) if quiet else err if json_ else out
+
+
+def show_plot(infos: Sequence[StudyInfo], wanted: bool | None) -> None:
+    """The front as characters; where nobody said so, on a terminal alone."""
+    if not (out.is_terminal if wanted is None else wanted):
+        return
+    from cst_search.text_plot import front_plot
+
+    text = front_plot(infos, out.width, ascii_only=out.options.ascii_only)
+    if text:
+        out.print()
+        out.print(text, soft_wrap=True)
 
 
 def open_study(study: str, home: Path | None, storage: str | None) -> Study:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cst_search.catalog import home_of
+from cst_search.cli import completion
 from cst_search.cli.app import (
     CacheOption,
     DeviceOption,
@@ -28,10 +29,18 @@ from cst_search.cli.app import (
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe: an exported file, or a shipped name.", show_default=False)],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe: an exported file, or a shipped name.", show_default=False, autocompletion=completion.recipes
+        ),
+    ],
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for weights, metrics and recipe.")],
     data: Annotated[str | None, typer.Option("--data", help="COCO-format folder [default: the recipe's].")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a field: name=value. Repeatable.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a field: name=value. Repeatable.", autocompletion=completion.settings),
+    ] = None,
     device: DeviceOption = "auto",
     skip_bad: SkipBadOption = False,
     tracking_uri: TrackingOption = None,
@@ -72,8 +81,13 @@ def predict(
 
 @app.command()
 def estimate(
-    recipe: Annotated[str, typer.Option("--recipe", help="A shipped name or a YAML file.")] = "resnet50",
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: name=value. Repeatable.")] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="A shipped name or a YAML file.", autocompletion=completion.recipes)
+    ] = "resnet50",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a value: name=value. Repeatable.", autocompletion=completion.settings),
+    ] = None,
     n_classes: Annotated[int, typer.Option("--classes", min=1, max=100_000, help="Classes without background.")] = 80,
     max_boxes: Annotated[int, typer.Option("--max-boxes", min=1, max=100_000, help="Most boxes in an image.")] = 100,
     fit: Annotated[
@@ -83,7 +97,12 @@ def estimate(
         str | None, typer.Option("--device", help='Likewise for a card: "RTX 3060 12GB", T4, "A100 40GB" ...')
     ] = None,
     compare: Annotated[
-        str | None, typer.Option("--compare", help="Also methods side by side, such as cst,head,full (no list: all).")
+        str | None,
+        typer.Option(
+            "--compare",
+            help="Also methods side by side, such as cst,head,full (no list: all).",
+            autocompletion=completion.methods,
+        ),
     ] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -125,7 +144,10 @@ def ls(json_: JsonOption = False) -> None:
 
 @app.command()
 def cp(
-    name: Annotated[str, typer.Argument(help="A shipped recipe or search space.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(help="A shipped recipe or search space.", show_default=False, autocompletion=completion.shipped),
+    ],
     target: Annotated[Path, typer.Argument(help="File or folder.")] = Path("."),
     force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
     json_: JsonOption = False,

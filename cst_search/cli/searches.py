@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cst_search.catalog import home_of
+from cst_search.cli import completion
 from cst_search.cli.app import (
     AddressOption,
     CacheOption,
@@ -45,13 +46,23 @@ def launch(
             "--recipe",
             help="What is held fixed: a shipped name or a YAML file "
             "[default: demo; with --data, resnet50 on a GPU, small on a CPU].",
+            autocompletion=completion.recipes,
         ),
     ] = None,
-    space: Annotated[str, typer.Option("--space", help="What may vary: a shipped name or a YAML file.")] = "cst",
+    space: Annotated[
+        str,
+        typer.Option("--space", help="What may vary: a shipped name or a YAML file.", autocompletion=completion.spaces),
+    ] = "cst",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a field of the recipe: name=value. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", help="Change a field of the recipe: name=value. Repeatable.", autocompletion=completion.settings
+        ),
     ] = None,
-    study: Annotated[str | None, typer.Option("--study", help="Name; an existing one is continued.")] = None,
+    study: Annotated[
+        str | None,
+        typer.Option("--study", help="Name; an existing one is continued.", autocompletion=completion.studies),
+    ] = None,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Trials that the study shall have in the end.")] = 16,
     time_limit: TimeLimitOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1)] = 0,
@@ -65,6 +76,7 @@ def launch(
         typer.Option(
             "--sampler",
             help="pareto, tpe, nsga2, gp or random [default: pareto, or tpe where it cannot search for --objectives].",
+            autocompletion=completion.one_of("pareto", "tpe", "nsga2", "gp", "random"),
             show_default=False,
         ),
     ] = None,
