@@ -34,7 +34,7 @@ class _Live(Live):
     _drawn_in: tuple[int, int] | None = None
 
     def refresh(self) -> None:
-        size = tuple(self.console.size)
+        size = self.console.width, self.console.height
         if self._drawn_in is not None and (size[0] < self._drawn_in[0] or size[1] < self._drawn_in[1]):
             self.console.clear()
         self._drawn_in = size

@@ -38,21 +38,22 @@ def front_plot(infos: Sequence[StudyInfo], width: int, *, height: int = 12, asci
             kinds = [("trial", list(info.trials)), *kinds, ("knee", [r for r in front if r.trial == knee])]
         for kind, records in kinds:
             for record in records:
-                quality = info.over_seeds(record).mean
-                if quality is None or record.device_bytes is None or not record.feasible:
+                score = info.over_seeds(record).mean
+                if score is None or record.device_bytes is None or not record.feasible:
                     continue
                 sign = _MARKS[kind][ascii_only] if len(infos) == 1 else letter
-                marks.append((record, quality, sign, _STYLES[kind]))
+                marks.append((record, score, sign, _STYLES[kind]))
     if not marks or columns < 20:
         return Text()
-    memory, quality = [record.device_bytes or 0 for record, *_ in marks], [value for _, value, *_ in marks]
+    memory = [record.device_bytes or 0 for record, *_ in marks]
+    scores = [score for _, score, *_ in marks]
     grid: list[list[tuple[str, str]]] = [[(" ", "")] * columns for _ in range(height)]
-    for x, y, (_, _, sign, style) in zip(_places(memory, columns), _places(quality, height), marks, strict=True):
+    for x, y, (_, _, sign, style) in zip(_places(memory, columns), _places(scores, height), marks, strict=True):
         grid[height - 1 - y][x] = (sign, style)
     side, corner, floor = ("|", "+", "-") if ascii_only else ("\u2502", "\u2514", "\u2500")
     text = Text()
     for row, line in enumerate(grid):
-        label = f"{max(quality):.3f}" if row == 0 else f"{min(quality):.3f}" if row == height - 1 else ""
+        label = f"{max(scores):.3f}" if row == 0 else f"{min(scores):.3f}" if row == height - 1 else ""
         text.append(f"{label:>{_LEFT - 2}} {side}")
         for sign, style in line:
             text.append(sign, style)
