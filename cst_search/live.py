@@ -22,6 +22,11 @@ _STYLE = {
     "complete": "green", "infeasible": "yellow", "failed": "red", "pruned": "blue", "running": "cyan",
     "interrupted": "yellow",
 }  # fmt: skip
+# of the live table, and how wide a terminal must be for each
+_COLUMNS = {
+    "trial": 0, "method and main dimensions": 0, "epoch": 0, "map": 0, "memory": 80, "trainable": 100, "time": 90,
+    "state": 60,
+}  # fmt: skip
 _ROWS = 14  # finished trials that the live table keeps in sight
 
 
@@ -151,35 +156,39 @@ class View:
     def _render(self) -> Group:
         with self._lock:
             table = Table(expand=False, title=self.title, title_justify="left", title_style="bold")
-            for name, justify in (
-                ("trial", "right"), ("method and main dimensions", "left"), ("epoch", "right"), ("map", "right"),
-                ("memory", "right"), ("trainable", "right"), ("time", "right"), ("state", "left"),
-            ):  # fmt: skip
-                table.add_column(name, justify=justify, no_wrap=name != "method and main dimensions")  # type: ignore[arg-type]
+            what = "method and main dimensions"
+            # in a narrow window what tells trials apart goes before what can be read later
+            shown = [name for name, least in _COLUMNS.items() if self.console.width >= least]
+            for name in shown:
+                words = name in (what, "state")
+                table.add_column(name, justify="left" if words else "right", no_wrap=name != what)
+
+            def add(cells: Mapping[str, str | Text]) -> None:
+                table.add_row(*(cells[name] for name in shown))
+
             for record in list(self.ended.values())[-_ROWS:]:
-                table.add_row(
-                    str(record.trial),
-                    Text(repeat_words(record.repeat_of, record.seed) + describe(record.config)),
-                    str(len(record.history)),
-                    f"{record.map:.3f}" if record.map is not None else "-",
-                    format_bytes(record.device_bytes),
-                    format_count(record.trainable_params),
-                    format_seconds(record.seconds),
-                    Text(record.state, style=_STYLE.get(record.state, "")),
-                )
+                add({
+                    "trial": str(record.trial),
+                    what: Text(repeat_words(record.repeat_of, record.seed) + describe(record.config)),
+                    "epoch": str(len(record.history)),
+                    "map": f"{record.map:.3f}" if record.map is not None else "-",
+                    "memory": format_bytes(record.device_bytes),
+                    "trainable": format_count(record.trainable_params),
+                    "time": format_seconds(record.seconds),
+                    "state": Text(record.state, style=_STYLE.get(record.state, "")),
+                })  # fmt: skip
             for number, (suggestion, begun, entry) in self.running.items():
-                table.add_row(
-                    str(number),
-                    Text(
-                        repeat_words(suggestion.repeat_of, suggestion.config.get("seed")) + describe(suggestion.config)
-                    ),
-                    f"{entry.get('epoch', 0)}/{self.epochs}",
-                    f"{entry['map']:.3f}" if "map" in entry else "-",
-                    format_bytes(suggestion.estimate["device_bytes"]),
-                    format_count(suggestion.estimate["trainable_params"]),
-                    format_seconds(time.monotonic() - begun),
-                    Text("running", style=_STYLE["running"]),
-                )
+                again = repeat_words(suggestion.repeat_of, suggestion.config.get("seed"))
+                add({
+                    "trial": str(number),
+                    what: Text(again + describe(suggestion.config)),
+                    "epoch": f"{entry.get('epoch', 0)}/{self.epochs}",
+                    "map": f"{entry['map']:.3f}" if "map" in entry else "-",
+                    "memory": format_bytes(suggestion.estimate["device_bytes"]),
+                    "trainable": format_count(suggestion.estimate["trainable_params"]),
+                    "time": format_seconds(time.monotonic() - begun),
+                    "state": Text("running", style=_STYLE["running"]),
+                })  # fmt: skip
             n = self._n_finished()
             line = Text(
                 f"{n} of {self.n_trials} trials, {format_seconds(time.monotonic() - self.begun)} so far, "
