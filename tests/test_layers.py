@@ -173,7 +173,7 @@ def test_every_third_party_import_is_declared() -> None:
     if not pyproject.is_file():
         pytest.skip("not a checkout")
     text = pyproject.read_text().lower()
-    names = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
+    names = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "optuna_dashboard": "optuna-dashboard"}
     used = {library for module in MODULES for library in third_party(module)}
     assert {lib for lib in used if f'"{names.get(lib, lib).lower()}' not in text} == set()
 
