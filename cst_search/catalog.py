@@ -66,6 +66,11 @@ def check_folder(flag: str, folder: Path) -> None:
         ) from error
 
 
+def home_of(home: Path | str | None) -> Path:
+    """The folder of ``--home``, or the default one."""
+    return default_home() if home is None else own_path(str(home))
+
+
 def default_home() -> Path:
     """Where studies, their records and the demo data lie: $CST_SEARCH_HOME, else ``cst-runs`` in the current folder."""
     return Path(os.environ.get("CST_SEARCH_HOME") or "cst-runs")

@@ -21,6 +21,11 @@ from cst_search.errors import ConfigError
 from cst_search.recipe import Recipe
 from cst_search.space import Space
 
+# how a program gives what is a name or a path on the command line, and ``--set``
+RecipeLike = str | Path | Recipe
+SpaceLike = str | Path | Mapping[str, Any]
+Settings = Mapping[str, Any] | Sequence[str]
+
 _MOST_VALUES = 10_000  # of one file, what an alias repeats counted again; the largest shipped one has 300
 
 
@@ -143,15 +148,24 @@ def _say(fault: Any) -> str:
     return f"{name}: {fault['msg'][0].lower() + fault['msg'][1:]}; got {got if len(got) <= 100 else got[:97] + '...'}"
 
 
-def load_recipe(name: str) -> Recipe:
-    """A recipe by path, or a shipped one by name. Raises ConfigError."""
-    path = catalog.find("trials", name)
+def load_recipe(name: RecipeLike) -> Recipe:
+    """A recipe by path, or a shipped one by name; one that is a value already as it is. Raises ConfigError."""
+    if isinstance(name, Recipe):
+        return name
+    path = catalog.find("trials", str(name))
     return make_recipe(read_yaml(path), str(path))
 
 
-def load_space(name: str) -> Space:
-    """A search space by path, or a shipped one by name. Raises ConfigError."""
-    path = catalog.find("search_spaces", name)
+def shown_name(given: RecipeLike | SpaceLike) -> str:
+    """What a message calls a recipe or a search space."""
+    return str(given) if isinstance(given, str | Path) else "given"
+
+
+def load_space(name: SpaceLike) -> Space:
+    """A search space by path, or a shipped one by name; or the mapping that such a file holds. Raises ConfigError."""
+    if isinstance(name, Mapping):
+        return Space.from_dict(name)
+    path = catalog.find("search_spaces", str(name))
     return Space.from_dict(read_yaml(path), where=str(path))
 
 
@@ -160,7 +174,7 @@ def recipe_json_schema() -> dict[str, Any]:
     return _RECIPE.json_schema()
 
 
-def apply_settings(recipe: Recipe, settings: Sequence[str], name: str) -> Recipe:
+def apply_settings(recipe: Recipe, settings: Settings, name: str) -> Recipe:
     """The recipe called ``name`` with ``--set`` values over it, checked. Raises ConfigError."""
     config = parse_settings(settings)
     method = config.get("method", recipe.method)
@@ -170,8 +184,13 @@ def apply_settings(recipe: Recipe, settings: Sequence[str], name: str) -> Recipe
     return make_recipe(recipe.configured(config).to_dict(), f"recipe {name!r} with --set")
 
 
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """``["cst.reduction=8", "lr=1e-3"]`` -> a configuration; values are read as YAML. Raises ConfigError."""
+def parse_settings(settings: Settings) -> dict[str, Any]:
+    """``["cst.reduction=8", "lr=1e-3"]`` -> a configuration; values are read as YAML. Raises ConfigError.
+
+    A mapping, ``{"cst.reduction": 8}``, is one already.
+    """
+    if isinstance(settings, Mapping):
+        return dict(settings)
     config: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,15 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from cst_search import footprint, plugins
 from cst_search.backbone import STAGES, Body, load_weights
 from cst_search.errors import ConfigError
-from cst_search.footprint import images_at_once
+from cst_search.footprint import Step, images_at_once
 from cst_search.lean import LeanRetinaNet, box_iou, once_norms, recompute, recompute_heads, save_memory
-from cst_search.petl import METHODS, SideNetwork, get_method
-from cst_search.recipe import Recipe, resolve_checkpoint
+from cst_search.petl import SideNetwork, get_method, method_names
+from cst_search.recipe import USED_STAGES, Recipe, resolve_checkpoint
+from cst_search.tape import Tape
+from cst_search.tape import Tensor as Shape
 
 # a detection below this score is dropped: torchvision's value for Faster R-CNN and RetinaNet; its 0.2 for FCOS cuts mAP
 SCORE_THRESHOLD = 0.05
@@ -101,11 +105,14 @@ class Backbone(nn.Module):
         self.base_hash = "" if shapes_only else load_weights(self.body, recipe.backbone, recipe.weights)
         self.side: SideNetwork | None = None
         self.features: Callable[[Tensor], OrderedDict[str, Tensor]] | None = None
-        two_stage = recipe.detector == "fasterrcnn"
         self.used_stages = recipe.used_stages
         channels = [self.body.stage_channels[stage - 1] for stage in self.used_stages]
         self.out_channels = recipe.fpn_channels
-        extra = LastLevelMaxPool() if two_stage else LastLevelP6P7(self.out_channels, self.out_channels)
+        extra = (
+            LastLevelMaxPool()
+            if get_detector(recipe.detector).pooled
+            else LastLevelP6P7(self.out_channels, self.out_channels)
+        )
         self.fpn = Pyramid(channels, self.out_channels, extra)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
@@ -127,12 +134,12 @@ def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False)
     Raises:
         ConfigError: unknown method or option, or weights that do not fit.
     """
-    method = get_method(recipe.method)
+    method, detector = get_method(recipe.method), get_detector(recipe.detector)
     options = method.make_options(recipe.options)
     torch.manual_seed(recipe.seed)
     backbone = Backbone(recipe, shapes_only)
     # neck and head first, then the method: they start equal whatever the method draws from the generator
-    model = _FAMILIES[recipe.detector](backbone, n_classes + 1, recipe)
+    model = detector.build(backbone, n_classes + 1, recipe)
     backbone.body.requires_grad_(False)
     method.apply(backbone, options)
     if recipe.memsave:
@@ -226,7 +233,51 @@ def _fcos(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
     )
 
 
-_FAMILIES = {"fasterrcnn": _fasterrcnn, "retinanet": _retinanet, "fcos": _fcos}
+@dataclass(frozen=True)
+class Detector:
+    """What stands behind backbone and pyramid: the whole contract of a detector, for those of other packages too.
+
+    Attributes:
+        name: as in recipes.
+        build: (backbone, number of labels with background, recipe) -> a module with torchvision's interface, whose
+            ``backbone`` is the one given.
+        used_stages: of 2..5, those that the pyramid reads.
+        heads: the training step behind the pyramid as shapes, for the prediction of memory; see `footprint.Step`.
+        head_params: closed formula of the parameters behind the pyramid.
+        pooled: the pyramid has one more level, by pooling (torchvision's LastLevelMaxPool); else two, by convolutions
+            (LastLevelP6P7).
+    """
+
+    name: str
+    build: Callable[[Backbone, int, Recipe], nn.Module]
+    used_stages: tuple[int, ...]
+    heads: Callable[[Tape, Step, list[Shape]], list[Shape]]
+    head_params: Callable[[Step], int]
+    pooled: bool = False
+
+
+_OURS = {
+    "fasterrcnn": (_fasterrcnn, footprint.run_fasterrcnn, footprint.fasterrcnn_params, True),
+    "retinanet": (_retinanet, footprint.run_retinanet, footprint.retinanet_params, False),
+    "fcos": (_fcos, footprint.run_fcos, footprint.fcos_params, False),
+}
+DETECTORS = {
+    name: Detector(name, build, USED_STAGES[name], heads, params, pooled)
+    for name, (build, heads, params, pooled) in _OURS.items()
+}
+
+
+@cache
+def get_detector(name: str) -> Detector:
+    """The detector of that name. Raises ConfigError, naming those that exist."""
+    plugin = plugins.of_name("detectors", name, ours=name in DETECTORS)
+    if plugin is not None:
+        detector: Detector = plugins.load(plugin, Detector)
+        return detector
+    if name not in DETECTORS:
+        known = (*DETECTORS, *plugins.names("detectors"))
+        raise ConfigError(f"detector must be one of {', '.join(known)}; got {name!r}")
+    return DETECTORS[name]
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -250,7 +301,7 @@ def merge(model: nn.Module, recipe: Recipe) -> None:
     method, backbone = get_method(recipe.method), model.backbone
     assert isinstance(backbone, Backbone)
     if method.merge is None:
-        able = ", ".join(name for name, each in METHODS.items() if each.merge is not None)
+        able = ", ".join(name for name in method_names() if get_method(name).merge is not None)
         raise ConfigError(f"method {method.name!r} cannot be merged into the backbone; those that can: {able}")
     method.merge(backbone, method.make_options(recipe.options))
     backbone.body.requires_grad_(False)

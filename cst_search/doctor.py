@@ -47,6 +47,7 @@ def examine(home: Path, storage: str, tracking_uri: str, *, with_ray: bool = Tru
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("machine", _machine),
         ("torch", _torch),
+        ("plug-ins", _plugins),
         ("home", lambda: _home(home)),
         ("storage", lambda: _storage(storage)),
         ("MLflow", lambda: _mlflow(tracking_uri)),
@@ -62,6 +63,23 @@ def examine(home: Path, storage: str, tracking_uri: str, *, with_ray: bool = Tru
             lines = str(error).splitlines() or [""]
             text = without_password(f"{type(error).__name__}: {lines[0]}", storage)
             yield Finding(name, "fault", without_password(text, tracking_uri))
+
+
+def _plugins() -> Iterator[Finding]:
+    """Methods and detectors of other packages: each is loaded."""
+    from cst_search import plugins
+    from cst_search.detector import get_detector
+    from cst_search.petl import get_method
+
+    for kind in plugins.KINDS:
+        for name in plugins.names(kind):
+            try:
+                get_method(name) if kind == "methods" else get_detector(name)
+            except CstSearchError as error:
+                yield Finding("plug-ins", "fault", str(error))
+                continue
+            plugin = next(plugin for plugin in plugins.found(kind) if plugin.name == name)
+            yield Finding("plug-ins", "ok", f"{kind.removesuffix('s')} {name} of {plugin.source} ({plugin.value})")
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------

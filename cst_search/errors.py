@@ -13,6 +13,8 @@ A message gives the rule, the value and the remedy. The command line prints it w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class CstSearchError(Exception):
     """Base of every error that cst-search raises on purpose."""
@@ -32,6 +34,12 @@ class UnitError(UserError):
 
 class ConfigError(UserError):
     """A recipe, search space, configuration or flag is wrong."""
+
+
+def check_choice(flag: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise ConfigError: the value is not one of those."""
+    if value not in allowed:
+        raise ConfigError(f"{flag} must be one of {', '.join(allowed)}; got {value!r}")
 
 
 class DataError(UserError):

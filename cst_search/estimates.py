@@ -1,68 +1,114 @@
 """What `cst-search estimate` shows: the breakdown with its bars, what fits, methods side by side; tables and JSON.
 
-Plain tables for a person, the same content as dicts for `--json`. Nothing is computed here.
+Plain tables for a person, the same content as dicts for `--json`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
-from cst_search.devices import Card
-from cst_search.fit import Change, Fit, MethodCost, MethodFit
+from cst_search.config import RecipeLike, Settings, apply_settings, load_recipe, parse_settings, shown_name
+from cst_search.devices import Card, find_card, memory_budget
+from cst_search.fit import Change, Fit, MethodCost, MethodFit, compare_methods, named, what_fits
+from cst_search.recipe import Recipe
 from cst_search.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from cst_search.memory import Estimate
-    from cst_search.recipe import Recipe
 
 _BAR_WIDTH = 30
 
 
-def report(
-    guess: Estimate,
-    config: Mapping[str, Any],
-    compared: Sequence[MethodCost] | None,
-    fit: Fit | None,
-    card: Card | None,
-) -> dict[str, Any]:
-    """The content of `--json`; ``compare`` and ``fit`` are there where they were asked for."""
-    content = estimate_report(guess, config)
-    if compared is not None:
-        content["compare"] = [asdict(row) for row in compared]
-    if fit is not None:
-        content["fit"] = fit_report(fit, card)
-    return content
+@dataclass(frozen=True)
+class Estimated:
+    """What was asked about a recipe. ``config``: what of it was chosen. None: not asked for."""
+
+    name: str
+    recipe: Recipe
+    config: Mapping[str, Any]
+    guess: Estimate
+    compared: Sequence[MethodCost] | None
+    fit: Fit | None
+    card: Card | None
+
+    def report(self) -> dict[str, Any]:
+        """The content of `--json`; ``compare`` and ``fit`` are there where they were asked for."""
+        content = estimate_report(self.guess, self.config)
+        if self.compared is not None:
+            content["compare"] = [asdict(row) for row in self.compared]
+        if self.fit is not None:
+            content["fit"] = fit_report(self.fit, self.card)
+        return content
 
 
-def tables(
-    name: str,
-    recipe: Recipe,
-    guess: Estimate,
-    compared: Sequence[MethodCost] | None,
-    fit: Fit | None,
-    card: Card | None,
-) -> Iterator[Table | Text]:
-    """What a person reads, from top to bottom. ``name``: what the person called the recipe."""
-    title = f"{name}: {recipe.detector} {recipe.backbone}, {recipe.image_size_px} px, batch {recipe.batch_size}"
+def estimate(
+    given: RecipeLike,
+    settings: Settings = (),
+    *,
+    n_classes: int = 80,
+    max_boxes: int = 100,
+    fit: str | None = None,
+    device: str | None = None,
+    compare: str | None = None,
+) -> Estimated:
+    """Predict. Raises ConfigError, UnitError.
+
+    Args:
+        n_classes: without background.
+        max_boxes: the most in one image.
+        fit: a memory size, for what fits into it.
+        device: the name of a card, likewise.
+        compare: methods side by side, with commas; ``all``.
+    """
+    recipe = apply_settings(load_recipe(given), settings, shown_name(given))
+    card = None if device is None else find_card(device)
+    budget = memory_budget(fit, card)
+    from cst_search.memory import predict, worst_input  # torch, which a misspelt flag need not wait for
+    from cst_search.petl import get_method, method_names
+
+    methods = method_names()
+    compared = None if compare is None else named(compare, methods)
+
+    def guess(wanted: Recipe) -> Estimate:
+        return predict(wanted, n_classes, worst_input(wanted, max_boxes=max_boxes))
+
+    options = get_method(recipe.method).make_options(recipe.options)
+    config = {"method": recipe.method} | {f"{recipe.method}.{k}": v for k, v in vars(options).items()}
+    config |= {key: getattr(recipe, key) for key in parse_settings(settings) if "." not in key}
+    return Estimated(
+        shown_name(given),
+        recipe,
+        config,
+        guess(recipe),
+        None if compared is None else compare_methods(recipe, compared, guess),
+        None if budget is None else what_fits(recipe, methods, budget, lambda wanted: guess(wanted).device_bytes),
+        card,
+    )
+
+
+def tables(found: Estimated) -> Iterator[Table | Text]:
+    """What a person reads, from top to bottom."""
+    recipe, guess, fit = found.recipe, found.guess, found.fit
+    title = f"{found.name}: {recipe.detector} {recipe.backbone}, {recipe.image_size_px} px, batch {recipe.batch_size}"
     budget = None if fit is None else fit.budget_bytes
     yield breakdown_table(f"{title}, {recipe.method}", guess, budget)
     yield Text(
         f"{format_count(guess.trainable_params)} trainable parameters, {format_count(guess.petl_params)} of the "
         f"method; predicted, {guess.target_device}"
     )
-    if compared is not None:
+    if found.compared is not None:
         yield Text()
-        yield compare_table(title, compared, budget)
+        yield compare_table(title, found.compared, budget)
     if fit is not None:
         yield Text()
-        yield fit_table(fit, card)
-        yield from map(Text, fit_notes(fit, card))
+        yield fit_table(fit, found.card)
+        yield from map(Text, fit_notes(fit, found.card))
 
 
 # --- one recipe ------------------------------------------------------------------------------------------------------

@@ -93,6 +93,21 @@ def export(info: StudyInfo, pick: str, path: Path, verified: Mapping[str, Any] |
     return record
 
 
+def export_verified(
+    info: StudyInfo, pick: str, path: Path, home: Path, *, verify_first: bool = True
+) -> tuple[TrialRecord, dict[str, Any] | None]:
+    """Verify the picked trial, then write its recipe. Returns the trial and what `verify` found.
+
+    Raises:
+        ConfigError, StudyError: nothing to pick, or nowhere to write.
+        RunError: it differs from its record, or does not train.
+    """
+    record = pick_trial(info, pick)
+    check_output(path)
+    verified = verify(info, record, home) if verify_first else None
+    return export(info, pick, path, verified), verified
+
+
 def check_output(path: Path) -> None:
     """Raise ConfigError when a file could not be written there: before work that would be lost."""
     there = next(parent for parent in path.absolute().parents if parent.exists())

@@ -214,7 +214,7 @@ class MethodCost:
     active_ratio: float
 
 
-def method_names(text: str, known: Sequence[str]) -> list[str]:
+def named(text: str, known: Sequence[str]) -> list[str]:
     """``cst,head`` -> ``["cst", "head"]``; ``all`` -> all that are known. Raises ConfigError: unknown or repeated."""
     if text.strip() == "all":
         return list(known)

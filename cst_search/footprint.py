@@ -55,7 +55,9 @@ class Step:
     """All that the shapes of a training step depend on, besides the method's plan.
 
     Attributes:
-        detector: ``fasterrcnn``, ``retinanet`` or ``fcos``.
+        heads: what the detector does behind the pyramid, (tape, step, levels) -> losses.
+        head_params: its parameters there.
+        pooled: its pyramid has one more level, by pooling; else two, by convolutions.
         shape: of the backbone.
         channels: of a pyramid level.
         head_convs: of an FCOS tower.
@@ -67,7 +69,9 @@ class Step:
         checkpoint: ``none``, ``neck`` or ``all``.
     """
 
-    detector: str
+    heads: Callable[[Tape, Step, list[Tensor]], list[Tensor]]
+    head_params: Callable[[Step], int]
+    pooled: bool
     shape: BackboneShape
     channels: int
     head_convs: int
@@ -197,7 +201,7 @@ def run_backbone(tape: Tape, step: Step, plan: Plan, images: Tensor) -> list[Ten
             del parts, pieces, given, state
         levels.insert(0, level)
     last = levels[-1]
-    if step.detector == "fasterrcnn":  # LastLevelMaxPool: every second value
+    if step.pooled:  # LastLevelMaxPool: every second value
         levels.append(_half_grid(tape, last))
     else:  # LastLevelP6P7
         p6 = tape.conv(last, step.channels, 3, 2, bias=True)
@@ -279,7 +283,7 @@ def _tower(tape: Tape, x: Tensor, n_convs: int, norm: bool, key: str) -> Tensor:
 
 def _dense_heads(tape: Tape, step: Step, levels: list[Tensor], outputs: list[list[tuple[int, bool]]]) -> list[Tensor]:
     """Towers over all levels, (channels of an output per anchor, ReLU behind it) for each -> every output, joined."""
-    fcos = step.detector == "fcos"
+    fcos = step.heads is run_fcos
     n_anchors = 1 if fcos else 9
 
     def run(tower: int, outs: list[tuple[int, bool]], x: Tensor) -> list[Tensor]:
@@ -481,8 +485,6 @@ def run_fcos(tape: Tape, step: Step, levels: list[Tensor]) -> list[Tensor]:
 
 # --- a step ----------------------------------------------------------------------------------------------------------
 
-_HEADS = {"fasterrcnn": run_fasterrcnn, "retinanet": run_retinanet, "fcos": run_fcos}
-
 
 def training_step(tape: Tape, step: Step, plan: Plan) -> int:
     """Images in, forward, backward; gradients are left. Returns the bytes that autograd kept of the forward pass."""
@@ -498,7 +500,7 @@ def training_step(tape: Tape, step: Step, plan: Plan) -> int:
 def _forward(tape: Tape, step: Step, plan: Plan, given: list[Tensor]) -> None:
     images = _transform(tape, step, given)
     levels = run_backbone(tape, step, plan, images)
-    tape.op((1,), *_HEADS[step.detector](tape, step, levels))  # their sum
+    tape.op((1,), *step.heads(tape, step, levels))  # their sum
 
 
 def _transform(tape: Tape, step: Step, given: list[Tensor]) -> Tensor:
@@ -513,14 +515,24 @@ def _transform(tape: Tape, step: Step, given: list[Tensor]) -> Tensor:
 
 def neck_and_head_params(step: Step) -> int:
     """Parameters of pyramid and heads, all trained, in closed form (a test compares with the built model)."""
-    f, k, used = step.channels, step.n_labels, [step.shape.stage_channels[s - 1] for s in step.shape.used_stages]
-    square = 9 * f * f + f
-    total = sum(c * f + f for c in used) + len(used) * square
-    if step.detector == "fasterrcnn":
-        rpn = square + 15 * (f + 1)
-        box = (49 * f + 1) * 1024 + 1025 * 1024 + 1025 * 5 * k
-        return total + rpn + box
-    if step.detector == "retinanet":
-        return total + 2 * square + 8 * square + 9 * (9 * f + 1) * (k + 4)
-    tower = step.head_convs * (square + 2 * f)
-    return total + 2 * square + 2 * tower + (9 * f + 1) * (k + 5)
+    f, used = step.channels, [step.shape.stage_channels[s - 1] for s in step.shape.used_stages]
+    levels = len(used) + (0 if step.pooled else 2)
+    return sum(c * f + f for c in used) + levels * _square(step) + step.head_params(step)
+
+
+def _square(step: Step) -> int:
+    return 9 * step.channels**2 + step.channels  # a 3x3 with bias that keeps the channels
+
+
+def fasterrcnn_params(step: Step) -> int:
+    f, k = step.channels, step.n_labels
+    return _square(step) + 15 * (f + 1) + (49 * f + 1) * 1024 + 1025 * 1024 + 1025 * 5 * k
+
+
+def retinanet_params(step: Step) -> int:
+    return 8 * _square(step) + 9 * (9 * step.channels + 1) * (step.n_labels + 4)
+
+
+def fcos_params(step: Step) -> int:
+    f = step.channels
+    return 2 * step.head_convs * (_square(step) + 2 * f) + (9 * f + 1) * (step.n_labels + 5)

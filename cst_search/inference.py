@@ -14,7 +14,7 @@ from cst_search.data_check import FORMATS, BadImage, inspect_image
 from cst_search.engine import choose_precision, detect
 from cst_search.errors import ConfigError
 from cst_search.trial import check_device
-from cst_search.weights import load_trained
+from cst_search.weights import load_trained, weights_file
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # colours that stay apart for the colour-blind: Okabe and Ito, Color Universal Design, 2008
@@ -50,9 +50,7 @@ class Predictor:
 
     def __init__(self, run: Path, device: str = "auto") -> None:
         self.device = check_device(device)
-        self.weights = run / "weights.safetensors" if run.is_dir() else run
-        if not self.weights.is_file():
-            raise ConfigError(f"{run} is neither a folder written by `cst-search train` nor its weights file")
+        self.weights = weights_file(run)
         self.model, self.recipe, self.class_names = load_trained(self.weights)
         self.model.to(self.device)
 

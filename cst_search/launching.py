@@ -15,7 +15,7 @@ from cst_search.addresses import shown_address
 from cst_search.cache import open_cache
 from cst_search.catalog import check_folder, default_home
 from cst_search.checkpoints import Checkpoints
-from cst_search.config import load_space, make_recipe
+from cst_search.config import load_space, make_recipe, shown_name
 from cst_search.detector import build_detector
 from cst_search.errors import CstSearchError, StudyError
 from cst_search.interrupt import GRACE_SECONDS, ends_in_time
@@ -76,6 +76,9 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     def say(line: str = "") -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    known = options.of_study
+    if known is not None:
+        _check_left(known, options.trials)
     objectives = choose_objectives(options.objectives)
     if options.sampler is not None:
         check_sampler(options.sampler, objectives)
@@ -88,13 +91,12 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     cluster = connect(options, storage, say)
     device = device_of(options.device, cluster)
     limit = memory_limit_of(options, device)
-    known = options.of_study
     space = load_space(options.space) if known is None else Space.from_dict(known.space, where=f"study {known.name!r}")
     for method in space.methods:
         get_method(method)
     recipe = base_recipe(options, device) if known is None else make_recipe(known.recipe, f"study {known.name!r}")
     if known is None:
-        check_space(space, recipe, options.space)
+        check_space(space, recipe, shown_name(options.space))
     data = load_dataset(options, recipe, say)
     build_detector(recipe, len(data.class_names))  # fetches weights for all workers; faults show here, not in trials
     estimate = estimator(recipe, data)
@@ -112,13 +114,11 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         reference[cost] = min(reference[cost], bound or reference[cost])
     name = options.study or new_name(storage, "demo" if options.data is None else Path(recipe.data).name)
     study = make_study(storage, name, space, recipe, options, objectives, reference, dataset_inputs(data))
+    _check_left(study.info(), options.trials)
     study.begin_launch(None if placement is None else placement.gpu_bytes, shares_machine=cluster is not None)
     if study.storage is not None:
         study.storage.say = say
     n_before = study.info().n_ran()
-    if n_before >= options.trials and not study.n_stopped():
-        study.end_launch()
-        raise StudyError(f"study {name!r} already has {n_before} trials; give --trials above that to go on")
 
     workers.prepare()
     from cst_search.record import MlflowRecord, default_tracking_uri  # mlflow takes seconds to import
@@ -213,6 +213,14 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         record.close(GRACE_SECONDS / 2 if interrupted else 60.0)
         _say_end(info, files, options, interrupted, time.monotonic() - begun, console, say)
     return LaunchResult(info, interrupted, files, time.monotonic() - begun)
+
+
+def _check_left(info: StudyInfo, n_trials: int) -> None:
+    """Raise StudyError where nothing is left to do: before a launch enters itself into the study."""
+    if (n := info.n_ran()) >= n_trials and not any(record.waits for record in info.trials):
+        raise StudyError(
+            f"study {info.name!r} already has {n} trials, so nothing is left to do; give --trials above that to go on"
+        )
 
 
 def follow(study: Study, record: MlflowRecord) -> Callable[[], tuple[float, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,7 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cst_search.results import StudyInfo, TrialRecord, describe, repeat_words
+from cst_search import pareto
+from cst_search.results import StudyInfo, TrialRecord, common_reference, describe, repeat_words
 from cst_search.suggest import Suggestion
 from cst_search.units import format_bytes, format_count, format_seconds
 
@@ -21,7 +22,28 @@ _STYLE = {
     "complete": "green", "infeasible": "yellow", "failed": "red", "pruned": "blue", "running": "cyan",
     "interrupted": "yellow",
 }  # fmt: skip
+# of the live table, and how wide a terminal must be for each
+_COLUMNS = {
+    "trial": 0, "method and main dimensions": 0, "epoch": 0, "map": 0, "memory": 80, "trainable": 100, "time": 90,
+    "state": 60,
+}  # fmt: skip
 _ROWS = 14  # finished trials that the live table keeps in sight
+
+
+class _Live(Live):
+    """rich's, which moves up by as many lines as it drew: too few once a narrower terminal has wrapped them.
+
+    How terminals wrap, or cut, what stands on them differs, so that the screen is cleared then.
+    """
+
+    _drawn_in: tuple[int, int] | None = None
+
+    def refresh(self) -> None:
+        size = self.console.width, self.console.height
+        if self._drawn_in is not None and (size[0] < self._drawn_in[0] or size[1] < self._drawn_in[1]):
+            self.console.clear()
+        self._drawn_in = size
+        super().refresh()
 
 
 class View:
@@ -54,8 +76,8 @@ class View:
         self._said: set[str] = set()
         self._lock = threading.Lock()
         self._live = (
-            Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
-            if console.is_terminal
+            _Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
+            if console.is_terminal and not console.is_dumb_terminal
             else None
         )
 
@@ -134,35 +156,39 @@ class View:
     def _render(self) -> Group:
         with self._lock:
             table = Table(expand=False, title=self.title, title_justify="left", title_style="bold")
-            for name, justify in (
-                ("trial", "right"), ("method and main dimensions", "left"), ("epoch", "right"), ("map", "right"),
-                ("memory", "right"), ("trainable", "right"), ("time", "right"), ("state", "left"),
-            ):  # fmt: skip
-                table.add_column(name, justify=justify, no_wrap=name != "method and main dimensions")  # type: ignore[arg-type]
+            what = "method and main dimensions"
+            # in a narrow window what tells trials apart goes before what can be read later
+            shown = [name for name, least in _COLUMNS.items() if self.console.width >= least]
+            for name in shown:
+                words = name in (what, "state")
+                table.add_column(name, justify="left" if words else "right", no_wrap=name != what)
+
+            def add(cells: Mapping[str, str | Text]) -> None:
+                table.add_row(*(cells[name] for name in shown))
+
             for record in list(self.ended.values())[-_ROWS:]:
-                table.add_row(
-                    str(record.trial),
-                    Text(repeat_words(record.repeat_of, record.seed) + describe(record.config)),
-                    str(len(record.history)),
-                    f"{record.map:.3f}" if record.map is not None else "-",
-                    format_bytes(record.device_bytes),
-                    format_count(record.trainable_params),
-                    format_seconds(record.seconds),
-                    Text(record.state, style=_STYLE.get(record.state, "")),
-                )
+                add({
+                    "trial": str(record.trial),
+                    what: Text(repeat_words(record.repeat_of, record.seed) + describe(record.config)),
+                    "epoch": str(len(record.history)),
+                    "map": f"{record.map:.3f}" if record.map is not None else "-",
+                    "memory": format_bytes(record.device_bytes),
+                    "trainable": format_count(record.trainable_params),
+                    "time": format_seconds(record.seconds),
+                    "state": Text(record.state, style=_STYLE.get(record.state, "")),
+                })  # fmt: skip
             for number, (suggestion, begun, entry) in self.running.items():
-                table.add_row(
-                    str(number),
-                    Text(
-                        repeat_words(suggestion.repeat_of, suggestion.config.get("seed")) + describe(suggestion.config)
-                    ),
-                    f"{entry.get('epoch', 0)}/{self.epochs}",
-                    f"{entry['map']:.3f}" if "map" in entry else "-",
-                    format_bytes(suggestion.estimate["device_bytes"]),
-                    format_count(suggestion.estimate["trainable_params"]),
-                    format_seconds(time.monotonic() - begun),
-                    Text("running", style=_STYLE["running"]),
-                )
+                again = repeat_words(suggestion.repeat_of, suggestion.config.get("seed"))
+                add({
+                    "trial": str(number),
+                    what: Text(again + describe(suggestion.config)),
+                    "epoch": f"{entry.get('epoch', 0)}/{self.epochs}",
+                    "map": f"{entry['map']:.3f}" if "map" in entry else "-",
+                    "memory": format_bytes(suggestion.estimate["device_bytes"]),
+                    "trainable": format_count(suggestion.estimate["trainable_params"]),
+                    "time": format_seconds(time.monotonic() - begun),
+                    "state": Text("running", style=_STYLE["running"]),
+                })  # fmt: skip
             n = self._n_finished()
             line = Text(
                 f"{n} of {self.n_trials} trials, {format_seconds(time.monotonic() - self.begun)} so far, "
@@ -208,5 +234,27 @@ def front_table(info: StudyInfo) -> Table:
     if shared:
         table.caption = Text(
             "in all of them: " + describe({k: v for k, v in first.items() if k in shared}, 20).removeprefix("? ")
+        )
+    return table
+
+
+def comparison_table(infos: Sequence[StudyInfo]) -> Table:
+    """A row a study; hypervolumes are comparable where there is a common reference point."""
+    reference = common_reference(infos)
+    table = Table(title="Side by side", title_justify="left", title_style="bold")
+    table.add_column("study")
+    for name in ("trials", "points", "best map", "least memory", "hypervolume", "common hypervolume"):
+        table.add_column(name, justify="right")
+    for info in infos:
+        front, best = info.front(), info.best_map()
+        common = None if reference is None else pareto.hypervolume(info.values(), info.objectives, reference)
+        table.add_row(
+            Text(info.name),
+            str(len(info.trials)),
+            str(len(front)),
+            "-" if best is None else f"{best:.3f}",
+            format_bytes(min((record.device_bytes or 0 for record in front), default=None)),
+            f"{info.hypervolume():.4f}",
+            "-" if common is None else f"{common:.4f}",
         )
     return table

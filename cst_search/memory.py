@@ -19,6 +19,7 @@ from typing import Any
 
 from cst_search.correction import Correction
 from cst_search.data import resized_hw
+from cst_search.detector import get_detector
 from cst_search.footprint import Plan, Step, neck_and_head_params, training_step
 from cst_search.petl import get_method
 from cst_search.recipe import Recipe, resolve_checkpoint
@@ -204,11 +205,14 @@ def start_pass(tape: Tape, step: Step, plan: Plan) -> int:
 
 def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[Step, Plan]:
     """What the arithmetic needs to know of a recipe."""
+    detector = get_detector(recipe.detector)
     backbone = resnet_shape(recipe.backbone, recipe.width, recipe.used_stages, frozen_norm=recipe.weights != "none")
     method = get_method(recipe.method)
     plan = method.footprint(backbone, method.make_options(recipe.options))
     step = Step(
-        detector=recipe.detector,
+        heads=detector.heads,
+        head_params=detector.head_params,
+        pooled=detector.pooled,
         shape=backbone,
         channels=recipe.fpn_channels,
         head_convs=recipe.head_convs,

@@ -18,26 +18,28 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cst_search.addresses import DATABASES_OF_MLFLOW, shown_address
-from cst_search.catalog import own_path
-from cst_search.config import apply_settings, load_recipe
+from cst_search.catalog import home_of, own_path
+from cst_search.config import RecipeLike, Settings, SpaceLike, apply_settings, load_recipe, shown_name
 from cst_search.data import DetectionData, load_data
 from cst_search.demo import write_demo
-from cst_search.errors import ConfigError, StudyError
+from cst_search.errors import ConfigError, StudyError, check_choice
 from cst_search.memory import CONTEXT_BYTES, Estimate, InputShape, predict, worst_input
 from cst_search.petl import get_method
 from cst_search.placement import Fleet, Placement, cpus_of_each
-from cst_search.recipe import Recipe
+from cst_search.recipe import DEVICES, Recipe
 from cst_search.results import Budget, StudyInfo
 from cst_search.space import Space
 from cst_search.storage import check_storage
 from cst_search.suggest import (
+    ETA,
+    SAMPLERS,
     Study,
     StudySpec,
     default_sampler,
     list_studies,
 )
 from cst_search.trial import allowance, check_device
-from cst_search.units import format_bytes, format_count
+from cst_search.units import format_bytes, format_count, parse_bytes, parse_count, parse_seconds
 from cst_search.workers import InProcess, Workers
 
 if TYPE_CHECKING:
@@ -63,9 +65,9 @@ class LaunchOptions:
     budget: Budget
     home: Path
     data: str | None = None
-    recipe: str | None = None
-    space: str = "cst"
-    settings: tuple[str, ...] = ()
+    recipe: RecipeLike | None = None
+    space: SpaceLike = "cst"
+    settings: Settings = ()
     study: str | None = None
     trials: int = 16
     time_limit_seconds: float | None = None
@@ -85,19 +87,71 @@ class LaunchOptions:
     address: str | None = None
 
 
-def resumed(study: Study, options: LaunchOptions, n_trials: int | None) -> LaunchOptions:
-    """Options of a launch that goes on with a study: what the study was made with takes the place of theirs.
+def launch_options(
+    *,
+    home: Path | str | None,
+    budget_mem: str | float | None,
+    budget_params: str | float | None,
+    time_limit: str | float | None,
+    limit_mem: str | float | None,
+    cache_size: str | float | None,
+    stop_early: bool | None,
+    eta: int | None,
+    settings: Settings | None,
+    **others: Any,
+) -> LaunchOptions:
+    """Options as a person or a program gives them, units as text or as numbers. Raises UserError: one is misspelt.
+
+    Args:
+        others: fields of `LaunchOptions` as they are.
+    """
+    if eta is not None and stop_early is False:
+        raise ConfigError(f"--eta {eta} says how trials are stopped early, and --no-stop-early that none is; give one")
+    check_choice("--device", others["device"], DEVICES)
+    if others["sampler"] is not None:
+        check_choice("--sampler", others["sampler"], SAMPLERS)
+    return LaunchOptions(
+        budget=Budget(
+            None if budget_mem is None else parse_bytes(budget_mem),
+            None if budget_params is None else parse_count(budget_params),
+        ),
+        home=home_of(home),
+        settings=settings or (),
+        time_limit_seconds=None if time_limit is None else parse_seconds(time_limit),
+        limit_bytes=None if limit_mem is None else parse_bytes(limit_mem),
+        cache_bytes=parse_cache(cache_size),
+        eta=0 if stop_early is False else eta or (ETA if stop_early else None),
+        **others,
+    )
+
+
+def parse_cache(size: str | float | None) -> int | None:
+    """Bytes of ``--cache-size``; 0: nothing is shared. Raises UnitError."""
+    if size is None:
+        return None
+    return 0 if str(size).strip() == "0" else parse_bytes(size)
+
+
+def resumed(study: Study, home: Path, n_trials: int | None, **others: Any) -> LaunchOptions:
+    """Options of a launch that goes on with a study: of what it was made with nothing may change.
 
     Args:
         n_trials: that the study shall have in the end; None: as many as its last launch was to reach.
+        others: of `launch_options`, as far as a study does not fix them; what is left out has its default.
 
     Raises:
         StudyError: nobody said how many.
+        UserError: as `launch_options`.
     """
     info = study.info()
     n_trials = n_trials or study.n_wanted()
     if n_trials is None:
         raise StudyError(f"study {info.name!r} does not say how many trials it shall have; give --trials N")
+    unsaid = dict.fromkeys(
+        ("budget_mem", "budget_params", "time_limit", "limit_mem", "cache_size", "stop_early", "eta", "settings",
+         "sampler")
+    )  # fmt: skip
+    options = launch_options(**(unsaid | {"device": "auto", "home": home} | others))
     return replace(
         options,
         trials=n_trials,
@@ -180,6 +234,7 @@ def check_nodes(cluster: Cluster, home: Path | None, recipe: Recipe, data: Detec
 
 def device_of(name: str, cluster: Cluster | None) -> Any:
     """The torch device of ``--device``, here or on a cluster. Raises ConfigError: there is no GPU."""
+    check_choice("--device", name, DEVICES)
     return check_device(name) if cluster is None else cluster.device(name)
 
 
@@ -195,8 +250,9 @@ def memory_limit_of(options: LaunchOptions, device: Any) -> int | None:
 
 def base_recipe(options: LaunchOptions, device: Any) -> Recipe:
     """The recipe that all trials share, with the dataset's absolute path in it."""
-    name = options.recipe or ("demo" if options.data is None else "small" if device.type == "cpu" else "resnet50")
-    recipe = apply_settings(load_recipe(name), options.settings, name)
+    chosen = options.recipe or ("demo" if options.data is None else "small" if device.type == "cpu" else "resnet50")
+    name = shown_name(chosen)
+    recipe = apply_settings(load_recipe(chosen), options.settings, name)
     get_method(recipe.method).make_options(recipe.options)
     folder, weights = options.data or recipe.data, recipe.weights
     if folder != "demo":
@@ -435,7 +491,7 @@ def settings_of(study: Study, options: LaunchOptions, n_workers: int, device: An
     return {
         "recipe": {key: value for key, value in spec.recipe.items() if key not in ("options", "origin")},
         "options": spec.recipe.get("options", {}),
-        "space": options.space,
+        "space": shown_name(options.space),
         "data": spec.data,
         "budget": {"memory_bytes": spec.budget.memory_bytes, "params": spec.budget.params},
         "limit_mem": spec.limit_bytes,

@@ -13,11 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
+from cst_search import plugins
 from cst_search.errors import ConfigError
 
-DETECTORS = ("fasterrcnn", "retinanet", "fcos")
+# detector: the stages that its pyramid reads
+USED_STAGES = {"fasterrcnn": (2, 3, 4, 5), "retinanet": (3, 4, 5), "fcos": (3, 4, 5)}
+DETECTORS = tuple(USED_STAGES)
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda")  # where a trial runs; no field
 CHECKPOINTS = ("auto", "none", "neck", "all")
 
 
@@ -64,7 +68,7 @@ class Recipe:
     # a typo in a recipe is an error and a quoted number is not a number (read by pydantic in config.py)
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
-    detector: str = "fasterrcnn"  # fasterrcnn | retinanet | fcos (torchvision's)
+    detector: str = "fasterrcnn"  # fasterrcnn | retinanet | fcos (torchvision's), or one of another package
     backbone: str = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101
     width: float = 1.0  # channels of the backbone relative to torchvision's
     weights: str = "DEFAULT"  # of the backbone: DEFAULT (torchvision's ImageNet), none, demo (shipped), or a file
@@ -109,7 +113,12 @@ class Recipe:
     @property
     def used_stages(self) -> tuple[int, ...]:
         """The stages that the pyramid reads."""
-        return (2, 3, 4, 5) if self.detector == "fasterrcnn" else (3, 4, 5)
+        if self.detector in USED_STAGES:
+            return USED_STAGES[self.detector]
+        plugin = plugins.of_name("detectors", self.detector, ours=False)
+        assert plugin is not None  # see _rules
+        stages: tuple[int, ...] = plugins.load(plugin, object).used_stages  # `detector.get_detector` has checked it
+        return stages
 
     def _rules(self) -> list[tuple[str, bool, str]]:
         def above(name: str, low: float) -> tuple[str, bool, str]:
@@ -123,7 +132,7 @@ class Recipe:
             return name, getattr(self, name) in names, "one of " + ", ".join(names)
 
         return [
-            one_of("detector", DETECTORS),
+            one_of("detector", (*DETECTORS, *plugins.names("detectors"))),
             one_of("backbone", BACKBONES),
             one_of("precision", PRECISIONS),
             one_of("checkpoint", CHECKPOINTS),

@@ -269,6 +269,15 @@ def front_report(info: StudyInfo) -> dict[str, Any]:
     }
 
 
+def common_reference(infos: Sequence[StudyInfo]) -> list[float] | None:
+    """The worst of the reference points of several studies; None: their data or objectives differ."""
+    first = infos[0]
+    if any((info.data, info.objectives) != (first.data, first.objectives) for info in infos):
+        return None
+    worst = {"min": max, "max": min}
+    return [worst[o.goal](info.reference_point[o.name] for info in infos) for o in first.objectives]
+
+
 def page_report(info: StudyInfo) -> dict[str, Any]:
     """`front_report` with what the page shows besides: every trial, the hypervolume after each, the study's setting."""
     on_front = {record.trial for record in info.front()}

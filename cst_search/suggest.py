@@ -255,6 +255,10 @@ class Study:
                 f"continue it with the same ones, or choose another --study name"
             )
 
+    def optuna_study(self) -> optuna.Study:
+        """The study as Optuna has it, to be read; what is told to it behind our back is no trial of ours."""
+        return self._study
+
     # --- a launch at work -------------------------------------------------------------------------------------------
 
     def begin_launch(self, gpu_bytes: int | None = None, *, kind: str = "launch", shares_machine: bool = False) -> str:
@@ -1021,6 +1025,13 @@ def _process_lives(launch: Mapping[str, Any]) -> bool:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def open_study(name: str, home: Path, storage: str | None = None) -> Study:
+    """A study by name, of a storage or of the one in ``home``. Raises StudyError, naming those that exist."""
+    if storage is None and not (home / "studies.db").exists():
+        raise StudyError(f"there are no studies in {home} yet; `cst-search launch` makes one, --home looks elsewhere")
+    return Study.open(storage or default_storage(home), name)
 
 
 def default_storage(home: Path) -> str:

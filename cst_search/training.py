@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cst_search.cache import open_cache
 from cst_search.catalog import check_folder, own_path
-from cst_search.config import apply_settings, load_recipe, write_yaml
+from cst_search.config import RecipeLike, Settings, apply_settings, load_recipe, shown_name, write_yaml
 from cst_search.detector import build_detector
 from cst_search.errors import ConfigError
 from cst_search.petl import get_method
@@ -23,11 +23,11 @@ from cst_search.weights import save_trained
 
 
 def train(
-    recipe_name: str,
+    given: RecipeLike,
     folder: Path,
     *,
     data: str | None,
-    settings: tuple[str, ...],
+    settings: Settings,
     device: str,
     skip_bad: bool,
     home: Path,
@@ -43,7 +43,7 @@ def train(
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    recipe = apply_settings(load_recipe(recipe_name), settings, recipe_name)
+    recipe = apply_settings(load_recipe(given), settings, shown_name(given))
     get_method(recipe.method).make_options(recipe.options)
     check_device(device)
     check_tracking(tracking_uri)

@@ -31,12 +31,12 @@ from cst_search.engine import (
     make_schedule,
     train_one_epoch,
 )
-from cst_search.errors import ConfigError
+from cst_search.errors import ConfigError, check_choice
 from cst_search.features import FrozenFeatures, following, frozen_features
 from cst_search.memory import CONTEXT_BYTES
 from cst_search.memory_limit import MemoryLimit, memory_limit
 from cst_search.petl import get_method
-from cst_search.recipe import Recipe
+from cst_search.recipe import DEVICES, Recipe
 from cst_search.units import format_bytes
 
 
@@ -97,6 +97,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 def check_device(name: str) -> torch.device:
     """The device of ``--device``. Raises ConfigError: there is no GPU."""
+    check_choice("--device", name, DEVICES)
     device = choose_device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no GPU here; use --device cpu or check the driver with nvidia-smi")

@@ -17,7 +17,9 @@ _SECONDS = {"S": 1, "": 1, "M": 60, "MIN": 60, "H": 3600, "D": 86400}
 _NUMBER = re.compile(r"^\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*$")
 
 
-def _parse(text: str, table: dict[str, int], what: str, example: str) -> float:
+def _parse(text: str | float, table: dict[str, int], what: str, example: str) -> float:
+    if isinstance(text, int | float):  # of a program: in the unit without a prefix
+        text = f"{text:f}"
     match = _NUMBER.match(text)
     if not match or match[2].upper() not in table:
         raise UnitError(f"{what} must be a positive number with a unit such as {example}; got {text!r}")
@@ -27,17 +29,17 @@ def _parse(text: str, table: dict[str, int], what: str, example: str) -> float:
     return value
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str | float) -> int:
     """``6GB`` -> 6e9, ``6GiB`` -> 6 * 2**30, also ``MB MiB KB KiB TB TiB`` and plain bytes. Raises UnitError."""
     return max(1, round(_parse(text, _BYTES, "a memory size", "6GB, 6GiB or 500MB")))
 
 
-def parse_count(text: str) -> int:
+def parse_count(text: str | float) -> int:
     """``2M`` -> 2_000_000, ``500k`` -> 500_000, or a plain whole number. Raises UnitError."""
     return max(1, round(_parse(text, _COUNT, "a parameter count", "2M or 500k")))
 
 
-def parse_seconds(text: str) -> float:
+def parse_seconds(text: str | float) -> float:
     """``90s``, ``10m``, ``2h``, ``1d`` or plain seconds -> seconds. Raises UnitError."""
     return _parse(text, _SECONDS, "a duration", "90s, 10m or 2h")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,13 +31,31 @@ def save_trained(model: nn.Module, recipe: Recipe, class_names: tuple[str, ...],
     part.replace(path)
 
 
-def load_trained(path: Path) -> tuple[nn.Module, Recipe, tuple[str, ...]]:
-    """The detector that `save_trained` wrote, in eval mode, with its recipe and class names.
+class Trained(NamedTuple):
+    """A trained detector: in eval mode, on the CPU; ``class_names[label - 1]`` is the name of a label."""
+
+    model: nn.Module
+    recipe: Recipe
+    class_names: tuple[str, ...]
+
+
+def weights_file(run: Path) -> Path:
+    """Of a folder that `cst-search train` wrote, or its weights file. Raises ConfigError: it is neither."""
+    path = run / "weights.safetensors" if run.is_dir() else run
+    if not path.is_file():
+        raise ConfigError(f"{run} is neither a folder written by `cst-search train` nor its weights file")
+    return path
+
+
+def load_trained(run: Path | str) -> Trained:
+    """The detector that training wrote, from its folder or its weights file.
 
     Raises:
         ConfigError: not such a file, another base than it was trained on, or tensors that do not fit.
     """
     from safetensors import SafetensorError, safe_open
+
+    path = weights_file(Path(run))
 
     try:
         with safe_open(path, framework="pt") as file:
@@ -74,4 +92,4 @@ def load_trained(path: Path) -> tuple[nn.Module, Recipe, tuple[str, ...]]:
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(tensors[name])
-    return model.eval(), recipe, class_names
+    return Trained(model.eval(), recipe, class_names)

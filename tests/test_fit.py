@@ -21,7 +21,7 @@ from cst_search.fit import (
     compare_methods,
     image_sizes,
     largest,
-    method_names,
+    named,
     what_fits,
 )
 from cst_search.recipe import DETECTORS, Recipe
@@ -275,11 +275,11 @@ def test_methods_side_by_side() -> None:
 
 def test_names_of_methods() -> None:
     known = ("cst", "head", "full")
-    assert method_names("all", known) == [*known]
-    assert method_names("full, cst", known) == ["full", "cst"]
+    assert named("all", known) == [*known]
+    assert named("full, cst", known) == ["full", "cst"]
     for wrong in ("", "cst,", "cst,cst", "cst;head", "lora9", "all,cst"):
         with pytest.raises(ConfigError, match="--compare takes different methods"):
-            method_names(wrong, known)
+            named(wrong, known)
 
 
 # --- what bisection takes for granted --------------------------------------------------------------------------------

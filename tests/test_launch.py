@@ -158,7 +158,10 @@ def test_mlflow_has_the_launch(launched: tuple[Path, Ran]) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--trials", "4"], "study 'first' already has 4 trials; give --trials above that to go on"),
+        (
+            ["--trials", "4"],
+            "study 'first' already has 4 trials, so nothing is left to do; give --trials above",
+        ),
         (["--trials", "5", "--objectives", "map"], "was made with another --objectives"),
         (["--trials", "5", "--budget-params", "1M"], "was made with another --budget-mem/--budget-params"),
         (["--trials", "5", "--set", "epochs=9"], "was made with another --recipe"),
@@ -512,7 +515,7 @@ def test_resume_takes_all_from_the_study(
     recipe.unlink(), space.unlink()
 
     ran = run_cli("resume", "on", *flags)
-    assert ran.code == 2 and "study 'on' already has 2 trials; give --trials above that" in ran.message
+    assert ran.code == 2 and "study 'on' already has 2 trials, so nothing is left to do" in ran.message
     ran = run_cli("resume", "on", *flags, "--trials", 3, "--json")
     assert ran.code == 0, ran
     assert json.loads(ran.out)["trials"]["complete"] == 3

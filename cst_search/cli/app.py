@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from cst_search import __version__
 from cst_search.addresses import read_address
-from cst_search.catalog import default_home
+from cst_search.catalog import home_of
+from cst_search.cli import completion
+
+if TYPE_CHECKING:
+    from cst_search.results import StudyInfo
+    from cst_search.suggest import Study
 
 app = typer.Typer(
     name="cst-search",
@@ -61,7 +68,9 @@ TrackingOption = Annotated[
         help="MLflow server or database, or @FILE that holds its address [default: SQLite in --home].",
     ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu or cuda.", autocompletion=completion.one_of("auto", "cpu", "cuda"))
+]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="Trials at a time [default: one per core; on a GPU as fit].")
 ]
@@ -91,17 +100,22 @@ JobServerOption = Annotated[
     str, typer.Option("--address", help="Job server of the cluster, such as http://HEAD:8265.", show_default=False)
 ]
 JobArgument = Annotated[str, typer.Argument(help="Its id, as `submit` printed it.", show_default=False)]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
-StudyArgument = Annotated[str, typer.Argument(help="Name of the study; see `cst-search list`.", show_default=False)]
+PlotOption = Annotated[
+    bool | None, typer.Option("--plot/--no-plot", help="Draw the front [default: on a terminal].", show_default=False)
+]
+StudyArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Name of the study; see `cst-search list`.", show_default=False, autocompletion=completion.studies
+    ),
+]
 
 
 def complain(what: object) -> None:
     style = "red" if err.is_terminal else ""
     err.print(f"cst-search: {what}", markup=False, highlight=False, soft_wrap=True, style=style)
-
-
-def home_of(home: Path | None) -> Path:
-    return home or default_home()
 
 
 def print_json(value: Any) -> None:
@@ -121,36 +135,37 @@ def say(text: str = "") -> None:
     out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def cache_bytes_of(text: str | None) -> int | None:
-    from cst_search.units import parse_bytes
-
-    if text is None:
-        return None
-    return 0 if text.strip() == "0" else parse_bytes(text)
+def console_of(json_: bool, quiet: bool = False) -> Console:
+    """Where a command that works tells what it does: standard output is a program's with ``--json``."""
+    return Console(quiet=True, force_terminal=False) if quiet else err if json_ else out
 
 
-def check_choice(flag: str, value: str, *allowed: str) -> None:
-    from cst_search.errors import ConfigError
+def show_plot(infos: Sequence[StudyInfo], wanted: bool | None) -> None:
+    """The front as characters; where nobody said so, on a terminal alone."""
+    if not (out.is_terminal if wanted is None else wanted):
+        return
+    from cst_search.text_plot import front_plot
 
-    if value not in allowed:
-        raise ConfigError(f"{flag} must be one of {', '.join(allowed)}; got {value!r}")
+    text = front_plot(infos, out.width, ascii_only=out.options.ascii_only)
+    if text:
+        out.print()
+        out.print(text, soft_wrap=True)
 
 
-def open_study(study: str, home: Path | None, storage: str | None) -> Any:
-    from cst_search.suggest import Study, default_storage
+def open_study(study: str, home: Path | None, storage: str | None) -> Study:
+    from cst_search.suggest import open_study as find
 
-    url = storage or default_storage(home_of(home))
-    if storage is None and not (home_of(home) / "studies.db").exists():
-        from cst_search.errors import StudyError
-
-        raise StudyError(
-            f"there are no studies in {home_of(home)} yet; `cst-search launch` makes one, --home looks elsewhere"
-        )
-    return Study.open(url, study)
+    return find(study, home_of(home), storage)
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="No colours; NO_COLOR=1 likewise.")] = False,
+) -> None:
     if version:
         print(f"cst-search {__version__}")
         raise typer.Exit
+    if no_color:
+        os.environ["NO_COLOR"] = "1"  # for what is started too
+        out.no_color = err.no_color = True

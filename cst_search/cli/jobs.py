@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -11,13 +13,13 @@ from cst_search.cli.app import (
     JobServerOption,
     JsonOption,
     app,
-    check_choice,
     err,
     job_app,
     only_checking,
     print_json,
     say,
 )
+from cst_search.errors import check_choice
 
 
 @app.command()
@@ -29,11 +31,12 @@ def submit(
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Show its output until it is over; Ctrl-C leaves it running.")
     ] = True,
+    json_: Annotated[bool, typer.Option("--json", help="Print the job's state as JSON; its output to stderr.")] = False,
 ) -> None:
     """Hand a search to a Ray cluster, where it goes on without this machine."""
     from cst_search import submit as jobs
 
-    check_choice("submit's command", words[0], *jobs.COMMANDS)
+    check_choice("submit's command", words[0], jobs.COMMANDS)
     jobs.check_words(words[0], _understood(words))
     server = jobs.Jobs(address)
     job = server.submit(words)
@@ -41,14 +44,20 @@ def submit(
     for verb in ("status", "logs --follow", "stop"):
         err.print(f"  cst-search job {verb} {job} --address {address}", markup=False, highlight=False, soft_wrap=True)
     if not wait:
-        print(job)
+        if json_:
+            print_json(asdict(server.state(job)))
+        else:
+            print(job)
         return
     try:
-        server.follow(job, jobs.write_out)
+        server.follow(job, sys.stderr.write if json_ else jobs.write_out)
     except KeyboardInterrupt:
         err.print(f"job {job} goes on; `cst-search job stop` ends it", markup=False, highlight=False)
         raise typer.Exit(130) from None
-    _exit_as(server.state(job))
+    state = server.state(job)
+    if json_:
+        print_json(asdict(state))
+    _exit_as(state)
 
 
 def _understood(words: list[str]) -> dict[str, Any]:
@@ -77,8 +86,6 @@ def _exit_as(state: Any) -> None:
 @job_app.command("status")
 def job_status(job: JobArgument, address: JobServerOption, json_: JsonOption = False) -> None:
     """How a job is doing."""
-    from dataclasses import asdict
-
     from cst_search.submit import Jobs
 
     state = Jobs(address).state(job)
@@ -96,6 +103,7 @@ def job_logs(
     job: JobArgument,
     address: JobServerOption,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it is over.")] = False,
+    json_: JsonOption = False,
 ) -> None:
     """What a job has printed."""
     from cst_search.submit import Jobs, write_out
@@ -103,21 +111,26 @@ def job_logs(
     server = Jobs(address)
     if follow:
         try:
-            server.follow(job, write_out)
+            server.follow(job, sys.stderr.write if json_ else write_out)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-    else:
+    if json_:
+        print_json(asdict(server.state(job)) | {"logs": server.logs(job)})
+    elif not follow:
         write_out(server.logs(job))
 
 
 @job_app.command("stop")
-def job_stop(job: JobArgument, address: JobServerOption) -> None:
+def job_stop(job: JobArgument, address: JobServerOption, json_: JsonOption = False) -> None:
     """End a job as Ctrl-C would: what is finished is kept, and `resume` goes on."""
     from cst_search.submit import Jobs
 
     server = Jobs(address)
     state = server.state(job)
-    if state.is_over or not server.stop(job):
+    stopped = not state.is_over and server.stop(job)
+    if json_:
+        print_json(asdict(server.state(job)) | {"stopped": stopped})
+    elif not stopped:
         say(f"job {job} is over: {state.state.lower()}")
     else:
         say(f"job {job} is told to end; `cst-search job status {job} --address {address}` says when it has")

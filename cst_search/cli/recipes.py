@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from cst_search.catalog import home_of
+from cst_search.cli import completion
 from cst_search.cli.app import (
     CacheOption,
     DeviceOption,
     HomeOption,
     JsonOption,
+    QuietOption,
     SkipBadOption,
     TrackingOption,
     app,
-    cache_bytes_of,
-    check_choice,
+    console_of,
     err,
-    home_of,
     out,
     print_json,
     say,
@@ -28,26 +29,34 @@ from cst_search.cli.app import (
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe: an exported file, or a shipped name.", show_default=False)],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe: an exported file, or a shipped name.", show_default=False, autocompletion=completion.recipes
+        ),
+    ],
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for weights, metrics and recipe.")],
     data: Annotated[str | None, typer.Option("--data", help="COCO-format folder [default: the recipe's].")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a field: name=value. Repeatable.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a field: name=value. Repeatable.", autocompletion=completion.settings),
+    ] = None,
     device: DeviceOption = "auto",
     skip_bad: SkipBadOption = False,
     tracking_uri: TrackingOption = None,
     cache_size: CacheOption = None,
     home: HomeOption = None,
+    quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Train a recipe at full length and keep the trained tensors."""
-
-    check_choice("--device", device, "auto", "cpu", "cuda")
+    from cst_search.preparation import parse_cache
     from cst_search.training import train as run
 
-    console = err if json_ else out
-    result = run(recipe, output, data=data, settings=tuple(settings or ()), device=device, skip_bad=skip_bad,
-                 home=home_of(home), tracking_uri=tracking_uri, cache_bytes=cache_bytes_of(cache_size),
-                 console=console)  # fmt: skip
+    result = run(
+        recipe, output, data=data, settings=settings or (), device=device, skip_bad=skip_bad, home=home_of(home),
+        tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size), console=console_of(json_, quiet),
+    )  # fmt: skip
     if json_:
         print_json(result)
     if result["outcome"] != "complete":
@@ -65,8 +74,6 @@ def predict(
     device: DeviceOption = "auto",
 ) -> None:
     """Detect objects with a trained configuration: JSON on stdout, pictures in a folder."""
-
-    check_choice("--device", device, "auto", "cpu", "cuda")
     from cst_search.inference import predict as run_predict
 
     print_json(run_predict(run, images, output if draw else None, score=score, device=device))
@@ -74,8 +81,13 @@ def predict(
 
 @app.command()
 def estimate(
-    recipe: Annotated[str, typer.Option("--recipe", help="A shipped name or a YAML file.")] = "resnet50",
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: name=value. Repeatable.")] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="A shipped name or a YAML file.", autocompletion=completion.recipes)
+    ] = "resnet50",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a value: name=value. Repeatable.", autocompletion=completion.settings),
+    ] = None,
     n_classes: Annotated[int, typer.Option("--classes", min=1, max=100_000, help="Classes without background.")] = 80,
     max_boxes: Annotated[int, typer.Option("--max-boxes", min=1, max=100_000, help="Most boxes in an image.")] = 100,
     fit: Annotated[
@@ -85,66 +97,60 @@ def estimate(
         str | None, typer.Option("--device", help='Likewise for a card: "RTX 3060 12GB", T4, "A100 40GB" ...')
     ] = None,
     compare: Annotated[
-        str | None, typer.Option("--compare", help="Also methods side by side, such as cst,head,full (no list: all).")
+        str | None,
+        typer.Option(
+            "--compare",
+            help="Also methods side by side, such as cst,head,full (no list: all).",
+            autocompletion=completion.methods,
+        ),
     ] = None,
     json_: JsonOption = False,
 ) -> None:
     """What training a recipe will need, and what fits into a memory, before it runs. No GPU is used."""
-    from cst_search.config import apply_settings, load_recipe, parse_settings
-    from cst_search.devices import find_card, memory_budget
-    from cst_search.fit import compare_methods, method_names, what_fits
-
-    configured = apply_settings(load_recipe(recipe), settings or (), recipe)
-    card = None if device is None else find_card(device)
-    budget = memory_budget(fit, card)
-
     from cst_search import estimates
-    from cst_search.memory import predict, worst_input
-    from cst_search.petl import METHODS, get_method
-
-    compared = None if compare is None else method_names(compare, tuple(METHODS))
-
-    def guess(wanted: Any) -> Any:
-        return predict(wanted, n_classes, worst_input(wanted, max_boxes=max_boxes))
-
-    def needed_bytes(wanted: Any) -> int:
-        return int(guess(wanted).device_bytes)
 
     with err.status("predicting ...") if err.is_terminal else nullcontext():
-        predicted = guess(configured)
-        rows = None if compared is None else compare_methods(configured, compared, guess)
-        fitted = None if budget is None else what_fits(configured, tuple(METHODS), budget, needed_bytes)
+        found = estimates.estimate(
+            recipe, settings or (), n_classes=n_classes, max_boxes=max_boxes, fit=fit, device=device, compare=compare
+        )
     if json_:
-        options = get_method(configured.method).make_options(configured.options)
-        shown = {"method": configured.method} | {f"{configured.method}.{k}": v for k, v in vars(options).items()}
-        shown |= {key: getattr(configured, key) for key in parse_settings(settings or ()) if "." not in key}
-        print_json(estimates.report(predicted, shown, rows, fitted, card))
+        print_json(found.report())
         return
-    for part in estimates.tables(recipe, configured, predicted, rows, fitted, card):
+    for part in estimates.tables(found):
         out.print(part)
 
 
 @app.command()
 def ls(json_: JsonOption = False) -> None:
-    """Shipped recipes and search spaces."""
-    from cst_search import catalog
+    """Shipped recipes and search spaces, and what other packages bring."""
+    from cst_search import catalog, plugins
 
     found = {kind: catalog.names(kind) for kind in ("trials", "search_spaces")}
+    others = [plugin for kind in plugins.KINDS for plugin in plugins.found(kind)]
     if json_:
-        print_json(found)
+        names = ("kind", "name", "package", "version", "value")
+        print_json(found | {"plugins": [{name: getattr(plugin, name) for name in names} for plugin in others]})
         return
     for kind, label in (("trials", "recipes"), ("search_spaces", "search spaces")):
         say(f"{label}:")
         for name in found[kind]:
             first = catalog.shipped(kind, name).read_text(encoding="utf-8").splitlines()[0]  # type: ignore[arg-type]
             say(f"  {name:<12} {first.lstrip('# ')}")
+    if others:
+        say("plug-ins (`cst-search doctor` tries them):")
+        for plugin in others:
+            say(f"  {plugin.name:<12} {plugin.kind.removesuffix('s')} of {plugin.source} ({plugin.value})")
 
 
 @app.command()
 def cp(
-    name: Annotated[str, typer.Argument(help="A shipped recipe or search space.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(help="A shipped recipe or search space.", show_default=False, autocompletion=completion.shipped),
+    ],
     target: Annotated[Path, typer.Argument(help="File or folder.")] = Path("."),
     force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
+    json_: JsonOption = False,
 ) -> None:
     """Copy a shipped recipe or search space, to change it."""
     import shutil
@@ -163,4 +169,7 @@ def cp(
         shutil.copyfile(catalog.shipped(kinds[0], name), path)  # type: ignore[arg-type]
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-    say(f"{path}")
+    if json_:
+        print_json({"name": name, "kind": kinds[0], "path": str(path)})
+    else:
+        say(f"{path}")

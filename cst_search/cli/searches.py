@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cst_search.catalog import home_of
+from cst_search.cli import completion
 from cst_search.cli.app import (
     AddressOption,
     CacheOption,
@@ -13,6 +15,7 @@ from cst_search.cli.app import (
     HomeOption,
     InProcessOption,
     JsonOption,
+    QuietOption,
     SkipBadOption,
     StorageOption,
     StudyArgument,
@@ -20,13 +23,10 @@ from cst_search.cli.app import (
     TrackingOption,
     WorkersOption,
     app,
-    cache_bytes_of,
-    check_choice,
+    console_of,
     err,
-    home_of,
     only_checking,
     open_study,
-    out,
     print_json,
 )
 
@@ -46,13 +46,23 @@ def launch(
             "--recipe",
             help="What is held fixed: a shipped name or a YAML file "
             "[default: demo; with --data, resnet50 on a GPU, small on a CPU].",
+            autocompletion=completion.recipes,
         ),
     ] = None,
-    space: Annotated[str, typer.Option("--space", help="What may vary: a shipped name or a YAML file.")] = "cst",
+    space: Annotated[
+        str,
+        typer.Option("--space", help="What may vary: a shipped name or a YAML file.", autocompletion=completion.spaces),
+    ] = "cst",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a field of the recipe: name=value. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", help="Change a field of the recipe: name=value. Repeatable.", autocompletion=completion.settings
+        ),
     ] = None,
-    study: Annotated[str | None, typer.Option("--study", help="Name; an existing one is continued.")] = None,
+    study: Annotated[
+        str | None,
+        typer.Option("--study", help="Name; an existing one is continued.", autocompletion=completion.studies),
+    ] = None,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Trials that the study shall have in the end.")] = 16,
     time_limit: TimeLimitOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1)] = 0,
@@ -66,6 +76,7 @@ def launch(
         typer.Option(
             "--sampler",
             help="pareto, tpe, nsga2, gp or random [default: pareto, or tpe where it cannot search for --objectives].",
+            autocompletion=completion.one_of("pareto", "tpe", "nsga2", "gp", "random"),
             show_default=False,
         ),
     ] = None,
@@ -95,55 +106,24 @@ def launch(
         int | None, typer.Option("--eta", min=2, help="Stop early with this eta [default: as the study, else 2].")
     ] = None,
     home: HomeOption = None,
+    quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Search for the best configurations within a budget."""
-    from cst_search.errors import ConfigError
-    from cst_search.units import parse_bytes, parse_count, parse_seconds
+    from cst_search.preparation import launch_options
 
-    memory = None if budget_mem is None else parse_bytes(budget_mem)
-    params = None if budget_params is None else parse_count(budget_params)
-    limit_bytes = None if limit_mem is None else parse_bytes(limit_mem)
-    cache_bytes = cache_bytes_of(cache_size)
-    limit = None if time_limit is None else parse_seconds(time_limit)
-    check_choice("--device", device, "auto", "cpu", "cuda")
-    if sampler is not None:
-        check_choice("--sampler", sampler, "pareto", "tpe", "nsga2", "gp", "random")
-    if eta is not None and stop_early is False:
-        raise ConfigError(f"--eta {eta} says how trials are stopped early, and --no-stop-early that none is; give one")
-
-    from cst_search.launching import launch as run
-    from cst_search.preparation import LaunchOptions
-    from cst_search.results import Budget
-    from cst_search.suggest import ETA
-
-    options = LaunchOptions(
-        budget=Budget(memory, params),
-        home=home_of(home),
-        data=data,
-        recipe=recipe,
-        space=space,
-        settings=tuple(settings or ()),
-        study=study,
-        trials=trials,
-        time_limit_seconds=limit,
-        seed=seed,
-        workers=workers,
-        device=device,
-        objectives=objectives,
-        sampler=sampler,
-        storage=storage,
-        tracking_uri=tracking_uri,
-        skip_bad=skip_bad,
-        in_process=in_process,
-        address=address,
-        limit_bytes=limit_bytes,
-        cache_bytes=cache_bytes,
-        eta=0 if stop_early is False else eta or (ETA if stop_early else None),
-    )
+    options = launch_options(
+        budget_mem=budget_mem, budget_params=budget_params, data=data, recipe=recipe, space=space, settings=settings,
+        study=study, trials=trials, time_limit=time_limit, seed=seed, workers=workers, device=device,
+        objectives=objectives, sampler=sampler, home=home, storage=storage, tracking_uri=tracking_uri,
+        skip_bad=skip_bad, in_process=in_process, address=address, limit_mem=limit_mem, cache_size=cache_size,
+        stop_early=stop_early, eta=eta,
+    )  # fmt: skip
     if only_checking.get():
         return
-    _end_of_search(run(options, err if json_ else out), json_)
+    from cst_search.launching import launch as run
+
+    _end_of_search(run(options, console_of(json_, quiet)), json_)
 
 
 @app.command()
@@ -162,33 +142,19 @@ def resume(
     address: AddressOption = None,
     cache_size: CacheOption = None,
     home: HomeOption = None,
+    quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Go on with a search where it ended or died, as it was made: data, recipe, space and budget are the study's."""
-    from cst_search.units import parse_seconds
-
-    check_choice("--device", device, "auto", "cpu", "cuda")
-    cache_bytes = cache_bytes_of(cache_size)
-    limit = None if time_limit is None else parse_seconds(time_limit)
     opened = open_study(study, home, storage)
-
     from cst_search.launching import launch as run
-    from cst_search.preparation import LaunchOptions, resumed
+    from cst_search.preparation import resumed
 
-    options = LaunchOptions(
-        budget=opened.spec.budget,
-        home=home_of(home),
-        time_limit_seconds=limit,
-        workers=workers,
-        device=device,
-        storage=storage,
-        tracking_uri=tracking_uri,
-        skip_bad=skip_bad,
-        in_process=in_process,
-        address=address,
-        cache_bytes=cache_bytes,
-    )
-    _end_of_search(run(resumed(opened, options, trials), err if json_ else out), json_)
+    options = resumed(
+        opened, home_of(home), trials, time_limit=time_limit, workers=workers, device=device, storage=storage,
+        tracking_uri=tracking_uri, skip_bad=skip_bad, in_process=in_process, address=address, cache_size=cache_size,
+    )  # fmt: skip
+    _end_of_search(run(options, console_of(json_, quiet)), json_)
 
 
 def _end_of_search(result: Any, json_: bool) -> None:
@@ -241,11 +207,10 @@ def confirm(
     in_process: InProcessOption = False,
     address: AddressOption = None,
     home: HomeOption = None,
+    quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Train the front's points again with other seeds, and say which of them are still on the front."""
-
-    check_choice("--device", device, "auto", "cpu", "cuda")
     opened = open_study(study, home, storage)
     from cst_search.confirm import ConfirmOptions
     from cst_search.confirm import confirm as run
@@ -263,7 +228,7 @@ def confirm(
         in_process=in_process,
         address=address,
     )
-    result = run(opened, options, err if json_ else out)
+    result = run(opened, options, console_of(json_, quiet))
     if json_:
         print_json(result.report)
     if result.interrupted:

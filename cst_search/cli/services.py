@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cst_search.cli.app import HomeOption, JsonOption, StorageOption, TrackingOption, app, home_of, out, print_json, say
+from cst_search.catalog import home_of
+from cst_search.cli.app import HomeOption, JsonOption, StorageOption, TrackingOption, app, out, print_json, say
 
 
 @app.command()
@@ -48,13 +50,27 @@ def ui(
     home: HomeOption = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
     host: Annotated[str, typer.Option("--host", help="Loopback unless told otherwise.")] = "127.0.0.1",
+    optuna: Annotated[
+        bool,
+        typer.Option(
+            "--optuna",
+            help="Open optuna-dashboard on the studies instead. Its scatter plot shows what is over the budget as "
+            "infeasible; its list of best trials does not know of the budget.",
+        ),
+    ] = False,
+    storage: StorageOption = None,
 ) -> None:
     """Open MLflow on the record of the studies."""
     import os
 
-    from cst_search.errors import StudyError
+    from cst_search.errors import ConfigError, StudyError
 
     folder = home_of(home)
+    if optuna:
+        _optuna_dashboard(folder, storage, host, port)
+        return
+    if storage is not None:
+        raise ConfigError("--storage is for --optuna; MLflow has a record of its own")
     if not (folder / "mlflow.db").exists():
         raise StudyError(f"there is no record in {folder} yet; `cst-search launch` makes one, --home looks elsewhere")
     environment = os.environ | {
@@ -71,3 +87,22 @@ def ui(
     say('the front: a study > Views > "Pareto front", or filter runs with  tags."cst.pareto" = "true"')
     sys.stdout.flush()
     os.execve(command[0], command, environment)  # no child that would outlive us
+
+
+def _optuna_dashboard(home: Path, storage: str | None, host: str, port: int) -> None:
+    """Serve until Ctrl-C. In this process: an address with a password would stand in the arguments of another."""
+    from cst_search.errors import ConfigError
+    from cst_search.storage import open_storage
+    from cst_search.suggest import default_storage
+
+    opened = open_storage(storage or default_storage(home))
+    try:
+        from optuna_dashboard import run_server
+    except ImportError:
+        raise ConfigError("--optuna needs optuna-dashboard: pip install 'cst-search[dashboard]'") from None
+    say(f"optuna-dashboard on http://{host}:{port}; Ctrl-C ends it")
+    sys.stdout.flush()
+    try:
+        run_server(opened, host=host, port=port)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None

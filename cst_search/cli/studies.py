@@ -7,19 +7,23 @@ from typing import Annotated
 
 import typer
 
+from cst_search.catalog import home_of
+from cst_search.cli import completion
 from cst_search.cli.app import (
     HomeOption,
     JsonOption,
+    PlotOption,
+    QuietOption,
     StorageOption,
     StudyArgument,
     TrackingOption,
     app,
     err,
-    home_of,
     open_study,
     out,
     print_json,
     say,
+    show_plot,
 )
 
 _ROWS = 100  # trials that `status` shows: ten thousand take seconds to draw, and nobody reads them
@@ -31,6 +35,7 @@ def status(
     all_: Annotated[bool, typer.Option("--all", help=f"Every trial, not only the last {_ROWS}.")] = False,
     home: HomeOption = None,
     storage: StorageOption = None,
+    plot: PlotOption = None,
     json_: JsonOption = False,
 ) -> None:
     """How far a study is, and what became of each trial."""
@@ -70,6 +75,7 @@ def status(
         say(f"the last {_ROWS}; --all shows the {n_left_out} before them too")
     counts = ", ".join(f"{n} {state}" for state, n in info.counts().items() if n and state != "total")
     say(f"{len(info.trials)} trials ({counts or 'none yet'}), hypervolume {info.hypervolume():.4f}")
+    show_plot([info], plot)
 
 
 @app.command("list")
@@ -116,41 +122,70 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
 
 @app.command()
 def front(
-    study: StudyArgument,
+    studies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STUDY...",
+            help="Name of the study; several are compared.",
+            show_default=False,
+            autocompletion=completion.studies,
+        ),
+    ],
     home: HomeOption = None,
     storage: StorageOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write front.html, .png, .json here.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Also write front.html, .png, .json here; of several comparison.html, .json."
+        ),
     ] = None,
+    plot: PlotOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """The Pareto front of a study."""
-    from cst_search.results import front_report
+    """The Pareto front of a study, or those of several."""
+    from cst_search.results import common_reference, front_report, page_report
 
-    info = open_study(study, home, storage).info()
+    infos = [open_study(study, home, storage).info() for study in dict.fromkeys(studies)]
     if output is not None:
         from cst_search.catalog import check_folder
-        from cst_search.launching import write_report
 
         check_folder("--output", output)
-        files = write_report(info, output)
+        if len(infos) == 1:
+            from cst_search.launching import write_report
+
+            files = write_report(infos[0], output)
+        else:
+            from cst_search import dashboard
+
+            write = vars(dashboard)["write_comparison"]
+            files = write([page_report(info) for info in infos], output)
         err.print(f"wrote {', '.join(str(path) for path in files.values())}", markup=False, highlight=False)
     if json_:
-        print_json(front_report(info))
+        reports = [front_report(info) for info in infos]
+        print_json(reports[0] if len(reports) == 1 else reports)
         return
-    if not info.front():
-        say(f"study {study} has no feasible complete trial yet")
-        return
-    from cst_search.live import front_table
+    from cst_search.live import comparison_table, front_table
 
-    out.print(front_table(info))
-    say(f"hypervolume {info.hypervolume():.4f} of 1 (reference {dict(info.reference_point)})")
+    for info in infos:
+        if not info.front():
+            say(f"study {info.name} has no feasible complete trial yet")
+            continue
+        out.print(front_table(info))
+        say(f"hypervolume {info.hypervolume():.4f} of 1 (reference {dict(info.reference_point)})")
+    if len(infos) > 1:
+        out.print(comparison_table(infos))
+        if common_reference(infos) is None:
+            say("their data or objectives differ, so there is no common hypervolume")
+    show_plot(infos, plot)
 
 
 @app.command()
 def export(
     study: StudyArgument,
-    pick: Annotated[str, typer.Option("--pick", help="knee, best (highest map), or trial=N.")] = "knee",
+    pick: Annotated[
+        str,
+        typer.Option("--pick", help="knee, best (highest map), or trial=N.", autocompletion=completion.picks),
+    ] = "knee",
     output: Annotated[Path, typer.Option("--output", "-o", help="Recipe file to write.")] = Path("best.yaml"),
     verify: Annotated[
         bool,
@@ -158,18 +193,17 @@ def export(
     ] = True,
     home: HomeOption = None,
     storage: StorageOption = None,
+    quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Write a point of the front as a recipe that is complete by itself."""
-    from cst_search import export as exports
+    from cst_search.export import export_verified
 
     info = open_study(study, home, storage).info()
-    record = exports.pick_trial(info, pick)
-    exports.check_output(output)
-    verified = exports.verify(info, record, home_of(home)) if verify else None
-    exports.export(info, pick, output, verified)
+    record, verified = export_verified(info, pick, output, home_of(home), verify_first=verify)
     if json_:
         print_json(info.brief(record) | {"recipe": str(output), "verified": verified})
+    if json_ or quiet:
         return
     from cst_search.results import over_seeds_words
     from cst_search.units import format_bytes, format_count
@@ -196,6 +230,8 @@ def sync(
     tracking_uri: TrackingOption = None,
     home: HomeOption = None,
     storage: StorageOption = None,
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
 ) -> None:
     """Bring MLflow all that it lacks of a study: runs, front, page. It may be another MLflow, and may be done again."""
     info = open_study(study, home, storage).info()
@@ -214,4 +250,8 @@ def sync(
     record.rebuild(info, {"pareto": pages, "export": export_best(info, files)})
     if not record.close(timeout_seconds=3600):
         raise typer.Exit(1)
-    say(f"{shown_address(uri)} has study {info.name}: {len(info.trials)} trials, {len(info.repeats)} repeats")
+    if json_:
+        counts = {"trials": len(info.trials), "repeats": len(info.repeats)}
+        print_json({"study": info.name, "tracking_uri": shown_address(uri)} | counts)
+    elif not quiet:
+        say(f"{shown_address(uri)} has study {info.name}: {len(info.trials)} trials, {len(info.repeats)} repeats")

@@ -1,5 +1,8 @@
-"""The PETL methods: one file each, one registry."""
+"""The PETL methods: one file each, one registry. Other packages may bring more, see `plugins`."""
 
+from functools import cache
+
+from cst_search import plugins
 from cst_search.errors import ConfigError
 from cst_search.petl import (
     bitfit,
@@ -35,11 +38,21 @@ METHODS: dict[str, Method] = {
     )
 }
 
-__all__ = ["METHODS", "HasBody", "Method", "SideNetwork", "get_method"]
+__all__ = ["METHODS", "HasBody", "Method", "SideNetwork", "get_method", "method_names"]
 
 
+def method_names() -> tuple[str, ...]:
+    """All methods: ours, then those of other packages."""
+    return tuple(dict.fromkeys((*METHODS, *plugins.names("methods"))))
+
+
+@cache
 def get_method(name: str) -> Method:
     """The method of that name. Raises ConfigError, naming those that exist."""
+    plugin = plugins.of_name("methods", name, ours=name in METHODS)
+    if plugin is not None:
+        method: Method = plugins.load(plugin, Method)
+        return method
     if name not in METHODS:
-        raise ConfigError(f"method must be one of {', '.join(sorted(METHODS))}; got {name!r}")
+        raise ConfigError(f"method must be one of {', '.join(sorted(method_names()))}; got {name!r}")
     return METHODS[name]

@@ -46,7 +46,11 @@ class HasBody(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """One PETL method.
+    """One PETL method: the whole contract between a method and the rest, for those of other packages too.
+
+    From ``options`` come the names and defaults in recipes, ``--set NAME.option=value`` and search spaces;
+    ``footprint`` and ``petl_params`` say what a configuration costs before it runs, without which it could not be
+    searched within a budget: there is no guess in their place.
 
     Attributes:
         name: as in recipes and search spaces.

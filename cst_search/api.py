@@ -1,0 +1,431 @@
+"""The Python API: the commands as functions, by the same code. The names are exported by the package itself.
+
+Everything raises `errors.CstSearchError`: `errors.UserError` where something must be changed, with what;
+`errors.RunError` where the work failed. Sizes, counts and durations are texts (``"6GB"``, ``"2M"``, ``"30m"``) or
+numbers (bytes, parameters, seconds). A recipe is a shipped name, the path of a YAML file, or a `recipe.Recipe`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cst_search.catalog import home_of
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas
+    from rich.console import Console
+    from torch import nn
+
+    from cst_search.config import RecipeLike, Settings, SpaceLike
+    from cst_search.recipe import Recipe
+    from cst_search.results import StudyInfo, TrialRecord
+    from cst_search.suggest import Study
+    from cst_search.weights import Trained
+
+
+def launch(
+    budget_mem: str | float | None = None,
+    *,
+    budget_params: str | float | None = None,
+    data: str | Path | None = None,
+    recipe: RecipeLike | None = None,
+    space: SpaceLike = "cst",
+    settings: Settings | None = None,
+    study: str | None = None,
+    trials: int = 16,
+    time_limit: str | float | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    device: str = "auto",
+    objectives: str = "map,device_bytes,trainable_params",
+    sampler: str | None = None,
+    home: str | Path | None = None,
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+    skip_bad: bool = False,
+    in_process: bool = False,
+    address: str | None = None,
+    limit_mem: str | float | None = None,
+    cache_size: str | float | None = None,
+    stop_early: bool | None = None,
+    eta: int | None = None,
+    quiet: bool = True,
+) -> Search:
+    """Search for the best configurations within a budget: ``cst-search launch``, whose options these are.
+
+    What a trial prints goes nowhere, and nothing is shown of the search itself while ``quiet``.
+
+    Args:
+        budget_mem: most device memory.
+        budget_params: most trainable parameters.
+        data: COCO-format folder; None: the embedded demo.
+        recipe: what is held fixed; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
+        space: what may vary: a shipped name, a YAML file, or the mapping that such a file holds.
+        settings: fields of the recipe to change, ``{"search_epochs": 2}`` or ``["search_epochs=2"]``.
+        study: name; an existing study is continued.
+        trials: that the study shall have in the end.
+        in_process: one trial after the other in this process, without Ray.
+        address: Ray cluster that runs the trials.
+
+    Raises:
+        UserError: something must be changed; nothing was started.
+        KeyboardInterrupt: Ctrl-C. What is finished is kept: `open_study`, and `Search.resume` goes on. What has not
+            ended 15 seconds after it is killed, and with it this process.
+
+    >>> import cst_search
+    >>> search = cst_search.launch("6GB", trials=2, settings={"search_epochs": 1}, study="first", in_process=True)
+    >>> search.front()["trial"].tolist() == [record.trial for record in search.info.front()]
+    True
+    """
+    from cst_search.preparation import launch_options
+
+    options = launch_options(
+        budget_mem=budget_mem, budget_params=budget_params, data=None if data is None else str(data), recipe=recipe,
+        space=space, settings=settings, study=study, trials=trials, time_limit=time_limit, seed=seed, workers=workers,
+        device=device, objectives=objectives, sampler=sampler, home=home, storage=storage, tracking_uri=tracking_uri,
+        skip_bad=skip_bad, in_process=in_process, address=address, limit_mem=limit_mem, cache_size=cache_size,
+        stop_early=stop_early, eta=eta,
+    )  # fmt: skip
+    from cst_search.launching import launch as run
+
+    result = run(options, console(quiet))
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return open_study(result.info.name, home=home, storage=storage)
+
+
+def open_study(name: str, *, home: str | Path | None = None, storage: str | None = None) -> Search:
+    """A study that was searched before, or is being searched now. Raises StudyError, naming those that exist.
+
+    Args:
+        home: folder of studies and records; None: $CST_SEARCH_HOME, else ``cst-runs`` here.
+        storage: database URL of the studies; None: SQLite in ``home``.
+
+    >>> import cst_search
+    >>> search = cst_search.open_study("first")
+    >>> len(search.trials())
+    2
+    """
+    from cst_search.suggest import open_study as find
+
+    return Search(find(name, home_of(home), storage), home_of(home), storage)
+
+
+class Search:
+    """A study with what can be done with it. Everything is read anew when it is asked for.
+
+    Attributes:
+        name: of the study.
+        home: folder of its records.
+
+    >>> import cst_search
+    >>> search = cst_search.open_study("first")
+    >>> search
+    <Search 'first': 2 trials>
+    >>> search.recipe("best").method
+    'cst'
+    >>> search.export("best", "best.yaml", verify=False).name
+    'best.yaml'
+    """
+
+    def __init__(self, study: Study, home: Path, storage: str | None = None) -> None:
+        self._study, self.home, self._storage = study, home, storage
+        self.name = study.name
+
+    def __repr__(self) -> str:
+        return f"<Search {self.name!r}: {len(self.info.trials)} trials>"
+
+    @property
+    def info(self) -> StudyInfo:
+        """What the study was made with, its trials, launches and repeats, as plain values."""
+        return self._study.info()
+
+    @property
+    def knee(self) -> int | None:
+        """Number of the trial at the front's knee; None: the front is empty."""
+        return self.info.knee()
+
+    @property
+    def hypervolume(self) -> float:
+        """Of the front, 0..1, as a share of the box from the study's reference point to the ideal."""
+        return self.info.hypervolume()
+
+    def front(self) -> pandas.DataFrame:
+        """The Pareto front, best map first: a row a point.
+
+        Columns: ``trial``, ``state``, ``map``, ``map50``, ``device_bytes``, ``memory_source``, ``trainable_params``,
+        ``petl_params``, then ``config.NAME`` for everything that varied. Behind ``map50``, once a point was confirmed
+        with other seeds, ``map_mean``, ``map_std`` and ``n_seeds``.
+        """
+        info = self.info
+        return _frame(info, info.front())
+
+    def trials(self) -> pandas.DataFrame:
+        """All trials in the order of their numbers: the columns of `front`, and behind ``state`` ``reason``,
+        ``seconds``, ``feasible`` and ``on_front``."""
+        info = self.info
+        on_front = {record.trial for record in info.front()}
+        frame = _frame(info, info.trials)
+        more: dict[str, list[Any]] = {
+            "reason": [record.reason for record in info.trials],
+            "seconds": [record.seconds for record in info.trials],
+            "feasible": [record.feasible for record in info.trials],
+            "on_front": [record.trial in on_front for record in info.trials],
+        }
+        for place, (name, values) in enumerate(more.items(), start=2):
+            frame.insert(place, name, values)
+        return frame
+
+    def recipe(self, pick: str = "knee") -> Recipe:
+        """The recipe of a point, complete by itself: ``knee``, ``best`` (highest map) or ``trial=N``."""
+        from cst_search.export import exported_recipe, pick_trial
+
+        info = self.info
+        return exported_recipe(info, pick_trial(info, pick))
+
+    def export(self, pick: str = "knee", path: str | Path = "best.yaml", verify: bool = True) -> Path:
+        """Write the recipe of a point: ``cst-search export``. Returns the path.
+
+        Args:
+            verify: train a few steps on the worst batch first, in a process of its own, and refuse what differs.
+        """
+        from cst_search.export import export_verified
+
+        export_verified(self.info, pick, Path(path), self.home, verify_first=verify)
+        return Path(path)
+
+    def page(self, folder: str | Path) -> Path:
+        """Write the report page, and front.png, front.json beside it. Returns the path of the page."""
+        from cst_search.catalog import check_folder
+        from cst_search.launching import write_report
+
+        check_folder("folder", Path(folder))
+        return write_report(self.info, Path(folder))["html"]
+
+    def resume(
+        self,
+        trials: int | None = None,
+        *,
+        time_limit: str | float | None = None,
+        workers: int | None = None,
+        device: str = "auto",
+        tracking_uri: str | None = None,
+        in_process: bool = False,
+        address: str | None = None,
+        quiet: bool = True,
+    ) -> Search:
+        """Go on where the search ended or died: ``cst-search resume``. Returns itself.
+
+        Args:
+            trials: that it shall have in the end; None: as it was.
+        """
+        from cst_search.launching import launch as run
+        from cst_search.preparation import resumed
+
+        options = resumed(
+            self._study, self.home, trials, time_limit=time_limit, workers=workers, device=device,
+            storage=self._storage, tracking_uri=tracking_uri, in_process=in_process, address=address,
+        )  # fmt: skip
+        if run(options, console(quiet)).interrupted:
+            raise KeyboardInterrupt
+        return self
+
+    def confirm(
+        self,
+        seeds: int = 3,
+        *,
+        epochs: str | int = "search",
+        picks: str = "front",
+        workers: int | None = None,
+        device: str = "auto",
+        tracking_uri: str | None = None,
+        in_process: bool = False,
+        address: str | None = None,
+        quiet: bool = True,
+    ) -> dict[str, Any]:
+        """Train points again with other seeds: ``cst-search confirm``. Returns the report of its ``--json``."""
+        from cst_search.confirm import ConfirmOptions
+        from cst_search.confirm import confirm as run
+
+        options = ConfirmOptions(
+            self.home, seeds, str(epochs), picks, workers=workers, device=device, tracking_uri=tracking_uri,
+            in_process=in_process, address=address,
+        )  # fmt: skip
+        result = run(self._study, options, console(quiet))
+        if result.interrupted:
+            raise KeyboardInterrupt
+        return result.report
+
+    def optuna_study(self) -> optuna.Study:
+        """The study as Optuna has it, for its plots and importances. To be read, not written to."""
+        return self._study.optuna_study()
+
+
+def train(
+    recipe: RecipeLike,
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    device: str = "auto",
+    settings: Settings | None = None,
+    skip_bad: bool = False,
+    home: str | Path | None = None,
+    tracking_uri: str | None = None,
+    cache_size: str | float | None = None,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Train a recipe at full length: ``cst-search train``.
+
+    Args:
+        out: folder for weights, metrics and recipe; it must be empty or not exist.
+        data: COCO-format folder; None: the recipe's.
+
+    Returns:
+        What ``metrics.json`` holds. ``outcome`` is ``complete``, or ``oom``, ``nonfinite`` with a ``reason``.
+
+    >>> import cst_search
+    >>> metrics = cst_search.train("best.yaml", out="trained", settings={"epochs": 1})
+    >>> metrics["outcome"], 0 <= metrics["map"] <= 1
+    ('complete', True)
+    """
+    from cst_search.preparation import parse_cache
+    from cst_search.training import train as run
+
+    return run(
+        recipe, Path(out), data=None if data is None else str(data), settings=settings or (), device=device,
+        skip_bad=skip_bad, home=home_of(home), tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size),
+        console=console(quiet),
+    )  # fmt: skip
+
+
+def predict(
+    run: str | Path,
+    images: str | Path | Sequence[str | Path],
+    *,
+    score: float = 0.5,
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Detect objects: ``cst-search predict``.
+
+    Args:
+        run: folder that training wrote, or its weights file.
+        images: image files, or folders of them.
+        score: detections below it are left out, 0..1.
+        out: folder for the drawn pictures; None: none are drawn.
+
+    Returns:
+        Per image ``image``, ``width``, ``height``, ``picture`` and ``detections``, each with ``class``, ``score`` and
+        ``box`` (x1, y1, x2, y2 in pixels of the file), best first.
+
+    >>> import cst_search
+    >>> found = cst_search.predict("trained", "cst-runs/demo-data/val", score=0.9)
+    >>> sorted(found[0])
+    ['detections', 'height', 'image', 'picture', 'width']
+    """
+    from cst_search.inference import predict as detect
+
+    paths = [images] if isinstance(images, str | Path) else images
+    drawn = None if out is None else Path(out)
+    return detect(Path(run), [Path(path) for path in paths], drawn, score=score, device=device)
+
+
+def estimate(
+    recipe: RecipeLike = "resnet50",
+    settings: Settings | None = None,
+    *,
+    n_classes: int = 80,
+    max_boxes: int = 100,
+    fit: str | None = None,
+    device: str | None = None,
+    compare: str | None = None,
+) -> dict[str, Any]:
+    """What training a recipe will need, before it runs: the content of ``cst-search estimate --json``.
+
+    Args:
+        n_classes: without background.
+        max_boxes: the most in one image.
+        fit: also what fits into this memory, such as ``"6GB"``.
+        device: likewise for a card, such as ``"RTX 3060 12GB"``.
+        compare: also methods side by side, with commas, or ``"all"``.
+
+    >>> import cst_search
+    >>> small = cst_search.estimate("demo", {"method": "cst", "cst.reduction": 16})
+    >>> large = cst_search.estimate("demo", {"method": "full"})
+    >>> small["device_bytes"] < large["device_bytes"]
+    True
+    """
+    from cst_search.estimates import estimate as run
+
+    return run(
+        recipe, settings or (), n_classes=n_classes, max_boxes=max_boxes, fit=fit, device=device, compare=compare
+    ).report()
+
+
+def build_detector(recipe: RecipeLike, n_classes: int) -> nn.Module:
+    """The detector of a recipe, its method applied, ready to train: torchvision's interface.
+
+    Args:
+        n_classes: without background; labels are 1..n_classes.
+
+    >>> import cst_search
+    >>> model = cst_search.build_detector("demo", n_classes=3)
+    >>> type(model).__name__
+    'FCOS'
+    """
+    from cst_search.detector import build_detector as build
+    from cst_search.recipe import Recipe
+
+    if not isinstance(recipe, Recipe):
+        from cst_search.config import load_recipe  # pydantic and PyYAML, which a recipe that is one does not need
+
+        recipe = load_recipe(recipe)
+    return build(recipe, n_classes)
+
+
+def load_trained(run: str | Path) -> Trained:
+    """``(model, recipe, class_names)`` of a folder that training wrote, or of its weights file.
+
+    The model is in eval mode and on the CPU; ``class_names[label - 1]`` is the name of a label.
+
+    >>> import cst_search
+    >>> model, recipe, class_names = cst_search.load_trained("trained")
+    >>> recipe.method
+    'cst'
+    """
+    from cst_search.weights import load_trained as load
+
+    return load(run)
+
+
+def console(quiet: bool) -> Console:
+    """Where a function prints: nowhere, or standard output."""
+    from rich.console import Console
+
+    return Console(quiet=True, force_terminal=False) if quiet else Console()
+
+
+def _frame(info: StudyInfo, records: Sequence[TrialRecord]) -> pandas.DataFrame:
+    """A row a trial, in the order given; the columns are there for no rows too."""
+    import pandas
+
+    from cst_search.space import Space
+
+    seeds = ("map_mean", "map_std", "n_seeds") if info.repeats else ()
+    figures = ("map", "map50", *seeds, "device_bytes", "memory_source", "trainable_params", "petl_params")
+    keys = Space.from_dict(info.space).keys()
+
+    def row(record: TrialRecord) -> list[Any]:
+        brief: Mapping[str, Any] = info.brief(record)
+        return [
+            record.trial,
+            record.state,
+            *(brief[name] for name in figures),
+            *(record.config.get(key) for key in keys),
+        ]
+
+    columns = ["trial", "state", *figures, *(f"config.{key}" for key in keys)]
+    return pandas.DataFrame([row(record) for record in records], columns=columns)

@@ -1,0 +1,119 @@
+"""What the shell offers behind a half-written word. It must be quick: no torch, no optuna; and it is never an error."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import fields
+from functools import wraps
+from pathlib import Path
+
+import typer
+
+Words = list[str]
+
+
+def _never_fails(function: Callable[[typer.Context, str], Iterable[str]]) -> Callable[[typer.Context, str], Words]:
+    @wraps(function)
+    def complete(ctx: typer.Context, incomplete: str) -> Words:
+        try:
+            return sorted(word for word in set(function(ctx, incomplete)) if word.startswith(incomplete))
+        except Exception:  # a traceback in the middle of a line that is being typed
+            return []
+
+    return complete
+
+
+@_never_fails
+def studies(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    """Of the SQLite storage in --home; of a server that might be far away none."""
+    from cst_search.catalog import home_of
+
+    path = home_of(ctx.params.get("home")) / "studies.db"
+    if ctx.params.get("storage") or not path.is_file():
+        return []
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
+        return [name for (name,) in connection.execute("SELECT study_name FROM studies")]
+
+
+@_never_fails
+def recipes(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    return [*_shipped("trials"), *_files(incomplete)]
+
+
+@_never_fails
+def spaces(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    return [*_shipped("search_spaces"), *_files(incomplete)]
+
+
+@_never_fails
+def shipped(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    return [*_shipped("trials"), *_shipped("search_spaces")]
+
+
+@_never_fails
+def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    """Fields of a recipe, their values where they are few, and the options of methods that shipped spaces vary."""
+    from cst_search.recipe import BACKBONES, CHECKPOINTS, DETECTORS, PRECISIONS, Recipe
+
+    name, equals, _ = incomplete.partition("=")
+    choices = {
+        "detector": DETECTORS, "backbone": BACKBONES, "precision": PRECISIONS, "checkpoint": CHECKPOINTS,
+        "method": _methods(), "memsave": ("true", "false"), "hflip": ("true", "false"),
+    }  # fmt: skip
+    if equals:
+        return [f"{name}={value}" for value in choices.get(name, ())]
+    own = [f"{field.name}=" for field in fields(Recipe) if field.name not in ("options", "origin")]
+    return (
+        own
+        + [f"{option}=" for option in (_options(name.partition(".")[0]) if "." in name else ())]
+        + ([f"{method}." for method in _methods()] if "." not in name else [])
+    )
+
+
+@_never_fails
+def methods(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    """With commas, for --compare."""
+    before, comma, _ = incomplete.rpartition(",")
+    used = before.split(",")
+    return [f"{before}{comma}{name}" for name in _methods() if name not in used] + ([] if comma else ["all"])
+
+
+@_never_fails
+def picks(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    return ["knee", "best", "trial="]
+
+
+def one_of(*words: str) -> Callable[[typer.Context, str], Words]:
+    return _never_fails(lambda ctx, incomplete: words)
+
+
+def _shipped(kind: str) -> list[str]:
+    from cst_search import catalog
+
+    return catalog.names(kind)  # type: ignore[arg-type]
+
+
+def _files(incomplete: str) -> list[str]:
+    """YAML files and folders, as a shell would offer them."""
+    folder = Path(incomplete).parent if not incomplete.endswith("/") else Path(incomplete)
+    prefix = incomplete[: incomplete.rindex("/") + 1] if "/" in incomplete else ""
+    found = [path for path in folder.iterdir() if path.is_dir() or path.suffix in (".yaml", ".yml")]
+    return [f"{prefix}{path.name}{'/' if path.is_dir() else ''}" for path in found if not path.name.startswith(".")]
+
+
+def _methods() -> list[str]:
+    """Each of ours has a search space of its own name (a test); `cst_search.petl` would load torch."""
+    from cst_search import plugins
+
+    return [name for name in _shipped("search_spaces") if name != "petl"] + list(plugins.names("methods"))
+
+
+def _options(method: str) -> list[str]:
+    import yaml  # not `config.read_yaml`, which brings pydantic: a quarter of a second
+
+    from cst_search import catalog
+
+    content = yaml.safe_load(catalog.shipped("search_spaces", method).read_text(encoding="utf-8"))
+    return [f"{method}.{name}" for name in content.get(method, {})]

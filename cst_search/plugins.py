@@ -1,0 +1,93 @@
+"""Methods and detectors of other packages, found by their entry points. Standard library only.
+
+A package names them in its pyproject.toml, and once it is installed they are there, in trials on Ray too:
+
+    [project.entry-points."cst_search.methods"]
+    channel_attention = "my_method:METHOD"      # a petl.Method of that name
+
+    [project.entry-points."cst_search.detectors"]
+    my_detector = "my_package:DETECTOR"         # a detector.Detector of that name
+
+examples/my-method is such a package. Nothing of it is imported before its name is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from cst_search.errors import ConfigError
+
+Kind = Literal["methods", "detectors"]
+KINDS: tuple[Kind, ...] = ("methods", "detectors")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point: ``package`` is the distribution that brings it, ``value`` the object, ``module:attribute``."""
+
+    kind: Kind
+    name: str
+    package: str
+    version: str
+    value: str
+    entry: EntryPoint
+
+    @property
+    def source(self) -> str:
+        return f"{self.package} {self.version}"
+
+
+@cache
+def found(kind: Kind) -> tuple[Plugin, ...]:
+    """All of a kind, by name. A package that stands on the path twice counts once."""
+    plugins: dict[tuple[str, str], Plugin] = {}
+    for entry in entry_points(group=f"cst_search.{kind}"):
+        package, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "")
+        plugins.setdefault((entry.name, package), Plugin(kind, entry.name, package, version, entry.value, entry))
+    return tuple(plugins[key] for key in sorted(plugins))
+
+
+def names(kind: Kind) -> tuple[str, ...]:
+    """Names that other packages bring, without those that are given twice."""
+    return tuple(dict.fromkeys(plugin.name for plugin in found(kind)))
+
+
+def of_name(kind: Kind, name: str, ours: bool) -> Plugin | None:
+    """The plug-in of a name; None: there is none. Raises ConfigError: the name is taken, by us or by another package.
+
+    Args:
+        ours: whether we have one of that name.
+    """
+    claims = [plugin for plugin in found(kind) if plugin.name == name]
+    if len(claims) + ours > 1:
+        owners = [*(["cst-search"] if ours else []), *(plugin.source for plugin in claims)]
+        raise ConfigError(
+            f"the name {name!r} of {kind} is brought by {' and by '.join(owners)}; "
+            f"rename one, or pip uninstall {claims[-1].package}"
+        )
+    return claims[0] if claims else None
+
+
+@cache
+def load(plugin: Plugin, wanted: type[Any]) -> Any:
+    """What a plug-in brings. Raises ConfigError, naming its package: it cannot be imported, or is something else.
+
+    Args:
+        wanted: a dataclass with a field ``name``, which must be the plug-in's.
+    """
+    where = f"{plugin.kind.removesuffix('s')} {plugin.name!r} of package {plugin.source} ({plugin.value})"
+    remedy = f"mend the package, or pip uninstall {plugin.package}"
+    try:
+        value = plugin.entry.load()
+    except Exception as error:  # whatever its code does
+        lines = str(error).splitlines() or [""]
+        raise ConfigError(f"{where} cannot be loaded: {type(error).__name__}: {lines[0]}; {remedy}") from error
+    if not isinstance(value, wanted):
+        kind = f"{wanted.__module__}.{wanted.__name__}"
+        raise ConfigError(f"{where} must be a {kind}, and is a {type(value).__name__}; {remedy}")
+    if value.name != plugin.name:
+        raise ConfigError(f"{where} calls itself {value.name!r}; both names must be the same; {remedy}")
+    return value

@@ -1,0 +1,228 @@
+"""Methods and detectors of other packages: the example as pip installs it, and made-up ones, sound and not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import invalidate_caches
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import prediction
+from studies import run_cli
+
+from cst_search import plugins
+from cst_search.config import write_yaml
+from cst_search.data import DetectionData
+from cst_search.detector import build_detector, count_parameters, get_detector
+from cst_search.doctor import _plugins
+from cst_search.errors import ConfigError
+from cst_search.memory import InputShape, describe, predict
+from cst_search.petl import METHODS, get_method, method_names
+from cst_search.recipe import Recipe
+from cst_search.trial import run_trial
+
+Make = Callable[..., Recipe]
+EXAMPLE = Path(__file__).parent.parent / "examples" / "my-method"
+
+
+def forget() -> None:
+    for remembered in (plugins.found, plugins.load, get_method, get_detector):
+        remembered.cache_clear()
+    invalidate_caches()
+
+
+@pytest.fixture
+def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """``brought("pkg", code, methods="name = pkg:X")``: a package as if it was installed."""
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+
+    def bring(package: str, code: str, **entries: str) -> None:
+        sys.modules.pop(package, None)
+        info = tmp_path / "site" / f"{package}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        groups = [f"[cst_search.{kind}]\n{lines}\n" for kind, lines in entries.items()]
+        (info / "entry_points.txt").write_text("\n".join(groups))
+        (tmp_path / "site" / f"{package}.py").write_text(code)
+        forget()
+
+    yield bring
+    monkeypatch.undo()
+    forget()
+
+
+# --- the example -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which pip has installed the example."""
+    target = tmp_path_factory.mktemp("target")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*pip, "--target", str(target), str(EXAMPLE)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture
+def example(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(installed))
+    forget()
+    yield
+    monkeypatch.undo()
+    forget()
+
+
+def test_it_is_one_of_the_methods(example: None) -> None:
+    assert method_names() == (*METHODS, "channel_attention")
+    found = json.loads(run_cli("ls", "--json").out)["plugins"]
+    assert found == [{
+        "kind": "methods", "name": "channel_attention", "package": "my-method", "version": "0.1.0",
+        "value": "my_method:METHOD",
+    }]  # fmt: skip
+    assert "channel_attention method of my-method 0.1.0" in run_cli("ls").out
+    assert [finding.state for finding in _plugins()] == ["ok"]
+    ran = run_cli("estimate", "--recipe", "demo", "--compare", "channel_attention,head", "--json")
+    assert [row["method"] for row in json.loads(ran.out)["compare"]] == ["channel_attention", "head"]
+
+
+@pytest.mark.parametrize("detector", ["fcos", "fasterrcnn"])
+def test_its_formula_start_and_footprint_are_true(example: None, tiny_recipe: Make, detector: str) -> None:
+    recipe = tiny_recipe(method="channel_attention", options={"reduction": 4, "first_stage": 3}, detector=detector)
+    model, plain = build_detector(recipe, 3), build_detector(tiny_recipe(method="head", detector=detector), 3)
+    step, _ = describe(recipe, 3, InputShape(64, 64, 2))
+    assert count_parameters(model)[0] == get_method(recipe.method).petl_params(
+        step.shape, get_method(recipe.method).make_options(recipe.options)
+    )
+    assert predict(recipe, 3).petl_params == count_parameters(model)[0]
+    images = [torch.rand(3, 64, 96)]
+    with torch.no_grad():
+        for a, b in zip(model.eval()(images), plain.eval()(images), strict=True):
+            assert all(torch.equal(a[key], b[key]) for key in a)
+    shape = InputShape(256, 320, 3)  # large enough for what depends on it to count
+    recipe = replace(recipe, image_size_px=256, max_size_px=320)
+    kept, active = prediction.real_step(recipe, 3, shape)
+    guess_kept, guess_active = prediction.predicted_step(recipe, 3, shape)
+    assert guess_kept / kept == pytest.approx(1, abs=0.03) and guess_active / active == pytest.approx(1, abs=0.06)
+
+
+def test_what_is_frozen_stays(example: None, tiny_recipe: Make, tiny_data: DetectionData) -> None:
+    recipe = tiny_recipe(method="channel_attention")
+    kept: list[dict[str, torch.Tensor]] = []
+    result = run_trial(recipe, tiny_data, epochs=1, device="cpu", keep=lambda model: kept.append(model.state_dict()))
+    assert result.outcome == "complete"
+    before = build_detector(recipe, len(tiny_data.class_names)).state_dict()
+    body = {name for name in before if name.startswith("backbone.body.")}
+    changed = {name for name in body if not torch.equal(before[name], kept[0][name])}
+    assert changed and all(".adapter." in name for name in changed)
+
+
+def test_a_search_with_it_from_end_to_end(
+    installed: Path, tiny_recipe: Make, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """In processes of their own, the trials on Ray: search, export, train, predict."""
+    write_yaml(tmp_path / "recipe.yaml", tiny_recipe(method="channel_attention").to_dict(), "test")
+    space = {"methods": ["channel_attention"], "channel_attention": {"reduction": {"choice": [4, 8]}}}
+    write_yaml(tmp_path / "space.yaml", space, "test")
+    path = os.pathsep.join(filter(None, [str(installed), os.environ.get("PYTHONPATH")]))
+    code = f"""
+import cst_search
+search = cst_search.launch(
+    "6GB", data={str(tiny_folder)!r}, recipe="recipe.yaml", space="space.yaml", trials=1, workers=1, study="mine",
+    settings={{"search_epochs": 1, "epochs": 1}},
+)
+search.export("best", verify=False)
+metrics = cst_search.train("best.yaml", out="trained")
+_, recipe, _ = cst_search.load_trained("trained")
+found = cst_search.predict("trained", {str(tiny_folder / "val")!r}, score=0.0)
+print(search.front()["config.method"].tolist(), metrics["outcome"], recipe.method, len(found))
+"""
+    environment = {**os.environ, "PYTHONPATH": path, "CST_SEARCH_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['channel_attention'] complete channel_attention 4\n"
+
+
+# --- made-up ones ----------------------------------------------------------------------------------------------------
+
+COPY = """
+from dataclasses import replace
+from cst_search.petl import METHODS
+METHOD = replace(METHODS["head"], name="mine")
+"""
+
+
+def test_without_the_package_the_recipe_says_what_is_missing(tiny_recipe: Make) -> None:
+    with pytest.raises(ConfigError, match=r"method must be one of .*; got 'channel_attention'"):
+        build_detector(tiny_recipe(method="channel_attention"), 3)
+
+
+@pytest.mark.parametrize(
+    ("why", "code", "said"),
+    [
+        ("it raises", "1 / 0", "cannot be loaded: ZeroDivisionError: division by zero"),
+        ("it needs what is not there", "import nosuch", "cannot be loaded: ModuleNotFoundError"),
+        ("it lacks the name", "", "cannot be loaded: AttributeError"),
+        ("it is no method", "METHOD = 5", "must be a cst_search.petl.base.Method, and is a int"),
+        ("it has another name", COPY.replace("mine", "other"), "calls itself 'other'"),
+        (
+            "it brings no footprint",
+            "from cst_search.petl import Method\nMETHOD = Method('mine', object, 1e-3, True, '', print, print)",
+            "missing 1 required positional argument: 'footprint'",
+        ),
+    ],
+)
+def test_a_broken_one(brought: Callable[..., None], tmp_path: Path, why: str, code: str, said: str) -> None:
+    brought("broken", code, methods="mine = broken:METHOD")
+    (tmp_path / "recipe.yaml").write_text("method: mine\n")
+    ran = run_cli("estimate", "--recipe", tmp_path / "recipe.yaml")
+    assert ran.code == 2 and ran.out == ""
+    assert "method 'mine' of package broken 1.0 (broken:METHOD)" in ran.message and said in ran.message
+    assert "pip uninstall broken" in ran.message
+    assert "mine" in run_cli("ls").out  # nothing is loaded for it
+    assert [(finding.state, said in finding.text) for finding in _plugins()] == [("fault", True)]
+    assert run_cli("estimate", "--recipe", "demo", "--json").code == 0  # others are not its business
+
+
+def test_names_that_clash(brought: Callable[..., None], tmp_path: Path) -> None:
+    brought("one", COPY, methods="mine = one:METHOD\ncst = one:METHOD")
+    brought("two", COPY, methods="mine = two:METHOD")
+    with pytest.raises(ConfigError, match=r"the name 'mine' of methods is brought by one 1\.0 and by two 1\.0; rename"):
+        get_method("mine")
+    with pytest.raises(ConfigError, match=r"the name 'cst' of methods is brought by cst-search and by one 1\.0"):
+        get_method("cst")
+    assert get_method("head").name == "head"
+    assert [finding.state for finding in _plugins()] == ["fault", "fault"]
+
+
+DETECTOR = """
+from dataclasses import replace
+from cst_search.detector import DETECTORS
+DETECTOR = replace(DETECTORS["retinanet"], name="mine")
+"""
+
+
+def test_a_detector(brought: Callable[..., None], tiny_recipe: Make, tiny_data: DetectionData) -> None:
+    brought("dets", DETECTOR, detectors="mine = dets:DETECTOR")
+    recipe = tiny_recipe(detector="mine", method="cst")
+    assert recipe.used_stages == (3, 4, 5)
+    own, stock = predict(recipe, 3), predict(tiny_recipe(detector="retinanet", method="cst"), 3)
+    assert own == stock
+    assert count_parameters(build_detector(recipe, 3))[1] == own.trainable_params
+    assert run_trial(recipe, tiny_data, epochs=1, device="cpu").outcome == "complete"
+    assert [(finding.state, "detector mine of dets 1.0" in finding.text) for finding in _plugins()] == [("ok", True)]
+
+
+def test_a_detector_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="detector must be one of fasterrcnn, retinanet, fcos; got 'mine'"):
+        Recipe(detector="mine")
