@@ -91,7 +91,7 @@ def comparison_data(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         As `page_data`: ``metrics``, ``columns``, ``axes``, ``budgets``; index i is a point of a front, ``study[i]`` the
         place of its study in ``studies``. ``table``: per study its figures, with ``volume`` at the common
         ``reference`` and ``on_joint``, how many of its points are on the front of all studies together; both None,
-        and ``reference`` too, where the objectives differ. ``warnings``: sentences on what differs.
+        and ``reference`` too, where the objectives or the data differ. ``warnings``: sentences on what differs.
     """
     studies = [plain(report) for report in reports]
     points = [(k, row) for k, report in enumerate(studies) for row in report["front"]]
@@ -103,7 +103,7 @@ def comparison_data(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     reference: dict[str, float] | None = None
     volumes: list[float | None] = [None] * len(studies)
     joint: list[int | None] = [None] * len(studies)
-    if same:
+    if same and _agree(studies, "data"):
         ends = {"min": max, "max": min}  # the worst of the studies' reference points
         reference = {o.name: ends[o.goal](report["reference_point"][o.name] for report in studies) for o in objectives}
         values = [[_value_of(row, o.name) for o in objectives] for _, row in points]
@@ -153,7 +153,7 @@ def _differences(studies: Sequence[Mapping[str, Any]], same_objectives: bool) ->
     if not same_objectives:
         said.append("The objectives differ: there is no common hypervolume, and each front is best for its own goals.")
     if not _agree(studies, "data"):
-        said.append("The studies used different data: their mAPs say nothing about one another.")
+        said.append("The studies used different data: their mAPs say nothing about one another, so there is no common hypervolume.")
     if len({str(report["recipe"].get("search_epochs")) for report in studies}) > 1:
         said.append("Their trials were trained for different numbers of epochs: a longer one has an advantage in mAP.")
     if not _agree(studies, "target_device"):

@@ -174,7 +174,7 @@ const tip = {
 
 // --- lines: learning curves, hypervolume ---
 
-/* options: series [{name, points [[x, y]], colour, dash, marker, step, fill}], xLabel, yLabel, xKind, yKind, zero */
+/* options: series [{name, points [[x, y]], colour, dash, marker, step, fill}], xLabel, yLabel, xKind, yKind, zero, xRange, say([x, y]) */
 function lineChart(root, options) {
   const width = Math.max(200, root.clientWidth), height = root.clientHeight || 200;
   const lines = options.series.filter((line) => line.points.length);
@@ -184,7 +184,7 @@ function lineChart(root, options) {
     return;
   }
   const all = lines.flatMap((line) => line.points);
-  const xs = extent(all.map((p) => p[0])), ys = extent(all.map((p) => p[1]));
+  const xs = options.xRange ?? extent(all.map((p) => p[0])), ys = extent(all.map((p) => p[1]));
   if (options.zero) ys[0] = Math.min(0, ys[0]);
   const pad = (ys[1] - ys[0]) * 0.07 || Math.abs(ys[1]) * 0.1 || 1;
   const [bottom, top] = [options.zero ? ys[0] : ys[0] - pad, ys[1] + pad];
@@ -193,7 +193,7 @@ function lineChart(root, options) {
   const x = scale(xs[0] - (xs[1] > xs[0] ? 0 : 0.5 * wide), xs[1] + (xs[1] > xs[0] ? 0 : 0.5 * wide)), y = scale(bottom, top);
   const yTicks = ticks(bottom, top, 4), yText = tickLabels(options.yKind, yTicks);
   const xTicks = ticks(x.low, x.high, Math.min(whole ? wide : 99, width / 90)).filter((v) => !whole || Number.isInteger(v)), xText = tickLabels(options.xKind, xTicks);
-  const box = { left: 14 + 7 * Math.max(...yText.labels.map((t) => t.length)), right: 14, top: 18, bottom: 36 };
+  const box = { left: 14 + 7 * Math.max(...yText.labels.map((t) => t.length)), right: 14, top: 22, bottom: 36 };
   const px = (v) => box.left + x.to(v) * (width - box.left - box.right), py = (v) => box.top + (1 - y.to(v)) * (height - box.top - box.bottom);
   const svg = make("svg", { width, height, "aria-hidden": "true" });
   yTicks.forEach((v, i) => svg.append(

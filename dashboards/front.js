@@ -149,7 +149,7 @@ function keys() {
 
 const parallel = new Parallel(byId("parallel"), { n, active, visible, paint: (i) => looks[groupOf(i).key], brushed: refreshSoon() });
 const axes = [
-  ...data.dimensions.map((d) => axisOf({ ...d, title: d.title, method: d.owner, format: "number" }, n, d.kind === "choice" ? (i) => d.codes[i] : (i) => d.values[i])),
+  ...data.dimensions.filter((d) => d.kind === "number" || d.labels.length > 1).map((d) => axisOf({ ...d, title: d.title, method: d.owner, format: "number" }, n, d.kind === "choice" ? (i) => d.codes[i] : (i) => d.values[i])),
   ...shown.filter((m) => data.objectives.includes(m.key)).map((m) => axisOf({ key: m.key, title: m.short, kind: "number", format: m.kind, log: m.kind === "count", metric: true }, n, (i) => data.columns[m.key][i])),
 ];
 const methodAxis = axes.find((axis) => axis.key === "method" && axis.labels?.length > 1);
@@ -239,10 +239,11 @@ function detail() {
     }
     return chip;
   }));
+  const epochs = extent(compared.flatMap((j) => ["map", "loss"].flatMap((key) => curve(j, key).map(([epoch]) => epoch))));
   for (const [id, key, label] of [["curve-map", "map", "mAP"], ["curve-loss", "loss", "training loss"]]) {
     lineChart(byId(id), {
       series: compared.map((j, k) => ({ name: `trial ${trials.trial[j]}`, points: curve(j, key), ...series(k) })),
-      xLabel: "epoch", yLabel: label, xKind: "whole", yKind: "number", nothing: `no ${label} was recorded`,
+      xLabel: "epoch", xRange: epochs, yLabel: label, xKind: "whole", yKind: "number", nothing: `no ${label} was recorded`,
       say: ([epoch, value]) => `${label} ${value} after epoch ${epoch}`,
     });
   }

@@ -38,7 +38,7 @@ class Parallel {
     this.height = this.root.clientHeight;
     this.width = Math.max(this.root.clientWidth - 2, this.shown.length * AXIS_PX);
     this.topPx = 50;
-    this.long = this.height - this.topPx - 54;
+    this.long = this.height - this.topPx - (this.shown.some((axis) => axis.someAbsent) ? 54 : 24);
     this.inner.style.width = `${this.width}px`;
     const pitch = this.width / this.shown.length;
     this.shown.forEach((axis, k) => {
@@ -143,8 +143,8 @@ class Parallel {
   }
 
   draw() {
-    const c = sized(this.back, this.width, this.height);
-    this.trace(c, ++this.generation, (i) => this.visible(i), (i) => (this.everything() ? null : { colour: colour("grey"), alpha: this.n > 500 ? 0.05 : 0.16 }));
+    const c = sized(this.back, this.width, this.height), everything = this.everything();
+    this.trace(c, ++this.generation, (i) => this.visible(i), (i) => (everything ? null : { colour: colour("grid"), alpha: this.n > 500 ? 0.25 : 0.8 }));
     this.drawFront();
   }
 
@@ -162,7 +162,7 @@ class Parallel {
     const c = sized(this.front, this.width, this.height);
     let n = 0;
     for (let i = 0; i < this.n; i++) n += this.active(i);
-    const faint = Math.max(0.04, Math.min(0.55, 14 / Math.sqrt(n * Math.max(1, n / 100))));
+    const faint = Math.min(0.55, Math.max(0.02, 60 / n));
     this.trace(c, (this.tracing = (this.tracing ?? 0) + 1), (i) => this.active(i), (i) => ({ colour: this.paint(i).colour, alpha: this.paint(i).filled ? 0.9 : faint, width: this.paint(i).filled ? 1.6 : 1 }));
   }
 
@@ -183,7 +183,7 @@ class Parallel {
         c.lineWidth = style.width ?? 1;
         c.beginPath();
         this.shown.forEach((axis, k) => {
-          const u = Number.isNaN(axis.u[i]) ? ABSENT : axis.u[i];
+          const u = Number.isNaN(axis.u[i]) ? ABSENT : axis.u[i] + axis.spread * jitter(i, k);
           c[k ? "lineTo" : "moveTo"](xs[k], top + (1 - u) * long);
         });
         c.stroke();
@@ -195,11 +195,18 @@ class Parallel {
   }
 }
 
+/* -0.5..0.5, always the same: spreads the lines of one category, which would all lie on one another. */
+function jitter(i, k) {
+  const x = Math.sin(i * 12.9898 + k * 78.233) * 43758.5453;
+  return x - Math.floor(x) - 0.5;
+}
+
 /* A dimension or a metric as an axis: every trial's place on it. */
 function axisOf(base, n, valueOf) {
-  const axis = { ...base, u: new Float32Array(n), someAbsent: false };
+  const axis = { ...base, u: new Float32Array(n), someAbsent: false, spread: 0 };
   if (axis.kind === "choice") {
     for (let i = 0; i < n; i++) axis.u[i] = (valueOf(i) ?? -1) < 0 ? NaN : (valueOf(i) + 0.5) / axis.labels.length;
+    axis.spread = n > 40 ? 0.55 / axis.labels.length : 0;
   } else {
     const numbers = [];
     for (let i = 0; i < n; i++) if (valueOf(i) !== null) numbers.push(valueOf(i));
@@ -223,8 +230,7 @@ function axisLabels(axis) {
     return all.length <= 14 ? all : all.filter((_, k) => k % Math.ceil(all.length / 14) === 0);
   }
   if (axis.low === axis.high) return [[0.5, format(axis.format, axis.low)]];
-  const between = axis.log ? [0.25, 0.5, 0.75] : [0.25, 0.5, 0.75];
-  return [0, ...between, 1].map((u) => [u, format(axis.format, axis.scale.from(u))]);
+  return [0, 0.25, 0.5, 0.75, 1].map((u) => [u, format(axis.format, axis.scale.from(u))]);
 }
 
 function valueAt(axis, u, which) {

@@ -112,9 +112,10 @@ class Scatter {
     this.radiusOf = (v) => shrink * (u ? 4 + 8 * u.to(v || range[0]) : 5.5);
     this.sizeRange = u ? range : null;
     for (let i = 0; i < this.n; i++) this.radius[i] = Number.isNaN(this.px[i]) ? 0 : this.columns[this.y][i] === null || this.columns[this.x][i] === null ? 4.5 * shrink : this.radiusOf(values?.[i]);
+    for (let i = 0; i < this.n; i++) if (this.radius[i] && this.paint(i).filled) this.radius[i] = Math.max(4, this.radius[i]); // the front is never lost among thousands
     const shades = this.shade ? extent(this.columns[this.shade]) : null;
     this.shadeRange = shades;
-    this.shadeOf = shades ? scale(...shades) : null;
+    this.shadeOf = shades ? scale(...shades, this.metric(this.shade).kind === "count" && shades[0] > 0) : null;
   }
 
   /* The members that nothing beats in the two drawn metrics, from left to right. */
@@ -244,7 +245,7 @@ class Scatter {
     const active = new Uint8Array(this.n), paints = new Array(this.n);
     for (const i of order) { active[i] = this.active(i) ? 1 : 0; paints[i] = this.paint(i); }
     order.sort((a, b) => active[a] - active[b] || paints[a].rank - paints[b].rank);
-    const card = colour("card");
+    const card = colour("card"), ink = colour("ink");
     for (const i of order) {
       const paint = paints[i], x = this.px[i], y = this.py[i], r = this.radius[i];
       const tone = this.shadeOf ? (this.columns[this.shade][i] === null ? null : ramp(this.shadeOf.to(this.columns[this.shade][i]))) : paint.colour;
@@ -257,8 +258,7 @@ class Scatter {
       if (paint.filled || (this.shadeOf && tone && paint.shape !== "cross")) {
         c.fillStyle = tone ?? paint.colour;
         c.fill();
-        c.strokeStyle = paint.filled ? card : colour("grey");
-        if (this.shadeOf) c.strokeStyle = paint.filled ? colour("ink") : colour("grey");
+        c.strokeStyle = !this.shadeOf ? card : paint.filled ? ink : tone;
       } else c.strokeStyle = tone ?? paint.colour;
       c.stroke();
     }
