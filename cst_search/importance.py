@@ -46,15 +46,15 @@ def importance(info: StudyInfo, seed: int = 0) -> dict[str, Any]:
         else None. ``noise`` is the share that it has in 19 of 20 studies with the same mAPs in shuffled order: a
         lower share says nothing. No dimensions with too few trials, or where all have the same mAP.
     """
-    space = Space.from_dict(info.space)
     scored = [(record, quality) for record in info.trials if (quality := _quality(info, record)) is not None]
     rng = np.random.default_rng(seed)
-    found = {"n": min(len(scored), MOST), "of": len(scored), "best": 0, "fewest": FEWEST, "dimensions": []}
+    found: dict[str, Any] = {"n": min(len(scored), MOST), "of": len(scored), "best": 0, "fewest": FEWEST, "dimensions": []}
     if len(scored) > MOST:
         scored = [scored[i] for i in sorted(rng.choice(len(scored), MOST, replace=False))]
     losses = -np.array([quality for _, quality in scored])
     if len(scored) < FEWEST or np.ptp(losses) == 0:
         return found
+    space = Space.from_dict(info.space)
     share = max(BEST_SHARE, FEWEST_BEST / len(scored))
     rows = _evaluate(space, [record for record, _ in scored], losses, share, rng)
     if rows is None:
@@ -91,6 +91,7 @@ def _evaluate(
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # as `suggest`
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.add_trials([_frozen(space, record) for record in records])
     evaluator = PedAnovaImportanceEvaluator(target_quantile=share)

@@ -105,7 +105,7 @@ class Scatter {
 
   /* Radii: logarithmic, as parameters of a search span three orders; smaller where there are many trials. */
   measure() {
-    const shrink = Math.min(1, (150 / Math.max(1, this.n)) ** 0.22);
+    const shrink = Math.min(1, (150 / Math.max(1, this.n)) ** 0.22) * (narrow.matches ? 0.75 : 1);
     const values = this.size ? this.columns[this.size] : null;
     const range = values && extent(values.filter((v) => v > 0));
     const u = range && range[1] > range[0] ? scale(...range, true) : null;
@@ -283,28 +283,31 @@ class Scatter {
 
   drawRings(c, ink) {
     c.save();
-    c.strokeStyle = c.fillStyle = ink;
     c.font = `bold ${narrow.matches ? 11 : 13}px system-ui, sans-serif`;
+    const taken = [];
     for (const { i, label } of this.rings()) {
       if (Number.isNaN(this.px[i])) continue;
-      const [x, y, r] = [this.px[i], this.py[i], this.radius[i] + 5];
+      const [x, y, r] = [this.px[i], this.py[i], this.radius[i] + 5], wide = c.measureText(label).width + 8;
+      // the upper left is where nothing can be, for memory against mAP; then any corner that is free
+      const places = [[-34, -38], [34, -38], [-34, 38], [34, 38], [-60, -70], [60, 70], [60, -70], [-60, 70]].map(([dx, dy]) => ({ dx, dy, left: dx < 0 ? x + dx - wide : x + dx, top: y + dy - (dy < 0 ? 17 : 0) }));
+      const free = (p) => p.left > this.box.left && p.left + wide < this.box.right && p.top > this.box.top && p.top + 17 < this.box.bottom;
+      const clear = (p) => taken.every((t) => p.left + wide < t.left || p.left > t.left + t.wide || Math.abs(p.top - t.top) > 18);
+      const { dx, dy, left, top } = places.find((p) => free(p) && clear(p)) ?? places.find(free) ?? places[0];
+      taken.push({ left, top, wide });
+      c.strokeStyle = ink;
       c.lineWidth = 2;
       c.beginPath();
       c.arc(x, y, r, 0, 2 * Math.PI);
-      if (label) {
-        const right = x < this.box.left + 110, down = y < this.box.top + 60;
-        const [dx, dy] = [right ? 34 : -34, down ? 38 : -38];
-        c.moveTo(x + 0.7 * r * Math.sign(dx), y + 0.75 * r * Math.sign(dy));
-        c.lineTo(x + dx, y + dy);
-        c.textAlign = right ? "left" : "right";
-        c.lineJoin = "round";
-        c.stroke();
-        c.lineWidth = 4; // a rim, so that the words can be read over points
-        c.strokeStyle = colour("card");
-        c.strokeText(label, x + dx, y + dy + (down ? 13 : -4));
-        c.fillText(label, x + dx, y + dy + (down ? 13 : -4));
-        c.strokeStyle = ink;
-      } else c.stroke();
+      c.moveTo(x + 0.67 * r * Math.sign(dx), y + 0.75 * r * Math.sign(dy));
+      c.lineTo(x + dx, y + dy);
+      c.stroke();
+      c.textAlign = dx < 0 ? "right" : "left";
+      c.lineJoin = "round";
+      c.lineWidth = 4; // a rim, so that the words can be read over points
+      c.strokeStyle = colour("card");
+      c.strokeText(label, x + dx, y + dy + (dy < 0 ? -4 : 13));
+      c.fillStyle = ink;
+      c.fillText(label, x + dx, y + dy + (dy < 0 ? -4 : 13));
     }
     c.restore();
   }
