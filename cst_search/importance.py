@@ -48,7 +48,8 @@ def importance(info: StudyInfo, seed: int = 0) -> dict[str, Any]:
     """
     scored = [(record, quality) for record in info.trials if (quality := _quality(info, record)) is not None]
     rng = np.random.default_rng(seed)
-    found: dict[str, Any] = {"n": min(len(scored), MOST), "of": len(scored), "best": 0, "fewest": FEWEST, "dimensions": []}
+    found: dict[str, Any] = {"n": min(len(scored), MOST), "of": len(scored), "best": 0, "fewest": FEWEST}
+    found["dimensions"] = []
     if len(scored) > MOST:
         scored = [scored[i] for i in sorted(rng.choice(len(scored), MOST, replace=False))]
     losses = -np.array([quality for _, quality in scored])

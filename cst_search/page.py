@@ -7,7 +7,6 @@ only; the page draws it (dashboards/front.js), `dashboard` writes it.
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -153,7 +152,7 @@ def _differences(studies: Sequence[Mapping[str, Any]], same_objectives: bool) ->
     if not same_objectives:
         said.append("The objectives differ: there is no common hypervolume, and each front is best for its own goals.")
     if not _agree(studies, "data"):
-        said.append("The studies used different data: their mAPs say nothing about one another, so there is no common hypervolume.")
+        said.append("The data differ: their mAPs cannot be compared, and there is no common hypervolume.")
     if len({str(report["recipe"].get("search_epochs")) for report in studies}) > 1:
         said.append("Their trials were trained for different numbers of epochs: a longer one has an advantage in mAP.")
     if not _agree(studies, "target_device"):
@@ -253,6 +252,7 @@ def _curves(histories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 def _steps(volumes: Sequence[float]) -> list[list[float]]:
     steps: list[list[float]] = []
     for i, volume in enumerate(volumes):
-        if not steps or not math.isclose(volume, steps[-1][1], rel_tol=1e-9):
-            steps.append([i, float(f"{volume:.{_DIGITS}g}")])
+        rounded = _short(float(volume))
+        if not steps or rounded != steps[-1][1]:
+            steps.append([i, rounded])
     return steps

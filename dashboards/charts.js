@@ -38,6 +38,7 @@ function format(kind, value) {
     const number = Math.abs(value) / size < 999.5 ? Number((value / size).toPrecision(3)) : Math.round(value / size);
     return `${number}${kind === "bytes" ? " " : ""}${unit}`;
   }
+  if (value !== 0 && Math.abs(value) < 1e-3) return Number(value.toPrecision(3)).toExponential();
   return String(Number.isInteger(value) ? value : Number(value.toPrecision(3)));
 }
 

@@ -319,10 +319,11 @@ function fillTable() {
 
 /* All trials as CSV: a file, and where a frame's sandbox forbids that, text to copy. */
 function download() {
-  const own = ["map", "map50"];
-  const header = ["trial", "state", "on_front", ...metrics.map((m) => m.key), "n_seeds", ...own.map((k) => `${k}_std`), "memory_source", "reason", ...data.dimensions.map((d) => d.key)];
+  const seeded = ["map", "map50"]; // of a confirmed trial the column has the mean; here is the trial's own value, too
+  const header = ["trial", "state", "on_front", ...metrics.map((m) => m.key), "n_seeds", ...seeded.flatMap((k) => [`${k}_mean`, `${k}_std`]), "memory_source", "reason", ...data.dimensions.map((d) => d.key)];
   const rows = trials.trial.map((trial, i) => [
-    trial, data.states[trials.state[i]], groupOf(i).key === "front", ...metrics.map((m) => data.columns[m.key][i]), data.seeds[i]?.n ?? 1, ...own.map((k) => spread(i, k)),
+    trial, data.states[trials.state[i]], groupOf(i).key === "front", ...metrics.map((m) => data.seeds[i]?.[m.key] ?? data.columns[m.key][i]),
+    data.seeds[i]?.n ?? 1, ...seeded.flatMap((k) => [data.columns[k][i], spread(i, k)]),
     data.sources[trials.source[i]], reason(i), ...data.dimensions.map((d) => (d.kind === "choice" ? dimensionText(d, i) : d.values[i])),
   ]);
   const text = csv(header, rows);

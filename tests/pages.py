@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,3 +108,15 @@ def chromium() -> Iterator[Any]:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+def browse(path: Path) -> tuple[str, str]:
+    """The page's DOM after its scripts ran, and what it wrote to the console, a line each that begins with CONSOLE."""
+    lines: list[str] = []
+    with chromium() as browser:
+        page = browser.new_page()
+        page.on("console", lambda message: lines.append(f"CONSOLE {message.text}"))
+        page.on("pageerror", lambda error: lines.append(f"CONSOLE {error}"))
+        page.goto(path.as_uri())
+        page.wait_for_timeout(300)
+        return page.content(), "\n".join(lines)
