@@ -29,7 +29,8 @@ def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
     ``columns``: per metric its values in the record's units, None where unknown; of a confirmed trial the mean over
     its seeds. ``seeds``: of those trials, by index, the trial's own values and the standard deviations. ``trials``:
     numbers, and codes into ``states``, ``reasons``, ``sources``, ``groups``. ``dimensions``: ``codes`` into ``labels``
-    (-1: this trial does not have it) or ``values`` (None likewise). ``curves``: per metric a list per trial, one value
+    (-1: this trial does not have it) or ``values`` (None likewise); where ``methods`` are named, of the trials of these
+    methods alone. ``curves``: per metric a list per trial, one value
     per epoch, and ``epochs`` where those are not 1, 2, ... ``volumes``: (index, hypervolume) where it grew.
     """
     report = plain(report)
@@ -209,7 +210,7 @@ def _dimensions(content: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]
         have = [m for m in methods if space and key in {d.key for d in space.by_method[m]}]
         some = have if have and len(have) < len(methods) else None
         head = {"key": key, "title": name, "owner": owner if len(methods) > 1 or not space else "", "methods": some}
-        values = [config.get(key) for config in configs]
+        values = [config.get(key) for config in configs if not some or config.get(Space.METHOD) in some]
         if _is_range(ranges, values):
             log = any(d.log for d in ranges)
             ends = {"low": min(d.low for d in ranges), "high": max(d.high for d in ranges)} if ranges else {}

@@ -4,6 +4,7 @@
 const data = JSON.parse(byId("data").textContent);
 const { trials, metrics } = data;
 const n = trials.trial.length;
+expand();
 const groupOf = (i) => data.groups[trials.group[i]];
 const has = (key) => data.columns[key].some((v) => v !== null);
 const shown = metrics.filter((metric) => has(metric.key));
@@ -17,6 +18,16 @@ const GROUP_LOOK = { front: ["circle", 6], dominated: ["square", 3], infeasible:
 const looks = {};
 function readLooks() {
   for (const [key, [shape, rank]] of Object.entries(GROUP_LOOK)) looks[key] = { shape, rank, filled: key === "front", colour: colour(key === "front" ? "accent" : "grey") };
+}
+
+/* Dimensions of some methods come without the trials of the others: most of a search over twelve is absent. */
+function expand() {
+  const method = data.dimensions.find((d) => d.key === "method");
+  for (const d of data.dimensions) {
+    if (!d.methods) continue;
+    const name = d.kind === "choice" ? "codes" : "values", short = d[name].values(), gap = d.kind === "choice" ? -1 : null;
+    d[name] = method.codes.map((code) => (d.methods.includes(method.labels[code]) ? short.next().value : gap));
+  }
 }
 
 const visible = (i) => !hidden.has(groupOf(i).key);

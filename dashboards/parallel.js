@@ -2,7 +2,7 @@
 "use strict";
 
 const AXIS_PX = 104, ABSENT = -0.12; // where trials pass that lack a dimension, as a share of the axis below its end
-const LINES_A_FRAME = 1500; // so that no frame takes long
+const LINES_A_FRAME = 600; // so that no frame takes long
 
 /* axes: [{key, title, method, kind: "choice", labels} or {kind: "number", format, log, low, high, values}], u: places
    0..1, NaN for absent. options: n; active(i); paint(i) {colour, rank}; visible(i); brushed(). */

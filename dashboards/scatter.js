@@ -168,6 +168,7 @@ class Scatter {
     this.drawPoints(c);
     this.drawRings(c, ink);
     this.drawTop();
+    this.drawMs ?? performance.mark("drawn"); // the first time; benchmarks/page.py reads both
     this.drawMs = performance.now() - started;
     this.viewed(this);
   }

@@ -19,7 +19,7 @@ from cst_search.errors import ConfigError
 from cst_search.page import page_data
 from cst_search.pareto import OBJECTIVES, front, hypervolume, hypervolume_by_trial, knee
 from cst_search.picture import GROUPS, picture
-from cst_search.results import page_report
+from cst_search.results import StudyInfo, page_report
 
 
 def make_report(
@@ -398,10 +398,19 @@ def near(a: Any, b: Any, tolerance: float = 1e-5) -> bool:
     return a is b if b is None else float(a) == pytest.approx(b, rel=tolerance)
 
 
+def places(dimension: dict[str, Any], info: StudyInfo) -> list[int]:
+    """Of the trials that a column is of."""
+    some = dimension["methods"]
+    return [i for i, record in enumerate(info.trials) if not some or record.config["method"] in some]
+
+
 def test_columns_hold_every_trial_of_a_study():
     """Against the records, of a space in which most dimensions are absent from most trials."""
     info = made_info(90)
     data = page_data(page_report(info))
+    columns = [
+        dict(zip(places(d, info), d["codes" if "codes" in d else "values"], strict=True)) for d in data["dimensions"]
+    ]
     assert data["trials"]["trial"] == [record.trial for record in info.trials]
     for i, record in enumerate(info.trials):
         assert data["states"][data["trials"]["state"][i]] == record.state
@@ -411,11 +420,9 @@ def test_columns_hold_every_trial_of_a_study():
             assert near(data["columns"][name][i], getattr(record, name))
         assert near(data["columns"]["map"][i], info.over_seeds(record).mean)
         found = {}
-        for dimension in data["dimensions"]:
-            if dimension["kind"] == "number":
-                found |= {dimension["key"]: dimension["values"][i]} if dimension["values"][i] is not None else {}
-            elif dimension["codes"][i] >= 0:
-                found[dimension["key"]] = dimension["labels"][dimension["codes"][i]]
+        for dimension, column in zip(data["dimensions"], columns, strict=True):
+            if i in column:
+                found[dimension["key"]] = dimension["labels"][column[i]] if "codes" in dimension else column[i]
         assert found.keys() == record.config.keys()
         for key, value in record.config.items():
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
