@@ -1,319 +1,87 @@
 """The Pareto report of a study: ``front.html`` to explore, ``front.png`` to show, ``front.json`` for a program.
 
-`picture` turns a report (the shape of ``cst-search front STUDY --json``, plus all trials) into what is drawn: points in
-the axes' units, ranges, lines, sentences. Two painters follow it, so that page and image cannot disagree: plotly.js in
-``dashboards/front.js`` and matplotlib in `_png`. Only this module knows plotly, matplotlib and Jinja2.
+The page is one file that asks no network for anything and stores nothing, so it also works in the sandboxed frame in
+which MLflow shows artifacts. Its charts are our own, on canvas (dashboards/*.js): plotly.js put 4.8 MB into every page
+and took half a second for each brush over 10,000 trials, and its parallel coordinates know neither absent dimensions
+nor a keyboard (`benchmarks/page.py`). Only this module knows Jinja2.
 """
 
 from __future__ import annotations
 
-import html
 import json
-import math
-import numbers
 import shlex
-import textwrap
-import warnings
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cst_search.catalog import shipped_folder
-from cst_search.pareto import OBJECTIVES, front
-from cst_search.units import format_bytes, format_count, format_seconds
-
-# axis of a metric: its words, and the size of its unit in the record's
-AXES: dict[str, tuple[str, float]] = {
-    "map": ("COCO mAP@[.50:.95]", 1.0),
-    "map50": ("mAP@.50", 1.0),
-    "device_bytes": ("device memory, GB", 1e9),
-    "trainable_params": ("trainable parameters, M", 1e6),
-    "petl_params": ("PETL parameters, M", 1e6),
-}
-# what a trial is drawn as: words, plotly symbol, matplotlib marker. The shapes differ so that colour is not needed
-GROUPS: dict[str, tuple[str, str, str]] = {
-    "unfinished": ("not finished", "diamond-open", "D"),
-    "failed": ("failed", "x-thin-open", "x"),
-    "pruned": ("pruned", "triangle-down-open", "v"),
-    "infeasible": ("infeasible", "triangle-up-open", "^"),
-    "dominated": ("dominated", "square-open", "s"),
-    "front": ("on the front", "circle", "o"),
-}
-SMALLEST_PX, LARGEST_PX, STRIP_PX = 8.0, 24.0, 9.0  # marker diameters on the page
-INK, MUTED, GREY, GRID, ACCENT, LIMIT = "#1b2330", "#5d6878", "#8d98a7", "#e4e8ee", "#0b6bcb", "#b3261e"  # as front.css
+from cst_search.errors import ConfigError
+from cst_search.page import comparison_data, page_data, value_text, worker
+from cst_search.picture import facts, over_seeds, paint, picture, plain
+from cst_search.units import format_bytes, format_count
 
 
 def write_front(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     """Write ``front.html``, ``front.png`` (1600 x 1000) and ``front.json`` (NaN as null); their paths by ending.
 
-    The page needs no network: plotly.js (4.8 MB) is inside, because a link to its CDN shows nothing on an offline
-    machine. It stores nothing, so it also works in the sandboxed frame in which MLflow shows artifacts.
+    Args:
+        report: of `results.page_report`. ``front.json`` is that without the learning curves.
+        folder: is made if it is not there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    plain = _plain(report)
-    drawn = picture(report)
+    whole = plain(report)
     paths = {ending: folder / f"front.{ending}" for ending in ("html", "png", "json")}
-    paths["json"].write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    paths["html"].write_text(_html(plain, drawn), encoding="utf-8")
-    _png(plain, drawn, paths["png"])
+    short = whole | {"all": [{k: v for k, v in row.items() if k != "history"} for row in whole["all"]]}
+    paths["json"].write_text(json.dumps(short, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    paths["html"].write_text(_front_html(whole), encoding="utf-8")
+    paint(whole, picture(whole), paths["png"])
     return paths
 
 
-def picture(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What is drawn, in the units of the axes (GB, millions, mAP 0..1); ``hover`` is HTML, all else is plain text.
+def write_comparison(reports: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Path]:
+    """Write ``comparison.html`` and ``comparison.json``: the fronts of several studies; their paths by ending.
 
-    ``groups``: one per kind of trial with its ``points``; a point without a known quality has ``y`` None and belongs
-    into the strip below the plot; one that was confirmed has as ``spread`` a standard deviation over its seeds.
-    ``line``: corners of the front from left to right. ``x_range``, ``y_range``: what to show first, or None.
-    ``budget``: the line to draw, None without one or where it lies too far out.
-    ``notes``: the caption's sentences.
+    Args:
+        reports: of `results.page_report`, two or more, of different studies.
+
+    Raises:
+        ConfigError: fewer than two, or one twice.
     """
-    report = _plain(report)
-    x_name, y_name = _axes(report)
-    (x_label, x_unit), (y_label, y_unit) = AXES[x_name], AXES[y_name]
-    trials = [trial for trial in report["all"] if trial[x_name] is not None]
-    diameter, sizes = _sizes([trial["trainable_params"] for trial in trials if trial[y_name] is not None])
-    points: dict[str, list[dict[str, Any]]] = {group: [] for group in GROUPS}
-    for trial in trials:
-        y, spread = _over_seeds(trial, y_name)
-        known = y is not None
-        points[_group(trial)].append({
-            "trial": trial["trial"],
-            "x": trial[x_name] / x_unit,
-            "y": y / y_unit if y is not None else None,
-            "spread": spread / y_unit if spread is not None else None,
-            "size": diameter(trial["trainable_params"]) if known else STRIP_PX,
-            "hover": _hover(trial),
-        })  # fmt: skip
-    everything = [point for group in points.values() for point in group]
-    envelope = front([(p["y"], p["x"]) for p in points["front"]], [OBJECTIVES[y_name], OBJECTIVES[x_name]])
-    limit = report["budget"]["memory_bytes" if x_name == "device_bytes" else "params"]
-    budget = limit / x_unit if limit and x_name != "petl_params" else None
-    x_range, budget_fits = _x_range(everything, budget)
-    text = f"budget {format_bytes(limit) if x_name == 'device_bytes' else format_count(limit)}"
-    knee = next((p for p in points["front"] if p["trial"] == report["knee"]), None)
-    # the label goes to the upper left, where nothing can be, except at the left edge
-    at_left = knee is not None and x_range is not None and knee["x"] < x_range[0] + 0.2 * (x_range[1] - x_range[0])
-    return {
-        "x_label": x_label,
-        "y_label": y_label,
-        "x_range": x_range,
-        "y_range": _padded(
-            [p["y"] + sign * (p["spread"] or 0.0) for p in everything if p["y"] is not None for sign in (-1, 1)],
-            above=0.14,
-        ),
-        "groups": [
-            {"key": key, "name": GROUPS[key][0], "symbol": GROUPS[key][1], "points": group}
-            for key, group in points.items()
-            if group
-        ],
-        "line": sorted([points["front"][i]["x"], points["front"][i]["y"]] for i in envelope),
-        "knee": {**knee, "label": f"knee: trial {knee['trial']}", "side": 1 if at_left else -1} if knee else None,
-        "budget": {"x": budget, "label": text} if budget and budget_fits and everything else None,
-        "sizes": sizes,
-        "notes": _notes(report, everything, x_range, None if budget_fits else budget, text),
-        "hypervolume": report["hypervolume_by_trial"],
-    }
+    names = [report["study"] for report in reports]
+    if len(names) < 2 or len(set(names)) < len(names):
+        got = ", ".join(map(repr, names)) or "none"
+        raise ConfigError(f"a comparison takes two or more different studies; got {got}")
+    folder.mkdir(parents=True, exist_ok=True)
+    data = comparison_data(reports)
+    paths = {ending: folder / f"comparison.{ending}" for ending in ("html", "json")}
+    summary = {key: data[key] for key in ("objectives", "reference", "warnings")} | {"studies": data["table"]}
+    paths["json"].write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    html = _render("comparison.html.j2", data=data, version=reports[0]["version"])
+    paths["html"].write_text(html, encoding="utf-8")
+    return paths
 
 
-def _axes(report: Mapping[str, Any]) -> tuple[str, str]:
-    """The metrics on x (a cost, memory if it is an objective) and on y (a quality)."""
-    goals = {objective["name"]: objective["goal"] for objective in report["objectives"]}
-    costs = [name for name in ("device_bytes", *goals) if goals.get(name) == "min"]
-    qualities = [name for name, goal in goals.items() if goal == "max"]
-    return (costs or ["device_bytes"])[0], (qualities or ["map"])[0]
+def _front_html(report: Mapping[str, Any]) -> str:
+    data = page_data(report)
+    groups = [{**group, "n": data["trials"]["group"].count(code)} for code, group in enumerate(data["groups"])]
+    knee = next((row for row in report["front"] if row["trial"] == report["knee"]), None)
+    return _render(
+        "front.html.j2",
+        report=report,
+        page=data,
+        groups=[group for group in reversed(groups) if group["n"]],
+        facts=facts(report),
+        knee=knee,
+        knee_map=over_seeds(knee, "map") if knee else None,
+        worker=worker(report),
+        study=shlex.quote(report["study"]),
+        data=shlex.quote(str(report["data"])),
+    )
 
 
-def _over_seeds(trial: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
-    """A metric's mean and standard deviation over seeds; of a trial that was not confirmed its value and None."""
-    if (trial.get("n_seeds") or 0) > 1:
-        return trial[f"{name}_mean"], trial[f"{name}_std"]
-    return trial[name], None
-
-
-def _group(trial: Mapping[str, Any]) -> str:
-    if trial["on_front"]:
-        return "front"
-    if trial["state"] in ("complete", "infeasible"):
-        return "dominated" if trial["feasible"] else "infeasible"
-    return trial["state"] if trial["state"] in GROUPS else "unfinished"
-
-
-def _sizes(counts: Sequence[int | None]) -> tuple[Any, list[dict[str, Any]]]:
-    """Parameter count -> diameter in px, and the legend's steps.
-
-    Logarithmic: a search spans 20 thousand (norm) to 40 million (full), and markers with areas in that ratio
-    would be either dust or the whole plot.
-    """
-    known = [count for count in counts if count]
-    low, high = (min(known), max(known)) if known else (1, 1)
-    shrink = min(1.0, (100 / max(1, len(counts))) ** 0.25)  # 1600 trials: half as large, or they hide one another
-
-    def diameter(count: int | None) -> float:
-        share = math.log((count or low) / low) / math.log(high / low) if high > low else 0.5
-        return round(shrink * (SMALLEST_PX + (LARGEST_PX - SMALLEST_PX) * share), 1)
-
-    steps = [low, math.sqrt(low * high), high] if high > low else [low]
-    return diameter, [{"size": diameter(round(n)), "label": format_count(round(n))} for n in steps] if known else []
-
-
-def _padded(values: Sequence[float], above: float = 0.08) -> list[float] | None:
-    """Least and greatest with some of the span added on either side; not below zero. None for no values."""
-    if not values:
-        return None
-    low, high = min(values), max(values)
-    span = (high - low) or abs(high) * 0.2 or 1.0
-    return [max(0.0, low - 0.08 * span), high + above * span]
-
-
-def _x_range(points: Sequence[Mapping[str, Any]], budget: float | None) -> tuple[list[float] | None, bool]:
-    """What the x axis shows first, and whether the budget is inside.
-
-    The trained points decide; the budget and the untrained points may widen the view to twice and then by half, so
-    that one far value does not squash all others into a corner.
-    """
-    trained = [point["x"] for point in points if point["y"] is not None]
-    if not trained:
-        return _padded([point["x"] for point in points] + ([budget] if budget and points else [])), True
-    low, high = min(trained), max(trained)
-    span = (high - low) or high * 0.5 or 1.0
-    fits = budget is not None and low - span <= budget <= high + span
-    if budget is not None and fits:
-        low, high = min(low, budget), max(high, budget)
-    reach = 0.5 * max(span, high - low)
-    near = [point["x"] for point in points if low - reach <= point["x"] <= high + reach]
-    return _padded([low, high, *near]), fits or budget is None
-
-
-def _notes(
-    report: Mapping[str, Any], points: Sequence[Any], x_range: Sequence[float] | None, far: float | None, budget: str
-) -> list[str]:
-    """The caption: how to read the picture, and everything that it does not show."""
-    x_name, y_name = _axes(report)
-    others = [o["name"] for o in report["objectives"] if o["name"] not in (x_name, y_name)]
-    low, high = x_range or (-math.inf, math.inf)
-    outside = [point for point in points if not low <= point["x"] <= high]
-    lost = len(report["all"]) - len(points)
-    sources = {trial["memory_source"] for trial in report["all"] if trial["device_bytes"] is not None}
-    notes = []
-    if report["front"] and others:
-        also = " and ".join(AXES[name][0].partition(",")[0] for name in others)
-        notes.append(
-            f"The front also weighs {also}, which this plane does not show: the line joins only those of its points "
-            "that nothing beats in the two drawn metrics; the other filled circles are on the front for the rest."
-        )
-    elif report["front"]:
-        notes.append("The line is the front: whatever lies below and to the right of it is beaten by a point on it.")
-    if any(point["spread"] is not None for point in points):
-        notes.append(
-            "Points with a bar were confirmed: drawn at the mean over their seeds, one standard deviation up and down."
-        )
-    if far is not None and x_range:
-        notes.append(f"The {budget} is far to the {'right' if far > high else 'left'} of this view.")
-    if outside:
-        subject = "1 trial lies" if len(outside) == 1 else f"{len(outside)} trials lie"
-        nearest, furthest = min(point["x"] for point in outside), max(point["x"] for point in outside)
-        unit = AXES[x_name][0].rpartition(", ")[2]
-        notes.append(f"{subject} outside this view ({nearest:.3g} to {furthest:.3g} {unit}).")
-    if any(point["y"] is None for point in points):
-        notes.append("The strip at the bottom holds trials without an mAP: not trained, failed or not finished.")
-    if any(trial["state"] not in ("complete", "infeasible") and trial[y_name] is not None for trial in report["all"]):
-        notes.append("Trials that were pruned, or have not finished, are drawn at the mAP of their last epoch.")
-    if lost:
-        notes.append(f"{lost} {'trial has' if lost == 1 else 'trials have'} no memory figure and cannot be drawn.")
-    if "predicted" in sources:
-        which = (
-            "Memory is"
-            if sources == {"predicted"}
-            else "Memory is measured for the trials that ran on it and otherwise"
-        )
-        notes.append(f"{which} predicted for {report['target_device']}.")
-    return notes
-
-
-def _value(value: Any) -> str:
-    """A configuration's value, short: 0.00099999 -> 0.001, [2, 3] -> 2,3, True -> true."""
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, list | tuple):
-        return ",".join(_value(item) for item in value)
-    return str(value)
-
-
-def _config(config: Mapping[str, Any]) -> list[str]:
-    return [f"{name} = {_value(value)}" for name, value in config.items()]
-
-
-def _quality(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _hover(trial: Mapping[str, Any]) -> str:
-    """Lines for Plotly's hover box. It interprets a few HTML tags, so whatever a person typed is escaped."""
-    where = ", on the front" if trial["on_front"] else ""
-    mean, spread = _over_seeds(trial, "map")
-    lines = [
-        f"trial {trial['trial']}: {trial['state']}{where}",
-        *textwrap.wrap(trial["reason"] or "", 60)[:4],
-        f"mAP {_quality(trial['map'])}   mAP50 {_quality(trial['map50'])}",
-        *(
-            [f"mean of {trial['n_seeds']} seeds {_quality(mean)} \u00b1 {_quality(spread)}"]
-            if spread is not None
-            else []
-        ),
-        f"memory {format_bytes(trial['device_bytes'])} ({trial['memory_source']})",
-        f"parameters {format_count(trial['trainable_params'])} trainable, {format_count(trial['petl_params'])} PETL",
-        *([f"took {format_seconds(trial['seconds'])}"] if trial["seconds"] is not None else []),
-        "",
-        *(line for entry in _config(trial["config"]) for line in textwrap.wrap(entry, 60)),
-    ]
-    first, *rest = [html.escape(line, quote=False) for line in lines]
-    return "<br>".join([f"<b>{first}</b>", *rest])
-
-
-def _plain(value: Any) -> Any:
-    """The same value for strict JSON: NaN and infinities become None, numpy numbers Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    return float(value) if math.isfinite(value) else None
-
-
-def _started(iso: str) -> str:
-    try:
-        return f"{datetime.fromisoformat(iso):%Y-%m-%d %H:%M %Z}".strip()
-    except ValueError:
-        return iso
-
-
-def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The header's facts, as label and text."""
-    memory, params, counts = report["budget"]["memory_bytes"], report["budget"]["params"], report["trials"]
-    words = {"max": "highest", "min": "lowest"}
-    limits = [*([format_bytes(memory)] if memory else []), *([f"{format_count(params)} parameters"] if params else [])]
-    states = [f"{counts[state]} {state}" for state in counts if state != "total" and counts[state]]
-    return [
-        ("data", str(report["data"])),
-        ("budget", " and ".join(limits) or "none"),
-        ("device", str(report["target_device"])),
-        ("trials", f"{counts['total']}" + (f": {', '.join(states)}" if states else "")),
-        ("objectives", ", ".join(f"{words[o['goal']]} {o['name']}" for o in report["objectives"])),
-        ("started", _started(report["started"])),
-    ]
-
-
-def _html(report: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
-    """The page. Jinja2 escapes every value; ``tojson`` also writes ``<`` as ``\\u003c`` inside the script."""
+def _render(template: str, **values: Any) -> str:
+    """Jinja2 escapes every value; ``tojson`` also writes ``<`` as ``\\u003c`` inside the script."""
     import jinja2
-    from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(shipped_folder("dashboards")),
@@ -322,139 +90,13 @@ def _html(report: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    filters: dict[str, Callable[..., str]] = {
         "bytes": format_bytes,
         "count": format_count,
-        "quality": _quality,
-        "config": _config,
-        "value": _value,
+        "quality": lambda value: "-" if value is None else f"{value:.3f}",
+        "percent": lambda value: f"{100 * value:.1f} %",
+        "value": value_text,
     }
-    rows = sorted(report["front"], key=lambda row: row[_axes(report)[0]] or 0)
-    over_seeds = {row["trial"]: {name: _over_seeds(row, name) for name in ("map", "map50")} for row in rows}
-    shared = set.intersection(*({*_config(row["config"])} for row in rows)) if len(rows) > 1 else set()
-    return environment.get_template("front.html.j2").render(
-        report=report,
-        picture=drawn,
-        facts=_facts(report),
-        rows=rows,
-        over_seeds=over_seeds,
-        confirmed=any(means["map"][1] is not None for means in over_seeds.values()),
-        shared=[entry for entry in _config(rows[0]["config"]) if entry in shared] if rows else [],
-        knee=next((row for row in rows if row["trial"] == report["knee"]), None),
-        study=shlex.quote(report["study"]),
-        data=shlex.quote(str(report["data"])),
-        plotly_js=get_plotlyjs(),
-    )
-
-
-def _png(report: Mapping[str, Any], drawn: Mapping[str, Any], path: Path) -> None:
-    """The same picture as an image of 1600 x 1000 px, without pyplot: its state is global and not for threads."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(16, 10), dpi=100, facecolor="white")
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, 1, height_ratios=(12, 1), hspace=0.04, left=0.07, right=0.97, top=0.83, bottom=0.235)
-    plot = figure.add_subplot(grid[0])
-    strip = figure.add_subplot(grid[1], sharex=plot)
-    for axes in (plot, strip):
-        axes.grid(color=GRID, linewidth=1)
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=13, colors=MUTED, length=0)
-        axes.spines[:].set_color(GRID)
-    plot.tick_params(labelbottom=False)
-    plot.yaxis.set_major_locator(MaxNLocator(8))
-    plot.set_ylabel(drawn["y_label"], fontsize=15, color=INK)
-    strip.set(yticks=[], ylim=(-1, 1))
-    strip.set_ylabel("no mAP", fontsize=13, color=MUTED, rotation=0, ha="right", va="center")
-    strip.set_xlabel(drawn["x_label"], fontsize=15, color=INK)
-
-    if drawn["line"]:
-        plot.step(*zip(*drawn["line"], strict=True), where="post", color=ACCENT, linewidth=2.5)
-    for group in drawn["groups"]:
-        _scatter(plot, group["key"], [p for p in group["points"] if p["y"] is not None])
-        _scatter(strip, group["key"], [{**p, "y": 0.0} for p in group["points"] if p["y"] is None])
-    if knee := drawn["knee"]:
-        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": INK, "linewidths": 2, "zorder": 4}
-        plot.scatter([knee["x"]], [knee["y"]], s=(knee["size"] + 10) ** 2, **ring)
-        plot.annotate(
-            knee["label"], (knee["x"], knee["y"]), (55 * knee["side"], 42), textcoords="offset points",
-            fontsize=15, color=INK, weight="bold", ha="center",
-            arrowprops={"arrowstyle": "-", "color": INK, "shrinkB": knee["size"] / 2 + 5},
-        )  # fmt: skip
-    if limit := drawn["budget"]:
-        for axes in (plot, strip):
-            axes.axvline(limit["x"], color=LIMIT, linewidth=2, linestyle=(0, (6, 4)))
-        plot.annotate(
-            limit["label"], (limit["x"], 1), (0, 6), xycoords=("data", "axes fraction"), textcoords="offset points",
-            ha="center", va="bottom", fontsize=14, color=LIMIT, weight="bold",
-        )  # fmt: skip
-    if drawn["x_range"]:
-        plot.set_xlim(*drawn["x_range"])
-    if drawn["y_range"]:
-        plot.set_ylim(*drawn["y_range"])
-    else:
-        plot.set_yticks([])
-        plot.text(
-            0.5, 0.5, "No trial has finished yet", transform=plot.transAxes, ha="center", fontsize=22, color=MUTED
-        )
-    _words(figure, report, drawn)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in scripts which the font lacks
-        figure.savefig(path)
-
-
-def _scatter(axes: Any, key: str, points: Sequence[Mapping[str, Any]]) -> None:
-    """One group's markers; a px of the page becomes a pt, 1.39 px, as the image is that much wider than the page."""
-    look: dict[str, Any] = {"facecolors": "none", "edgecolors": GREY, "linewidths": 1.4, "zorder": 2}
-    if key == "front":
-        look = {"facecolors": ACCENT, "edgecolors": "white", "linewidths": 1.2, "zorder": 3}
-    elif key == "failed":
-        look = {"color": GREY, "linewidths": 1.6, "zorder": 2}  # a cross has no face
-    size = [point["size"] ** 2 for point in points]
-    axes.scatter([p["x"] for p in points], [p["y"] for p in points], s=size, marker=GROUPS[key][2], **look)
-    bars = [point for point in points if point["spread"] is not None]
-    if bars:
-        x, y, spread = zip(*((p["x"], p["y"], p["spread"]) for p in bars), strict=True)
-        colour = ACCENT if key == "front" else GREY
-        axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=colour, elinewidth=1.8, capsize=5, zorder=look["zorder"])
-
-
-def _words(figure: Any, report: Mapping[str, Any], drawn: Mapping[str, Any]) -> None:
-    """Title, facts, legend and caption of the image. A $ in a name must not start a formula, hence parse_math."""
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], linestyle="none", marker=GROUPS[key][2], markersize=11, label=GROUPS[key][0],
-               markerfacecolor=ACCENT if key == "front" else "none", markeredgecolor=ACCENT if key == "front" else GREY)
-        for key in reversed([group["key"] for group in drawn["groups"]])
-    ]  # fmt: skip
-    circles = [
-        Line2D([], [], linestyle="none", marker="o", markersize=step["size"], label=step["label"], color=GRID,
-               markeredgecolor=GREY)
-        for step in drawn["sizes"]
-    ]  # fmt: skip
-    style: dict[str, Any] = {
-        "frameon": False,
-        "fontsize": 12,
-        "labelcolor": INK,
-        "handletextpad": 0.3,
-        "columnspacing": 1.4,
-    }
-    if handles:
-        figure.legend(handles=handles, loc="center left", bbox_to_anchor=(0.06, 0.135), ncols=6, **style)
-    if len(circles) > 1:
-        title = Line2D([], [], linestyle="none", label="trainable parameters:")
-        figure.legend(handles=[title, *circles], loc="center right", bbox_to_anchor=(0.975, 0.135), ncols=4, **style)
-    facts = dict(_facts(report))
-    n, _, states = facts["trials"].partition(":")
-    facts |= {"budget": f"budget {facts['budget']}", "trials": f"{n} trials{':' if states else ''}{states}"}
-    line = "  |  ".join(facts[name] for name in ("data", "budget", "device", "trials"))
-    text: dict[str, Any] = {"color": MUTED, "parse_math": False}
-    title_line = textwrap.shorten(report["study"], 70, placeholder="...")
-    figure.text(0.07, 0.94, title_line, fontsize=24, weight="bold", **{**text, "color": INK})
-    figure.text(0.07, 0.9, line if len(line) <= 150 else line[:147] + "...", fontsize=13, **text)
-    figure.text(0.97, 0.94, facts["started"], fontsize=13, ha="right", **text)
-    caption = textwrap.wrap(" ".join(drawn["notes"]), 165)[:4]
-    figure.text(0.07, 0.105, "\n".join(caption), fontsize=12, va="top", linespacing=1.4, **text)
+    environment.filters |= filters
+    return environment.get_template(template).render(**values)

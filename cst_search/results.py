@@ -279,7 +279,12 @@ def common_reference(infos: Sequence[StudyInfo]) -> list[float] | None:
 
 
 def page_report(info: StudyInfo) -> dict[str, Any]:
-    """`front_report` with what the page shows besides: every trial, the hypervolume after each, the study's setting."""
+    """`front_report` with what the page shows besides.
+
+    Every trial with its learning curve, the hypervolume after each, the study's setting, which dimensions matter.
+    """
+    from cst_search.importance import importance
+
     on_front = {record.trial for record in info.front()}
     growth = pareto.hypervolume_by_trial(info.values(), info.objectives, info.reference)
     return front_report(info) | {
@@ -291,10 +296,14 @@ def page_report(info: StudyInfo) -> dict[str, Any]:
                 "seconds": record.seconds,
                 "feasible": record.feasible,
                 "on_front": record.trial in on_front,
+                "history": [dict(entry) for entry in record.history],
+                "notes": list(record.notes),
             }
             for record in info.trials
         ],
         "hypervolume_by_trial": [[record.trial, v] for record, v in zip(info.trials, growth, strict=True)],
+        "importance": importance(info),
+        "space": dict(info.space),
         "recipe": dict(info.recipe),
         "data": info.data,
         "target_device": info.target_device,

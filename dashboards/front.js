@@ -1,158 +1,424 @@
-// Draws what cst_search/dashboard.py (picture) decided, in the page's colours, and sorts the table.
+// The report of one study: what cst_search/page.py (page_data) gave, in linked views.
 "use strict";
 
-const picture = JSON.parse(document.getElementById("picture").textContent);
-const hidden = new Set();
-const narrow = matchMedia("(max-width: 640px)");
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const touch = matchMedia("(pointer: coarse)").matches;
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
-const config = {
-  responsive: true,
-  displaylogo: false,
-  displayModeBar: touch ? false : "hover",
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
-  showSendToCloud: false, // plotly.js 4 would offer to upload the data to cloud.plotly.com
-  plotlyServerURL: "",
+const data = JSON.parse(byId("data").textContent);
+const { trials, metrics } = data;
+const n = trials.trial.length;
+expand();
+const groupOf = (i) => data.groups[trials.group[i]];
+const has = (key) => data.columns[key].some((v) => v !== null);
+const shown = metrics.filter((metric) => has(metric.key));
+const hidden = new Set(); // kinds of trials, by the legend
+let selection = null; // trials chosen in the scatter
+let current = trials.trial.indexOf(data.knee); // whose details are shown
+const pinned = []; // whose curves are compared with it
+const MOST_PINNED = 6;
+
+const GROUP_LOOK = { front: ["circle", 6], dominated: ["square", 3], infeasible: ["up", 2], pruned: ["down", 4], failed: ["cross", 1], unfinished: ["diamond", 0] };
+const looks = {};
+function readLooks() {
+  for (const [key, [shape, rank]] of Object.entries(GROUP_LOOK)) looks[key] = { shape, rank, filled: key === "front", colour: colour(key === "front" ? "accent" : "grey") };
+}
+
+/* Dimensions of some methods come without the trials of the others: most of a search over twelve is absent. */
+function expand() {
+  const method = data.dimensions.find((d) => d.key === "method");
+  for (const d of data.dimensions) {
+    if (!d.methods) continue;
+    const name = d.kind === "choice" ? "codes" : "values", short = d[name].values(), gap = d.kind === "choice" ? -1 : null;
+    d[name] = method.codes.map((code) => (d.methods.includes(method.labels[code]) ? short.next().value : gap));
+  }
+}
+
+const visible = (i) => !hidden.has(groupOf(i).key);
+let activity = new Uint8Array(n);
+function judge() {
+  for (let i = 0; i < n; i++) activity[i] = visible(i) && parallel.inside(i) && (selection === null || selection.has(i)) ? 1 : 0;
+}
+const active = (i) => activity[i] === 1;
+
+/* A metric's spread over seeds of a trial that was confirmed. */
+const spread = (i, key) => data.seeds[i]?.[`${key}_std`] ?? null;
+
+function dimensionText(dimension, i) {
+  if (dimension.kind === "choice") return dimension.codes[i] < 0 ? null : dimension.labels[dimension.codes[i]];
+  return dimension.values[i] === null ? null : format("number", dimension.values[i]);
+}
+const configuration = (i) => data.dimensions.map((d) => [d.key, dimensionText(d, i)]).filter(([, text]) => text !== null);
+const stateText = (i) => data.states[trials.state[i]] + (groupOf(i).key === "front" ? ", on the front" : "");
+const reason = (i) => data.reasons[trials.reason[i]] ?? null;
+const shorten = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}\u2026` : text);
+
+function describe(i) {
+  const lines = [`trial ${trials.trial[i]}: ${stateText(i)}`];
+  if (reason(i)) lines.push(shorten(reason(i), 140));
+  for (const metric of shown) {
+    const value = data.columns[metric.key][i], off = spread(i, metric.key);
+    if (value === null) continue;
+    const source = metric.key === "device_bytes" ? ` (${data.sources[trials.source[i]]})` : "";
+    lines.push(`${metric.short} ${format(metric.kind, value)}${source}${off === null ? "" : ` \u00b1 ${format(metric.kind, off)}, ${data.seeds[i].n} seeds`}`);
+  }
+  const rest = configuration(i);
+  lines.push(...rest.slice(0, 12).map(([key, text]) => shorten(`${key} = ${text}`, 70)));
+  if (rest.length > 12) lines.push(`and ${rest.length - 12} more: click`);
+  return lines;
+}
+
+// --- the scatter ---
+
+const frontMembers = () => {
+  const found = [];
+  for (let i = 0; i < n; i++) if (data.complete[trials.group[i]]) found.push(i);
+  return found;
 };
+const members = frontMembers();
+const scatter = new Scatter(byId("front"), {
+  n, columns: data.columns, metrics, spread, visible, active, describe, budgets: data.budgets,
+  paint: (i) => looks[groupOf(i).key],
+  trained: (i) => data.columns.map[i] !== null,
+  lines: () => (hidden.has("front") ? [] : [{ members, colour: colour("accent"), dash: [] }]),
+  rings: () => {
+    const knee = trials.trial.indexOf(data.knee), rings = hidden.has("front") || knee < 0 ? [] : [{ i: knee, label: `knee: trial ${data.knee}` }];
+    for (const i of new Set([current, ...pinned])) if (i >= 0 && i !== knee && visible(i)) rings.push({ i, label: `trial ${trials.trial[i]}` });
+    return rings;
+  },
+  start: () => (current >= 0 ? current : members[0]),
+  say: (i) => (byId("spoken").textContent = describe(i).join("; ")),
+  pick: (i, adds) => open(i, adds),
+  select: (set) => {
+    selection = set;
+    refresh();
+  },
+  viewed: notes,
+});
 
-function layout() {
-  const line = { gridcolor: colour("grid"), linecolor: colour("grid"), zeroline: false };
-  return {
-    font: { family: getComputedStyle(document.body).fontFamily, color: colour("muted"), size: narrow.matches ? 11 : 13 },
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    margin: { l: 10, r: 12, t: 34, b: 48 },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("grey"), activecolor: colour("ink") },
-    showlegend: false,
-    dragmode: touch ? false : "zoom", // a finger on the chart scrolls the page
-    hovermode: "closest",
-    hoverlabel: { align: "left", bgcolor: colour("card"), bordercolor: colour("muted"), font: { family: getComputedStyle(document.body).fontFamily, color: colour("ink"), size: 12 } },
-    xaxis: { ...line }, yaxis: { ...line, automargin: true },
-    shapes: [], annotations: [],
-  };
+function chooseAxes() {
+  const value = (id) => byId(id).value || null;
+  scatter.setAxes(value("x"), value("y"), value("size"), value("shade"));
+  byId("front").setAttribute("aria-label", `Scatter plot: ${scatter.metric(scatter.y).label} against ${scatter.metric(scatter.x).label}. Arrow keys move between trials, Enter shows one, Space compares it.`);
 }
 
-function markers(group, points, strip) {
-  const front = group.key === "front";
-  return {
-    type: "scatter", mode: "markers", meta: group.key, visible: !hidden.has(group.key),
-    x: points.map((p) => p.x),
-    y: points.map((p) => (strip ? 0 : p.y)),
-    yaxis: strip ? "y2" : "y",
-    hovertext: points.map((p) => p.hover), hoverinfo: "text",
-    error_y: {
-      visible: points.length > 0 && points[0].spread !== null, array: points.map((p) => p.spread),
-      color: front ? colour("accent") : colour("grey"), thickness: 1.5, width: 5,
-    },
-    marker: {
-      symbol: group.symbol, size: points.map((p) => p.size), opacity: front || points.length < 100 ? 1 : 0.6,
-      color: front ? colour("accent") : colour("grey"),
-      line: front ? { color: colour("card"), width: 1.5 } : { width: 1.4 },
-    },
-  };
-}
-
-function drawFront() {
-  const element = document.getElementById("front");
-  if (!element) return;
-  const trained = (p) => p.y !== null;
-  const strip = picture.groups.some((group) => !group.points.every(trained));
-  const empty = !picture.groups.some((group) => group.points.some(trained));
-  const traces = [{
-    type: "scatter", mode: "lines", meta: "front", visible: !hidden.has("front"), hoverinfo: "skip",
-    x: picture.line.map((p) => p[0]), y: picture.line.map((p) => p[1]),
-    line: { shape: "hv", color: colour("accent"), width: 2 },
-  }];
-  if (picture.knee) {
-    traces.push({
-      type: "scatter", mode: "markers", meta: "front", visible: !hidden.has("front"), hoverinfo: "skip",
-      x: [picture.knee.x], y: [picture.knee.y],
-      marker: { symbol: "circle-open", size: picture.knee.size + 9, color: colour("ink"), line: { width: 2 } },
+function fillAxes() {
+  const options = (id, chosen, none) => byId(id).append(...(none ? [make("option", { value: "" }, none)] : []), ...shown.map((m) => make("option", { value: m.key, selected: m.key === chosen }, m.label)));
+  options("x", data.axes.x);
+  options("y", data.axes.y);
+  options("size", has(data.axes.size) ? data.axes.size : null, "the same");
+  options("shade", null, "kind of trial");
+  for (const [id, other] of [["x", "y"], ["y", "x"]]) {
+    let before = byId(id).value;
+    byId(id).addEventListener("change", () => { // the same on both axes: they change places
+      if (byId(id).value === byId(other).value) byId(other).value = before;
+      before = byId(id).value;
+      chooseAxes();
     });
+    byId(other).addEventListener("change", () => (before = byId(id).value));
   }
-  for (const group of picture.groups) {
-    // apart from those with a bar: of a point without one plotly draws a bar of no length
-    for (const bar of [false, true]) {
-      traces.push(markers(group, group.points.filter((p) => trained(p) && (p.spread !== null) === bar), false));
+  for (const id of ["size", "shade"]) byId(id).addEventListener("change", chooseAxes);
+}
+
+/* The caption: how to read this plane, and what it does not show. */
+function notes() {
+  const { x, y } = scatter, said = [], plane = new Set([x, y]);
+  const others = data.objectives.filter((key) => !plane.has(key)).map((key) => scatter.metric(key).short);
+  const both = [...plane].every((key) => data.objectives.includes(key));
+  if (data.knee !== null && both && others.length) said.push(`The front also weighs ${others.join(" and ")}, which this plane does not show: the line joins only the trials that nothing beats in the two drawn metrics; the other filled circles are on the front for the rest.`);
+  else if (data.knee !== null && both) said.push("The line is the front: whatever lies on its worse side is beaten by a point on it.");
+  else if (data.knee !== null) said.push("The line joins the complete trials that nothing beats in the two drawn metrics. The search did not aim at both of them, so this is no front of the study.");
+  for (const [key, budget] of Object.entries(data.budgets)) {
+    if (!plane.has(key)) continue;
+    const [low, high] = scatter.view[key === x ? 0 : 1];
+    if (budget.value < low || budget.value > high) said.push(`The ${budget.label} is ${budget.value > high ? "above" : "below"} this view.`);
+  }
+  if (scatter.outside) said.push(`${scatter.outside} ${scatter.outside === 1 ? "trial lies" : "trials lie"} outside this view.`);
+  if (scatter.noY) said.push(`The strip at the bottom holds trials without ${scatter.metric(y).short}: not trained, failed or not finished.`);
+  if (scatter.noX) said.push(`The strip at the left holds trials without ${scatter.metric(x).short}.`);
+  if (scatter.placeless) said.push(`${scatter.placeless} ${scatter.placeless === 1 ? "trial has" : "trials have"} neither of the two and cannot be drawn.`);
+  said.push(...data.notes);
+  byId("notes").replaceChildren(...said.map((note) => make("li", {}, note)));
+  keys();
+}
+
+/* What sizes and shades mean. */
+function keys() {
+  const root = byId("keys");
+  root.replaceChildren();
+  if (scatter.sizeRange) {
+    const metric = scatter.metric(scatter.size), [low, high] = scatter.sizeRange;
+    root.append(make("span", {}, metric.short), ...[low, Math.sqrt(low * high), high].map((v) => {
+      const r = scatter.radiusOf(v);
+      return make("span", {}, make("svg", { width: 2 * r, height: 2 * r, viewBox: "-1 -1 2 2", "aria-hidden": "true" }, make("circle", { r: 1 })), format(metric.kind, v));
+    }));
+  }
+  if (scatter.shadeRange) {
+    const metric = scatter.metric(scatter.shade), bar = make("i", { class: "ramp", "aria-hidden": "true" });
+    bar.style.background = `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(ramp).join(",")})`;
+    root.append(make("span", {}, metric.short), make("span", {}, format(metric.kind, scatter.shadeRange[0]), bar, format(metric.kind, scatter.shadeRange[1])));
+  }
+}
+
+// --- parallel coordinates ---
+
+const parallel = new Parallel(byId("parallel"), { n, active, visible, paint: (i) => looks[groupOf(i).key], brushed: refreshSoon() });
+const axes = [
+  ...data.dimensions.filter((d) => d.kind === "number" || d.labels.length > 1).map((d) => axisOf({ ...d, title: d.title, method: d.owner, format: "number" }, n, d.kind === "choice" ? (i) => d.codes[i] : (i) => d.values[i])),
+  ...shown.filter((m) => data.objectives.includes(m.key)).map((m) => axisOf({ key: m.key, title: m.short, kind: "number", format: m.kind, log: m.kind === "count", metric: true }, n, (i) => data.columns[m.key][i])),
+];
+const methodAxis = axes.find((axis) => axis.key === "method" && axis.labels?.length > 1);
+
+function refreshSoon() {
+  const later = frame(() => refresh());
+  return () => later();
+}
+
+/* Dimensions that every method has, and those of the chosen one; a method alone also filters. */
+function chooseDimensions() {
+  const which = byId("dimensions").value;
+  parallel.show(axes.filter((axis) => which === "*" || axis.metric || !axis.methods || axis.methods.includes(which)));
+  if (!methodAxis) return;
+  const k = methodAxis.labels.indexOf(which), size = methodAxis.labels.length;
+  parallel.brush(methodAxis, k < 0 ? null : [k / size, (k + 1) / size]);
+}
+
+function fillDimensions() {
+  const select = byId("dimensions");
+  if (!methodAxis) {
+    select.closest("label").hidden = true;
+    select.append(make("option", { value: "*" }, "all"));
+  } else {
+    const many = axes.length > 14;
+    select.append(make("option", { value: "", selected: many }, "of every method"), ...methodAxis.labels.map((m) => make("option", { value: m }, `of ${m}`)), make("option", { value: "*", selected: !many }, "all"));
+  }
+  select.addEventListener("change", chooseDimensions);
+  chooseDimensions();
+}
+
+// --- one trial ---
+
+function open(i, adds) {
+  if (adds) pin(i);
+  current = i;
+  detail();
+  scatter.redraw();
+  table.redraw();
+  byId("spoken").textContent = `trial ${trials.trial[i]} is shown below the plot`;
+}
+
+function pin(i) {
+  const place = pinned.indexOf(i);
+  if (place >= 0) pinned.splice(place, 1);
+  else if (pinned.length < MOST_PINNED) pinned.push(i);
+  else byId("spoken").textContent = `at most ${MOST_PINNED} trials are compared`;
+}
+
+function detail() {
+  const panel = byId("detail");
+  panel.hidden = current < 0;
+  if (current < 0) return;
+  const i = current;
+  byId("detail-title").textContent = `Trial ${trials.trial[i]}`;
+  byId("detail-state").textContent = stateText(i) + (trials.trial[i] === data.knee ? ", the knee" : "");
+  const said = [reason(i), ...(data.remarks[i] ?? [])].filter(Boolean);
+  byId("detail-reason").replaceChildren(...said.map((text) => make("p", { class: "caption" }, text)));
+  const fact = (label, text) => make("div", {}, make("dt", {}, label), make("dd", {}, text));
+  byId("detail-figures").replaceChildren(...shown.filter((m) => data.columns[m.key][i] !== null).map((m) => {
+    const off = spread(i, m.key);
+    const source = m.key === "device_bytes" ? `, ${data.sources[trials.source[i]]}` : "";
+    return fact(m.short + source, format(m.kind, data.columns[m.key][i]) + (off === null ? "" : ` \u00b1 ${format(m.kind, off)} (${data.seeds[i].n} seeds)`));
+  }));
+  byId("detail-config").replaceChildren(...configuration(i).map(([key, text]) => fact(key, text)));
+  const exportable = data.states[trials.state[i]] === "complete";
+  byId("export").hidden = !exportable;
+  byId("no-export").hidden = exportable;
+  byId("command").value = `cst-search export ${data.quoted_study} --pick trial=${trials.trial[i]} -o best.yaml`;
+  byId("copied").textContent = "";
+  byId("pin").textContent = pinned.includes(i) ? "Do not compare" : "Compare";
+  byId("pin").setAttribute("aria-pressed", String(pinned.includes(i)));
+  const compared = [...pinned, ...(pinned.includes(i) ? [] : [i])];
+  byId("pins").replaceChildren(...compared.map((j, k) => {
+    const look = series(k);
+    const sample = make("svg", { width: 34, height: 12, "aria-hidden": "true" }, make("path", { d: "M0 6H34", stroke: look.colour, "stroke-width": 2, "stroke-dasharray": look.dash.join(" ") || null }), make("path", { d: shapePath(look.marker, 17, 6, 4), fill: look.colour, stroke: look.colour }));
+    const chip = make("span", { class: "chip" }, sample, `trial ${trials.trial[j]}`);
+    if (pinned.includes(j)) {
+      const remove = make("button", { type: "button", "aria-label": `do not compare trial ${trials.trial[j]}` }, "\u00d7");
+      remove.addEventListener("click", () => {
+        pin(j);
+        detail();
+        scatter.redraw();
+        byId("pin").focus();
+      });
+      chip.append(remove);
     }
-    // an empty trace would do to draw the strip's axis over the plot's
-    if (strip) traces.push(markers(group, group.points.filter((p) => !trained(p)), true));
-  }
-  const look = layout();
-  Object.assign(look.xaxis, { title: { text: picture.x_label }, anchor: strip ? "y2" : "y" });
-  Object.assign(look.yaxis, { title: { text: picture.y_label }, domain: [strip ? 0.13 : 0, 1] });
-  if (picture.x_range) look.xaxis.range = picture.x_range;
-  if (picture.y_range) look.yaxis.range = picture.y_range;
-  if (empty) Object.assign(look.yaxis, { showticklabels: false, range: [0, 1] });
-  if (strip) {
-    look.yaxis2 = { domain: [0, 0.09], range: [-1, 1], fixedrange: true, automargin: true, showgrid: false, zeroline: false, showline: false,
-      tickvals: [0], ticktext: ["no mAP"] };
-    look.shapes.push({ type: "rect", xref: "paper", yref: "paper", x0: 0, x1: 1, y0: 0, y1: 0.09, layer: "below",
-      line: { width: 0 }, fillcolor: colour("page") });
-  }
-  if (picture.knee && !hidden.has("front")) {
-    look.annotations.push({
-      x: picture.knee.x, y: picture.knee.y, text: `<b>${picture.knee.label}</b>`, font: { color: colour("ink") },
-      ax: 40 * picture.knee.side, ay: -44, standoff: picture.knee.size / 2 + 5, arrowhead: 0, arrowwidth: 1.5, arrowcolor: colour("ink"),
+    return chip;
+  }));
+  const epochs = extent(compared.flatMap((j) => ["map", "loss"].flatMap((key) => curve(j, key).map(([epoch]) => epoch))));
+  for (const [id, key, label] of [["curve-map", "map", "mAP"], ["curve-loss", "loss", "training loss"]]) {
+    lineChart(byId(id), {
+      series: compared.map((j, k) => ({ name: `trial ${trials.trial[j]}`, points: curve(j, key), ...series(k) })),
+      xLabel: "epoch", xRange: epochs, yLabel: label, xKind: "whole", yKind: "number", nothing: `no ${label} was recorded`,
+      say: ([epoch, value]) => `${label} ${value} after epoch ${epoch}`,
     });
   }
-  if (picture.budget) {
-    look.shapes.push({ type: "line", x0: picture.budget.x, x1: picture.budget.x, yref: "paper", y0: 0, y1: 1,
-      line: { color: colour("limit"), width: 2, dash: "dash" } });
-    look.annotations.push({ x: picture.budget.x, y: 1, yref: "paper", yanchor: "bottom", showarrow: false,
-      text: `<b>${picture.budget.label}</b>`, font: { color: colour("limit") } });
+  byId("curves").setAttribute("aria-label", `Learning curves of ${compared.map((j) => `trial ${trials.trial[j]}`).join(", ")}`);
+}
+
+/* [[epoch, value]] of a trial; epochs are 1, 2, ... unless they are given. */
+function curve(i, key) {
+  const values = data.curves[key][i] ?? [], epochs = data.curves.epochs[i];
+  return values.map((v, k) => [epochs ? epochs[k] : k + 1, v]).filter(([, v]) => v !== null);
+}
+
+// --- hypervolume, importance ---
+
+function hypervolume() {
+  const root = byId("hypervolume");
+  if (!root) return;
+  const byTime = document.querySelector("[name=volume]:checked").value === "hours";
+  let spent = 0;
+  const hours = data.columns.seconds.map((s) => (spent += (s ?? 0) / 3600));
+  const points = data.volumes.map(([i, v]) => [byTime ? hours[i] : trials.trial[i], v]);
+  const end = [byTime ? hours[n - 1] : trials.trial[n - 1], data.volumes.at(-1)[1]];
+  lineChart(root, {
+    series: [{ name: "hypervolume", points: [...(byTime ? [[0, 0]] : []), ...points, end], colour: colour("accent"), fill: colour("soft"), step: true }],
+    xLabel: byTime ? `${data.worker} hours` : "trial", yLabel: "", xKind: byTime ? "number" : "whole", yKind: "number", zero: true,
+    say: ([x, v]) => `${v.toFixed(4)} after ${byTime ? `${x.toFixed(3)} ${data.worker} hours` : `trial ${x}`}`,
+  });
+}
+
+// --- the table ---
+
+const number = (key) => (i) => data.columns[key][i];
+const methodOf = (i) => {
+  const d = data.dimensions.find((one) => one.key === "method");
+  return d ? dimensionText(d, i) : null;
+};
+const table = new Table(byId("trials"), [
+  {
+    title: "trial", number: true, value: (i) => trials.trial[i],
+    cell: (i) => {
+      const button = make("button", { type: "button", class: "trial", "data-trial": trials.trial[i], "aria-label": `show trial ${trials.trial[i]}` }, String(trials.trial[i]));
+      const cell = document.createDocumentFragment();
+      if (trials.trial[i] === data.knee) cell.append(make("em", {}, "knee"), " ");
+      cell.append(button);
+      return cell;
+    },
+  },
+  { title: "state", value: (i) => groupOf(i).name, cell: (i) => groupOf(i).name },
+  { title: "method", value: methodOf, cell: (i) => methodOf(i) ?? "-" },
+  ...shown.map((m) => ({
+    title: m.short, number: true, value: number(m.key), descending: m.goal === "max",
+    cell: (i) => format(m.kind, data.columns[m.key][i]) + (spread(i, m.key) === null ? "" : ` \u00b1 ${format(m.kind, spread(i, m.key))}`),
+  })),
+  { title: "configuration", class: "config", value: (i) => configuration(i).join(), cell: (i) => configuration(i).filter(([key]) => key !== "method").map(([key, text]) => `${key}=${text}`).join("  ") },
+], {
+  n, active, open: (i) => {
+    open(i);
+    byId("detail-title").focus();
+  },
+  keep: (i) => (byId("state").value === "" || groupOf(i).key === byId("state").value) && (!byId("brushed").checked || active(i)),
+  marked: (i) => (i === current ? "current" : trials.trial[i] === data.knee ? "knee" : ""),
+});
+
+function fillTable() {
+  const groups = data.groups.filter((group) => trials.group.includes(data.groups.indexOf(group)));
+  byId("state").append(make("option", { value: "" }, "all"), ...groups.map((group) => make("option", { value: group.key, selected: group.key === "front" }, group.name)));
+  byId("state").addEventListener("change", refresh);
+  byId("brushed").addEventListener("change", refresh);
+  byId("csv").addEventListener("click", download);
+  const by = shown.findIndex((m) => m.key === data.axes.x);
+  table.sort(by < 0 ? 0 : 3 + by, false);
+}
+
+/* All trials as CSV: a file, and where a frame's sandbox forbids that, text to copy. */
+function download() {
+  const seeded = ["map", "map50"]; // of a confirmed trial the column has the mean; here is the trial's own value, too
+  const header = ["trial", "state", "on_front", ...metrics.map((m) => m.key), "n_seeds", ...seeded.flatMap((k) => [`${k}_mean`, `${k}_std`]), "memory_source", "reason", ...data.dimensions.map((d) => d.key)];
+  const rows = trials.trial.map((trial, i) => [
+    trial, data.states[trials.state[i]], groupOf(i).key === "front", ...metrics.map((m) => data.seeds[i]?.[m.key] ?? data.columns[m.key][i]),
+    data.seeds[i]?.n ?? 1, ...seeded.flatMap((k) => [data.columns[k][i], spread(i, k)]),
+    data.sources[trials.source[i]], reason(i), ...data.dimensions.map((d) => (d.kind === "choice" ? dimensionText(d, i) : d.values[i])),
+  ]);
+  const text = csv(header, rows);
+  if (window.parent !== window) {
+    byId("csv-text").value = text;
+    byId("csv-frame").hidden = false;
+    byId("csv-text").focus();
+    byId("csv-text").select();
+    return;
   }
-  Plotly.react(element, traces, look, config);
+  const link = make("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: `${data.study}.csv` });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-function drawHypervolume() {
-  const element = document.getElementById("hypervolume");
-  if (!element) return;
-  const look = layout();
-  look.margin.t = 8;
-  Object.assign(look.xaxis, { title: { text: "trial" }, showgrid: false });
-  Object.assign(look.yaxis, { rangemode: "tozero" });
-  const trace = {
-    type: "scatter", mode: "lines", line: { shape: "hv", color: colour("accent"), width: 2 }, fill: "tozeroy",
-    fillcolor: colour("soft"), hovertemplate: "trial %{x}: %{y:.4f}<extra></extra>",
-    x: picture.hypervolume.map((p) => p[0]), y: picture.hypervolume.map((p) => p[1]),
-  };
-  Plotly.react(element, [trace], look, { ...config, displayModeBar: false });
+// --- together ---
+
+function refresh() {
+  judge();
+  scatter.redraw();
+  parallel.redrawFront();
+  table.update();
+  let count = 0;
+  for (let i = 0; i < n; i++) count += activity[i];
+  const all = trials.group.filter((g) => !hidden.has(data.groups[g].key)).length;
+  byId("chosen").textContent = count === all ? `all ${n === all ? "" : `${all} shown of `}${n} trials` : `${count} of ${all} trials chosen`;
+  byId("clear").disabled = selection === null && parallel.brushes.size === 0;
+  byId("count").textContent = `${table.order.length} of ${n}`;
 }
 
-function draw() {
-  drawFront();
-  drawHypervolume();
+function setMode(mode, on) {
+  for (const button of document.querySelectorAll("[data-mode]")) button.setAttribute("aria-pressed", String(button.dataset.mode === mode && on));
+  scatter.setMode(on ? mode : null, on && matchMedia("(pointer: coarse)").matches);
+}
+
+function paintAll() {
+  readLooks();
+  scatter.redraw();
+  parallel.redraw();
+  detail();
+  hypervolume();
 }
 
 for (const button of document.querySelectorAll("[data-group]")) {
   button.addEventListener("click", () => {
-    const key = button.dataset.group;
-    if (!hidden.delete(key)) hidden.add(key);
-    button.setAttribute("aria-pressed", String(!hidden.has(key)));
-    drawFront();
+    const { group } = button.dataset;
+    if (!hidden.delete(group)) hidden.add(group);
+    button.setAttribute("aria-pressed", String(!hidden.has(group)));
+    parallel.redraw();
+    refresh();
   });
 }
+for (const button of document.querySelectorAll("[data-mode]")) button.addEventListener("click", () => setMode(button.dataset.mode, button.getAttribute("aria-pressed") !== "true"));
+for (const radio of document.querySelectorAll("[name=volume]")) radio.addEventListener("change", hypervolume);
+byId("clear").addEventListener("click", () => {
+  selection = null;
+  parallel.clear();
+  if (methodAxis && parallel.shown.length < axes.length) byId("dimensions").value = "";
+  refresh();
+});
+byId("home").addEventListener("click", () => scatter.zoom(null));
+byId("pin").addEventListener("click", () => {
+  pin(current);
+  detail();
+  scatter.redraw();
+});
+byId("copy").addEventListener("click", () => copy(byId("command"), byId("copied")));
+byId("csv-copy").addEventListener("click", () => copy(byId("csv-text"), byId("csv-copied")));
 
-for (const header of document.querySelectorAll("th")) {
-  header.addEventListener("click", () => {
-    const descending = header.getAttribute("aria-sort") === "ascending";
-    for (const other of header.parentNode.children) other.removeAttribute("aria-sort");
-    header.setAttribute("aria-sort", descending ? "descending" : "ascending");
-    const body = header.closest("table").tBodies[0];
-    const key = (row) => {
-      const cell = row.cells[header.cellIndex];
-      return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value) || 0;
-    };
-    const rows = [...body.rows].sort((a, b) => {
-      const [x, y] = [key(a), key(b)];
-      return typeof x === "number" ? x - y : x.localeCompare(y);
-    });
-    body.append(...(descending ? rows.reverse() : rows));
-  });
-}
-
-draw();
-dark.addEventListener("change", draw);
-narrow.addEventListener("change", draw);
+readLooks();
+fillAxes();
+chooseAxes();
+fillDimensions();
+fillTable();
+setMode("box", !matchMedia("(pointer: coarse)").matches);
+refresh();
+detail();
+hypervolume();
+dark.addEventListener("change", paintAll);
+narrow.addEventListener("change", paintAll);
+let width = window.innerWidth;
+addEventListener("resize", frame(() => {
+  if (window.innerWidth === width) return;
+  width = window.innerWidth;
+  detail();
+  hypervolume();
+}));

@@ -236,7 +236,7 @@ def test_a_child_that_fails_is_a_row_and_is_tried_again(
     (tmp_path / "bare" / "sitecustomize.py").write_text(
         "import sys\n"
         "sys.modules |= dict.fromkeys(('ray', 'optuna', 'mlflow', 'typer', 'rich', 'pydantic', 'safetensors', 'yaml',\n"
-        "    'plotly', 'psutil', 'matplotlib', 'jinja2', 'moocore', 'sqlalchemy'))\n"
+        "    'psutil', 'matplotlib', 'jinja2', 'moocore', 'sqlalchemy'))\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bare"))
     options = ["--methods", "", "--also", "head:weights=none", "--also", f"head:weights={tmp_path}/no.pt"]

@@ -1,4 +1,4 @@
-"""The Pareto report: what is drawn, and that the page is safe, self-contained and really renders."""
+"""The Pareto report's files: what the image draws, what the page holds, that it is self-contained. See test_page."""
 
 from __future__ import annotations
 
@@ -6,28 +6,20 @@ import json
 import math
 import random
 import re
-import shutil
 import struct
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import METHODS, made_info
 
-from cst_search.dashboard import AXES, GROUPS, picture, write_front
+from cst_search.dashboard import write_comparison, write_front
+from cst_search.errors import ConfigError
+from cst_search.page import page_data
 from cst_search.pareto import OBJECTIVES, front, hypervolume, hypervolume_by_trial, knee
-
-METHODS = {  # method: (mAP it reaches, GB it takes, trainable parameters): made up, but in the order that is expected
-    "full": (0.405, 9.6, 41_000_000),
-    "partial": (0.392, 6.3, 30_000_000),
-    "conv_adapter": (0.386, 5.6, 17_900_000),
-    "conv_lora": (0.378, 5.3, 18_100_000),
-    "norm": (0.362, 5.1, 17_700_000),
-    "cst": (0.374, 3.9, 18_600_000),
-    "lst": (0.355, 3.6, 18_300_000),
-    "head": (0.331, 3.1, 2_400_000),
-}
+from cst_search.picture import GROUPS, picture
+from cst_search.results import StudyInfo, page_report
 
 
 def make_report(
@@ -67,6 +59,8 @@ def make_report(
             "seconds": rng.uniform(200, 900) if done else None,
             "feasible": feasible,
             "on_front": False,
+            "history": [{"epoch": 1, "loss": 1.5, "map": value}] if done else [],
+            "notes": [],
         })  # fmt: skip
     rows = [[t[o.name] if t["state"] == "complete" else math.nan for o in chosen] for t in trials]
     reference = {"map": 0.0, "device_bytes": float(budget or 12e9), "trainable_params": 5e7}
@@ -89,6 +83,8 @@ def make_report(
         "front": [{name: t[name] for name in columns} for t in trials if t["on_front"]],
         "all": trials,
         "hypervolume_by_trial": [list(pair) for pair in enumerate(hypervolume_by_trial(rows, chosen, point))],
+        "importance": {"n": n, "of": n, "best": 0, "fewest": 20, "dimensions": []},
+        "space": {},
         "recipe": {"detector": "fasterrcnn", "backbone": "resnet50", "search_epochs": 4, "seed": 0},
         "data": "data/voc-mini",
         "target_device": "NVIDIA GeForce RTX 2060 (6 GB)",
@@ -142,7 +138,7 @@ def nothing_finished(n: int) -> dict[str, Any]:
 
 def embedded(path: Path) -> dict[str, Any]:
     """What the page's script reads."""
-    found = re.search(r'<script type="application/json" id="picture">(.*?)</script>', path.read_text(), re.DOTALL)
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL)
     assert found
     return json.loads(found[1])
 
@@ -177,8 +173,7 @@ def test_a_measured_excess_is_infeasible_although_it_was_trained():
 
 
 def test_shapes_differ_and_not_only_colours():
-    for column in (1, 2):
-        assert len({look[column] for look in GROUPS.values()}) == len(GROUPS)
+    assert len({marker for _, marker in GROUPS.values()}) == len(GROUPS)
 
 
 def test_axes_are_in_gigabytes_and_map():
@@ -201,7 +196,7 @@ def test_axes_follow_the_objectives():
     report = make_report()
     report["objectives"] = [{"name": "map50", "goal": "max"}, {"name": "petl_params", "goal": "min"}]
     drawn = picture(report)
-    assert (drawn["x_label"], drawn["y_label"]) == (AXES["petl_params"][0], AXES["map50"][0])
+    assert (drawn["x_label"], drawn["y_label"]) == ("PETL parameters, M", "mAP@.50")
     assert drawn["budget"] is None  # no budget limits the PETL parameters
 
 
@@ -277,16 +272,6 @@ def test_the_knee_label_stays_off_the_left_axis(gigabytes, side):
     assert picture(report)["knee"]["side"] == side
 
 
-def test_hover_shows_number_state_reason_and_the_whole_configuration():
-    report = make_report()
-    trial = next(t for t in report["all"] if t["state"] == "infeasible")
-    (point,) = [p for p in points(picture(report), "infeasible") if p["trial"] == trial["trial"]]
-    hover = point["hover"].replace("<br>", " ")
-    assert f"trial {trial['trial']}: infeasible" in hover
-    assert trial["reason"] in hover
-    assert all(name in hover for name in trial["config"])
-
-
 def test_a_confirmed_point_is_drawn_at_its_mean_with_a_bar():
     report = confirmed(make_report())
     row, drawn = report["front"][0], picture(report)
@@ -294,7 +279,6 @@ def test_a_confirmed_point_is_drawn_at_its_mean_with_a_bar():
     (point,) = bars
     assert (point["trial"], point["y"], point["spread"]) == (row["trial"], row["map"] - 0.02, 0.3)
     assert drawn["y_range"][0] == 0.0 and drawn["y_range"][1] > point["y"] + 0.3  # the whole bar is in sight
-    assert f"mean of 3 seeds {row['map'] - 0.02:.3f} \u00b1 0.300" in point["hover"]
     assert any(note.startswith("Points with a bar were confirmed") for note in drawn["notes"])
     assert not any(note.startswith("Points with a bar") for note in picture(make_report())["notes"])
 
@@ -319,6 +303,7 @@ def test_json_is_the_report_with_null_for_nan(tmp_path):
     back = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert back["all"][0]["map"] is None
     assert [t["map"] for t in back["all"]] == [t["map"] if math.isfinite(t["map"]) else None for t in report["all"]]
+    assert all("history" not in t for t in back["all"])  # thousands of lines that only the page needs
     assert {**back, "all": None} == {**report, "all": None}
 
 
@@ -351,14 +336,6 @@ def test_page_says_what_a_person_needs(tmp_path):
         assert wanted in text
 
 
-def test_page_shows_mean_and_spread_of_a_confirmed_point(tmp_path):
-    report = confirmed(make_report())
-    text = Page(write_front(report, tmp_path)["html"]).text
-    for name in ("map", "map50"):
-        assert f"{report['front'][0][name] - 0.02:.3f} \u00b1 0.300" in text
-    assert "mean and standard deviation over seeds" in text
-
-
 def test_what_people_typed_is_escaped_everywhere(tmp_path):
     report = make_report(study=EVIL)
     report |= {"data": f"a b{EVIL}", "target_device": EVIL, "recipe": {EVIL: EVIL}, "version": EVIL, "started": EVIL}
@@ -369,12 +346,10 @@ def test_what_people_typed_is_escaped_everywhere(tmp_path):
     raw = written["html"].read_text()
     assert EVIL not in raw
     page = Page(written["html"])
-    assert sum(tag == "script" for tag, _ in page.tags) == 3  # plotly.js, the data, front.js
+    assert sum(tag == "script" for tag, _ in page.tags) == 2  # the data, the program
     assert f"cst-search export '{EVIL}' --pick knee" in page.text
     assert f"--data 'a b{EVIL}'" in page.text
-    for group in embedded(written["html"])["groups"]:
-        for point in group["points"]:
-            assert set(re.findall(r"<[^>]*>", point["hover"])) == {"<b>", "</b>", "<br>"}  # ours alone
+    assert embedded(written["html"])["reasons"] == [EVIL]
 
 
 def test_a_dollar_in_a_name_is_no_formula(tmp_path):
@@ -416,64 +391,131 @@ def test_a_configuration_without_a_method_and_a_trial_without_counts(tmp_path):
     write_front(report, tmp_path)
 
 
-# ---------------------------------------------------------------- a real browser
+# ---------------------------------------------------------------- what the page holds
 
 
-def browse(path: Path, profile: Path) -> tuple[str, str]:
-    """The page's DOM after its scripts ran, and what Chromium logged (the console among it)."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine: the page is not rendered")
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --virtual-time-budget=4000 --enable-logging=stderr --dump-dom"
-    done = subprocess.run(
-        [chromium, *flags.split(), f"--user-data-dir={profile}", path.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done.stdout, done.stderr
+def near(a: Any, b: Any, tolerance: float = 1e-5) -> bool:
+    return a is b if b is None else float(a) == pytest.approx(b, rel=tolerance)
+
+
+def places(dimension: dict[str, Any], info: StudyInfo) -> list[int]:
+    """Of the trials that a column is of."""
+    some = dimension["methods"]
+    return [i for i, record in enumerate(info.trials) if not some or record.config["method"] in some]
+
+
+def test_columns_hold_every_trial_of_a_study():
+    """Against the records, of a space in which most dimensions are absent from most trials."""
+    info = made_info(90)
+    data = page_data(page_report(info))
+    columns = [
+        dict(zip(places(d, info), d["codes" if "codes" in d else "values"], strict=True)) for d in data["dimensions"]
+    ]
+    assert data["trials"]["trial"] == [record.trial for record in info.trials]
+    for i, record in enumerate(info.trials):
+        assert data["states"][data["trials"]["state"][i]] == record.state
+        code = data["trials"]["reason"][i]
+        assert (data["reasons"][code] if code >= 0 else None) == record.reason
+        for name in ("device_bytes", "trainable_params", "petl_params", "seconds"):
+            assert near(data["columns"][name][i], getattr(record, name))
+        assert near(data["columns"]["map"][i], info.over_seeds(record).mean)
+        found = {}
+        for dimension, column in zip(data["dimensions"], columns, strict=True):
+            if i in column:
+                found[dimension["key"]] = dimension["labels"][column[i]] if "codes" in dimension else column[i]
+        assert found.keys() == record.config.keys()
+        for key, value in record.config.items():
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            assert near(found[key], value) if isinstance(value, float) else str(found[key]) == text
+        curve = data["curves"]["map"][i] or []
+        assert len(curve) == len(record.history)
+        assert all(near(drawn, entry.get("map"), 1e-3) for drawn, entry in zip(curve, record.history, strict=True))
+
+
+def test_dimensions_know_their_range_their_scale_and_their_methods():
+    data = page_data(page_report(made_info(40)))
+    dimensions = {dimension["key"]: dimension for dimension in data["dimensions"]}
+    lr = dimensions["lr"]  # every method has one, in ranges of its own
+    assert (lr["kind"], lr["log"], lr["low"], lr["high"], lr["methods"]) == ("number", True, 1e-4, 2e-2, None)
+    reduction = dimensions["cst.reduction"]
+    assert (reduction["labels"], reduction["methods"]) == (["1", "2", "4", "8", "16", "32"], ["cst"])
+    assert dimensions["batch_size"]["labels"] == ["2", "4", "8"]
+    assert dimensions["cst.gate_init"]["log"] is False
+
+
+def test_what_stands_in_no_space_is_judged_by_its_values():
+    report = make_report(60)
+    dimensions = {dimension["key"]: dimension["kind"] for dimension in page_data(report)["dimensions"]}
+    assert dimensions["lr"] == "number"  # 60 different ones
+    assert dimensions["image_size_px"] == "choice" and dimensions["mtc_stages"] == "choice"
+
+
+def test_hypervolume_is_kept_where_it_grew():
+    report = page_report(made_info(80))
+    steps = page_data(report)["volumes"]
+    assert len(steps) < 40
+    for i, (_, volume) in enumerate(report["hypervolume_by_trial"]):
+        assert [v for place, v in steps if place <= i][-1] == pytest.approx(volume, rel=1e-5)
+
+
+def test_hours_are_the_gpus_only_where_memory_was_measured():
+    report = page_report(made_info(30))
+    assert page_data(report)["worker"] == "GPU"
+    for trial in report["all"]:
+        trial["memory_source"] = "predicted"
+    assert page_data(report)["worker"] == "worker"
+
+
+def test_the_page_is_small(tmp_path):
+    """MLflow shows artifacts up to 50 MiB; here are 0.3 kB a trial, and no library of megabytes."""
+    small, large = (write_front(make_report(n), tmp_path)["html"].stat().st_size for n in (20, 1020))
+    assert small < 120_000 and large - small < 300_000
+
+
+# ---------------------------------------------------------------- several studies
+
+
+def test_comparison_uses_one_reference_point_and_the_joint_front(tmp_path):
+    a, b = page_report(made_info(60, "a", seed=1)), page_report(made_info(60, "b", seed=2))
+    b["reference_point"] = {"map": 0.1, "device_bytes": 5e9, "trainable_params": 9e7}
+    written = write_comparison([a, b], tmp_path)
+    result = json.loads(written["json"].read_text())
+    assert result["reference"] == {"map": 0.0, "device_bytes": 6e9, "trainable_params": 9e7}  # the worst of each
+    assert result["warnings"] == []
+    names = ("map", "device_bytes", "trainable_params")
+    objectives = [OBJECTIVES[name] for name in names]
+    rows = [[row["map_mean"], row["device_bytes"], row["trainable_params"]] for r in (a, b) for row in r["front"]]
+    n = len(a["front"])
+    for study, own in zip(result["studies"], (rows[:n], rows[n:]), strict=True):
+        assert study["volume"] == pytest.approx(hypervolume(own, objectives, list(result["reference"].values())))
+    joint = front(rows, objectives)
+    assert [s["on_joint"] for s in result["studies"]] == [sum(i < n for i in joint), sum(i >= n for i in joint)]
+    assert len(joint) < len(rows)
+    text = Page(written["html"]).text
+    assert f"{result['studies'][0]['volume']:.4f}" in text and "data/voc-mini" in text
 
 
 @pytest.mark.parametrize(
-    "report", [make_report(study=EVIL), make_report(40, objectives=3), confirmed(make_report()), nothing_finished(5)]
+    ("key", "value", "said", "has_volume"),
+    [
+        ("data", "elsewhere", "data differ", False),
+        ("objectives", [{"name": "map", "goal": "max"}], "objectives differ", False),
+        ("recipe", {"search_epochs": 9}, "different numbers of epochs", True),
+        ("budget", {"memory_bytes": None, "params": None}, "budgets differ", True),
+        ("target_device", "another", "different devices", True),
+    ],
 )
-def test_the_page_renders_in_chromium(tmp_path, report):
-    written = write_front(report, tmp_path)
-    dom, log = browse(written["html"], tmp_path / "profile")
-    assert len(re.findall(r'class="yerror"', dom)) == sum(trial.get("n_seeds") == 3 for trial in report["all"])
-    drawn = picture(report)
-    symbols = len(re.findall(r'<path class="point', dom))
-    low, high = drawn["x_range"]
-    inside = sum(low <= p["x"] <= high for group in drawn["groups"] for p in group["points"])
-    assert (
-        inside <= symbols <= len(report["all"]) + 1
-    )  # plotly leaves out what lies outside the view; 1: the knee's ring
-    shown = re.sub(r"<(script|style).*?</\1>", "", dom, flags=re.DOTALL)
-    assert ("knee: trial" in shown) is bool(report["front"])
-    assert 'data-title="Reset axes"' in shown or 'aria-label="Reset axes"' in shown
-    assert "Share chart" not in shown  # plotly.js 4 offers by default to upload the data to its makers' cloud
-    assert "CONSOLE" not in log, log
+def test_comparison_says_what_differs(tmp_path, key, value, said, has_volume):
+    reports = [page_report(made_info(30, name)) for name in "ab"]
+    reports[1][key] = value
+    written = write_comparison(reports, tmp_path)
+    result = json.loads(written["json"].read_text())
+    assert len(result["warnings"]) == 1 and said in result["warnings"][0]
+    assert said in Page(written["html"]).text
+    assert (result["reference"] is not None) is has_volume
 
 
-def test_without_trials_that_lack_a_map_there_is_no_strip_over_the_plot(tmp_path):
-    report = make_report()
-    report["all"] = [trial for trial in report["all"] if trial["state"] == "complete"]
-    dom, _ = browse(write_front(report, tmp_path)["html"], tmp_path / "profile")
-    assert "ytick" in dom and "y2tick" not in dom  # an empty trace on the strip's axis drew its ticks over the plot's
-
-
-def test_the_hover_box_shows_typed_text_as_text(tmp_path):
-    report = make_report()
-    for trial in report["all"]:
-        trial["config"]["note"] = "<a href='javascript:alert(1)'>x</a>"
-    path = write_front(report, tmp_path)["html"]
-    front = "document.getElementById('front')"
-    hover = f"Plotly.Fx.hover('front', [{{curveNumber: {front}.data.findIndex(t => t.hovertext), pointNumber: 0}}])"
-    path.write_text(path.read_text().replace("</body>", f"<script>setTimeout(() => {hover}, 300)</script></body>"))
-    dom, log = browse(path, tmp_path / "profile")
-    shown = re.sub(r"<(script|style).*?</\1>", "", dom, flags=re.DOTALL)
-    box = shown[shown.index('class="hoverlayer"') :]
-    assert "note = &lt;a href" in box
-    assert "<a " not in box[: box.index("</svg>")]
-    assert "CONSOLE" not in log, log
+@pytest.mark.parametrize("names", [[], ["a"], ["a", "a"]])
+def test_comparison_takes_different_studies(tmp_path, names):
+    with pytest.raises(ConfigError, match="two or more different studies"):
+        write_comparison([make_report(6, name) for name in names], tmp_path)

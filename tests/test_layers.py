@@ -107,7 +107,7 @@ ARITHMETIC = [
     "placement",
     "seeds",
 ]  # no torch either
-SERVICES = {"ray", "optuna", "mlflow", "plotly", "matplotlib", "pydantic", "typer", "rich", "sqlalchemy", "psutil"}
+SERVICES = {"ray", "optuna", "mlflow", "matplotlib", "pydantic", "typer", "rich", "sqlalchemy", "psutil"}
 ALLOWED = {"torch", "torchvision", "pycocotools", "numpy", "PIL", "safetensors", "yaml"}
 
 
@@ -140,7 +140,7 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str, library: 
 @pytest.mark.parametrize(
     ("library", "owners"),
     [
-        ("optuna", {"sampler", "storage", "suggest"}),
+        ("optuna", {"importance", "sampler", "storage", "suggest"}),
         ("sklearn", {"sampler"}),
         ("scipy", {"sampler"}),
         ("sqlalchemy", {"database", "storage"}),
@@ -148,8 +148,7 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str, library: 
         ("grpc", {"cluster"}),
         ("aiohttp", {"submit"}),
         ("mlflow", {"record", "record_entries", "record_model"}),
-        ("plotly", {"dashboard"}),
-        ("matplotlib", {"dashboard"}),
+        ("matplotlib", {"picture"}),
         ("jinja2", {"dashboard"}),
         ("moocore", {"pareto"}),
         ("pandas", {"api"}),
@@ -230,7 +229,7 @@ def python(*args: str, **options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=environment, timeout=300)
 
 
-HEAVY = {"torch", "torchvision", "ray", "mlflow", "optuna", "pydantic", "plotly", "matplotlib", "numpy", "sqlalchemy"}
+HEAVY = {"torch", "torchvision", "ray", "mlflow", "optuna", "pydantic", "matplotlib", "numpy", "sqlalchemy"}
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import torch
+from pages import browse
 from PIL import Image
 from studies import Ran, make_study, run_cli, run_one, scored
-from test_dashboard import browse
 
 from cst_search.addresses import shown_address, without_password
 from cst_search.config import write_yaml
@@ -180,10 +180,10 @@ def test_names_are_text_in_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     study.end_launch()
     ran = run_cli("front", every, "--home", tmp_path, "-o", tmp_path / "page")
     assert ran.code == 0, ran
-    dom, log = browse(tmp_path / "page" / "front.html", tmp_path / "profile")
+    dom, log = browse(tmp_path / "page" / "front.html")
     title = html.unescape(dom[dom.index("<title>") + 7 : dom.index("</title>")])
     assert title == f"{every} - Pareto front"  # what a script that ran would have changed
-    assert dom.count("<script") == 3  # plotly.js, the data, front.js
+    assert dom.count("<script") == 2  # the data, the program
     tags = re.findall(r"<[a-z][^>]*>", re.sub(r"<(script|style|title).*?</\1>", "", dom, flags=re.DOTALL))
     assert tags and not [tag for tag in tags if "OWNED" in tag]  # in no attribute, in no tag of its own
     assert "&lt;script&gt;document.title='OWNED'&lt;/script&gt;" in dom  # it is shown, as text

@@ -1,0 +1,461 @@
+// A scatter plot of trials on canvas: any two metrics, budgets, the front's line; pointer, touch and keyboard.
+"use strict";
+
+const STRIP = 26; // px, for trials without one of the two metrics
+
+/* options: n; columns {metric: values}; metrics [{key, label, kind, goal}]; spread(i, key); paint(i) {shape, colour,
+   filled, rank}; visible(i); active(i); lines() [{members, colour, dash, label}]; rings() [{i, label}]; budgets {key:
+   {value, label}}; trained(i): decides the first view; lines of a tooltip describe(i); pick(i, adds); select(set or
+   null); viewed(). */
+class Scatter {
+  constructor(root, options) {
+    Object.assign(this, options, { root, mode: null, view: null, hover: -1, drag: null });
+    this.base = make("canvas", { "aria-hidden": "true" });
+    this.top = make("canvas", { "aria-hidden": "true" });
+    root.append(this.base, this.top);
+    this.px = new Float32Array(this.n);
+    this.py = new Float32Array(this.n);
+    this.radius = new Float32Array(this.n);
+    this.redraw = frame(() => this.draw());
+    this.redrawTop = frame(() => this.drawTop());
+    new ResizeObserver(this.redraw).observe(root);
+    root.addEventListener("pointerdown", (event) => this.down(event));
+    root.addEventListener("pointermove", (event) => this.move(event));
+    root.addEventListener("pointerup", (event) => this.up(event));
+    root.addEventListener("pointercancel", () => this.cancel());
+    root.addEventListener("pointerleave", () => this.point(-1));
+    root.addEventListener("dblclick", () => this.zoom(null));
+    root.addEventListener("keydown", (event) => this.key(event));
+    root.addEventListener("blur", () => this.point(-1));
+  }
+
+  metric(key) {
+    return this.metrics.find((metric) => metric.key === key);
+  }
+
+  setAxes(x, y, size, shade) {
+    Object.assign(this, { x, y, size, shade, view: null });
+    this.redraw();
+  }
+
+  /* What is in sight first: the trained trials decide; a budget and the others may widen it by one span. */
+  home(key) {
+    const values = this.columns[key], chosen = [], all = [];
+    for (let i = 0; i < this.n; i++) {
+      if (values[i] === null || !this.visible(i)) continue;
+      all.push(values[i]);
+      if (this.trained(i)) {
+        const spread = this.spread(i, key) ?? 0;
+        chosen.push(values[i] - spread, values[i] + spread);
+      }
+    }
+    let [low, high] = extent(chosen.length ? chosen : all) ?? [0, 1];
+    const span = high - low || Math.abs(high) * 0.5 || 1;
+    const budget = this.budgets[key]?.value;
+    const near = all.filter((v) => v >= low - span && v <= high + span);
+    if (budget >= low - span && budget <= high + span) near.push(budget);
+    [low, high] = extent([low, high, ...near]);
+    const pad = 0.07 * (high - low || span);
+    return [Math.max(low >= 0 ? 0 : -Infinity, low - pad), high + 1.4 * pad];
+  }
+
+  zoom(view) {
+    this.view = view;
+    this.redraw();
+  }
+
+  /* View in units of the metrics; every point's place in px, NaN where it has none. */
+  place() {
+    const xs = this.columns[this.x], ys = this.columns[this.y];
+    this.view ??= [this.home(this.x), this.home(this.y)];
+    const [vx, vy] = this.view;
+    let noX = false, noY = false;
+    for (let i = 0; i < this.n; i++) {
+      if (!this.visible(i)) continue;
+      noX ||= xs[i] === null && ys[i] !== null;
+      noY ||= ys[i] === null && xs[i] !== null;
+    }
+    this.xTicks = ticks(...vx, Math.max(2, this.width / 110));
+    this.yTicks = ticks(...vy, Math.max(2, this.height / 62));
+    this.xText = tickLabels(this.metric(this.x).kind, this.xTicks);
+    this.yText = tickLabels(this.metric(this.y).kind, this.yTicks);
+    const left = Math.max(44, 18 + 7 * Math.max(0, ...this.yText.labels.map((t) => t.length)), noY ? 18 + 7.5 * `no ${this.metric(this.y).short}`.length : 0);
+    const box = { left: left + (noX ? STRIP + 6 : 0), right: this.width - 14, top: 34, bottom: this.height - 46 - (noY ? STRIP + 6 : 0) };
+    Object.assign(this, { box, noX, noY, labelLeft: left });
+    const [kx, ky] = [(box.right - box.left) / (vx[1] - vx[0]), (box.bottom - box.top) / (vy[1] - vy[0])];
+    this.toX = (v) => box.left + (v - vx[0]) * kx;
+    this.toY = (v) => box.bottom - (v - vy[0]) * ky;
+    this.fromX = (p) => vx[0] + (p - box.left) / kx;
+    this.fromY = (p) => vy[0] + (box.bottom - p) / ky;
+    this.outside = 0;
+    this.placeless = 0;
+    for (let i = 0; i < this.n; i++) {
+      const known = this.visible(i) && (xs[i] !== null || ys[i] !== null);
+      if (this.visible(i) && !known) this.placeless++;
+      let x = xs[i] === null ? box.left - STRIP / 2 - 6 : this.toX(xs[i]);
+      let y = ys[i] === null ? box.bottom + STRIP / 2 + 6 : this.toY(ys[i]);
+      const inside = known && (xs[i] === null || (x >= box.left - 1 && x <= box.right + 1)) && (ys[i] === null || (y >= box.top - 1 && y <= box.bottom + 1));
+      if (known && !inside) this.outside++;
+      if (!inside) x = y = NaN;
+      this.px[i] = x;
+      this.py[i] = y;
+    }
+    this.measure();
+  }
+
+  /* Radii: logarithmic, as parameters of a search span three orders; smaller where there are many trials. */
+  measure() {
+    const shrink = Math.min(1, (150 / Math.max(1, this.n)) ** 0.22) * (narrow.matches ? 0.75 : 1);
+    const values = this.size ? this.columns[this.size] : null;
+    const range = values && extent(values.filter((v) => v > 0));
+    const u = range && range[1] > range[0] ? scale(...range, true) : null;
+    this.radiusOf = (v) => shrink * (u ? 4 + 8 * u.to(v || range[0]) : 5.5);
+    this.sizeRange = u ? range : null;
+    for (let i = 0; i < this.n; i++) this.radius[i] = Number.isNaN(this.px[i]) ? 0 : this.columns[this.y][i] === null || this.columns[this.x][i] === null ? 4.5 * shrink : this.radiusOf(values?.[i]);
+    for (let i = 0; i < this.n; i++) if (this.radius[i] && this.paint(i).filled) this.radius[i] = Math.max(4, this.radius[i]); // the front is never lost among thousands
+    const shades = this.shade ? extent(this.columns[this.shade]) : null;
+    this.shadeRange = shades;
+    this.shadeOf = shades ? scale(...shades, this.metric(this.shade).kind === "count" && shades[0] > 0) : null;
+  }
+
+  /* The members that nothing beats in the two drawn metrics, from left to right. */
+  frontier(members) {
+    const [xs, ys] = [this.columns[this.x], this.columns[this.y]];
+    const [gx, gy] = [this.metric(this.x).goal === "max" ? -1 : 1, this.metric(this.y).goal === "max" ? -1 : 1];
+    const sorted = members.filter((i) => xs[i] !== null && ys[i] !== null).sort((a, b) => gx * (xs[a] - xs[b]) || gy * (ys[a] - ys[b]));
+    let best = Infinity;
+    const found = sorted.filter((i) => gy * ys[i] < best && ((best = gy * ys[i]), true));
+    return gx < 0 ? found.reverse() : found;
+  }
+
+  draw() {
+    const started = performance.now();
+    this.width = this.root.clientWidth;
+    this.height = this.root.clientHeight;
+    if (!this.width || !this.x) return;
+    this.place();
+    const c = sized(this.base, this.width, this.height), { box } = this;
+    const [ink, muted, grid, page] = ["ink", "muted", "grid", "page"].map(colour);
+    c.font = `${narrow.matches ? 11 : 13}px system-ui, sans-serif`;
+    c.fillStyle = page;
+    if (this.noY) c.fillRect(box.left, box.bottom + 6, box.right - box.left, STRIP);
+    if (this.noX) c.fillRect(box.left - STRIP - 6, box.top, STRIP, box.bottom - box.top);
+    c.strokeStyle = grid;
+    c.lineWidth = 1;
+    c.beginPath();
+    for (const v of this.xTicks) { c.moveTo(this.toX(v), box.top); c.lineTo(this.toX(v), box.bottom); }
+    for (const v of this.yTicks) { c.moveTo(box.left, this.toY(v)); c.lineTo(box.right, this.toY(v)); }
+    c.stroke();
+    c.fillStyle = muted;
+    c.textAlign = "center";
+    this.xTicks.forEach((v, i) => c.fillText(this.xText.labels[i], this.toX(v), this.height - 28));
+    const title = (metric, unit) => metric.label + (unit ? `, ${unit}` : "") + (metric.goal === "max" ? " (higher is better)" : " (lower is better)");
+    c.fillText(title(this.metric(this.x), this.xText.unit), (box.left + box.right) / 2, this.height - 8);
+    c.textAlign = "right";
+    this.yTicks.forEach((v, i) => c.fillText(this.yText.labels[i], this.labelLeft - 8, this.toY(v) + 4));
+    if (this.noY) c.fillText(`no ${this.metric(this.y).short}`, this.labelLeft - 8, box.bottom + STRIP / 2 + 10);
+    c.textAlign = "left";
+    c.fillText(title(this.metric(this.y), this.yText.unit), 4, 14);
+    if (this.noX) {
+      c.save();
+      c.translate(box.left - STRIP / 2 - 2, box.bottom - 8);
+      c.rotate(-Math.PI / 2);
+      c.fillText(`no ${this.metric(this.x).short}`, 0, 0);
+      c.restore();
+    }
+    this.drawBudgets(c);
+    this.drawFront(c);
+    this.drawPoints(c);
+    this.drawRings(c, ink);
+    this.drawTop();
+    this.drawMs ?? performance.mark("drawn"); // the first time; benchmarks/page.py reads both
+    this.drawMs = performance.now() - started;
+    this.viewed(this);
+  }
+
+  drawBudgets(c) {
+    const { box } = this;
+    c.save();
+    c.strokeStyle = c.fillStyle = colour("limit");
+    c.lineWidth = 2;
+    c.setLineDash([7, 5]);
+    c.font = `bold ${narrow.matches ? 11 : 13}px system-ui, sans-serif`;
+    for (const [key, budget] of Object.entries(this.budgets)) {
+      const x = key === this.x ? this.toX(budget.value) : NaN, y = key === this.y ? this.toY(budget.value) : NaN;
+      c.beginPath();
+      if (x >= box.left && x <= box.right) {
+        c.moveTo(x, box.top); c.lineTo(x, box.bottom); c.stroke();
+        c.textAlign = x > box.right - 70 ? "right" : "center";
+        c.fillText(budget.label, Math.min(x, box.right), box.top - 6);
+      } else if (y >= box.top && y <= box.bottom) {
+        c.moveTo(box.left, y); c.lineTo(box.right, y); c.stroke();
+        c.textAlign = "right";
+        c.fillText(budget.label, box.right, y - 6);
+      }
+    }
+    c.restore();
+  }
+
+  drawFront(c) {
+    const { box } = this, xs = this.columns[this.x], ys = this.columns[this.y];
+    c.save();
+    c.beginPath();
+    c.rect(box.left, box.top, box.right - box.left, box.bottom - box.top);
+    c.clip();
+    const flip = this.metric(this.x).goal === "max";
+    for (const line of this.lines()) {
+      const members = this.frontier(line.members);
+      c.strokeStyle = line.colour;
+      c.setLineDash(line.dash);
+      c.lineWidth = 2;
+      c.beginPath();
+      members.forEach((i, place) => {
+        const [x, y] = [this.toX(xs[i]), this.toY(ys[i])];
+        if (place) { // the corner is worse in both
+          const before = members[place - 1];
+          if (flip) c.lineTo(this.toX(xs[before]), y);
+          else c.lineTo(x, this.toY(ys[before]));
+        }
+        c[place ? "lineTo" : "moveTo"](x, y);
+      });
+      c.stroke();
+      line.end = members.length ? members[flip ? 0 : members.length - 1] : null;
+    }
+    c.restore();
+    c.save();
+    c.font = "bold 12px system-ui, sans-serif";
+    const taken = []; // direct labels, moved down where two ends are near
+    for (const line of this.lines().filter((one) => one.label)) {
+      const members = this.frontier(line.members);
+      const i = flip ? members[0] : members[members.length - 1];
+      if (i === undefined || Number.isNaN(this.px[i])) continue;
+      let y = this.py[i] - 10;
+      while (taken.some((other) => Math.abs(other - y) < 15)) y += 15;
+      taken.push(y);
+      c.fillStyle = line.colour;
+      c.textAlign = this.px[i] > box.right - 110 ? "right" : "left";
+      c.fillText(line.label, this.px[i], y, 220);
+    }
+    c.restore();
+  }
+
+  drawPoints(c) {
+    const many = this.n > 300, xs = this.columns[this.x], ys = this.columns[this.y];
+    const order = [];
+    for (let i = 0; i < this.n; i++) if (!Number.isNaN(this.px[i])) order.push(i);
+    const active = new Uint8Array(this.n), paints = new Array(this.n);
+    for (const i of order) { active[i] = this.active(i) ? 1 : 0; paints[i] = this.paint(i); }
+    order.sort((a, b) => active[a] - active[b] || paints[a].rank - paints[b].rank);
+    const card = colour("card"), ink = colour("ink");
+    for (const i of order) {
+      const paint = paints[i], x = this.px[i], y = this.py[i], r = this.radius[i];
+      const tone = this.shadeOf ? (this.columns[this.shade][i] === null ? null : ramp(this.shadeOf.to(this.columns[this.shade][i]))) : paint.colour;
+      c.globalAlpha = active[i] ? (paint.filled || !many ? 1 : 0.6) : 0.13;
+      const spread = xs[i] !== null && ys[i] !== null ? [this.spread(i, this.x), this.spread(i, this.y)] : [null, null];
+      if (spread[0] !== null || spread[1] !== null) this.drawBars(c, i, spread, paint.colour);
+      c.beginPath();
+      SHAPES[paint.shape](c, x, y, r);
+      c.lineWidth = paint.filled ? 1.5 : 1.4;
+      if (paint.filled || (this.shadeOf && tone && paint.shape !== "cross")) {
+        c.fillStyle = tone ?? paint.colour;
+        c.fill();
+        c.strokeStyle = !this.shadeOf ? card : paint.filled ? ink : tone;
+      } else c.strokeStyle = tone ?? paint.colour;
+      c.stroke();
+    }
+    c.globalAlpha = 1;
+  }
+
+  drawBars(c, i, [dx, dy], tone) {
+    const [x, y] = [this.columns[this.x][i], this.columns[this.y][i]];
+    c.strokeStyle = tone;
+    c.lineWidth = 1.5;
+    c.beginPath();
+    if (dy !== null) {
+      for (const end of [this.toY(y - dy), this.toY(y + dy)]) { c.moveTo(this.px[i] - 5, end); c.lineTo(this.px[i] + 5, end); }
+      c.moveTo(this.px[i], this.toY(y - dy)); c.lineTo(this.px[i], this.toY(y + dy));
+    }
+    if (dx !== null) {
+      for (const end of [this.toX(x - dx), this.toX(x + dx)]) { c.moveTo(end, this.py[i] - 5); c.lineTo(end, this.py[i] + 5); }
+      c.moveTo(this.toX(x - dx), this.py[i]); c.lineTo(this.toX(x + dx), this.py[i]);
+    }
+    c.stroke();
+  }
+
+  drawRings(c, ink) {
+    c.save();
+    c.font = `bold ${narrow.matches ? 11 : 13}px system-ui, sans-serif`;
+    const taken = [];
+    for (const { i, label } of this.rings()) {
+      if (Number.isNaN(this.px[i])) continue;
+      const [x, y, r] = [this.px[i], this.py[i], this.radius[i] + 5], wide = c.measureText(label).width + 8;
+      // the upper left is where nothing can be, for memory against mAP; then any corner that is free
+      const places = [[-34, -38], [34, -38], [-34, 38], [34, 38], [-60, -70], [60, 70], [60, -70], [-60, 70]].map(([dx, dy]) => ({ dx, dy, left: dx < 0 ? x + dx - wide : x + dx, top: y + dy - (dy < 0 ? 17 : 0) }));
+      const free = (p) => p.left > this.box.left && p.left + wide < this.box.right && p.top > this.box.top && p.top + 17 < this.box.bottom;
+      const clear = (p) => taken.every((t) => p.left + wide < t.left || p.left > t.left + t.wide || Math.abs(p.top - t.top) > 18);
+      const { dx, dy, left, top } = places.find((p) => free(p) && clear(p)) ?? places.find(free) ?? places[0];
+      taken.push({ left, top, wide });
+      c.strokeStyle = ink;
+      c.lineWidth = 2;
+      c.beginPath();
+      c.arc(x, y, r, 0, 2 * Math.PI);
+      c.moveTo(x + 0.67 * r * Math.sign(dx), y + 0.75 * r * Math.sign(dy));
+      c.lineTo(x + dx, y + dy);
+      c.stroke();
+      c.textAlign = dx < 0 ? "right" : "left";
+      c.lineJoin = "round";
+      c.lineWidth = 4; // a rim, so that the words can be read over points
+      c.strokeStyle = colour("card");
+      c.strokeText(label, x + dx, y + dy + (dy < 0 ? -4 : 13));
+      c.fillStyle = ink;
+      c.fillText(label, x + dx, y + dy + (dy < 0 ? -4 : 13));
+    }
+    c.restore();
+  }
+
+  /* What follows the pointer: on a canvas of its own, so that 10,000 points are not drawn again. */
+  drawTop() {
+    if (!this.box) return;
+    const c = sized(this.top, this.width, this.height);
+    c.strokeStyle = colour("ink");
+    c.lineWidth = 2.5;
+    if (this.hover >= 0 && !Number.isNaN(this.px[this.hover])) {
+      c.beginPath();
+      c.arc(this.px[this.hover], this.py[this.hover], this.radius[this.hover] + 3, 0, 2 * Math.PI);
+      c.stroke();
+    }
+    if (this.drag?.moved && this.mode !== "pan") {
+      c.fillStyle = colour("accent");
+      c.strokeStyle = colour("accent");
+      c.lineWidth = 1.5;
+      c.beginPath();
+      if (this.mode === "lasso") polygon(c, this.drag.path);
+      else c.rect(this.drag.x, this.drag.y, this.drag.toX - this.drag.x, this.drag.toY - this.drag.y);
+      c.globalAlpha = 0.12;
+      c.fill();
+      c.globalAlpha = 1;
+      c.stroke();
+    }
+  }
+
+  // --- pointer ---
+
+  at(event) {
+    const box = this.root.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top];
+  }
+
+  nearest(x, y, reach) {
+    let best = -1, least = Infinity;
+    for (let i = 0; i < this.n; i++) {
+      const distance = Math.hypot(this.px[i] - x, this.py[i] - y) - this.radius[i];
+      if (distance < least && distance < reach) [best, least] = [i, distance];
+    }
+    return best;
+  }
+
+  point(i, event) {
+    if (i !== this.hover) {
+      this.hover = i;
+      this.redrawTop();
+    }
+    this.root.style.cursor = i >= 0 ? "pointer" : this.mode === "pan" ? "grab" : this.mode ? "crosshair" : "default";
+    if (i < 0) return tip.hide();
+    const box = this.root.getBoundingClientRect();
+    tip.show(this.describe(i), event?.clientX ?? box.left + this.px[i], event?.clientY ?? box.top + this.py[i]);
+  }
+
+  down(event) {
+    if (event.button) return;
+    const [x, y] = this.at(event);
+    this.drag = { x, y, toX: x, toY: y, path: [[x, y]], moved: false, view: this.view, scroll: event.pointerType === "touch" && !this.touch };
+    if (!this.drag.scroll) this.root.setPointerCapture(event.pointerId);
+  }
+
+  move(event) {
+    const [x, y] = this.at(event);
+    const { drag } = this;
+    if (!drag) return event.pointerType === "touch" ? undefined : this.point(this.nearest(x, y, 8), event);
+    if (Math.hypot(x - drag.x, y - drag.y) > 5) drag.moved = true;
+    if (!drag.moved || drag.scroll || !this.mode) return;
+    tip.hide();
+    Object.assign(drag, { toX: x, toY: y });
+    drag.path.push([x, y]);
+    if (this.mode === "pan") {
+      const [vx, vy] = drag.view;
+      const [dx, dy] = [this.fromX(drag.x) - this.fromX(x), this.fromY(drag.y) - this.fromY(y)];
+      this.zoom([[vx[0] + dx, vx[1] + dx], [vy[0] + dy, vy[1] + dy]]);
+    } else this.redrawTop();
+  }
+
+  up(event) {
+    const { drag } = this;
+    this.drag = null;
+    if (!drag) return;
+    const [x, y] = this.at(event);
+    if (!drag.moved) {
+      const i = this.nearest(x, y, event.pointerType === "touch" ? 22 : 8);
+      if (i >= 0) this.pick(i, event.shiftKey || event.ctrlKey || event.metaKey);
+      else this.select(null);
+      if (event.pointerType === "touch") this.point(i, event);
+    } else if (!drag.scroll && this.mode === "zoom") {
+      const [xa, xb] = [drag.x, x].sort((a, b) => a - b), [ya, yb] = [drag.y, y].sort((a, b) => a - b);
+      if (xb - xa > 5 && yb - ya > 5) this.zoom([[this.fromX(xa), this.fromX(xb)], [this.fromY(yb), this.fromY(ya)]]);
+    } else if (!drag.scroll && (this.mode === "box" || this.mode === "lasso")) {
+      const inside = this.mode === "lasso" ? (a, b) => within(drag.path, a, b) : (a, b) => (a - drag.x) * (a - x) <= 0 && (b - drag.y) * (b - y) <= 0;
+      const found = new Set();
+      for (let i = 0; i < this.n; i++) if (!Number.isNaN(this.px[i]) && inside(this.px[i], this.py[i])) found.add(i);
+      this.select(found.size ? found : null);
+    }
+    this.redrawTop();
+  }
+
+  cancel() {
+    this.drag = null;
+    this.redrawTop();
+  }
+
+  /* box, lasso, zoom or pan: what dragging does. A finger scrolls the page until one is chosen on purpose. */
+  setMode(mode, touch) {
+    Object.assign(this, { mode, touch });
+    this.root.style.touchAction = touch ? "none" : "pan-y";
+  }
+
+  // --- keyboard ---
+
+  key(event) {
+    const along = { ArrowRight: ["px", 1], ArrowLeft: ["px", -1], ArrowUp: ["py", -1], ArrowDown: ["py", 1] }[event.key];
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (along || event.key === "Home" || event.key === "End") {
+      const places = along ? this[along[0]] : this.px;
+      const order = [];
+      for (let i = 0; i < this.n; i++) if (!Number.isNaN(places[i]) && this.active(i)) order.push(i);
+      order.sort((a, b) => places[a] - places[b] || a - b);
+      if (!order.length) return;
+      const now = order.indexOf(this.hover), first = this.start?.() ?? order[0];
+      let next = event.key === "Home" ? order[0] : event.key === "End" ? order[order.length - 1] : now < 0 ? (order.includes(first) ? first : order[0]) : order[Math.min(order.length - 1, Math.max(0, now + along[1]))];
+      this.point(next);
+      this.say(next);
+    } else if ((event.key === "Enter" || event.key === " ") && this.hover >= 0) this.pick(this.hover, event.shiftKey || event.key === " ");
+    else if (event.key === "Escape") this.select(null);
+    else if (event.key === "+" || event.key === "-") this.scaleBy(event.key === "+" ? 0.7 : 1 / 0.7);
+    else if (event.key === "0") this.zoom(null);
+    else return;
+    event.preventDefault();
+  }
+
+  scaleBy(factor) {
+    const about = this.hover >= 0 ? [this.fromX(this.px[this.hover]), this.fromY(this.py[this.hover])] : this.view.map(([a, b]) => (a + b) / 2);
+    this.zoom(this.view.map((range, k) => range.map((v) => about[k] + (v - about[k]) * factor)));
+  }
+}
+
+/* Whether a place is inside a polygon: crossings of a ray to the right. */
+function within(path, x, y) {
+  let inside = false;
+  for (let i = 0, j = path.length - 1; i < path.length; j = i++) {
+    const [[xi, yi], [xj, yj]] = [path[i], path[j]];
+    if (yi > y !== yj > y && x < ((xj - xi) * (y - yi)) / (yj - yi) + xi) inside = !inside;
+  }
+  return inside;
+}
