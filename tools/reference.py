@@ -44,6 +44,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """MkDocs asks: the text of a page. What lies outside docs/ in the checkout has a page of its own here."""
+    return markdown.replace("](../deploy/README.md", "](deploy.md")
+
+
 def pages() -> dict[str, str]:
     """Path within docs/ -> Markdown, of every page that is made."""
     return {
