@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import reference  # noqa: E402  (of tools/, which is no package)
 
+import cst_search  # noqa: E402
 from cst_search.cli import _with_compare_all, app  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "deploy/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -67,7 +68,9 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
         assert len(loaded.urls) > 3  # styles and scripts at least
         assert not [url for url in loaded.urls if "//" in url and not url.startswith("data:")], page
     for style in site.rglob("*.css"):
-        assert not re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)]*", style.read_text(encoding="utf-8")), style
+        assert not re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)]*", style.read_text(encoding="utf-8")), (
+            style
+        )
 
 
 def test_every_page_is_in_the_menu(site: Path) -> None:
@@ -121,13 +124,22 @@ def test_the_reference_has_every_command(made: dict[str, str]) -> None:
     assert rows_of(text, "job stop")["JOB"][0] == "required"
 
 
+def test_the_reference_has_every_function_of_the_api(made: dict[str, str]) -> None:
+    api = pytest.importorskip("cst_search.api")
+    text = made["reference/python.md"]
+    names = set(cst_search.__all__) - {"__version__"}
+    assert set(re.findall(r"^## (.+)$", text, flags=re.M)) == names
+    assert "### Search.front\n\n```python\nSearch.front() -> pandas.DataFrame\n```" in text
+    assert "    space: SpaceLike = 'cst',\n" in text and "* `budget_mem`: most device memory." in text
+    assert text.count("```pycon") == sum(">>>" in (getattr(api, name).__doc__ or "") for name in names)
+
+
 # --- what the texts name ----------------------------------------------------------------------------------------------
 
 
 def commands_in(text: str) -> Iterator[str]:
     """Every ``cst-search ...`` of a text: lines of blocks, and words between backticks."""
-    for line in re.findall(r"^(?: {4}|\$ )?(cst-search .*)$", text, flags=re.M):
-        yield line
+    yield from re.findall(r"^(?: {4}|\$ )?(cst-search .*)$", text, flags=re.M)
     yield from (" ".join(words.split()) for words in re.findall(r"`(cst-search [^`]+)`", text))
     yield from re.findall(r"&& (cst-search [^\n]+)", text)
 
@@ -181,7 +193,9 @@ def test_the_readme_has_its_two_commands_and_every_command_in_its_table() -> Non
     assert "\n    pip install . && cst-search launch --budget-mem 6GB\n" in text
     assert "\n    pip install '.[test]' && pytest\n" in text
     table = text.partition("## Commands")[2].partition("\n## ")[0]
-    named = {word for line in re.findall(r"^\| (.*?) (?<!\\)\|", table, flags=re.M) for word in re.findall(r"`(\w+)", line)}
+    named = {
+        word for line in re.findall(r"^\| (.*?) (?<!\\)\|", table, flags=re.M) for word in re.findall(r"`(\w+)", line)
+    }
     assert {name.partition(" ")[0] for name in COMMANDS} <= named
 
 
@@ -190,3 +204,57 @@ def test_pictures_are_small_and_all_of_them_are_shown() -> None:
     there = {path.name: path.stat().st_size for path in (ROOT / "docs/pictures").iterdir()}
     assert set(there) == shown
     assert there["front.png"] < 150_000 and max(there.values()) < 200_000
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the notebook has run, with fewer epochs; what it leaves is there for the Python page."""
+    pytest.importorskip("cst_search.api")
+    nbclient = pytest.importorskip("nbclient", reason="running a notebook needs the extra `test`")
+    nbformat = pytest.importorskip("nbformat")
+    folder = tmp_path_factory.mktemp("notebook")
+    notebook = nbformat.read(reference.NOTEBOOK, as_version=4)
+    (numbers,) = (cell for cell in notebook.cells if "TRIALS, SEARCH_EPOCHS, EPOCHS = 3, 2, 4" in cell.source)
+    numbers.source = numbers.source.replace("3, 2, 4", "2, 1, 1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(cst_search.__file__).parents[1]))
+        patch.delenv("CST_SEARCH_HOME", raising=False)
+        client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+        client.execute()  # raises what a cell raises
+    nbformat.write(notebook, folder / "played.ipynb")
+    return folder
+
+
+def test_the_notebook_runs_and_draws_its_pictures(played: Path) -> None:
+    import nbformat
+
+    cells = nbformat.read(played / "played.ipynb", as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert (played / "trained/weights.safetensors").is_file() and (played / "front/front.html").is_file()
+    assert not [output for output in outputs if output.output_type == "error"]
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(reference.NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert not [cell for cell in notebook.cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)]
+
+
+def test_the_blocks_of_the_python_page_run(
+    played: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(played)
+    text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, flags=re.M | re.S))
+    assert len(blocks) > 5
+    names: dict[str, Any] = {}
+    for block in blocks:
+        line = text.count("\n", 0, block.start()) + 1
+        exec(compile("\n" * line + block[1], "docs/python.md", "exec"), names)  # a traceback names the line
+    said = capsys.readouterr().out
+    assert "device_bytes" in said and "recipe 'resnet50' with --set: lr must be above 0" in said.replace("recipe: ", "")

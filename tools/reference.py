@@ -26,6 +26,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from typer.models import ArgumentInfo, OptionInfo
 
+import cst_search
 from cst_search import catalog
 from cst_search.cli import app
 from cst_search.config import recipe_json_schema
@@ -35,6 +36,7 @@ from cst_search.recipe import Recipe
 from cst_search.space import Space
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = ROOT / "examples/first-search.ipynb"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -45,8 +47,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """MkDocs asks: the text of a page. What lies outside docs/ in the checkout has a page of its own here."""
-    return markdown.replace("](../deploy/README.md", "](deploy.md")
+    """MkDocs asks: the text of a page. What lies outside docs/ in the checkout has a place of its own here."""
+    return markdown.replace("](../deploy/README.md", "](deploy.md").replace("](../examples/", "](")
 
 
 def pages() -> dict[str, str]:
@@ -59,13 +61,15 @@ def pages() -> dict[str, str]:
         "reference/recipe.md": recipe_page(),
         "reference/space.md": space_page(),
         "reference/methods.md": methods_page(),
+        "reference/python.md": python_page(),
+        NOTEBOOK.name: NOTEBOOK.read_text(encoding="utf-8"),
     }
 
 
 def at_home(text: str, up: str) -> str:
     """A text from elsewhere in the checkout, with its links as they are within docs/."""
     text = re.sub(r"^```(\w+) \w+$", r"```\1", text, flags=re.M)  # names of blocks, which a test of deploy/ reads
-    return text.replace(f"]({up}docs/", "](")
+    return text.replace(f"]({up}docs/", "](").replace("](examples/", "](")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -139,6 +143,7 @@ class Parameter:
 
 def commands() -> Iterator[tuple[str, Callable[..., Any], list[Parameter]]]:
     """("job stop", its function, its parameters) of the command line, in the order of `--help`."""
+
     def walk(group: typer.Typer, before: str) -> Iterator[tuple[str, Callable[..., Any], list[Parameter]]]:
         for command in group.registered_commands:
             function = command.callback
@@ -287,7 +292,12 @@ def space_page() -> str:
     rows = [
         ("`methods`", "list of names", "required", "one is drawn first"),
         ("`shared`", "dimensions", "none", "of every method: fields of the recipe"),
-        ("a method's name", "dimensions", "none", "exist only when it is drawn; a field of the recipe replaces the shared"),
+        (
+            "a method's name",
+            "dimensions",
+            "none",
+            "exist only when it is drawn; they replace shared ones",
+        ),
     ]
     kinds = [
         ("`{choice: [a, b, ...]}`", "one of the values, all different; a value may be a list"),
@@ -311,8 +321,8 @@ def space_page() -> str:
 def methods_page() -> str:
     parts = [
         "# Every method and its options\n",
-        "In a recipe under `method` and `options`, on the command line `--set method=NAME --set NAME.option=value`, in a space "
-        "a section of its name. What they are, and how they compare: [methods](../methods.md). Made from the code.\n",
+        "In a recipe under `method` and `options`, on the command line `--set method=NAME --set NAME.option=value`, in "
+        "a space a section of its name. What they are, and how they compare: [methods](../methods.md). Made from the code.\n",
     ]
     for name, method in METHODS.items():
         docs = attribute_docs(method.options)
@@ -325,3 +335,58 @@ def methods_page() -> str:
         ]
         parts.append(table(("option", "default", "must be", "meaning"), rows) if rows else "No options.\n")
     return "\n".join(parts)
+
+
+# --- Python -----------------------------------------------------------------------------------------------------------
+
+
+def python_page() -> str:
+    parts = [
+        "# Every function of the Python API\n\nHow to use them: [from Python](../python.md). Made from the code.\n"
+    ]
+    for name in getattr(cst_search, "__all__", ()):
+        if inspect.isclass(value := getattr(cst_search, name)):
+            parts.append(f"## {name}\n\n{docstring(value)}")
+            members = [(n, m) for n, m in vars(value).items() if not n.startswith("_")]
+            for inner, member in members:
+                what = inspect.unwrap(member.fget) if isinstance(member, property) else member
+                sign = "" if isinstance(member, property) else signature(what)
+                parts.append(f"### {name}.{inner}\n\n```python\n{name}.{inner}{sign}\n```\n\n{docstring(what)}")
+        elif callable(value):
+            parts.append(f"## {name}\n\n```python\ncst_search.{name}{signature(value)}\n```\n\n{docstring(value)}")
+    return "\n".join(parts)
+
+
+def signature(function: Callable[..., Any]) -> str:
+    """``(budget_mem: str | None = None, *, ...)``, an argument a line where there are many."""
+    whole = inspect.signature(function)
+    words, starred = [], False
+    for parameter in whole.parameters.values():
+        if parameter.name == "self":
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            words.append("*")
+            starred = True
+        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        words.append(f"{parameter.name}: {parameter.annotation}{default}")
+    inside = ", ".join(words) if len(words) < 4 else "\n" + "".join(f"    {word},\n" for word in words)
+    return f"({inside}) -> {whole.return_annotation}"
+
+
+def docstring(of: Any) -> str:
+    """A docstring as Markdown: its sections are lists, its examples blocks."""
+    lines, inside, example = [], False, False
+    for line in inspect.cleandoc(of.__doc__ or "").replace("``", "`").splitlines():
+        if example or line.startswith(">>>"):
+            lines += [line] if example else ["```pycon", line]
+            example = True
+        elif line in ("Args:", "Attributes:", "Raises:", "Returns:"):
+            inside = True
+            lines += ["", f"**{line.removesuffix(':')}**", ""]
+        elif inside and re.match(r" {4}\w+(, \w+)*: ", line):
+            name, _, rest = line.strip().partition(": ")
+            lines.append(f"* `{name}`: {rest}")
+        else:
+            inside = inside and bool(line)
+            lines.append(line.strip() if inside else line)
+    return "\n".join([*lines, "```"] if example else lines) + "\n"
