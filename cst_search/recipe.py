@@ -99,7 +99,7 @@ class Recipe:
     checkpoint: str = "auto"
     eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated
     loader_workers: int = 0  # processes that load images; 0: in the trial's own
-    seed: int = 0
+    seed: int = 0  # of what is random in a trial: initial weights, order and flips of the images
 
     origin: Mapping[str, Any] | None = None  # where an exported recipe comes from: study, trial, what was measured
 

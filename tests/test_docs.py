@@ -1,0 +1,260 @@
+"""The documentation: it builds, loads nothing from elsewhere, and every command, flag and example in it works."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+pytest.importorskip("material", reason="building the documentation needs the extra `docs`, which `test` includes")
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import reference  # noqa: E402  (of tools/, which is no package)
+
+import cst_search  # noqa: E402
+from cst_search.cli import _with_compare_all, app  # noqa: E402
+
+PAGES = [ROOT / "README.md", ROOT / "deploy/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = {name: {flag for p in parameters for flag in p.flags} for name, _, parameters in reference.commands()}
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, str]:
+    return reference.pages()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built strictly: a link or an anchor that leads nowhere is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return folder
+
+
+class Loaded(HTMLParser):
+    """What a browser fetches to show a page; links that a person may click are not among it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.urls += [url for name in ("src", "srcset", "poster") if (url := values.get(name))]
+        if tag == "link":
+            self.urls.append(values.get("href") or "")
+
+
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        loaded = Loaded()
+        loaded.feed(page.read_text(encoding="utf-8"))
+        assert len(loaded.urls) > 3  # styles and scripts at least
+        assert not [url for url in loaded.urls if "//" in url and not url.startswith("data:")], page
+    for style in site.rglob("*.css"):
+        assert not re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)]*", style.read_text(encoding="utf-8")), (
+            style
+        )
+
+
+def test_every_page_is_in_the_menu(site: Path) -> None:
+    menu = (site / "index.html").read_text(encoding="utf-8")
+    for page in site.rglob("index.html"):
+        if page.parent != site:
+            assert f'href="{page.parent.relative_to(site).as_posix()}/"' in menu, page
+
+
+# --- the reference ----------------------------------------------------------------------------------------------------
+
+
+def rows_of(text: str, section: str = "") -> dict[str, list[str]]:
+    """The rows of the tables of a page, or of one section of it, by their first cell."""
+    if section:
+        text = re.split(rf"^## {re.escape(section)}$", text, flags=re.M)[1].partition("\n## ")[0]
+    cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line[:1] == "|"]
+    return {row[0].strip("`"): row[1:] for row in cells}
+
+
+def test_the_reference_has_every_field_of_a_recipe_with_its_bounds(made: dict[str, str]) -> None:
+    rows = rows_of(made["reference/recipe.md"])
+    assert [name for name, row in rows.items() if not row[-1]] == []  # each says what it means
+    assert rows["warmup"][:3] == ["number", "`0.1`", "a share from 0 to 0.9"]
+    assert rows["backbone"][2] == "one of resnet18, resnet34, resnet50, resnet101"
+    assert rows["fpn_channels"][2].endswith("a multiple of 32 from 64 on for fcos")
+    assert rows["checkpoint"][-1].startswith("computed again instead of kept: none;")  # its comment has two lines
+
+
+def test_the_reference_has_every_option_of_a_method_with_its_bounds(made: dict[str, str]) -> None:
+    text = made["reference/methods.md"]
+    for name, method in reference.METHODS.items():
+        rows = rows_of(text, name)
+        wanted = [field.name for field in reference.fields(method.options)]
+        assert [option for option in rows if option not in ("option", "---")] == wanted
+        assert [option for option, row in rows.items() if not row[1] or not row[2]] == [], name
+    assert rows_of(text, "cst")["reduction"][:2] == ["`4`", "a whole number from 1 to 256"]
+
+
+def test_the_reference_says_which_fields_may_vary(made: dict[str, str]) -> None:
+    (line,) = (line for line in made["reference/space.md"].splitlines() if "that may vary:" in line)
+    assert "`batch_size`" in line and "`lr`" in line and "`search_epochs`" not in line and "`weights`" not in line
+
+
+def test_the_reference_has_every_command(made: dict[str, str]) -> None:
+    text = made["reference/commands.md"]
+    assert re.findall(r"^## (.+)$", text, flags=re.M) == list(COMMANDS)
+    rows = rows_of(text, "launch")
+    assert rows["--trials"] == ["whole number from 1 on", "`16`", "Trials that the study shall have in the end."]
+    assert rows["--data"][1] == "the embedded demo" and rows["--stop-early`, `--no-stop-early"][0] == ""
+    assert rows_of(text, "job stop")["JOB"][0] == "required"
+
+
+def test_the_reference_has_every_function_of_the_api(made: dict[str, str]) -> None:
+    api = pytest.importorskip("cst_search.api")
+    text = made["reference/python.md"]
+    names = set(cst_search.__all__) - {"__version__"}
+    assert set(re.findall(r"^## (.+)$", text, flags=re.M)) == names
+    assert "### Search.front\n\n```python\nSearch.front() -> pandas.DataFrame\n```" in text
+    assert "    space: SpaceLike = 'cst',\n" in text and "* `budget_mem`: most device memory." in text
+    assert text.count("```pycon") == sum(">>>" in (getattr(api, name).__doc__ or "") for name in names)
+
+
+# --- what the texts name ----------------------------------------------------------------------------------------------
+
+
+def commands_in(text: str) -> Iterator[str]:
+    """Every ``cst-search ...`` of a text: lines of blocks, and words between backticks."""
+    yield from re.findall(r"^(?: {4}|\$ )?(cst-search .*)$", text, flags=re.M)
+    yield from (" ".join(words.split()) for words in re.findall(r"`(cst-search [^`]+)`", text))
+    yield from re.findall(r"&& (cst-search [^\n]+)", text)
+
+
+def words_of(command: str) -> list[str]:
+    """Its words, without a comment, a pipe, or what stands for the rest; a number where one is meant."""
+    words = shlex.split(command.replace("\\|", "|").partition(" | ")[0], comments=True)
+    return ["4" if word == "N" else word for word in words[1:] if word not in ("...", "&&")]
+
+
+def check(words: list[str]) -> None:
+    """Parse a command as the program does; nothing is run. Raises what the program would complain of."""
+    command: Any = typer.main.get_command(app)
+    context = command.make_context("cst-search", ["ls"])
+    while hasattr(command, "commands"):
+        name, *words = words
+        assert name in command.commands, f"there is no command {name!r}"
+        command = command.commands[name]
+        if hasattr(command, "commands"):
+            continue
+        if name == "submit" and "--" in words:
+            check(words[words.index("--") + 1 :])
+        context = command.make_context(name, list(words), parent=context)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_command_of_a_text_is_understood(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("storage.url").write_text("postgresql+psycopg://USER:PASSWORD@HOST/NAME")
+    for command in commands_in(page.read_text(encoding="utf-8")):
+        words = _with_compare_all(words_of(command))
+        if " ".join(words) not in {*COMMANDS, "--help"} and words[:1] != ["COMMAND"]:  # else it is but named
+            try:
+                check(words)
+            except Exception as error:
+                pytest.fail(f"{page.name}: {command}\n{type(error).__name__}: {error} {getattr(error, 'message', '')}")
+
+
+# of other programs
+FOREIGN = {"metrics.md": {"--config", "--config.file"}, "README.md": {"--num-cpus"}}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_flag_of_a_text_exists(page: Path) -> None:
+    named = set(re.findall(r"`(--[a-z][a-z.-]*)", page.read_text(encoding="utf-8")))
+    assert named - set().union(*COMMANDS.values()) - FOREIGN.get(page.name, set()) == set()
+
+
+def test_the_readme_has_its_two_commands_and_every_command_in_its_table() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "\n    pip install . && cst-search launch --budget-mem 6GB\n" in text
+    assert "\n    pip install '.[test]' && pytest\n" in text
+    table = text.partition("## Commands")[2].partition("\n## ")[0]
+    named = {
+        word for line in re.findall(r"^\| (.*?) (?<!\\)\|", table, flags=re.M) for word in re.findall(r"`(\w+)", line)
+    }
+    assert {name.partition(" ")[0] for name in COMMANDS} <= named
+
+
+def test_pictures_are_small_and_all_of_them_are_shown() -> None:
+    shown = {name for page in PAGES for name in re.findall(r"pictures/([\w.-]+)\)", page.read_text(encoding="utf-8"))}
+    there = {path.name: path.stat().st_size for path in (ROOT / "docs/pictures").iterdir()}
+    assert set(there) == shown
+    assert there["front.png"] < 150_000 and max(there.values()) < 200_000
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the notebook has run, with fewer epochs; what it leaves is there for the Python page."""
+    pytest.importorskip("cst_search.api")
+    nbclient = pytest.importorskip("nbclient", reason="running a notebook needs the extra `test`")
+    nbformat = pytest.importorskip("nbformat")
+    folder = tmp_path_factory.mktemp("notebook")
+    notebook = nbformat.read(reference.NOTEBOOK, as_version=4)
+    (numbers,) = (cell for cell in notebook.cells if "TRIALS, SEARCH_EPOCHS, EPOCHS = 3, 2, 4" in cell.source)
+    numbers.source = numbers.source.replace("3, 2, 4", "2, 1, 1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(cst_search.__file__).parents[1]))
+        patch.delenv("CST_SEARCH_HOME", raising=False)
+        client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+        client.execute()  # raises what a cell raises
+    nbformat.write(notebook, folder / "played.ipynb")
+    return folder
+
+
+def test_the_notebook_runs_and_draws_its_pictures(played: Path) -> None:
+    import nbformat
+
+    cells = nbformat.read(played / "played.ipynb", as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert (played / "trained/weights.safetensors").is_file() and (played / "front/front.html").is_file()
+    assert not [output for output in outputs if output.output_type == "error"]
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(reference.NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert not [cell for cell in notebook.cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)]
+
+
+def test_the_blocks_of_the_python_page_run(
+    played: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(played)
+    text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, flags=re.M | re.S))
+    assert len(blocks) > 5
+    names: dict[str, Any] = {}
+    for block in blocks:
+        line = text.count("\n", 0, block.start()) + 1
+        exec(compile("\n" * line + block[1], "docs/python.md", "exec"), names)  # a traceback names the line
+    said = capsys.readouterr().out
+    assert "device_bytes" in said and "recipe 'resnet50' with --set: lr must be above 0" in said.replace("recipe: ", "")
