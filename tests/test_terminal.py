@@ -34,9 +34,11 @@ def fill(study: Study, figures: Sequence[tuple[float, int]]) -> Study:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``one``: best at the top right, knee between, least at the bottom left, one dominated; ``two``: better points."""
+    """``one``: best at the top right, knee between, least at the bottom left, one dominated, one over the budget;
+    ``two``: better points.
+    """
     home = tmp_path_factory.mktemp("home")
-    fill(make_study(home, "one"), [(0.6, 900), (0.55, 400), (0.2, 300), (0.4, 600)])
+    fill(make_study(home, "one"), [(0.6, 900), (0.55, 400), (0.2, 300), (0.4, 600), (0.9, 2000)])
     fill(make_study(home, "two"), [(0.7, 900), (0.6, 350)])
     return home
 
@@ -102,7 +104,7 @@ def test_fronts_side_by_side(home: Path) -> None:
     assert "Front of one" in ran.out and "Front of two" in ran.out and "A one   B two" in ran.out
     rows = [line.split("│")[1:-1] for line in ran.out.partition("Side by side")[2].splitlines() if line.startswith("│")]
     cells = [[cell.strip() for cell in row] for row in rows]
-    assert [row[:5] for row in cells] == [["one", "4", "3", "0.600", "300 B"], ["two", "2", "2", "0.700", "350 B"]]
+    assert [row[:5] for row in cells] == [["one", "5", "3", "0.600", "300 B"], ["two", "2", "2", "0.700", "350 B"]]
     # both were made with the same reference point
     assert [row[5] for row in cells] == [row[6] for row in cells]
     reports = json.loads(run_cli("front", "one", "two", "--home", home, "--json").out)
