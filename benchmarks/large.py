@@ -49,8 +49,9 @@ from cst_search.live import View
 from cst_search.memory import Estimate, InputShape, predict
 from cst_search.pareto import OBJECTIVES
 from cst_search.record import MlflowRecord
-from cst_search.results import Budget, LaunchRecord, StudyInfo, front_report, page_report
-from cst_search.suggest import Study, StudySpec
+from cst_search.results import Budget, LaunchRecord, StudyInfo, StudySpec, front_report, page_report
+from cst_search.samplers import SAMPLERS
+from cst_search.suggest import Study
 
 SHAPE, N_CLASSES = InputShape(128, 128, 8), 3  # the demo's
 BUDGET = Budget(memory_bytes=600_000_000)  # of demo trials that need 585 to 640 MB
@@ -278,7 +279,7 @@ class Figures:
 
 def measure(url: str, name: str, home: Path, n: int, repeat: int) -> dict[str, Any]:
     figures = Figures()
-    work(url, name, home, [s for s in suggest.SAMPLERS if s != "gp" or n <= N_GP], figures, repeat)
+    work(url, name, home, [s for s in SAMPLERS if s != "gp" or n <= N_GP], figures, repeat)
     info = figures.take("read the study", lambda: Study.open(url, name).info(), repeat)
     figures.take("front, hypervolume, knee", lambda: front_report(info), repeat)
     figures.take("hypervolume by trial", lambda: growth(info), repeat)

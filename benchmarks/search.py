@@ -35,10 +35,11 @@ import optuna
 from cst_search.config import load_recipe, load_space
 from cst_search.memory import Estimate, predict, worst_input
 from cst_search.preparation import default_config
-from cst_search.results import Budget, choose_objectives
+from cst_search.results import Budget, StudySpec, choose_objectives
 from cst_search.sampler import Encoder, Known, ParetoSampler
+from cst_search.samplers import distribution, params_of, pareto_sampler, pick
 from cst_search.schedule import Rungs, rung_epochs
-from cst_search.suggest import ETA, StudySpec, _distribution, _pick, params_of, pareto_sampler
+from cst_search.suggest import ETA
 
 TABLE = Path("benchmarks/results/search-table.json.gz")
 EPOCHS = 9
@@ -71,7 +72,7 @@ class World:
         self.spec = StudySpec(
             OBJECTIVES, self.budget, self.reference, recipe.to_dict(), dict(self.space.source), "demo", 0, "", ""
         )
-        self._encoder = Encoder({d.name: _distribution(d) for d in self.space.dimensions()})
+        self._encoder = Encoder({d.name: distribution(d) for d in self.space.dimensions()})
 
         @lru_cache(maxsize=100_000)
         def cost(text: str) -> Estimate:
@@ -164,7 +165,7 @@ def optuna_search(
             trial, config, noisy, at = open_trials.pop(number)
         else:
             trial = study.ask()
-            config = world.space.configure(lambda d, trial=trial: _pick(trial, d))
+            config = world.space.configure(lambda d, trial=trial: pick(trial, d))
             over = world.violation(config)
             trial.set_constraint("memory", over)
             if over > 0:
@@ -192,7 +193,7 @@ def stock_ray(world: World, ledger: Ledger, seed: int, budget: int) -> None:
     from ray.tune.search.optuna import OptunaSearch
 
     def space(trial: optuna.Trial) -> None:
-        world.space.configure(lambda d: _pick(trial, d))
+        world.space.configure(lambda d: pick(trial, d))
 
     searcher = OptunaSearch(
         space=space, metric=["map", "device_bytes", "trainable_params"], mode=["max", "min", "min"], seed=seed

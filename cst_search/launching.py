@@ -45,13 +45,10 @@ from cst_search.preparation import (
     survey_costs,
 )
 from cst_search.results import StudyInfo, Tally, choose_objectives, page_report
+from cst_search.samplers import check_sampler
 from cst_search.space import Space
 from cst_search.storage import check_storage
-from cst_search.suggest import (
-    Study,
-    check_sampler,
-    default_storage,
-)
+from cst_search.suggest import Study, default_storage
 from cst_search.units import format_seconds
 from cst_search.workers import Task
 

@@ -27,17 +27,11 @@ from cst_search.memory import CONTEXT_BYTES, Estimate, InputShape, predict, wors
 from cst_search.petl import get_method
 from cst_search.placement import Fleet, Placement, cpus_of_each
 from cst_search.recipe import DEVICES, Recipe
-from cst_search.results import Budget, StudyInfo
+from cst_search.results import Budget, StudyInfo, StudySpec
+from cst_search.samplers import SAMPLERS, default_sampler
 from cst_search.space import Space
 from cst_search.storage import check_storage
-from cst_search.suggest import (
-    ETA,
-    SAMPLERS,
-    Study,
-    StudySpec,
-    default_sampler,
-    list_studies,
-)
+from cst_search.suggest import ETA, Study, list_studies
 from cst_search.trial import allowance, check_device
 from cst_search.units import format_bytes, format_count, parse_bytes, parse_count, parse_seconds
 from cst_search.workers import InProcess, Workers
@@ -57,7 +51,7 @@ class LaunchOptions:
         limit_bytes: what the process of a trial is held to. On a GPU device bytes, and the budget's where None; on a
             CPU what it may grow by, and None is no limit: its memory is not the GPU's that the budget is about.
         cache_bytes: of images and maps that trials share, in ``home / "cache"``; 0: nothing is shared.
-        eta: of early stopping; see `suggest.StudySpec`.
+        eta: of early stopping; see `results.StudySpec`.
         of_study: the study to go on with, whose recipe and space are taken rather than these; see `resumed`.
         address: of the Ray cluster that runs the trials, as `cluster.Cluster` takes it; None: this machine does.
     """

@@ -1,4 +1,4 @@
-"""The study: what to try next, and everything that was tried. The only module that knows optuna.
+"""The study: what to try next, and everything that was tried.
 
 The study's database is the single source of truth. Every trial that was suggested is in it with its configuration, its
 predicted cost and what came of it, so whoever holds the storage URL can continue, report or rebuild.
@@ -21,43 +21,35 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
-import threading
-import uuid
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-import psutil
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cst_search.correction import Correction
-from cst_search.database import StoredTrial, log_ahead, read_trials
-from cst_search.errors import CstSearchError, StudyError
-from cst_search.pareto import OBJECTIVES, Objective
-from cst_search.results import Budget, LaunchRecord, StudyInfo, TrialRecord
-from cst_search.sampler import Known, ParetoSampler
+from cst_search.database import StoredTrial, read_trials
+from cst_search.errors import StudyError
+from cst_search.launches import Launches, now
+from cst_search.pareto import OBJECTIVES
+from cst_search.results import Budget, LaunchRecord, StudyInfo, StudySpec, TrialRecord
+from cst_search.sampler import ParetoSampler
+from cst_search.samplers import experimental, make_sampler, params_of, pick
 from cst_search.schedule import Rungs, rung_epochs
-from cst_search.space import Dimension, Space
+from cst_search.space import Space
 from cst_search.storage import Storage, check_storage, open_storage
 from cst_search.units import format_bytes
 
 if TYPE_CHECKING:
     from cst_search.memory import Estimate
 
-SAMPLERS = ("pareto", "tpe", "nsga2", "gp", "random")
 ETA = 2  # of early stopping, for a study that does not say
 CONSTRAINTS = ("memory", "params", "finite")  # in every trial, in this order: the GP sampler needs that
 _FORMAT = 3  # of the attributes below; a reader refuses a newer one
-_STUDY, _SUGGESTED, _RESULT, _LAUNCH = "cst_study", "cst_suggested", "cst_result", "cst_launch:"
-_BEAT = "cst_beat:"  # of a launch: when it last said that it lives, by the clock of the database
-BEAT_SECONDS, DEAD_SECONDS = 10.0, 60.0
+_STUDY, _SUGGESTED, _RESULT = "cst_study", "cst_suggested", "cst_result"
 _MOST_KNOWN = 10  # configurations that a sampler suggests again, in a row, before one is drawn at random
 _PROGRESS = "cst_progress"  # of a trial that has not ended: its history, and whether it is stopped at a rung
 # What an out-of-memory trial counts as over the budget at least. Its figures say that it needed more, and not how much:
@@ -67,14 +59,6 @@ _OOM_VIOLATION = 0.1
 _DIRECTION = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-@contextmanager
-def _experimental() -> Iterator[None]:
-    """Parts of optuna that it calls experimental are used on purpose: `group` of TPE, GP, names of metrics."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
 
 
 @dataclass(frozen=True)
@@ -102,38 +86,6 @@ class Repeat:
     repeat_of: int
     seed: int
     epochs: int
-
-
-@dataclass(frozen=True)
-class StudySpec:
-    """What a study is made with; stored in it, and compared when it is continued.
-
-    Attributes:
-        limit_bytes: what a trial's process is held to where that is not ``budget``; see `preparation.LaunchOptions`. It
-            is the study's, as a trial that ran out of it is recorded as one that violates a constraint.
-        inputs: of the dataset, as far as memory and parameters depend on it: ``n_classes``, ``max_boxes``, ``sizes``
-            (height, width). For an export where the dataset is not.
-        eta: of early stopping: of the trials that reach a rung one in eta goes on; 0: all do. None: `ETA` for a new
-            study, and for one that is continued whatever it was made with.
-    """
-
-    objectives: tuple[Objective, ...]
-    budget: Budget
-    reference_point: Mapping[str, float]
-    recipe: Mapping[str, Any]
-    space: Mapping[str, Any]
-    data: str
-    seed: int
-    sampler: str
-    target_device: str
-    limit_bytes: int | None = None
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    eta: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        plain = asdict(self)
-        plain["objectives"] = [o.name for o in self.objectives]
-        return json.loads(json.dumps(plain))
 
 
 def list_studies(url: str, *, make: bool = False) -> list[str]:
@@ -168,13 +120,11 @@ class Study:
         self.spec = StudySpec(**spec)
         self.started: str = stored["started"]
         self.space = Space.from_dict(self.spec.space, where=f"space of study {self.name!r}")
-        self.launch_id: str | None = None
+        self._launches = Launches(study, self.storage)
         self._live: dict[int, Trial] = {}
         self._ratios: list[float] = []  # see _memory_ratio
         self._returned: list[int] = []  # trials of this launch that lost their worker, see give_back
         self._random: optuna.samplers.RandomSampler | None = None  # of this launch; a new one would draw the same again
-        self._beat: threading.Thread | None = None
-        self._ended = threading.Event()
         # what has been read of the study, see _read
         self._finished: list[TrialRecord] = []
         self._unfinished: dict[int, StoredTrial] = {}
@@ -232,9 +182,9 @@ class Study:
                 found._check_same(spec)
                 return found
             plain = replace(spec, eta=ETA if spec.eta is None else spec.eta).to_dict()
-            stamp = {"format": _FORMAT, "version": __version__, "started": _now(), "spec": plain}
+            stamp = {"format": _FORMAT, "version": __version__, "started": now(), "spec": plain}
             study.set_user_attr(_STUDY, stamp)
-            with _experimental():
+            with experimental():
                 study.set_metric_names([o.name for o in spec.objectives])
             return cls(study, url, storage)
 
@@ -259,6 +209,11 @@ class Study:
         """The study as Optuna has it, to be read; what is told to it behind our back is no trial of ours."""
         return self._study
 
+    @property
+    def launch_id(self) -> str | None:
+        """Of this process; None: it does not work on the study."""
+        return self._launches.id
+
     # --- a launch at work -------------------------------------------------------------------------------------------
 
     def begin_launch(self, gpu_bytes: int | None = None, *, kind: str = "launch", shares_machine: bool = False) -> str:
@@ -274,20 +229,8 @@ class Study:
             StudyError: another is at work, and this one may not work beside it.
         """
         with _alone(self.storage, self.name):
-            self._check_others(kind, shares_machine)
-            self.launch_id = uuid.uuid4().hex[:12]
-            process = psutil.Process()
-            launch = {
-                "host": socket.gethostname(), "pid": process.pid, "created": process.create_time(), "begun": _now(),
-                "kind": kind,
-            }  # fmt: skip
-            if self.storage is not None:
-                log_ahead(self.storage.engine, on=True)
-                self._study.set_user_attr(_BEAT + self.launch_id, self.storage.now())
-                self._ended.clear()
-                self._beat = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
-                self._beat.start()
-            self._study.set_user_attr(_LAUNCH + self.launch_id, launch)
+            self._launches.check_others(kind, shares_machine)
+            self._launches.enter(kind)
             bound = min((n for n in (self.spec.budget.memory_bytes, gpu_bytes) if n is not None), default=None)
             self._bounds = replace(self.spec.budget, memory_bytes=bound)
             self._ratios, self._stopped, self._returned, self._chosen = [], {}, [], {}
@@ -297,35 +240,13 @@ class Study:
             self._read()
             self._study.sampler = self._sampler()
             self._take_over()
+        assert self.launch_id is not None
         return self.launch_id
-
-    def _keep_beating(self) -> None:
-        assert self.storage is not None
-        while not self._ended.wait(BEAT_SECONDS):
-            with suppress(CstSearchError):  # a storage that stays away ends the search elsewhere
-                self._study.set_user_attr(_BEAT + str(self.launch_id), self.storage.now())
-
-    def _check_others(self, kind: str, shares_machine: bool) -> None:
-        launches, live = self._launches(), self._live_launches()
-        for name in live:
-            other = launches[name]
-            here = other["host"] == socket.gethostname()
-            if "confirm" in (kind, other.get("kind")):
-                raise StudyError(
-                    f"study {self.name!r} is being worked on by process {other['pid']} on {other['host']}, and a "
-                    f"confirmation works alone; wait for the one before the other"
-                )
-            if here and not shares_machine:
-                raise StudyError(
-                    f"study {self.name!r} is being worked on by process {other['pid']} on this host, which it has for "
-                    f"itself; wait for it, stop it, choose another --study name, or have both use one Ray with "
-                    f"--address"
-                )
 
     def _take_over(self) -> list[int]:
         """See to what launches that died left: half asked for, stopped at a rung. Returns what they had on workers."""
         orphans: list[int] = []
-        live = self._live_launches()
+        live = self._launches.live()
         for number, stored in list(self._unfinished.items()):
             suggested = stored.user_attrs.get(_SUGGESTED)
             if number in self._live or number in self._stopped or stored.state != "RUNNING":
@@ -346,91 +267,38 @@ class Study:
 
     def end_launch(self) -> None:
         """Say that this process works no longer; its unfinished trials are then taken up by the next launch."""
-        if self.launch_id is not None:
-            self._ended.set()
-            if self._beat is not None:
-                self._beat.join(timeout=5)
-            launch = self._study.user_attrs[_LAUNCH + self.launch_id]
-            self._study.set_user_attr(_LAUNCH + self.launch_id, launch | {"ended": _now()})
-            if self.storage is not None and not self._live_launches():
-                log_ahead(self.storage.engine, on=False)
+        self._launches.leave()
 
     def describe_launch(self, settings: Mapping[str, Any]) -> LaunchRecord:
         """Keep what this launch was told, see `results.LaunchRecord`."""
-        assert self.launch_id is not None
-        key = _LAUNCH + self.launch_id
-        launch = self._study.user_attrs[key] | {"settings": json.loads(json.dumps(dict(settings)))}
-        self._study.set_user_attr(key, launch)
-        return LaunchRecord(self.launch_id, launch["kind"], launch["begun"], launch["settings"])
+        return self._launches.describe(settings)
 
     def launches(self) -> tuple[LaunchRecord, ...]:
         """Launches and confirmations that said what they are, in the order of their beginning."""
-        live = self._live_launches()
-        found = [
-            LaunchRecord(name, launch["kind"], launch["begun"], launch["settings"],
-                         "ended" if "ended" in launch else "running" if name in live else "died")
-            for name, launch in self._launches().items() if "settings" in launch
-        ]  # fmt: skip
-        return tuple(sorted(found, key=lambda launch: launch.begun))
+        return self._launches.described()
 
     def n_wanted(self) -> int | None:
         """Trials that the last launch wanted the study to have in the end; None: there was none."""
         said = [launch.settings["trials"] for launch in self.launches() if launch.kind == "launch"]
         return int(said[-1]) if said else None
 
-    def _launches(self) -> dict[str, Any]:
-        attrs = self._study.user_attrs
-        return {key.removeprefix(_LAUNCH): value for key, value in attrs.items() if key.startswith(_LAUNCH)}
-
-    def _live_launches(self) -> set[str]:
-        """Launches that work: on this host those whose process is there, elsewhere those whose heart has beaten."""
-        attrs = self._study.user_attrs
-        found, now = set(), None
-        for key, launch in attrs.items():
-            if not key.startswith(_LAUNCH) or "ended" in launch:
-                continue
-            name = key.removeprefix(_LAUNCH)
-            if launch["host"] == socket.gethostname():
-                is_alive = _process_lives(launch)
-            elif self.storage is None:
-                is_alive = False
-            else:
-                now = self.storage.now() if now is None else now  # one clock, not the hosts' own
-                is_alive = now - attrs.get(_BEAT + name, 0.0) < DEAD_SECONDS
-            if is_alive:
-                found.add(name)
-        return found
-
     def others_at_work(self) -> int:
         """Trials that are with other launches now."""
         self._read()
-        live = self._live_launches()
+        live = self._launches.live()
         launches = [t.user_attrs.get(_SUGGESTED, {}).get("launch") for t in self._unfinished.values()]
         return sum(launch in live and launch != self.launch_id for launch in launches)
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
         # a continued study must not draw the same random points again
         seed = (self.spec.seed + 7919 * self._n_trials) % 2**31
-        name = self.spec.sampler
-        if name == "pareto":
-            return self._pareto_sampler(seed)
-        if name == "nsga2":
-            return optuna.samplers.NSGAIISampler(population_size=16, seed=seed)
-        if name == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        with _experimental():
-            if name == "gp":
-                return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
-            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-
-    def _pareto_sampler(self, seed: int) -> ParetoSampler:
         name = next((objective.name for objective in self.spec.objectives if objective.goal == "max"), "map")
 
         def curve(trial: FrozenTrial) -> dict[int, float]:
             result = trial.user_attrs.get(_RESULT) or trial.user_attrs.get(_PROGRESS, {})
             return {entry["epoch"]: entry[name] for entry in result.get("history", []) if entry.get(name) is not None}
 
-        return pareto_sampler(replace(self.spec, budget=self._bounds), self.space, self._cost, curve, seed)
+        return make_sampler(replace(self.spec, budget=self._bounds), self.space, self._cost, curve, seed)
 
     def enqueue(self, config: Mapping[str, Any]) -> None:
         """Have a configuration tried first, as far as the space contains it."""
@@ -448,7 +316,7 @@ class Study:
             self._study.get_trials(deepcopy=False)[number] if cut is None else Trial(self._study, cut)
         ).user_attrs[_SUGGESTED]
         suggested = {key: source[key] for key in ("config", "estimate", "correction") if key in source}
-        suggested |= asdict(repeat) | {"launch": self.launch_id, "at": _now()}
+        suggested |= asdict(repeat) | {"launch": self.launch_id, "at": now()}
         if cut is None:
             # Without parameters: TPE takes a running trial for a bad one, GP for one whose value is about to be known.
             begun = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={_SUGGESTED: suggested})
@@ -501,7 +369,7 @@ class Study:
         for _ in range(max_rejects + 1):
             self._forget_prices()
             trial = self._study.ask() if n_known < _MOST_KNOWN else self._ask_at_random()
-            config = self.space.configure(lambda dimension, trial=trial: _pick(trial, dimension))  # type: ignore[misc]
+            config = self.space.configure(lambda dimension, trial=trial: pick(trial, dimension))  # type: ignore[misc]
             if _key(config) in self._chosen:
                 n_known += 1
                 self._study.tell(trial, state=TrialState.FAIL)  # without what was suggested it is no trial
@@ -510,7 +378,7 @@ class Study:
             cost, correction = self._cost(config), Correction.learned(self._ratios)
             plain = {
                 "config": config, "estimate": asdict(cost), "correction": asdict(correction),
-                "launch": self.launch_id, "at": _now(),
+                "launch": self.launch_id, "at": now(),
             }  # fmt: skip
             trial.set_user_attr(_SUGGESTED, json.loads(json.dumps(plain)))
             self._chosen[_key(config)] = trial.number
@@ -532,7 +400,7 @@ class Study:
         self._study.sampler = self._random
         try:
             trial = self._study.ask()
-            self.space.configure(lambda dimension: _pick(trial, dimension))
+            self.space.configure(lambda dimension: pick(trial, dimension))
             return trial
         finally:
             self._study.sampler = sampler
@@ -742,7 +610,7 @@ class Study:
     def record(self, number: int) -> TrialRecord:
         self._read(number)
         if number in self._unfinished:
-            return self._record(self._unfinished[number], self._live_launches())
+            return self._record(self._unfinished[number], self._launches.live())
         # the one that is asked for has just ended, mostly
         return next(record for record in reversed(self._finished) if record.trial == number)
 
@@ -769,7 +637,7 @@ class Study:
     def info(self) -> StudyInfo:
         """The study as plain values; trials in the order of their numbers."""
         self._read()
-        live = self._live_launches() if self._unfinished else set()
+        live = self._launches.live() if self._unfinished else set()
         unfinished = [self._record(t, live) for t in self._unfinished.values() if _SUGGESTED in t.user_attrs]
         records = sorted([*self._finished, *unfinished], key=lambda record: record.trial)
         spec = self.spec
@@ -899,55 +767,6 @@ def _memory_ratio(suggested: Mapping[str, Any], result: Mapping[str, Any]) -> li
     return [measured / predicted] if result["outcome"] in ("complete", "stopped") else []
 
 
-def default_sampler(objectives: Sequence[Objective]) -> str:
-    """The best of `SAMPLERS` that can search for these, by benchmarks/search.py."""
-    return "pareto" if [objective.goal for objective in objectives].count("max") == 1 else "tpe"
-
-
-def check_sampler(name: str, objectives: Sequence[Objective]) -> None:
-    """Raises StudyError: the sampler cannot search for these."""
-    trained_for = [objective.name for objective in objectives if objective.goal == "max"]
-    if name == "pareto" and len(trained_for) != 1:
-        raise StudyError(
-            f"--sampler pareto models exactly one of map and map50; --objectives has "
-            f"{' and '.join(trained_for) or 'none'}; take one, or another --sampler: {', '.join(SAMPLERS[1:])}"
-        )
-
-
-def pareto_sampler(
-    spec: StudySpec,
-    space: Space,
-    cost: Callable[[dict[str, Any]], Estimate],
-    curve: Callable[[FrozenTrial], Mapping[int, float]],
-    seed: int,
-) -> ParetoSampler:
-    """The sampler of a space within a budget. Raises StudyError, as `check_sampler`."""
-    from cst_search.memory import depends_on  # it loads torch, for seconds, and who reads a study needs none
-
-    objectives = spec.objectives
-    check_sampler("pareto", objectives)
-    costly = [objective.goal for objective in objectives].index("max")
-    dimensions = {dimension.name: dimension for dimension in space.dimensions()}
-
-    def known(params: dict[str, Any]) -> Known:
-        predicted = cost(space.configure(lambda d: _value(d, params[d.name])))
-        over = spec.budget.violations(predicted.device_bytes, predicted.trainable_params)
-        values = [float(getattr(predicted, o.name)) for o in objectives if o.goal == "min"]
-        return Known(values, sum(max(0.0, violation) for violation in over.values()))
-
-    return ParetoSampler(
-        known,
-        {name: _distribution(dimension) for name, dimension in dimensions.items()},
-        costly=costly,
-        define=lambda pick: space.configure(lambda d: _value(d, pick(d.name))),
-        free={d.name for d in dimensions.values() if not depends_on(d.key)},
-        reference=[spec.reference_point[o.name] for o in objectives],
-        curve=curve,
-        n_priced=24,  # a prediction takes milliseconds
-        seed=seed,
-    )
-
-
 def _as_repeat(suggested: Mapping[str, Any]) -> Repeat | None:
     """What a trial repeats; None: it is one of the search."""
     if suggested.get("repeat_of") is None:
@@ -964,42 +783,6 @@ def _refused(result: Mapping[str, Any]) -> tuple[float, str]:
     return (held + (asked or 0)) / limit - 1, f"{reason}; it held {format_bytes(held)} of {format_bytes(limit)}"
 
 
-def _pick(trial: Trial, dimension: Dimension) -> Any:
-    """A value of a dimension, from the sampler."""
-    d = _distribution(dimension)
-    if isinstance(d, CategoricalDistribution):
-        return _value(dimension, trial.suggest_categorical(dimension.name, d.choices))
-    if isinstance(d, IntDistribution):
-        return trial.suggest_int(dimension.name, d.low, d.high, log=d.log)
-    return trial.suggest_float(dimension.name, d.low, d.high, log=d.log)
-
-
-def params_of(space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What Optuna calls a configuration, as far as the space contains it."""
-    method = {Space.METHOD: config[Space.METHOD]} if len(space.methods) > 1 else {}
-    dimensions = space.by_method.get(config[Space.METHOD], ())
-    inside = [d for d in dimensions if d.key in config and d.contains(config[d.key])]
-    return method | {d.name: _label(config[d.key]) for d in inside}
-
-
-def _distribution(dimension: Dimension) -> CategoricalDistribution | FloatDistribution | IntDistribution:
-    if dimension.choices:
-        return CategoricalDistribution([_label(value) for value in dimension.choices])
-    if dimension.whole:
-        return IntDistribution(round(dimension.low), round(dimension.high), log=dimension.log)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-
-
-def _value(dimension: Dimension, label: Any) -> Any:
-    """The value of a dimension for what Optuna calls it."""
-    return next(value for value in dimension.choices if _label(value) == label) if dimension.choices else label
-
-
-def _label(value: Any) -> Any:
-    """Optuna's categories are scalars: a tuple becomes its JSON text."""
-    return json.dumps(list(value)) if isinstance(value, list | tuple) else value
-
-
 def _tuples(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
@@ -1011,20 +794,6 @@ def _alone(storage: optuna.storages.BaseStorage | None, study: str) -> AbstractC
 def _key(config: Mapping[str, Any]) -> str:
     """Configurations are the same if this is."""
     return json.dumps(config, sort_keys=True)
-
-
-def _process_lives(launch: Mapping[str, Any]) -> bool:
-    """Whether the process of a launch on this host is still there."""
-    try:
-        process = psutil.Process(launch["pid"])
-        # the pid may have been given to another process since
-        return abs(process.create_time() - launch["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def open_study(name: str, home: Path, storage: str | None = None) -> Study:

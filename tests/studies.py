@@ -18,9 +18,9 @@ from cst_search import cli, suggest
 from cst_search.correction import Correction
 from cst_search.pareto import OBJECTIVES
 from cst_search.recipe import Recipe
-from cst_search.results import Budget, TrialRecord
+from cst_search.results import Budget, StudySpec, TrialRecord
 from cst_search.schedule import rung_epochs
-from cst_search.suggest import Study, StudySpec
+from cst_search.suggest import Study
 
 
 @sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "connect")

@@ -188,6 +188,19 @@ def test_resume_has_nothing_to_do_and_leaves_no_trace(first: Search) -> None:
     assert cst_search.open_study("first", home=first.home).optuna_study().user_attrs == before
 
 
+def test_go_on_and_confirm(tiny_recipe: Callable[..., Recipe], tiny_folder: Path, tmp_path: Path) -> None:
+    search = cst_search.launch(
+        6e9, data=tiny_folder, recipe=tiny_recipe(method="head", search_epochs=1), trials=1, study="on",
+        space={"methods": ["head"], "shared": {"lr": {"float": [1e-3, 1e-2]}}}, home=tmp_path, in_process=True,
+    )  # fmt: skip
+    assert search.resume(2, in_process=True) is search
+    assert len(search.trials()) == 2 and search.info.budget.memory_bytes == 6 * 10**9
+    report = search.confirm(seeds=2, picks="best", in_process=True)
+    assert report["study"] == "on" and len(search.info.repeats) == 1
+    assert search.front()["n_seeds"].max() == 2
+    assert [launch.kind for launch in search.info.launches] == ["launch", "launch", "confirm"]
+
+
 def test_the_command_line_sees_the_same(first: Search) -> None:
     ran = run_cli("front", "first", "--home", first.home, "--json")
     report = json.loads(ran.out)

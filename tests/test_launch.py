@@ -42,8 +42,9 @@ from cst_search.preparation import (
 from cst_search.recipe import Recipe
 from cst_search.record import default_tracking_uri
 from cst_search.results import Budget, StudyInfo, choose_objectives
+from cst_search.samplers import check_sampler, default_sampler
 from cst_search.space import Space
-from cst_search.suggest import Study, check_sampler, default_sampler
+from cst_search.suggest import Study
 from cst_search.trial import run_trial
 
 GB = 10**9

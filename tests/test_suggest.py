@@ -20,14 +20,16 @@ import pytest
 from optuna.trial import TrialState
 from studies import SPACE, FakeEstimate, fake_estimate, make_spec, make_study, run_one, scored, shorter_rungs
 
-from cst_search import suggest
+from cst_search import launches, suggest
 from cst_search.addresses import shown_address
 from cst_search.errors import StudyError
+from cst_search.launches import DEAD_SECONDS
 from cst_search.pareto import OBJECTIVES
 from cst_search.recipe import Recipe
 from cst_search.results import Budget
+from cst_search.samplers import SAMPLERS
 from cst_search.storage import check_storage
-from cst_search.suggest import CONSTRAINTS, DEAD_SECONDS, SAMPLERS, Repeat, Study, list_studies
+from cst_search.suggest import CONSTRAINTS, Repeat, Study, list_studies
 
 BUDGET = 1000  # bytes; see fake_estimate
 
@@ -496,7 +498,7 @@ def move(study: Study, host: str = "elsewhere") -> None:
 
 def stop_the_heart(study: Study, seconds_ago: float = DEAD_SECONDS + 1) -> None:
     assert study.storage is not None
-    study._ended.set()
+    study._launches._ended.set()
     study._study.set_user_attr(f"cst_beat:{study.launch_id}", study.storage.now() - seconds_ago)
 
 
@@ -523,7 +525,7 @@ def test_a_launch_on_another_host_lives_while_its_heart_beats(tmp_path: Path) ->
 
 
 def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suggest, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(launches, "BEAT_SECONDS", 0.02)
     study = make_study(tmp_path)
     beats: list[Any] = []
     write = type(study._study).set_user_attr

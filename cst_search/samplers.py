@@ -1,0 +1,137 @@
+"""Which sampler searches a study, and how a configuration of a space is told to Optuna."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, Trial
+
+from cst_search.errors import StudyError
+from cst_search.pareto import Objective
+from cst_search.results import StudySpec
+from cst_search.sampler import Known, ParetoSampler
+from cst_search.space import Dimension, Space
+
+if TYPE_CHECKING:
+    from cst_search.memory import Estimate
+
+SAMPLERS = ("pareto", "tpe", "nsga2", "gp", "random")
+
+
+@contextmanager
+def experimental() -> Iterator[None]:
+    """Parts of optuna that it calls experimental are used on purpose: `group` of TPE, GP, names of metrics."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def default_sampler(objectives: Sequence[Objective]) -> str:
+    """The best of `SAMPLERS` that can search for these, by benchmarks/search.py."""
+    return "pareto" if [objective.goal for objective in objectives].count("max") == 1 else "tpe"
+
+
+def check_sampler(name: str, objectives: Sequence[Objective]) -> None:
+    """Raises StudyError: the sampler cannot search for these."""
+    trained_for = [objective.name for objective in objectives if objective.goal == "max"]
+    if name == "pareto" and len(trained_for) != 1:
+        raise StudyError(
+            f"--sampler pareto models exactly one of map and map50; --objectives has "
+            f"{' and '.join(trained_for) or 'none'}; take one, or another --sampler: {', '.join(SAMPLERS[1:])}"
+        )
+
+
+def make_sampler(
+    spec: StudySpec,
+    space: Space,
+    cost: Callable[[dict[str, Any]], Estimate],
+    curve: Callable[[FrozenTrial], Mapping[int, float]],
+    seed: int,
+) -> optuna.samplers.BaseSampler:
+    """The sampler that a study names. Raises StudyError, as `check_sampler`."""
+    if spec.sampler == "pareto":
+        return pareto_sampler(spec, space, cost, curve, seed)
+    if spec.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(population_size=16, seed=seed)
+    if spec.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    with experimental():
+        if spec.sampler == "gp":
+            return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+def pareto_sampler(
+    spec: StudySpec,
+    space: Space,
+    cost: Callable[[dict[str, Any]], Estimate],
+    curve: Callable[[FrozenTrial], Mapping[int, float]],
+    seed: int,
+) -> ParetoSampler:
+    """The sampler of a space within a budget. Raises StudyError, as `check_sampler`."""
+    from cst_search.memory import depends_on  # it loads torch, for seconds, and who reads a study needs none
+
+    objectives = spec.objectives
+    check_sampler("pareto", objectives)
+    costly = [objective.goal for objective in objectives].index("max")
+    dimensions = {dimension.name: dimension for dimension in space.dimensions()}
+
+    def known(params: dict[str, Any]) -> Known:
+        predicted = cost(space.configure(lambda d: _value(d, params[d.name])))
+        over = spec.budget.violations(predicted.device_bytes, predicted.trainable_params)
+        values = [float(getattr(predicted, o.name)) for o in objectives if o.goal == "min"]
+        return Known(values, sum(max(0.0, violation) for violation in over.values()))
+
+    return ParetoSampler(
+        known,
+        {name: distribution(dimension) for name, dimension in dimensions.items()},
+        costly=costly,
+        define=lambda pick: space.configure(lambda d: _value(d, pick(d.name))),
+        free={d.name for d in dimensions.values() if not depends_on(d.key)},
+        reference=[spec.reference_point[o.name] for o in objectives],
+        curve=curve,
+        n_priced=24,  # a prediction takes milliseconds
+        seed=seed,
+    )
+
+
+def pick(trial: Trial, dimension: Dimension) -> Any:
+    """A value of a dimension, from the sampler."""
+    d = distribution(dimension)
+    if isinstance(d, CategoricalDistribution):
+        return _value(dimension, trial.suggest_categorical(dimension.name, d.choices))
+    if isinstance(d, IntDistribution):
+        return trial.suggest_int(dimension.name, d.low, d.high, log=d.log)
+    return trial.suggest_float(dimension.name, d.low, d.high, log=d.log)
+
+
+def params_of(space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What Optuna calls a configuration, as far as the space contains it."""
+    method = {Space.METHOD: config[Space.METHOD]} if len(space.methods) > 1 else {}
+    dimensions = space.by_method.get(config[Space.METHOD], ())
+    inside = [d for d in dimensions if d.key in config and d.contains(config[d.key])]
+    return method | {d.name: _label(config[d.key]) for d in inside}
+
+
+def distribution(dimension: Dimension) -> CategoricalDistribution | FloatDistribution | IntDistribution:
+    if dimension.choices:
+        return CategoricalDistribution([_label(value) for value in dimension.choices])
+    if dimension.whole:
+        return IntDistribution(round(dimension.low), round(dimension.high), log=dimension.log)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _value(dimension: Dimension, label: Any) -> Any:
+    """The value of a dimension for what Optuna calls it."""
+    return next(value for value in dimension.choices if _label(value) == label) if dimension.choices else label
+
+
+def _label(value: Any) -> Any:
+    """Optuna's categories are scalars: a tuple becomes its JSON text."""
+    return json.dumps(list(value)) if isinstance(value, list | tuple) else value
