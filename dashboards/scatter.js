@@ -128,6 +128,15 @@ class Scatter {
     return gx < 0 ? found.reverse() : found;
   }
 
+  /* The staircase through them, in the metrics' units: between two, the corner that is worse in both. */
+  corners(members) {
+    const [xs, ys] = [this.columns[this.x], this.columns[this.y]], flip = this.metric(this.x).goal === "max";
+    return members.flatMap((i, place) => {
+      const before = members[place - 1];
+      return [...(place ? [flip ? [xs[before], ys[i]] : [xs[i], ys[before]]] : []), [xs[i], ys[i]]];
+    });
+  }
+
   draw() {
     const started = performance.now();
     this.width = this.root.clientWidth;
@@ -197,29 +206,20 @@ class Scatter {
   }
 
   drawFront(c) {
-    const { box } = this, xs = this.columns[this.x], ys = this.columns[this.y];
+    const { box } = this;
     c.save();
     c.beginPath();
     c.rect(box.left, box.top, box.right - box.left, box.bottom - box.top);
     c.clip();
     const flip = this.metric(this.x).goal === "max";
     for (const line of this.lines()) {
-      const members = this.frontier(line.members);
+      const corners = this.corners(this.frontier(line.members));
       c.strokeStyle = line.colour;
       c.setLineDash(line.dash);
       c.lineWidth = 2;
       c.beginPath();
-      members.forEach((i, place) => {
-        const [x, y] = [this.toX(xs[i]), this.toY(ys[i])];
-        if (place) { // the corner is worse in both
-          const before = members[place - 1];
-          if (flip) c.lineTo(this.toX(xs[before]), y);
-          else c.lineTo(x, this.toY(ys[before]));
-        }
-        c[place ? "lineTo" : "moveTo"](x, y);
-      });
+      corners.forEach(([x, y], place) => c[place ? "lineTo" : "moveTo"](this.toX(x), this.toY(y)));
       c.stroke();
-      line.end = members.length ? members[flip ? 0 : members.length - 1] : null;
     }
     c.restore();
     c.save();

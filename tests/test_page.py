@@ -224,6 +224,14 @@ def test_the_line_is_the_front_of_the_plane(show: Callable[..., Any], front: Pat
     best = [(m, q, t) for m, q, t in points if not any(a <= m and b >= q and (a, b) != (m, q) for a, b, _ in points)]  # type: ignore[operator]
     assert line == [t for _, _, t in sorted(best)]
     assert len(line) > 3
+    for swapped in (False, True):  # whichever way round: every corner is worse than both of its neighbours
+        if swapped:
+            page.select_option("#y", "device_bytes")
+        signs = (-1, 1) if swapped else (1, -1)  # of a cost
+        steps = page.evaluate("scatter.corners(scatter.frontier(members))")
+        assert len(steps) == 2 * len(line) - 1
+        for before, corner, after in zip(steps[::2], steps[1::2], steps[2::2], strict=False):
+            assert all(s * c >= max(s * a, s * b) for s, c, a, b in zip(signs, corner, before, after, strict=True))
 
 
 def test_third_metric_as_size_and_as_colour(show: Callable[..., Any], front: Path) -> None:
