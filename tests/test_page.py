@@ -523,7 +523,7 @@ def test_importance_is_a_table_or_says_why_not(show: Callable[..., Any], front: 
 def test_hostile_names_are_text(show: Callable[..., Any], tmp_path: Path) -> None:
     """Of the study, its data, a device, a value of the configuration, a reason and a note."""
     base = made_info(30, EVIL)
-    trials = tuple(replace(r, reason=EVIL, notes=(EVIL,), config={**r.config, EVIL: EVIL}) for r in base.trials)
+    trials = tuple(replace(r, reason=f"{EVIL}\n2", notes=(EVIL,), config={**r.config, EVIL: EVIL}) for r in base.trials)
     evil = replace(base, trials=trials, data=EVIL, target_device=EVIL, recipe={"search_epochs": EPOCHS, EVIL: EVIL})
     path = write_front(page_report(evil), tmp_path)["html"]
     page = show(path)
@@ -539,6 +539,11 @@ def test_hostile_names_are_text(show: Callable[..., Any], tmp_path: Path) -> Non
     page.select_option("#state", "")
     page.wait_for_timeout(100)
     assert page.title() == f"{EVIL} - Pareto front" and page.locator("img").count() == 0
+    with page.expect_download() as download:  # quotes, commas and line ends within a cell
+        page.locator("#csv").click()
+    text = Path(download.value.path()).read_bytes().decode()
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [(row["reason"], row[EVIL]) for row in rows] == [(f"{EVIL}\n2", EVIL)] * 30
 
 
 @pytest.mark.parametrize("kept", [[], ["infeasible"], ["complete"], ["failed", "running"]])
