@@ -26,7 +26,7 @@ const scatter = new Scatter(byId("front"), {
   pick: () => {},
   select: () => {},
   viewed: () => {
-    const said = ["A line joins the points of a study that none of its own beats in the two drawn metrics."];
+    const said = ["A line joins the points of a study that none of its own beats in the two drawn metrics; its others are on its front for a third."];
     if (scatter.outside) said.push(`${scatter.outside} ${scatter.outside === 1 ? "point lies" : "points lie"} outside this view.`);
     if (Object.keys(data.seeds).length) said.push("Points with a bar were confirmed: drawn at the mean over their seeds, one standard deviation up and down.");
     byId("notes").replaceChildren(...said.map((note) => make("li", {}, note)));

@@ -128,6 +128,15 @@ class Scatter {
     return gx < 0 ? found.reverse() : found;
   }
 
+  /* The staircase through them, in the metrics' units: between two, the corner that is worse in both. */
+  corners(members) {
+    const [xs, ys] = [this.columns[this.x], this.columns[this.y]], flip = this.metric(this.x).goal === "max";
+    return members.flatMap((i, place) => {
+      const before = members[place - 1];
+      return [...(place ? [flip ? [xs[before], ys[i]] : [xs[i], ys[before]]] : []), [xs[i], ys[i]]];
+    });
+  }
+
   draw() {
     const started = performance.now();
     this.width = this.root.clientWidth;
@@ -166,6 +175,7 @@ class Scatter {
     this.drawBudgets(c);
     this.drawFront(c);
     this.drawPoints(c);
+    this.drawNames(c);
     this.drawRings(c, ink);
     this.drawTop();
     this.drawMs ?? performance.mark("drawn"); // the first time; benchmarks/page.py reads both
@@ -197,44 +207,43 @@ class Scatter {
   }
 
   drawFront(c) {
-    const { box } = this, xs = this.columns[this.x], ys = this.columns[this.y];
+    const { box } = this;
     c.save();
     c.beginPath();
     c.rect(box.left, box.top, box.right - box.left, box.bottom - box.top);
     c.clip();
-    const flip = this.metric(this.x).goal === "max";
     for (const line of this.lines()) {
-      const members = this.frontier(line.members);
+      const corners = this.corners(this.frontier(line.members));
       c.strokeStyle = line.colour;
       c.setLineDash(line.dash);
       c.lineWidth = 2;
       c.beginPath();
-      members.forEach((i, place) => {
-        const [x, y] = [this.toX(xs[i]), this.toY(ys[i])];
-        if (place) { // the corner is worse in both
-          const before = members[place - 1];
-          if (flip) c.lineTo(this.toX(xs[before]), y);
-          else c.lineTo(x, this.toY(ys[before]));
-        }
-        c[place ? "lineTo" : "moveTo"](x, y);
-      });
+      corners.forEach(([x, y], place) => c[place ? "lineTo" : "moveTo"](this.toX(x), this.toY(y)));
       c.stroke();
-      line.end = members.length ? members[flip ? 0 : members.length - 1] : null;
     }
     c.restore();
+  }
+
+  /* A line's name at its end, moved down where another is; with a rim, so that it can be read over points. */
+  drawNames(c) {
+    const flip = this.metric(this.x).goal === "max", taken = [];
     c.save();
     c.font = "bold 12px system-ui, sans-serif";
-    const taken = []; // direct labels, moved down where two ends are near
-    for (const line of this.lines().filter((one) => one.label)) {
-      const members = this.frontier(line.members);
-      const i = flip ? members[0] : members[members.length - 1];
+    c.strokeStyle = colour("card");
+    c.lineWidth = 4;
+    c.lineJoin = "round";
+    for (const line of this.lines()) {
+      const members = line.label ? this.frontier(line.members) : [], i = members[flip ? 0 : members.length - 1];
       if (i === undefined || Number.isNaN(this.px[i])) continue;
-      let y = this.py[i] - 10;
-      while (taken.some((other) => Math.abs(other - y) < 15)) y += 15;
-      taken.push(y);
+      const wide = Math.min(220, c.measureText(line.label).width), toLeft = this.px[i] + wide + 12 > this.box.right;
+      const x = toLeft ? this.px[i] - wide - 12 : this.px[i] + 12;
+      let y = this.py[i] - 8;
+      while (taken.some((other) => Math.abs(other.y - y) < 15 && x < other.x + other.wide && other.x < x + wide)) y += 15;
+      taken.push({ x, y, wide });
       c.fillStyle = line.colour;
-      c.textAlign = this.px[i] > box.right - 110 ? "right" : "left";
-      c.fillText(line.label, this.px[i], y, 220);
+      c.textAlign = "left";
+      c.strokeText(line.label, x, y, 220);
+      c.fillText(line.label, x, y, 220);
     }
     c.restore();
   }

@@ -224,6 +224,14 @@ def test_the_line_is_the_front_of_the_plane(show: Callable[..., Any], front: Pat
     best = [(m, q, t) for m, q, t in points if not any(a <= m and b >= q and (a, b) != (m, q) for a, b, _ in points)]  # type: ignore[operator]
     assert line == [t for _, _, t in sorted(best)]
     assert len(line) > 3
+    for swapped in (False, True):  # whichever way round: every corner is worse than both of its neighbours
+        if swapped:
+            page.select_option("#y", "device_bytes")
+        signs = (-1, 1) if swapped else (1, -1)  # of a cost
+        steps = page.evaluate("scatter.corners(scatter.frontier(members))")
+        assert len(steps) == 2 * len(line) - 1
+        for before, corner, after in zip(steps[::2], steps[1::2], steps[2::2], strict=False):
+            assert all(s * c >= max(s * a, s * b) for s, c, a, b in zip(signs, corner, before, after, strict=True))
 
 
 def test_third_metric_as_size_and_as_colour(show: Callable[..., Any], front: Path) -> None:
@@ -515,7 +523,7 @@ def test_importance_is_a_table_or_says_why_not(show: Callable[..., Any], front: 
 def test_hostile_names_are_text(show: Callable[..., Any], tmp_path: Path) -> None:
     """Of the study, its data, a device, a value of the configuration, a reason and a note."""
     base = made_info(30, EVIL)
-    trials = tuple(replace(r, reason=EVIL, notes=(EVIL,), config={**r.config, EVIL: EVIL}) for r in base.trials)
+    trials = tuple(replace(r, reason=f"{EVIL}\n2", notes=(EVIL,), config={**r.config, EVIL: EVIL}) for r in base.trials)
     evil = replace(base, trials=trials, data=EVIL, target_device=EVIL, recipe={"search_epochs": EPOCHS, EVIL: EVIL})
     path = write_front(page_report(evil), tmp_path)["html"]
     page = show(path)
@@ -531,6 +539,11 @@ def test_hostile_names_are_text(show: Callable[..., Any], tmp_path: Path) -> Non
     page.select_option("#state", "")
     page.wait_for_timeout(100)
     assert page.title() == f"{EVIL} - Pareto front" and page.locator("img").count() == 0
+    with page.expect_download() as download:  # quotes, commas and line ends within a cell
+        page.locator("#csv").click()
+    text = Path(download.value.path()).read_bytes().decode()
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [(row["reason"], row[EVIL]) for row in rows] == [(f"{EVIL}\n2", EVIL)] * 30
 
 
 @pytest.mark.parametrize("kept", [[], ["infeasible"], ["complete"], ["failed", "running"]])
