@@ -322,7 +322,8 @@ def methods_page() -> str:
     parts = [
         "# Every method and its options\n",
         "In a recipe under `method` and `options`, on the command line `--set method=NAME --set NAME.option=value`, in "
-        "a space a section of its name. What they are, and how they compare: [methods](../methods.md). Made from the code.\n",
+        "a space a section of its name. What they are, and how they compare: [methods](../methods.md). Made from the "
+        "code.\n",
     ]
     for name, method in METHODS.items():
         docs = attribute_docs(method.options)
