@@ -217,7 +217,7 @@ SMALLER = ('settings={"search_epochs": ', 'settings={"image_size_px": 64, "max_s
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """A search takes a thread for every core that it has; several on a busy machine wait for each other, for minutes."""
+    """A search takes a thread a core; on a busy machine they wait for each other, for minutes."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
