@@ -68,8 +68,10 @@ def small(image: Image.Image, path: Path, width: int = 1280) -> None:
 
 
 def page_of_front(page: Page, home: Path, study: str, take: Callable[[str], None]) -> None:
+    page.set_viewport_size({"width": 1280, "height": 1150})  # down to the end of the first chart
     page.goto((home / study / "front.html").as_uri())
     take("page")
+    page.set_viewport_size({"width": 1280, "height": 800})
 
 
 def mlflow_pages(page: Page, home: Path, study: str, take: Callable[[str], None]) -> None:
