@@ -243,7 +243,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(cst_search.__file__).parents[1]))
         patch.delenv("CST_SEARCH_HOME", raising=False)
-        client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+        client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
         with one_core():
             client.execute()  # raises what a cell raises
     nbformat.write(notebook, folder / "played.ipynb")
