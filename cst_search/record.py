@@ -36,7 +36,7 @@ from cst_search.addresses import DATABASES_OF_MLFLOW, shown_address, without_pas
 from cst_search.errors import RunError
 from cst_search.record_entries import METRICS, log_training, params
 from cst_search.record_texts import description, run_name
-from cst_search.record_views import is_ours, make_views
+from cst_search.record_views import TAG, is_ours, make_views
 from cst_search.results import LaunchRecord, StudyInfo, Tally, TrialRecord
 
 for noisy in ("mlflow", "alembic"):
@@ -84,6 +84,19 @@ def try_tracking(uri: str) -> int | None:
     except Exception as error:  # of the client, of requests, of SQLAlchemy
         reason = without_password((str(error).splitlines() or [type(error).__name__])[0], uri)[:300]
         raise RunError(f"{shown_address(uri)} does not answer: {reason}") from None
+
+
+def newest_fronts(uri: str, base: str, most: int = 3) -> list[tuple[str, str]]:
+    """(study, address of its front in the server at ``base``) of the studies last worked on, the newest first."""
+    try:
+        found = MlflowClient(tracking_uri=uri).search_experiments(order_by=["last_update_time DESC"], max_results=50)
+    except Exception:  # a courtesy: the server says better what is wrong with its database
+        return []
+    return [
+        (one.name, f"{base}/#/experiments/{one.experiment_id}/runs?viewStateShareKey=cst-front")
+        for one in found
+        if f"{TAG}cst-front" in one.tags
+    ][:most]
 
 
 class _Mirror:

@@ -29,8 +29,13 @@ playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 HOSTILE = "a <script>document.title='taken'</script> **b** | `c`"
-# MLflow's page asks for the user of a server that has none
-KNOWN = ("the server responded with a status of 404", "ResizeObserver loop")
+# of MLflow's own page: it asks for the user of a server that has none, and its parallel coordinates are drawn once
+# before they have a size
+KNOWN = (
+    ("the server responded with a status of 404", "users/current"),
+    ("ResizeObserver loop",),
+    ("translate(NaN)", "static-files"),
+)
 
 
 @dataclass
@@ -42,6 +47,7 @@ class Looked:
     experiment: str
     launch: str  # its run
     page: Any
+    said: Path  # what `cst-search ui` printed
     errors: list[str] = field(default_factory=list)
 
     def open(self, where: str) -> Any:
@@ -86,9 +92,12 @@ def looked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Looked]:
             browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1700, "height": 1300})
             page.set_default_timeout(60_000)
-            seen = Looked(info, base, experiment.experiment_id, launch.info.run_id, page)
+            seen = Looked(info, base, experiment.experiment_id, launch.info.run_id, page, home / "ui.log")
             page.on("pageerror", lambda error: seen.errors.append(str(error)))
-            page.on("console", lambda line: seen.errors.append(line.text) if line.type == "error" else None)
+            page.on(
+                "console",
+                lambda line: seen.errors.append(f"{line.text} {line.location}") if line.type == "error" else None,
+            )
             yield seen
             browser.close()
     finally:
@@ -115,6 +124,7 @@ def names_of_rows(page: Any) -> list[str]:
 
 
 def test_the_view_of_the_front_shows_exactly_the_front(looked: Looked) -> None:
+    assert f"the front of {looked.info.name}:  {looked.base}/#/experiments/" in looked.said.read_text()
     page = looked.open("/runs")
     page.get_by_role("button", name="Views").click()
     page.get_by_text("Pareto front", exact=True).click()
@@ -162,7 +172,7 @@ def test_the_page_is_rendered_among_the_artifacts(looked: Looked) -> None:
     page = looked.open(f"/runs/{looked.launch}/artifacts/pareto/front.html")
     frame = page.frame_locator("iframe").first
     frame.locator("h1").filter(has_text="a <script>").wait_for()
-    frame.locator("#front .main-svg").first.wait_for()  # its chart, drawn by its own script
+    frame.locator("#front canvas, #front svg").first.wait_for()  # its chart, drawn by its own script
     assert frame.locator("tbody tr").count() >= len(looked.info.front())
 
 
@@ -171,7 +181,7 @@ def test_hostile_names_stay_text_and_nothing_failed(looked: Looked) -> None:
     page = looked.open(f"/runs/{looked.launch}")
     page.get_by_text("Show more").wait_for()
     assert page.title() != "taken"
-    assert [error for error in looked.errors if not any(known in error for known in KNOWN)] == []
+    assert [error for error in looked.errors if not any(all(part in error for part in known) for known in KNOWN)] == []
 
 
 def test_a_view_that_a_person_changed_stays_theirs(tmp_path: Path) -> None:

@@ -78,13 +78,16 @@ def ui(
         # its job runner would be seven more processes and 1.5 GB that a viewer does not need
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
+    from cst_search.record import newest_fronts  # the server needs MLflow too, and will find it loaded from disk
+
+    uri, base = f"sqlite:///{(folder / 'mlflow.db').absolute()}", f"http://{host}:{port}"
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{(folder / 'mlflow.db').absolute()}",
-        "--default-artifact-root", (folder / "artifacts").absolute().as_uri(),
+        "--backend-store-uri", uri, "--default-artifact-root", (folder / "artifacts").absolute().as_uri(),
     ]  # fmt: skip
-    say(f"MLflow on http://{host}:{port} in about ten seconds; Ctrl-C ends it")
-    say('the front: a study > Views > "Pareto front", or filter runs with  tags."cst.pareto" = "true"')
+    say(f"MLflow on {base} in about ten seconds; Ctrl-C ends it")
+    for study, link in newest_fronts(uri, base):
+        say(f"the front of {study}:  {link}")
     sys.stdout.flush()
     os.execve(command[0], command, environment)  # no child that would outlive us
 
