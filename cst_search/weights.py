@@ -28,6 +28,7 @@ def save_trained(model: nn.Module, recipe: Recipe, class_names: tuple[str, ...],
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata=metadata)
+    part.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files that only their owner may read
     part.replace(path)
 
 

@@ -39,6 +39,9 @@ _SLOW = (
     "test_launch",
     "test_workers",
     "test_suggest",
+    "test_docs",
+    "test_page",
+    "test_mlflow_ui",
 )
 
 

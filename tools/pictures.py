@@ -78,7 +78,6 @@ def mlflow_pages(page: Page, home: Path, study: str, take: Callable[[str], None]
     client = MlflowClient(default_tracking_uri(home))
     experiment = client.get_experiment_by_name(study).experiment_id
     launch = client.search_runs([experiment], "tags.`cst.kind` = 'launch'", max_results=1)[0].info.run_id
-    front = client.search_runs([experiment], "tags.`cst.pareto` = 'true'", order_by=["metrics.map DESC"])
     port = free_port()
     command = [sys.executable, "-m", "cst_search.cli", "ui", "--home", str(home), "--port", str(port)]
     with server(command, f"http://127.0.0.1:{port}/health"):
@@ -88,19 +87,21 @@ def mlflow_pages(page: Page, home: Path, study: str, take: Callable[[str], None]
         close_assistant(page)
         page.get_by_role("link", name=study).first.wait_for()
         take("mlflow-1-experiments")
-        page.goto(f"{root}/{experiment}/runs")
-        launched = page.get_by_text(client.get_run(launch).info.run_name).first
-        launched.wait_for()
-        launched.locator("xpath=ancestor::*[@role='gridcell']").get_by_role("button").first.click()  # the plus sign
-        take("mlflow-2-runs")
-        search = page.get_by_placeholder("metrics.rmse").first
-        search.fill('tags."cst.pareto" = "true"')
-        search.press("Enter")
-        page.wait_for_timeout(3000)
+        page.set_viewport_size({"width": 1280, "height": 1000})
+        page.goto(f"{root}/{experiment}/runs/{launch}")
+        page.get_by_text("Show more").click()
+        page.locator("img[src*='front-small.png']").wait_for()
+        take("mlflow-2-launch")
+        page.set_viewport_size({"width": 1600, "height": 800})
+        page.goto(f"{root}/{experiment}/runs?viewStateShareKey=cst-front")
+        page.get_by_text("matching run").first.wait_for()
         take("mlflow-3-front")
-        page.goto(f"{root}/{experiment}/runs/{front[0].info.run_id}")
-        page.get_by_text("Parameters").first.wait_for()
-        take("mlflow-4-trial")
+        page.set_viewport_size({"width": 1600, "height": 1000})
+        page.goto(f"{root}/{experiment}/runs?viewStateShareKey=cst-trials&compareRunsMode=CHART")
+        page.get_by_text("Parallel Coordinates").first.wait_for()
+        page.wait_for_timeout(3000)
+        take("mlflow-4-charts")
+        page.set_viewport_size({"width": 1280, "height": 800})
         page.goto(f"{root}/{experiment}/runs/{launch}/artifacts/pareto/front.html")
         page.get_by_text("front.html").first.wait_for()
         page.wait_for_timeout(3000)
