@@ -137,15 +137,15 @@ def resumed(study: Study, home: Path, n_trials: int | None, **others: Any) -> La
         StudyError: nobody said how many.
         UserError: as `launch_options`.
     """
-    info = study.info()
-    n_trials = n_trials or study.n_wanted()
-    if n_trials is None:
-        raise StudyError(f"study {info.name!r} does not say how many trials it shall have; give --trials N")
     unsaid = dict.fromkeys(
         ("budget_mem", "budget_params", "time_limit", "limit_mem", "cache_size", "stop_early", "eta", "settings",
          "sampler")
     )  # fmt: skip
     options = launch_options(**(unsaid | {"device": "auto", "home": home} | others))
+    info = study.info()
+    n_trials = n_trials or study.n_wanted()
+    if n_trials is None:
+        raise StudyError(f"study {info.name!r} does not say how many trials it shall have; give --trials N")
     return replace(
         options,
         trials=n_trials,

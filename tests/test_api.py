@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import torch
 from studies import make_study, run_cli, run_one, scored
 
 import cst_search
-from cst_search import api
+from cst_search import api, preparation
 from cst_search.api import Search
 from cst_search.config import load_recipe
+from cst_search.demo import write_demo
 from cst_search.errors import ConfigError, StudyError, UnitError
 from cst_search.recipe import Recipe
 from cst_search.results import StudyInfo
@@ -33,6 +35,8 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, doc
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("CST_SEARCH_HOME", raising=False)
+        # a tenth of the demo's images: what is learned from them is nobody's business here
+        patch.setattr(preparation, "write_demo", partial(write_demo, n_train=24, n_val=8))
         examples = doctest.DocTestFinder().find(api, globs={})
         runner = doctest.DocTestRunner()
         for example in sorted(examples, key=lambda test: test.lineno or 0):  # launch first
