@@ -1,9 +1,9 @@
 """The Pareto report of a study: ``front.html`` to explore, ``front.png`` to show, ``front.json`` for a program.
 
 The page is one file that asks no network for anything and stores nothing, so it also works in the sandboxed frame in
-which MLflow shows artifacts. Its charts are our own, on canvas (dashboards/*.js): plotly.js put 4.8 MB into every page
-and took half a second for each brush over 10,000 trials, and its parallel coordinates know neither absent dimensions
-nor a keyboard (`benchmarks/page.py`). Only this module knows Jinja2.
+which MLflow shows artifacts. Its charts are our own, on canvas (dashboards/*.js): plotly.js puts 4.8 MB into every page
+and takes ten times as long to dim some of 10,000 points, three times with WebGL (`benchmarks/page.py --plotly`, on two
+busy cores); and its parallel coordinates know neither absent dimensions nor a keyboard. Only this module knows Jinja2.
 """
 
 from __future__ import annotations

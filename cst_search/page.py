@@ -24,7 +24,7 @@ _FEW = 12  # different numbers that a dimension outside the space may have and s
 
 
 def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report (`results.page_report`) for the page; index i stands for the same trial in every column.
+    """A report (`results.page_report`, as `plain`) for the page; index i stands for the same trial in every column.
 
     ``columns``: per metric its values in the record's units, None where unknown; of a confirmed trial the mean over
     its seeds. ``seeds``: of those trials, by index, the trial's own values and the standard deviations. ``trials``:
@@ -33,7 +33,6 @@ def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
     methods alone. ``curves``: per metric a list per trial, one value
     per epoch, and ``epochs`` where those are not 1, 2, ... ``volumes``: (index, hypervolume) where it grew.
     """
-    report = plain(report)
     rows: list[dict[str, Any]] = report["all"]
     groups = list(GROUPS)
     x, y = axes_of(report)

@@ -18,7 +18,7 @@ from cst_search.dashboard import write_comparison, write_front
 from cst_search.errors import ConfigError
 from cst_search.page import page_data
 from cst_search.pareto import OBJECTIVES, front, hypervolume, hypervolume_by_trial, knee
-from cst_search.picture import GROUPS, picture
+from cst_search.picture import GROUPS, picture, plain
 from cst_search.results import StudyInfo, page_report
 
 
@@ -445,7 +445,7 @@ def test_dimensions_know_their_range_their_scale_and_their_methods():
 
 def test_what_stands_in_no_space_is_judged_by_its_values():
     report = make_report(60)
-    dimensions = {dimension["key"]: dimension["kind"] for dimension in page_data(report)["dimensions"]}
+    dimensions = {dimension["key"]: dimension["kind"] for dimension in page_data(plain(report))["dimensions"]}
     assert dimensions["lr"] == "number"  # 60 different ones
     assert dimensions["image_size_px"] == "choice" and dimensions["mtc_stages"] == "choice"
 

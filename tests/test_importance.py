@@ -74,6 +74,15 @@ def test_infeasible_and_failed_trials_do_not_count() -> None:
     assert importance(replace(info, trials=others)) == importance(info)
 
 
+def test_a_pruned_trial_over_the_budget_does_not_count() -> None:
+    info = made_info(120)
+    over = {record.trial for record in info.trials if record.state == "pruned"}
+    assert over
+    rest = tuple(r for r in info.trials if r.trial not in over)
+    marked = tuple(replace(r, feasible=False, map=0.99) if r.trial in over else r for r in info.trials)
+    assert importance(replace(info, trials=marked)) == importance(replace(info, trials=rest))
+
+
 def test_the_same_map_everywhere_tells_nothing() -> None:
     info = made_info(120)
     trials = tuple(replace(record, map=None if record.map is None else 0.3) for record in info.trials)

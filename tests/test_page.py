@@ -313,6 +313,11 @@ def test_an_axis_by_keyboard_and_what_lacks_the_dimension(
     page.keyboard.press("Escape")
     drawn(page)
     assert len(chosen(page)) == N
+    page.locator(".axis[aria-label='cst.gate_init'] .thumb.to").focus()  # a range around 0, which is not "absent"
+    page.keyboard.press("ArrowDown")
+    drawn(page)
+    found = chosen(page)
+    assert found == {t for t in cst if info.by_number(t).config["cst.gate_init"] <= -1.39 + 0.98 * 2.78}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("mode", ["box", "lasso"])
@@ -487,6 +492,9 @@ def test_a_phone_needs_no_scrolling_sideways(show: Callable[..., Any], tmp_path:
     page.touchscreen.tap(*place(page, number))
     assert page.locator("#detail-title").text_content() == f"Trial {number}"
     assert page.evaluate("getComputedStyle(byId('front')).touchAction") == "pan-y"  # a finger scrolls the page
+    reports = [page_report(made_info(n, name)) for name in ("a", "b" * 30)]
+    page = show(write_comparison(reports, tmp_path)["html"], viewport={"width": 390, "height": 844}, is_mobile=True)
+    assert page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]") == [390, 390]
 
 
 def test_dark_mode(show: Callable[..., Any], front: Path) -> None:
