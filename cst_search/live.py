@@ -147,11 +147,13 @@ class View:
     def _time_left(self) -> str:
         if not self.ended:
             return "time left unknown"
-        remaining = self.n_trials - self._n_finished()
         mean = sum(r.seconds or 0.0 for r in self.ended.values()) / len(self.ended)
         now = time.monotonic()
-        done = sum(min(mean, now - begun) for _, begun, _ in self.running.values())
-        return f"about {format_seconds(max(0.0, remaining * mean - done) / self.n_workers)} left"
+        # one that takes longer than the others did is not over before it says so
+        running = [max(0.1 * mean, mean - (now - begun)) for _, begun, _ in self.running.values()]
+        waiting = max(0, self.n_trials - self._n_finished() - len(running))
+        left = max([(sum(running) + waiting * mean) / self.n_workers, *running])
+        return f"about {format_seconds(left)} left"
 
     def _render(self) -> Group:
         with self._lock:

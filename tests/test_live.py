@@ -63,6 +63,24 @@ def test_a_promoted_trial_counts_once(is_terminal: bool) -> None:
         assert "trial 1 started (goes on after epoch 1): head" in text
 
 
+def test_the_time_left_is_not_over_before_the_last_trial_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("cst_search.live.time.monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), width=140)
+    view = View(console, title="x", n_trials=4, n_workers=2, n_done=0, epochs=9, on_finished=lambda: (0.5, 0))
+    view.started(suggestion(0))
+    assert view._time_left() == "time left unknown"
+    view.finished(stopped(0, state="complete", seconds=100.0, waits=False))
+    assert view._time_left() == "about 2m30s left"  # three of 100 s on two workers
+    for trial in (1, 2, 3):
+        view.started(suggestion(trial))
+    view.finished(stopped(1, state="complete", seconds=100.0, waits=False))
+    now[0] = 60.0
+    assert view._time_left() == "about 40s left"
+    now[0] = 500.0  # both take longer than the others did
+    assert view._time_left() == "about 10s left"
+
+
 WATCHED = """
 import sys, time
 from pathlib import Path
