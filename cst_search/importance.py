@@ -20,11 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cst_search.space import Dimension, Space
+from cst_search.space import Space
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
     from cst_search.results import StudyInfo, TrialRecord
 
 FEWEST = 20  # trials; with fewer the best are less than 5, which [Watanabe2023] and Optuna ask for, of a quarter
@@ -114,25 +112,13 @@ def _evaluate(
 def _frozen(space: Space, record: TrialRecord) -> Any:
     import optuna
 
+    from cst_search.samplers import distribution, label
+
     method = [space.method_dimension] if len(space.methods) > 1 else []
     dimensions = [*method, *space.by_method.get(record.config.get(Space.METHOD, ""), ())]
     inside = [d for d in dimensions if d.key in record.config and d.contains(record.config[d.key])]
     return optuna.trial.create_trial(
-        params={d.key: _param(d, record.config[d.key]) for d in inside},
-        distributions={d.key: _distribution(d) for d in inside},
+        params={d.key: label(record.config[d.key]) for d in inside},
+        distributions={d.key: distribution(d) for d in inside},
         value=0.0,
     )
-
-
-def _param(dimension: Dimension, value: Any) -> Any:
-    return dimension.choices.index(value) if dimension.choices else value
-
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if dimension.choices:
-        return CategoricalDistribution(range(len(dimension.choices)))  # Optuna's are scalars, ours may be tuples
-    if dimension.whole:
-        return IntDistribution(round(dimension.low), round(dimension.high), log=dimension.log)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)

@@ -103,8 +103,8 @@ def comparison_data(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     volumes: list[float | None] = [None] * len(studies)
     joint: list[int | None] = [None] * len(studies)
     if same and _agree(studies, "data"):
-        ends = {"min": max, "max": min}  # the worst of the studies' reference points
-        reference = {o.name: ends[o.goal](report["reference_point"][o.name] for report in studies) for o in objectives}
+        corner = pareto.common_reference([report["reference_point"] for report in studies], objectives)
+        reference = {o.name: value for o, value in zip(objectives, corner, strict=True)}
         values = [[_value_of(row, o.name) for o in objectives] for _, row in points]
         of = [[v for (k, _), v in zip(points, values, strict=True) if k == place] for place in range(len(studies))]
         volumes = [pareto.hypervolume(v, objectives, list(reference.values())) if v else 0.0 for v in of]

@@ -24,7 +24,7 @@ References.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -223,3 +223,9 @@ def dominated_volume(costs: Floats, bound: Floats) -> float:
 def _volume(units: Floats) -> float:
     """Of the unit box."""
     return dominated_volume(units, np.ones(units.shape[1]))
+
+
+def common_reference(points: Sequence[Mapping[str, float]], objectives: Sequence[Objective]) -> list[float]:
+    """The worst of several reference points (by name), objective by objective: hypervolumes at it are comparable."""
+    worst = {"min": max, "max": min}
+    return [worst[o.goal](point[o.name] for point in points) for o in objectives]

@@ -307,8 +307,7 @@ def common_reference(infos: Sequence[StudyInfo]) -> list[float] | None:
     first = infos[0]
     if any((info.data, info.objectives) != (first.data, first.objectives) for info in infos):
         return None
-    worst = {"min": max, "max": min}
-    return [worst[o.goal](info.reference_point[o.name] for info in infos) for o in first.objectives]
+    return pareto.common_reference([info.reference_point for info in infos], first.objectives)
 
 
 def page_report(info: StudyInfo) -> dict[str, Any]:

@@ -116,22 +116,22 @@ def params_of(space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
     method = {Space.METHOD: config[Space.METHOD]} if len(space.methods) > 1 else {}
     dimensions = space.by_method.get(config[Space.METHOD], ())
     inside = [d for d in dimensions if d.key in config and d.contains(config[d.key])]
-    return method | {d.name: _label(config[d.key]) for d in inside}
+    return method | {d.name: label(config[d.key]) for d in inside}
 
 
 def distribution(dimension: Dimension) -> CategoricalDistribution | FloatDistribution | IntDistribution:
     if dimension.choices:
-        return CategoricalDistribution([_label(value) for value in dimension.choices])
+        return CategoricalDistribution([label(value) for value in dimension.choices])
     if dimension.whole:
         return IntDistribution(round(dimension.low), round(dimension.high), log=dimension.log)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
-def _value(dimension: Dimension, label: Any) -> Any:
+def _value(dimension: Dimension, name: Any) -> Any:
     """The value of a dimension for what Optuna calls it."""
-    return next(value for value in dimension.choices if _label(value) == label) if dimension.choices else label
+    return next(value for value in dimension.choices if label(value) == name) if dimension.choices else name
 
 
-def _label(value: Any) -> Any:
+def label(value: Any) -> Any:
     """Optuna's categories are scalars: a tuple becomes its JSON text."""
     return json.dumps(list(value)) if isinstance(value, list | tuple) else value

@@ -74,7 +74,8 @@ class Table {
 /* RFC 4180. */
 function csv(header, rows) {
   const cell = (value) => {
-    const text = value === null || value === undefined ? "" : String(value);
+    let text = value === null || value === undefined ? "" : String(value);
+    if (/^[=+@\t\r-]/.test(text) && Number.isNaN(Number(text))) text = "'" + text; // a spreadsheet would run it
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   return [header, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";

@@ -14,7 +14,7 @@ import pytest
 import typer
 from studies import make_study, run_cli, run_one, scored
 
-from cst_search import catalog, dashboard
+from cst_search import catalog
 from cst_search.cli import app
 from cst_search.petl import METHODS
 from cst_search.recipe import Recipe
@@ -128,16 +128,11 @@ def test_a_common_reference_is_the_worst_of_all(home: Path) -> None:
     assert own[0] != own[1] and common == [own[1], own[1]]  # the same points, by the wider reference
 
 
-def test_a_comparison_is_written(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-
-    def write(reports: Sequence[dict[str, Any]], folder: Path) -> dict[str, Path]:
-        seen.extend(report["study"] for report in reports)
-        return {"html": folder / "comparison.html"}
-
-    monkeypatch.setattr(dashboard, "write_comparison", write, raising=False)
+def test_a_comparison_is_written(home: Path, tmp_path: Path) -> None:
     ran = run_cli("front", "one", "two", "one", "--home", home, "-o", tmp_path)
-    assert ran.code == 0 and seen == ["one", "two"] and "comparison.html" in ran.err
+    assert ran.code == 0 and f"{tmp_path / 'comparison.html'}" in ran.err
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert [study["study"] for study in written["studies"]] == ["one", "two"]
 
 
 # --- completion ------------------------------------------------------------------------------------------------------

@@ -155,10 +155,9 @@ def front(
 
             files = write_report(infos[0], output)
         else:
-            from cst_search import dashboard
+            from cst_search.dashboard import write_comparison
 
-            write = vars(dashboard)["write_comparison"]
-            files = write([page_report(info) for info in infos], output)
+            files = write_comparison([page_report(info) for info in infos], output)
         err.print(f"wrote {', '.join(str(path) for path in files.values())}", markup=False, highlight=False)
     if json_:
         reports = [front_report(info) for info in infos]
