@@ -73,7 +73,7 @@ def description(info: StudyInfo, experiment: str, run: str, runs: Mapping[int, s
         *lines, "",
         f"![the front](get-artifact?path=pareto%2Ffront-small.png&run_uuid={run})", "",
         f"`cst-search export {info.name.replace('`', '')} --pick knee -o best.yaml` writes a point as a recipe, "
-        "`--pick trial=N` another; `cst-search train best.yaml --out best` trains it.", "",
+        "`--pick trial=N` another; `cst-search train best.yaml --out trained` trains it.", "",
         "The page to explore: **Artifacts**, `pareto/front.html`. These runs as a table with charts: **Views**, "
         f"*Pareto front*, in the list of runs, or the filter `{ON_FRONT}`.",
     ])  # fmt: skip

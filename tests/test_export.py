@@ -329,6 +329,9 @@ def test_an_exported_recipe_trains_elsewhere(
     model = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
     pictures = [entry.path for entry in tiny_data.splits["val"].images[:2]]
     ran = run_cli("predict", "trained", *pictures, "--no-draw", "--score", "0.1", "--device", "cpu")
+    assert "have nothing" not in ran.err
+    none = run_cli("predict", "trained", *pictures, "--no-draw", "--score", "1.0", "--device", "cpu")
+    assert "2 of 2 image(s) have nothing of --score 1 or more" in none.err
     wanted = [{name: one[name] for name in ("width", "height", "detections")} for one in json.loads(ran.out)]
     sent = base64.b64encode(pictures[1].read_bytes()).decode()
     images = [str(pictures[0]), sent]

@@ -345,7 +345,7 @@ def python_page() -> str:
     parts = [
         "# Every function of the Python API\n\nHow to use them: [from Python](../python.md). Made from the code.\n"
     ]
-    for name in getattr(cst_search, "__all__", ()):
+    for name in cst_search.__all__:
         if inspect.isclass(value := getattr(cst_search, name)):
             parts.append(f"## {name}\n\n{docstring(value)}")
             members = [(n, m) for n, m in vars(value).items() if not n.startswith("_")]

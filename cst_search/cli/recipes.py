@@ -76,7 +76,11 @@ def predict(
     """Detect objects with a trained configuration: JSON on stdout, pictures in a folder."""
     from cst_search.inference import predict as run_predict
 
-    print_json(run_predict(run, images, output if draw else None, score=score, device=device))
+    results = run_predict(run, images, output if draw else None, score=score, device=device)
+    print_json(results)
+    n_empty = sum(not one["detections"] for one in results)
+    if n_empty:
+        err.print(f"{n_empty} of {len(results)} image(s) have nothing of --score {score:g} or more", highlight=False)
 
 
 @app.command()

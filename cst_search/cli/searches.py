@@ -65,7 +65,7 @@ def launch(
     ] = None,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Trials that the study shall have in the end.")] = 16,
     time_limit: TimeLimitOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1)] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Of the sampler and of every trial.")] = 0,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
     objectives: Annotated[

@@ -48,7 +48,7 @@ def doctor(
 @app.command()
 def ui(
     home: HomeOption = None,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="To listen on.")] = 5000,
     host: Annotated[str, typer.Option("--host", help="Loopback unless told otherwise.")] = "127.0.0.1",
     optuna: Annotated[
         bool,
