@@ -19,7 +19,7 @@ TAG = "mlflow.sharedViewState."
 ON_FRONT = 'tags."cst.pareto" = "true"'
 _TRIALS = 'tags."cst.kind" = "trial"'
 _SECTION = "cst-charts"
-_MOST_PARAMS = 10  # axes of parallel coordinates beside the metrics; more cannot be read
+_MOST_PARAMS = 6  # axes beside the metrics; the chart is small, and the UI can add others
 
 
 def make_views(info: StudyInfo) -> dict[str, str]:
