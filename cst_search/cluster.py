@@ -44,6 +44,7 @@ _GONE_SECONDS = 30.0  # of a head; Ray's own patience is 60
 # of the environment of a search, what holds in a trial's process; nodes were started without it
 _TRIAL_ENVIRONMENT = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "TUNE_FUNCTION_THREAD_TIMEOUT_S", "RAY_AIR_NEW_OUTPUT",
                       "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_STRICT_METRIC_CHECKING")  # fmt: skip
+_BUSY = "Starting Ray client server failed"  # the head gives each client a process of 30 s to start in
 _FORMS = "--address takes auto, HOST:PORT of a Ray head (6379 unless told otherwise), or ray://HOST:10001"
 _TOKEN = (
     "if the cluster asks for a token, this machine needs the same: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, "
@@ -233,7 +234,12 @@ def _connect(address: str) -> None:
             raise ConfigError(f"--address {address}: no Ray cluster answers there ({why}); {_FORMS}")
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        ray.init(address, runtime_env=_runtime_env(), log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(address, runtime_env=_runtime_env(), log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            if _BUSY not in str(error):
+                raise
+            ray.init(address, runtime_env=_runtime_env(), log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise ConfigError(f"--address {address}: {_first_lines(error)}; {_FORMS}; {_TOKEN}") from None
     except Exception as error:  # another version of Ray or Python, a runtime environment that cannot be made

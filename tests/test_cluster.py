@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,28 @@ def test_a_wrong_address_is_said_within_seconds(tmp_path: Path, address: str, wh
     assert ran.code == 2 and time.monotonic() - begun < 15
     assert "--address takes auto, HOST:PORT" in ran.message and why in ran.message
     assert not (tmp_path / "studies.db").exists()
+
+
+@pytest.mark.parametrize(("n_times", "raises"), [(1, False), (2, True)])
+def test_a_head_that_is_too_busy_for_a_client_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, n_times: int, raises: bool
+) -> None:
+    import ray
+
+    calls: list[str] = []
+
+    def init(address: str, **_: Any) -> None:
+        calls.append(address)
+        if len(calls) <= n_times:
+            raise ConnectionError(
+                "Initialization failure from server:\nRuntimeError: Starting Ray client server failed."
+            )
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(cluster, "_silence", lambda *_, **__: None)
+    with pytest.raises(ConfigError) if raises else nullcontext():
+        cluster._connect("ray://127.0.0.2:7")
+    assert len(calls) == 2
 
 
 def test_a_port_of_the_cluster_that_is_another_one(head: Machine, tmp_path: Path) -> None:

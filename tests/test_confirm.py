@@ -217,7 +217,10 @@ def test_mlflow_has_the_confirmation(stories: dict[str, Any]) -> None:
     done = next(run for run in parents.values() if run.data.params["seeds"] == "3" and run.info.status == "FINISHED")
     assert done.data.metrics["hypervolume"] == pytest.approx(stories["after_done"].hypervolume())
     client = MlflowClient(default_tracking_uri(home))
-    for folder, names in (("pareto", {"front.html", "front.png", "front.json"}), ("confirm", {"confirm.json"})):
+    for folder, names in (
+        ("pareto", {"front.html", "front.png", "front-small.png", "front.json"}),
+        ("confirm", {"confirm.json"}),
+    ):
         assert {Path(a.path).name for a in client.list_artifacts(done.info.run_id, folder)} == names
 
 

@@ -164,7 +164,7 @@ def test_what_was_read_stays_true_while_others_write(tmp_path: Path) -> None:
     views = [make_study(tmp_path) for _ in range(3)]
     views[0].begin_launch()
     for view in views:
-        view.launch_id = views[0].launch_id  # so that what they hand out counts as running
+        view._launches.id = views[0].launch_id  # so that what they hand out counts as running
     running: list[tuple[Study, int]] = []
     for step in range(60):
         view = rng.choice(views)

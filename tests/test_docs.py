@@ -181,7 +181,7 @@ def test_every_command_of_a_text_is_understood(page: Path, tmp_path: Path, monke
 
 
 # of other programs
-FOREIGN = {"metrics.md": {"--config", "--config.file"}, "README.md": {"--num-cpus"}}
+FOREIGN = {"metrics.md": {"--config", "--config.file"}, "README.md": {"--num-cpus", "--install-completion"}}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

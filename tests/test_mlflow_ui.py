@@ -34,7 +34,7 @@ HOSTILE = "a <script>document.title='taken'</script> **b** | `c`"
 KNOWN = (
     ("the server responded with a status of 404", "users/current"),
     ("ResizeObserver loop",),
-    ("translate(NaN)", "static-files"),
+    ("NaN", "static-files"),
 )
 
 

@@ -597,11 +597,10 @@ TOGETHER = """
 """
 
 
-@pytest.mark.parametrize("n_configurations", [24, 12])
-def test_processes_together_run_each_configuration_once(storage_url: str, n_configurations: int) -> None:
-    """At the same moment; in a space of 24 the bound of 20 is exact, in one of 12 all are run, and then it ends."""
+def test_processes_together_run_each_configuration_once(storage_url: str) -> None:
+    """At the same moment, in a space of 24: the bound of 20 is exact."""
     space = {"methods": ["cst"], "cst": {"reduction": {"choice": [2, 4, 8]}, "mtc_stages": {"choice": [[5], [4]]}},
-             "shared": {"accumulate": {"choice": list(range(1, n_configurations // 6 + 1))}}}  # fmt: skip
+             "shared": {"accumulate": {"choice": [1, 2, 3, 4]}}}  # fmt: skip
     command = [sys.executable, "-c", textwrap.dedent(TOGETHER), str(Path(__file__).parent), storage_url, repr(space)]
     running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     for process in running:
@@ -613,7 +612,7 @@ def test_processes_together_run_each_configuration_once(storage_url: str, n_conf
     for process in running:
         assert process.wait(120) == 0
     trials = [r for r in Study.open(storage_url, "made").info().trials if r.ran]
-    assert len(trials) == min(n_configurations, 20)
+    assert len(trials) == 20
     assert len({json.dumps(r.config, sort_keys=True) for r in trials}) == len(trials)
     assert {r.state for r in trials} == {"complete"} and len({r.launch for r in trials}) > 1
 

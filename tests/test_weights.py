@@ -188,7 +188,7 @@ def test_what_is_no_safetensors_file_is_refused_and_nothing_runs(
     saved: tuple[Path, Any, Any], write: Callable[[Path], object]
 ) -> None:
     write(saved[0])
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"cannot be read|neither a folder written by"):
         load_trained(saved[0])
     assert not (saved[0].parent / "boom").exists()
 
