@@ -270,14 +270,7 @@ DETECTORS = {
 @cache
 def get_detector(name: str) -> Detector:
     """The detector of that name. Raises ConfigError, naming those that exist."""
-    plugin = plugins.of_name("detectors", name, ours=name in DETECTORS)
-    if plugin is not None:
-        detector: Detector = plugins.load(plugin, Detector)
-        return detector
-    if name not in DETECTORS:
-        known = (*DETECTORS, *plugins.names("detectors"))
-        raise ConfigError(f"detector must be one of {', '.join(known)}; got {name!r}")
-    return DETECTORS[name]
+    return plugins.get("detectors", name, Detector, DETECTORS)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

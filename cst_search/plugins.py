@@ -13,15 +13,17 @@ examples/my-method is such a package. Nothing of it is imported before its name 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from cst_search.errors import ConfigError
 
 Kind = Literal["methods", "detectors"]
 KINDS: tuple[Kind, ...] = ("methods", "detectors")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,18 @@ def of_name(kind: Kind, name: str, ours: bool) -> Plugin | None:
             f"rename one, or pip uninstall {claims[-1].package}"
         )
     return claims[0] if claims else None
+
+
+def get(kind: Kind, name: str, wanted: type[T], ours: Mapping[str, T]) -> T:
+    """What has that name, ours or a plug-in's. Raises ConfigError, naming those that exist."""
+    plugin = of_name(kind, name, ours=name in ours)
+    if plugin is not None:
+        value: T = load(plugin, wanted)  # type: ignore[arg-type]  # a class is hashable
+        return value
+    if name not in ours:
+        known = sorted({*ours, *names(kind)})
+        raise ConfigError(f"{kind.removesuffix('s')} must be one of {', '.join(known)}; got {name!r}")
+    return ours[name]
 
 
 @cache

@@ -15,13 +15,15 @@ import queue
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-# A server that is down must not hold a search: by default one call tries for four minutes. Telemetry stays off.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+# A server that is down must not hold a search: by default one call tries for four minutes. And a request that is sent
+# again may be carried out twice, and make a run twice: `MlflowRecord` looks before it does. Telemetry stays off.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -44,6 +46,7 @@ for noisy in ("mlflow", "alembic"):
 
 _COSTS = ("device_bytes", "active_bytes", "trainable_params", "petl_params")
 _NOTE = "mlflow.note.content"
+_PAUSE_SECONDS = 3.0  # before a call that failed is made again
 _PICTURE_PX = (880, 550)  # MLflow shows a description's picture in its own size, and its page is not wider
 _STATUS = {"complete": "FINISHED", "infeasible": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
@@ -109,6 +112,7 @@ class _Mirror:
         self.experiment: str | None = None
         self.launch: LaunchRecord | None = None  # at work in this process
         self.parents: dict[str, str] = {}  # launch -> run
+        self.ended: set[str] = set()  # launches whose run is
         self.runs: dict[int, str] = {}  # trial or repeat -> run
         self.begun: dict[int, str] = {}  # likewise, when the launch or the server ended before all was in it
         self.on_front: set[int] = set()  # whose run says so
@@ -168,6 +172,8 @@ class _Mirror:
         tags = run.data.tags
         if tags["cst.kind"] in ("launch", "confirm"):
             self.parents[tags["cst.launch"]] = run.info.run_id
+            if run.info.status != "RUNNING":
+                self.ended.add(tags["cst.launch"])
             return
         number = int(tags["cst.trial"])
         (self.begun if run.info.status == "RUNNING" else self.runs)[number] = run.info.run_id
@@ -181,11 +187,15 @@ class _Mirror:
         self.open(info.name)
         self._write_views(info)
 
-    def _make_parent(self, study: str, launch: LaunchRecord) -> bool:
-        """The run of a launch; whether there was none."""
+    def forget(self) -> None:
+        """Look again: what a call that failed has done is not known."""
+        self.client = None
+
+    def _make_parent(self, study: str, launch: LaunchRecord) -> None:
+        """The run of a launch."""
         assert self.client is not None and self.experiment is not None
         if launch.id in self.parents:
-            return False
+            return
         begun = datetime.fromisoformat(launch.begun)
         run = self.client.create_run(
             self.experiment,
@@ -195,43 +205,32 @@ class _Mirror:
         )
         self.client.log_batch(run.info.run_id, params=params(launch.settings))
         self.parents[launch.id] = run.info.run_id
-        return True
 
-    def rebuild(
+    def sync(
         self, info: StudyInfo, finished: Sequence[TrialRecord], front: Collection[int],
         volumes: Sequence[tuple[int, float]], artifacts: Mapping[str, list[Path]],
     ) -> None:  # fmt: skip
-        """Bring all that MLflow lacks of a study: runs of its launches too, and the files of the last one.
+        """Bring all that MLflow lacks of a study: runs of launches that are over too, and files of the last of them.
 
-        A launch that is at work brings what is its own.
+        A launch that is at work brings what is its own, whichever it is.
         """
-        client, _ = self.open(info.name)
-        at_work = {launch.id for launch in info.launches if launch.state == "running"}
-        made = [one for one in info.launches if one.id not in at_work and self._make_parent(info.name, one)]
-        self.bring(info, finished, front, ())
-        self.add_seeds(info)
-        of_launch = {record.trial: record.launch for record in info.trials}
-        now = int(time.time() * 1000)
-        for launch in made:
-            run_id = self.parents[launch.id]
-            metrics = [Metric("hypervolume", v, now, trial) for trial, v in volumes if of_launch[trial] == launch.id]
-            for start in range(0, len(metrics), 1000):
-                client.log_batch(run_id, metrics=metrics[start : start + 1000])
-            if launch is info.launches[-1]:
-                self._log_report(info, launch, artifacts)
-            client.set_terminated(run_id, "FINISHED" if launch.state == "ended" else "KILLED")
-
-    def bring(
-        self, info: StudyInfo, finished: Sequence[TrialRecord], front: Collection[int],
-        volumes: Sequence[tuple[int, float]],
-    ) -> None:  # fmt: skip
-        """`add`, but for what other launches are at work on: they deliver it themselves."""
         own = None if self.launch is None else self.launch.id
         at_work = {launch.id for launch in info.launches if launch.state == "running"} - {own}
         finished = [record for record in finished if record.launch not in at_work]
         if any(record.launch != own and record.trial not in self.runs for record in finished):
-            self.client = None  # their launches may have delivered them since this one looked
-        self.add(info.name, finished, front, volumes)
+            self.forget()  # their launches may have delivered them since this one looked
+        self.open(info.name)
+        over = [launch for launch in info.launches if launch.id not in {own, *at_work, *self.ended}]
+        for launch in over:
+            self._make_parent(info.name, launch)
+        self.add(info.name, finished, front, volumes if own is not None else ())
+        self._add_seeds(info)
+        launch_of = {record.trial: record.launch for record in info.trials}
+        for launch in over:
+            self._log_volumes(launch.id, [one for one in volumes if launch_of[one[0]] == launch.id])
+            if launch is info.launches[-1] and artifacts:
+                self._log_report(info, launch, artifacts)
+            self._end(launch.id, "FINISHED" if launch.state == "ended" else "KILLED")
 
     def add(
         self, study: str, finished: Sequence[TrialRecord], front: Collection[int], volumes: Sequence[tuple[int, float]]
@@ -257,13 +256,27 @@ class _Mirror:
         self.on_front = set(front)
         now = int(time.time() * 1000)
         if self.launch is not None and self.launch.kind == "confirm":
-            return  # see add_seeds
+            return  # see _add_seeds
         while self.parent is not None and self.volumes:
             some = self.volumes[:1000]  # MLflow's bound on metrics of one batch
             client.log_batch(self.parent, metrics=[Metric("hypervolume", value, now, trial) for trial, value in some])
             del self.volumes[: len(some)]
 
-    def add_seeds(self, info: StudyInfo) -> None:
+    def _log_volumes(self, launch: str, volumes: Sequence[tuple[int, float]]) -> None:
+        """The hypervolume by trial on the run of a launch that is over: what is not there yet."""
+        assert self.client is not None
+        run_id, now = self.parents[launch], int(time.time() * 1000)
+        there = {metric.step for metric in self.client.get_metric_history(run_id, "hypervolume")}
+        metrics = [Metric("hypervolume", volume, now, trial) for trial, volume in volumes if trial not in there]
+        for start in range(0, len(metrics), 1000):
+            self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+    def _end(self, launch: str, status: str) -> None:
+        assert self.client is not None
+        self.client.set_terminated(self.parents[launch], status)
+        self.ended.add(launch)
+
+    def _add_seeds(self, info: StudyInfo) -> None:
         """Mean and spread over seeds, on the runs of the trials that have several; and the hypervolume they lead to."""
         client, _ = self.open(info.name)
         if self.parent is not None and self.launch is not None and self.launch.kind == "confirm":
@@ -333,10 +346,10 @@ class _Mirror:
             self.on_front.add(record.trial)
 
     def finish(self, info: StudyInfo, artifacts: Mapping[str, list[Path]], status: str) -> None:
-        client, _ = self.open(info.name)
-        if self.launch is not None and self.parent is not None:
+        self.open(info.name)
+        if self.launch is not None:
             self._log_report(info, self.launch, artifacts)
-            client.set_terminated(self.parent, status)
+            self._end(self.launch.id, status)
 
     def _log_report(self, info: StudyInfo, launch: LaunchRecord, artifacts: Mapping[str, list[Path]]) -> None:
         """A launch's files and description, and the views of the experiment."""
@@ -361,10 +374,13 @@ class _Mirror:
             if key not in tags or (tags[key] != value and is_ours(tags[key])):
                 self.client.set_experiment_tag(self.experiment, key, value)
 
-    def training(self, study: str, origin: Mapping[str, Any], result: Mapping[str, Any], files: list[Path]) -> None:
+    def training(
+        self, study: str, key: str, origin: Mapping[str, Any], result: Mapping[str, Any], files: list[Path]
+    ) -> None:
         client, experiment = self.open(study)
         trial = origin.get("trial")
-        tags = {"cst.kind": "training", "cst.study": study, "cst.trial": str(trial), "cst.state": result["outcome"]}
+        tags = {"cst.kind": "training", "cst.study": study, "cst.trial": str(trial), "cst.state": result["outcome"],
+                "cst.training": key}  # fmt: skip
         if trial in self.runs:
             tags["cst.trial_run"] = self.runs[trial]
             tags["mlflow.parentRunId"] = client.get_run(self.runs[trial]).data.tags.get("mlflow.parentRunId", "")
@@ -403,23 +419,22 @@ class MlflowRecord:
         own = [record for record in finished if record.launch == self._launch]
         self._jobs.put(lambda: self._mirror.add(study, own, front, volumes))
 
-    def sync(self, info: StudyInfo) -> None:
-        """Bring MLflow to the state of the whole study, but for what other launches are at work on."""
-        finished, front, volumes = _state(info)
-        self._jobs.put(lambda: self._mirror.bring(info, finished, front, volumes))
-        self._jobs.put(lambda: self._mirror.add_seeds(info))
+    def sync(self, info: StudyInfo, artifacts: Mapping[str, list[Path]] | None = None) -> None:
+        """Bring MLflow to the state of the whole study, but for what other launches are at work on.
 
-    def rebuild(self, info: StudyInfo, artifacts: Mapping[str, list[Path]]) -> None:
-        """Bring all that MLflow lacks of a study, runs of its launches too. ``artifacts``: for the last of these."""
+        Args:
+            artifacts: files by folder, for the run of the last launch where that run was not ended.
+        """
         finished, front, volumes = _state(info)
-        self._jobs.put(lambda: self._mirror.rebuild(info, finished, front, volumes, artifacts))
+        self._jobs.put(lambda: self._mirror.sync(info, finished, front, volumes, artifacts or {}))
 
     def finish(self, info: StudyInfo, artifacts: Mapping[str, list[Path]], status: str) -> None:
         """End the parent run, with files by folder and the front as its description."""
         self._jobs.put(lambda: self._mirror.finish(info, artifacts, status))
 
     def training(self, study: str, origin: Mapping[str, Any], result: Mapping[str, Any], files: list[Path]) -> None:
-        self._jobs.put(lambda: self._mirror.training(study, origin, result, files))
+        key = uuid.uuid4().hex  # by which a second try knows the run of the first
+        self._jobs.put(lambda: self._mirror.training(study, key, origin, result, files))
 
     def close(self, timeout_seconds: float = 60.0) -> bool:
         """Wait for what is queued. False: it was not all delivered in time, or some of it failed."""
@@ -431,11 +446,20 @@ class MlflowRecord:
         while (job := self._jobs.get()) is not None:
             try:
                 job()
-            except Exception as error:  # whatever it is, the search must go on
-                if not self._warned:
-                    reason = without_password((str(error).splitlines() or [""])[0], self._mirror.uri)[:300]
-                    self._warn(f"MLflow did not take a record ({type(error).__name__}: {reason}); the study keeps it")
-                self._warned = True
+            except Exception:  # whatever it is, the search must go on
+                self._mirror.forget()
+                time.sleep(_PAUSE_SECONDS)
+                self._do_again(job)
+
+    def _do_again(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception as error:
+            self._mirror.forget()
+            if not self._warned:
+                reason = without_password((str(error).splitlines() or [""])[0], self._mirror.uri)[:300]
+                self._warn(f"MLflow did not take a record ({type(error).__name__}: {reason}); the study keeps it")
+            self._warned = True
 
 
 def _state(info: StudyInfo) -> tuple[list[TrialRecord], set[int], list[tuple[int, float]]]:

@@ -40,13 +40,16 @@ def log_training(
     """A run for a full-length training.
 
     Args:
+        tags: of the run; one that has the same ``cst.training`` is gone on with.
         result: as `trial.TrialResult.to_dict`.
         files: weights (``.safetensors``) become a logged model of the run, others artifacts.
     """
     end = int(time.time() * 1000)
     begin = end - round(result["seconds"] * 1000)
     name = f"training of trial {tags['cst.trial']}"
-    run_id = client.create_run(experiment, start_time=begin, run_name=name, tags=dict(tags)).info.run_id
+    found = client.search_runs([experiment], f"tags.`cst.training` = '{tags['cst.training']}'", max_results=1)
+    run = found[0] if found else client.create_run(experiment, start_time=begin, run_name=name, tags=dict(tags))
+    run_id = run.info.run_id
     model_id = None
     for path in files:
         if path.suffix == ".safetensors":

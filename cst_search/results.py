@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -101,8 +101,40 @@ class LaunchRecord:
     state: str = "running"
 
 
-@dataclass(frozen=True)
-class StudyInfo:
+@dataclass(frozen=True, kw_only=True)
+class StudySpec:
+    """What a study is made with; stored in it, and compared when it is continued.
+
+    Attributes:
+        limit_bytes: what a trial's process is held to where that is not ``budget``; see `preparation.LaunchOptions`. It
+            is the study's, as a trial that ran out of it is recorded as one that violates a constraint.
+        inputs: of the dataset, as far as memory and parameters depend on it: ``n_classes``, ``max_boxes``, ``sizes``
+            (height, width). For an export where the dataset is not.
+        eta: of early stopping: of the trials that reach a rung one in eta goes on; 0: all do. None: `ETA` for a new
+            study, and for one that is continued whatever it was made with.
+    """
+
+    objectives: tuple[Objective, ...]
+    budget: Budget
+    reference_point: Mapping[str, float]
+    recipe: Mapping[str, Any]
+    space: Mapping[str, Any]
+    data: str
+    seed: int
+    sampler: str
+    target_device: str
+    limit_bytes: int | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    eta: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {one.name: getattr(self, one.name) for one in fields(StudySpec)}
+        plain |= {"objectives": [o.name for o in self.objectives], "budget": asdict(self.budget)}
+        return json.loads(json.dumps(plain))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyInfo(StudySpec):
     """What a study was made with, and its trials.
 
     A trial whose configuration was trained again with other seeds (`repeats`) counts with the mean over its seeds, here
@@ -114,19 +146,8 @@ class StudyInfo:
     """
 
     name: str
-    objectives: tuple[Objective, ...]
-    budget: Budget
-    reference_point: Mapping[str, float]
-    recipe: Mapping[str, Any]
-    space: Mapping[str, Any]
-    data: str
-    seed: int
-    sampler: str
-    target_device: str
     started: str
     trials: tuple[TrialRecord, ...]
-    limit_bytes: int | None = None
-    inputs: Mapping[str, Any] = field(default_factory=dict)  # of the dataset; see `StudySpec`
     repeats: tuple[TrialRecord, ...] = ()
     launches: tuple[LaunchRecord, ...] = ()  # in the order of their beginning
 
@@ -219,38 +240,6 @@ class StudyInfo:
 
     def by_number(self, number: int) -> TrialRecord | None:
         return next((record for record in self.trials if record.trial == number), None)
-
-
-@dataclass(frozen=True)
-class StudySpec:
-    """What a study is made with; stored in it, and compared when it is continued.
-
-    Attributes:
-        limit_bytes: what a trial's process is held to where that is not ``budget``; see `preparation.LaunchOptions`. It
-            is the study's, as a trial that ran out of it is recorded as one that violates a constraint.
-        inputs: of the dataset, as far as memory and parameters depend on it: ``n_classes``, ``max_boxes``, ``sizes``
-            (height, width). For an export where the dataset is not.
-        eta: of early stopping: of the trials that reach a rung one in eta goes on; 0: all do. None: `ETA` for a new
-            study, and for one that is continued whatever it was made with.
-    """
-
-    objectives: tuple[Objective, ...]
-    budget: Budget
-    reference_point: Mapping[str, float]
-    recipe: Mapping[str, Any]
-    space: Mapping[str, Any]
-    data: str
-    seed: int
-    sampler: str
-    target_device: str
-    limit_bytes: int | None = None
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    eta: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        plain = asdict(self)
-        plain["objectives"] = [o.name for o in self.objectives]
-        return json.loads(json.dumps(plain))
 
 
 class Tally:

@@ -640,22 +640,11 @@ class Study:
         live = self._launches.live() if self._unfinished else set()
         unfinished = [self._record(t, live) for t in self._unfinished.values() if _SUGGESTED in t.user_attrs]
         records = sorted([*self._finished, *unfinished], key=lambda record: record.trial)
-        spec = self.spec
         return StudyInfo(
+            **vars(self.spec),
             name=self.name,
-            objectives=spec.objectives,
-            budget=spec.budget,
-            reference_point=spec.reference_point,
-            recipe=spec.recipe,
-            space=spec.space,
-            data=spec.data,
-            seed=spec.seed,
-            sampler=spec.sampler,
-            target_device=spec.target_device,
             started=self.started,
             trials=tuple(record for record in records if record.repeat_of is None),
-            limit_bytes=spec.limit_bytes,
-            inputs=spec.inputs,
             repeats=tuple(record for record in records if record.repeat_of is not None),
             launches=self.launches(),
         )

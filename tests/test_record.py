@@ -46,6 +46,11 @@ def study(tmp_path: Path, request: pytest.FixtureRequest) -> Study:
     return study
 
 
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cst_search.record._PAUSE_SECONDS", 0.0)
+
+
 @pytest.fixture
 def record(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """``record(study)`` -> a launch that puts the study into MLflow as it is now; the warnings."""
@@ -358,7 +363,6 @@ def test_all_of_a_study_goes_into_another_mlflow(
         confirmed = next(run for run in children if run.data.metrics.get("n_seeds") == 2)
         assert confirmed.data.tags["cst.verdict"]
 
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = run_cli("sync", study.name, "--home", tmp_path, "--tracking-uri", "http://127.0.0.1:9")
     assert away.code == 1 and "MLflow did not take a record" in away.err
 
@@ -400,13 +404,13 @@ def test_a_run_that_was_cut_off_is_completed(
     original = MlflowClient.set_terminated
     calls = []
 
-    def fail_once(self: MlflowClient, *arguments: Any, **options: Any) -> None:
+    def fail_twice(self: MlflowClient, *arguments: Any, **options: Any) -> None:
         calls.append(arguments)
-        if len(calls) == 1:
+        if len(calls) <= 2:
             raise ConnectionError("gone")
         original(self, *arguments, **options)
 
-    monkeypatch.setattr(MlflowClient, "set_terminated", fail_once)
+    monkeypatch.setattr(MlflowClient, "set_terminated", fail_twice)
     warnings: list[str] = []
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
     mirror.sync(study.info())
@@ -421,6 +425,76 @@ def test_a_run_that_was_cut_off_is_completed(
     assert [int(run.data.tags["cst.trial"]) for run in children] == finished
     assert {run.info.status for run in children} == {"FINISHED", "FAILED"}
     assert tagged(uri, study) == on_front(study)
+
+
+def test_an_answer_that_is_lost_makes_no_second_run(
+    study: Study, uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The server made the run, and went away before it said so."""
+    original, asked = MlflowClient.create_run, []
+
+    def lose_the_answer(self: MlflowClient, *arguments: Any, **options: Any) -> Any:
+        made = original(self, *arguments, **options)
+        asked.append(made)
+        if len(asked) in (1, 2, 5):
+            raise ConnectionError("reset")
+        return made
+
+    monkeypatch.setattr(MlflowClient, "create_run", lose_the_answer)
+    warnings: list[str] = []
+    mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
+    mirror.start(study.info(), study.describe_launch(SETTINGS))
+    for _ in range(2):
+        mirror.sync(study.info())
+    mirror.finish(study.info(), {}, "FINISHED")
+    mirror.training(study.name, {"trial": 1}, {"outcome": "complete", "seconds": 1, "history": [], "final": {}}, [])
+    mirror.close()
+    finished = [r.trial for r in study.info().trials if r.state != "running"]
+    assert [int(run.data.tags["cst.trial"]) for run in runs(uri, study)] == finished
+    assert len(runs(uri, study, "launch")) == len(runs(uri, study, "training")) == 1
+    assert len(asked) == len(finished) + 2
+
+
+def test_what_a_server_missed_at_the_end_of_a_launch_comes_with_sync(
+    study: Study, uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It took all trials; it was away when the launch ended, or the launch was killed."""
+    first = study.describe_launch(SETTINGS)
+    mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=lambda _: None)
+    mirror.start(study.info(), first)
+    mirror.sync(study.info())
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_tag", lambda *_: 1 / 0)
+        mirror.finish(study.info(), {}, "FINISHED")
+        assert not mirror.close()
+    assert [run.info.status for run in runs(uri, study, "launch")] == ["RUNNING"]
+    before = curve(uri, runs(uri, study, "launch")[0])
+    study.end_launch()
+    assert run_cli("sync", study.name, "--home", tmp_path, "--tracking-uri", uri).code == 0
+    (parent,) = runs(uri, study, "launch")
+    assert parent.info.status == "FINISHED" and "mlflow.note.content" in parent.data.tags
+    assert [f.path for f in MlflowClient(uri).list_artifacts(parent.info.run_id)] == ["export", "pareto"]
+    after = curve(uri, parent)
+    assert set(before) <= set(after) and len({step for step, _ in after}) == len(after)
+
+    second = Study.open(study.url, study.name)
+    second.begin_launch()
+    mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=lambda _: None)
+    mirror.start(second.info(), second.describe_launch(SETTINGS))
+    assert mirror.close()
+    second.end_launch()  # its record was killed before it could say so
+    third = Study.open(study.url, study.name)
+    third.begin_launch()
+    mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=lambda _: None)
+    mirror.start(third.info(), third.describe_launch(SETTINGS))
+    mirror.sync(third.info())
+    mirror.finish(third.info(), {}, "FINISHED")
+    assert mirror.close()
+    assert [run.info.status for run in runs(uri, study, "launch")] == ["FINISHED"] * 3
+
+
+def curve(uri: str, parent: Run) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in MlflowClient(uri).get_metric_history(parent.info.run_id, "hypervolume")]
 
 
 def test_artifacts_and_the_end_of_the_parent(study: Study, record: Any, uri: str, tmp_path: Path) -> None:
@@ -474,7 +548,6 @@ SECRET = "hunter2"
 def test_a_fault_is_one_line_without_the_password(
     study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     warnings: list[str] = []
     mirror = MlflowRecord(address, tmp_path / "artifacts", warn=warnings.append)
     mirror.start(study.info(), study.describe_launch(SETTINGS))
@@ -489,7 +562,6 @@ def test_a_fault_is_one_line_without_the_password(
 def test_a_launch_ends_well_without_its_server_and_the_next_one_delivers(
     tmp_path: Path, tiny_folder: Path, tiny_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     home = tmp_path / "home"
     write_yaml(tmp_path / "recipe.yaml", tiny_recipe(method="head").to_dict(), "test")
     write_yaml(

@@ -246,7 +246,7 @@ def sync(
     uri = tracking_uri or default_tracking_uri(home_of(home))
     record = MlflowRecord(uri, home_of(home) / "artifacts", warn=lambda line: err.print(line, markup=False))
     pages = [files[kind] for kind in ("html", "png", "json")]
-    record.rebuild(info, {"pareto": pages, "export": export_best(info, files)})
+    record.sync(info, {"pareto": pages, "export": export_best(info, files)})
     if not record.close(timeout_seconds=3600):
         raise typer.Exit(1)
     if json_:

@@ -3,7 +3,6 @@
 from functools import cache
 
 from cst_search import plugins
-from cst_search.errors import ConfigError
 from cst_search.petl import (
     bitfit,
     conv_adapter,
@@ -49,10 +48,4 @@ def method_names() -> tuple[str, ...]:
 @cache
 def get_method(name: str) -> Method:
     """The method of that name. Raises ConfigError, naming those that exist."""
-    plugin = plugins.of_name("methods", name, ours=name in METHODS)
-    if plugin is not None:
-        method: Method = plugins.load(plugin, Method)
-        return method
-    if name not in METHODS:
-        raise ConfigError(f"method must be one of {', '.join(sorted(method_names()))}; got {name!r}")
-    return METHODS[name]
+    return plugins.get("methods", name, Method, METHODS)

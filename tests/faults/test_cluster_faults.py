@@ -86,7 +86,7 @@ def test_a_node_is_killed_and_another_joins(there: Place, machine: Machine) -> N
 def test_the_head_is_gone(there: Place, machine: Machine) -> None:
     """The search ends with a word; on a new head it goes on."""
     start_head(machine)
-    with there.search("--address", machine.address, trials=8, seconds=0.5) as one:
+    with there.search("--address", machine.address, trials=24, seconds=0.5) as one:
         one.until(lambda: len(there.finished()) >= 2)
         kill(machine.processes.pop())
         begun = time.monotonic()
@@ -95,5 +95,5 @@ def test_the_head_is_gone(there: Place, machine: Machine) -> None:
         assert "what is finished is kept" in one.output and "cst-search resume faults" in one.output
     before = there.finished()
     start_head(machine)
-    there.run("--address", machine.address, trials=8, command="resume")
-    there.check(8, before)
+    there.run("--address", machine.address, trials=24, seconds=0.01, command="resume")
+    there.check(24, before)
