@@ -30,23 +30,15 @@ from cst_search.record import default_tracking_uri
 torch.set_num_threads(1)
 
 
-# files that take longest, for which the others should not have to wait at the end
-_SLOW = (
-    "test_faults",
-    "test_cluster",
-    "test_cluster_faults",
-    "test_stock",
-    "test_launch",
-    "test_workers",
-    "test_suggest",
-    "test_docs",
-    "test_page",
-    "test_mlflow_ui",
-)
+# files with many processes each: side by side they starve each other, until Ray gives its own up
+_CROWDS = ("test_faults", "test_cluster_faults", "test_cluster", "test_stock", "test_workers", "test_placement")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _SLOW.index(item.path.stem) if item.path.stem in _SLOW else len(_SLOW))
+    """A file is run by one process, so that its fixtures are made once; all crowds by the same, from the beginning."""
+    items.sort(key=lambda item: item.path.stem not in _CROWDS)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("crowds" if item.path.stem in _CROWDS else item.path.stem))
 
 
 @pytest.fixture(autouse=True)

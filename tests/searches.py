@@ -65,7 +65,7 @@ class Search:
                     break
                 raise AssertionError(f"it ended with {self.process.returncode} without {text!r}:\n{self.output}")
             assert time.monotonic() < deadline, f"no {text!r} in {seconds} s:\n{self.output}"
-            time.sleep(0.02)
+            time.sleep(0.02 if isinstance(text, str) else 0.2)  # conditions read databases
         if self.process.poll() is None:
             self.relatives()
 

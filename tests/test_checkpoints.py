@@ -17,7 +17,7 @@ from test_trial import without_times
 from cst_search import checkpoints, trial
 from cst_search.checkpoints import Checkpoints
 from cst_search.data import DetectionData
-from cst_search.recipe import DETECTORS, Recipe
+from cst_search.recipe import Recipe
 from cst_search.trial import TrialResult, run_trial
 
 pytestmark = pytest.mark.usefixtures("few_boxes")
@@ -63,7 +63,7 @@ def facts(result: TrialResult) -> dict[str, Any]:
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     *[(f"cst with batch norm, {detector}", {"detector": detector, "method": "cst", "options": {"norm": "bn"},
-                                            "batch_size": 2, "accumulate": 3}) for detector in DETECTORS],
+                                            "batch_size": 2, "accumulate": 3}) for detector in ("fasterrcnn", "fcos")],
     ("batch norm of the body trains", {"method": "full", "accumulate": 2, "weights": "none"}),
     ("blocks that start as those of the body", {"method": "lst", "options": {"init": "prune_l1"}}),
     ("inside the backbone", {"method": "conv_lora"}),

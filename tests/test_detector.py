@@ -73,9 +73,8 @@ def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
 # --- (1) frozen tensors --------------------------------------------------------------------------------------------
 
 
-@families
 @methods
-@bases
+@pytest.mark.parametrize(("detector", "base"), [("fasterrcnn", "file"), ("fcos", "none"), ("retinanet", "file")])
 def test_training_changes_what_is_trained_and_not_one_bit_else(
     tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str, base: str
 ) -> None:

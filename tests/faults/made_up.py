@@ -73,7 +73,9 @@ class Carrier(DetectionData):
 
 
 def main() -> None:
-    from cst_search import cli, launching
+    from cst_search import cli, cluster, launching
+
+    cluster._GONE_SECONDS = 10.0
 
     Carrier.notes_folder, Carrier.pace = sys.argv[1], float(sys.argv[2])
     sys.argv[1:] = sys.argv[3:]
