@@ -47,7 +47,8 @@ from cst_search.preparation import (
 from cst_search.recipe import Recipe
 from cst_search.results import StudyInfo, TrialRecord, describe, front_report
 from cst_search.space import Space
-from cst_search.suggest import Repeat, Study
+from cst_search.stored import Repeat
+from cst_search.suggest import Study
 from cst_search.units import format_seconds
 from cst_search.workers import Task, Workers
 

@@ -443,23 +443,25 @@ class MlflowRecord:
         return not self._thread.is_alive() and not self._warned
 
     def _work(self) -> None:
+        is_down = False
         while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            except Exception:  # whatever it is, the search must go on
-                self._mirror.forget()
+            error = self._try(job)
+            if error is not None and not is_down:
                 time.sleep(_PAUSE_SECONDS)
-                self._do_again(job)
-
-    def _do_again(self, job: Callable[[], None]) -> None:
-        try:
-            job()
-        except Exception as error:
-            self._mirror.forget()
-            if not self._warned:
+                error = self._try(job)
+            is_down = error is not None
+            if error is not None and not self._warned:
                 reason = without_password((str(error).splitlines() or [""])[0], self._mirror.uri)[:300]
                 self._warn(f"MLflow did not take a record ({type(error).__name__}: {reason}); the study keeps it")
-            self._warned = True
+                self._warned = True
+
+    def _try(self, job: Callable[[], None]) -> Exception | None:
+        try:
+            job()
+        except Exception as error:  # whatever it is, the search must go on
+            self._mirror.forget()
+            return error
+        return None
 
 
 def _state(info: StudyInfo) -> tuple[list[TrialRecord], set[int], list[tuple[int, float]]]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +41,19 @@ from cst_search.samplers import experimental, make_sampler, params_of, pick
 from cst_search.schedule import Rungs, rung_epochs
 from cst_search.space import Space
 from cst_search.storage import Storage, check_storage, open_storage
+from cst_search.stored import (
+    PROGRESS,
+    RESULT,
+    SUGGESTED,
+    Repeat,
+    as_repeat,
+    memory_ratio,
+    refused,
+    so_far,
+    stopped_at,
+    trial_record,
+    tuples,
+)  # fmt: skip
 from cst_search.units import format_bytes
 
 if TYPE_CHECKING:
@@ -49,9 +62,8 @@ if TYPE_CHECKING:
 ETA = 2  # of early stopping, for a study that does not say
 CONSTRAINTS = ("memory", "params", "finite")  # in every trial, in this order: the GP sampler needs that
 _FORMAT = 3  # of the attributes below; a reader refuses a newer one
-_STUDY, _SUGGESTED, _RESULT = "cst_study", "cst_suggested", "cst_result"
+_STUDY = "cst_study"
 _MOST_KNOWN = 10  # configurations that a sampler suggests again, in a row, before one is drawn at random
-_PROGRESS = "cst_progress"  # of a trial that has not ended: its history, and whether it is stopped at a rung
 # What an out-of-memory trial counts as over the budget at least. Its figures say that it needed more, and not how much:
 # at the first refusal the rest of the step was still to come.
 _OOM_VIOLATION = 0.1
@@ -77,15 +89,6 @@ class Suggestion:
     again: bool = False
     promoted_from: int | None = None
     repeat_of: int | None = None
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """A trial's configuration to be trained again, with another seed or for another length."""
-
-    repeat_of: int
-    seed: int
-    epochs: int
 
 
 def list_studies(url: str, *, make: bool = False) -> list[str]:
@@ -121,27 +124,31 @@ class Study:
         self.started: str = stored["started"]
         self.space = Space.from_dict(self.spec.space, where=f"space of study {self.name!r}")
         self._launches = Launches(study, self.storage)
+        self._full_epochs = int(self.spec.recipe["search_epochs"])
+        #: epochs after which a trial may be stopped
+        self.rungs = rung_epochs(self._full_epochs, self.spec.eta) if self.spec.eta else ()
+        self._estimate: Callable[[dict[str, Any]], Estimate]  # of the last `ask`
+        self._priced_at = 1.0
+        self._bounds = self.spec.budget  # what a prediction must not pass
         self._live: dict[int, Trial] = {}
-        self._ratios: list[float] = []  # see _memory_ratio
-        self._returned: list[int] = []  # trials of this launch that lost their worker, see give_back
-        self._random: optuna.samplers.RandomSampler | None = None  # of this launch; a new one would draw the same again
-        # what has been read of the study, see _read
+        self._histories: dict[int, list[dict[str, Any]]] = {}  # of trials at work
+        self._repeats: list[Repeat] | None = None  # to hand out, instead of anything new
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Know nothing of the study's trials; the next `_read` reads all."""
         self._finished: list[TrialRecord] = []
         self._unfinished: dict[int, StoredTrial] = {}
         self._last_id, self._n_trials, self._n_ran = -1, 0, 0
-        self._estimate: Callable[[dict[str, Any]], Estimate]  # of the last `ask`
-        self._priced_at = 1.0
-        self._measured: set[int] = set()  # trials that are in _ratios
-        #: epochs after which a trial may be stopped
-        self.rungs = rung_epochs(self.spec.recipe["search_epochs"], self.spec.eta) if self.spec.eta else ()
-        self._rungs = Rungs(self.spec.objectives, self.rungs, self.spec.eta or 0)
         self._chosen: dict[str, int] = {}  # configuration -> the trial that has it
-        self._histories: dict[int, list[dict[str, Any]]] = {}  # of trials at work
+        self._ratios: list[float] = []  # see memory_ratio
+        self._measured: set[int] = set()  # trials that are in _ratios
+        self._rungs = Rungs(self.spec.objectives, self.rungs, self.spec.eta or 0)
         self._stopped: dict[int, Trial] = {}
         self._due: int | None = None  # of those, the one to go on now; see `due`
         self._due_is_known = False
-        self._bounds = self.spec.budget  # what a prediction must not pass
-        self._repeats: list[Repeat] | None = None  # to hand out, instead of anything new
+        self._returned: list[int] = []  # trials of this launch that lost their worker, see give_back
+        self._random: optuna.samplers.RandomSampler | None = None  # of this launch; a new one would draw the same again
         self._cut_repeats: dict[Repeat, int] = {}  # were on a worker of a launch that died
 
     @classmethod
@@ -233,10 +240,7 @@ class Study:
             self._launches.enter(kind)
             bound = min((n for n in (self.spec.budget.memory_bytes, gpu_bytes) if n is not None), default=None)
             self._bounds = replace(self.spec.budget, memory_bytes=bound)
-            self._ratios, self._stopped, self._returned, self._chosen = [], {}, [], {}
-            self._measured, self._due_is_known, self._cut_repeats = set(), False, {}
-            self._finished, self._unfinished, self._last_id, self._n_trials = [], {}, -1, 0
-            self._n_ran, self._random = 0, None
+            self._begin_anew()
             self._read()
             self._study.sampler = self._sampler()
             self._take_over()
@@ -248,18 +252,18 @@ class Study:
         orphans: list[int] = []
         live = self._launches.live()
         for number, stored in list(self._unfinished.items()):
-            suggested = stored.user_attrs.get(_SUGGESTED)
+            suggested = stored.user_attrs.get(SUGGESTED)
             if number in self._live or number in self._stopped or stored.state != "RUNNING":
                 continue
             if suggested is None:  # asked by a launch that died before it knew the configuration
                 self._study.tell(number, state=TrialState.FAIL)
             elif suggested["launch"] in live:
                 continue
-            elif (repeat := _as_repeat(suggested)) is not None:
+            elif (repeat := as_repeat(suggested)) is not None:
                 self._cut_repeats[repeat] = stored.trial_id
-            elif stored.user_attrs.get(_PROGRESS, {}).get("stopped"):
+            elif stored.user_attrs.get(PROGRESS, {}).get("stopped"):
                 self._stopped[number] = Trial(self._study, stored.trial_id)
-                self._stopped[number].set_user_attr(_SUGGESTED, suggested | {"launch": self.launch_id})
+                self._stopped[number].set_user_attr(SUGGESTED, suggested | {"launch": self.launch_id})
                 self._due_is_known = False
             else:
                 orphans.append(number)
@@ -286,7 +290,7 @@ class Study:
         """Trials that are with other launches now."""
         self._read()
         live = self._launches.live()
-        launches = [t.user_attrs.get(_SUGGESTED, {}).get("launch") for t in self._unfinished.values()]
+        launches = [t.user_attrs.get(SUGGESTED, {}).get("launch") for t in self._unfinished.values()]
         return sum(launch in live and launch != self.launch_id for launch in launches)
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
@@ -295,7 +299,7 @@ class Study:
         name = next((objective.name for objective in self.spec.objectives if objective.goal == "max"), "map")
 
         def curve(trial: FrozenTrial) -> dict[int, float]:
-            result = trial.user_attrs.get(_RESULT) or trial.user_attrs.get(_PROGRESS, {})
+            result = trial.user_attrs.get(RESULT) or trial.user_attrs.get(PROGRESS, {})
             return {entry["epoch"]: entry[name] for entry in result.get("history", []) if entry.get(name) is not None}
 
         return make_sampler(replace(self.spec, budget=self._bounds), self.space, self._cost, curve, seed)
@@ -314,18 +318,18 @@ class Study:
         number = repeat.repeat_of
         source = (
             self._study.get_trials(deepcopy=False)[number] if cut is None else Trial(self._study, cut)
-        ).user_attrs[_SUGGESTED]
+        ).user_attrs[SUGGESTED]
         suggested = {key: source[key] for key in ("config", "estimate", "correction") if key in source}
         suggested |= asdict(repeat) | {"launch": self.launch_id, "at": now()}
         if cut is None:
             # Without parameters: TPE takes a running trial for a bad one, GP for one whose value is about to be known.
-            begun = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={_SUGGESTED: suggested})
+            begun = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={SUGGESTED: suggested})
             trial = Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, begun))
         else:
             trial = Trial(self._study, cut)
-            trial.set_user_attr(_SUGGESTED, suggested | {"again": source.get("again", 0) + 1})
+            trial.set_user_attr(SUGGESTED, suggested | {"again": source.get("again", 0) + 1})
         self._live[trial.number] = trial
-        config = _tuples(suggested["config"]) | {"seed": repeat.seed}
+        config = tuples(suggested["config"]) | {"seed": repeat.seed}
         return Suggestion(trial.number, config, suggested["estimate"], again=cut is not None, repeat_of=number)
 
     def ask(
@@ -354,15 +358,15 @@ class Study:
 
     def _n_claimed(self) -> int:
         """Trials that ran or are at work, in any launch."""
-        unfinished = [trial.user_attrs.get(_SUGGESTED) for trial in self._unfinished.values()]
-        return self._n_ran + sum(suggested is not None and _as_repeat(suggested) is None for suggested in unfinished)
+        unfinished = [trial.user_attrs.get(SUGGESTED) for trial in self._unfinished.values()]
+        return self._n_ran + sum(suggested is not None and as_repeat(suggested) is None for suggested in unfinished)
 
     def _take_up(self, number: int) -> Suggestion:
         stored = self._unfinished[number]
-        suggested, trial = stored.user_attrs[_SUGGESTED], Trial(self._study, stored.trial_id)
-        trial.set_user_attr(_SUGGESTED, suggested | {"launch": self.launch_id, "again": suggested.get("again", 0) + 1})
+        suggested, trial = stored.user_attrs[SUGGESTED], Trial(self._study, stored.trial_id)
+        trial.set_user_attr(SUGGESTED, suggested | {"launch": self.launch_id, "again": suggested.get("again", 0) + 1})
         self._live[number] = trial
-        return Suggestion(number, _tuples(suggested["config"]), suggested["estimate"], again=True)
+        return Suggestion(number, tuples(suggested["config"]), suggested["estimate"], again=True)
 
     def _ask_new(self, max_rejects: int) -> Suggestion | None:
         n_known = 0  # in a row
@@ -380,7 +384,7 @@ class Study:
                 "config": config, "estimate": asdict(cost), "correction": asdict(correction),
                 "launch": self.launch_id, "at": now(),
             }  # fmt: skip
-            trial.set_user_attr(_SUGGESTED, json.loads(json.dumps(plain)))
+            trial.set_user_attr(SUGGESTED, json.loads(json.dumps(plain)))
             self._chosen[_key(config)] = trial.number
             violations = self._bounds.violations(cost.device_bytes, cost.trainable_params)
             if all(value <= 0 for value in violations.values()):
@@ -408,11 +412,11 @@ class Study:
     def give_back(self, number: int) -> bool:
         """A trial's worker ended without a result: have `ask` hand it out again, once. False: it was so before."""
         trial = self._live[number]
-        suggested = self._attr(trial, _SUGGESTED)
+        suggested = self._attr(trial, SUGGESTED)
         if self._is_mine(number):
             if suggested.get("lost"):
                 return False
-            trial.set_user_attr(_SUGGESTED, suggested | {"lost": True})
+            trial.set_user_attr(SUGGESTED, suggested | {"lost": True})
             self._returned.append(number)
         del self._live[number]
         self._histories.pop(number, None)
@@ -438,17 +442,17 @@ class Study:
         if not self._is_mine(number):
             return False
         if number not in self._histories:
-            self._histories[number] = list(trial.user_attrs.get(_PROGRESS, {}).get("history", ()))
+            self._histories[number] = list(trial.user_attrs.get(PROGRESS, {}).get("history", ()))
         history = self._histories[number]
         if history and entry["epoch"] <= history[-1]["epoch"]:
             return True  # taken up again, and before where it was: that it goes on was decided then
         history.append(json.loads(json.dumps(dict(entry))))
         goes_on = True
-        if entry["epoch"] in self.rungs and _as_repeat(self._attr(trial, _SUGGESTED)) is None:
-            self._reach(number, self._attr(trial, _SUGGESTED)["estimate"], entry)
+        if entry["epoch"] in self.rungs and as_repeat(self._attr(trial, SUGGESTED)) is None:
+            self._reach(number, self._attr(trial, SUGGESTED)["estimate"], entry)
             goes_on = self._rungs.goes_on(number, entry["epoch"])
         # both in one: a launch may be killed at any time
-        trial.set_user_attr(_PROGRESS, {"history": history, "stopped": not goes_on})
+        trial.set_user_attr(PROGRESS, {"history": history, "stopped": not goes_on})
         return goes_on
 
     def _reach(self, number: int, estimate: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
@@ -481,12 +485,12 @@ class Study:
         if not self._is_mine(number):
             return None
         self._live[number] = trial
-        suggested, history = self._attr(trial, _SUGGESTED), self._attr(trial, _PROGRESS)["history"]
-        trial.set_user_attr(_SUGGESTED, suggested | {"launch": self.launch_id})
-        trial.set_user_attr(_PROGRESS, {"history": history, "stopped": False})
+        suggested, history = self._attr(trial, SUGGESTED), self._attr(trial, PROGRESS)["history"]
+        trial.set_user_attr(SUGGESTED, suggested | {"launch": self.launch_id})
+        trial.set_user_attr(PROGRESS, {"history": history, "stopped": False})
         self._histories[number] = history
         return Suggestion(
-            number, _tuples(suggested["config"]), suggested["estimate"], promoted_from=history[-1]["epoch"]
+            number, tuples(suggested["config"]), suggested["estimate"], promoted_from=history[-1]["epoch"]
         )
 
     def close_stopped(self) -> list[int]:
@@ -502,24 +506,22 @@ class Study:
             trial = self._stopped.pop(number)
             if not self._is_mine(number):
                 continue
-            estimate = self._attr(trial, _SUGGESTED)["estimate"]
-            result = _so_far(self._attr(trial, _PROGRESS)["history"])
-            result |= {"outcome": "stopped", "state": "pruned", "ran": True, "reason": self._stopped_at(result)}
+            estimate = self._attr(trial, SUGGESTED)["estimate"]
+            result = so_far(self._attr(trial, PROGRESS)["history"])
+            reason = stopped_at(result, self._full_epochs)
+            result |= {"outcome": "stopped", "state": "pruned", "ran": True, "reason": reason}
             figures = estimate | result
             violations = self.spec.budget.violations(figures["device_bytes"], estimate["trainable_params"])
             self._constrain(trial, violations)
-            trial.set_user_attr(_RESULT, result)
+            trial.set_user_attr(RESULT, result)
             self._study.tell(trial, state=TrialState.PRUNED)
         return closed
-
-    def _stopped_at(self, result: Mapping[str, Any]) -> str:
-        return f"stopped after epoch {result['epoch']} of {self.spec.recipe['search_epochs']}"
 
     def _is_mine(self, number: int) -> bool:
         """Whether a trial is still this launch's: one that seems dead, as its host slept, loses its trials."""
         self._read(number)  # an Optuna trial keeps what it once read
         stored = self._unfinished.get(number)
-        return stored is not None and stored.user_attrs[_SUGGESTED]["launch"] == self.launch_id
+        return stored is not None and stored.user_attrs[SUGGESTED]["launch"] == self.launch_id
 
     def tell(self, number: int, result: Mapping[str, Any]) -> TrialRecord | None:
         """Record how a trial ended: `TrialResult.to_dict()`, or ``{"outcome": "failed", "reason": ...}``.
@@ -541,14 +543,14 @@ class Study:
         if result["outcome"] == "stopped":
             self._stopped[number] = trial
             self._due_is_known = False
-            self._learn(number, self._attr(trial, _SUGGESTED), _so_far(self._attr(trial, _PROGRESS)["history"]))
+            self._learn(number, self._attr(trial, SUGGESTED), so_far(self._attr(trial, PROGRESS)["history"]))
             return self.record(number)
-        estimate = self._attr(trial, _SUGGESTED)["estimate"]
+        estimate = self._attr(trial, SUGGESTED)["estimate"]
         measured = result.get("device_bytes") is not None
         device_bytes = result["device_bytes"] if measured else estimate["device_bytes"]
         violations = self.spec.budget.violations(device_bytes, estimate["trainable_params"])
         stored = dict(result) | {"ran": True, "memory_source": "measured" if measured else "predicted"}
-        self._learn(number, self._attr(trial, _SUGGESTED), result)
+        self._learn(number, self._attr(trial, SUGGESTED), result)
         outcome = result["outcome"]
         finite = 0.0
         if outcome == "complete" and result.get("map") is not None:
@@ -557,14 +559,14 @@ class Study:
             if over:
                 stored["reason"] = f"measured over the budget: {', '.join(over)}"
         elif outcome == "oom":
-            needed, reason = _refused(result)
+            needed, reason = refused(result)
             stored |= {"state": "infeasible", "reason": reason}
             violations["memory"] = max(violations["memory"], needed, _OOM_VIOLATION)
         elif outcome == "nonfinite":
             stored["state"], finite = "failed", 1.0
         else:
             stored["state"] = "failed"
-            trial.set_user_attr(_RESULT, json.loads(json.dumps(stored)))
+            trial.set_user_attr(RESULT, json.loads(json.dumps(stored)))
             self._study.tell(trial, state=TrialState.FAIL)
             return self.record(number)
         self._finish(trial, stored, violations, finite)
@@ -574,11 +576,11 @@ class Study:
         self, trial: Trial, result: Mapping[str, Any], violations: Mapping[str, float], finite: float = 0.0
     ) -> None:
         self._constrain(trial, violations, finite)
-        trial.set_user_attr(_RESULT, json.loads(json.dumps(dict(result))))
-        if _as_repeat(self._attr(trial, _SUGGESTED)) is not None:
+        trial.set_user_attr(RESULT, json.loads(json.dumps(dict(result))))
+        if as_repeat(self._attr(trial, SUGGESTED)) is not None:
             self._study.tell(trial, state=TrialState.FAIL)
             return
-        estimate = self._attr(trial, _SUGGESTED)["estimate"]
+        estimate = self._attr(trial, SUGGESTED)["estimate"]
         figures = estimate | {k: v for k, v in result.items() if v is not None}
         reached = result["state"] != "failed" and figures.get("map") is not None
         values = []
@@ -597,7 +599,7 @@ class Study:
 
     def _learn(self, number: int, suggested: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Take a trial's measured memory into the correction, once: one that was stopped may end again."""
-        ratio = [] if number in self._measured else _memory_ratio(suggested, result)
+        ratio = [] if number in self._measured else memory_ratio(suggested, result)
         if ratio:
             self._measured.add(number)
             self._ratios += ratio
@@ -610,7 +612,7 @@ class Study:
     def record(self, number: int) -> TrialRecord:
         self._read(number)
         if number in self._unfinished:
-            return self._record(self._unfinished[number], self._launches.live())
+            return trial_record(self._unfinished[number], self._launches.live(), self._full_epochs)
         # the one that is asked for has just ended, mostly
         return next(record for record in reversed(self._finished) if record.trial == number)
 
@@ -629,8 +631,8 @@ class Study:
         at_work = [
             number
             for number, trial in self._unfinished.items()
-            if not trial.user_attrs.get(_PROGRESS, {}).get("stopped")
-            and _as_repeat(trial.user_attrs.get(_SUGGESTED, {})) is None
+            if not trial.user_attrs.get(PROGRESS, {}).get("stopped")
+            and as_repeat(trial.user_attrs.get(SUGGESTED, {})) is None
         ]
         return min(at_work, default=self._n_trials)
 
@@ -638,7 +640,8 @@ class Study:
         """The study as plain values; trials in the order of their numbers."""
         self._read()
         live = self._launches.live() if self._unfinished else set()
-        unfinished = [self._record(t, live) for t in self._unfinished.values() if _SUGGESTED in t.user_attrs]
+        asked = [trial for trial in self._unfinished.values() if SUGGESTED in trial.user_attrs]
+        unfinished = [trial_record(trial, live, self._full_epochs) for trial in asked]
         records = sorted([*self._finished, *unfinished], key=lambda record: record.trial)
         return StudyInfo(
             **vars(self.spec),
@@ -678,102 +681,25 @@ class Study:
                 self._unfinished[trial.number] = trial
                 continue
             self._unfinished.pop(trial.number, None)
-            if _SUGGESTED in trial.user_attrs:
-                record = self._record(trial, set())
+            if SUGGESTED in trial.user_attrs:
+                record = trial_record(trial, set(), self._full_epochs)
                 self._finished.append(record)
                 self._n_ran += record.ran and record.repeat_of is None
         return trials
 
     def _take_in(self, trial: StoredTrial) -> None:
         """What the study learns of a trial, whichever launch runs it."""
-        suggested = trial.user_attrs.get(_SUGGESTED)
+        suggested = trial.user_attrs.get(SUGGESTED)
         if suggested is None:
             return
-        result = trial.user_attrs.get(_RESULT if trial.is_finished else _PROGRESS, {})
+        result = trial.user_attrs.get(RESULT if trial.is_finished else PROGRESS, {})
         history = result.get("history", [])
-        if _as_repeat(suggested) is None:
+        if as_repeat(suggested) is None:
             self._chosen[_key(suggested["config"])] = trial.number
             for entry in history:
                 self._reach(trial.number, suggested["estimate"], entry)
         if result and (trial.is_finished or result["stopped"]):
-            self._learn(trial.number, suggested, _so_far(history) | result)
-
-    def _record(self, trial: StoredTrial, live_launches: Collection[str]) -> TrialRecord:
-        suggested, result = trial.user_attrs[_SUGGESTED], trial.user_attrs.get(_RESULT)
-        estimate = suggested["estimate"]
-        is_running = trial.state == "RUNNING" and suggested["launch"] in live_launches
-        record = TrialRecord(
-            trial=trial.number,
-            state="running" if is_running else "interrupted",
-            config=_tuples(suggested["config"]),
-            device_bytes=estimate["device_bytes"],
-            reserved_bytes=estimate["reserved_bytes"],
-            active_bytes=estimate["active_bytes"],
-            trainable_params=estimate["trainable_params"],
-            petl_params=estimate["petl_params"],
-            memory_correction=suggested.get("correction", {}).get("factor", 1.0),
-            repeat_of=suggested.get("repeat_of"),
-            seed=suggested.get("seed"),
-            epochs=suggested.get("epochs"),
-            launch=suggested["launch"],
-        )
-        if result is None or not trial.is_finished:
-            progress = trial.user_attrs.get(_PROGRESS, {"history": [], "stopped": False})
-            result = _so_far(progress["history"]) | {"state": record.state, "ran": True}
-            if progress["stopped"]:
-                result |= {"state": "pruned", "waits": True, "reason": self._stopped_at(result)}
-        names = (
-            "state", "map", "map50", "loss", "device_bytes", "reserved_bytes", "active_bytes", "memory_source",
-            "images_per_second", "seconds", "reason", "ran", "history", "notes", "waits",
-        )  # fmt: skip
-        return replace(
-            record,
-            feasible=result["state"] == "complete",  # see tell: else a constraint is violated
-            **{name: result[name] for name in names if result.get(name) is not None},
-        )
-
-
-def _so_far(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is known of a trial that has not ended: of each figure the last that an epoch had."""
-    found: dict[str, Any] = {"history": list(history), "outcome": "stopped"}
-    for entry in history:
-        found |= {name: value for name, value in entry.items() if value is not None}
-    return found | {"memory_source": "measured" if "device_bytes" in found else "predicted"}
-
-
-def _memory_ratio(suggested: Mapping[str, Any], result: Mapping[str, Any]) -> list[float]:
-    """[reserved bytes on a GPU over those that the arithmetic alone had predicted], or [] where nothing was measured.
-
-    A trial that ran out of memory needed at least what it held and what it was refused.
-    """
-    measured = result.get("reserved_bytes")
-    predicted = suggested["estimate"]["reserved_bytes"] / suggested.get("correction", {}).get("factor", 1.0)
-    if not measured:
-        return []
-    if result["outcome"] == "oom":
-        measured = max(measured, (result.get("held_bytes") or 0) + (result.get("asked_bytes") or 0))
-        return [measured / predicted] if measured > predicted else []
-    return [measured / predicted] if result["outcome"] in ("complete", "stopped") else []
-
-
-def _as_repeat(suggested: Mapping[str, Any]) -> Repeat | None:
-    """What a trial repeats; None: it is one of the search."""
-    if suggested.get("repeat_of") is None:
-        return None
-    return Repeat(suggested["repeat_of"], suggested["seed"], suggested["epochs"])
-
-
-def _refused(result: Mapping[str, Any]) -> tuple[float, str]:
-    """(by what share a trial that ran out of memory went above its limit at least, its reason in words)."""
-    stage, limit, held, asked = (result.get(key) for key in ("stage", "limit_bytes", "held_bytes", "asked_bytes"))
-    reason = f"out of memory{f' ({stage})' if stage else ''}: {result.get('reason')}"
-    if limit is None or held is None:
-        return 0.0, reason
-    return (held + (asked or 0)) / limit - 1, f"{reason}; it held {format_bytes(held)} of {format_bytes(limit)}"
-
-
-def _tuples(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+            self._learn(trial.number, suggested, so_far(history) | result)
 
 
 def _alone(storage: optuna.storages.BaseStorage | None, study: str) -> AbstractContextManager[None]:

@@ -148,7 +148,7 @@ def test_an_empty_front_has_its_columns(tmp_path: Path) -> None:
 def test_seeds_stand_in_the_front_once_it_was_confirmed(tmp_path: Path) -> None:
     from studies import fake_estimate
 
-    from cst_search.suggest import Repeat
+    from cst_search.stored import Repeat
 
     study = make_study(tmp_path)
     study.begin_launch()

@@ -19,7 +19,8 @@ from cst_search.live import View
 from cst_search.recipe import Recipe
 from cst_search.record import default_tracking_uri
 from cst_search.results import StudyInfo
-from cst_search.suggest import Repeat, Study
+from cst_search.stored import Repeat
+from cst_search.suggest import Study
 
 EPOCHS = 2  # of a trial in `searched`
 SPACE: dict[str, Any] = {

@@ -18,7 +18,7 @@ import sqlalchemy
 from optuna.trial import TrialState
 from studies import fake_estimate, make_study, run_one, scored
 
-from cst_search import database
+from cst_search import database, stored
 from cst_search.database import read_trials
 from cst_search.suggest import Study
 
@@ -195,18 +195,18 @@ def test_a_finish_reads_what_is_new_alone(tmp_path: Path, monkeypatch: pytest.Mo
     study = make_study(tmp_path)
     study.begin_launch()
     made, read = [], []
-    record, reading = Study._record, database.read_trials
+    record, reading = stored.trial_record, database.read_trials
 
-    def count_record(self: Study, trial: Any, live: Any) -> Any:
+    def count_record(trial: Any, *arguments: Any) -> Any:
         made.append(trial.number)
-        return record(self, trial, live)
+        return record(trial, *arguments)
 
     def count_reading(*arguments: Any) -> Any:
         found = reading(*arguments)
         read.extend(found)
         return found
 
-    monkeypatch.setattr(Study, "_record", count_record)
+    monkeypatch.setattr("cst_search.suggest.trial_record", count_record)
     monkeypatch.setattr("cst_search.suggest.read_trials", count_reading)
     costs = []
     for i in range(61):

@@ -25,6 +25,7 @@ import torch
 from mlflow import MlflowClient
 from studies import Ran, run_cli, scored
 
+from cst_search import suggest
 from cst_search.config import write_yaml
 from cst_search.data import DetectionData
 from cst_search.errors import ConfigError
@@ -269,14 +270,14 @@ class MadeUp:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.costs: list[tuple[int, int]] = []
         self.counts: Counter[str] = Counter()
-        for name in ("_record", "info"):
-            original = getattr(Study, name)
+        for place, name in ((suggest, "trial_record"), (Study, "info")):
+            original = getattr(place, name)
 
-            def counted(study: Study, *arguments: Any, name: str = name, original: Any = original) -> Any:
+            def counted(*arguments: Any, name: str = name, original: Any = original) -> Any:
                 self.counts[name] += 1
-                return original(study, *arguments)
+                return original(*arguments)
 
-            monkeypatch.setattr(Study, name, counted)
+            monkeypatch.setattr(place, name, counted)
 
     def prepare(self) -> None: ...
 
@@ -287,7 +288,7 @@ class MadeUp:
             events.started(suggestion)
             self.counts.clear()
             events.finished(study.tell(suggestion.trial, scored(0.1 + 0.01 * i)))
-            self.costs.append((self.counts["_record"], self.counts["info"]))
+            self.costs.append((self.counts["trial_record"], self.counts["info"]))
 
 
 def test_what_a_finish_costs_does_not_grow(

@@ -20,7 +20,8 @@ from cst_search.pareto import hypervolume_by_trial
 from cst_search.recipe import Recipe
 from cst_search.record import MlflowRecord, default_tracking_uri
 from cst_search.results import Tally
-from cst_search.suggest import Repeat, Study
+from cst_search.stored import Repeat
+from cst_search.suggest import Study
 
 SETTINGS = {"recipe": {"detector": "fcos", "lr": None}, "space": "cst", "trials": 8, "objectives": "map,device_bytes"}
 

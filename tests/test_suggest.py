@@ -29,7 +29,8 @@ from cst_search.recipe import Recipe
 from cst_search.results import Budget
 from cst_search.samplers import SAMPLERS
 from cst_search.storage import check_storage
-from cst_search.suggest import CONSTRAINTS, Repeat, Study, list_studies
+from cst_search.stored import Repeat
+from cst_search.suggest import CONSTRAINTS, Study, list_studies
 
 BUDGET = 1000  # bytes; see fake_estimate
 
