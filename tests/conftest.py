@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from searches import Place
 from torchvision.models.detection import FasterRCNN
+from xdist.scheduler import LoadFileScheduling
 
 from cst_search import detector
 from cst_search.backbone import Body
@@ -35,10 +36,19 @@ _CROWDS = ("test_faults", "test_cluster_faults", "test_cluster", "test_stock", "
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file is run by one process, so that its fixtures are made once; all crowds by the same, from the beginning."""
     items.sort(key=lambda item: item.path.stem not in _CROWDS)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("crowds" if item.path.stem in _CROWDS else item.path.stem))
+
+
+class _Scheduling(LoadFileScheduling):
+    """A file is run by one process, so that its fixtures are made once; all crowds by the same, from the beginning."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::", 1)[0]
+        return "crowds" if Path(path).stem in _CROWDS else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduling:
+    return _Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
