@@ -249,7 +249,9 @@ def startup(begun: float, parts: Mapping[str, Sequence[float]], first: float) ->
 def run_side(side: str, home: Path, args: argparse.Namespace) -> dict[str, Any]:
     words = [sys.executable, str(Path(__file__).resolve()), "--side", side, "--home", str(home), "--trials",
              str(args.trials), "--workers", str(args.workers)]  # fmt: skip
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0"}
+    # stock.py is a module here, which Ray's workers must find
+    path = os.pathsep.join([str(Path(__file__).resolve().parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": path}
     with (home / "output.txt").open("w") as output:
         begun = time.time()
         code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=os.environ | quiet).returncode
