@@ -23,7 +23,7 @@ from cst_search.errors import ConfigError
 
 Kind = Literal["methods", "detectors"]
 KINDS: tuple[Kind, ...] = ("methods", "detectors")
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ def of_name(kind: Kind, name: str, ours: bool) -> Plugin | None:
     return claims[0] if claims else None
 
 
-def get(kind: Kind, name: str, wanted: type[T], ours: Mapping[str, T]) -> T:
+def get(kind: Kind, name: str, wanted: type[_T], ours: Mapping[str, _T]) -> _T:
     """What has that name, ours or a plug-in's. Raises ConfigError, naming those that exist."""
     plugin = of_name(kind, name, ours=name in ours)
     if plugin is not None:
-        value: T = load(plugin, wanted)  # type: ignore[arg-type]  # a class is hashable
+        value: _T = load(plugin, wanted)  # type: ignore[arg-type]  # a class is hashable
         return value
     if name not in ours:
         known = sorted({*ours, *names(kind)})

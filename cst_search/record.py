@@ -113,6 +113,7 @@ class _Mirror:
         self.launch: LaunchRecord | None = None  # at work in this process
         self.parents: dict[str, str] = {}  # launch -> run
         self.ended: set[str] = set()  # launches whose run is
+        self.bare: set[str] = set()  # launches whose run has no settings yet
         self.runs: dict[int, str] = {}  # trial or repeat -> run
         self.begun: dict[int, str] = {}  # likewise, when the launch or the server ended before all was in it
         self.on_front: set[int] = set()  # whose run says so
@@ -174,6 +175,8 @@ class _Mirror:
             self.parents[tags["cst.launch"]] = run.info.run_id
             if run.info.status != "RUNNING":
                 self.ended.add(tags["cst.launch"])
+            if not run.data.params:
+                self.bare.add(tags["cst.launch"])
             return
         number = int(tags["cst.trial"])
         (self.begun if run.info.status == "RUNNING" else self.runs)[number] = run.info.run_id
@@ -194,17 +197,19 @@ class _Mirror:
     def _make_parent(self, study: str, launch: LaunchRecord) -> None:
         """The run of a launch."""
         assert self.client is not None and self.experiment is not None
-        if launch.id in self.parents:
-            return
-        begun = datetime.fromisoformat(launch.begun)
-        run = self.client.create_run(
-            self.experiment,
-            start_time=int(begun.timestamp() * 1000),
-            run_name=f"{launch.kind} {begun.astimezone():%Y-%m-%d %H:%M}",
-            tags={"cst.kind": launch.kind, "cst.study": study, "cst.launch": launch.id},
-        )
-        self.client.log_batch(run.info.run_id, params=params(launch.settings))
-        self.parents[launch.id] = run.info.run_id
+        if launch.id not in self.parents:
+            begun = datetime.fromisoformat(launch.begun)
+            run = self.client.create_run(
+                self.experiment,
+                start_time=int(begun.timestamp() * 1000),
+                run_name=f"{launch.kind} {begun.astimezone():%Y-%m-%d %H:%M}",
+                tags={"cst.kind": launch.kind, "cst.study": study, "cst.launch": launch.id},
+            )
+            self.parents[launch.id] = run.info.run_id
+            self.bare.add(launch.id)
+        if launch.id in self.bare:
+            self.client.log_batch(self.parents[launch.id], params=params(launch.settings))
+            self.bare.remove(launch.id)
 
     def sync(
         self, info: StudyInfo, finished: Sequence[TrialRecord], front: Collection[int],

@@ -442,6 +442,15 @@ def test_an_answer_that_is_lost_makes_no_second_run(
         return made
 
     monkeypatch.setattr(MlflowClient, "create_run", lose_the_answer)
+    batch, batches = MlflowClient.log_batch, []
+
+    def fail_once(self: MlflowClient, *arguments: Any, **options: Any) -> None:
+        batches.append(arguments)
+        if len(batches) == 1:  # the settings of the launch
+            raise ConnectionError("reset")
+        batch(self, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", fail_once)
     warnings: list[str] = []
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
     mirror.start(study.info(), study.describe_launch(SETTINGS))
@@ -453,6 +462,7 @@ def test_an_answer_that_is_lost_makes_no_second_run(
     finished = [r.trial for r in study.info().trials if r.state != "running"]
     assert [int(run.data.tags["cst.trial"]) for run in runs(uri, study)] == finished
     assert len(runs(uri, study, "launch")) == len(runs(uri, study, "training")) == 1
+    assert runs(uri, study, "launch")[0].data.params["trials"] == str(SETTINGS["trials"])
     assert len(asked) == len(finished) + 2
 
 
