@@ -454,7 +454,7 @@ def test_an_answer_that_is_lost_makes_no_second_run(
     warnings: list[str] = []
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append)
     mirror.start(study.info(), study.describe_launch(SETTINGS))
-    for _ in range(2):
+    for _ in range(3):
         mirror.sync(study.info())
     mirror.finish(study.info(), {}, "FINISHED")
     mirror.training(study.name, {"trial": 1}, {"outcome": "complete", "seconds": 1, "history": [], "final": {}}, [])
