@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ from scipy.special import ndtr
 from cst_search.pareto import Floats, dominated_volume, nondominated
 
 Params = dict[str, Any]
-Pick = Callable[[str, BaseDistribution], Any]
+Prediction = tuple[Floats, Floats]
 
 
 # --- expected hypervolume improvement ---------------------------------------------------------------------------------
@@ -158,10 +159,10 @@ class Model:
     of columns [Hvarfner2024]. Independent wide priors were far too sure of themselves on 15 to 40 real trials.
     """
 
-    def __init__(self) -> None:
-        self._theta: Floats | None = None
+    def __init__(self, theta: Floats | None = None) -> None:
+        self.theta = theta
 
-    def fit(self, rows: Floats, y: Floats, variances: Floats, *, tune: bool) -> None:
+    def fit(self, rows: Floats, y: Floats, variances: Floats, *, tune: bool, least_spread: float = 0.0) -> None:
         """Fit to n observations.
 
         Args:
@@ -172,15 +173,24 @@ class Model:
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-        self._mean, self._scale = float(y.mean()), float(y.std()) or 1.0
+        self._mean, self._scale = float(y.mean()), max(float(y.std()), least_spread) or 1.0
         lengths = Matern(np.full(rows.shape[1], _length(rows.shape[1])), (1e-2, 1e4), nu=2.5)
         kernel = ConstantKernel(1.0, (0.05, 20.0)) * lengths + WhiteKernel(_NOISE, (1e-4, 2.0))
-        if self._theta is not None:
-            kernel = kernel.clone_with_theta(self._theta)
-        optimiser = _maximise if tune or self._theta is None else None
+        if self.theta is not None:
+            kernel = kernel.clone_with_theta(self.theta)
+        optimiser = _maximise if tune or self.theta is None else None
         self._gp = GaussianProcessRegressor(kernel, alpha=variances / self._scale**2 + 1e-8, optimizer=optimiser)
         self._gp.fit(rows, (y - self._mean) / self._scale)
-        self._theta = self._gp.kernel_.theta
+        self.theta = self._gp.kernel_.theta
+
+    @property
+    def kernel(self) -> Any:
+        """Fitted, of observations with a standard deviation of 1."""
+        return self._gp.kernel_
+
+    def mean(self, rows: Floats) -> Floats:
+        """Mean of what n configurations have."""
+        return self._gp.predict(rows) * self._scale + self._mean
 
     def predict(self, rows: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of what n configurations have without noise."""
@@ -219,12 +229,15 @@ def _maximise(obj_func: Callable[..., tuple[float, Floats]], theta: Floats, boun
 # --- the sampler ------------------------------------------------------------------------------------------------------
 
 _END = 1 << 30  # the epoch of a result at full length
+_FIRST_PRICED = 10  # times ``n_priced`` are priced for the first choice: what is cheapest of all is soon found
 _MOST_PRICED = 4096  # structures whose costs are kept
 # of so many suggestions one is random, for what the model is wrong about [Hutter2011]
-_CYCLE = 4
+_CYCLE = 8
 # The model is one fit out of many that a few trials allow, and surer than all of them together: where it chooses, its
-# standard deviation counts so many times. 3 and 5 did alike, 2 worse and 1 much worse (docs/searching.md).
-_BOLD = 3.0
+# standard deviation counts so many times (docs/searching.md).
+_BOLD = 2.0
+_HOPE = 1.0  # standard deviations that are added to what may be on the front
+_FIRST_SPREAD = 0.1  # standard deviation of y around its prior, where fewer than three y are known; of mAP's size
 _MOST_MODELLED = 300  # trials that the model is made of: a suggestion is to take milliseconds
 
 
@@ -253,6 +266,7 @@ class _Point:
     params: Params
     row: Floats
     costs: Floats
+    prior: float
     curve: Mapping[int, float]
     counts: bool
 
@@ -264,7 +278,7 @@ class ParetoSampler(BaseSampler):
     count as if they had what the model expects of them [Ginsbourger2010].
 
     Args:
-        known: of the parameters of a trial; called up to ``n_priced`` times a suggestion.
+        known: of the parameters of a trial.
         space: every parameter that may occur, with its distribution.
         costly: index of the objective to be modelled.
         define: asks for the parameters of one configuration, in order, as an objective function does; for conditional
@@ -272,7 +286,10 @@ class ParetoSampler(BaseSampler):
         free: names of parameters on which nothing known depends, so that what is known is shared by all their values.
         reference: the worst values that count, in the order of the objectives; None: of the known ones the worst seen.
         curve: what a trial reached before its end: {epoch: value of the costly objective}.
-        n_startup: results before the model is used; configurations are drawn at random until then.
+        prior: what several configurations are expected to have of the costly objective before any trial, up to a
+            constant, in its units; it weighs as much as three trials.
+        n_priced: ``known`` is called at most so often for a suggestion, and ten times as often for the first.
+        n_startup: results before the model is used; configurations are drawn at random until then. None with a prior.
         n_candidates: configurations that are compared for a suggestion.
         seed: of all draws.
     """
@@ -287,6 +304,7 @@ class ParetoSampler(BaseSampler):
         free: Collection[str] = (),
         reference: Sequence[float] | None = None,
         curve: Callable[[FrozenTrial], Mapping[int, float]] | None = None,
+        prior: Callable[[Sequence[Params]], Floats] | None = None,
         n_startup: int = 5,
         n_priced: int = 48,
         n_candidates: int = 1000,
@@ -296,7 +314,9 @@ class ParetoSampler(BaseSampler):
         self._space, self._costly, self._free, self._reference = dict(space), costly, frozenset(free), reference
         self._define = define or (lambda pick: [pick(name) for name in self._space])
         self._curve = curve or (lambda trial: trial.intermediate_values)
-        self._n_startup, self._n_priced, self._n_candidates = n_startup, n_priced, n_candidates
+        self._prior = prior or _no_prior
+        self._n_startup = 0 if prior else n_startup
+        self._n_priced, self._n_candidates = n_priced, n_candidates
         self._rng = np.random.default_rng(seed)
         self._independent = RandomSampler(seed)
         self._bound = self._space.keys() - self._free
@@ -326,7 +346,8 @@ class ParetoSampler(BaseSampler):
     ) -> dict[str, Any]:
         signs = np.array([1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in study.directions])
         points = self._points(study, trial.number, signs)
-        if sum(bool(point.curve) for point in points) < self._n_startup or len(points) % _CYCLE == 0:
+        n_told = sum(bool(point.curve) for point in points)
+        if n_told < self._n_startup or len(points) % _CYCLE == 0:
             return self._any_feasible()
         return self._best(points, signs)
 
@@ -407,7 +428,8 @@ class ParetoSampler(BaseSampler):
             else:
                 curve = {_END: -math.inf}
         costs = -np.delete(signs * values, self._costly)
-        return _Point(dict(trial.params), self._encoder.row(trial.params), costs, curve, counts)
+        params = dict(trial.params)
+        return _Point(params, self._encoder.row(params), costs, sign * float(self._prior([params])[0]), curve, counts)
 
     def _observations(self, points: Sequence[_Point]) -> tuple[Floats, Floats]:
         """(y at full length, variance beyond the noise that all have) of points that have a curve.
@@ -426,14 +448,7 @@ class ParetoSampler(BaseSampler):
             if epoch not in lines:
                 both = [(p.curve[epoch], p.curve[_END]) for p in points if _END in p.curve and epoch in p.curve]
                 x, y = np.array([pair for pair in both if math.isfinite(pair[1])]).reshape(-1, 2).T
-                if len(x) == 0:
-                    lines[epoch] = 0.0, 1.0, spread**2
-                else:
-                    prior = 3 * (float(x.var()) or spread**2)
-                    slope = (((x - x.mean()) * (y - y.mean())).sum() + prior) / (((x - x.mean()) ** 2).sum() + prior)
-                    start = y.mean() - slope * x.mean()
-                    rest = (((y - start - slope * x) ** 2).sum() + 3 * (0.5 * spread) ** 2) / (len(x) + 3)
-                    lines[epoch] = start, slope, rest
+                lines[epoch] = _line(x, y, spread)
             return lines[epoch]
 
         y, variance = np.empty(len(points)), np.zeros(len(points))
@@ -447,69 +462,111 @@ class ParetoSampler(BaseSampler):
                 y[i] = worst
         return y, variance
 
+    def _fitted(self, points: Sequence[_Point], n_told: int, n: int) -> Callable[[Floats, Floats], Prediction]:
+        """What the model says of rows and their priors: mean and standard deviation of y.
+
+        It is of what is left of y after its regression on the prior. Points after the first ``n_told`` have no y, and
+        count as if they had the mean.
+
+        Args:
+            n: trials there are: lengthscales are chosen anew where these have grown by a tenth.
+        """
+        rows, priors = np.stack([p.row for p in points]), np.array([p.prior for p in points])
+        y, variance = self._observations(points[:n_told])
+        start, slope, rest = 0.0, 0.0, 0.0
+        if self._prior is not _no_prior:
+            spread = float(y.std()) if n_told > 2 else _FIRST_SPREAD
+            start, slope, rest = _line(priors[:n_told], y, spread)
+        left = y - start - slope * priors[:n_told]
+        fit = partial(self._model.fit, least_spread=math.sqrt(rest))
+        tune = n_told < 30 or abs(n - self._tuned_at) > 0.1 * self._tuned_at
+        if tune:
+            self._tuned_at = n
+        if n_told:
+            fit(rows[:n_told], left, variance, tune=tune)
+        if n_told < len(points):
+            believed = self._model.predict(rows[n_told:])[0] if n_told else np.zeros(len(points))
+            variance = np.append(variance, np.zeros(len(believed)))
+            fit(rows, np.append(left, believed), variance, tune=False)
+
+        def predict(rows: Floats, priors: Floats) -> Prediction:
+            mean, std = self._model.predict(rows)
+            return mean + start + slope * priors, std
+
+        return predict
+
     # --- what is best ---
 
     def _best(self, points: Sequence[_Point], signs: Floats) -> Params:
         """The candidate with the largest expected improvement."""
         told = self._some([point for point in points if point.curve])
-        waiting = [point for point in points if not point.curve]
-        everyone = told + waiting
-        rows, costs = np.stack([p.row for p in everyone]), np.stack([p.costs for p in everyone])
-        y, variance = self._observations(told)
-        tune = len(told) < 30 or abs(len(points) - self._tuned_at) > 0.1 * self._tuned_at
-        if tune:
-            self._tuned_at = len(points)
-        self._model.fit(rows[: len(told)], y, variance, tune=tune)
-        if waiting:
-            believed = self._model.predict(rows[len(told) :])[0]
-            self._model.fit(rows, np.append(y, believed), np.append(variance, np.zeros(len(waiting))), tune=False)
+        everyone = told + [point for point in points if not point.curve]
+        costs = np.stack([p.costs for p in everyone])
+        predict = self._fitted(everyone, len(told), len(points))
         # the front as the model sees it: the highest of many noisy values is high by luck, too
-        smooth = self._model.predict(rows)[0]
+        smooth, _ = predict(np.stack([p.row for p in everyone]), np.array([p.prior for p in everyone]))
         front = [i for i, point in enumerate(everyone) if point.counts]
         front = [front[k] for k in np.flatnonzero(nondominated(np.column_stack([-smooth[front], costs[front]])))]
-        reference = self._reference_point(smooth, costs, front, signs)
         taken = {frozenset(point.params.items()) for point in points}
 
-        def gain(candidates: Sequence[Params]) -> Floats:
+        def priced(candidates: Sequence[Params]) -> Floats:
             known = [self._price(params) for params in candidates]
-            mean, std = self._model.predict(np.stack([self._encoder.row(params) for params in candidates]))
-            dear = np.array([-np.delete(signs, self._costly) * k.values for k in known]).reshape(len(known), -1)
-            improvement = ehvi(mean, _BOLD * std, dear, smooth[front], costs[front], reference)
-            new = [
-                k.violation <= 0 and frozenset(p.items()) not in taken for k, p in zip(known, candidates, strict=True)
-            ]
-            return np.where(new, improvement, -1.0)
+            return np.array([-np.delete(signs, self._costly) * k.values for k in known]).reshape(len(known), -1)
+
+        def expected(candidates: Sequence[Params]) -> Prediction:
+            rows = np.stack([self._encoder.row(params) for params in candidates])
+            return predict(rows, signs[self._costly] * self._prior(candidates))
+
+        candidates = self._anywhere(self._n_candidates // 3)
+        if not candidates:  # nothing feasible was drawn yet
+            return self._any_feasible()
+        (mean, std), dear = expected(candidates), priced(candidates)
+        maybe = np.append(smooth[front], mean + _HOPE * std), np.vstack([costs[front], dear])
+        reference = self._reference_point(smooth[front] if len(front) > 1 else smooth, *maybe, signs)
+
+        def gain(candidates: Sequence[Params], dear: Floats) -> Floats:
+            mean, std = expected(candidates)
+            found = ehvi(mean, _BOLD * std, dear, smooth[front], costs[front], reference)
+            return np.where([frozenset(params.items()) in taken for params in candidates], -1.0, found)
 
         ranked: list[tuple[float, Params]] = []
-        share = self._n_candidates // 3
         for step in range(3):
-            near = [params for _, params in ranked[:8]] + [everyone[i].params for i in front]
             if step:
-                near = near[:8] + [near[8:][i] for i in self._rng.permutation(len(near) - 8)[:8]]
-            candidates = self._candidates(near if step else [], share)
-            if not candidates:  # nothing feasible was drawn yet
-                return self._any_feasible()
-            gains = gain(candidates)
-            ranked = sorted([*ranked, *zip(gains.tolist(), candidates, strict=True)], key=lambda pair: -pair[0])[:8]
+                near = [params for _, params in ranked[:8]]
+                near += [everyone[front[i]].params for i in self._rng.permutation(len(front))[:8]]
+                candidates = self._near(near, self._n_candidates // 3, lambda found, of: gain(found, priced(of)))
+            gains = gain(candidates, priced(candidates))
+            feasible = [
+                (g, c) for g, c in zip(gains.tolist(), candidates, strict=True) if self._price(c).violation <= 0
+            ]
+            ranked = sorted([*ranked, *feasible], key=lambda pair: -pair[0])[:8]
         return ranked[0][1] if ranked[0][0] >= 0 else self._any_feasible()
 
-    def _candidates(self, near: Sequence[Params], n: int) -> list[Params]:
-        """Some n configurations: near others, or anywhere; a third of ``n_priced`` have costs that were not known."""
-        change = 2.0 ** -self._rng.integers(1, 4, size=n)
-        n_new = self._n_priced // 3
-        if near:
-            parents = [near[i] for i in self._rng.integers(len(near), size=n)]
-            found = [self._like(parent, p) for parent, p in zip(parents[:n_new], change, strict=False)]
-            if self._free:
-                found += [self._like(q, p, keep=self._bound) for q, p in zip(parents[n_new:], change, strict=False)]
-            return found
-        for _ in range(n_new):
+    def _anywhere(self, n: int) -> list[Params]:
+        """Some n feasible configurations, of those whose costs are known and some more."""
+        for _ in range(max(self._n_priced // 3, _FIRST_PRICED * self._n_priced - len(self._priced))):
             self._price(self._like({}, 1.0))
         pool = [params for params, known in self._priced.values() if known.violation <= 0]
         if not self._free:
             return pool
         parents = [pool[i] for i in self._rng.integers(len(pool), size=n)] if pool else []
         return [self._like({k: q[k] for k in q if k not in self._free}, 0.0) for q in parents]
+
+    def _near(
+        self, near: Sequence[Params], n: int, gain: Callable[[Sequence[Params], Sequence[Params]], Floats]
+    ) -> list[Params]:
+        """Some n configurations like others with the same costs, and the best of n whose costs may differ.
+
+        Args:
+            gain: of configurations, as if they had the costs of those that they are like: what decides which are
+                worth a price.
+        """
+        change = 2.0 ** -self._rng.integers(1, 4, size=n)
+        parents = [near[i] for i in self._rng.integers(len(near), size=n)]
+        found = [self._like(parent, p) for parent, p in zip(parents, change, strict=True)]
+        best = np.argsort(-gain(found, parents), kind="stable")[: self._n_priced // 3]
+        same = [self._like(q, p, keep=self._bound) for q, p in zip(parents, change, strict=True)] if self._free else []
+        return [found[i] for i in best] + same
 
     def _some(self, points: list[_Point]) -> list[_Point]:
         """At most `_MOST_MODELLED`: the front, the latest, and others at random."""
@@ -524,19 +581,44 @@ class ParetoSampler(BaseSampler):
         others = self._rng.choice(rest, size=_MOST_MODELLED - len(kept), replace=False)
         return [points[i] for i in np.union1d(kept, others)]
 
-    def _reference_point(self, y: Floats, costs: Floats, front: Sequence[int], signs: Floats) -> Floats:
+    def _reference_point(self, front_y: Floats, y: Floats, costs: Floats, signs: Floats) -> Floats:
         """The worst (y, costs) that count, as `ehvi` takes them.
 
-        Costs up to those that were given, or the largest seen: with less, what is dearer than all of the front counts
-        for nothing. Of y a tenth below the worst of the front, or what is cheap and poor would count for much.
+        Costs up to a tenth beyond those of the front that there may be, and no more than was given: with the box of the
+        whole budget, ten times the parameters for a thousandth of y would count for as much as the other way round.
+        Of y a tenth below the worst of the front, or what is cheap and poor would count for much.
+
+        Args:
+            front_y: of the front as it is.
+            y, costs: what may be, n and ``n x m``.
         """
-        bound = np.append((-y).max(), costs.max(axis=0))
+        best = costs[nondominated(np.column_stack([-y, costs]))]
+        bound = best.max(axis=0) + 0.1 * np.ptp(best, axis=0)
+        floor = float(front_y.min() - 0.1 * np.ptp(front_y)) - 1e-12
         if self._reference is not None:
             given = -signs * np.asarray(self._reference)
-            bound = np.append(given[self._costly], np.delete(given, self._costly))
-        seen = y[list(front)] if len(front) > 1 else y
-        floor = max(float(seen.min() - 0.1 * (seen.max() - seen.min())) - 1e-12, -float(bound[0]))
-        return np.append(floor, bound[1:])
+            bound = np.minimum(bound, np.delete(given, self._costly))
+            floor = max(floor, -float(given[self._costly]))
+        return np.append(floor, bound)
+
+
+def _no_prior(several: Sequence[Params]) -> Floats:
+    return np.zeros(len(several))
+
+
+def _line(x: Floats, y: Floats, spread: float) -> tuple[float, float, float]:
+    """(start, slope, variance of what is left) of y over x, as if three more points had slope 1.
+
+    Args:
+        spread: standard deviation of y where there are too few points to tell.
+    """
+    if len(x) == 0:
+        return 0.0, 1.0, spread**2
+    prior = 3 * (float(x.var()) or spread**2)
+    slope = (((x - x.mean()) * (y - y.mean())).sum() + prior) / (((x - x.mean()) ** 2).sum() + prior)
+    start = y.mean() - slope * x.mean()
+    rest = (((y - start - slope * x) ** 2).sum() + 3 * (0.5 * spread) ** 2) / (len(x) + 3)
+    return float(start), float(slope), float(rest)
 
 
 def _draw(distribution: BaseDistribution, rng: np.random.Generator) -> Any:

@@ -1,27 +1,28 @@
-"""Which sampler searches a study, and how a configuration of a space is told to Optuna."""
+"""Which sampler searches a study."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial
 
 from cst_search.errors import StudyError
+from cst_search.parameters import distribution, value_of
 from cst_search.pareto import Objective
+from cst_search.prior import Prior
 from cst_search.results import StudySpec
 from cst_search.sampler import Known, ParetoSampler
-from cst_search.space import Dimension, Space
+from cst_search.space import Space
 
 if TYPE_CHECKING:
     from cst_search.memory import Estimate
 
-SAMPLERS = ("pareto", "tpe", "nsga2", "gp", "random")
+NO_PRIOR = "pareto-no-prior"
+SAMPLERS = ("pareto", NO_PRIOR, "tpe", "nsga2", "gp", "random")
 
 
 @contextmanager
@@ -40,10 +41,10 @@ def default_sampler(objectives: Sequence[Objective]) -> str:
 def check_sampler(name: str, objectives: Sequence[Objective]) -> None:
     """Raises StudyError: the sampler cannot search for these."""
     trained_for = [objective.name for objective in objectives if objective.goal == "max"]
-    if name == "pareto" and len(trained_for) != 1:
+    if name in ("pareto", NO_PRIOR) and len(trained_for) != 1:
         raise StudyError(
-            f"--sampler pareto models exactly one of map and map50; --objectives has "
-            f"{' and '.join(trained_for) or 'none'}; take one, or another --sampler: {', '.join(SAMPLERS[1:])}"
+            f"--sampler {name} models exactly one of map and map50; --objectives has "
+            f"{' and '.join(trained_for) or 'none'}; take one, or another --sampler: {', '.join(SAMPLERS[2:])}"
         )
 
 
@@ -55,8 +56,9 @@ def make_sampler(
     seed: int,
 ) -> optuna.samplers.BaseSampler:
     """The sampler that a study names. Raises StudyError, as `check_sampler`."""
-    if spec.sampler == "pareto":
-        return pareto_sampler(spec, space, cost, curve, seed)
+    if spec.sampler in ("pareto", NO_PRIOR):
+        prior = Prior.load(without=[spec.data]) if spec.sampler == "pareto" else None
+        return pareto_sampler(spec, space, cost, curve, seed, prior)
     if spec.sampler == "nsga2":
         return optuna.samplers.NSGAIISampler(population_size=16, seed=seed)
     if spec.sampler == "random":
@@ -73,6 +75,7 @@ def pareto_sampler(
     cost: Callable[[dict[str, Any]], Estimate],
     curve: Callable[[FrozenTrial], Mapping[int, float]],
     seed: int,
+    prior: Prior | None = None,
 ) -> ParetoSampler:
     """The sampler of a space within a budget. Raises StudyError, as `check_sampler`."""
     from cst_search.memory import depends_on  # it loads torch, for seconds, and who reads a study needs none
@@ -83,7 +86,7 @@ def pareto_sampler(
     dimensions = {dimension.name: dimension for dimension in space.dimensions()}
 
     def known(params: dict[str, Any]) -> Known:
-        predicted = cost(space.configure(lambda d: _value(d, params[d.name])))
+        predicted = cost(space.configure(lambda d: value_of(d, params[d.name])))
         over = spec.budget.violations(predicted.device_bytes, predicted.trainable_params)
         values = [float(getattr(predicted, o.name)) for o in objectives if o.goal == "min"]
         return Known(values, sum(max(0.0, violation) for violation in over.values()))
@@ -92,46 +95,11 @@ def pareto_sampler(
         known,
         {name: distribution(dimension) for name, dimension in dimensions.items()},
         costly=costly,
-        define=lambda pick: space.configure(lambda d: _value(d, pick(d.name))),
+        define=lambda pick: space.configure(lambda d: value_of(d, pick(d.name))),
         free={d.name for d in dimensions.values() if not depends_on(d.key)},
         reference=[spec.reference_point[o.name] for o in objectives],
         curve=curve,
+        prior=None if prior is None else prior.over(space),
         n_priced=24,  # a prediction takes milliseconds
         seed=seed,
     )
-
-
-def pick(trial: Trial, dimension: Dimension) -> Any:
-    """A value of a dimension, from the sampler."""
-    d = distribution(dimension)
-    if isinstance(d, CategoricalDistribution):
-        return _value(dimension, trial.suggest_categorical(dimension.name, d.choices))
-    if isinstance(d, IntDistribution):
-        return trial.suggest_int(dimension.name, d.low, d.high, log=d.log)
-    return trial.suggest_float(dimension.name, d.low, d.high, log=d.log)
-
-
-def params_of(space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What Optuna calls a configuration, as far as the space contains it."""
-    method = {Space.METHOD: config[Space.METHOD]} if len(space.methods) > 1 else {}
-    dimensions = space.by_method.get(config[Space.METHOD], ())
-    inside = [d for d in dimensions if d.key in config and d.contains(config[d.key])]
-    return method | {d.name: label(config[d.key]) for d in inside}
-
-
-def distribution(dimension: Dimension) -> CategoricalDistribution | FloatDistribution | IntDistribution:
-    if dimension.choices:
-        return CategoricalDistribution([label(value) for value in dimension.choices])
-    if dimension.whole:
-        return IntDistribution(round(dimension.low), round(dimension.high), log=dimension.log)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-
-
-def _value(dimension: Dimension, name: Any) -> Any:
-    """The value of a dimension for what Optuna calls it."""
-    return next(value for value in dimension.choices if label(value) == name) if dimension.choices else name
-
-
-def label(value: Any) -> Any:
-    """Optuna's categories are scalars: a tuple becomes its JSON text."""
-    return json.dumps(list(value)) if isinstance(value, list | tuple) else value

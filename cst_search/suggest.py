@@ -34,10 +34,11 @@ from cst_search.correction import Correction
 from cst_search.database import StoredTrial, read_trials
 from cst_search.errors import StudyError
 from cst_search.launches import Launches, now
+from cst_search.parameters import params_of, pick
 from cst_search.pareto import OBJECTIVES
 from cst_search.results import Budget, LaunchRecord, StudyInfo, StudySpec, TrialRecord
 from cst_search.sampler import ParetoSampler
-from cst_search.samplers import experimental, make_sampler, params_of, pick
+from cst_search.samplers import experimental, make_sampler
 from cst_search.schedule import Rungs, rung_epochs
 from cst_search.space import Space
 from cst_search.storage import Storage, check_storage, open_storage

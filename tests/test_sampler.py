@@ -93,7 +93,7 @@ def test_a_doubtful_observation_weighs_less() -> None:
     rows, y = np.array([[0.0], [0.5], [1.0]]), np.array([0.0, 3.0, 0.0])
     sure, unsure = Model(), Model()
     sure.fit(rows, y, np.zeros(3), tune=True)
-    unsure._theta = sure._theta
+    unsure.theta = sure.theta
     unsure.fit(rows, y, np.array([0.0, 100.0, 0.0]), tune=False)
     assert unsure.predict(rows[1:2])[0] < sure.predict(rows[1:2])[0] - 0.5
 
@@ -153,7 +153,7 @@ def test_suggestions_at_a_time_differ() -> None:
     sampler = ParetoSampler(known, SPACE, n_startup=6, n_priced=60, n_candidates=120, seed=2)
     study = run(sampler, 8)
     asked = [study.ask(SPACE).params for _ in range(4)]
-    distances = [abs(a["x"] - b["x"]) for i, a in enumerate(asked) for b in asked[:i]]
+    distances = [max(abs(a[k] - b[k]) for k in ("x", "z")) for i, a in enumerate(asked) for b in asked[:i]]
     assert min(distances) > 0.02
 
 
@@ -198,7 +198,7 @@ def test_free_parameters_are_not_priced() -> None:
 
     run(ParetoSampler(priced, SPACE, free={"z"}, n_startup=3, n_priced=12, n_candidates=60, seed=0), 8)
     assert len(asked) == len(set(asked))
-    assert len(asked) <= 8 * 13
+    assert len(asked) <= 10 * 12 + 8 * 13  # ten times as many for the first choice
 
 
 def test_what_broke_is_avoided_and_what_was_refused_is_not_learnt_from() -> None:
@@ -278,4 +278,4 @@ def test_where_it_chooses_the_model_is_less_sure(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sampler_module.Model, "predict", predicted)
     monkeypatch.setattr(sampler_module, "ehvi", chosen)
     run(ParetoSampler(known, SPACE, n_startup=3, n_priced=12, n_candidates=30, seed=0), 5)
-    assert seen["ratio"] == pytest.approx(3.0)
+    assert seen["ratio"] == pytest.approx(2.0)

@@ -75,8 +75,9 @@ def launch(
         str | None,
         typer.Option(
             "--sampler",
-            help="pareto, tpe, nsga2, gp or random [default: pareto, or tpe where it cannot search for --objectives].",
-            autocompletion=completion.one_of("pareto", "tpe", "nsga2", "gp", "random"),
+            help="pareto, pareto-no-prior, tpe, nsga2, gp or random "
+            "[default: pareto, or tpe where it cannot search for --objectives].",
+            autocompletion=completion.one_of("pareto", "pareto-no-prior", "tpe", "nsga2", "gp", "random"),
             show_default=False,
         ),
     ] = None,

@@ -1,0 +1,142 @@
+"""What a search expects before its first trial: the shipped one, other spaces, and a sampler that starts from it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from scipy.stats import spearmanr
+
+from cst_search.config import load_space
+from cst_search.parameters import params_of
+from cst_search.prior import FILE, Prior
+from cst_search.sampler import Known, ParetoSampler
+from cst_search.space import Space
+
+SMALL = Space.from_dict(
+    {
+        "methods": ["cst", "head"],
+        "shared": {"lr": {"float": [1e-3, 1e-1], "log": True}, "batch_size": {"choice": [2, 4, 8]}},
+        "cst": {"reduction": {"choice": [2, 4, 8]}, "norm": {"choice": ["gn", "bn"]}},
+    }
+)
+
+
+def made_up(config: dict[str, Any]) -> float:
+    return 0.3 + 0.2 * (config["method"] == "cst") - 0.05 * np.log10(config["lr"] / 1e-2) ** 2
+
+
+@pytest.fixture(scope="module")
+def small() -> Prior:
+    rng = random.Random(0)
+    configs = [SMALL.sample(rng) for _ in range(60)]
+    return Prior(SMALL, {"here": [(c, made_up(c)) for c in configs], "there": [(c, 3 + made_up(c)) for c in configs]})
+
+
+def expected(prior: Prior, space: Space, **params: Any) -> float:
+    return float(prior.over(space)([params])[0])
+
+
+# --- the shipped one --------------------------------------------------------------------------------------------------
+
+
+def test_each_data_set_is_told_by_the_others() -> None:
+    """What the prior is for: the order of configurations on data that it has not seen."""
+    with gzip.open(FILE, "rt") as file:
+        tables = {t["data"]: t["rows"] for t in json.load(file)["tables"]}
+    assert len(tables) >= 2
+    for data, rows in tables.items():
+        prior = Prior.load(without=[data])
+        found = prior.over(prior.space)([params_of(prior.space, row["config"]) for row in rows])
+        assert spearmanr(found, [row["map"] for row in rows])[0] > 0.6, data
+
+
+@pytest.mark.parametrize("name", ["petl", "cst", "lst", "head", "full", "conv_lora"])
+def test_shipped_spaces_are_understood(name: str) -> None:
+    space, rng = load_space(name), random.Random(0)
+    found = Prior.load().over(space)([params_of(space, space.sample(rng)) for _ in range(50)])
+    assert np.isfinite(found).all() and np.std(found) > 0.005
+
+
+# --- other spaces -----------------------------------------------------------------------------------------------------
+
+
+def test_data_sets_count_alike_whatever_their_level(small: Prior) -> None:
+    cst = expected(small, SMALL, method="cst", lr=1e-2, batch_size=4, **{"cst.reduction": 4, "cst.norm": "gn"})
+    head = expected(small, SMALL, method="head", lr=1e-2, batch_size=4)
+    assert cst - head == pytest.approx(0.2, abs=0.05)
+
+
+def test_names_choices_and_ranges_of_another_space(small: Prior) -> None:
+    other = Space.from_dict(
+        {
+            "methods": ["cst"],
+            "cst": {"lr": {"float": [1e-5, 1e-1], "log": True}, "reduction": {"choice": [1, 3, 64]},
+                    "norm": {"choice": ["gn", "none"]}, "keep": {"choice": ["all", "every_second"]}},
+        }
+    )  # fmt: skip
+    own = {"method": "cst", "batch_size": 4, "cst.norm": "gn"}
+    # a method that does not vary, its own lr for the shared one, the nearest number, what is unknown left out
+    close = expected(small, other, **{"cst.lr": 1e-3, "cst.reduction": 64, "cst.norm": "gn", "cst.keep": "all"})
+    assert close == pytest.approx(expected(small, SMALL, lr=1e-3, **own, **{"cst.reduction": 8}), abs=1e-9)
+    below = expected(small, other, **{"cst.lr": 1e-5, "cst.reduction": 64, "cst.norm": "gn"})
+    assert below == pytest.approx(close, abs=1e-9)  # beyond the range: its end
+    # a value without a number says nothing
+    assert np.isfinite(expected(small, other, **{"cst.lr": 1e-3, "cst.norm": "none", "cst.reduction": 3}))
+
+
+def test_a_method_that_was_never_tried_is_expected_to_be_like_the_rest(small: Prior) -> None:
+    other = Space.from_dict({"methods": ["cst", "full"], "shared": {"lr": {"float": [1e-4, 1e-2], "log": True}}})
+    worst, best = (expected(small, SMALL, method=m, lr=1e-2, batch_size=4) for m in ("head", "cst"))
+    assert worst < expected(small, other, method="full", lr=1e-2) < best
+
+
+# --- a search that starts from it -------------------------------------------------------------------------------------
+
+XZ = {"x": FloatDistribution(0.0, 1.0), "z": FloatDistribution(0.0, 1.0), "kind": CategoricalDistribution(["a", "b"])}
+
+
+def truth(params: dict[str, Any]) -> float:
+    return 0.3 - (params["z"] - 0.3) ** 2 - 0.3 * (params["kind"] == "b")
+
+
+def search(n: int, prior: Callable[[Sequence[dict[str, Any]]], np.ndarray] | None, seed: int) -> list[float]:
+    """y of each trial of a search with one more objective, which is known."""
+    sampler = ParetoSampler(lambda p: Known([p["x"]]), XZ, prior=prior, n_candidates=300, seed=seed)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    for _ in range(n):
+        trial = study.ask(XZ)
+        study.tell(trial, [truth(trial.params), trial.params["x"]])
+    return [trial.values[0] for trial in study.trials]
+
+
+def test_a_good_prior_is_used_from_the_second_trial_on() -> None:
+    with_prior = [search(4, lambda several: np.array([5 + truth(p) for p in several]), seed)[1:] for seed in range(6)]
+    assert np.median(with_prior) > 0.27
+    assert np.median([search(4, None, seed)[1:] for seed in range(6)]) < 0.2
+
+
+def test_a_prior_that_is_wrong_does_not_keep_a_search_from_the_best() -> None:
+    found = [search(24, lambda several: np.array([-truth(p) for p in several]), seed) for seed in range(3)]
+    assert np.median([max(y) for y in found]) > 0.28
+    assert np.median([y[1] for y in found]) < 0.2  # it was believed at first
+
+
+def test_the_first_suggestions_do_not_wait_for_a_result() -> None:
+    """With several workers nothing is known yet when the second trial is to begin."""
+
+    def prior(several: Sequence[dict[str, Any]]) -> np.ndarray:
+        return np.array([truth(p) for p in several])
+
+    sampler = ParetoSampler(lambda p: Known([p["x"]]), XZ, prior=prior, n_candidates=300, seed=0)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    asked = [study.ask(XZ).params for _ in range(4)]
+    assert all(p["kind"] == "a" and abs(p["z"] - 0.3) < 0.3 for p in asked[1:])
+    assert len({tuple(p.values()) for p in asked}) == 4
