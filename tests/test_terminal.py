@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 from studies import make_study, run_cli, run_one, scored
 
 from cst_search import catalog
 from cst_search.cli import app
+from cst_search.live import front_table
 from cst_search.petl import METHODS
 from cst_search.recipe import Recipe
 from cst_search.results import StudyInfo
@@ -46,6 +49,26 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def info(home: Path) -> StudyInfo:
     return Study.open(f"sqlite:///{home / 'studies.db'}", "one").info()
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_configuration_is_read_in_lines_and_not_in_a_column_of_words(info: StudyInfo, width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(front_table(info, width))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width
+    beside = [line for line in lines if "│" in line and "mtc_stages" in line]
+    below = [line for line in lines if line.startswith("trial 0: cst mtc_stages")]
+    assert (len(beside), len(below)) == ((0, 1) if width == 80 else (len(info.front()), 0))
+    assert lines[-1] == "in all of them: reduction 4, batch_size 2"
+
+
+def test_the_reference_is_in_units(home: Path) -> None:
+    said = run_cli("front", "one", "--home", home).out
+    assert "of 1 (reference map 0, device_bytes 1.6 kB, trainable_params 2k)" in said
 
 
 # --- the plot --------------------------------------------------------------------------------------------------------
