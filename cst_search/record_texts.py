@@ -80,6 +80,19 @@ def description(info: StudyInfo, experiment: str, run: str, runs: Mapping[int, s
     ])  # fmt: skip
 
 
+def model_description(study: str, trial: str, epochs: int, model: str) -> str:
+    """What a logged model is, and how it is loaded. ``model``: its id in MLflow."""
+    return "\n".join([
+        f"Trial {escape(trial)} of study {escape(study)} after {epochs} epochs of full training: the trained tensors; "
+        "the base's weights are fetched as in training. `cst-search` must be installed where it is loaded:", "",
+        "```python",
+        "import mlflow",
+        f'model = mlflow.pyfunc.load_model("models:/{model}")',
+        'model.predict(["image.png"], params={"score": 0.3})  # a path, or an image file in base64',
+        "```",
+    ])  # fmt: skip
+
+
 def code(text: str) -> str:
     """Text as code, on one line, between more backticks than it has in a row (CommonMark 0.31, 6.1)."""
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+from mlflow import MlflowClient
 from rich.console import Console
 from studies import make_study, run_cli, run_one, scored
 
@@ -21,6 +22,7 @@ from cst_search.cli import app
 from cst_search.live import front_table
 from cst_search.petl import METHODS
 from cst_search.recipe import Recipe
+from cst_search.record_views import TAG
 from cst_search.results import StudyInfo
 from cst_search.suggest import Study
 from cst_search.text_plot import front_plot
@@ -260,10 +262,17 @@ def test_quiet_says_nothing_and_errors_are_still_said(
 
 
 def test_sync_for_programs(home: Path, tmp_path: Path) -> None:
-    ran = run_cli("sync", "two", "--home", home, "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}", "--json")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    ran = run_cli("sync", "two", "--home", home, "--tracking-uri", uri, "--json")
     assert ran.code == 0, ran
     shown = json.loads(ran.out)
     assert (shown["study"], shown["trials"], shown["repeats"]) == ("two", 2, 0)
+    client = MlflowClient(uri)  # what is there has the views of today, whichever version made it
+    key, experiment = f"{TAG}cst-front", client.get_experiment_by_name("two")
+    assert experiment is not None and key in experiment.tags
+    client.delete_experiment_tag(experiment.experiment_id, key)
+    assert run_cli("sync", "two", "--home", home, "--tracking-uri", uri, "--quiet").code == 0
+    assert client.get_experiment(experiment.experiment_id).tags[key] == experiment.tags[key]
 
 
 def test_no_color_reaches_what_is_started(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
