@@ -169,7 +169,7 @@ def completed(words: str, home: Path) -> list[str]:
         **os.environ, "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1),
         "_CST_SEARCH_COMPLETE": "complete_bash", "CST_SEARCH_HOME": str(home),
     }  # fmt: skip
-    code = "import sys; from cst_search.cli import app; app(prog_name='cst-search')"
+    code = "import sys; from cst_search.cli import main; sys.argv = ['cst-search']; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=home)
     assert done.stderr == ""
     return done.stdout.split()
@@ -183,7 +183,12 @@ def complete(function: Callable[..., list[str]], incomplete: str, **params: Any)
 
 def test_a_shell_completes(home: Path) -> None:
     assert completed("cst-search front tw", home) == ["two"]
-    assert completed("cst-search launch --set meth", home) == ["method="]
+    # more than one word, or bash would go on behind "method="
+    assert completed("cst-search launch --set meth", home)[:3] == ["method=", "method=bitfit", "method=conv_adapter"]
+    assert completed("cst-search launch --set epo", home) == ["epochs=", "epochs=12"]
+    # bash takes words apart at "=", and replaces the last part
+    assert completed("cst-search launch --set epochs = 3 --set method = conv", home) == ["conv_adapter", "conv_lora"]
+    assert "bitfit" in completed("cst-search launch --set method =", home)
 
 
 def test_completions(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
