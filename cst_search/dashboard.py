@@ -18,6 +18,7 @@ from cst_search.catalog import shipped_folder
 from cst_search.errors import ConfigError
 from cst_search.page import comparison_data, page_data, value_text, worker
 from cst_search.picture import facts, over_seeds, paint, picture, plain
+from cst_search.results import metric_words
 from cst_search.units import format_bytes, format_count
 
 
@@ -97,6 +98,7 @@ def _render(template: str, **values: Any) -> str:
         "quality": lambda value: "-" if value is None else f"{value:.3f}",
         "percent": lambda value: f"{100 * value:.1f} %",
         "value": value_text,
+        "metrics": metric_words,
     }
     environment.filters |= filters
     return environment.get_template(template).render(**values)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from cst_search.config import make_recipe, write_yaml
@@ -81,7 +82,7 @@ def export(info: StudyInfo, pick: str, path: Path, verified: Mapping[str, Any] |
         recipe = make_recipe(recipe.to_dict() | {"origin": origin}, f"trial {record.trial} of {info.name!r}")
     confirmed = over_seeds_words(info.brief(record))
     header = (
-        f"cst-search train {path.name} --data {recipe.data} --out {path.stem}\n\n"
+        f"cst-search train {quote(path.name)} --data {quote(recipe.data)} --out {quote(path.stem)}\n\n"
         f"Trial {record.trial} of study {info.name}: map {record.map:.3f} after {len(record.history)} epochs, "
         f"{confirmed + ', ' if confirmed else ''}{format_bytes(record.device_bytes)} ({record.memory_source}), "
         f"{format_count(record.trainable_params)} trainable parameters."

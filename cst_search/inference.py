@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +87,17 @@ class Predictor:
             }
 
 
-def predict(run: Path, paths: list[Path], out: Path | None, *, score: float, device: str) -> list[dict[str, Any]]:
+def predict(
+    run: Path, paths: list[Path], out: Path | None, *, score: float, device: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Detect objects and draw them.
 
     Args:
         run: a folder that `cst-search train` wrote, or its weights file.
         out: folder for one PNG per image; None draws nothing.
         score: detections below it are left out, 0..1.
+        progress: is told how many images are done, and of how many.
 
     Returns:
         Per image: ``image``, ``width``, ``height``, ``picture`` (or None) and ``detections``, each with ``class``,
@@ -114,6 +118,8 @@ def predict(run: Path, paths: list[Path], out: Path | None, *, score: float, dev
             picture = out / f"{Path(result['image']).stem}.png"
             _draw(Path(result["image"]), result["detections"], predictor.class_names, picture)
         results.append(result | {"picture": None if picture is None else str(picture)})
+        if progress is not None:
+            progress(len(results), len(images))
     return results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -260,13 +261,13 @@ def export_best(info: StudyInfo, files: dict[str, Path]) -> list[Path]:
 
 def _flags(options: LaunchOptions) -> str:
     """What a command needs besides the study's name to find it; without a password, which a person has."""
-    home = "" if options.home == default_home() else f" --home {options.home}"
-    return home + (f" --storage {check_storage(options.storage)}" if options.storage else "")
+    home = "" if options.home == default_home() else f" --home {shlex.quote(str(options.home))}"
+    return home + (f" --storage {shlex.quote(check_storage(options.storage))}" if options.storage else "")
 
 
 def resume_command(name: str, options: LaunchOptions) -> str:
     there = f" --address {options.address}" if options.address else ""
-    return f"cst-search resume {name}{_flags(options)}{there}"
+    return f"cst-search resume {shlex.quote(name)}{_flags(options)}{there}"
 
 
 def _say_end(
@@ -281,10 +282,10 @@ def _say_end(
     if interrupted:
         say(f"what is finished is kept; go on with:  {resume_command(info.name, options)}")
     if info.front():
-        console.print(front_table(info))
-        data = "" if info.data == "demo" else f" --data {info.data}"
+        console.print(front_table(info, console.width))
+        data = "" if info.data == "demo" else f" --data {shlex.quote(info.data)}"
         say(f"hypervolume {info.hypervolume():.4f}; page {files['html']}")
         home = _flags(replace(options, storage=None))
         say(f"next:  cst-search ui{home}")
-        say(f"       cst-search export {info.name} --pick knee -o best.yaml{flags}")
+        say(f"       cst-search export {shlex.quote(info.name)} --pick knee -o best.yaml{flags}")
         say(f"       cst-search train best.yaml{data} --out trained{home}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -27,6 +27,7 @@ _COLUMNS = {
     "trial": 0, "method and main dimensions": 0, "epoch": 0, "map": 0, "memory": 80, "trainable": 100, "time": 90,
     "state": 60,
 }  # fmt: skip
+_BESIDE = 120  # characters of a terminal from which on a front's configurations have a column
 _ROWS = 14  # finished trials that the live table keeps in sight
 
 
@@ -208,8 +209,12 @@ def seed_cells(entry: Mapping[str, Any]) -> tuple[str, str, str]:
     return ("-" if mean is None else f"{mean:.3f}"), ("-" if std is None else f"{std:.3f}"), str(entry["n_seeds"])
 
 
-def front_table(info: StudyInfo) -> Table:
-    """The front, best mAP first, the knee marked; what all points share stands below it."""
+def front_table(info: StudyInfo, width: int) -> Group:
+    """The front, best mAP first, the knee marked; what all points share stands below it.
+
+    Args:
+        width: of the terminal. Where a column of configurations would be narrow they stand below, over the whole of it.
+    """
     front, knee = info.front(), info.knee()
     first = front[0].config if front else {}
     shared = {key for key in first if all(key in r.config and r.config[key] == first[key] for r in front)}
@@ -217,12 +222,16 @@ def front_table(info: StudyInfo) -> Table:
     sources = {record.memory_source for record in front}
     entries = [info.brief(record) for record in front]
     confirmed = any(entry["n_seeds"] > 1 for entry in entries)
-    table = Table(title=f"Front of {info.name}", title_justify="left", title_style="bold", caption_justify="left")
+    table = Table(title=f"Front of {info.name}", title_justify="left", title_style="bold")
     memory = f"memory ({sources.pop()})" if len(sources) == 1 else "memory"
     seeds = ("mean", "std", "seeds") if confirmed else ()
-    for name in ("trial", *seeds, "map", "map50", memory, "trainable", "petl", "configuration"):
+    beside = width >= _BESIDE
+    for name in ("trial", *seeds, "map", "map50", memory, "trainable", "petl", *(["configuration"] if beside else [])):
         table.add_column(name, justify="left" if name == "configuration" else "right")
+    below = Table.grid(padding=(0, 1))
     for record, entry in zip(front, entries, strict=True):
+        words = Text(describe({k: v for k, v in record.config.items() if k not in shared}, 20))
+        below.add_row(f"trial {record.trial}:", words)
         table.add_row(
             Text(f"{'knee ' if record.trial == knee else ''}{record.trial}"),
             *seed_cells(entry)[: len(seeds)],
@@ -231,13 +240,14 @@ def front_table(info: StudyInfo) -> Table:
             format_bytes(record.device_bytes) + (f" {record.memory_source}" if sources else ""),
             format_count(record.trainable_params),
             format_count(record.petl_params),
-            Text(describe({k: v for k, v in record.config.items() if k not in shared}, 20)),
+            *([words] if beside else []),
         )
+    parts: list[RenderableType] = [table] if beside else [table, below]
     if shared:
-        table.caption = Text(
-            "in all of them: " + describe({k: v for k, v in first.items() if k in shared}, 20).removeprefix("? ")
+        parts.append(
+            Text("in all of them: " + describe({k: v for k, v in first.items() if k in shared}, 20).removeprefix("? "))
         )
-    return table
+    return Group(*parts)
 
 
 def comparison_table(infos: Sequence[StudyInfo]) -> Table:

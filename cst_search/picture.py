@@ -38,7 +38,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "front": ("on the front", "o"),
 }
 SMALLEST, LARGEST, STRIP = 8.0, 24.0, 9.0  # marker diameters, pt
-INK, MUTED, GREY, GRID, ACCENT, LIMIT = "#1b2330", "#5d6878", "#8d98a7", "#e4e8ee", "#0b6bcb", "#b3261e"  # as front.css
+INK, MUTED, GREY, GRID, ACCENT, LIMIT = "#1b2330", "#5d6878", "#7a8696", "#e4e8ee", "#0b6bcb", "#b3261e"  # as page.css
 
 
 def picture(report: Mapping[str, Any]) -> dict[str, Any]:

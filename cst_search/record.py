@@ -36,7 +36,7 @@ from PIL import Image
 from cst_search import pareto, seeds
 from cst_search.addresses import DATABASES_OF_MLFLOW, shown_address, without_password
 from cst_search.errors import RunError
-from cst_search.record_entries import METRICS, log_training, params
+from cst_search.record_entries import METRICS, NOTE, log_training, params
 from cst_search.record_texts import description, run_name
 from cst_search.record_views import TAG, is_ours, make_views
 from cst_search.results import LaunchRecord, StudyInfo, Tally, TrialRecord
@@ -45,7 +45,6 @@ for noisy in ("mlflow", "alembic"):
     logging.getLogger(noisy).setLevel(logging.ERROR)
 
 _COSTS = ("device_bytes", "active_bytes", "trainable_params", "petl_params")
-_NOTE = "mlflow.note.content"
 _PAUSE_SECONDS = 3.0  # before a call that failed is made again
 _PICTURE_PX = (880, 550)  # MLflow shows a description's picture in its own size, and its page is not wider
 _STATUS = {"complete": "FINISHED", "infeasible": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
@@ -236,6 +235,8 @@ class _Mirror:
             if launch is info.launches[-1] and artifacts:
                 self._log_report(info, launch, artifacts)
             self._end(launch.id, "FINISHED" if launch.state == "ended" else "KILLED")
+        if own is None and artifacts:  # of a record that an earlier version made
+            self._write_views(info)
 
     def add(
         self, study: str, finished: Sequence[TrialRecord], front: Collection[int], volumes: Sequence[tuple[int, float]]
@@ -368,7 +369,7 @@ class _Mirror:
                         small = Path(scratch) / "front-small.png"
                         picture.resize(_PICTURE_PX, Image.Resampling.LANCZOS).save(small, optimize=True)
                         self.client.log_artifact(run_id, str(small), folder)
-        self.client.set_tag(run_id, _NOTE, description(info, self.experiment, run_id, self.runs))
+        self.client.set_tag(run_id, NOTE, description(info, self.experiment, run_id, self.runs))
         self._write_views(info)
 
     def _write_views(self, info: StudyInfo) -> None:

@@ -17,7 +17,9 @@ from mlflow.models import Model
 from PIL import Image
 
 from cst_search import __version__
+from cst_search.record_texts import model_description
 
+NOTE = "mlflow.note.content"  # of a run and of a model: its description
 METRICS = ("map", "map50", "loss", "images_per_second")  # of an epoch
 
 
@@ -82,6 +84,8 @@ def _log_model(
         experiment, name="detector", source_run_id=run_id, model_type="detector",
         tags={key: value for key, value in tags.items() if key.startswith("cst.")},
     )  # fmt: skip
+    note = model_description(tags["cst.study"], tags["cst.trial"], epochs, model.model_id)
+    client.set_logged_model_tags(model.model_id, {NOTE: note})
     versions = {"cst-search": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__}
     status = LoggedModelStatus.FAILED
     try:

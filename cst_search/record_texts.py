@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from shlex import quote
 from typing import Any
 
 from cst_search.record_views import ON_FRONT
@@ -13,7 +14,7 @@ from cst_search.units import format_bytes, format_count, format_seconds
 # a dimension's letters in a name; of these, the first two that a method has are shown
 _SHORT = {"reduction": "r", "rank": "r", "gamma": "g", "mtc_stages": "mtc", "first_stage": "from", "stages": "last"}
 _GAP = " &emsp;"  # MLflow draws tables without space between columns
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+\-!|~])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+\-!|~&])")
 
 
 def run_name(record: TrialRecord) -> str:
@@ -72,11 +73,30 @@ def description(info: StudyInfo, experiment: str, run: str, runs: Mapping[int, s
     return "\n".join([
         *lines, "",
         f"![the front](get-artifact?path=pareto%2Ffront-small.png&run_uuid={run})", "",
-        f"`cst-search export {info.name.replace('`', '')} --pick knee -o best.yaml` writes a point as a recipe, "
+        f"{code(f'cst-search export {quote(info.name)} --pick knee -o best.yaml')} writes a point as a recipe, "
         "`--pick trial=N` another; `cst-search train best.yaml --out trained` trains it.", "",
         "The page to explore: **Artifacts**, `pareto/front.html`. These runs as a table with charts: **Views**, "
         f"*Pareto front*, in the list of runs, or the filter `{ON_FRONT}`.",
     ])  # fmt: skip
+
+
+def model_description(study: str, trial: str, epochs: int, model: str) -> str:
+    """What a logged model is, and how it is loaded. ``model``: its id in MLflow."""
+    return "\n".join([
+        f"Trial {escape(trial)} of study {escape(study)} after {epochs} epochs of full training: the trained tensors; "
+        "the base's weights are fetched as in training. `cst-search` must be installed where it is loaded:", "",
+        "```python",
+        "import mlflow",
+        f'model = mlflow.pyfunc.load_model("models:/{model}")',
+        'model.predict(["image.png"], params={"score": 0.3})  # a path, or an image file in base64',
+        "```",
+    ])  # fmt: skip
+
+
+def code(text: str) -> str:
+    """Text as code, on one line, between more backticks than it has in a row (CommonMark 0.31, 6.1)."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
 def escape(text: str) -> str:

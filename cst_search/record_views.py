@@ -103,7 +103,7 @@ def _state(name: str, search: str, columns: Sequence[str], charts: Sequence[Mapp
         "compareRunCharts": list(charts),
         "compareRunSections": [
             {"uuid": _SECTION, "name": name, "display": True, "isReordered": False, "deleted": False,
-             "isGenerated": False},
+             "isGenerated": False, "columns": 2},  # of three, parallel coordinates lie on one another
         ],
         "viewMaximized": False,
         "runListHidden": False,

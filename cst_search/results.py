@@ -12,6 +12,7 @@ from typing import Any
 from cst_search import __version__, pareto
 from cst_search.pareto import OBJECTIVES, Objective
 from cst_search.seeds import NOISY, Sample
+from cst_search.units import format_bytes, format_count
 
 # pruned: stopped at a rung. running: on a worker now. interrupted: was on a worker of a launch that is no more; taken
 # up by the next launch.
@@ -356,12 +357,23 @@ def over_seeds_words(entry: Mapping[str, Any]) -> str:
     return f"map {entry['map_mean']:.3f} +- {entry['map_std']:.3f} over {entry['n_seeds']} seeds"
 
 
+def metric_words(values: Mapping[str, float]) -> str:
+    """``map 0, device_bytes 637 MB, trainable_params 1.44M``"""
+
+    def show(name: str, value: float) -> str:
+        if name == "device_bytes":
+            return format_bytes(value)
+        return format_count(value) if name.endswith("params") else f"{value:g}"
+
+    return ", ".join(f"{name} {show(name, value)}" for name, value in values.items())
+
+
 def describe(config: Mapping[str, Any], n_dimensions: int = 4) -> str:
     """A configuration in a few words: the method and its first dimensions, ``cst reduction 8, block 3x3 ...``."""
 
     def show(value: Any) -> str:
         if isinstance(value, tuple | list):
-            return "".join(map(str, value))
+            return f"[{','.join(map(str, value))}]"
         return f"{value:.2g}" if isinstance(value, float) else str(value)
 
     parts = [f"{key.rpartition('.')[2]} {show(value)}" for key, value in config.items() if key != "method"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def train(
             f"{format_count(result.trainable_params)} trained parameters, "
             f"{format_bytes(weights.stat().st_size)} in {weights}, {format_seconds(result.seconds)}"
         )
+        say(f"next:  cst-search predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER --out pictures")
     _record(recipe, metrics, folder, home, tracking_uri, say)
     return metrics
 

@@ -76,13 +76,15 @@ function ticks(low, high, n) {
   return found;
 }
 
-/* Labels of ticks, and the unit that they are in. */
+/* Labels of ticks, and the unit that they are in: with as many decimals as it takes that none is rounded. */
 function tickLabels(kind, values) {
   const most = Math.max(...values.map(Math.abs), 0);
   const [size, unit] = UNITS[kind]?.find(([n]) => most >= n) ?? [1, ""];
-  const step = values.length > 1 ? Math.abs(values[1] - values[0]) / size : 1;
-  const digits = Math.min(6, Math.max(0, Math.ceil(-Math.log10(step) - 1e-9) + (String(Number(step.toPrecision(3))).includes("25") && step < 10 ? 1 : 0)));
-  return { labels: values.map((v) => (v / size).toFixed(digits)), unit };
+  const scaled = values.map((v) => v / size);
+  const step = Math.abs(scaled.length > 1 ? scaled[1] - scaled[0] : scaled[0] ?? 1);
+  let digits = 0;
+  while (digits < 6 && scaled.some((v) => Math.abs(v - Number(v.toFixed(digits))) > 1e-3 * step)) digits++;
+  return { labels: scaled.map((v) => v.toFixed(digits)), unit };
 }
 
 // --- shapes: with colour or without, each kind of trial has its own ---
@@ -195,7 +197,8 @@ function lineChart(root, options) {
   const yTicks = ticks(bottom, top, 4), yText = tickLabels(options.yKind, yTicks);
   const xTicks = ticks(x.low, x.high, Math.min(whole ? wide : 99, width / 90)).filter((v) => !whole || Number.isInteger(v)), xText = tickLabels(options.xKind, xTicks);
   const box = { left: 14 + 7 * Math.max(...yText.labels.map((t) => t.length)), right: 14, top: 22, bottom: 36 };
-  const px = (v) => box.left + x.to(v) * (width - box.left - box.right), py = (v) => box.top + (1 - y.to(v)) * (height - box.top - box.bottom);
+  const inset = lines.some((line) => line.marker) ? 8 : 0; // a mark at the first epoch stays off the labels
+  const px = (v) => box.left + inset + x.to(v) * (width - box.left - box.right - 2 * inset), py = (v) => box.top + (1 - y.to(v)) * (height - box.top - box.bottom);
   const svg = make("svg", { width, height, "aria-hidden": "true" });
   yTicks.forEach((v, i) => svg.append(
     make("line", { x1: box.left, x2: width - box.right, y1: py(v), y2: py(v), class: "grid" }),

@@ -119,7 +119,7 @@ function fillAxes() {
 /* The caption: how to read this plane, and what it does not show. */
 function notes() {
   const { x, y } = scatter, said = [], plane = new Set([x, y]);
-  const others = data.objectives.filter((key) => !plane.has(key)).map((key) => scatter.metric(key).short);
+  const others = data.objectives.filter((key) => !plane.has(key)).map((key) => scatter.metric(key).label);
   const both = [...plane].every((key) => data.objectives.includes(key));
   if (data.knee !== null && both && others.length) said.push(`The front also weighs ${others.join(" and ")}, which this plane does not show: the line joins only the trials that nothing beats in the two drawn metrics; the other filled circles are on the front for the rest.`);
   else if (data.knee !== null && both) said.push("The line is the front: whatever lies on its worse side is beaten by a point on it.");

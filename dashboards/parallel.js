@@ -210,7 +210,7 @@ function axisOf(base, n, valueOf) {
   } else {
     const numbers = [];
     for (let i = 0; i < n; i++) if (valueOf(i) !== null) numbers.push(valueOf(i));
-    const [least, most] = extent(numbers) ?? [0, 1];
+    const [least, most] = extent(numbers) ?? [axis.low ?? 0, axis.high ?? 1]; // none: of a method that was not tried
     axis.low = axis.low ?? least;
     axis.high = axis.high ?? most;
     axis.low = Math.min(axis.low, least);
@@ -230,7 +230,22 @@ function axisLabels(axis) {
     return all.length <= 14 ? all : all.filter((_, k) => k % Math.ceil(all.length / 14) === 0);
   }
   if (axis.low === axis.high) return [[0.5, format(axis.format, axis.low)]];
-  return [0, 0.25, 0.5, 0.75, 1].map((u) => [u, format(axis.format, axis.scale.from(u))]);
+  const round = axis.log ? decades(axis.low, axis.high) : ticks(axis.low, axis.high, 4);
+  return round.map((v) => [axis.scale.to(v), format(axis.format, v)]);
+}
+
+/* Round numbers from low to high on a logarithmic axis: 1, 2, 5 of each power of ten, or fewer where those are many. */
+function decades(low, high) {
+  const found = (steps, every) => {
+    const all = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
+      if (power % every) continue;
+      for (const step of steps) all.push(Number((step * 10 ** power).toPrecision(6)));
+    }
+    return all.filter((v) => v >= low * 0.9999 && v <= high * 1.0001);
+  };
+  const some = [[[1, 2, 5], 1], [[1, 3], 1], [[1], 1], [[1], 2], [[1], 3]].map((way) => found(...way)).find((all) => all.length <= 6) ?? [];
+  return some.length > 1 ? some : ticks(low, high, 4); // less than a decade
 }
 
 function valueAt(axis, u, which) {

@@ -268,7 +268,7 @@ class Scatter {
       if (paint.filled || (this.shadeOf && tone && paint.shape !== "cross")) {
         c.fillStyle = tone ?? paint.colour;
         c.fill();
-        c.strokeStyle = !this.shadeOf ? card : paint.filled ? ink : tone;
+        c.strokeStyle = !this.shadeOf ? card : paint.filled ? ink : paint.colour; // either end of the ramp is close to a background
       } else c.strokeStyle = tone ?? paint.colour;
       c.stroke();
     }

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from pages import METHODS, made_info
 
+from cst_search.catalog import shipped_folder
 from cst_search.dashboard import write_comparison, write_front
 from cst_search.errors import ConfigError
 from cst_search.page import page_data
@@ -470,6 +471,26 @@ def test_the_page_is_small(tmp_path):
     """MLflow shows artifacts up to 50 MiB; here are 0.3 kB a trial, and no library of megabytes."""
     small, large = (write_front(make_report(n), tmp_path)["html"].stat().st_size for n in (20, 1020))
     assert small < 120_000 and large - small < 300_000
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_stand_out_from_what_they_lie_on(scheme):
+    """WCAG 2.2, 1.4.3 and 1.4.11: 4.5 to 1 for text, 3 to 1 for marks, lines and the borders of controls."""
+    root = re.findall(r":root \{(.*?)\}", (shipped_folder("dashboards") / "page.css").read_text(), re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): #(\w{6})", root[scheme == "dark"]))
+
+    def luminance(name):
+        parts = [int(colours[name][i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(one, other):
+        high, low = sorted((luminance(one), luminance(other)), reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    for ground in ("page", "card", "soft"):
+        assert {name for name in ("ink", "muted", "accent", "limit") if contrast(name, ground) < 4.5} == set()
+        assert {name for name in ("grey", *(f"series-{i}" for i in range(6))) if contrast(name, ground) < 3} == set()
 
 
 # ---------------------------------------------------------------- several studies

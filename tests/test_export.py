@@ -322,6 +322,8 @@ def test_an_exported_recipe_trains_elsewhere(
     assert listed == {"metrics.json", "recipe.yaml"}  # the weights are a model
     logged = client.get_logged_model(training.outputs.model_outputs[0].model_id)
     assert (logged.source_run_id, str(logged.status), logged.tags["cst.trial"]) == (training.info.run_id, "READY", "1")
+    note = logged.tags["mlflow.note.content"]
+    assert note.startswith("Trial 1 of study made") and f'load_model("models:/{logged.model_id}")' in note
     assert {m.key: m.value for m in logged.metrics}["val_map"] == training.data.metrics["val_map"]
 
     # and loaded from there it finds what `predict` finds, in a file or in what a served model is sent
@@ -330,6 +332,8 @@ def test_an_exported_recipe_trains_elsewhere(
     pictures = [entry.path for entry in tiny_data.splits["val"].images[:2]]
     ran = run_cli("predict", "trained", *pictures, "--no-draw", "--score", "0.1", "--device", "cpu")
     assert "have nothing" not in ran.err
+    drawn = run_cli("predict", "trained", pictures[0], "--out", "drawn", "--device", "cpu")
+    assert "1 picture(s) in drawn" in drawn.err and len(list(Path("drawn").iterdir())) == 1
     none = run_cli("predict", "trained", *pictures, "--no-draw", "--score", "1.0", "--device", "cpu")
     assert "2 of 2 image(s) have nothing of --score 1 or more" in none.err
     wanted = [{name: one[name] for name in ("width", "height", "detections")} for one in json.loads(ran.out)]

@@ -29,12 +29,13 @@ playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 HOSTILE = "a <script>document.title='taken'</script> **b** | `c`"
-# of MLflow's own page: it asks for the user of a server that has none, and its parallel coordinates are drawn once
-# before they have a size
+# of MLflow's own page: it asks for the user of a server that has none, and its charts are drawn once before they
+# have a size
 KNOWN = (
     ("the server responded with a status of 404", "users/current"),
     ("ResizeObserver loop",),
     ("NaN", "static-files"),
+    ("attribute height: A negative value", "static-files"),
 )
 
 

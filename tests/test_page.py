@@ -14,12 +14,21 @@ from typing import Any
 import pytest
 from pages import EPOCHS, chromium, made_info
 
+from cst_search import dashboard
 from cst_search.dashboard import write_comparison, write_front
 from cst_search.results import StudyInfo, page_report
 
 N = 90
 SCRIPT = "</script><script>document.title='OWNED'</script>"
 EVIL = f"\"'><img src=x onerror=\"document.title='OWNED'\">{SCRIPT}$x$ {{{{7*7}}}}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_picture() -> Iterator[None]:
+    """`write_front` also paints a PNG, half a second each, which nobody looks at here; see test_dashboard."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dashboard, "paint", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +43,7 @@ def info() -> StudyInfo:
 
 
 @pytest.fixture(scope="module")
-def front(info: StudyInfo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def front(info: StudyInfo, no_picture: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_front(page_report(info), tmp_path_factory.mktemp("front"))["html"]
 
 
@@ -200,7 +209,7 @@ def test_any_two_metrics(show: Callable[..., Any], front: Path, info: StudyInfo,
     order = sorted(at, key=lambda t: at[t])
     assert len(order) > 30
     assert all(value[int(a)] <= value[int(b)] * (1 + 1e-5) for a, b in pairwise(order))
-    expected = "no front of the study" if key in ("map50", "petl_params", "seconds") else "also weighs memory"
+    expected = "no front of the study" if key in ("map50", "petl_params", "seconds") else "also weighs device memory"
     assert expected in page.locator("#notes").text_content()
 
 
@@ -213,6 +222,29 @@ def test_the_same_metric_on_both_axes_changes_them(show: Callable[..., Any], fro
     y = page.evaluate("scatter.toY(6e9)")
     assert box["top"] < y < box["bottom"]  # the budget is drawn on the axis that has it
     assert page.evaluate("scatter.columns[scatter.y] === data.columns.device_bytes")
+
+
+def test_no_tick_is_rounded(show: Callable[..., Any], front: Path) -> None:
+    """At 2.5, 5 and 7.5 GB it must not say 3, 5 and 8."""
+    page = show(front)
+    labels = "(kind, low, high, n) => tickLabels(kind, ticks(low, high, n)).labels"
+    for kind, low, high, n, wanted in (
+        ("bytes", 2e9, 8.5e9, 3, ["2.5", "5.0", "7.5"]),
+        ("bytes", 2e9, 4.4e9, 3, ["2", "3", "4"]),
+        ("bytes", 584e6, 587e6, 3, ["584", "585", "586", "587"]),
+        ("number", 0.3, 0.4, 4, ["0.300", "0.325", "0.350", "0.375", "0.400"]),
+        ("share", 0.31, 0.32, 2, ["0.310", "0.315", "0.320"]),
+    ):
+        assert page.evaluate(f"([...all]) => ({labels})(...all)", [kind, low, high, n]) == wanted
+    for log, low, high, wanted in (
+        (True, 1e-4, 2e-2, ["1e-4", "3e-4", "0.001", "0.003", "0.01"]),
+        (True, 1e-6, 0.1, ["1e-6", "1e-5", "1e-4", "0.001", "0.01", "0.1"]),
+        (True, 3e-3, 4e-3, ["0.003", "0.00325", "0.0035", "0.00375", "0.004"]),
+        (False, -1.39, 1.39, ["-1", "0", "1"]),
+    ):
+        axis = {"kind": "number", "format": "number", "log": log, "low": low, "high": high}
+        found = page.evaluate("(a) => axisLabels(axisOf(a, 0, null)).map(([u, text]) => [u, text])", axis)
+        assert [text for _, text in found] == wanted and all(0 <= u <= 1 for u, _ in found)
 
 
 def test_the_line_is_the_front_of_the_plane(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
@@ -456,6 +488,9 @@ def test_by_keyboard_alone(show: Callable[..., Any], front: Path, info: StudyInf
             .map((e) => e.outerHTML)"""
     )
     assert names == []  # each control has a name for a screen reader
+    # which takes what lies within a picture for a part of it, and reads all of a status aloud
+    assert page.locator("#pins button").count() == 1
+    assert page.locator("[role=img] :is(button, a, input, h3), [role=status] button").count() == 0
 
 
 def test_in_the_sandbox_of_mlflow(show: Callable[..., Any], front: Path, info: StudyInfo, tmp_path: Path) -> None:
@@ -484,8 +519,8 @@ def test_in_the_sandbox_of_mlflow(show: Callable[..., Any], front: Path, info: S
 
 
 @pytest.mark.parametrize("n", [12, N])
-def test_a_phone_needs_no_scrolling_sideways(show: Callable[..., Any], tmp_path: Path, n: int) -> None:
-    path = write_front(page_report(made_info(n)), tmp_path)["html"]
+def test_a_phone_needs_no_scrolling_sideways(show: Callable[..., Any], front: Path, tmp_path: Path, n: int) -> None:
+    path = front if n == N else write_front(page_report(made_info(n)), tmp_path)["html"]
     page = show(path, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     assert page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]") == [390, 390]
     number = apart(page, page.evaluate("trials.trial"), 1)[0]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from studies import make_study, run_one, scored
 
-from cst_search.record_texts import description, escape, run_name
+from cst_search.record_texts import code, description, escape, run_name
 from cst_search.results import TrialRecord
 
 CONFIG = {"method": "cst", "cst.reduction": 16, "cst.mtc_stages": (3, 4, 5), "cst.block": "3x3", "lr": 1e-3}
@@ -60,4 +60,13 @@ def test_the_front_in_a_description_links_to_its_runs(tmp_path: Path) -> None:
 
 
 def test_what_markdown_would_take_for_its_own() -> None:
-    assert escape("a_b [c](d) <e>\n| *f*") == r"a\_b \[c\]\(d\) \<e\> \| \*f\*"
+    assert escape("a_b [c](d) <e>\n| *f* &lt;") == r"a\_b \[c\]\(d\) \<e\> \| \*f\* \&lt;"
+    assert (code("a"), code("a `b`"), code("``")) == ("`a`", "`` a `b` ``", "``` `` ```")
+
+
+def test_the_command_in_a_description_can_be_pasted(tmp_path: Path) -> None:
+    study = make_study(tmp_path, "my `best` study")
+    study.begin_launch()
+    run_one(study, scored(0.5, device_bytes=700))
+    text = description(study.info(), "4", "abc", {})
+    assert "`` cst-search export 'my `best` study' --pick knee -o best.yaml `` writes" in text

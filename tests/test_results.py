@@ -299,5 +299,5 @@ def test_objectives_keep_their_order() -> None:
 
 
 def test_a_configuration_in_words() -> None:
-    assert describe(make_info().trials[0].config) == "cst reduction 8, mtc_stages 45, lr 0.012"
+    assert describe(make_info().trials[0].config) == "cst reduction 8, mtc_stages [4,5], lr 0.012"
     assert describe({}) == "?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,12 +13,16 @@ from typing import Any
 
 import pytest
 import typer
+from mlflow import MlflowClient
+from rich.console import Console
 from studies import make_study, run_cli, run_one, scored
 
 from cst_search import catalog
 from cst_search.cli import app
+from cst_search.live import front_table
 from cst_search.petl import METHODS
 from cst_search.recipe import Recipe
+from cst_search.record_views import TAG
 from cst_search.results import StudyInfo
 from cst_search.suggest import Study
 from cst_search.text_plot import front_plot
@@ -46,6 +51,26 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def info(home: Path) -> StudyInfo:
     return Study.open(f"sqlite:///{home / 'studies.db'}", "one").info()
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_configuration_is_read_in_lines_and_not_in_a_column_of_words(info: StudyInfo, width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(front_table(info, width))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width
+    beside = [line for line in lines if "│" in line and "mtc_stages" in line]
+    below = [line for line in lines if line.startswith("trial 0: cst mtc_stages")]
+    assert (len(beside), len(below)) == ((0, 1) if width == 80 else (len(info.front()), 0))
+    assert lines[-1] == "in all of them: reduction 4, batch_size 2"
+
+
+def test_the_reference_is_in_units(home: Path) -> None:
+    said = run_cli("front", "one", "--home", home).out
+    assert "of 1 (reference map 0, device_bytes 1.6 kB, trainable_params 2k)" in said
 
 
 # --- the plot --------------------------------------------------------------------------------------------------------
@@ -144,7 +169,7 @@ def completed(words: str, home: Path) -> list[str]:
         **os.environ, "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1),
         "_CST_SEARCH_COMPLETE": "complete_bash", "CST_SEARCH_HOME": str(home),
     }  # fmt: skip
-    code = "import sys; from cst_search.cli import app; app(prog_name='cst-search')"
+    code = "import sys; from cst_search.cli import main; sys.argv = ['cst-search']; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=home)
     assert done.stderr == ""
     return done.stdout.split()
@@ -158,7 +183,12 @@ def complete(function: Callable[..., list[str]], incomplete: str, **params: Any)
 
 def test_a_shell_completes(home: Path) -> None:
     assert completed("cst-search front tw", home) == ["two"]
-    assert completed("cst-search launch --set meth", home) == ["method="]
+    # more than one word, or bash would go on behind "method="
+    assert completed("cst-search launch --set meth", home)[:3] == ["method=", "method=bitfit", "method=conv_adapter"]
+    assert completed("cst-search launch --set epo", home) == ["epochs=", "epochs=12"]
+    # bash takes words apart at "=", and replaces the last part
+    assert completed("cst-search launch --set epochs = 3 --set method = conv", home) == ["conv_adapter", "conv_lora"]
+    assert "bitfit" in completed("cst-search launch --set method =", home)
 
 
 def test_completions(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,10 +267,17 @@ def test_quiet_says_nothing_and_errors_are_still_said(
 
 
 def test_sync_for_programs(home: Path, tmp_path: Path) -> None:
-    ran = run_cli("sync", "two", "--home", home, "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}", "--json")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    ran = run_cli("sync", "two", "--home", home, "--tracking-uri", uri, "--json")
     assert ran.code == 0, ran
     shown = json.loads(ran.out)
     assert (shown["study"], shown["trials"], shown["repeats"]) == ("two", 2, 0)
+    client = MlflowClient(uri)  # what is there has the views of today, whichever version made it
+    key, experiment = f"{TAG}cst-front", client.get_experiment_by_name("two")
+    assert experiment is not None and key in experiment.tags
+    client.delete_experiment_tag(experiment.experiment_id, key)
+    assert run_cli("sync", "two", "--home", home, "--tracking-uri", uri, "--quiet").code == 0
+    assert client.get_experiment(experiment.experiment_id).tags[key] == experiment.tags[key]
 
 
 def test_no_color_reaches_what_is_started(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import errno
 import sys
 
 from cst_search.cli.app import app, complain
+from cst_search.cli.completion import as_bash_asked
 from cst_search.errors import CstSearchError
 
 # each adds its commands to `app`, and --help lists them in this order
@@ -39,7 +40,8 @@ def main() -> None:
     """Entry point: our own errors become one message and an exit code, never a traceback."""
     try:
         sys.argv[1:] = _with_compare_all(sys.argv[1:])
-        app()
+        with as_bash_asked():
+            app()
     except CstSearchError as error:
         complain(error)
         sys.exit(error.exit_code)

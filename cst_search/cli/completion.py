@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sqlite3
-from collections.abc import Callable, Iterable
-from contextlib import closing
-from dataclasses import fields
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, redirect_stdout
+from dataclasses import MISSING, fields
 from functools import wraps
 from pathlib import Path
 
 import typer
 
 Words = list[str]
+
+
+@contextmanager
+def as_bash_asked() -> Iterator[None]:
+    """Where bash asks: it takes words apart at "=" (COMP_WORDBREAKS), ``method`` ``=`` ``c``, and puts what it is told
+    in the place of the last part alone. So they are joined, and what stands before that part is left out of the answer.
+    """
+    if os.environ.get("_CST_SEARCH_COMPLETE") != "complete_bash":
+        yield
+        return
+    text, place = os.environ.get("COMP_WORDS", ""), int(os.environ.get("COMP_CWORD", 0))
+    between = "\n" if "\n" in text else " "
+    joined: Words = []
+    now, known = 0, ""  # which of them is being typed, and what bash keeps of it
+    for i, part in enumerate(text.split(between)):
+        if joined and (part == "=" or joined[-1].endswith("=")):
+            before = joined.pop()
+        else:
+            before = ""
+        joined.append(before + part)
+        if i == place:
+            now, known = len(joined) - 1, before + "=" * (part == "=")
+    os.environ |= {"COMP_WORDS": between.join(joined), "COMP_CWORD": str(now)}
+    answer = io.StringIO()
+    try:
+        with redirect_stdout(answer):
+            yield
+    finally:
+        sys.stdout.write("".join(line.removeprefix(known) for line in answer.getvalue().splitlines(keepends=True)))
 
 
 def _never_fails(function: Callable[[typer.Context, str], Iterable[str]]) -> Callable[[typer.Context, str], Words]:
@@ -65,6 +97,10 @@ def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     if equals:
         return [f"{name}={value}" for value in choices.get(name, ())]
     own = [f"{field.name}=" for field in fields(Recipe) if field.name not in ("options", "origin")]
+    meant = [field for field in fields(Recipe) if f"{field.name}=" in own and field.name.startswith(name)]
+    if len(meant) == 1:  # with something behind the "=", so that no shell goes on to the next word
+        default = [] if meant[0].default in (MISSING, None) else [str(meant[0].default)]
+        own += [f"{meant[0].name}={value}" for value in choices.get(meant[0].name, default)]
     return (
         own
         + [f"{option}=" for option in (_options(name.partition(".")[0]) if "." in name else ())]

@@ -76,8 +76,14 @@ def predict(
     """Detect objects with a trained configuration: JSON on stdout, pictures in a folder."""
     from cst_search.inference import predict as run_predict
 
-    results = run_predict(run, images, output if draw else None, score=score, device=device)
+    with err.status("loading ...") if err.is_terminal else nullcontext() as status:
+        results = run_predict(
+            run, images, output if draw else None, score=score, device=device,
+            progress=None if status is None else lambda done, n: status.update(f"{done} of {n} images"),
+        )  # fmt: skip
     print_json(results)
+    if draw:
+        err.print(f"{len(results)} picture(s) in {output}", markup=False, highlight=False, soft_wrap=True)
     n_empty = sum(not one["detections"] for one in results)
     if n_empty:
         err.print(f"{n_empty} of {len(results)} image(s) have nothing of --score {score:g} or more", highlight=False)

@@ -164,13 +164,14 @@ def front(
         print_json(reports[0] if len(reports) == 1 else reports)
         return
     from cst_search.live import comparison_table, front_table
+    from cst_search.results import metric_words
 
     for info in infos:
         if not info.front():
             say(f"study {info.name} has no feasible complete trial yet")
             continue
-        out.print(front_table(info))
-        say(f"hypervolume {info.hypervolume():.4f} of 1 (reference {dict(info.reference_point)})")
+        out.print(front_table(info, out.width))
+        say(f"hypervolume {info.hypervolume():.4f} of 1 (reference {metric_words(info.reference_point)})")
     if len(infos) > 1:
         out.print(comparison_table(infos))
         if common_reference(infos) is None:
@@ -204,6 +205,8 @@ def export(
         print_json(info.brief(record) | {"recipe": str(output), "verified": verified})
     if json_ or quiet:
         return
+    from shlex import quote
+
     from cst_search.results import over_seeds_words
     from cst_search.units import format_bytes, format_count
 
@@ -219,8 +222,8 @@ def export(
         f"{format_bytes(record.device_bytes)} ({record.memory_source}), "
         f"{format_count(record.trainable_params)} trainable -> {output}"
     )
-    data = "" if info.data == "demo" else f" --data {info.data}"
-    say(f"next:  cst-search train {output}{data} --out {output.stem}")
+    data = "" if info.data == "demo" else f" --data {quote(info.data)}"
+    say(f"next:  cst-search train {quote(str(output))}{data} --out {quote(output.stem)}")
 
 
 @app.command()
