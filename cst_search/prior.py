@@ -88,7 +88,7 @@ class Prior:
             known = {d.key: d for d in self.space.by_method[method]}
             for dimension in space.by_method[method]:
                 if dimension.key in known:
-                    places[method, dimension.name] = _translation(known[dimension.key])
+                    places[method, dimension.name] = _translation(dimension, known[dimension.key])
         only = space.methods[0]
 
         def expected(several: Sequence[Params]) -> Floats:
@@ -98,28 +98,29 @@ class Prior:
                 found = {Space.METHOD: method} if method in self.space.methods else {}
                 for name, value in params.items():
                     if (method, name) in places:
-                        found |= places[method, name](value)
+                        found.update(places[method, name](value))
                 rows.append(self._encoder.row(found))
             return self._model.mean(np.stack(rows))
 
         return expected
 
 
-def _translation(to: Dimension) -> Callable[[Any], dict[str, Any]]:
-    """A value of another space as {name: the nearest of this dimension}, or {} where it has none like it."""
-    numbers = [c for c in to.choices if isinstance(c, int | float) and not isinstance(c, bool)]
-    if to.choices and len(numbers) == len(to.choices):
+def _translation(of: Dimension, to: Dimension) -> Callable[[Any], dict[str, Any]]:
+    """Of a value of a dimension, as Optuna calls it: {name: the nearest of another}, {} where that has none like it."""
+    if of.choices:
+        return {label(choice): _nearest(label(choice), to) for choice in of.choices}.__getitem__
+    return lambda value: _nearest(value, to)
 
-        def nearest(value: Any) -> dict[str, Any]:
-            if not _is_number(value):
-                return {}
-            return {to.name: min(numbers, key=lambda c: abs(math.log((abs(c) + 1e-9) / (abs(value) + 1e-9))))}
 
-        return nearest
-    if to.choices:
-        labels = {label(choice) for choice in to.choices}
-        return lambda value: {to.name: value} if value in labels else {}
-    return lambda value: {to.name: min(max(value, to.low), to.high)} if _is_number(value) else {}
+def _nearest(value: Any, to: Dimension) -> dict[str, Any]:
+    labels = [label(choice) for choice in to.choices]
+    if value in labels:
+        return {to.name: value}
+    if not _is_number(value) or not all(map(_is_number, labels)):
+        return {}
+    if not labels:
+        return {to.name: min(max(value, to.low), to.high)}
+    return {to.name: min(labels, key=lambda c: abs(math.log((abs(c) + 1e-9) / (abs(value) + 1e-9))))}
 
 
 def _is_number(value: Any) -> bool:

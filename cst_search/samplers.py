@@ -95,7 +95,7 @@ def pareto_sampler(
         known,
         {name: distribution(dimension) for name, dimension in dimensions.items()},
         costly=costly,
-        define=lambda pick: space.configure(lambda d: value_of(d, pick(d.name))),
+        define=lambda pick: space.configure(lambda d: pick(d.name)),  # only a method, which is its own label, decides
         free={d.name for d in dimensions.values() if not depends_on(d.key)},
         reference=[spec.reference_point[o.name] for o in objectives],
         curve=curve,
