@@ -1,8 +1,10 @@
 """What a search adds to its trials: 50 trials that do nothing, through a launch and through `stock.py`.
 
     python benchmarks/overhead.py --out benchmarks/results/overhead-NAME.json        (about 6 minutes on two cores)
+    python benchmarks/overhead.py --seconds 2 --sides launch,stock-reuse --out ...     (a trial waits for 2 s)
 
-A trial imports what a real one imports and returns a made-up result at once; all else is real: of a launch the study in
+A trial imports what a real one imports and returns a made-up result at once, or after --seconds: without them a search
+is busy with the last trial when the next is to begin, which no real one is. All else is real: of a launch the study in
 SQLite, the MLflow record, the events and the report, of stock.py OptunaSearch, Tune's files and the MLflow callback.
 Every trial notes when it began and ended in its worker. With w workers, from the notes:
 
@@ -49,7 +51,7 @@ SIDES = {
 # --- a trial that does nothing ---------------------------------------------------------------------------------------
 
 
-def nothing(notes: str, recipe: Any, data: Any, *, report: Any = None, **_: Any) -> Any:
+def nothing(notes: str, seconds: float, recipe: Any, data: Any, *, report: Any = None, **_: Any) -> Any:
     """Instead of `cst_search.trial.run_trial`: a made-up result of one epoch."""
     import json
     import os
@@ -58,6 +60,7 @@ def nothing(notes: str, recipe: Any, data: Any, *, report: Any = None, **_: Any)
     from cst_search.trial import TrialResult
 
     begun = time.time()
+    time.sleep(seconds)
     score = (hash((recipe.lr, recipe.batch_size)) % 1000) / 1000
     entry = {"epoch": 1, "loss": 1.0, "images_per_second": 1.0, "map": score, "map50": score}
     if report is not None:
@@ -67,7 +70,7 @@ def nothing(notes: str, recipe: Any, data: Any, *, report: Any = None, **_: Any)
     return TrialResult("complete", 1, 1, map=score, map50=score, loss=1.0, seconds=0.0, epochs=1, history=[entry])
 
 
-def arrive(notes: str, values: dict[str, Any]) -> DetectionData:
+def arrive(notes: str, seconds: float, values: dict[str, Any]) -> DetectionData:
     """Unpickles the data, and puts `nothing` in the place of the trial in the process where that happens."""
     import functools
     import sys
@@ -75,7 +78,7 @@ def arrive(notes: str, values: dict[str, Any]) -> DetectionData:
     import cst_search.trial
     from cst_search.data import DetectionData
 
-    cst_search.trial.run_trial = functools.partial(nothing, notes)
+    cst_search.trial.run_trial = functools.partial(nothing, notes, seconds)
     if "stock" in sys.modules:
         sys.modules["stock"].run_trial = cst_search.trial.run_trial  # type: ignore[attr-defined]
     return DetectionData(**values)
@@ -84,16 +87,16 @@ def arrive(notes: str, values: dict[str, Any]) -> DetectionData:
 class Carrier(DetectionData):
     """The data on its way to the workers: what changes the trial there travels with it."""
 
-    notes = ""
+    notes, seconds = "", 0.0
 
     def __reduce__(self) -> Any:
-        return arrive, (self.notes, {f.name: getattr(self, f.name) for f in fields(DetectionData)})
+        return arrive, (self.notes, self.seconds, {f.name: getattr(self, f.name) for f in fields(DetectionData)})
 
 
-def carried(data: DetectionData, notes: Path) -> DetectionData:
+def carried(data: DetectionData, args: argparse.Namespace) -> DetectionData:
     values = {f.name: getattr(data, f.name) for f in fields(DetectionData)}
-    arrive(str(notes), values)  # for trials in this process
-    Carrier.notes = str(notes)
+    Carrier.notes, Carrier.seconds = str(args.home / "notes.jsonl"), args.seconds
+    arrive(Carrier.notes, Carrier.seconds, values)  # for trials in this process
     return Carrier(**values)
 
 
@@ -136,7 +139,7 @@ def launch_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
 
     parts: dict[str, list[float]] = {"imports": [begun, time.time()]}
     load = launching.load_dataset
-    launching.load_dataset = lambda *a: carried(load(*a), args.home / "notes.jsonl")  # type: ignore[assignment]
+    launching.load_dataset = lambda *a: carried(load(*a), args)  # type: ignore[assignment]
     options = LaunchOptions(
         budget=Budget(), home=args.home, settings=("search_epochs=1",), trials=args.trials, workers=args.workers,
         device="cpu", in_process=side == "in-process", study="overhead",
@@ -174,7 +177,7 @@ def stock_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
     from ray.tune import Callback
 
     load = stock.load_data
-    stock.load_data = lambda path: (carried(load(path)[0], args.home / "notes.jsonl"), None)  # type: ignore[assignment]
+    stock.load_data = lambda path: (carried(load(path)[0], args), None)  # type: ignore[assignment]
     if "bare" in side:
         stock.MLflowLoggerCallback = lambda *a, **k: Callback()  # type: ignore[assignment,misc]
     reuse = ["--reuse-actors"] if "reuse" in side else []
@@ -197,7 +200,7 @@ def function_side(args: argparse.Namespace) -> dict[str, Any]:
     from cst_search.config import load_recipe
     from cst_search.data import load_data
 
-    data = carried(load_data(args.home / "demo-data")[0], args.home / "notes.jsonl")
+    data = carried(load_data(args.home / "demo-data")[0], args)
     recipe = load_recipe("demo")
     for _ in range(args.trials):
         trial.run_trial(recipe, data)
@@ -248,7 +251,7 @@ def startup(begun: float, parts: Mapping[str, Sequence[float]], first: float) ->
 
 def run_side(side: str, home: Path, args: argparse.Namespace) -> dict[str, Any]:
     words = [sys.executable, str(Path(__file__).resolve()), "--side", side, "--home", str(home), "--trials",
-             str(args.trials), "--workers", str(args.workers)]  # fmt: skip
+             str(args.trials), "--workers", str(args.workers), "--seconds", str(args.seconds)]  # fmt: skip
     # stock.py is a module here, which Ray's workers must find
     path = os.pathsep.join([str(Path(__file__).resolve().parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": path}
@@ -291,6 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=0.0, help="that a trial takes")
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -315,7 +319,10 @@ def main() -> None:
     print("\n" + table(rows))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(machine() | {"workers": args.workers, "rows": rows}, indent=1) + "\n")
+        args.out.write_text(
+            json.dumps(machine() | {"workers": args.workers, "trial_seconds": args.seconds, "rows": rows}, indent=1)
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -416,7 +416,7 @@ def table_report(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 # --- public problems --------------------------------------------------------------------------------------------------
 
-PROBLEMS = ("c1dtlz1", "c2dtlz2", "c3dtlz4", "carside", "mw4", "mw8", "dascmop7")
+PROBLEMS = ("c1dtlz1", "c2dtlz2", "c3dtlz1", "c3dtlz4", "carside", "mw4", "mw8", "mw14")
 N_TRIALS = 60
 
 
@@ -465,6 +465,9 @@ def problems_report(results: list[dict[str, Any]]) -> dict[str, Any]:
     rows: dict[str, dict[str, float]] = {}
     for problem in dict.fromkeys(r["problem"] for r in results):
         points = np.array([p for r in results if r["problem"] == problem for p in r["feasible"]]).reshape(-1, 3)
+        if len(points) == 0:  # nobody found a feasible one
+            rows[problem] = {sampler: 0.0 for sampler in dict.fromkeys(r["sampler"] for r in results)}
+            continue
         best = points[moocore.is_nondominated(points)]
         low, high = best.min(axis=0), best.max(axis=0)
         rows[problem] = {}

@@ -380,13 +380,20 @@ class ParetoSampler(BaseSampler):
         return self._priced[key][1]
 
     def _any_feasible(self) -> Params:
-        """A random configuration; if none of ``n_priced`` is feasible, that which is the least over its bounds."""
-        drawn: list[Params] = []
-        for _ in range(self._n_priced):
-            drawn.append(self._like({}, 1.0))
-            if self._price(drawn[-1]).violation <= 0:
-                return drawn[-1]
-        return min(drawn, key=lambda params: self._price(params).violation)
+        """A random configuration; where none of some is feasible, one like those that are the least over their bounds.
+
+        If none of ``n_priced`` is feasible it is the one that is the least over them.
+        """
+        for _ in range(self._n_priced // 2):
+            drawn = self._like({}, 1.0)
+            if self._price(drawn).violation <= 0:
+                return drawn
+        for _ in range(self._n_priced // 2):
+            nearest, known = min(self._priced.values(), key=lambda one: max(0.0, one[1].violation))
+            drawn = self._like(nearest, 0.3)
+            if self._price(drawn).violation <= 0:
+                return drawn
+        return min(self._priced.values(), key=lambda one: one[1].violation)[0]
 
     # --- what was seen ---
 
@@ -548,7 +555,7 @@ class ParetoSampler(BaseSampler):
             self._price(self._like({}, 1.0))
         pool = [params for params, known in self._priced.values() if known.violation <= 0]
         if not self._free:
-            return pool
+            return [pool[i] for i in self._rng.permutation(len(pool))[:n]]
         parents = [pool[i] for i in self._rng.integers(len(pool), size=n)] if pool else []
         return [self._like({k: q[k] for k in q if k not in self._free}, 0.0) for q in parents]
 
