@@ -166,16 +166,19 @@ class Storage(optuna.storages.RDBStorage):
         return self.patiently(call)
 
     @contextmanager
-    def alone(self, study: str) -> Iterator[None]:
-        """While it lasts no other process is within, of those that work on the study. It ends with the process."""
+    def alone(self, study: str) -> Iterator[Callable[[], bool]]:
+        """While it lasts no other process is within, of those that work on the study. It ends with the process.
+
+        Gives what tells whether it still lasts: with a restart of the server it does not.
+        """
         if self.engine.dialect.name == "sqlite":
             with self._file_lock():
-                yield
+                yield lambda: True
             return
         key = int.from_bytes(hashlib.sha256(f"cst-search {study}".encode()).digest()[:8], "big", signed=True)
         connection = self.patiently(lambda: self._lock(key))
         try:
-            yield
+            yield lambda: _answers(connection)
         finally:
             with suppress(sqlalchemy.exc.SQLAlchemyError):  # a connection that broke holds nothing
                 connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
@@ -210,6 +213,14 @@ class Storage(optuna.storages.RDBStorage):
             yield
         finally:
             lock.release()
+
+
+def _answers(connection: sqlalchemy.Connection) -> bool:
+    try:
+        connection.execute(sqlalchemy.text("SELECT 1"))
+    except sqlalchemy.exc.SQLAlchemyError:
+        return False
+    return True
 
 
 def _patient(name: str) -> Any:

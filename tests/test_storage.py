@@ -163,6 +163,45 @@ def test_a_restart_is_waited_for(restarting: Server, mode: str) -> None:
     assert PASSWORD not in str(said)
 
 
+@NEEDS_POSTGRES
+@pytest.mark.parametrize("when", ["before it has a trial", "with a trial half asked for"])
+def test_who_loses_the_lock_while_choosing_chooses_again(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """As in a restart of the server: another launch of the same seed comes in between, and takes the same."""
+    url = postgres.database(f"lock-{len(when)}")
+    first, second = make(url, sampler="random"), make(url, sampler="random")
+    for study in (first, second):
+        study.begin_launch(shares_machine=True)
+    between: list[Any] = []
+
+    def lose() -> None:
+        if between:
+            return
+        engine = sqlalchemy.create_engine(postgres.url)
+        with engine.connect() as connection:
+            holders = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+            assert connection.exec_driver_sql(holders).all() == [(True,)]
+        engine.dispose()
+        between.append(second.ask(fake_estimate))  # type: ignore[arg-type]
+
+    def estimate(config: dict[str, Any]) -> Any:
+        if "half" in when:
+            lose()
+        return fake_estimate(config)
+
+    if "before" in when:
+        ask = first._study.ask
+        monkeypatch.setattr(first._study, "ask", lambda: (lose(), ask())[1])
+    chosen = first.ask(estimate)  # type: ignore[arg-type]
+    assert chosen is not None and between[0] is not None and chosen.config != between[0].config
+    for study, suggestion in ((first, chosen), (second, between[0])):
+        assert study.tell(suggestion.trial, scored(0.4)) is not None
+        study.end_launch()
+    info = Study.open(url, "made").info()
+    assert [r.state for r in info.trials] == ["complete"] * 2
+
+
 def test_a_server_that_stays_away_ends_it_with_a_word(restarting: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make(restarting.database("away"))
     study.begin_launch()
