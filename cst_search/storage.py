@@ -93,7 +93,7 @@ class Storage(optuna.storages.RDBStorage):
     def __init__(self, url: str) -> None:
         self.shown = check_storage(url)
         self.say: Callable[[str], None] = lambda line: None
-        self._gave_up = False
+        self._gave_up = self._said_away = False
         sqlite = is_sqlite(url)
         # SQLite: several processes write; wait for the lock rather than fail
         connect_args: dict[str, Any] = {"timeout": 60} if sqlite else {"connect_timeout": 10}
@@ -121,19 +121,20 @@ class Storage(optuna.storages.RDBStorage):
                         ) from error
                     raise
                 if self._gave_up or time.monotonic() - begun > WAIT_SECONDS:
-                    self._gave_up = True  # what is called on the way out shall not wait as long again
+                    self._gave_up, self._said_away = True, False  # what is called on the way out shall not wait as long
                     raise RunError(
                         f"the storage {self.shown} was away for {WAIT_SECONDS / 60:.0f} minutes "
                         f"({self._reason(error)}); what is finished is kept; go on with `cst-search resume`"
                     ) from error
-                if not said and time.monotonic() - begun > 1:
-                    said = True
+                if not self._said_away and time.monotonic() - begun > 1:  # whoever else waits, on another thread
+                    said = self._said_away = True
                     self.say(f"the storage {self.shown} is away ({self._reason(error)}); waiting for it")
                 time.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(pause * 1.5, 5.0)
             else:
                 self._gave_up = False
                 if said:
+                    self._said_away = False
                     self.say(f"the storage is back after {time.monotonic() - begun:.0f} s")
                 return result
 

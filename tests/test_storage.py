@@ -129,7 +129,7 @@ def test_who_is_killed_within_leaves_it(storage_url: str) -> None:
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_restart_is_waited_for(restarting: Server, mode: str) -> None:
-    """A whole search goes on through it: nothing is lost, nothing is there twice."""
+    """A whole search goes on through it: nothing is lost, nothing is there twice. Of two who wait one says so."""
     url = restarting.database(f"restart-{mode}")
     study = make(url)
     said: list[str] = []
@@ -141,8 +141,11 @@ def test_a_restart_is_waited_for(restarting: Server, mode: str) -> None:
     def restart() -> None:
         restarting.stop(mode)
         is_down.set()
+        beside = threading.Thread(target=study.storage.now)  # as a heartbeat
+        beside.start()
         time.sleep(2.5)
         restarting.start()
+        beside.join()
 
     restarter = threading.Thread(target=restart)
     told: list[int] = []
