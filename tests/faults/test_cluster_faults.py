@@ -17,6 +17,9 @@ from postgres import Server
 from ray_machines import NODE, Machine
 from searches import Place
 
+from cst_search.errors import StudyError
+from cst_search.suggest import Study
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several nodes on one machine need loopback addresses")
 
 
@@ -55,7 +58,14 @@ def test_two_launches_on_one_study(there: Place, machine: Machine) -> None:
     """They begin at one moment, on an empty database, and share one cluster; a confirmation is refused meanwhile."""
     start_head(machine, 4)
     flags = ["--address", machine.address, "--workers", "2", "--sampler", "random"]
+    hang = there.home / "hang"
+    hang.touch()
     with there.search(*flags, trials=16, seconds=0.3) as first, there.search(*flags, trials=16, seconds=0.3) as second:
+        for one in (first, second):
+            one.until(" started")
+        with pytest.raises(StudyError, match="a confirmation works alone"):
+            Study.open(there.storage, "faults").begin_launch(kind="confirm")
+        hang.unlink()
         for one in (first, second):
             assert one.wait() == 0, one.output
     there.check(16, {})
