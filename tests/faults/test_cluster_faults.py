@@ -62,7 +62,7 @@ def test_two_launches_on_one_study(there: Place, machine: Machine) -> None:
     hang.touch()
     with there.search(*flags, trials=16, seconds=0.3) as first, there.search(*flags, trials=16, seconds=0.3) as second:
         for one in (first, second):
-            one.until(" started")
+            one.until(" started", 300)
         with pytest.raises(StudyError, match="a confirmation works alone"):
             Study.open(there.storage, "faults").begin_launch(kind="confirm")
         hang.unlink()
