@@ -150,3 +150,7 @@ class Checkpoints:
             part.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+
+def checkpoints_of(home: Path, study: str) -> Checkpoints:
+    return Checkpoints(home.absolute() / study / "checkpoints")

@@ -86,6 +86,10 @@ class Cluster:
             )
         return torch.device("cuda" if has_gpus and name != "cpu" else "cpu")
 
+    def describe_nodes(self) -> str:
+        """``10.0.0.1: 8 CPUs; ...`` of all that are there, whether or not they can run trials."""
+        return "; ".join(f"{node.name}: {node.n_cpus:g} CPUs, {node.n_gpus} GPUs" for node in self._alive().values())
+
     def check_storage(self, url: str) -> None:
         """Raises StudyError: SQLite, which is a file of one machine."""
         n_nodes = len(self._alive())
@@ -235,11 +239,11 @@ def _connect(address: str) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         try:
-            ray.init(address, runtime_env=_runtime_env(), log_to_driver=False, logging_level=logging.ERROR)
+            search.init_ray(address, runtime_env=_runtime_env())
         except ConnectionError as error:
             if _BUSY not in str(error):
                 raise
-            ray.init(address, runtime_env=_runtime_env(), log_to_driver=False, logging_level=logging.ERROR)
+            search.init_ray(address, runtime_env=_runtime_env())
     except ConnectionError as error:
         raise ConfigError(f"--address {address}: {_first_lines(error)}; {_FORMS}; {_TOKEN}") from None
     except Exception as error:  # another version of Ray or Python, a runtime environment that cannot be made

@@ -22,11 +22,12 @@ from cst_search import seeds
 from cst_search.addresses import shown_address
 from cst_search.cache import open_cache
 from cst_search.catalog import check_folder, own_path
+from cst_search.checkpoints import checkpoints_of
 from cst_search.config import make_recipe
 from cst_search.data import DetectionData
 from cst_search.detector import build_detector
 from cst_search.errors import ConfigError, DataError, StudyError
-from cst_search.interrupt import ends_in_time
+from cst_search.interrupt import GRACE_SECONDS, ends_in_time
 from cst_search.launching import export_best, write_report
 from cst_search.live import View
 from cst_search.memory import Estimate
@@ -54,6 +55,9 @@ from cst_search.workers import Task, Workers
 
 if TYPE_CHECKING:
     from cst_search.record import MlflowRecord
+
+
+_SAME_COMMAND = "the same command"  # is what a confirmation goes on with
 
 
 @dataclass(frozen=True)
@@ -120,30 +124,31 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
     tracking_uri = options.tracking_uri or default_tracking_uri(options.home)
     record = MlflowRecord(tracking_uri, options.home / "artifacts", warn=say)
     interrupted = False
-    if wanted:
-        say(f"MLflow {shown_address(tracking_uri)}")
-        shown = {"seeds": options.seeds, "epochs": epochs, "points": [r.trial for r in points],
-                 "workers": n_workers, "device": task.device, "data": task.recipe.data}  # fmt: skip
-        record.start(info, study.describe_launch(shown))
-        interrupted = _run(study, wanted, task, workers, n_workers, record, console)
-        info = study.info()
+    with ends_in_time(_SAME_COMMAND):
+        if wanted:
+            say(f"MLflow {shown_address(tracking_uri)}")
+            shown = {"seeds": options.seeds, "epochs": epochs, "points": [r.trial for r in points],
+                     "workers": n_workers, "device": task.device, "data": task.recipe.data}  # fmt: skip
+            record.start(info, study.describe_launch(shown))
+            interrupted = _run(study, wanted, task, workers, n_workers, record, console)
+            info = study.info()
 
-    # also where nothing was to do: the confirmation before may have died with its last run
-    report = confirm_report(info, [record.trial for record in points], epochs, before)
-    folder = options.home / info.name
-    files = write_report(info, folder)
-    (folder / "confirm.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    record.sync(info)
-    record.finish(
-        info,
-        {
-            "pareto": [files[k] for k in ("html", "png", "json")],
-            "confirm": [folder / "confirm.json"],
-            "export": export_best(info, files),
-        },
-        "KILLED" if interrupted else "FINISHED",
-    )
-    record.close()
+        # also where nothing was to do: the confirmation before may have died with its last run
+        report = confirm_report(info, [record.trial for record in points], epochs, before)
+        folder = options.home / info.name
+        files = write_report(info, folder)
+        (folder / "confirm.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        record.sync(info)
+        record.finish(
+            info,
+            {
+                "pareto": [files[k] for k in ("html", "png", "json")],
+                "confirm": [folder / "confirm.json"],
+                "export": export_best(info, files),
+            },
+            "KILLED" if interrupted else "FINISHED",
+        )
+        record.close(GRACE_SECONDS / 2 if interrupted else 60.0)
     report |= {"seconds": time.monotonic() - begun, "interrupted": interrupted}
     done = {_as_repeat(r) for r in info.repeats if r.state == "complete"}
     _say_end(report, files["html"], console, say)
@@ -250,8 +255,8 @@ def _prepare(
     trials = {record.trial: record for record in info.trials}
     again = [trials[repeat.repeat_of] for repeat in wanted]
     if cluster is not None:
-        check_nodes(cluster, None, recipe, data, device)
-        cluster.watch(f"cst-search confirm {info.name}")
+        check_nodes(cluster, options.home, recipe, data, device)
+        cluster.watch(_SAME_COMMAND)
     placement = None if device.type != "cuda" else gpu_placement(limit, cluster)
     survey = Survey(tuple(sorted(record.device_bytes or 0 for record in again)), (), ())
     workers, n_workers, threads = make_workers(settings, placement, recipe, survey, cluster)
@@ -267,7 +272,8 @@ def _prepare(
     cache, line = open_cache(options.home.absolute(), None, expected_sharers(space, recipe, len(wanted)))
     say(line)
     # without rungs: a repeat is of full length, whatever others reached
-    return Task(recipe, data, epochs, str(device), threads, limit, cache), workers, n_workers
+    checkpoints = checkpoints_of(options.home, info.name)
+    return Task(recipe, data, epochs, str(device), threads, limit, cache, checkpoints=checkpoints), workers, n_workers
 
 
 def _run(
@@ -297,7 +303,7 @@ def _run(
     n_trials = study.info().n_ran() + len(wanted)
     interrupted = False
     try:
-        with ends_in_time(f"cst-search confirm {study.name}"), view:
+        with view:
             workers.run(study, task, n_trials=n_trials, estimate=no_estimate, stop=lambda: False, events=view)
     except KeyboardInterrupt:
         interrupted = True

@@ -96,6 +96,13 @@ def dont_wait_for_the_disk(connection: sqlite3.Connection, _: Any) -> None:
         connection.execute("PRAGMA synchronous = NORMAL")
 
 
+def check_connection(url: str) -> None:
+    """Raises what SQLAlchemy raises where a database does not let us in, within seconds where it is another machine."""
+    patience = {"connect_timeout": 10} if url.startswith("postgresql") else {}
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=patience)
+    engine.connect().close()
+
+
 def is_of_optuna(path: Path) -> bool:
     """Whether a SQLite file has Optuna's tables, or none yet. Also true where that cannot be seen: Optuna says why."""
     try:

@@ -19,12 +19,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from cst_search.addresses import shown_address, without_password
-from cst_search.errors import CstSearchError
+from cst_search.errors import CstSearchError, RunError
 from cst_search.units import format_bytes
 
 _FREE_BYTES = 5 * 10**9  # a study, its MLflow record and a small cache; below it a launch may run out
 _SHARED_BYTES = 2 * 10**9  # what Ray and loader processes put into /dev/shm before they fall back to the disk
 _OPEN_FILES = 4096  # Ray opens some hundred for each worker
+# of a service that does not work, whatever the reason in its line
+_REMEDIES = {
+    "home": "choose another with --home",
+    "storage": "correct --storage, or start its server; its user must be able to make tables",
+    "MLflow": "correct --tracking-uri, or start its server; a search goes on without it, `cst-search sync` delivers",
+    "Ray": "launch with --in-process, or see docs/searching.md",
+}
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,15 @@ class Finding:
     remedy: str = ""
 
 
-def examine(home: Path, storage: str, tracking_uri: str, *, with_ray: bool = True) -> Iterator[Finding]:
-    """Every check in turn."""
+def examine(
+    home: Path, storage: str, tracking_uri: str, *, with_ray: bool = True, address: str | None = None
+) -> Iterator[Finding]:
+    """Every check in turn.
+
+    Args:
+        with_ray: have Ray start here; not where there is an ``address``.
+        address: of a Ray cluster, as `launch` takes it.
+    """
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("machine", _machine),
         ("torch", _torch),
@@ -52,17 +66,19 @@ def examine(home: Path, storage: str, tracking_uri: str, *, with_ray: bool = Tru
         ("storage", lambda: _storage(storage)),
         ("MLflow", lambda: _mlflow(tracking_uri)),
     ]
-    if with_ray:
+    if address is not None:
+        checks.append(("cluster", lambda: _cluster(address, storage)))
+    elif with_ray:
         checks.append(("Ray", _ray))
     for name, check in checks:
         try:
             yield from check()
         except CstSearchError as error:
-            yield Finding(name, "fault", str(error))
+            yield Finding(name, "fault", str(error), _REMEDIES.get(name, ""))
         except Exception as error:
             lines = str(error).splitlines() or [""]
             text = without_password(f"{type(error).__name__}: {lines[0]}", storage)
-            yield Finding(name, "fault", without_password(text, tracking_uri))
+            yield Finding(name, "fault", without_password(text, tracking_uri), _REMEDIES.get(name, ""))
 
 
 def _plugins() -> Iterator[Finding]:
@@ -176,14 +192,24 @@ def _driver() -> str | None:
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
 
-def _home(home: Path) -> Iterator[Finding]:
-    there = next(folder for folder in (home.absolute(), *home.absolute().parents) if folder.is_dir())
+def _folder_for(path: Path) -> Path:
+    """The folder in which a path is or would be made. Raises RunError: it cannot be written."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     try:
         with tempfile.NamedTemporaryFile(dir=there, prefix=".cst-search-"):
             pass
     except OSError as error:
-        yield Finding("home", "fault", f"{there} cannot be written: {error.strerror}", "choose another with --home")
-        return
+        raise RunError(f"{there} cannot be written: {error.strerror}") from None
+    return there
+
+
+def _file_of(url: str) -> Path:
+    """Of a SQLite address."""
+    return Path(url.partition(":///")[2].partition("?")[0])
+
+
+def _home(home: Path) -> Iterator[Finding]:
+    there = _folder_for(home)
     free = shutil.disk_usage(there).free
     yield Finding(
         "home",
@@ -200,6 +226,7 @@ def _storage(url: str) -> Iterator[Finding]:
     n_studies = try_storage(url)
     seconds = time.perf_counter() - begun
     if n_studies is None:
+        _folder_for(_file_of(url))
         yield Finding("storage", "ok", f"{shown_address(url)}: made by the first launch")
         return
     text = f"{shown_address(url)}: {n_studies} studies, writable ({1000 * seconds:.0f} ms)"
@@ -211,11 +238,20 @@ def _mlflow(uri: str) -> Iterator[Finding]:
     from cst_search.record import try_tracking
 
     begun = time.perf_counter()
-    n_experiments = try_tracking(uri)
+    found = try_tracking(uri)
     seconds = time.perf_counter() - begun
-    text = f"MLflow {version('mlflow')}, {shown_address(uri)}: "
-    made = "made by the first launch" if n_experiments is None else f"it answers ({1000 * seconds:.0f} ms)"
-    yield Finding("MLflow", "ok", text + made)
+    own, shown = version("mlflow"), shown_address(uri)
+    if found is None:
+        _folder_for(_file_of(uri))
+        yield Finding("MLflow", "ok", f"MLflow {own}, {shown}: made by the first launch")
+        return
+    answers = (
+        f"it answers ({1000 * seconds:.0f} ms)" if found == "" else f"MLflow {found} answers ({1000 * seconds:.0f} ms)"
+    )
+    if found and found.partition(".")[0] != own.partition(".")[0]:
+        yield Finding("MLflow", "note", f"MLflow {own}, {shown}: {answers}", "have one major version on both sides")
+        return
+    yield Finding("MLflow", "ok", f"MLflow {own}, {shown}: {answers}")
 
 
 # --- who works --------------------------------------------------------------------------------------------------------
@@ -232,3 +268,18 @@ def _ray() -> Iterator[Finding]:
     begun = time.perf_counter()
     try_ray()
     yield Finding("Ray", "ok", f"{text} starts and runs a task ({time.perf_counter() - begun:.1f} s)")
+
+
+def _cluster(address: str, storage: str) -> Iterator[Finding]:
+    """Whether a cluster lets us in, and what it has. What its nodes lack for a search, the search itself looks at."""
+    from cst_search.cluster import Cluster
+
+    begun = time.perf_counter()
+    cluster = Cluster(address, lambda line: None)
+    try:
+        nodes = cluster.describe_nodes()
+        text = f"Ray {version('ray')}, {address}: {nodes} ({time.perf_counter() - begun:.1f} s)"
+        yield Finding("cluster", "ok", text)
+        cluster.check_storage(storage)
+    finally:
+        cluster.close()

@@ -15,7 +15,7 @@ from rich.console import Console
 from cst_search.addresses import shown_address
 from cst_search.cache import open_cache
 from cst_search.catalog import check_folder, default_home
-from cst_search.checkpoints import Checkpoints
+from cst_search.checkpoints import checkpoints_of
 from cst_search.config import load_space, make_recipe, shown_name
 from cst_search.detector import build_detector
 from cst_search.errors import CstSearchError, StudyError
@@ -101,7 +101,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     survey = survey_costs(space, recipe, estimate)
     show_budget(options.budget, survey, say)
     if cluster is not None:
-        check_nodes(cluster, None if options.eta == 0 else options.home, recipe, data, device)
+        check_nodes(cluster, options.home, recipe, data, device)
     placement = None if device.type != "cuda" else gpu_placement(limit, cluster)
     workers, n_workers, threads = make_workers(options, placement, recipe, survey, cluster)
 
@@ -164,7 +164,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         epochs=recipe.search_epochs,
         on_finished=on_finished,
     )
-    checkpoints = Checkpoints(options.home.absolute() / name / "checkpoints") if study.rungs else None
+    checkpoints = checkpoints_of(options.home, name)
     task = Task(
         recipe,
         data,
@@ -196,7 +196,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         study.end_launch()
         info = study.info()
         n_elsewhere = study.others_at_work()
-        if checkpoints is not None and not n_elsewhere:  # what others are writing is no litter
+        if not n_elsewhere:  # what others are writing is no litter
             checkpoints.tidy()
         interrupted = interrupted or any(r.state == "interrupted" for r in info.trials)
         if n_elsewhere:

@@ -10,7 +10,6 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -214,15 +213,15 @@ def connect(options: LaunchOptions, storage: str, say: Callable[[str], None]) ->
     return cluster
 
 
-def check_nodes(cluster: Cluster, home: Path | None, recipe: Recipe, data: DetectionData, device: Any) -> None:
+def check_nodes(cluster: Cluster, home: Path, recipe: Recipe, data: DetectionData, device: Any) -> None:
     """Have every node looked at. Raises ConfigError: what each lacks.
 
     Args:
-        home: that nodes should share, as there will be checkpoints in it; None: there will be none.
+        home: that nodes should share, as checkpoints are in it.
     """
     from cst_search import node_check
 
-    with nullcontext() if home is None else node_check.token(home) as token:
+    with node_check.token(home) as token:
         cluster.check(node_check.wanted_of(recipe, data, on_gpus=device.type == "cuda", token=token))
 
 

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import tempfile
 import threading
 import time
@@ -31,10 +32,13 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 from PIL import Image
 
 from cst_search import pareto, seeds
 from cst_search.addresses import DATABASES_OF_MLFLOW, shown_address, without_password
+from cst_search.database import check_connection
 from cst_search.errors import RunError
 from cst_search.record_entries import METRICS, NOTE, log_training, params
 from cst_search.record_texts import description, run_name
@@ -73,8 +77,8 @@ def _make_database(uri: str) -> None:
     part.unlink()
 
 
-def try_tracking(uri: str) -> int | None:
-    """Ask a tracking server or database; experiments in its first answer. None: a file that does not exist yet.
+def try_tracking(uri: str) -> str | None:
+    """Ask a tracking server or database; a server's version, empty where it has none. None: a file yet to be made.
 
     Raises RunError: it does not answer.
     """
@@ -82,10 +86,25 @@ def try_tracking(uri: str) -> int | None:
     if path != uri and not Path(path).exists():
         return None
     try:
-        return len(MlflowClient(tracking_uri=uri).search_experiments(max_results=10))
+        if uri.startswith(DATABASES_OF_MLFLOW):
+            check_connection(uri)
+        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+        if not uri.startswith(("http://", "https://")):
+            return ""
+        said = str(http_request(get_default_host_creds(uri), "/version", "GET").text).strip()
+        return said if re.fullmatch(r"\d+\.[\w.]+", said) else ""  # a proxy may say something else
     except Exception as error:  # of the client, of requests, of SQLAlchemy
-        reason = without_password((str(error).splitlines() or [type(error).__name__])[0], uri)[:300]
-        raise RunError(f"{shown_address(uri)} does not answer: {reason}") from None
+        raise RunError(f"{shown_address(uri)} does not answer: {_reason(error, uri)}") from None
+
+
+def _reason(error: BaseException, uri: str) -> str:
+    """Why a call failed, in a line without a password. Of a connection what the system says: MLflow's line is long."""
+    inner = error
+    while (below := inner.__cause__ or inner.__context__) is not None:
+        inner = below
+    if isinstance(inner, OSError) and inner.strerror:
+        return inner.strerror
+    return without_password((str(error).splitlines() or [type(error).__name__])[0], uri)[:300]
 
 
 def newest_fronts(uri: str, base: str, most: int = 3) -> list[tuple[str, str]]:
@@ -138,6 +157,8 @@ class _Mirror:
 
     def _connect(self, study: str) -> None:
         _make_database(self.uri)
+        if self.artifact_root is not None:
+            check_connection(self.uri)  # MLflow asks a database that is down ten times, for two minutes
         client = MlflowClient(tracking_uri=self.uri)
         found = client.get_experiment_by_name(study)
         if found is None:
@@ -457,7 +478,7 @@ class MlflowRecord:
                 error = self._try(job)
             is_down = error is not None
             if error is not None and not self._warned:
-                reason = without_password((str(error).splitlines() or [""])[0], self._mirror.uri)[:300]
+                reason = _reason(error, self._mirror.uri)
                 self._warn(f"MLflow did not take a record ({type(error).__name__}: {reason}); the study keeps it")
                 self._warned = True
 

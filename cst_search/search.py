@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 # Ray's memory monitor, when it ends a worker, ends the whole Tune driver with it (seen with ray 2.60); trials that
 # run out of memory are handled by the trial itself or by the kernel. Usage statistics stay off. Set before ray starts.
@@ -40,6 +41,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from cst_search.addresses import shown_address
 from cst_search.errors import CstSearchError, RunError
 from cst_search.workers import Events, Supply, Task, execute
 
@@ -51,6 +53,14 @@ if TYPE_CHECKING:  # every worker imports this module: not for the sake of a nam
 
 _RESULT, _ENTRY = "cst_result", "cst_entry"
 _PATIENCE_SECONDS = 600  # a node of a cluster that restarts takes minutes
+
+
+def init_ray(address: str, **options: Any) -> None:
+    """`ray.init`, which keeps its driver's command line and shows it to whoever may see the cluster: no password."""
+    from ray._private import utils
+
+    with patch.object(utils, "get_entrypoint_name", lambda: " ".join(map(shown_address, sys.argv))):
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
 
 
 class _Stays:
@@ -263,14 +273,8 @@ class Ray:
 
     def _start(self, ready: Future[None]) -> None:
         try:
-            ray.init(
-                address="local",  # whatever RAY_ADDRESS says
-                num_cpus=max(1, round(self.n_workers * self.cpus)),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-            )
+            # "local": whatever RAY_ADDRESS says
+            init_ray("local", num_cpus=max(1, round(self.n_workers * self.cpus)), include_dashboard=False)
             ready.set_result(None)
         except BaseException as error:
             ready.set_exception(error)
@@ -349,9 +353,7 @@ def try_ray() -> None:
     ours = not ray.is_initialized()
     try:
         if ours:
-            ray.init(
-                address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-            )
+            init_ray("local", num_cpus=1, include_dashboard=False)
         answer = ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60)
     except Exception as error:
         raise RunError(f"Ray does not work here: {(str(error).splitlines() or [''])[0]}") from error

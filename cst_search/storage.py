@@ -93,7 +93,7 @@ class Storage(optuna.storages.RDBStorage):
     def __init__(self, url: str) -> None:
         self.shown = check_storage(url)
         self.say: Callable[[str], None] = lambda line: None
-        self._gave_up = False
+        self._gave_up = self._said_away = False
         sqlite = is_sqlite(url)
         # SQLite: several processes write; wait for the lock rather than fail
         connect_args: dict[str, Any] = {"timeout": 60} if sqlite else {"connect_timeout": 10}
@@ -121,19 +121,20 @@ class Storage(optuna.storages.RDBStorage):
                         ) from error
                     raise
                 if self._gave_up or time.monotonic() - begun > WAIT_SECONDS:
-                    self._gave_up = True  # what is called on the way out shall not wait as long again
+                    self._gave_up, self._said_away = True, False  # what is called on the way out shall not wait as long
                     raise RunError(
                         f"the storage {self.shown} was away for {WAIT_SECONDS / 60:.0f} minutes "
                         f"({self._reason(error)}); what is finished is kept; go on with `cst-search resume`"
                     ) from error
-                if not said and time.monotonic() - begun > 1:
-                    said = True
+                if not self._said_away and time.monotonic() - begun > 1:  # whoever else waits, on another thread
+                    said = self._said_away = True
                     self.say(f"the storage {self.shown} is away ({self._reason(error)}); waiting for it")
                 time.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(pause * 1.5, 5.0)
             else:
                 self._gave_up = False
                 if said:
+                    self._said_away = False
                     self.say(f"the storage is back after {time.monotonic() - begun:.0f} s")
                 return result
 
@@ -166,16 +167,19 @@ class Storage(optuna.storages.RDBStorage):
         return self.patiently(call)
 
     @contextmanager
-    def alone(self, study: str) -> Iterator[None]:
-        """While it lasts no other process is within, of those that work on the study. It ends with the process."""
+    def alone(self, study: str) -> Iterator[Callable[[], bool]]:
+        """While it lasts no other process is within, of those that work on the study. It ends with the process.
+
+        Gives what tells whether it still lasts: with a restart of the server it does not.
+        """
         if self.engine.dialect.name == "sqlite":
             with self._file_lock():
-                yield
+                yield lambda: True
             return
         key = int.from_bytes(hashlib.sha256(f"cst-search {study}".encode()).digest()[:8], "big", signed=True)
         connection = self.patiently(lambda: self._lock(key))
         try:
-            yield
+            yield lambda: _answers(connection)
         finally:
             with suppress(sqlalchemy.exc.SQLAlchemyError):  # a connection that broke holds nothing
                 connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
@@ -210,6 +214,14 @@ class Storage(optuna.storages.RDBStorage):
             yield
         finally:
             lock.release()
+
+
+def _answers(connection: sqlalchemy.Connection) -> bool:
+    try:
+        connection.execute(sqlalchemy.text("SELECT 1"))
+    except sqlalchemy.exc.SQLAlchemyError:
+        return False
+    return True
 
 
 def _patient(name: str) -> Any:

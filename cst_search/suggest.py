@@ -348,14 +348,21 @@ class Study:
         self._estimate = estimate
         if self._repeats is not None:
             return self._ask_repeat(self._repeats.pop(0)) if self._repeats else None
-        with _alone(self.storage, self.name):
-            self._read()
-            orphans = self._take_over()
-            if self._returned or orphans:
-                return self._take_up(self._returned.pop(0) if self._returned else orphans[0])
-            if n_trials is not None and self._n_claimed() >= n_trials:
-                return None
-            return self._ask_new(max_rejects)
+        while True:
+            with _alone(self.storage, self.name) as is_alone:
+                self._read()
+                orphans = self._take_over()
+                if self._returned or orphans:
+                    return self._take_up(self._returned.pop(0) if self._returned else orphans[0])
+                if n_trials is not None and self._n_claimed() >= n_trials:
+                    return None
+                try:
+                    return self._ask_new(max_rejects, is_alone)
+                except _NotAlone:
+                    continue
+                except optuna.exceptions.UpdateFinishedTrialError:
+                    if is_alone():
+                        raise  # else another launch took ours, half asked for, for one of a launch that died
 
     def _n_claimed(self) -> int:
         """Trials that ran or are at work, in any launch."""
@@ -369,7 +376,8 @@ class Study:
         self._live[number] = trial
         return Suggestion(number, tuples(suggested["config"]), suggested["estimate"], again=True)
 
-    def _ask_new(self, max_rejects: int) -> Suggestion | None:
+    def _ask_new(self, max_rejects: int, is_alone: Callable[[], bool]) -> Suggestion | None:
+        """Raises _NotAlone: another launch may have chosen the same meanwhile."""
         n_known = 0  # in a row
         for _ in range(max_rejects + 1):
             self._forget_prices()
@@ -385,6 +393,9 @@ class Study:
                 "config": config, "estimate": asdict(cost), "correction": asdict(correction),
                 "launch": self.launch_id, "at": now(),
             }  # fmt: skip
+            if not is_alone():
+                self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+                raise _NotAlone
             trial.set_user_attr(SUGGESTED, json.loads(json.dumps(plain)))
             self._chosen[_key(config)] = trial.number
             violations = self._bounds.violations(cost.device_bytes, cost.trainable_params)
@@ -703,8 +714,12 @@ class Study:
             self._learn(trial.number, suggested, so_far(history) | result)
 
 
-def _alone(storage: optuna.storages.BaseStorage | None, study: str) -> AbstractContextManager[None]:
-    return storage.alone(study) if isinstance(storage, Storage) else nullcontext()
+class _NotAlone(Exception):
+    """The lock of the study was lost, with its server, while it was needed."""
+
+
+def _alone(storage: optuna.storages.BaseStorage | None, study: str) -> AbstractContextManager[Callable[[], bool]]:
+    return storage.alone(study) if isinstance(storage, Storage) else nullcontext(lambda: True)
 
 
 def _key(config: Mapping[str, Any]) -> str:

@@ -39,6 +39,8 @@ from cst_search.petl import get_method
 from cst_search.recipe import DEVICES, Recipe
 from cst_search.units import format_bytes
 
+_SAVES = 5  # parts of a trial, after each of which but the last its checkpoint is written, rungs aside
+
 
 @dataclass(frozen=True)
 class TrialResult:
@@ -183,7 +185,8 @@ def run_trial(
             process on a CPU, where all of the process is bound by it.
         cache: where to keep resized images and the maps of a frozen body; None: images in this process, maps nowhere.
         rungs: epochs after which it is evaluated whatever ``eval_every`` says, and its checkpoint is written.
-        checkpoint: the file. If it is there the trial goes on from it; one that cannot be used is noted in the result.
+        checkpoint: the file, written at every fifth of the epochs too. If it is there the trial goes on from it; one
+            that cannot be used is noted in the result.
 
     Returns:
         A result also when memory runs out or the loss is not finite; every other fault is raised.
@@ -314,6 +317,8 @@ def _epochs(
     features = frozen_features(
         model, recipe, store, {train: epochs, val: len(evaluated)}, device=device, precision=precision
     )
+    part = -(-epochs // _SAVES)
+    saved = {*rungs, *range(part, epochs, part)}
     training = Training(model, optimiser, schedule, scaler, device)
     identity = _identity(recipe, data, epochs, device)
     if checkpoint is not None and _go_on(work, checkpoint, identity, training):
@@ -356,14 +361,14 @@ def _epochs(
             work.scores["val"] = score = _evaluate(model, recipe, data, val, device, features)
             entry |= {"map": score.map, "map50": score.map50}
         work.history.append(entry)
+        taken = work.taken(device) if epoch + 1 in saved else {}
         if epoch + 1 in rungs:
-            taken = work.taken(device)
             entry["seconds"] = taken["seconds"]
             if (reserved := taken["reserved_bytes"]) is not None:
                 entry |= {"device_bytes": reserved + CONTEXT_BYTES, "reserved_bytes": reserved,
                           "active_bytes": taken["active_bytes"]}  # fmt: skip
-            if checkpoint is not None:  # before the report: who stops it may end this process
-                _write(work, checkpoint, identity, training, taken)
+        if checkpoint is not None and epoch + 1 in saved:  # before the report: who stops it may end this process
+            _write(work, checkpoint, identity, training, taken)
         yield entry
     if features is not None:
         features.detach()

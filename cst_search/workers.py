@@ -116,7 +116,7 @@ class Supply:
     def progressed(self, trial: int, entry: Mapping[str, Any]) -> bool:
         """An epoch of a trial is done. False: it is to stop."""
         goes_on = self.study.progress(trial, entry)
-        if entry["epoch"] in self.task.rungs and self.task.checkpoints is not None:
+        if self.task.checkpoints is not None:
             self.task.checkpoints.trim()
         self.events.progressed(trial, entry)
         return goes_on

@@ -69,10 +69,10 @@ class Machine:
                 [*command, "bash", "-c", line], cwd=self.folder, env=environment, stdout=file, stderr=file
             )
         self.processes.append(process)
-        wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, 60)
+        wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, 180)
         assert process.poll() is None, log.read_text()
         if kind == "head":  # the server of ray:// comes a little later
-            wait_for(lambda: socket.socket().connect_ex((HEAD, self.client_port)) == 0, 30)
+            wait_for(lambda: socket.socket().connect_ex((HEAD, self.client_port)) == 0, 90)
 
     def start_lacking(self, folder: str) -> subprocess.Popen[bytes]:
         """A node that has nothing in a folder."""

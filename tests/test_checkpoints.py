@@ -230,11 +230,26 @@ def test_a_checkpoint_that_cannot_be_written_is_noted(
     assert ended.notes == ["its checkpoint could not be written: [Errno 28] No space left on device"] * 2
 
 
-def test_without_rungs_nothing_is_written(make: Callable[..., Run]) -> None:
-    run = make(eval_every=99)
-    ended = run(rungs=())
-    assert ["map" in entry for entry in ended.history] == [False, False, True]
-    assert not run.path.parent.exists()
+def test_without_rungs_it_is_written_too_and_nothing_more_is_evaluated(make: Callable[..., Run]) -> None:
+    straight, halting = make("straight", eval_every=99), make("halting", eval_every=99)
+    through = straight(rungs=())
+    assert ["map" in entry for entry in through.history] == [False, False, True]
+    halting(rungs=(), stop_at=2)
+    ended = halting(rungs=())
+    assert ended.resumed_epochs == 2 and facts(ended) == facts(through)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rungs", "expected"), [(1, (), []), (3, (), [1, 2]), (7, (), [2, 4, 6]), (7, (3,), [2, 3, 4, 6])]
+)
+def test_when_it_is_written(
+    make: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, epochs: int, rungs: tuple[int, ...], expected: list[int]
+) -> None:
+    """At every fifth, rounded up, and at the rungs; not at the end, which needs none."""
+    written: list[int] = []
+    monkeypatch.setattr(trial, "_write", lambda work, *_: written.append(len(work.history)))
+    make(eval_every=99)(rungs=rungs, epochs=epochs)
+    assert written == expected
 
 
 def test_a_checkpoint_holds_what_is_trained_and_no_more(make: Callable[..., Run]) -> None:

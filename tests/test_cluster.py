@@ -368,6 +368,9 @@ def test_sqlite_is_refused(both: Machine, tmp_path: Path) -> None:
     ran = run_cli("launch", "--budget-mem", "6GB", "--address", both.address, "--home", tmp_path)
     assert ran.code == 2 and "the cluster has 2 nodes" in ran.message and "postgresql+psycopg://" in ran.message
     assert not (tmp_path / "studies.db").exists()
+    asked = run_cli("doctor", "--address", both.address, "--home", tmp_path)
+    assert asked.code == 1 and re.search(rf"\nok +cluster .*, {both.address}: .*{NODE}: 2 CPUs, 2 GPUs", asked.out)
+    assert re.search(r"\nfault +cluster .*the cluster has 2 nodes", asked.out) and list(tmp_path.iterdir()) == []
 
 
 def test_the_driver_stays_here_with_a_client(
@@ -392,9 +395,28 @@ def test_a_front_is_confirmed_there(
 ) -> None:
     search_there(options(tmp_path, tiny_recipe(method="head"), trials=2, address=both.address))
     (tmp_path / "s").mkdir()  # where the page would be
-    words = ("--seeds", 3, "--address", both.address, "--device", "cpu", "--home", tmp_path, "--json")
+    secret = f"sqlite:///file:{tmp_path}/studies.db?uri=true&password=hidden8"  # SQLite takes no notice of it
+    words = (
+        "--seeds",
+        3,
+        "--address",
+        both.address,
+        "--device",
+        "cpu",
+        "--home",
+        tmp_path,
+        "--storage",
+        secret,
+        "--json",
+    )
     ran = run_cli("confirm", "s", *words)
     assert ran.code == 0, ran
+    from ray.job_submission import JobSubmissionClient
+
+    # Ray keeps the command lines of its drivers, and shows them
+    told = [details.entrypoint for details in JobSubmissionClient(both.jobs).list_jobs()]
+    assert [text for text in told if "confirm s" in text and "password=***" in text]
+    assert not [text for text in told if "hidden8" in text]
     repeats = Study.open(f"sqlite:///{tmp_path}/studies.db", "s").info().repeats
     front = {point["trial"] for point in json.loads(ran.out)["points"]}
     assert sorted((r.repeat_of, r.seed) for r in repeats) == sorted((trial, seed) for trial in front for seed in (1, 2))

@@ -121,6 +121,9 @@ def test_it_goes_on_with_the_other_workers(stories: dict[str, Any]) -> None:
     (cut,) = [r for r in before.repeats if r.state == "interrupted"]
     assert f"trial {cut.trial} started (again): trial 1 again, seed 1: head" in done.err
     assert next(r for r in after.repeats if r.trial == cut.trial).seed == 1
+    stored = Study.open(f"sqlite:///{stories['home']}/studies.db", "noisy").optuna_study().get_trials()[cut.trial]
+    assert stored.user_attrs["cst_result"]["resumed_epochs"] == 1  # its first epoch was not run again
+    assert not (stories["home"] / "noisy" / "checkpoints" / f"{cut.trial}.pt").exists()
     assert before.repeats[0] == after.repeats[0]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,7 +52,10 @@ def test_what_is_there_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
     ("name", "changes", "words"),
     [
         ("storage", {"storage": "nosuch://me:hunter2@host/x"}, "there is no kind of database"),
-        ("MLflow", {"tracking_uri": "http://me:hunter2@127.0.0.1:9"}, "does not answer"),
+        ("storage", {"storage": "sqlite:////proc/nobody/may.db"}, "/proc cannot be written"),
+        ("MLflow", {"tracking_uri": "http://me:hunter2@127.0.0.1:9"}, "does not answer: Connection refused"),
+        ("MLflow", {"tracking_uri": "postgresql+psycopg://me:hunter2@127.0.0.1:9/x"}, "Connection refused"),
+        ("MLflow", {"tracking_uri": "sqlite:////proc/nobody/may.db"}, "/proc cannot be written"),
         ("home", {"home": Path("/proc/nobody/may")}, "cannot be written"),
     ],
 )
@@ -59,10 +64,45 @@ def test_a_fault_is_a_line_and_the_others_are_still_tried(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     home = changes.pop("home", tmp_path)
-    findings = found(home, **({"storage": default_storage(tmp_path)} | changes))
-    assert findings[name].state == "fault" and words in findings[name].text
+    elsewhere = {"storage": default_storage(tmp_path), "tracking_uri": default_tracking_uri(tmp_path)}
+    findings = found(home, **(elsewhere | changes))
+    assert findings[name].state == "fault" and words in findings[name].text and findings[name].remedy
     assert "hunter2" not in str(findings)
     assert [n for n, finding in findings.items() if finding.state == "fault"] == [name]
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "words"),
+    [
+        (b"3.99.0", "ok", "MLflow 3.99.0 answers"),
+        (b"2.22.1", "note", "MLflow 2.22.1 answers"),
+        (b"<html>no such page</html>", "ok", "it answers"),
+    ],
+)
+def test_a_server_of_mlflow_and_its_version(tmp_path: Path, said: bytes, state: str, words: str) -> None:
+    """A server that knows two requests: its version, and which experiments it has."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(said)
+
+        def do_POST(self) -> None:
+            self.answer(b'{"experiments": []}')
+
+        def answer(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        finding = found(tmp_path, tracking_uri=f"http://127.0.0.1:{server.server_port}")["MLflow"]
+        server.shutdown()
+    assert finding.state == state and words in finding.text and bool(finding.remedy) == (state == "note")
 
 
 def test_a_database_that_may_not_be_written(tmp_path: Path) -> None:
@@ -154,7 +194,7 @@ def test_ray_that_works_and_ray_that_does_not(monkeypatch: pytest.MonkeyPatch) -
     assert works.state == "ok" and "runs a task" in works.text
     import ray
 
-    def refuse(**_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise ValueError("no port")
 
     monkeypatch.setattr(ray, "init", refuse)

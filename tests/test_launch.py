@@ -407,14 +407,26 @@ def check_the_end(home: Path, before: StudyInfo, ran: Ran) -> None:
 
 
 def test_a_search_that_is_killed_loses_nothing(tmp_path: Path, base: Callable[..., list[str]]) -> None:
+    """Also of a trial that was at work, though nothing is stopped early."""
     flags = [*flags_of(base, tmp_path), "--in-process"]
+    checkpoint = tmp_path / "cut" / "checkpoints" / "1.pt"
     with started(*flags) as process:
-        until(process, "trial 1 started")
+        while not checkpoint.exists():
+            assert process.poll() is None
+            time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL
     killed = read(tmp_path, "cut")
     assert [record.state for record in killed.trials] == ["complete", "interrupted"]
     check_the_end(tmp_path, killed, run_cli("launch", *flags))
+    assert resumed_epochs(tmp_path, 1) >= 2 and not checkpoint.parent.exists()
+
+
+def resumed_epochs(home: Path, trial: int) -> int:
+    """That a checkpoint held."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{home / 'studies.db'}")
+    result = optuna.load_study(study_name="cut", storage=storage).trials[trial].user_attrs["cst_result"]
+    return int(result["resumed_epochs"])
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint(
@@ -444,9 +456,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(
     assert info.n_ran() == len(info.trials) == 3 and info.trials[0].state == "complete"
     assert {record.state for record in info.trials} <= {"complete", "pruned"}
     assert {r.trial for r in info.front()} <= {r.trial for r in info.trials if r.state == "complete"}
-    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'studies.db'}")
-    first = optuna.load_study(study_name="cut", storage=storage).trials[0]
-    assert first.user_attrs["cst_result"]["resumed_epochs"] >= 1
+    assert resumed_epochs(tmp_path, 0) >= 1
     through = run_trial(
         tiny_recipe(**changes).configured(killed.config), tiny_data, epochs=20, device="cpu", rungs=(5, 10)
     )

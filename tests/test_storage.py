@@ -129,7 +129,7 @@ def test_who_is_killed_within_leaves_it(storage_url: str) -> None:
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_restart_is_waited_for(restarting: Server, mode: str) -> None:
-    """A whole search goes on through it: nothing is lost, nothing is there twice."""
+    """A whole search goes on through it: nothing is lost, nothing is there twice. Of two who wait one says so."""
     url = restarting.database(f"restart-{mode}")
     study = make(url)
     said: list[str] = []
@@ -141,8 +141,11 @@ def test_a_restart_is_waited_for(restarting: Server, mode: str) -> None:
     def restart() -> None:
         restarting.stop(mode)
         is_down.set()
+        beside = threading.Thread(target=study.storage.now)  # as a heartbeat
+        beside.start()
         time.sleep(2.5)
         restarting.start()
+        beside.join()
 
     restarter = threading.Thread(target=restart)
     told: list[int] = []
@@ -161,6 +164,45 @@ def test_a_restart_is_waited_for(restarting: Server, mode: str) -> None:
     assert [r.trial for r in info.trials if r.ran] == told and {r.state for r in info.trials if r.ran} == {"complete"}
     assert len(said) == 2 and "is away" in said[0] and "waiting for it" in said[0] and "is back after" in said[1]
     assert PASSWORD not in str(said)
+
+
+@NEEDS_POSTGRES
+@pytest.mark.parametrize("when", ["before it has a trial", "with a trial half asked for"])
+def test_who_loses_the_lock_while_choosing_chooses_again(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """As in a restart of the server: another launch of the same seed comes in between, and takes the same."""
+    url = postgres.database(f"lock-{len(when)}")
+    first, second = make(url, sampler="random"), make(url, sampler="random")
+    for study in (first, second):
+        study.begin_launch(shares_machine=True)
+    between: list[Any] = []
+
+    def lose() -> None:
+        if between:
+            return
+        engine = sqlalchemy.create_engine(postgres.url)
+        with engine.connect() as connection:
+            holders = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+            assert connection.exec_driver_sql(holders).all() == [(True,)]
+        engine.dispose()
+        between.append(second.ask(fake_estimate))  # type: ignore[arg-type]
+
+    def estimate(config: dict[str, Any]) -> Any:
+        if "half" in when:
+            lose()
+        return fake_estimate(config)
+
+    if "before" in when:
+        ask = first._study.ask
+        monkeypatch.setattr(first._study, "ask", lambda: (lose(), ask())[1])
+    chosen = first.ask(estimate)  # type: ignore[arg-type]
+    assert chosen is not None and between[0] is not None and chosen.config != between[0].config
+    for study, suggestion in ((first, chosen), (second, between[0])):
+        assert study.tell(suggestion.trial, scored(0.4)) is not None
+        study.end_launch()
+    info = Study.open(url, "made").info()
+    assert [r.state for r in info.trials] == ["complete"] * 2
 
 
 def test_a_server_that_stays_away_ends_it_with_a_word(restarting: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -449,7 +449,7 @@ def test_ray_starts_beside_on_a_thread_that_stays(monkeypatch: pytest.MonkeyPatc
     calls: list[threading.Thread] = []
     go_on = threading.Event()
 
-    def init(**options: Any) -> None:
+    def init(*_: Any, **__: Any) -> None:
         calls.append(threading.current_thread())
         go_on.wait(60)
 
@@ -468,7 +468,7 @@ def test_ray_starts_beside_on_a_thread_that_stays(monkeypatch: pytest.MonkeyPatc
 def test_where_ray_cannot_start_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cst_search import search
 
-    def init(**options: Any) -> None:
+    def init(*_: Any, **__: Any) -> None:
         raise RuntimeError("The current node timed out during startup.")
 
     monkeypatch.setattr(search.ray, "is_initialized", lambda: False)

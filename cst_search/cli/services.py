@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from cst_search.catalog import home_of
-from cst_search.cli.app import HomeOption, JsonOption, StorageOption, TrackingOption, app, out, print_json, say
+from cst_search.cli.app import (
+    AddressOption,
+    HomeOption,
+    JsonOption,
+    StorageOption,
+    TrackingOption,
+    app,
+    out,
+    print_json,
+    say,
+)
 
 
 @app.command()
@@ -17,6 +27,7 @@ def doctor(
     home: HomeOption = None,
     storage: StorageOption = None,
     tracking_uri: TrackingOption = None,
+    address: AddressOption = None,
     with_ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start Ray, for some seconds.")] = True,
     json_: JsonOption = False,
 ) -> None:
@@ -31,7 +42,7 @@ def doctor(
 
     url, uri = storage or default_storage(home_of(home)), tracking_uri or default_tracking_uri(home_of(home))
     found = []
-    for finding in examine(home_of(home), url, uri, with_ray=with_ray):
+    for finding in examine(home_of(home), url, uri, with_ray=with_ray, address=address):
         found.append(finding)
         if not json_:  # as it comes: imports take seconds
             style = {"ok": "green", "note": "yellow", "fault": "red"}[finding.state]
