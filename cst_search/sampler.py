@@ -389,11 +389,14 @@ class ParetoSampler(BaseSampler):
             if self._price(drawn).violation <= 0:
                 return drawn
         for _ in range(self._n_priced // 2):
-            nearest, known = min(self._priced.values(), key=lambda one: max(0.0, one[1].violation))
-            drawn = self._like(nearest, 0.3)
+            drawn = self._like(self._least_over(), 0.3)
             if self._price(drawn).violation <= 0:
                 return drawn
-        return min(self._priced.values(), key=lambda one: one[1].violation)[0]
+        return self._least_over()
+
+    def _least_over(self) -> Params:
+        over = np.array([max(0.0, known.violation) for _, known in self._priced.values()])
+        return list(self._priced.values())[self._rng.choice(np.flatnonzero(over == over.min()))][0]
 
     # --- what was seen ---
 

@@ -168,6 +168,24 @@ def test_a_discrete_space_is_not_tried_twice() -> None:
         study.tell(trial, [trial.params["x"] * 0.1 + (trial.params["kind"] == "a"), trial.params["x"]])
 
 
+def test_where_next_to_nothing_is_feasible_it_looks_near_what_is_the_least_over() -> None:
+    """One draw in a million is feasible: at random it would not be found."""
+    space = {name: FloatDistribution(0.0, 1.0) for name in "abcdef"}
+
+    def tight(params: dict[str, Any]) -> Known:
+        return Known([params["a"]], sum(max(0.0, abs(value - 0.5) - 0.05) for value in params.values()))
+
+    sampler = ParetoSampler(tight, space, n_priced=60, seed=0)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    over = []
+    for _ in range(12):
+        trial = study.ask(space)
+        over.append(tight(trial.params).violation)
+        trial.set_constraint("tight", over[-1])
+        study.tell(trial, [0.0, trial.params["a"]])
+    assert over[0] > 0 and over[-1] == 0.0
+
+
 def test_conditional_parameters() -> None:
     space = {
         "kind": CategoricalDistribution(["a", "b"]),
