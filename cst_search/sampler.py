@@ -235,8 +235,7 @@ _MOST_PRICED = 4096  # structures whose costs are kept
 _CYCLE = 8
 # The model is one fit out of many that a few trials allow, and surer than all of them together: where it chooses, its
 # standard deviation counts so many times (docs/searching.md).
-_BOLD = 2.0
-_HOPE = 1.0  # standard deviations that are added to what may be on the front
+_BOLD = 3.0
 _FIRST_SPREAD = 0.1  # standard deviation of y around its prior, where fewer than three y are known; of mAP's size
 _MOST_MODELLED = 300  # trials that the model is made of: a suggestion is to take milliseconds
 
@@ -530,9 +529,7 @@ class ParetoSampler(BaseSampler):
         candidates = self._anywhere(self._n_candidates // 3)
         if not candidates:  # nothing feasible was drawn yet
             return self._any_feasible()
-        (mean, std), dear = expected(candidates), priced(candidates)
-        maybe = np.append(smooth[front], mean + _HOPE * std), np.vstack([costs[front], dear])
-        reference = self._reference_point(smooth[front] if len(front) > 1 else smooth, *maybe, signs)
+        reference = self._reference_point(smooth, costs, front, signs)
 
         def gain(candidates: Sequence[Params], dear: Floats) -> Floats:
             mean, std = expected(candidates)
@@ -591,25 +588,19 @@ class ParetoSampler(BaseSampler):
         others = self._rng.choice(rest, size=_MOST_MODELLED - len(kept), replace=False)
         return [points[i] for i in np.union1d(kept, others)]
 
-    def _reference_point(self, front_y: Floats, y: Floats, costs: Floats, signs: Floats) -> Floats:
+    def _reference_point(self, y: Floats, costs: Floats, front: Sequence[int], signs: Floats) -> Floats:
         """The worst (y, costs) that count, as `ehvi` takes them.
 
-        Costs up to a tenth beyond those of the front that there may be, and no more than was given: with the box of the
-        whole budget, ten times the parameters for a thousandth of y would count for as much as the other way round.
-        Of y a tenth below the worst of the front, or what is cheap and poor would count for much.
-
-        Args:
-            front_y: of the front as it is.
-            y, costs: what may be, n and ``n x m``.
+        Costs up to those that were given, or the largest seen: with less, what is dearer than all of the front counts
+        for nothing. Of y a tenth below the worst of the front, or what is cheap and poor would count for much.
         """
-        best = costs[nondominated(np.column_stack([-y, costs]))]
-        bound = best.max(axis=0) + 0.1 * np.ptp(best, axis=0)
-        floor = float(front_y.min() - 0.1 * np.ptp(front_y)) - 1e-12
+        bound = np.append((-y).max(), costs.max(axis=0))
         if self._reference is not None:
             given = -signs * np.asarray(self._reference)
-            bound = np.minimum(bound, np.delete(given, self._costly))
-            floor = max(floor, -float(given[self._costly]))
-        return np.append(floor, bound)
+            bound = np.append(given[self._costly], np.delete(given, self._costly))
+        seen = y[list(front)] if len(front) > 1 else y
+        floor = max(float(seen.min() - 0.1 * (seen.max() - seen.min())) - 1e-12, -float(bound[0]))
+        return np.append(floor, bound[1:])
 
 
 def _no_prior(several: Sequence[Params]) -> Floats:

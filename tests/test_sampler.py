@@ -296,4 +296,4 @@ def test_where_it_chooses_the_model_is_less_sure(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sampler_module.Model, "predict", predicted)
     monkeypatch.setattr(sampler_module, "ehvi", chosen)
     run(ParetoSampler(known, SPACE, n_startup=3, n_priced=12, n_candidates=30, seed=0), 5)
-    assert seen["ratio"] == pytest.approx(2.0)
+    assert seen["ratio"] == pytest.approx(3.0)
