@@ -64,13 +64,16 @@ class Machine:
         environment |= {"OMP_NUM_THREADS": "1"}
         log = self.folder / f"{kind}-{len(self.processes)}.log"
         command = ["unshare", "--mount", "--propagation", "private"] if before else []
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [*command, "bash", "-c", line], cwd=self.folder, env=environment, stdout=file, stderr=file
-            )
-        self.processes.append(process)
-        wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, 180)
+        for _ in range(2):  # Ray gives its parts 30 s to start, which a busy machine may not have
+            with log.open("wb") as file:
+                process = subprocess.Popen(
+                    [*command, "bash", "-c", line], cwd=self.folder, env=environment, stdout=file, stderr=file
+                )
+            wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, 180)
+            if process.poll() is None:
+                break
         assert process.poll() is None, log.read_text()
+        self.processes.append(process)
         if kind == "head":  # the server of ray:// comes a little later
             wait_for(lambda: socket.socket().connect_ex((HEAD, self.client_port)) == 0, 90)
 
