@@ -69,8 +69,9 @@ class Machine:
                 process = subprocess.Popen(
                     [*command, "bash", "-c", line], cwd=self.folder, env=environment, stdout=file, stderr=file
                 )
-            wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, 180)
-            if process.poll() is None:
+            ended = process.poll
+            wait_for(lambda ended=ended: "Ray runtime started" in log.read_text() or ended() is not None, 180)
+            if ended() is None:
                 break
         assert process.poll() is None, log.read_text()
         self.processes.append(process)
