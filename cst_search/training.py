@@ -38,6 +38,9 @@ def train(
 ) -> dict[str, Any]:
     """Train and write ``weights.safetensors``, ``metrics.json`` and ``recipe.yaml``. Returns the metrics.
 
+    At every fifth of the epochs a checkpoint is written into the folder. Where one of the same recipe, data and device
+    is all that the folder holds, training goes on from it.
+
     A recipe that a study exported is recorded in that study's MLflow experiment, linked to its trial.
     """
 
@@ -50,7 +53,11 @@ def train(
     check_tracking(tracking_uri)
     if data is not None:
         recipe = replace(recipe, data=data if data == "demo" else str(own_path(data).absolute()))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    checkpoint = folder / "checkpoint.pt"
+    taken = folder.exists() and (
+        not folder.is_dir() or not all(path.name.startswith(checkpoint.name) for path in folder.iterdir())
+    )
+    if taken:
         raise ConfigError(f"--out {folder}: exists and is not empty; choose another folder")
     check_folder("--out", folder)
     check_folder("--home", home)
@@ -69,15 +76,21 @@ def train(
         )
 
     weights = folder / "weights.safetensors"
-    result = run_trial(
-        recipe,
-        detection,
-        device=device,
-        report=report,
-        keep=lambda model: save_trained(model, recipe, detection.class_names, weights),
-        final_splits=("val", "test"),
-        cache=cache,
-    )
+    try:
+        result = run_trial(
+            recipe,
+            detection,
+            device=device,
+            report=report,
+            keep=lambda model: save_trained(model, recipe, detection.class_names, weights),
+            final_splits=("val", "test"),
+            cache=cache,
+            checkpoint=checkpoint,
+        )
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            say(f"the same command goes on from {checkpoint}")
+        raise
     for note in result.notes:
         say(note)
     metrics = result.to_dict()
@@ -92,6 +105,8 @@ def train(
             f"{format_bytes(weights.stat().st_size)} in {weights}, {format_seconds(result.seconds)}"
         )
         say(f"next:  cst-search predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER --out pictures")
+    for path in folder.glob(f"{checkpoint.name}*"):  # half written ones of a process that was killed, too
+        path.unlink()
     _record(recipe, metrics, folder, home, tracking_uri, say)
     return metrics
 

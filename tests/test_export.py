@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
 import json
 import re
 import subprocess
@@ -13,10 +14,14 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 from mlflow import MlflowClient
+from rich.console import Console
+from safetensors.torch import load_file
 from studies import fake_estimate, make_study, run_cli, run_one, scored
 
 from cst_search import export as exports
+from cst_search import training
 from cst_search.config import load_recipe, read_yaml
 from cst_search.data import DetectionData
 from cst_search.errors import ConfigError, RunError, StudyError
@@ -366,3 +371,46 @@ def test_a_training_that_fails_says_so(tmp_path: Path, info: StudyInfo, monkeypa
     assert ran.code == 1
     assert ran.message == "cst-search: training ended: the loss is nan at step 3"
     assert not (tmp_path / "out" / "weights.safetensors").exists()
+
+
+def test_a_training_that_is_cut_off_goes_on_with_the_same_command(
+    tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are those of a training that nobody disturbed, to the last bit."""
+    recipe, epochs, end = tiny_recipe(epochs=5), [], 3
+    run = training.run_trial
+
+    def watched(*args: Any, report: Callable[[dict[str, Any]], object], **kwargs: Any) -> Any:
+        def reported(entry: dict[str, Any]) -> None:
+            report(entry)
+            epochs.append(entry["epoch"])
+            if entry["epoch"] == end:
+                raise KeyboardInterrupt
+
+        return run(*args, report=reported, **kwargs)
+
+    def train(folder: str) -> str:
+        text = io.StringIO()
+        options: dict[str, Any] = {
+            "data": None,
+            "settings": (),
+            "device": "cpu",
+            "skip_bad": False,
+            "tracking_uri": None,
+        }
+        training.train(recipe, tmp_path / folder, home=tmp_path / "home", console=Console(file=text), **options)
+        return text.getvalue()
+
+    monkeypatch.setattr(training, "run_trial", watched)
+    with pytest.raises(KeyboardInterrupt):
+        train("cut")
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["checkpoint.pt"]
+    (tmp_path / "cut" / "checkpoint.pt.1.part").write_bytes(b"")  # as a kill leaves it
+    end = 0
+    said = train("cut")
+    assert epochs == [1, 2, 3, 3, 4, 5] and "began anew" not in said
+    train("whole")
+    names = {"weights.safetensors", "metrics.json", "recipe.yaml"}
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == names
+    cut, whole = (load_file(tmp_path / name / "weights.safetensors") for name in ("cut", "whole"))
+    assert cut.keys() == whole.keys() and all(torch.equal(cut[name], whole[name]) for name in whole)
