@@ -393,7 +393,7 @@ def table_report(results: list[dict[str, Any]]) -> dict[str, Any]:
         volumes = {
             e: statistics.median(max((v for f, v in steps if f <= e), default=0.0) for steps in runs)
             for e in at
-            if min(steps[-1][0] for steps in runs) > e - 2 * EPOCHS
+            if e <= BUDGETS.get(name, FULL_TRIALS) * EPOCHS
         }
         rows[name] = {
             "seeds": len(runs),
