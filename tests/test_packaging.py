@@ -49,9 +49,8 @@ def test_a_wheel_holds_one_package_and_all_its_files(built: dict[str, Path], nam
     for kind in (*KINDS, "dashboards"):
         shipped = {f"cst_search/{kind}/{path.name}" for path in (ROOT / kind).iterdir() if path.is_file()}
         assert shipped and shipped <= set(files)
-    assert {"cst_search/weights/demo-resnet18.safetensors", "cst_search/devices.yaml", "cst_search/py.typed"} <= set(
-        files
-    )
+    names = ("weights/demo-resnet18.safetensors", "devices.yaml", "memory.yaml", "prior.json.gz", "py.typed")
+    assert {f"cst_search/{name}" for name in names} <= set(files)
     assert f"{info}/licenses/LICENSE" in files
     assert not [file for file in files if file.endswith((".pyc", ".db")) or "cst-runs" in file or "tests/" in file]
 
