@@ -75,7 +75,7 @@ MISTAKES: list[tuple[str, str, tuple[str, ...]]] = [
     (
         "a sampler that is none",
         "launch --sampler bayes",
-        ("--sampler must be one of pareto, tpe, nsga2, gp, random", "'bayes'"),
+        ("--sampler must be one of pareto, pareto-no-prior, tpe, nsga2, gp, random", "'bayes'"),
     ),
     ("objectives", "launch --objectives map,speed", ("--objectives takes different names", "'map,speed'")),
     ("an objective twice", "launch --objectives map,map", ("--objectives takes different names", "'map,map'")),
