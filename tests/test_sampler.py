@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from cst_search import sampler as sampler_module
-from cst_search.sampler import Encoder, Known, Model, ParetoSampler, _near, ehvi, uncovered
+from cst_search.sampler import Encoder, Known, Model, ParetoSampler, _line, _near, ehvi, uncovered
 
 # --- expected hypervolume improvement ---------------------------------------------------------------------------------
 
@@ -96,6 +96,25 @@ def test_a_doubtful_observation_weighs_less() -> None:
     unsure.theta = sure.theta
     unsure.fit(rows, y, np.array([0.0, 100.0, 0.0]), tune=False)
     assert unsure.predict(rows[1:2])[0] < sure.predict(rows[1:2])[0] - 0.5
+
+
+@pytest.mark.parametrize(
+    ("n", "of", "slope"),
+    [
+        (0, 1.0, 1.0),  # nothing known: as expected
+        (1, -1.0, 1.0),  # one point has no slope
+        (3, -1.0, 0.0),  # three against the three that are taken for granted
+        (60, -1.0, -0.9),  # a wrong prior is used the other way round
+        (60, 2.4, 2.33),
+        (60, 0.0, 0.05),  # one that says nothing, hardly
+    ],
+)
+def test_what_is_expected_weighs_as_much_as_three_points(n: int, of: float, slope: float) -> None:
+    x = np.linspace(0.2, 0.5, n)
+    start, found, rest = _line(x, 0.7 + of * x, 0.1)
+    assert found == pytest.approx(slope, abs=0.02)
+    if n == 60:
+        assert start + found * x.mean() == pytest.approx(0.7 + of * x.mean()) and math.sqrt(rest) < 0.03
 
 
 # --- in a study -------------------------------------------------------------------------------------------------------
