@@ -12,6 +12,8 @@ surrogate's noiseless values: luck with noise earns nothing. Costs are exact.
 
 The prior of our sampler is without the table's own data set.
 
+[Rasmussen2006] C. E. Rasmussen, C. K. I. Williams. Gaussian processes for machine learning. MIT Press, 2006.
+
 One trial at a time. Who has constraints is told of what is over the memory budget before it runs, at no cost. Stock Ray
 Tune and MOASHA have none: they train it as if there were memory enough, and it counts for nothing.
 """
@@ -519,7 +521,7 @@ def main() -> None:
         final = world.truth[:, -1]
         r2 = 1 - (world.residuals[:, -1] ** 2).sum() / ((final - final.mean()) ** 2).sum()
         print(
-            f"{len(final)} rows; out of bag, map at the end: R2 {r2:.2f}, "
+            f"{len(final)} rows; each left out, map at the end: R2 {r2:.2f}, "
             f"residual {world.residuals[:, -1].std():.3f}, spread {final.std():.3f}"
         )
         names = args.only.split(";") if args.only else list(searches(world))

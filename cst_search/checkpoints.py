@@ -153,4 +153,5 @@ class Checkpoints:
 
 
 def checkpoints_of(home: Path, study: str) -> Checkpoints:
+    """Where the trials of a study keep theirs, for all its launches and confirmations."""
     return Checkpoints(home.absolute() / study / "checkpoints")

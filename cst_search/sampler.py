@@ -169,6 +169,7 @@ class Model:
             rows, y: ``n x d`` and n.
             variances: n, of the noise of each y beyond what all have.
             tune: choose lengthscales and noise anew, rather than keep those of the last time.
+            least_spread: standard deviation of y that is taken for granted, where few y happen to be alike.
         """
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
@@ -258,6 +259,7 @@ class _Point:
     """A trial as the model sees it: y to be maximised, costs to be minimised.
 
     Attributes:
+        prior: y as it was expected before any trial, up to a constant.
         curve: {epoch: y}, `_END` for the result; empty while nothing is known. y is -inf where the trial broke.
         counts: it is a feasible result, or may become one: what is suggested is to improve on it.
     """
@@ -394,6 +396,7 @@ class ParetoSampler(BaseSampler):
         return self._least_over()
 
     def _least_over(self) -> Params:
+        """Of what was priced, one of those that are the least over their bounds; any feasible one where there are."""
         over = np.array([max(0.0, known.violation) for _, known in self._priced.values()])
         return list(self._priced.values())[self._rng.choice(np.flatnonzero(over == over.min()))][0]
 
