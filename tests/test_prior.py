@@ -13,7 +13,9 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from scipy.stats import spearmanr
+from studies import make_spec
 
+from cst_search import samplers
 from cst_search.config import load_space
 from cst_search.parameters import params_of
 from cst_search.prior import FILE, Prior
@@ -140,3 +142,20 @@ def test_the_first_suggestions_do_not_wait_for_a_result() -> None:
     asked = [study.ask(XZ).params for _ in range(4)]
     assert all(p["kind"] == "a" and abs(p["z"] - 0.3) < 0.3 for p in asked[1:])
     assert len({tuple(p.values()) for p in asked}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "knows"),
+    [("pareto", "/mine", {"demo", "bccd"}), ("pareto", "demo", {"bccd"}), ("pareto-no-prior", "demo", None)],
+)
+def test_a_study_begins_with_what_other_data_taught(
+    name: str, data: str, knows: set[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo's search knows nothing of the demo."""
+    made: list[set[str]] = []
+    monkeypatch.setattr(samplers.Prior, "__init__", lambda self, space, tables, theta=None: made.append(set(tables)))
+    monkeypatch.setattr(samplers.Prior, "over", lambda self, space: lambda several: np.zeros(len(several)))
+    spec = make_spec(sampler=name, data=data)
+    space = Space.from_dict(spec.space)
+    samplers.make_sampler(spec, space, lambda config: pytest.fail("nothing is priced yet"), lambda trial: {}, 0)
+    assert made == ([] if knows is None else [knows])

@@ -135,7 +135,10 @@ def truth(params: dict[str, Any]) -> float:
 
 
 def run(sampler: optuna.samplers.BaseSampler, n: int) -> optuna.Study:
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    return run_more(optuna.create_study(directions=["maximize", "minimize"], sampler=sampler), n)
+
+
+def run_more(study: optuna.Study, n: int) -> optuna.Study:
     for _ in range(n):
         trial = study.ask(SPACE)
         trial.set_constraint("c", trial.params["x"] - 0.8)
@@ -203,6 +206,28 @@ def test_where_next_to_nothing_is_feasible_it_looks_near_what_is_the_least_over(
         trial.set_constraint("tight", over[-1])
         study.tell(trial, [0.0, trial.params["a"]])
     assert over[0] > 0 and over[-1] == 0.0
+
+
+def test_what_is_priced_is_what_the_model_thinks_worth_it() -> None:
+    """Half of what is like the best has the poor kind; before the first choice many are priced, whatever they are."""
+    asked: list[str] = []
+
+    def priced(params: dict[str, Any]) -> Known:
+        asked.append(params["kind"])
+        return known(params)
+
+    sampler = ParetoSampler(priced, SPACE, n_startup=8, n_priced=12, n_candidates=300, seed=0)
+    study = run(sampler, 8)
+    asked.clear()
+    run_more(study, 1)  # the ninth, at random
+    before = len(asked)
+    run_more(study, 1)
+    first = len(asked) - before
+    assert 100 <= first <= 11 * 12  # 120 with those before; later ones 12
+    asked.clear()
+    run_more(study, 6)
+    # a third of what is priced for a suggestion is anything, and half of that has the poor kind: a sixth
+    assert asked.count("b") / len(asked) < 0.3
 
 
 def test_conditional_parameters() -> None:
