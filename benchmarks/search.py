@@ -40,11 +40,11 @@ import optuna
 
 from cst_search.config import load_recipe, load_space
 from cst_search.memory import Estimate, predict, worst_input
-from cst_search.parameters import distribution, params_of, pick
+from cst_search.parameters import layout, params_of, pick
 from cst_search.preparation import default_config
 from cst_search.prior import Prior
 from cst_search.results import Budget, StudySpec, choose_objectives
-from cst_search.sampler import Encoder, Known, Model, ParetoSampler
+from cst_search.sampler import Known, Model, ParetoSampler
 from cst_search.samplers import pareto_sampler
 from cst_search.schedule import Rungs, rung_epochs
 from cst_search.suggest import ETA
@@ -88,7 +88,7 @@ class World:
             sampler="pareto",
             target_device="cpu",
         )
-        self._encoder = Encoder({d.name: distribution(d) for d in self.space.dimensions()})
+        self._layout = layout(self.space)
 
         @lru_cache(maxsize=100_000)
         def cost(text: str) -> Estimate:
@@ -114,7 +114,7 @@ class World:
         estimate = self.cost(config)
         logs = [math.log(getattr(estimate, name) + 1) for name in ("active_bytes", "trainable_params", "petl_params")]
         labels = {k: json.dumps(list(v)) if isinstance(v, list | tuple) else v for k, v in params.items()}
-        return np.append(self._encoder.row(labels), logs)
+        return np.append(self._layout.encode(self._layout.row(labels)[None]), logs)
 
     def curve(self, config: dict[str, Any]) -> np.ndarray:
         """map after each epoch, without noise."""
@@ -441,7 +441,7 @@ def solve(job: tuple[str, str, int]) -> dict[str, Any]:
 
     samplers = optuna.samplers
     make: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
-        "pareto": lambda: ParetoSampler(known, space, costly=2, n_priced=300, n_candidates=300, seed=seed),
+        "pareto": lambda: ParetoSampler(known, space, costly=2, n_priced=300, n_candidates=3000, seed=seed),
         "tpe": lambda: samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
         "nsga2": lambda: samplers.NSGAIISampler(population_size=16, seed=seed),
         "gp": lambda: samplers.GPSampler(seed=seed),

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
+from cst_search.candidates import Layout
 from cst_search.space import Dimension, Space
 
 
@@ -36,6 +37,25 @@ def distribution(dimension: Dimension) -> CategoricalDistribution | FloatDistrib
     if dimension.whole:
         return IntDistribution(round(dimension.low), round(dimension.high), log=dimension.log)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Of every parameter that may occur, the method first."""
+    return {d.name: distribution(d) for d in space.dimensions()}
+
+
+def conditions(space: Space) -> dict[str, tuple[str, list[str]]]:
+    """Of those that not every method has: which do."""
+    having = {
+        d.name: [method for method in space.methods if any(d.name == e.name for e in space.by_method[method])]
+        for d in space.dimensions()
+        if d.name != Space.METHOD
+    }
+    return {name: (Space.METHOD, of) for name, of in having.items() if len(of) < len(space.methods)}
+
+
+def layout(space: Space) -> Layout:
+    return Layout(distributions(space), conditions(space))
 
 
 def value_of(dimension: Dimension, name: Any) -> Any:

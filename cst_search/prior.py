@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from cst_search.parameters import distribution, label, params_of
+from cst_search.parameters import label, layout, params_of
 from cst_search.pareto import Floats
-from cst_search.sampler import Encoder, Model, Params
+from cst_search.sampler import Model
 from cst_search.space import Dimension, Space
 
 FILE = Path(__file__).with_name("prior.json.gz")
@@ -46,16 +46,16 @@ class Prior:
         theta: Sequence[float] | None = None,
     ) -> None:
         self.space = space
-        self._encoder = Encoder({d.name: distribution(d) for d in space.dimensions()})
+        self._layout = layout(space)
         self._model = Model(None if theta is None else np.asarray(theta))
         spread = float(np.mean([np.std([y for _, y in table]) for table in tables.values()]))
         rows, centred = [], []
         for table in tables.values():
             y = np.array([y for _, y in table])
             centred.append((y - y.mean()) / y.std() * spread)
-            rows += [self._encoder.row(params_of(space, config)) for config, _ in table]
+            rows += [self._layout.row(params_of(space, config), partly=True) for config, _ in table]
         y = np.concatenate(centred)
-        self._model.fit(np.stack(rows), y, np.zeros(len(y)), tune=theta is None)
+        self._model.fit(self._layout.encode(np.stack(rows)), y, np.zeros(len(y)), tune=theta is None)
 
     @classmethod
     def load(cls, path: Path = FILE, *, without: Collection[str] = (), refit: bool = False) -> Prior:
@@ -77,50 +77,57 @@ class Prior:
         assert self._model.theta is not None
         return [float(value) for value in self._model.theta]
 
-    def over(self, space: Space) -> Callable[[Sequence[Params]], Floats]:
-        """Expected map of trials of another space, by their parameters.
+    def over(self, space: Space) -> Callable[[Floats], Floats]:
+        """Expected map of n trials of another space, ``n x p`` as `parameters.layout` has them.
 
         What the two spaces do not share (a method, an option, a value that is no number) says nothing; a number beyond
         the range that was tried counts as the end of it.
         """
-        places: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {}
+        there, here = layout(space), self._layout
+        # by method: (column there, column here, of codes there those here)
+        places: dict[str, list[tuple[int, int, Callable[[Floats], Floats]]]] = {}
         for method in set(space.methods) & set(self.space.methods):
             known = {d.key: d for d in self.space.by_method[method]}
-            for dimension in space.by_method[method]:
-                if dimension.key in known:
-                    places[method, dimension.name] = _translation(dimension, known[dimension.key])
-        only = space.methods[0]
+            places[method] = [
+                (there.names.index(d.name), here.names.index(known[d.key].name), _translation(d, known[d.key]))
+                for d in space.by_method[method]
+                if d.key in known
+            ]
 
-        def expected(several: Sequence[Params]) -> Floats:
-            rows = []
-            for params in several:
-                method = params.get(Space.METHOD, only)
-                found = {Space.METHOD: method} if method in self.space.methods else {}
-                for name, value in params.items():
-                    if (method, name) in places:
-                        found.update(places[method, name](value))
-                rows.append(self._encoder.row(found))
-            return self._model.mean(np.stack(rows))
+        def expected(rows: Floats) -> Floats:
+            found = np.full((len(rows), len(here.names)), np.nan)
+            for i, method in enumerate(space.methods):
+                of = np.flatnonzero(rows[:, 0] == i) if len(space.methods) > 1 else np.arange(len(rows))
+                if len(of) == 0 or method not in places:
+                    continue
+                if len(self.space.methods) > 1:
+                    found[of, 0] = self.space.methods.index(method)
+                for j, k, translate in places[method]:
+                    found[of, k] = translate(rows[of, j])
+            return self._model.mean(here.encode(found))
 
         return expected
 
 
-def _translation(of: Dimension, to: Dimension) -> Callable[[Any], dict[str, Any]]:
-    """Of a value of a dimension, as Optuna calls it: {name: the nearest of another}, {} where that has none like it."""
+def _translation(of: Dimension, to: Dimension) -> Callable[[Floats], Floats]:
+    """Of codes of a dimension: those of the nearest values of another, NaN where that has none like it."""
     if of.choices:
-        return {label(choice): _nearest(label(choice), to) for choice in of.choices}.__getitem__
-    return lambda value: _nearest(value, to)
+        codes = np.array([_nearest(label(choice), to) for choice in of.choices] + [math.nan])
+        return lambda several: codes[np.where(np.isnan(several), -1, several).astype(int)]
+    if not to.choices:
+        return lambda several: np.clip(several, to.low, to.high)
+    return lambda several: np.array([_nearest(value, to) for value in several.tolist()])
 
 
-def _nearest(value: Any, to: Dimension) -> dict[str, Any]:
+def _nearest(value: Any, to: Dimension) -> float:
     labels = [label(choice) for choice in to.choices]
     if value in labels:
-        return {to.name: value}
-    if not _is_number(value) or not all(map(_is_number, labels)):
-        return {}
+        return float(labels.index(value))
+    if not _is_number(value) or math.isnan(value) or not all(map(_is_number, labels)):
+        return math.nan
     if not labels:
-        return {to.name: min(max(value, to.low), to.high)}
-    return {to.name: min(labels, key=lambda c: abs(math.log((abs(c) + 1e-9) / (abs(value) + 1e-9))))}
+        return min(max(value, to.low), to.high)
+    return float(np.argmin([abs(math.log((abs(c) + 1e-9) / (abs(value) + 1e-9))) for c in labels]))
 
 
 def _is_number(value: Any) -> bool:

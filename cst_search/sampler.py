@@ -31,16 +31,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
+from threadpoolctl import ThreadpoolController
 
+from cst_search.candidates import Layout
 from cst_search.pareto import Floats, dominated_volume, nondominated
 
 Params = dict[str, Any]
@@ -73,82 +76,40 @@ def ehvi(mean: Floats, std: Floats, costs: Floats, front_y: Floats, front_costs:
     levels = np.append(y, floor)
     beyond = psi(levels)
     gained = np.diff(beyond, axis=1, prepend=0.0)
-    free = np.stack([uncovered(costs, known[:k], bound) for k in range(len(levels))], axis=1)
-    return np.asarray((free * gained).sum(axis=1))
+    return np.asarray((uncovered(costs, known, bound) * gained).sum(axis=1))
 
 
 def uncovered(costs: Floats, taken: Floats, bound: Floats) -> Floats:
-    """Volume between each of n points and the bound that no taken point dominates.
+    """Volume between each of n points and the bound that none of the first 0, 1, .. k taken points dominates.
 
     Args:
         costs: ``n x m``. taken: ``k x m``. bound: m.
+
+    Returns:
+        ``n x (k + 1)``, along which it does not grow.
     """
     whole = np.maximum(bound - costs, 0.0).prod(axis=1)
-    m = costs.shape[1]
-    if len(taken) == 0:
-        return whole
-    if m == 0:
-        return np.zeros(len(costs))
+    n, m = costs.shape
+    k = len(taken)
+    if m == 0:  # one point is all of the space
+        return np.hstack([np.ones((n, 1)), np.zeros((n, k))])
     if m > 2:
-        return whole - [dominated_volume(np.maximum(taken, c), bound) for c in costs]
+        covered = [[dominated_volume(np.maximum(taken[:i], c), bound) for i in range(1, k + 1)] for c in costs]
+        return whole[:, None] - np.hstack([np.zeros((n, 1)), np.array(covered).reshape(n, k)])
     if m == 1:  # as two, the second of which is the same for all
         taken, costs = np.pad(taken, ((0, 0), (0, 1))), np.pad(costs, ((0, 0), (0, 1)))
         bound = np.append(bound, 1.0)
-    taken = taken[np.argsort(taken[:, 0], kind="stable")]
+    by = np.argsort(taken[:, 0], kind="stable")
     # a staircase: from one first cost to the next, the least second cost so far is what is dominated
-    first = np.minimum(np.maximum(taken[:, 0], costs[:, :1]), bound[0])
-    least = np.minimum(np.maximum(np.minimum.accumulate(taken[:, 1]), costs[:, 1:]), bound[1])
+    first = np.minimum(np.maximum(taken[by, 0], costs[:, :1]), bound[0])
     widths = np.diff(first, axis=1, append=bound[0])
-    return whole - (widths * (bound[1] - least)).sum(axis=1)
+    counts = by < np.arange(k + 1)[:, None]  # of each level: the points that are among its first
+    least = np.minimum.accumulate(np.where(counts, taken[by, 1], bound[1]), axis=1)
+    heights = np.maximum(bound[1] - np.maximum(least, costs[:, 1, None, None]), 0.0)
+    return whole[:, None] - np.einsum("nk,nlk->nl", widths, heights)
 
 
 # --- the model of the costly objective --------------------------------------------------------------------------------
-
-
-class Encoder:
-    """Configurations as rows of numbers: every parameter of the space, inactive ones in the middle.
-
-    Numbers are scaled to 0..1, on a logarithmic scale where the distribution has one. A categorical parameter whose
-    choices are numbers is one number, by rank; others have a column per choice.
-    """
-
-    def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
-        self._columns: dict[str, tuple[int, Mapping[Any, Floats] | Callable[[Any], float]]] = {}
-        blank: list[float] = []
-        for name, distribution in space.items():
-            rank = _rank(distribution)
-            if rank is not None:
-                self._columns[name] = len(blank), rank
-                blank.append(0.5)
-            else:
-                assert isinstance(distribution, CategoricalDistribution)
-                n = len(distribution.choices)
-                self._columns[name] = len(blank), dict(zip(distribution.choices, np.eye(n), strict=True))
-                blank += [1 / n] * n
-        self._blank = np.array(blank)
-
-    def row(self, params: Mapping[str, Any]) -> Floats:
-        row = self._blank.copy()
-        for name, value in params.items():
-            start, place = self._columns[name]
-            if callable(place):
-                row[start] = place(value)
-            else:
-                row[start : start + len(place)] = place[value]
-        return row
-
-
-def _rank(distribution: BaseDistribution) -> Callable[[Any], float] | None:
-    """The place of a value in 0..1, or None where values have no order."""
-    if isinstance(distribution, CategoricalDistribution):
-        if not all(isinstance(c, int | float) for c in distribution.choices):
-            return None
-        ranks = {c: i / max(1, len(distribution.choices) - 1) for i, c in enumerate(sorted(distribution.choices))}  # type: ignore[type-var]
-        return ranks.__getitem__
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    scale: Callable[[float], float] = math.log if distribution.log else float
-    low, high = scale(distribution.low), scale(distribution.high)
-    return lambda value: (scale(value) - low) / (high - low) if high > low else 0.5
 
 
 class Model:
@@ -230,13 +191,14 @@ def _maximise(obj_func: Callable[..., tuple[float, Floats]], theta: Floats, boun
 # --- the sampler ------------------------------------------------------------------------------------------------------
 
 _END = 1 << 30  # the epoch of a result at full length
-_FIRST_PRICED = 10  # times ``n_priced`` are priced for the first choice: what is cheapest of all is soon found
+_FIRST_PRICED = 5  # times ``n_priced`` are priced for the first choice: what is cheapest of all is soon found
+_CHANGES = 0.5, 0.25, 0.125  # shares of parameters that change, of what is like another
 _MOST_PRICED = 4096  # structures whose costs are kept
 # of so many suggestions one is random, for what the model is wrong about [Hutter2011]
 _CYCLE = 8
 # The model is one fit out of many that a few trials allow, and surer than all of them together: where it chooses, its
 # standard deviation counts so many times (docs/searching.md).
-_BOLD = 3.0
+_BOLD = 2.0
 _FIRST_SPREAD = 0.1  # standard deviation of y around its prior, where fewer than three y are known; of mAP's size
 _MOST_MODELLED = 300  # trials that the model is made of: a suggestion is to take milliseconds
 
@@ -254,22 +216,25 @@ class Known:
     violation: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Point:
     """A trial as the model sees it: y to be maximised, costs to be minimised.
 
     Attributes:
-        prior: y as it was expected before any trial, up to a constant.
+        codes: of its configuration, as `Layout` has them.
+        costs: None until they are needed.
         curve: {epoch: y}, `_END` for the result; empty while nothing is known. y is -inf where the trial broke.
         counts: it is a feasible result, or may become one: what is suggested is to improve on it.
     """
 
-    params: Params
-    row: Floats
-    costs: Floats
-    prior: float
+    codes: Floats
+    costs: Floats | None
     curve: Mapping[int, float]
     counts: bool
+
+    @property
+    def last(self) -> float:
+        return self.curve[max(self.curve)]
 
 
 class ParetoSampler(BaseSampler):
@@ -282,16 +247,16 @@ class ParetoSampler(BaseSampler):
         known: of the parameters of a trial.
         space: every parameter that may occur, with its distribution.
         costly: index of the objective to be modelled.
-        define: asks for the parameters of one configuration, in order, as an objective function does; for conditional
-            spaces. None: it has all of them.
+        conditions: of parameters that not every configuration has, as `candidates.Layout` takes them.
         free: names of parameters on which nothing known depends, so that what is known is shared by all their values.
         reference: the worst values that count, in the order of the objectives; None: of the known ones the worst seen.
         curve: what a trial reached before its end: {epoch: value of the costly objective}.
-        prior: what several configurations are expected to have of the costly objective before any trial, up to a
-            constant, in its units; it weighs as much as three trials.
-        n_priced: ``known`` is called at most so often for a suggestion, and ten times as often for the first.
+        prior: what n configurations, ``n x p`` as `candidates.Layout` has them, are expected to have of the costly
+            objective before any trial, up to a constant, in its units; it weighs as much as three trials.
+        n_priced: ``known`` is called at most so often for a suggestion, five times as often for the first.
         n_startup: results before the model is used; configurations are drawn at random until then. None with a prior.
-        n_candidates: configurations that are compared for a suggestion.
+        n_candidates: configurations that are compared for a suggestion. Of more than 300 trials half of them, and an
+            eighth of ``n_priced``.
         seed: of all draws.
     """
 
@@ -301,29 +266,28 @@ class ParetoSampler(BaseSampler):
         space: Mapping[str, BaseDistribution],
         *,
         costly: int = 0,
-        define: Callable[[Callable[[str], Any]], Any] | None = None,
+        conditions: Mapping[str, tuple[str, Collection[Any]]] | None = None,
         free: Collection[str] = (),
         reference: Sequence[float] | None = None,
         curve: Callable[[FrozenTrial], Mapping[int, float]] | None = None,
-        prior: Callable[[Sequence[Params]], Floats] | None = None,
+        prior: Callable[[Floats], Floats] | None = None,
         n_startup: int = 5,
         n_priced: int = 48,
         n_candidates: int = 1000,
         seed: int | None = None,
     ) -> None:
         self.known = known
-        self._space, self._costly, self._free, self._reference = dict(space), costly, frozenset(free), reference
-        self._define = define or (lambda pick: [pick(name) for name in self._space])
+        self._space, self._costly, self._reference = dict(space), costly, reference
         self._curve = curve or (lambda trial: trial.intermediate_values)
         self._prior = prior or _no_prior
         self._n_startup = 0 if prior else n_startup
         self._n_priced, self._n_candidates = n_priced, n_candidates
         self._rng = np.random.default_rng(seed)
         self._independent = RandomSampler(seed)
-        self._bound = self._space.keys() - self._free
-        self._encoder, self._model = Encoder(self._space), Model()
+        self._layout, self._model = Layout(space, conditions), Model()
+        self._free = self._layout.mask(free)
         self._tuned_at = 0
-        self._priced: dict[frozenset[tuple[str, Any]], tuple[Params, Known]] = {}
+        self._priced: dict[bytes, tuple[Floats, Known]] = {}
         self._ended: dict[int, _Point | None] = {}
 
     def reseed_rng(self) -> None:
@@ -333,6 +297,7 @@ class ParetoSampler(BaseSampler):
     def forget_prices(self) -> None:
         """Have ``known`` asked anew, of everything."""
         self._priced.clear()
+        self._ended.clear()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._space
@@ -349,53 +314,53 @@ class ParetoSampler(BaseSampler):
         points = self._points(study, trial.number, signs)
         n_told = sum(bool(point.curve) for point in points)
         if n_told < self._n_startup or len(points) % _CYCLE == 0:
-            return self._any_feasible()
-        return self._best(points, signs)
+            return self._layout.params(self._any_feasible())
+        # more threads are no quicker on matrices of this size, and take the processor from the trials
+        with _blas().limit(limits=1):
+            return self._layout.params(self._best(points, signs))
 
-    # --- what is drawn ---
+    # --- what is known ---
 
-    def _like(self, parent: Mapping[str, Any], change: float, keep: Collection[str] = ()) -> Params:
-        """A configuration like a parent: each parameter not kept changes with a probability; what it lacks is drawn."""
-        found: Params = {}
+    def _price(self, codes: Floats) -> Known:
+        """What is known of a configuration; asked once for all values of the free parameters."""
+        return self._prices(codes[None])[0]
 
-        def pick(name: str) -> Any:
-            distribution = self._space[name]
-            if name not in parent:
-                found[name] = _draw(distribution, self._rng)
-            elif name not in keep and self._rng.random() < change:
-                found[name] = _near(distribution, parent[name], self._rng)
-            else:
-                found[name] = parent[name]
-            return found[name]
-
-        self._define(pick)
+    def _prices(self, rows: Floats) -> list[Known]:
+        found = []
+        for row, bound in zip(rows, np.where(self._free, 0.0, rows), strict=True):
+            key = bound.tobytes()
+            if key not in self._priced:
+                if len(self._priced) >= _MOST_PRICED:
+                    del self._priced[next(iter(self._priced))]
+                self._priced[key] = row, self.known(self._layout.params(row))
+            found.append(self._priced[key][1])
         return found
 
-    def _price(self, params: Params) -> Known:
-        """What is known of a configuration; asked once for all values of the free parameters."""
-        key = frozenset(item for item in params.items() if item[0] not in self._free)
-        if key not in self._priced:
-            if len(self._priced) >= _MOST_PRICED:
-                del self._priced[next(iter(self._priced))]
-            self._priced[key] = params, self.known(params)
-        return self._priced[key][1]
+    def _costs(self, prices: Sequence[Known], signs: Floats) -> Floats:
+        """``n x m``, to be minimised."""
+        return -np.delete(signs, self._costly) * np.array([known.values for known in prices]).reshape(len(prices), -1)
 
-    def _any_feasible(self) -> Params:
+    def _any_feasible(self) -> Floats:
         """A random configuration; where none of some is feasible, one like those that are the least over their bounds.
 
-        If none of ``n_priced`` is feasible it is the one that is the least over them.
+        If none of all tried is feasible it is the one that is the least over them. Five times as many are tried where
+        nothing was feasible so far.
         """
-        for _ in range(self._n_priced // 2):
-            drawn = self._like({}, 1.0)
+        tries = self._n_priced if not self._priced or self._feasible() else _FIRST_PRICED * self._n_priced
+        for drawn in self._layout.draw(tries // 2, self._rng):
             if self._price(drawn).violation <= 0:
                 return drawn
-        for _ in range(self._n_priced // 2):
-            drawn = self._like(self._least_over(), 0.3)
+        for change in self._rng.choice(_CHANGES, size=tries // 2):
+            drawn = self._layout.like(self._least_over()[None], change, self._rng)[0]
             if self._price(drawn).violation <= 0:
                 return drawn
         return self._least_over()
 
-    def _least_over(self) -> Params:
+    def _feasible(self) -> list[Floats]:
+        """All of what was priced that is."""
+        return [row for row, known in self._priced.values() if known.violation <= 0]
+
+    def _least_over(self) -> Floats:
         """Of what was priced, one of those that are the least over their bounds; any feasible one where there are."""
         over = np.array([max(0.0, known.violation) for _, known in self._priced.values()])
         return list(self._priced.values())[self._rng.choice(np.flatnonzero(over == over.min()))][0]
@@ -422,26 +387,22 @@ class ParetoSampler(BaseSampler):
         if trial.state in (TrialState.WAITING, TrialState.FAIL):
             return None
         try:
-            self._define(trial.params.__getitem__)
+            codes = self._layout.row(trial.params)
         except KeyError:  # of another space, or another process is about to suggest it
             return None
-        known = self._price(dict(trial.params))
         sign = signs[self._costly]
         curve = {epoch: sign * y for epoch, y in self._curve(trial).items() if math.isfinite(y)}
-        values = np.insert(np.asarray(known.values, dtype=float), self._costly, 0.0)
-        counts = trial.state == TrialState.RUNNING
-        if trial.state == TrialState.COMPLETE:
-            values = np.asarray(trial.values)
-            if math.isfinite(values[self._costly]):
-                curve[_END] = sign * values[self._costly]
-                counts = all(violation <= 0 for violation in trial.constraints.values())
-            elif known.violation > 0:  # refused before it ran
-                return None
-            else:
-                curve = {_END: -math.inf}
-        costs = -np.delete(signs * values, self._costly)
-        params = dict(trial.params)
-        return _Point(params, self._encoder.row(params), costs, sign * float(self._prior([params])[0]), curve, counts)
+        if trial.state != TrialState.COMPLETE:
+            return _Point(codes, None, curve, trial.state == TrialState.RUNNING)
+        y = trial.values[self._costly]
+        if math.isfinite(y):
+            curve[_END] = sign * y
+            counts = all(violation <= 0 for violation in trial.constraints.values())
+        elif self._price(codes).violation > 0:  # refused before it ran
+            return None
+        else:
+            curve, counts = {_END: -math.inf}, False
+        return _Point(codes, -np.delete(signs * trial.values, self._costly), curve, counts)
 
     def _observations(self, points: Sequence[_Point]) -> tuple[Floats, Floats]:
         """(y at full length, variance beyond the noise that all have) of points that have a curve.
@@ -474,16 +435,18 @@ class ParetoSampler(BaseSampler):
                 y[i] = worst
         return y, variance
 
-    def _fitted(self, points: Sequence[_Point], n_told: int, n: int) -> Callable[[Floats, Floats], Prediction]:
-        """What the model says of rows and their priors: mean and standard deviation of y.
+    def _fitted(self, points: Sequence[_Point], n_told: int, n: int, sign: float) -> Callable[[Floats], Prediction]:
+        """What the model says of configurations: mean and standard deviation of y.
 
         It is of what is left of y after its regression on the prior. Points after the first ``n_told`` have no y, and
         count as if they had the mean.
 
         Args:
             n: trials there are: lengthscales are chosen anew where these have grown by a tenth.
+            sign: -1 where the costly objective is to be minimised.
         """
-        rows, priors = np.stack([p.row for p in points]), np.array([p.prior for p in points])
+        codes = np.stack([p.codes for p in points])
+        rows, priors = self._layout.encode(codes), sign * self._prior(codes)
         y, variance = self._observations(points[:n_told])
         start, slope, rest = 0.0, 0.0, 0.0
         if self._prior is not _no_prior:
@@ -501,97 +464,101 @@ class ParetoSampler(BaseSampler):
             variance = np.append(variance, np.zeros(len(believed)))
             fit(rows, np.append(left, believed), variance, tune=False)
 
-        def predict(rows: Floats, priors: Floats) -> Prediction:
-            mean, std = self._model.predict(rows)
-            return mean + start + slope * priors, std
+        def predict(codes: Floats) -> Prediction:
+            mean, std = self._model.predict(self._layout.encode(codes))
+            return mean + start + slope * sign * self._prior(codes), std
 
         return predict
 
     # --- what is best ---
 
-    def _best(self, points: Sequence[_Point], signs: Floats) -> Params:
+    def _best(self, points: Sequence[_Point], signs: Floats) -> Floats:
         """The candidate with the largest expected improvement."""
         told = self._some([point for point in points if point.curve])
         everyone = told + [point for point in points if not point.curve]
-        costs = np.stack([p.costs for p in everyone])
-        predict = self._fitted(everyone, len(told), len(points))
+        for point in everyone:
+            if point.costs is None:
+                point.costs = self._costs([self._price(point.codes)], signs)[0]
+        codes, costs = np.stack([p.codes for p in everyone]), np.array([p.costs for p in everyone])
+        predict = self._fitted(everyone, len(told), len(points), signs[self._costly])
         # the front as the model sees it: the highest of many noisy values is high by luck, too
-        smooth, _ = predict(np.stack([p.row for p in everyone]), np.array([p.prior for p in everyone]))
-        front = [i for i, point in enumerate(everyone) if point.counts]
-        front = [front[k] for k in np.flatnonzero(nondominated(np.column_stack([-smooth[front], costs[front]])))]
-        taken = {frozenset(point.params.items()) for point in points}
+        smooth, _ = predict(codes)
+        front = np.flatnonzero([point.counts for point in everyone])
+        front = front[nondominated(np.column_stack([-smooth[front], costs[front]]))]
+        taken = {point.codes.tobytes() for point in points}
 
-        def priced(candidates: Sequence[Params]) -> Floats:
-            known = [self._price(params) for params in candidates]
-            return np.array([-np.delete(signs, self._costly) * k.values for k in known]).reshape(len(known), -1)
-
-        def expected(candidates: Sequence[Params]) -> Prediction:
-            rows = np.stack([self._encoder.row(params) for params in candidates])
-            return predict(rows, signs[self._costly] * self._prior(candidates))
-
-        candidates = self._anywhere(self._n_candidates // 3)
-        if not candidates:  # nothing feasible was drawn yet
+        # in thirds: anything, and twice what is near the best; by then a large study has seen what matters
+        late = len(points) > _MOST_MODELLED
+        n, n_priced = self._n_candidates // (6 if late else 3), self._n_priced // (24 if late else 3)
+        candidates = self._anywhere(n, n_priced)
+        if len(candidates) == 0:  # nothing feasible was drawn yet
             return self._any_feasible()
         reference = self._reference_point(smooth, costs, front, signs)
+        bold = 1 + (_BOLD - 1) * min(1.0, self._layout.n_encoded / len(everyone))
 
-        def gain(candidates: Sequence[Params], dear: Floats) -> Floats:
-            mean, std = expected(candidates)
-            found = ehvi(mean, _BOLD * std, dear, smooth[front], costs[front], reference)
-            return np.where([frozenset(params.items()) in taken for params in candidates], -1.0, found)
+        def gain(candidates: Floats, dear: Floats) -> Floats:
+            mean, std = predict(candidates)
+            found = ehvi(mean, bold * std, dear, smooth[front], costs[front], reference)
+            return np.where([row.tobytes() in taken for row in candidates], -1.0, found)
 
-        ranked: list[tuple[float, Params]] = []
+        def as_dear_as(parents: Floats, candidates: Floats) -> Floats:
+            return gain(candidates, self._costs(self._prices(parents), signs))
+
+        ranked, gains = np.empty((0, codes.shape[1])), np.empty(0)
         for step in range(3):
             if step:
-                near = [params for _, params in ranked[:8]]
-                near += [everyone[front[i]].params for i in self._rng.permutation(len(front))[:8]]
-                candidates = self._near(near, self._n_candidates // 3, lambda found, of: gain(found, priced(of)))
-            gains = gain(candidates, priced(candidates))
-            feasible = [
-                (g, c) for g, c in zip(gains.tolist(), candidates, strict=True) if self._price(c).violation <= 0
-            ]
-            ranked = sorted([*ranked, *feasible], key=lambda pair: -pair[0])[:8]
-        return ranked[0][1] if ranked[0][0] >= 0 else self._any_feasible()
+                near = np.vstack([ranked, codes[self._rng.permutation(front)[:8]]])
+                candidates = self._near(near, n, n_priced, as_dear_as)
+            prices = self._prices(candidates)
+            feasible = np.array([known.violation for known in prices]) <= 0
+            found = gain(candidates, self._costs(prices, signs))
+            ranked, gains = np.vstack([ranked, candidates[feasible]]), np.append(gains, found[feasible])
+            best = np.argsort(-gains, kind="stable")[:8]
+            ranked, gains = ranked[best], gains[best]
+        return ranked[0] if gains[0] >= 0 else self._any_feasible()
 
-    def _anywhere(self, n: int) -> list[Params]:
-        """Some n feasible configurations, of those whose costs are known and some more."""
-        for _ in range(max(self._n_priced // 3, _FIRST_PRICED * self._n_priced - len(self._priced))):
-            self._price(self._like({}, 1.0))
-        pool = [params for params, known in self._priced.values() if known.violation <= 0]
-        if not self._free:
-            return [pool[i] for i in self._rng.permutation(len(pool))[:n]]
-        parents = [pool[i] for i in self._rng.integers(len(pool), size=n)] if pool else []
-        return [self._like({k: q[k] for k in q if k not in self._free}, 0.0) for q in parents]
+    def _anywhere(self, n: int, n_priced: int) -> Floats:
+        """Some n feasible configurations, of those whose costs are known and ``n_priced`` more."""
+        n_new = max(n_priced, _FIRST_PRICED * self._n_priced - len(self._priced))
+        self._prices(self._layout.draw(n_new, self._rng))
+        pool = self._feasible()
+        if not pool:
+            return np.empty((0, len(self._free)))
+        if not self._free.any():
+            return np.stack([pool[i] for i in self._rng.permutation(len(pool))[:n]])
+        parents = np.stack([pool[i] for i in self._rng.integers(len(pool), size=n)])
+        return self._layout.like(np.where(self._free, np.nan, parents), 0.0, self._rng)
 
-    def _near(
-        self, near: Sequence[Params], n: int, gain: Callable[[Sequence[Params], Sequence[Params]], Floats]
-    ) -> list[Params]:
+    def _near(self, near: Floats, n: int, n_priced: int, gain: Callable[[Floats, Floats], Floats]) -> Floats:
         """Some n configurations like others with the same costs, and the best of n whose costs may differ.
 
         Args:
-            gain: of configurations, as if they had the costs of those that they are like: what decides which are
-                worth a price.
+            n_priced: so many of these.
+            gain: (parents, configurations like them) -> improvement, as if they had the costs of their parents: what
+                decides which are worth a price.
         """
-        change = 2.0 ** -self._rng.integers(1, 4, size=n)
-        parents = [near[i] for i in self._rng.integers(len(near), size=n)]
-        found = [self._like(parent, p) for parent, p in zip(parents, change, strict=True)]
-        best = np.argsort(-gain(found, parents), kind="stable")[: self._n_priced // 3]
-        same = [self._like(q, p, keep=self._bound) for q, p in zip(parents, change, strict=True)] if self._free else []
-        return [found[i] for i in best] + same
+        change = self._rng.choice(_CHANGES, size=n)
+        parents = near[self._rng.integers(len(near), size=n)]
+        found = self._layout.like(parents, change, self._rng)
+        best = found[np.argsort(-gain(parents, found), kind="stable")[:n_priced]]
+        if not self._free.any():
+            return best
+        return np.vstack([best, self._layout.like(parents, change, self._rng, keep=~self._free)])
 
     def _some(self, points: list[_Point]) -> list[_Point]:
         """At most `_MOST_MODELLED`: the front, the latest, and others at random."""
         if len(points) <= _MOST_MODELLED:
             return points
-        y = np.array([point.curve[max(point.curve)] for point in points])
-        results = np.flatnonzero([point.counts and _END in point.curve for point in points])
-        front = nondominated(np.column_stack([-y, [point.costs for point in points]])[results])
+        results = [i for i, point in enumerate(points) if point.counts and _END in point.curve]
+        values = np.array([[-points[i].last, *points[i].costs] for i in results])  # type: ignore[misc]
+        front = np.asarray(results)[nondominated(values)]
         latest = np.arange(len(points) - _MOST_MODELLED // 4, len(points))
-        kept = np.union1d(results[front][: _MOST_MODELLED // 2], latest)
+        kept = np.union1d(front[: _MOST_MODELLED // 2], latest)
         rest = np.setdiff1d(np.arange(len(points)), kept)
         others = self._rng.choice(rest, size=_MOST_MODELLED - len(kept), replace=False)
         return [points[i] for i in np.union1d(kept, others)]
 
-    def _reference_point(self, y: Floats, costs: Floats, front: Sequence[int], signs: Floats) -> Floats:
+    def _reference_point(self, y: Floats, costs: Floats, front: NDArray[np.intp], signs: Floats) -> Floats:
         """The worst (y, costs) that count, as `ehvi` takes them.
 
         Costs up to those that were given, or the largest seen: with less, what is dearer than all of the front counts
@@ -601,13 +568,20 @@ class ParetoSampler(BaseSampler):
         if self._reference is not None:
             given = -signs * np.asarray(self._reference)
             bound = np.append(given[self._costly], np.delete(given, self._costly))
-        seen = y[list(front)] if len(front) > 1 else y
+        seen = y[front] if len(front) > 1 else y
         floor = max(float(seen.min() - 0.1 * (seen.max() - seen.min())) - 1e-12, -float(bound[0]))
         return np.append(floor, bound[1:])
 
 
-def _no_prior(several: Sequence[Params]) -> Floats:
-    return np.zeros(len(several))
+def _no_prior(rows: Floats) -> Floats:
+    return np.zeros(len(rows))
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    import sklearn.gaussian_process  # noqa: F401  # so that all of them are loaded
+
+    return ThreadpoolController().select(user_api="blas")
 
 
 def _line(x: Floats, y: Floats, spread: float) -> tuple[float, float, float]:
@@ -623,36 +597,3 @@ def _line(x: Floats, y: Floats, spread: float) -> tuple[float, float, float]:
     start = y.mean() - slope * x.mean()
     rest = (((y - start - slope * x) ** 2).sum() + 3 * (0.5 * spread) ** 2) / (len(x) + 3)
     return float(start), float(slope), float(rest)
-
-
-def _draw(distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    """A value at random, on a logarithmic scale where the distribution has one."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[rng.integers(len(distribution.choices))]
-    return _at(distribution, rng.random())
-
-
-def _near(distribution: BaseDistribution, value: Any, rng: np.random.Generator) -> Any:
-    """Another value, in order the nearer the likelier."""
-    rank = _rank(distribution)
-    if isinstance(distribution, CategoricalDistribution):
-        others = [choice for choice in distribution.choices if choice != value]
-        if not others:
-            return value
-        if rank is not None and rng.random() < 0.5:
-            step = min(abs(rank(choice) - rank(value)) for choice in others)
-            others = [choice for choice in others if abs(rank(choice) - rank(value)) < 1.5 * step]
-        return others[rng.integers(len(others))]
-    assert rank is not None
-    place = rank(value) + rng.normal(0.0, 0.15)
-    return _at(distribution, place if 0 <= place <= 1 else rng.random())
-
-
-def _at(distribution: BaseDistribution, place: float) -> Any:
-    """The value at a place in 0..1."""
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    low, high, log, step = distribution.low, distribution.high, distribution.log, distribution.step
-    value = math.exp(math.log(low) + place * math.log(high / low)) if log else low + place * (high - low)
-    if step is not None:
-        value = low + round((value - low) / step) * step
-    return type(low)(min(max(value, low), high))

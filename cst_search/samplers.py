@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from cst_search.errors import StudyError
-from cst_search.parameters import distribution, value_of
+from cst_search.parameters import conditions, distributions, value_of
 from cst_search.pareto import Objective
 from cst_search.prior import Prior
 from cst_search.results import StudySpec
@@ -93,13 +93,12 @@ def pareto_sampler(
 
     return ParetoSampler(
         known,
-        {name: distribution(dimension) for name, dimension in dimensions.items()},
+        distributions(space),
         costly=costly,
-        define=lambda pick: space.configure(lambda d: pick(d.name)),  # only a method, which is its own label, decides
+        conditions=conditions(space),
         free={d.name for d in dimensions.values() if not depends_on(d.key)},
         reference=[spec.reference_point[o.name] for o in objectives],
         curve=curve,
         prior=None if prior is None else prior.over(space),
-        n_priced=24,  # a prediction takes milliseconds
         seed=seed,
     )

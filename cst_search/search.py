@@ -241,7 +241,8 @@ def _trainable(config: Mapping[str, Any], task: Task) -> None:
     result = execute(task, config["trial"], config["config"], report)
     if result["outcome"] == "stopped":
         sys.exit(0)  # as Tune wanted; it hears no further report
-    tune.report({_RESULT: json.dumps(result)})
+    # "done": else Tune calls once more, only to hear that there is nothing, for which it waits 0.2 s
+    tune.report({_RESULT: json.dumps(result), "done": True})
 
 
 class Ray:

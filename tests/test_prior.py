@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from scipy.stats import spearmanr
 from studies import make_spec
 
 from cst_search import samplers
+from cst_search.candidates import Layout
 from cst_search.config import load_space
-from cst_search.parameters import params_of
+from cst_search.parameters import layout, params_of
 from cst_search.prior import FILE, Prior
 from cst_search.sampler import Known, ParetoSampler
 from cst_search.space import Space
@@ -43,7 +44,7 @@ def small() -> Prior:
 
 
 def expected(prior: Prior, space: Space, **params: Any) -> float:
-    return float(prior.over(space)([params])[0])
+    return float(prior.over(space)(layout(space).row(params, partly=True)[None])[0])
 
 
 # --- the shipped one --------------------------------------------------------------------------------------------------
@@ -56,14 +57,16 @@ def test_each_data_set_is_told_by_the_others() -> None:
     assert len(tables) >= 2
     for data, rows in tables.items():
         prior = Prior.load(without=[data])
-        found = prior.over(prior.space)([params_of(prior.space, row["config"]) for row in rows])
+        codes = [layout(prior.space).row(params_of(prior.space, row["config"]), partly=True) for row in rows]
+        found = prior.over(prior.space)(np.stack(codes))
         assert spearmanr(found, [row["map"] for row in rows])[0] > 0.6, data
 
 
 @pytest.mark.parametrize("name", ["petl", "cst", "lst", "head", "full", "conv_lora"])
 def test_shipped_spaces_are_understood(name: str) -> None:
     space, rng = load_space(name), random.Random(0)
-    found = Prior.load().over(space)([params_of(space, space.sample(rng)) for _ in range(50)])
+    codes = [layout(space).row(params_of(space, space.sample(rng))) for _ in range(50)]
+    found = Prior.load().over(space)(np.stack(codes))
     assert np.isfinite(found).all() and np.std(found) > 0.005
 
 
@@ -109,7 +112,11 @@ def truth(params: dict[str, Any]) -> float:
     return 0.3 - (params["z"] - 0.3) ** 2 - 0.3 * (params["kind"] == "b")
 
 
-def search(n: int, prior: Callable[[Sequence[dict[str, Any]]], np.ndarray] | None, seed: int) -> list[float]:
+def truths(rows: np.ndarray) -> np.ndarray:
+    return np.array([truth(Layout(XZ).params(row)) for row in rows])
+
+
+def search(n: int, prior: Callable[[np.ndarray], np.ndarray] | None, seed: int) -> list[float]:
     """y of each trial of a search with one more objective, which is known."""
     sampler = ParetoSampler(lambda p: Known([p["x"]]), XZ, prior=prior, n_candidates=300, seed=seed)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
@@ -120,24 +127,20 @@ def search(n: int, prior: Callable[[Sequence[dict[str, Any]]], np.ndarray] | Non
 
 
 def test_a_good_prior_is_used_from_the_second_trial_on() -> None:
-    with_prior = [search(4, lambda several: np.array([5 + truth(p) for p in several]), seed)[1:] for seed in range(6)]
+    with_prior = [search(4, lambda rows: 5 + truths(rows), seed)[1:] for seed in range(6)]
     assert np.median(with_prior) > 0.27
     assert np.median([search(4, None, seed)[1:] for seed in range(6)]) < 0.2
 
 
 def test_a_prior_that_is_wrong_does_not_keep_a_search_from_the_best() -> None:
-    found = [search(24, lambda several: np.array([-truth(p) for p in several]), seed) for seed in range(3)]
+    found = [search(24, lambda rows: -truths(rows), seed) for seed in range(3)]
     assert np.median([max(y) for y in found]) > 0.28
     assert np.median([y[1] for y in found]) < 0.2  # it was believed at first
 
 
 def test_the_first_suggestions_do_not_wait_for_a_result() -> None:
     """With several workers nothing is known yet when the second trial is to begin."""
-
-    def prior(several: Sequence[dict[str, Any]]) -> np.ndarray:
-        return np.array([truth(p) for p in several])
-
-    sampler = ParetoSampler(lambda p: Known([p["x"]]), XZ, prior=prior, n_candidates=300, seed=0)
+    sampler = ParetoSampler(lambda p: Known([p["x"]]), XZ, prior=truths, n_candidates=300, seed=0)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     asked = [study.ask(XZ).params for _ in range(4)]
     assert all(p["kind"] == "a" and abs(p["z"] - 0.3) < 0.3 for p in asked[1:])
@@ -154,7 +157,7 @@ def test_a_study_begins_with_what_other_data_taught(
     """The demo's search knows nothing of the demo."""
     made: list[set[str]] = []
     monkeypatch.setattr(samplers.Prior, "__init__", lambda self, space, tables, theta=None: made.append(set(tables)))
-    monkeypatch.setattr(samplers.Prior, "over", lambda self, space: lambda several: np.zeros(len(several)))
+    monkeypatch.setattr(samplers.Prior, "over", lambda self, space: lambda rows: np.zeros(len(rows)))
     spec = make_spec(sampler=name, data=data)
     space = Space.from_dict(spec.space)
     samplers.make_sampler(spec, space, lambda config: pytest.fail("nothing is priced yet"), lambda trial: {}, 0)

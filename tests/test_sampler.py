@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from cst_search import sampler as sampler_module
-from cst_search.sampler import Encoder, Known, Model, ParetoSampler, _line, _near, ehvi, uncovered
+from cst_search.sampler import Known, Model, ParetoSampler, _line, ehvi, uncovered
 
 # --- expected hypervolume improvement ---------------------------------------------------------------------------------
 
@@ -59,24 +59,13 @@ def test_what_cannot_improve_has_none() -> None:
 def test_uncovered_by_hand() -> None:
     costs, bound = np.array([[0.0, 0.0], [0.5, 0.5]]), np.ones(2)
     taken = np.array([[0.5, 0.25], [0.25, 0.75]])
-    assert uncovered(costs, taken, bound).tolist() == [1 - (0.5 * 0.75 + 0.25 * 0.25), 0.0]
+    assert uncovered(costs, taken, bound).tolist() == [
+        [1.0, 1 - 0.5 * 0.75, 1 - (0.5 * 0.75 + 0.25 * 0.25)],
+        [0.25, 0.0, 0.0],
+    ]
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
-
-
-def test_columns() -> None:
-    encoder = Encoder(
-        {
-            "lr": FloatDistribution(1e-4, 1e-2, log=True),
-            "rank": CategoricalDistribution([8, 2, 4]),
-            "norm": CategoricalDistribution(["gn", "bn"]),
-            "n": IntDistribution(1, 5),
-        }
-    )
-    assert encoder.row({"lr": 1e-3, "rank": 8, "norm": "bn", "n": 1}) == pytest.approx([0.5, 1.0, 0.0, 1.0, 0.0])
-    assert encoder.row({}) == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.5])  # inactive: in the middle
-    assert encoder.row({"rank": 4})[1] == 0.5  # by rank: 2, 4, 8
 
 
 def test_the_model_interpolates_and_is_unsure_elsewhere() -> None:
@@ -211,23 +200,25 @@ def test_where_next_to_nothing_is_feasible_it_looks_near_what_is_the_least_over(
 def test_what_is_priced_is_what_the_model_thinks_worth_it() -> None:
     """Half of what is like the best has the poor kind; before the first choice many are priced, whatever they are."""
     asked: list[str] = []
+    later: list[str] = []
 
     def priced(params: dict[str, Any]) -> Known:
         asked.append(params["kind"])
         return known(params)
 
-    sampler = ParetoSampler(priced, SPACE, n_startup=8, n_priced=12, n_candidates=300, seed=0)
-    study = run(sampler, 8)
-    asked.clear()
-    run_more(study, 1)  # the ninth, at random
-    before = len(asked)
-    run_more(study, 1)
-    first = len(asked) - before
-    assert 100 <= first <= 11 * 12  # 120 with those before; later ones 12
-    asked.clear()
-    run_more(study, 6)
-    # a third of what is priced for a suggestion is anything, and half of that has the poor kind: a sixth
-    assert asked.count("b") / len(asked) < 0.3
+    for seed in range(4):
+        study = run(ParetoSampler(priced, SPACE, n_startup=8, n_priced=12, n_candidates=300, seed=seed), 8)
+        asked.clear()
+        run_more(study, 1)  # the ninth, at random
+        before = len(asked)
+        run_more(study, 1)
+        first = len(asked) - before
+        assert 40 <= first <= 6 * 12  # 60 with those before; later ones 12
+        asked.clear()
+        run_more(study, 6)
+        later += asked
+    # a third of what is priced for a suggestion is anything; half in all if the model had no say
+    assert later.count("b") / len(later) < 0.4
 
 
 def test_conditional_parameters() -> None:
@@ -237,16 +228,21 @@ def test_conditional_parameters() -> None:
         "b.n": IntDistribution(1, 9),
     }
 
-    def define(pick: Any) -> None:
-        pick("a.x" if pick("kind") == "a" else "b.n")
-
+    conditions = {"a.x": ("kind", ["a"]), "b.n": ("kind", ["b"])}
     sampler = ParetoSampler(
-        lambda p: Known([p.get("a.x", 0.5)]), space, define=define, n_startup=3, n_priced=12, n_candidates=30, seed=0
+        lambda p: Known([p.get("a.x", 0.5)]),
+        space,
+        conditions=conditions,
+        n_startup=3,
+        n_priced=12,
+        n_candidates=30,
+        seed=0,
     )
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     for _ in range(12):
         trial = study.ask()
-        define(lambda name, trial=trial: trial._suggest(name, space[name]))
+        kind = trial.suggest_categorical("kind", ["a", "b"])
+        trial.suggest_float("a.x", 0.0, 1.0) if kind == "a" else trial.suggest_int("b.n", 1, 9)
         assert set(trial.params) in ({"kind", "a.x"}, {"kind", "b.n"})
         study.tell(trial, [trial.params.get("a.x", 0.1), trial.params.get("a.x", 0.5)])
 
@@ -260,7 +256,7 @@ def test_free_parameters_are_not_priced() -> None:
 
     run(ParetoSampler(priced, SPACE, free={"z"}, n_startup=3, n_priced=12, n_candidates=60, seed=0), 8)
     assert len(asked) == len(set(asked))
-    assert len(asked) <= 10 * 12 + 8 * 13  # ten times as many for the first choice
+    assert len(asked) <= 5 * 12 + 8 * 13  # five times as many for the first choice
 
 
 def test_what_broke_is_avoided_and_what_was_refused_is_not_learnt_from() -> None:
@@ -276,7 +272,7 @@ def test_what_broke_is_avoided_and_what_was_refused_is_not_learnt_from() -> None
         trial = study.ask(SPACE)
         study.tell(trial, [value, params["x"]])
     points = sampler._points(study, -1, np.array([1.0, -1.0]))
-    assert [point.params["z"] for point in points] == [0.5, 0.1, 0.9]
+    assert [point.codes[1] for point in points] == [0.5, 0.1, 0.9]  # z
     assert sampler._observations(points)[0].tolist() == [0.4, 0.2, 0.2]
 
 
@@ -299,20 +295,6 @@ def test_a_curve_is_taken_to_its_end() -> None:
     assert not points[-1].counts  # a stopped one is no result
 
 
-def test_a_neighbour_is_another_value_within_the_range() -> None:
-    rng = np.random.default_rng(0)
-    for distribution, value in (
-        (FloatDistribution(1e-4, 1e-2, log=True), 1e-4),
-        (IntDistribution(1, 3), 3),
-        (CategoricalDistribution([1, 2, 4]), 4),
-        (CategoricalDistribution(["a"]), "a"),
-    ):
-        for _ in range(50):
-            assert distribution._contains(distribution.to_internal_repr(_near(distribution, value, rng)))
-    nearest = [_near(CategoricalDistribution([1, 2, 4]), 4, rng) for _ in range(200)]
-    assert nearest.count(2) > nearest.count(1) > 0
-
-
 def test_results_that_are_all_equal() -> None:
     sampler = ParetoSampler(known, SPACE, curve=lambda trial: {3: 0.2}, n_startup=2, seed=0)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
@@ -324,8 +306,9 @@ def test_results_that_are_all_equal() -> None:
     assert sampler._observations(points)[0] == pytest.approx([0.5] * 7)
 
 
-def test_where_it_chooses_the_model_is_less_sure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why is measured (benchmarks/search.py); that it is so shows here."""
+@pytest.mark.parametrize(("n", "ratio"), [(5, 2.0), (16, 1 + 4 / 15)])
+def test_where_it_chooses_the_model_is_less_sure(monkeypatch: pytest.MonkeyPatch, n: int, ratio: float) -> None:
+    """Why is measured (benchmarks/search.py); that it is so, the less the more trials a column has, shows here."""
     seen: dict[str, Any] = {}
     predict, improvement = sampler_module.Model.predict, sampler_module.ehvi
 
@@ -339,5 +322,23 @@ def test_where_it_chooses_the_model_is_less_sure(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(sampler_module.Model, "predict", predicted)
     monkeypatch.setattr(sampler_module, "ehvi", chosen)
-    run(ParetoSampler(known, SPACE, n_startup=3, n_priced=12, n_candidates=30, seed=0), 5)
-    assert seen["ratio"] == pytest.approx(3.0)
+    run(ParetoSampler(known, SPACE, n_startup=3, n_priced=12, n_candidates=30, seed=0), n)
+    assert seen["ratio"] == pytest.approx(ratio)  # four columns
+
+
+def test_a_large_study_costs_less_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler_module, "_MOST_MODELLED", 20)
+    asked: list[float] = []
+
+    def priced(params: dict[str, Any]) -> Known:
+        asked.append(params["x"])
+        return known(params)
+
+    counts = []
+    study = run(ParetoSampler(priced, SPACE, n_startup=3, n_priced=24, n_candidates=60, seed=0), 14)
+    for _ in range(12):
+        asked.clear()
+        run_more(study, 1)
+        counts.append(len(asked))
+    assert max(counts[:6]) > 12 and 1 <= max(counts[8:]) <= 4
+    assert len(study.sampler._some([p for p in study.sampler._points(study, -1, np.array([1.0, -1.0]))])) == 20  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from cst_search.config import load_space
-from cst_search.parameters import params_of
+from cst_search.parameters import layout, params_of
 from cst_search.prior import FILE, Prior
 
 
@@ -35,7 +35,8 @@ def main() -> None:
     for data, rows in tables.items():
         others = {name: table for name, table in tables.items() if name != data}
         if others:
-            expected = Prior(space, others).over(space)([params_of(space, config) for config, _ in rows])
+            codes = np.stack([layout(space).row(params_of(space, config), partly=True) for config, _ in rows])
+            expected = Prior(space, others).over(space)(codes)
             y = np.array([y for _, y in rows])
             slope = np.polyfit(expected, y, 1)[0]
             print(f"{data}: {len(rows)} rows; told by the others: rank correlation {spearmanr(expected, y)[0]:.2f}, "
