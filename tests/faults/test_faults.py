@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import postgres as postgres_of_tests
 import psutil
 import pytest
-from searches import Place
+from searches import Place, Search
 from studies import run_cli
 
 LIBFAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
@@ -99,6 +100,28 @@ def test_a_first_signal_ends_it_in_time_and_a_second_at_once(place: Place, numbe
     (place.home / "hang").unlink()
     place.run("--in-process", trials=12, command="resume")
     place.check(12, before)
+
+
+def test_a_confirmation_that_mlflow_does_not_answer_ends_in_time(place: Place) -> None:
+    """At the end of one that was interrupted MLflow gets half of the time there is; then it is said, and over."""
+    place.run("--in-process", trials=2, seconds=None)
+    before = place.finished()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes calls and never answers
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "cst_search.cli", "confirm", "faults", "--home", str(place.home), "--storage",
+                   place.storage, "--device", "cpu", "--in-process", "--seeds", "100",
+                   "--tracking-uri", uri]  # fmt: skip
+        one = Search(command, place.env)
+        try:
+            one.until("trial 3 complete")
+            begun = time.monotonic()
+            one.kill(signal.SIGTERM)
+            assert one.wait(60) == 130, one.output
+        finally:
+            one.process.kill()
+        assert time.monotonic() - begun < 15 + 5
+    assert "the same command goes on, what is finished is kept" in one.output and "not over" not in one.output
+    assert before.items() <= place.finished().items()
 
 
 # --- what a trial meets -----------------------------------------------------------------------------------------------
