@@ -50,7 +50,6 @@ from cst_search.schedule import Rungs, rung_epochs
 from cst_search.suggest import ETA
 
 TABLE = Path("benchmarks/results/search-table.json.gz")
-EPOCHS = 9
 OBJECTIVES = choose_objectives("map,device_bytes,trainable_params")
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -102,6 +101,7 @@ class World:
         self.cost = lambda config: cost(json.dumps(config, sort_keys=True))
         x = np.stack([self._features(row["config"]) for row in rows])
         self.truth = np.array([row["map"] for row in rows])
+        self.epochs = self.truth.shape[1]
         fit = {"gp": _process, "trees": _trees}[surrogate]
         self.surrogate, self.residuals = fit(x, self.truth)
         # seeds differ by that much (benchmarks/results/methods-bccd.json); the rest of a residual is not noise
@@ -197,7 +197,7 @@ def optuna_search(
     study = optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=sampler)
     for params in first:
         study.enqueue_trial(params)
-    rungs = Rungs(OBJECTIVES, rung_epochs(EPOCHS, eta) if eta else (), eta or ETA)
+    rungs = Rungs(OBJECTIVES, rung_epochs(world.epochs, eta) if eta else (), eta or ETA)
     open_trials: dict[int, tuple[Any, dict[str, Any], np.ndarray, int]] = {}
     while ledger.epochs < budget:
         number = rungs.promotable(list(open_trials))
@@ -214,7 +214,7 @@ def optuna_search(
                 continue
             noisy, at, number = ledger.noisy(config), 0, trial.number
         cost = world.cost(config)
-        while at < EPOCHS:
+        while at < world.epochs:
             at += 1
             ledger.epochs += 1
             if at in rungs.epochs:
@@ -246,7 +246,7 @@ def stock_ray(world: World, ledger: Ledger, seed: int, budget: int) -> None:
         config = world.space.configure(lambda d, flat=flat: _value_of(d, flat[d.name]))
         del params
         cost, noisy = world.cost(config), ledger.noisy(config)
-        ledger.epochs += EPOCHS
+        ledger.epochs += world.epochs
         result = {"map": float(noisy[-1]), "device_bytes": cost.device_bytes, "trainable_params": cost.trainable_params}
         searcher.on_trial_complete(str(n), result)
         ledger.completed(config)
@@ -273,7 +273,7 @@ def moasha(world: World, ledger: Ledger, seed: int, budget: int) -> None:
         {"config": Draw()},
         ["error", "device_bytes", "trainable_params"],
         time_attr="epoch",
-        max_t=EPOCHS,
+        max_t=world.epochs,
         random_seed=seed,
     )
     n = 0
@@ -285,7 +285,7 @@ def moasha(world: World, ledger: Ledger, seed: int, budget: int) -> None:
         trial = Trial(n, {}, datetime.now())
         scheduler.on_trial_add(trial)
         cost, noisy = world.cost(config), ledger.noisy(config)
-        for at in range(1, EPOCHS + 1):
+        for at in range(1, world.epochs + 1):
             ledger.epochs += 1
             result = {
                 "epoch": at,
@@ -295,7 +295,7 @@ def moasha(world: World, ledger: Ledger, seed: int, budget: int) -> None:
             }
             if scheduler.on_trial_result(trial, result) != "CONTINUE":
                 break
-        if at == EPOCHS:
+        if at == world.epochs:
             ledger.completed(config)
 
 
@@ -363,11 +363,14 @@ MOST_SEEDS = {"Optuna GP": 3, "Syne Tune MOASHA": 3}  # a search of theirs takes
 GOAL = "Ray Tune + OptunaSearch"
 
 
-def table_report(results: list[dict[str, Any]]) -> dict[str, Any]:
+def table_report(results: list[dict[str, Any]], epochs: int) -> dict[str, Any]:
     """Medians over seeds: hypervolume at some epochs, and epochs until stock Ray Tune's final hypervolume.
 
     The hypervolume is that of the box between the best of each objective and 1.1 times as far as the worst, both of
     the front of everything that any search found.
+
+    Args:
+        epochs: of a full trial.
     """
     import moocore
 
@@ -388,14 +391,14 @@ def table_report(results: list[dict[str, Any]]) -> dict[str, Any]:
         by.setdefault(result["name"], []).append(growth(result["steps"]))
     whole = float(moocore.hypervolume((best - low) / (high - low), ref=np.full(3, 1.1)))
     goal = statistics.median(steps[-1][1] for steps in by[GOAL])
-    at = [90, 180, 270, 360, 540, 720, 1080, 1800]
+    at = [n * epochs for n in (10, 20, 30, 40, 60, 80, 120, 200)]
     rows = {}
     for name, runs in by.items():
         reach = [next((e for e, v in steps if v >= goal), math.inf) for steps in runs]
         volumes = {
             e: statistics.median(max((v for f, v in steps if f <= e), default=0.0) for steps in runs)
             for e in at
-            if e <= BUDGETS.get(name, FULL_TRIALS) * EPOCHS
+            if e <= BUDGETS.get(name, FULL_TRIALS) * epochs
         }
         rows[name] = {
             "seeds": len(runs),
@@ -411,7 +414,7 @@ def table_report(results: list[dict[str, Any]]) -> dict[str, Any]:
     print("|---" * (len(at) + 5) + "|")
     for name, row in rows.items():
         cells = [f"{row['hypervolume'][e]:.3f}" if e in row["hypervolume"] else "" for e in at]
-        ends = [f"{row['epochs_to_goal']:.0f}", f"{row['epochs_to_goal'] / EPOCHS:.1f}", f"{row['reached']}"]
+        ends = [f"{row['epochs_to_goal']:.0f}", f"{row['epochs_to_goal'] / epochs:.1f}", f"{row['reached']}"]
         print("| " + " | ".join([name, str(row["seeds"]), *cells, *ends]) + " |")
     return {"goal": goal, "whole": whole, "rows": rows, "results": results}
 
@@ -526,12 +529,12 @@ def main() -> None:
         )
         names = args.only.split(";") if args.only else list(searches(world))
         jobs: list[Any] = [
-            (name, seed, BUDGETS.get(name, FULL_TRIALS) * EPOCHS, str(args.table), args.surrogate)
+            (name, seed, BUDGETS.get(name, FULL_TRIALS) * world.epochs, str(args.table), args.surrogate)
             for seed in range(args.first_seed, args.first_seed + args.seeds)
             for name in names
             if seed - args.first_seed < MOST_SEEDS.get(name, args.seeds)
         ]
-        report = table_report(list(_run(search, jobs, args.jobs, out.with_suffix(".jsonl"))))
+        report = table_report(list(_run(search, jobs, args.jobs, out.with_suffix(".jsonl"))), world.epochs)
     else:
         names = args.only.split(";") if args.only else ["pareto", "tpe", "nsga2", "gp", "random"]
         jobs = [
