@@ -167,7 +167,7 @@ def test_a_restart_is_waited_for(restarting: Server, mode: str) -> None:
 
 
 @NEEDS_POSTGRES
-@pytest.mark.parametrize("when", ["before it has a trial", "with a trial half asked for"])
+@pytest.mark.parametrize("when", ["before it has a trial", "with a trial half asked for", "that is taken for dead"])
 def test_who_loses_the_lock_while_choosing_chooses_again(
     postgres: Server, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
@@ -196,6 +196,15 @@ def test_who_loses_the_lock_while_choosing_chooses_again(
     if "before" in when:
         ask = first._study.ask
         monkeypatch.setattr(first._study, "ask", lambda: (lose(), ask())[1])
+    if "dead" in when:  # by the other: without a configuration, and its launch does not hold the lock
+        sample = first._study.sampler.sample_independent
+
+        def sampled(study: Any, trial: Any, *arguments: Any) -> Any:
+            if not between:
+                lose()
+            return sample(study, trial, *arguments)
+
+        monkeypatch.setattr(first._study.sampler, "sample_independent", sampled)
     chosen = first.ask(estimate)  # type: ignore[arg-type]
     assert chosen is not None and between[0] is not None and chosen.config != between[0].config
     for study, suggestion in ((first, chosen), (second, between[0])):
