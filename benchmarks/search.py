@@ -100,8 +100,10 @@ class World:
 
         self.cost = lambda config: cost(json.dumps(config, sort_keys=True))
         x = np.stack([self._features(row["config"]) for row in rows])
-        self.truth = np.array([row["map"] for row in rows])
-        self.epochs = self.truth.shape[1]
+        self.epochs: int = table["settings"]["search_epochs"]
+        every = table["settings"].get("eval_every", 1)
+        evaluated = [row["map"][every - 1 :: every] if len(row["map"]) == self.epochs else row["map"] for row in rows]
+        self.truth = np.repeat(evaluated, every, axis=1)  # of an epoch without an evaluation: the next one's
         fit = {"gp": _process, "trees": _trees}[surrogate]
         self.surrogate, self.residuals = fit(x, self.truth)
         # seeds differ by that much (benchmarks/results/methods-bccd.json); the rest of a residual is not noise
