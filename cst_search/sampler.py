@@ -254,7 +254,8 @@ class ParetoSampler(BaseSampler):
         curve: what a trial reached before its end: {epoch: value of the costly objective}.
         prior: what n configurations, ``n x p`` as `candidates.Layout` has them, are expected to have of the costly
             objective before any trial, up to a constant, in its units; it weighs as much as three trials.
-        n_priced: ``known`` is called at most so often for a suggestion, five times as often for the first.
+        n_priced: ``known`` is called some so often for a suggestion, five times as often for the first, and while
+            nothing is known to be feasible.
         n_startup: results before the model is used; configurations are drawn at random until then. None with a prior.
         n_candidates: configurations that are compared for a suggestion. Of more than 300 trials half of them, and an
             eighth of ``n_priced``.
