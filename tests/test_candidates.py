@@ -84,6 +84,13 @@ def test_a_neighbour_is_another_value_within_the_range() -> None:
     assert close > 0.6  # uniform beyond the range, else near: half of the steps, most of which are short
 
 
+def test_steps_are_of_several_sizes() -> None:
+    """Long ones leave a bad place, short ones find the best of a good one."""
+    layout = Layout({"x": FloatDistribution(0.0, 1.0)})
+    steps = np.abs(layout.like(np.full((3000, 1), 0.5), 1.0, np.random.default_rng(0)) - 0.5)
+    assert (steps < 0.02).mean() > 0.3 and (steps > 0.15).mean() > 0.08
+
+
 def test_a_step_in_order_is_likelier_than_two() -> None:
     rng = np.random.default_rng(0)
     layout = Layout({"rank": CategoricalDistribution([1, 4, 2])})

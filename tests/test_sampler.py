@@ -11,6 +11,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from threadpoolctl import ThreadpoolController
 
 from cst_search import sampler as sampler_module
 from cst_search.sampler import Known, Model, ParetoSampler, _line, ehvi, uncovered
@@ -195,6 +196,66 @@ def test_where_next_to_nothing_is_feasible_it_looks_near_what_is_the_least_over(
         trial.set_constraint("tight", over[-1])
         study.tell(trial, [0.0, trial.params["a"]])
     assert over[0] > 0 and over[-1] == 0.0
+
+
+def test_the_less_is_feasible_the_more_it_looks() -> None:
+    """One draw in ten million million, and what is feasible in most of it is over by the rest."""
+    space = {f"x{i}": FloatDistribution(0.0, 1.0) for i in range(12)}
+
+    def tight(params: dict[str, Any]) -> Known:
+        return Known([params["x0"]], sum(max(0.0, abs(value - 0.5) - 0.04) for value in params.values()))
+
+    sampler = ParetoSampler(tight, space, n_priced=100, seed=0)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    for _ in range(5):
+        trial = study.ask(space)
+        trial.set_constraint("tight", tight(trial.params).violation)
+        study.tell(trial, [0.0, trial.params["x0"]])
+    assert tight(trial.params).violation == 0.0
+
+
+def test_what_has_a_price_is_tried_with_other_values_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    improvement = sampler_module.ehvi
+
+    def counted(mean: Any, *arguments: Any) -> Any:
+        seen.append(len(mean))
+        return improvement(mean, *arguments)
+
+    monkeypatch.setattr(sampler_module, "ehvi", counted)
+    run(ParetoSampler(known, SPACE, free={"z"}, n_startup=3, n_priced=12, n_candidates=60, seed=0), 5)
+    # anything; what is like the best, to be screened; the 4 that are priced of it, and as many with the same price
+    assert seen[-5:] == [20, 20, 24, 20, 24]
+
+
+def test_a_suggestion_leaves_the_processor_to_the_trials() -> None:
+    threads: list[int] = []
+
+    def prior(rows: np.ndarray) -> np.ndarray:
+        found = ThreadpoolController().select(user_api="blas").info()
+        threads.extend(library["num_threads"] for library in found)
+        return rows[:, 0]
+
+    before = [library["num_threads"] for library in ThreadpoolController().select(user_api="blas").info()]
+    run(ParetoSampler(known, SPACE, prior=prior, n_priced=12, n_candidates=30, seed=0), 3)
+    assert threads and set(threads) == {1}
+    assert [library["num_threads"] for library in ThreadpoolController().select(user_api="blas").info()] == before
+
+
+def test_forgotten_prices_are_asked_anew_of_stopped_trials_too() -> None:
+    """As where a study has learned that its device needs more than was predicted."""
+    factor = 1.0
+    sampler = ParetoSampler(
+        lambda p: Known([factor * p["x"]]), SPACE, curve=lambda trial: {1: 0.3}, n_startup=2, n_priced=12, seed=0
+    )
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    for _ in range(4):
+        study.tell(study.ask(SPACE), state=TrialState.PRUNED)
+    factor = 2.0
+    sampler.forget_prices()
+    study.ask(SPACE)
+    points = sampler._points(study, -1, np.array([1.0, -1.0]))[:4]
+    assert [p.costs[0] for p in points if p.costs is not None] == [2 * t.params["x"] for t in study.trials[:4]]
 
 
 def test_what_is_priced_is_what_the_model_thinks_worth_it() -> None:
