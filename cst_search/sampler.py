@@ -197,9 +197,8 @@ _MOST_PRICED = 4096  # structures whose costs are kept
 # of so many suggestions one is random, for what the model is wrong about [Hutter2011]
 _CYCLE = 8
 # The model is one fit out of many that a few trials allow, and surer than all of them together: where it chooses, its
-# standard deviation counts so many times, and less the more trials a column of it has. What is left of a prior is
-# small, and says too little of where the prior is wrong (docs/searching.md).
-_BOLD, _BOLD_WITH_PRIOR = 2.0, 3.0
+# standard deviation counts so many times, and less the more trials a column of it has (docs/searching.md).
+_BOLD = 2.0
 _FIRST_SPREAD = 0.1  # standard deviation of y around its prior, where fewer than three y are known; of mAP's size
 _MOST_MODELLED = 300  # trials that the model is made of: a suggestion is to take milliseconds
 
@@ -496,8 +495,7 @@ class ParetoSampler(BaseSampler):
         if len(candidates) == 0:  # nothing feasible was drawn yet
             return self._any_feasible()
         reference = self._reference_point(smooth, costs, front, signs)
-        most = _BOLD if self._prior is _no_prior else _BOLD_WITH_PRIOR
-        bold = 1 + (most - 1) * min(1.0, self._layout.n_encoded / len(everyone))
+        bold = 1 + (_BOLD - 1) * min(1.0, self._layout.n_encoded / len(everyone))
 
         def gain(candidates: Floats, dear: Floats) -> Floats:
             mean, std = predict(candidates)

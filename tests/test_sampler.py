@@ -368,7 +368,7 @@ def test_results_that_are_all_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "prior", "ratio"), [(5, None, 2.0), (16, None, 1 + 4 / 15), (4, lambda rows: rows[:, 0], 3.0)]
+    ("n", "prior", "ratio"), [(5, None, 2.0), (16, None, 1 + 4 / 15), (4, lambda rows: rows[:, 0], 2.0)]
 )
 def test_where_it_chooses_the_model_is_less_sure(
     monkeypatch: pytest.MonkeyPatch, n: int, prior: Any, ratio: float
