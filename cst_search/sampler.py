@@ -122,6 +122,7 @@ class Model:
 
     def __init__(self, theta: Floats | None = None) -> None:
         self.theta = theta
+        self.tuned_at = 0  # of how many trials theta is
 
     def fit(self, rows: Floats, y: Floats, variances: Floats, *, tune: bool, least_spread: float = 0.0) -> None:
         """Fit to n observations.
@@ -199,6 +200,8 @@ _CYCLE = 8
 # The model is one fit out of many that a few trials allow, and surer than all of them together: where it chooses, its
 # standard deviation counts so many times, and less the more trials a column of it has (docs/searching.md).
 _BOLD = 2.0
+# With a prior every second suggestion does without it from so many results on: within one method it may know little.
+_FIRST_DOUBT = 3
 _FIRST_SPREAD = 0.1  # standard deviation of y around its prior, where fewer than three y are known; of mAP's size
 _MOST_MODELLED = 300  # trials that the model is made of: a suggestion is to take milliseconds
 
@@ -252,7 +255,8 @@ class ParetoSampler(BaseSampler):
         reference: the worst values that count, in the order of the objectives; None: of the known ones the worst seen.
         curve: what a trial reached before its end: {epoch: value of the costly objective}.
         prior: what n configurations, ``n x p`` as `candidates.Layout` has them, are expected to have of the costly
-            objective before any trial, up to a constant, in its units; it weighs as much as three trials.
+            objective before any trial, up to a constant, in its units. It weighs as much as three trials, and every
+            second suggestion does without.
         n_priced: ``known`` is called some so often for a suggestion, five times as often for the first, and while
             nothing is known to be feasible.
         n_startup: results before the model is used; configurations are drawn at random until then. None with a prior.
@@ -285,9 +289,9 @@ class ParetoSampler(BaseSampler):
         self._n_priced, self._n_candidates = n_priced, n_candidates
         self._rng = np.random.default_rng(seed)
         self._independent = RandomSampler(seed)
-        self._layout, self._model = Layout(space, conditions), Model()
+        self._layout = Layout(space, conditions)
+        self._models = Model(), Model()  # of y, and of what is left of its prior
         self._free = self._layout.mask(free)
-        self._tuned_at = 0
         self._priced: dict[bytes, tuple[Floats, Known]] = {}
         self._ended: dict[int, _Point | None] = {}
 
@@ -436,38 +440,41 @@ class ParetoSampler(BaseSampler):
                 y[i] = worst
         return y, variance
 
-    def _fitted(self, points: Sequence[_Point], n_told: int, n: int, sign: float) -> Callable[[Floats], Prediction]:
-        """What the model says of configurations: mean and standard deviation of y.
+    def _fitted(
+        self, points: Sequence[_Point], n_told: int, n: int, sign: float, believes: bool
+    ) -> Callable[[Floats], Prediction]:
+        """What a model says of configurations: mean and standard deviation of y.
 
-        It is of what is left of y after its regression on the prior. Points after the first ``n_told`` have no y, and
-        count as if they had the mean.
+        Points after the first ``n_told`` have no y, and count as if they had the mean.
 
         Args:
             n: trials there are: lengthscales are chosen anew where these have grown by a tenth.
             sign: -1 where the costly objective is to be minimised.
+            believes: the model is of what is left of y after its regression on the prior.
         """
+        model, prior = self._models[believes], self._prior if believes else _no_prior
         codes = np.stack([p.codes for p in points])
-        rows, priors = self._layout.encode(codes), sign * self._prior(codes)
+        rows, priors = self._layout.encode(codes), sign * prior(codes)
         y, variance = self._observations(points[:n_told])
         start, slope, rest = 0.0, 0.0, 0.0
-        if self._prior is not _no_prior:
+        if believes:
             spread = float(y.std()) if n_told > 2 else _FIRST_SPREAD
             start, slope, rest = _line(priors[:n_told], y, spread)
         left = y - start - slope * priors[:n_told]
-        fit = partial(self._model.fit, least_spread=math.sqrt(rest))
-        tune = n_told < 30 or abs(n - self._tuned_at) > 0.1 * self._tuned_at
+        fit = partial(model.fit, least_spread=math.sqrt(rest))
+        tune = n_told < 30 or abs(n - model.tuned_at) > 0.1 * model.tuned_at
         if tune:
-            self._tuned_at = n
+            model.tuned_at = n
         if n_told:
             fit(rows[:n_told], left, variance, tune=tune)
         if n_told < len(points):
-            believed = self._model.predict(rows[n_told:])[0] if n_told else np.zeros(len(points))
+            believed = model.predict(rows[n_told:])[0] if n_told else np.zeros(len(points))
             variance = np.append(variance, np.zeros(len(believed)))
             fit(rows, np.append(left, believed), variance, tune=False)
 
         def predict(codes: Floats) -> Prediction:
-            mean, std = self._model.predict(self._layout.encode(codes))
-            return mean + start + slope * sign * self._prior(codes), std
+            mean, std = model.predict(self._layout.encode(codes))
+            return mean + start + slope * sign * prior(codes), std
 
         return predict
 
@@ -481,7 +488,8 @@ class ParetoSampler(BaseSampler):
             if point.costs is None:
                 point.costs = self._costs([self._price(point.codes)], signs)[0]
         codes, costs = np.stack([p.codes for p in everyone]), np.array([p.costs for p in everyone])
-        predict = self._fitted(everyone, len(told), len(points), signs[self._costly])
+        believes = self._prior is not _no_prior and (len(told) < _FIRST_DOUBT or len(points) % 2 > 0)
+        predict = self._fitted(everyone, len(told), len(points), signs[self._costly], believes)
         # the front as the model sees it: the highest of many noisy values is high by luck, too
         smooth, _ = predict(codes)
         front = np.flatnonzero([point.counts for point in everyone])

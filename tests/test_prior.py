@@ -138,6 +138,28 @@ def test_a_prior_that_is_wrong_does_not_keep_a_search_from_the_best() -> None:
     assert np.median([y[1] for y in found]) < 0.2  # it was believed at first
 
 
+def test_every_second_suggestion_does_without_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From three results on; one in eight is at random."""
+    seen: list[bool] = []
+    fitted = ParetoSampler._fitted
+
+    def noted(self: ParetoSampler, *arguments: Any) -> Any:
+        before = len(asked)
+        predict = fitted(self, *arguments)
+        seen.append(len(asked) > before)
+        return predict
+
+    asked: list[int] = []
+
+    def prior(rows: np.ndarray) -> np.ndarray:
+        asked.append(len(rows))
+        return truths(rows)
+
+    monkeypatch.setattr(ParetoSampler, "_fitted", noted)
+    search(8, prior, 0)
+    assert seen == [True, True, True, False, True, False, True]  # of the second to the eighth
+
+
 def test_the_first_suggestions_do_not_wait_for_a_result() -> None:
     """With several workers nothing is known yet when the second trial is to begin."""
     sampler = ParetoSampler(lambda p: Known([p["x"]]), XZ, prior=truths, n_candidates=300, seed=0)
