@@ -498,7 +498,7 @@ class ParetoSampler(BaseSampler):
 
         # in thirds: anything, and twice what is near the best; by then a large study has seen what matters
         late = len(points) > _MOST_MODELLED
-        n, n_priced = self._n_candidates // (6 if late else 3), self._n_priced // (24 if late else 3)
+        n, n_priced = self._n_candidates // (6 if late else 3), max(1, self._n_priced // (24 if late else 3))
         candidates = self._anywhere(n, n_priced)
         if len(candidates) == 0:  # nothing feasible was drawn yet
             return self._any_feasible()
