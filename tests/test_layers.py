@@ -140,7 +140,7 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str, library: 
 @pytest.mark.parametrize(
     ("library", "owners"),
     [
-        ("optuna", {"importance", "launches", "parameters", "sampler", "samplers", "storage", "suggest"}),
+        ("optuna", {"candidates", "importance", "launches", "parameters", "sampler", "samplers", "storage", "suggest"}),
         ("sklearn", {"sampler"}),
         ("scipy", {"sampler"}),
         ("sqlalchemy", {"database", "storage"}),
