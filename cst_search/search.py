@@ -241,8 +241,7 @@ def _trainable(config: Mapping[str, Any], task: Task) -> None:
     result = execute(task, config["trial"], config["config"], report)
     if result["outcome"] == "stopped":
         sys.exit(0)  # as Tune wanted; it hears no further report
-    # "done": else Tune calls once more, only to hear that there is nothing, for which it waits 0.2 s
-    tune.report({_RESULT: json.dumps(result), "done": True})
+    tune.report({_RESULT: json.dumps(result)})
 
 
 class Ray:
