@@ -6,29 +6,39 @@
 Needs torch and torchvision alone. Random configurations of all methods, detectors and ResNets are trained for a few
 steps on their worst batch (`cst_search.measure`). Printed: the errors of active, reserved and device bytes, how many
 need over 10 % more than predicted, and with --fit the constants of cst_search/memory.yaml as this device has them.
+With --jobs several run at a time: the allocator's figures are each process's own, and the device's are kept only where
+the driver says them of the process. The first few run alone, so there are device figures in any case.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cst_search.measure import measure, synthetic_batch
 from cst_search.memory import InputShape, predict, worst_input
 from cst_search.petl import METHODS
 from cst_search.recipe import BACKBONES, DETECTORS, Recipe
+from cst_search.trial import choose_device
 
 N_CLASSES = 80
+N_ALONE = 4
+OF_PROCESS = "nvidia-smi"  # see `measure.Measured`
 OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
     "cst": {
         "reduction": (2, 4, 16),
@@ -70,27 +80,46 @@ def draw(rng: random.Random, small: bool) -> tuple[Recipe, InputShape]:
 
 
 def measured(recipe: Recipe, shape: InputShape, steps: int) -> dict[str, Any]:
-    """One line of `python -m cst_search.measure`, in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "recipe.json"
-        path.write_text(json.dumps(recipe.to_dict()))
-        command = [sys.executable, "-m", "cst_search.measure", str(path), "--no-weights", "--steps", str(steps)]
-        for flag, value in (
-            ("--n-classes", N_CLASSES),
-            ("--height", shape.height_px),
-            ("--width", shape.width_px),
-            ("--boxes", shape.max_boxes),
-        ):
-            command += [flag, str(value)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    lines = done.stdout.splitlines()
-    return json.loads(lines[-1]) if lines else {"outcome": "failed", "reason": done.stderr.strip()[-500:]}
+    """`measure.measure` in this process, as a dict; what it raises is an outcome too."""
+    batch = synthetic_batch(recipe, shape, N_CLASSES)
+    try:
+        return asdict(measure(recipe, N_CLASSES, batch, steps=steps, device=choose_device(), read_weights=False))
+    except Exception as error:
+        return {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
+
+
+def row_of(recipe: Recipe, shape: InputShape, steps: int) -> dict[str, Any]:
+    """A configuration, what is predicted of it, and what it really took."""
+    guess = predict(recipe, N_CLASSES, shape)
+    found = measured(recipe, shape, steps)
+    return {
+        "recipe": recipe.to_dict(),
+        "shape": vars(shape),
+        "outcome": found["outcome"],
+        "reason": found.get("reason"),
+        "predicted_active": guess.active_bytes,
+        "predicted_reserved": guess.reserved_bytes,
+        "predicted_device": guess.device_bytes,
+        "active": found.get("active_bytes"),
+        "reserved": found.get("reserved_bytes"),
+        "device": found.get("process_bytes"),
+        "device_source": found.get("process_source"),
+        "step_seconds": found.get("step_seconds"),
+    }
+
+
+def described(row: dict[str, Any]) -> str:
+    recipe, shape = row["recipe"], row["shape"]
+    ratio = f"{row['predicted_reserved'] / row['reserved']:.3f}" if row["reserved"] else "not measured"
+    what = " ".join(str(recipe[name]) for name in ("method", "detector", "backbone", "precision"))
+    size = f"{recipe['batch_size']} x {shape['height_px']} x {shape['width_px']}"
+    return f"{what} {size}: {row['outcome']}, predicted {row['predicted_device'] / 1e9:.2f} GB, reserved {ratio}"
 
 
 def fitted(rows: list[dict[str, Any]]) -> dict[str, float]:
     """The constants that fit best, and their spread, from rows with measured figures."""
     slope, offset = statistics.linear_regression([r["active"] for r in rows], [r["reserved"] for r in rows])
-    contexts = [r["process"] - r["reserved"] for r in rows if r["process"]]
+    contexts = [r["device"] - r["reserved"] for r in rows if r["device"]]
     residuals = [r["reserved"] - slope * r["active"] - offset for r in rows]
     return {
         "context_bytes": statistics.median(contexts) if contexts else float("nan"),
@@ -118,6 +147,7 @@ def main() -> None:
     parser.add_argument("--configs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--jobs", type=int, default=1, help="configurations at a time, after the first few [1]")
     parser.add_argument("--fit", action="store_true", help="also the constants as this device has them")
     parser.add_argument("--dry-run", action="store_true", help="four small configurations, on any machine")
     parser.add_argument("--out", type=Path)
@@ -125,32 +155,23 @@ def main() -> None:
     if not torch.cuda.is_available() and not args.dry_run:
         parser.error("there is no GPU here; --dry-run shows that the script works")
     rng = random.Random(args.seed)
+    drawn = [draw(rng, small=args.dry_run) for _ in range(4 if args.dry_run else args.configs)]
     rows: list[dict[str, Any]] = []
-    for index in range(4 if args.dry_run else args.configs):
-        recipe, shape = draw(rng, small=args.dry_run)
-        guess = predict(recipe, N_CLASSES, shape)
-        found = measured(recipe, shape, 2 if args.dry_run else args.steps)
-        row = {
-            "recipe": recipe.to_dict(),
-            "shape": vars(shape),
-            "outcome": found["outcome"],
-            "reason": found.get("reason"),
-            "predicted_active": guess.active_bytes,
-            "predicted_reserved": guess.reserved_bytes,
-            "predicted_device": guess.device_bytes,
-            "active": found.get("active_bytes"),
-            "reserved": found.get("reserved_bytes"),
-            "process": found.get("process_bytes"),
-            "process_source": found.get("process_source"),
-            "step_seconds": found.get("step_seconds"),
-        }
-        row["device"] = row["process"]
-        rows.append(row)
-        ratio = f"{guess.device_bytes / row['device']:.3f}" if row["device"] else "not measured"
-        what = f"{recipe.method} {recipe.detector} {recipe.backbone} {recipe.precision}"
-        size = f"{recipe.batch_size} x {shape.height_px} x {shape.width_px}"
-        guessed = f"predicted {guess.device_bytes / 1e9:.2f} GB, ratio {ratio}"
-        print(f"[{index + 1}] {what} {size}: {row['outcome']}, {guessed}", flush=True)
+    # a process for each, forked from one that has imported torch and not touched a GPU
+    fresh = multiprocessing.get_context("forkserver")
+    fresh.set_forkserver_preload(["torchvision", "cst_search.measure"])
+
+    def run(n_at_once: int, part: Sequence[tuple[Recipe, InputShape]]) -> None:
+        with ProcessPoolExecutor(n_at_once, mp_context=fresh, max_tasks_per_child=1) as pool:
+            for row in pool.map(row_of, *zip(*part, strict=True), [2 if args.dry_run else args.steps] * len(part)):
+                if n_at_once > 1 and row["device_source"] != OF_PROCESS:  # of all that run
+                    row["device"] = None
+                rows.append(row)
+                print(f"[{len(rows)}] {described(row)}", flush=True)
+
+    run(1, drawn[:N_ALONE])
+    if drawn[N_ALONE:]:
+        run(args.jobs, drawn[N_ALONE:])
     good = [r for r in rows if r["outcome"] == "complete" and r["reserved"]]
     result: dict[str, Any] = {
         "date": date.today().isoformat(),
@@ -158,6 +179,7 @@ def main() -> None:
         "configs": len(rows),
         "seed": args.seed,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""),
     }
     if good:
         result |= {name: errors(good, name) for name in ("active", "reserved", "device")}

@@ -196,6 +196,25 @@ def test_group_norm_has_at_least_four_channels_a_group(channels: int) -> None:
     assert channels // norm.num_groups >= min(4, channels)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_group_norm_hands_its_kernel_one_type(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """CUDA's kernel refuses an input and a weight of two types, which a CPU's does not mind."""
+    norm, seen = make_norm("gn", 8), set[torch.dtype]()
+    plain = F.group_norm
+
+    def watched(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+        seen.update((x.dtype, weight.dtype, bias.dtype))
+        return plain(x, groups, weight, bias, eps)
+
+    monkeypatch.setattr(F, "group_norm", watched)
+    x = torch.randn(2, 8, 4, 4, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = norm(x)
+    assert out.dtype == dtype and seen == {dtype}
+    out.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in norm.parameters())
+
+
 @pytest.mark.parametrize("channels", [1, 3, 16])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", BLOCKS)

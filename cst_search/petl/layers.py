@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cst_search.backbone import STAGES, Body, FrozenNorm
 
@@ -20,12 +21,14 @@ class GroupNorm(nn.GroupNorm):
     """GroupNorm that stays in the type of its input, as `backbone.FrozenNorm` does.
 
     Autocast on CUDA runs the stock one in fp32: it then keeps twice the bytes, and an operation that wants one type for
-    its inputs, such as lerp, refuses what comes out. Its sums are in fp32 inside either way.
+    its inputs, such as lerp, refuses what comes out. Its sums are in fp32 inside either way. Weight and bias are cast
+    as autocast casts a convolution's: CUDA's kernel, unlike a CPU's, refuses them in another type than the input's.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x)
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
