@@ -8,6 +8,8 @@ steps on their worst batch (`cst_search.measure`). Printed: the errors of active
 need over 10 % more than predicted, and with --fit the constants of cst_search/memory.yaml as this device has them.
 With --jobs several run at a time: the allocator's figures are each process's own, and the device's are kept only where
 the driver says them of the process. The first few run alone, so there are device figures in any case.
+With --hold the allocator refuses each more than was predicted: what runs out then is one that a search would lose,
+but for the tenth that it gives a trial more.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +82,23 @@ def draw(rng: random.Random, small: bool) -> tuple[Recipe, InputShape]:
     return recipe, worst_input(recipe, max_boxes=rng.choice((5, 50, 200)))
 
 
-def measured(recipe: Recipe, shape: InputShape, steps: int) -> dict[str, Any]:
+def measured(recipe: Recipe, shape: InputShape, steps: int, limit_bytes: int | None) -> dict[str, Any]:
     """`measure.measure` in this process, as a dict; what it raises is an outcome too."""
-    batch = synthetic_batch(recipe, shape, N_CLASSES)
+    batch, device = synthetic_batch(recipe, shape, N_CLASSES), choose_device()
     try:
-        return asdict(measure(recipe, N_CLASSES, batch, steps=steps, device=choose_device(), read_weights=False))
+        return asdict(
+            measure(
+                recipe, N_CLASSES, batch, steps=steps, device=device, memory_limit_bytes=limit_bytes, read_weights=False
+            )
+        )
     except Exception as error:
         return {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
 
 
-def row_of(recipe: Recipe, shape: InputShape, steps: int) -> dict[str, Any]:
+def row_of(recipe: Recipe, shape: InputShape, steps: int, hold: bool) -> dict[str, Any]:
     """A configuration, what is predicted of it, and what it really took."""
     guess = predict(recipe, N_CLASSES, shape)
-    found = measured(recipe, shape, steps)
+    found = measured(recipe, shape, steps, guess.reserved_bytes if hold else None)
     return {
         "recipe": recipe.to_dict(),
         "shape": vars(shape),
@@ -125,7 +132,7 @@ def fitted(rows: list[dict[str, Any]]) -> dict[str, float]:
         "context_bytes": statistics.median(contexts) if contexts else float("nan"),
         "context_spread": statistics.pstdev(contexts) if contexts else float("nan"),
         "fragmentation": slope,
-        "workspace_bytes": offset,
+        "slack_bytes": offset,
         "reserved_spread": statistics.pstdev(residuals),
     }
 
@@ -149,11 +156,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=1, help="configurations at a time, after the first few [1]")
     parser.add_argument("--fit", action="store_true", help="also the constants as this device has them")
+    parser.add_argument("--hold", action="store_true", help="each to the reserved bytes that are predicted of it")
     parser.add_argument("--dry-run", action="store_true", help="four small configurations, on any machine")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    if not torch.cuda.is_available() and not args.dry_run:
+    device = choose_device()
+    if device.type != "cuda" and not args.dry_run:
         parser.error("there is no GPU here; --dry-run shows that the script works")
+    args.steps = 2 if args.dry_run else args.steps
     rng = random.Random(args.seed)
     drawn = [draw(rng, small=args.dry_run) for _ in range(4 if args.dry_run else args.configs)]
     rows: list[dict[str, Any]] = []
@@ -163,7 +173,9 @@ def main() -> None:
 
     def run(n_at_once: int, part: Sequence[tuple[Recipe, InputShape]]) -> None:
         with ProcessPoolExecutor(n_at_once, mp_context=fresh, max_tasks_per_child=1) as pool:
-            for row in pool.map(row_of, *zip(*part, strict=True), [2 if args.dry_run else args.steps] * len(part)):
+            for row in pool.map(
+                partial(row_of, steps=args.steps, hold=args.hold and not args.dry_run), *zip(*part, strict=True)
+            ):
                 if n_at_once > 1 and row["device_source"] != OF_PROCESS:  # of all that run
                     row["device"] = None
                 rows.append(row)
@@ -178,9 +190,14 @@ def main() -> None:
         "torch": torch.__version__,
         "configs": len(rows),
         "seed": args.seed,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "steps": args.steps,
+        "held": args.hold,
         "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""),
     }
+    ends = [row["outcome"] for row in rows]
+    result["outcomes"] = {outcome: ends.count(outcome) for outcome in sorted(set(ends))}
+    print(result["outcomes"])
     if good:
         result |= {name: errors(good, name) for name in ("active", "reserved", "device")}
         short = [r for r in good if r["device"] and r["device"] > 1.1 * r["predicted_device"]]

@@ -29,7 +29,7 @@ from cst_search.data import CocoImages, DetectionData, load_data, loader
 from cst_search.detector import build_detector, trained_tensors
 from cst_search.engine import choose_precision, detect, make_optimiser, make_schedule, train_one_epoch
 from cst_search.recipe import Recipe
-from cst_search.trial import run_trial
+from cst_search.trial import choose_device, run_trial
 from cst_search.weights import save_trained
 
 N_RANDOM_CLASSES, N_RANDOM_BOXES = 80, 10  # of random images; COCO has 80 classes and 7.3 boxes an image
@@ -117,7 +117,7 @@ class Timed:
     """
 
     def __init__(self, recipe: Recipe, data: DetectionData | None, n_batches: int, device: str) -> None:
-        self.recipe, self.device = recipe, torch.device(device)
+        self.recipe, self.device = recipe, choose_device(device)
         self.model = build_detector(recipe, N_RANDOM_CLASSES if data is None else len(data.class_names)).to(device)
         self.batches = {split: load_batches(recipe, data, split, n_batches) for split in ("train", "val")}
         self.optimiser = make_optimiser(self.model, 1e-9, recipe.weight_decay)

@@ -4,7 +4,7 @@ The step is replayed in shapes alone (`tape.py`, `footprint.py`), which gives th
 few percent of a real one in a few milliseconds. Around it:
 
     active   = weights + optimiser state + max(step, update)
-    reserved = active * FRAGMENTATION + WORKSPACE_BYTES
+    reserved = active * FRAGMENTATION + SLACK_BYTES
     device   = reserved + CONTEXT_BYTES
 """
 
@@ -37,7 +37,8 @@ def _constants() -> dict[str, float]:
 _DEVICE = _constants()
 CONTEXT_BYTES = int(_DEVICE["context_bytes"])
 FRAGMENTATION = _DEVICE["fragmentation"]
-WORKSPACE_BYTES = int(_DEVICE["workspace_bytes"])
+SLACK_BYTES = int(_DEVICE["slack_bytes"])
+BLAS_WORKSPACE_BYTES = int(_DEVICE["blas_workspace_bytes"])
 # CUDA's caching allocator rounds every request up to this (kMinBlockSize in c10/cuda/CUDACachingAllocator.h)
 _BLOCK_BYTES = 512
 # what autocast on CUDA runs in four bytes (PyTorch, "Automatic Mixed Precision", CUDA ops that autocast to float32)
@@ -135,9 +136,9 @@ def _predict(recipe_json: str, n_classes: int, shape: InputShape) -> Estimate:
     values: dict[str, Any] = json.loads(recipe_json)
     step = predict_step(Recipe(**values), n_classes, shape)
     active = step.active_bytes
-    reserved = round(active * FRAGMENTATION) + WORKSPACE_BYTES
+    reserved = round(active * FRAGMENTATION) + SLACK_BYTES
     device = reserved + CONTEXT_BYTES
-    breakdown = {**step.parts, "workspace_and_fragmentation": reserved - active, "context": CONTEXT_BYTES}
+    breakdown = {**step.parts, "allocator": reserved - active, "context": CONTEXT_BYTES}
     return Estimate(device, reserved, active, step.trainable_params, step.petl_params, breakdown)
 
 
@@ -163,8 +164,9 @@ def predict_step(
     fp32_ops: frozenset[str] = CUDA_FP32_OPS,
     block: int = _BLOCK_BYTES,
     sums_in_place: bool = True,
+    workspaces: bool = True,
 ) -> StepBytes:
-    """The arithmetic itself; by default for CUDA's rules of autocast and its allocator's rounding."""
+    """The arithmetic itself; by default for CUDA's rules of autocast, its allocator's rounding, its libraries' needs."""
     method = get_method(recipe.method)
     step, plan = describe(recipe, n_classes, shape)
     petl_params = method.petl_params(step.shape, method.make_options(recipe.options))
@@ -174,8 +176,9 @@ def predict_step(
 
     adds_up = recipe.accumulate > 1  # then the gradients of the first step are there when the second runs
     tape = Tape(
-        half=recipe.precision != "fp32", fp32_ops=fp32_ops, block=block, adds_up=adds_up, sums_in_place=sums_in_place
-    )
+        half=recipe.precision != "fp32", fp32_ops=fp32_ops, block=block, adds_up=adds_up, sums_in_place=sums_in_place,
+        conv_copies=workspaces,
+    )  # fmt: skip
     kept = training_step(tape, step, plan)
     peak = tape.peak + (trainable if adds_up else 0)
     images = recipe.batch_size * 3 * shape.height_px * shape.width_px * 4
@@ -187,10 +190,15 @@ def predict_step(
     else:
         parts |= {"gradients": trainable, "update_transients": trainable}
     if plan.start is not None:
-        before = Tape(half=tape.half, fp32_ops=fp32_ops, block=block, drops=True, sums_in_place=sums_in_place)
+        before = Tape(
+            half=tape.half, fp32_ops=fp32_ops, block=block, drops=True, sums_in_place=sums_in_place,
+            conv_copies=workspaces,
+        )  # fmt: skip
         start = start_pass(before, step, plan.start)
         if weights + start > sum(parts.values()):  # there is no optimiser yet
             parts, kept = {"weights": weights, "start": start}, 0
+    if workspaces and tape.multiplies:
+        parts["blas_workspace"] = BLAS_WORKSPACE_BYTES
     return StepBytes(parts, kept, petl_params, petl_params + head_params)
 
 

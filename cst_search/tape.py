@@ -101,6 +101,11 @@ class Tape:
         drops: gradients of parameters are dropped as soon as they are made.
         sums_in_place: several gradients of one tensor are added up in the first of them, where nothing else holds it.
             (Autograd makes a new tensor of every sum while a dispatch mode watches it.)
+        conv_copies: convolutions take a workspace as large as what they read and make. cuDNN's kernels for tensor
+            cores want channels last, and copy what is not. (Fitted on an H100, docs/memory.md; not documented.)
+
+    Attributes:
+        multiplies: matrices were multiplied outside of convolutions: cuBLAS is there.
     """
 
     def __init__(
@@ -112,7 +117,9 @@ class Tape:
         adds_up: bool = False,
         drops: bool = False,
         sums_in_place: bool = True,
+        conv_copies: bool = False,
     ) -> None:
+        self.conv_copies, self.multiplies = conv_copies, False
         self.half, self.fp32_ops, self.block = half, fp32_ops, block
         self.adds_up, self.drops, self.sums_in_place = adds_up, drops, sums_in_place
         self.live = self.peak = 0
@@ -322,15 +329,23 @@ class Tape:
         lean = lean and not trained
         save: list[Tensor | Storage] = [] if lean else [x, *copies]
         params = 4 * (n + (c_out if bias else 0)) if trained else 0
+        shape = (b, c_out, -(-h // stride), -(-w // stride))
+        copies_bytes = self._copies(x, shape)
         return self.op(
-            (b, c_out, -(-h // stride), -(-w // stride)),
+            shape,
             x,
             save=save,
             params=params,
             key=key,
             # under autocast the weight's gradient comes in two bytes first; a lean one casts its weight again
-            transient=2 * n if self.half and (trained or lean) else 0,
+            transient=(2 * n if self.half and (trained or lean) else 0) + copies_bytes,
+            transient_forward=copies_bytes,
         )
+
+    def _copies(self, x: Tensor, shape: tuple[int, int, int, int]) -> int:
+        """Bytes of a convolution's workspace, going forward; going back its gradients are as large."""
+        b, c_out, h, w = shape
+        return x.nbytes + b * c_out * h * w * x.width if self.conv_copies else 0
 
     def lora_conv(self, x: Tensor, c_out: int, k: int, stride: int, rank: int) -> Tensor:
         """A convolution with a weight that is summed anew, W + s * view(B A): keeps its input and that sum."""
@@ -346,12 +361,16 @@ class Tape:
         weight = Storage(self, 4 * n)
         del scaled
         kept = Storage(self, 2 * n) if self.half else weight
+        self.multiplies = True
+        shape = (b, c_out, -(-h // stride), -(-w // stride))
+        copies_bytes = self._copies(x, shape)
         return self.op(
-            (b, c_out, -(-h // stride), -(-w // stride)),
+            shape,
             x,
             save=[x, kept, *low],
             params=4 * n_low,
-            transient=4 * n,  # the gradient of the sum
+            transient=4 * n + copies_bytes,  # with the gradient of the sum
+            transient_forward=copies_bytes,
         )
 
     def side_block(self, kind: str, norm: str, x: Tensor) -> Tensor:
@@ -367,6 +386,7 @@ class Tape:
     def linear(self, x: Tensor, c_out: int) -> Tensor:
         """A trained linear layer with bias: keeps its input."""
         b, c_in = x.shape
+        self.multiplies = True
         if self.half:
             x = self.cast(x, 2)
         copies = self.weight_cast(c_out * c_in, True)

@@ -8,6 +8,9 @@ It needs torch, torchvision and pycocotools only, and runs alone:
 from __future__ import annotations
 
 import gc
+import os
+import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -93,8 +96,23 @@ class TrialResult:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """``auto`` is CUDA where there is one, else the CPU. To be called before anything is on the GPU."""
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "cuda":
+        _expand_segments()
+    return device
+
+
+def _expand_segments() -> None:
+    """Have CUDA's allocator grow its segments, if nobody has set how it works.
+
+    It then held 1.02 to 1.28 times what lives, without it 1.03 to 1.64 times (40 configurations on an H100,
+    benchmarks/results/). Under WSL an allocation that is refused can come as another error then, so not there.
+    """
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the second is that of torch 2.9 and later
+    if sys.platform == "linux" and "microsoft" not in platform.release().lower() and torch.version.hip is None:
+        if not any(name in os.environ for name in names):
+            os.environ[names[0]] = "expandable_segments:True"
 
 
 def check_device(name: str) -> torch.device:

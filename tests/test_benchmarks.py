@@ -267,7 +267,7 @@ def test_a_mistake_ends_with_2_before_anything_runs(command: list[str]) -> None:
 def test_the_constants_that_fit_are_found_again() -> None:
     rows = [{"active": a, "reserved": 1.08 * a + 7e7, "device": 1.08 * a + 7e7 + 4.2e8} for a in (1e9, 2e9, 5e9)]
     found = memory_benchmark.fitted(rows)
-    assert found["fragmentation"] == pytest.approx(1.08) and found["workspace_bytes"] == pytest.approx(7e7)
+    assert found["fragmentation"] == pytest.approx(1.08) and found["slack_bytes"] == pytest.approx(7e7)
     assert found["context_bytes"] == pytest.approx(4.2e8) and found["reserved_spread"] == pytest.approx(0, abs=1)
 
 

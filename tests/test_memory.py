@@ -22,7 +22,15 @@ from cst_search import memory
 from cst_search.detector import build_detector, count_parameters, prepare
 from cst_search.engine import Precision, losses
 from cst_search.errors import ConfigError
-from cst_search.memory import CONTEXT_BYTES, FRAGMENTATION, WORKSPACE_BYTES, InputShape, predict, worst_input
+from cst_search.memory import (
+    BLAS_WORKSPACE_BYTES,
+    CONTEXT_BYTES,
+    FRAGMENTATION,
+    SLACK_BYTES,
+    InputShape,
+    predict,
+    worst_input,
+)
 from cst_search.petl import METHODS, cst
 from cst_search.recipe import DETECTORS, Recipe
 from cst_search.tape import Tape
@@ -213,7 +221,7 @@ def test_the_breakdown_adds_up(tiny_recipe: Make, detector: str, method: str) ->
     estimate = predict(tiny_recipe(detector=detector, method=method), 3, SHAPE)
     assert sum(estimate.breakdown.values()) == estimate.device_bytes
     assert all(isinstance(part, int) and part >= 0 for part in estimate.breakdown.values())
-    assert estimate.reserved_bytes == round(estimate.active_bytes * FRAGMENTATION) + WORKSPACE_BYTES
+    assert estimate.reserved_bytes == round(estimate.active_bytes * FRAGMENTATION) + SLACK_BYTES
     assert estimate.device_bytes == estimate.reserved_bytes + CONTEXT_BYTES
 
 
@@ -316,7 +324,8 @@ def test_the_constants_are_those_of_the_file() -> None:
     """It is read without PyYAML, line by line; and yet it is YAML."""
     content = yaml.safe_load((Path(memory.__file__).parent / "memory.yaml").read_text())
     assert content == {
-        "context_bytes": CONTEXT_BYTES, "fragmentation": FRAGMENTATION, "workspace_bytes": WORKSPACE_BYTES,
+        "context_bytes": CONTEXT_BYTES, "fragmentation": FRAGMENTATION, "slack_bytes": SLACK_BYTES,
+        "blas_workspace_bytes": BLAS_WORKSPACE_BYTES,
     }  # fmt: skip
 
 
