@@ -120,7 +120,7 @@ def _calm(model: nn.Module) -> None:
 
 
 def predicted_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple[int, int]:
-    """The same by arithmetic, for a CPU under a dispatch mode: its rules of autocast, no rounding, new sums, no cuDNN."""
+    """By arithmetic, for a CPU under a dispatch mode: its rules of autocast, no rounding, new sums, no workspaces."""
     step = memory.predict_step(
         recipe, n_classes, shape, fp32_ops=CPU_FP32_OPS, block=1, sums_in_place=False, workspaces=False
     )

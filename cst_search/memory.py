@@ -1,9 +1,9 @@
 """What one training step will need, before it runs: no GPU, no weights, no data.
 
-The step is replayed in shapes alone (`tape.py`, `footprint.py`), which gives the peak of its live tensors to within a
-few percent of a real one in a few milliseconds. Around it:
+The step is replayed in shapes alone (`tape.py`, `footprint.py`), which gives the peak of its live tensors, and of the
+workspaces of cuDNN and cuBLAS, to within a few percent of a real one in a few milliseconds. Around it:
 
-    active   = weights + optimiser state + max(step, update)
+    active   = weights + optimiser state + max(step, update) + cuBLAS's workspaces
     reserved = active * FRAGMENTATION + SLACK_BYTES
     device   = reserved + CONTEXT_BYTES
 """
@@ -166,7 +166,7 @@ def predict_step(
     sums_in_place: bool = True,
     workspaces: bool = True,
 ) -> StepBytes:
-    """The arithmetic itself; by default for CUDA's rules of autocast, its allocator's rounding, its libraries' needs."""
+    """The arithmetic itself; by default for CUDA's rules of autocast, its allocator's rounding, its workspaces."""
     method = get_method(recipe.method)
     step, plan = describe(recipe, n_classes, shape)
     petl_params = method.petl_params(step.shape, method.make_options(recipe.options))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -318,6 +320,45 @@ def test_what_changes_a_shape_changes_the_estimate(tiny_recipe: Make, changes: d
     # BatchNorm in a stage that is trained keeps what FrozenNorm does not
     base = tiny_recipe(precision="fp32", method="full" if "weights" in changes else "cst")
     assert predict(dataclasses.replace(base, **changes), 3, shape).active_bytes != predict(base, 3, shape).active_bytes
+
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("name", ["memory-h100-before-expandable", "memory-h100"])
+def test_it_agrees_with_what_a_gpu_measured(name: str) -> None:
+    """The first is what the workspaces were fitted to, the second came after. Measured peaks, predicted anew."""
+    rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+    off = []
+    for row in rows:
+        recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in row["recipe"].items()})
+        off.append(predict(recipe, 80, InputShape(**row["shape"])).active_bytes / row["active"] - 1)
+    assert len(off) == 40 and median(map(abs, off)) < 0.015
+    assert min(off) > -0.08 and max(off) < 0.125
+
+
+def test_a_convolution_on_a_gpu_copies_what_it_reads_and_makes() -> None:
+    """1 x 8 x 10 x 10 floats in, as many out: 3,200 bytes each; then again, forward and backward."""
+    peaks = []
+    for copies in (False, True):
+        tape = Tape(conv_copies=copies)
+        tape.conv(tape.tensor(1, 8, 10, 10), 8, 3, trained=False)
+        peaks.append(tape.peak)
+        tape = Tape(conv_copies=copies)
+        tape.conv(tape.tensor(1, 8, 10, 10), 8, 3)
+        before = tape.live
+        tape.backward()
+        peaks.append(tape.peak - before)
+    assert peaks[0] == 6400 and peaks[2] == 12800
+    assert peaks[3] - peaks[1] == 6400
+
+
+@pytest.mark.parametrize(("detector", "method", "there"), [
+    ("fcos", "head", False), ("fcos", "conv_lora", True), ("fasterrcnn", "head", True),
+])  # fmt: skip
+def test_cublas_takes_its_workspace_where_matrices_are_multiplied(detector: str, method: str, there: bool) -> None:
+    parts = predict(Recipe(detector=detector, method=method), 80, SHAPE).breakdown
+    assert parts.get("blas_workspace") == (BLAS_WORKSPACE_BYTES if there else None)
 
 
 def test_the_constants_are_those_of_the_file() -> None:
