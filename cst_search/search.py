@@ -86,6 +86,7 @@ class StudySearcher(_Stays, Searcher):
     def __init__(self, supply: Supply, placement: Placement | None = None, cluster: Cluster | None = None) -> None:
         super().__init__()
         self.supply, self.placement, self.cluster = supply, placement, cluster
+        self.first: Suggestion | None = None  # made before anybody asked
         self.fault: CstSearchError | None = None  # nothing can go on: the study's storage is gone, or all nodes
         self.numbers: dict[str, int] = {}  # Ray's trials at work -> the study's
         self.stopped: set[str] = set()
@@ -100,6 +101,11 @@ class StudySearcher(_Stays, Searcher):
             yield
         except CstSearchError as error:
             self.fault = self.fault or error
+
+    def look_ahead(self) -> None:
+        """Make the first suggestion now: it takes a second or two, in which Ray starts."""
+        with self.kept():
+            self.first = self.supply.next()
 
     def suggest(self, trial_id: str) -> Any:
         if self.fault is not None:
@@ -117,6 +123,9 @@ class StudySearcher(_Stays, Searcher):
         return task | {"gpu": share, "limit_bytes": self.placement.limit_bytes(share)}
 
     def _next(self) -> Suggestion | None:
+        if (first := self.first) is not None:
+            self.first = None
+            return first
         with self.kept():
             return self.supply.next()
         return None
@@ -298,7 +307,9 @@ class Ray:
             return
         self.prepare()
         own, self._ready = self._ready, None
+        searcher = StudySearcher(supply, self.placement, self.cluster)
         if own is not None:
+            searcher.look_ahead()  # where Ray does not start, the next launch takes it up
             try:
                 own.result()
             except Exception as error:
@@ -308,7 +319,6 @@ class Ray:
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         # what Tune says of its own files, with a traceback at times when it is interrupted, is of no use here
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        searcher = StudySearcher(supply, self.placement, self.cluster)
         scratch = tempfile.mkdtemp(prefix="cst-search-ray-")
         try:
             cpus = self.cpus

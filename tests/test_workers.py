@@ -439,6 +439,20 @@ def test_how_a_trial_of_ray_ends(
     searcher.on_trial_complete("nobody", None, True)  # a trial that the searcher did not give is none of ours
 
 
+def test_a_first_suggestion_made_ahead_is_the_first_handed_out(tmp_path: Path) -> None:
+    from cst_search.search import StudySearcher
+
+    study, heard = make_study(tmp_path), Heard()
+    study.begin_launch()
+    task: Any = SimpleNamespace(rungs=(), checkpoints=None)
+    supply = Supply(study, task, n_trials=2, estimate=fake_estimate, stop=lambda: False, events=heard)  # type: ignore[arg-type]
+    searcher = StudySearcher(supply)
+    searcher.look_ahead()
+    (ahead,) = [record for record in study.info().trials if record.state == "running"]
+    assert searcher.suggest("a") == {"trial": ahead.trial, "config": ahead.config}
+    assert searcher.suggest("b")["trial"] != ahead.trial and searcher.suggest("c") is None
+
+
 # --- how Ray starts ---------------------------------------------------------------------------------------------------
 
 
@@ -474,7 +488,14 @@ def test_where_ray_cannot_start_there_is_one_message(tmp_path: Path, monkeypatch
     monkeypatch.setattr(search.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(search.ray, "init", init)
     task = Task(None, None, 1, "cpu", 1)  # type: ignore[arg-type]
+    study = make_study(tmp_path)
+    study.begin_launch()
     with pytest.raises(RunError, match=r"^Ray did not start: The current node timed out .* --in-process runs"):
         search.Ray(2, cpus=1).run(
-            make_study(tmp_path), task, n_trials=1, estimate=fake_estimate, stop=lambda: False, events=Heard()  # type: ignore[arg-type]
+            study, task, n_trials=1, estimate=fake_estimate, stop=lambda: False, events=Heard()  # type: ignore[arg-type]
         )  # fmt: skip
+    study.end_launch()  # what was suggested ahead is there for the next
+    again = Study.open(f"sqlite:///{tmp_path / 'studies.db'}", study.name)
+    again.begin_launch()
+    suggestion = again.ask(fake_estimate, 1)  # type: ignore[arg-type]
+    assert suggestion is not None and suggestion.again and len(again.info().trials) == suggestion.trial + 1
