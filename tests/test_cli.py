@@ -224,6 +224,24 @@ def test_a_home_that_is_a_file(tmp_path: Path, tiny_folder: Path) -> None:
     assert ran.code == 2 and "cannot" in ran.message and str(tmp_path / "file") in ran.message
 
 
+def test_a_program_ends_at_once_and_yet_in_order() -> None:
+    """Threads that are waited for, what was registered for the end, and what was printed."""
+    code = """
+import atexit, sys, threading, time
+from cst_search import cli
+def main():
+    threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+    atexit.register(print, "the end")
+    sys.exit({code})
+cli.main = main
+cli.run()
+"""
+    for given, expected, said in (("0", 0, ""), ("2", 2, ""), ("None", 0, ""), ("'why'", 1, "why\n")):
+        command = [sys.executable, "-c", code.replace("{code}", given)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (expected, "thread\nthe end\n", said)
+
+
 def test_a_real_process_says_the_same(tmp_path: Path) -> None:
     """As the person has it: an exit code, one line on standard error that a pipe does not break, no traceback."""
     command = [sys.executable, "-m", "cst_search.cli", "front", "x" * 200, "--home", str(tmp_path / "none")]

@@ -281,6 +281,8 @@ class MadeUp:
 
     def prepare(self) -> None: ...
 
+    def close(self) -> None: ...
+
     def run(self, study: Study, task: Any, *, n_trials: int, estimate: Any, stop: Any, events: Any) -> None:
         for i in range(n_trials - study.info().n_ran()):
             suggestion = study.ask(estimate)

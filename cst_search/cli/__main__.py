@@ -1,5 +1,5 @@
 """``python -m cst_search.cli``."""
 
-from cst_search.cli import main
+from cst_search.cli import run
 
-main()
+run()
