@@ -1,7 +1,7 @@
 """A bound on the memory that a piece of work may take, and what counts as running out of it. Needs torch alone.
 
 On a GPU the caching allocator refuses what would pass the bound (`torch.cuda.set_per_process_memory_fraction`), give or
-take the page of 20 MiB by which its segments grow (5 MB over were seen on an H100). That counts all that torch holds, in
+take the page of 20 MiB by which its segments grow (5 MB over were seen on an H100). It counts all that torch holds, in
 use or cached, but neither the CUDA context nor what libraries take by themselves (pytorch#58466): who has a budget for
 the whole process takes the context off first.
 

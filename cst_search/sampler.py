@@ -123,6 +123,7 @@ class Model:
     def __init__(self, theta: Floats | None = None) -> None:
         self.theta = theta
         self.tuned_at = 0  # of how many trials theta is
+        self.evidence = 0.0  # logarithm of the likelihood of the y that it was fitted to
 
     def fit(self, rows: Floats, y: Floats, variances: Floats, *, tune: bool, least_spread: float = 0.0) -> None:
         """Fit to n observations.
@@ -145,6 +146,7 @@ class Model:
         self._gp = GaussianProcessRegressor(kernel, alpha=variances / self._scale**2 + 1e-8, optimizer=optimiser)
         self._gp.fit(rows, (y - self._mean) / self._scale)
         self.theta = self._gp.kernel_.theta
+        self.evidence = self._gp.log_marginal_likelihood_value_ - len(y) * math.log(self._scale)
 
     @property
     def kernel(self) -> Any:
@@ -200,8 +202,10 @@ _CYCLE = 8
 # The model is one fit out of many that a few trials allow, and surer than all of them together: where it chooses, its
 # standard deviation counts so many times, and less the more trials a column of it has (docs/searching.md).
 _BOLD = 2.0
-# With a prior every second suggestion does without it from so many results on: within one method it may know little.
+# With a prior there are two models from so many results on, with it and without: within one method it may know little.
+# Which one suggests is drawn by their evidence, and neither is ever left out.
 _FIRST_DOUBT = 3
+_LEAST_BELIEF = 0.1
 _FIRST_SPREAD = 0.1  # standard deviation of y around its prior, where fewer than three y are known; of mAP's size
 _MOST_MODELLED = 300  # trials that the model is made of: a suggestion is to take milliseconds
 
@@ -255,8 +259,8 @@ class ParetoSampler(BaseSampler):
         reference: the worst values that count, in the order of the objectives; None: of the known ones the worst seen.
         curve: what a trial reached before its end: {epoch: value of the costly objective}.
         prior: what n configurations, ``n x p`` as `candidates.Layout` has them, are expected to have of the costly
-            objective before any trial, up to a constant, in its units. It weighs as much as three trials, and every
-            second suggestion does without.
+            objective before any trial, up to a constant, in its units. It weighs as much as three trials, and is
+            believed by its evidence. Of more than 300 trials none is used.
         n_priced: ``known`` is called some so often for a suggestion, five times as often for the first, and while
             nothing is known to be feasible.
         n_startup: results before the model is used; configurations are drawn at random until then. None with a prior.
@@ -442,8 +446,8 @@ class ParetoSampler(BaseSampler):
 
     def _fitted(
         self, points: Sequence[_Point], n_told: int, n: int, sign: float, believes: bool
-    ) -> Callable[[Floats], Prediction]:
-        """What a model says of configurations: mean and standard deviation of y.
+    ) -> tuple[Callable[[Floats], Prediction], float]:
+        """What a model says of configurations, mean and standard deviation of y; and its evidence.
 
         Points after the first ``n_told`` have no y, and count as if they had the mean.
 
@@ -467,6 +471,7 @@ class ParetoSampler(BaseSampler):
             model.tuned_at = n
         if n_told:
             fit(rows[:n_told], left, variance, tune=tune)
+        evidence = model.evidence - believes * 0.5 * math.log(max(n_told, 1))  # for the slope
         if n_told < len(points):
             believed = model.predict(rows[n_told:])[0] if n_told else np.zeros(len(points))
             variance = np.append(variance, np.zeros(len(believed)))
@@ -476,7 +481,20 @@ class ParetoSampler(BaseSampler):
             mean, std = model.predict(self._layout.encode(codes))
             return mean + start + slope * sign * prior(codes), std
 
-        return predict
+        return predict, evidence
+
+    def _believed(self, points: Sequence[_Point], n_told: int, n: int, sign: float) -> Callable[[Floats], Prediction]:
+        """The model with the prior or the one without, drawn by their evidence."""
+        fitted = partial(self._fitted, points, n_told, n, sign)
+        if self._prior is _no_prior or n > _MOST_MODELLED:  # a prior that weighs as much as three trials
+            return fitted(False)[0]
+        with_prior, evidence = fitted(True)
+        if n_told < _FIRST_DOUBT:
+            return with_prior
+        without, rival = fitted(False)
+        odds = 1 / (1 + math.exp(min(rival - evidence, 50.0)))
+        share = min(max(odds, _LEAST_BELIEF), 1 - _LEAST_BELIEF)
+        return with_prior if self._rng.random() < share else without
 
     # --- what is best ---
 
@@ -488,8 +506,7 @@ class ParetoSampler(BaseSampler):
             if point.costs is None:
                 point.costs = self._costs([self._price(point.codes)], signs)[0]
         codes, costs = np.stack([p.codes for p in everyone]), np.array([p.costs for p in everyone])
-        believes = self._prior is not _no_prior and (len(told) < _FIRST_DOUBT or len(points) % 2 > 0)
-        predict = self._fitted(everyone, len(told), len(points), signs[self._costly], believes)
+        predict = self._believed(everyone, len(told), len(points), signs[self._costly])
         # the front as the model sees it: the highest of many noisy values is high by luck, too
         smooth, _ = predict(codes)
         front = np.flatnonzero([point.counts for point in everyone])

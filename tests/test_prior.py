@@ -15,6 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from scipy.stats import spearmanr
 from studies import make_spec
 
+from cst_search import sampler as sampler_module
 from cst_search import samplers
 from cst_search.candidates import Layout
 from cst_search.config import load_space
@@ -138,26 +139,45 @@ def test_a_prior_that_is_wrong_does_not_keep_a_search_from_the_best() -> None:
     assert np.median([y[1] for y in found]) < 0.2  # it was believed at first
 
 
-def test_every_second_suggestion_does_without_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From three results on; one in eight is at random."""
-    seen: list[bool] = []
+def beliefs(
+    monkeypatch: pytest.MonkeyPatch, prior: Callable[[np.ndarray], np.ndarray], n: int, seed: int
+) -> list[bool]:
+    """Whether the model with the prior suggested, of each trial whose suggestion was a model's."""
+    used: dict[int, bool] = {}
     fitted = ParetoSampler._fitted
 
-    def noted(self: ParetoSampler, *arguments: Any) -> Any:
-        before = len(asked)
-        predict = fitted(self, *arguments)
-        seen.append(len(asked) > before)
-        return predict
+    def noted(self: ParetoSampler, points: Any, n_told: int, number: int, sign: float, believes: bool) -> Any:
+        predict, evidence = fitted(self, points, n_told, number, sign, believes)
 
-    asked: list[int] = []
+        def logged(codes: np.ndarray) -> Any:
+            used[number] = believes
+            return predict(codes)
 
-    def prior(rows: np.ndarray) -> np.ndarray:
-        asked.append(len(rows))
-        return truths(rows)
+        return logged, evidence
 
-    monkeypatch.setattr(ParetoSampler, "_fitted", noted)
-    search(8, prior, 0)
-    assert seen == [True, True, True, False, True, False, True]  # of the second to the eighth
+    with monkeypatch.context() as patch:
+        patch.setattr(ParetoSampler, "_fitted", noted)
+        search(n, prior, seed)
+    return list(used.values())
+
+
+def test_a_prior_is_believed_by_its_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Always while fewer than three results are known; then it and the model without it are drawn by their evidence."""
+
+    def noise(rows: np.ndarray) -> np.ndarray:
+        return np.sin(1e4 * rows.sum(axis=1))
+
+    right, wrong = ([beliefs(monkeypatch, prior, 32, seed) for seed in range(4)] for prior in (truths, noise))
+    assert all(seen[:2] == [True, True] for seen in (*right, *wrong))
+    shares = [np.mean([believed for seen in each for believed in seen[2:]]) for each in (right, wrong)]
+    assert shares[0] > 0.75 and shares[1] < 0.4
+    assert shares[0] < 1 and shares[1] > 0  # neither is ever left out
+
+
+def test_a_large_study_does_without_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler_module, "_MOST_MODELLED", 12)
+    seen = beliefs(monkeypatch, truths, 24, 0)
+    assert any(seen[:8]) and not any(seen[-6:])
 
 
 def test_the_first_suggestions_do_not_wait_for_a_result() -> None:
