@@ -492,9 +492,9 @@ class ParetoSampler(BaseSampler):
         if n_told < _FIRST_DOUBT:
             return with_prior
         without, rival = fitted(False)
-        odds = 1 / (1 + math.exp(min(rival - evidence, 50.0)))
-        share = min(max(odds, _LEAST_BELIEF), 1 - _LEAST_BELIEF)
-        return with_prior if self._rng.random() < share else without
+        belief = 1 / (1 + math.exp(min(rival - evidence, 50.0)))
+        belief = min(max(belief, _LEAST_BELIEF), 1 - _LEAST_BELIEF)
+        return with_prior if self._rng.random() < belief else without
 
     # --- what is best ---
 
