@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -322,7 +323,35 @@ def test_loader_processes_change_nothing(tiny_recipe: Make, tiny_data: Detection
 
 
 def test_choose_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")  # or it would be set, and stay
     for there, expected in ((False, "cpu"), (True, "cuda")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert choose_device() == torch.device(expected)
     assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("why", "device", "kernel", "hip", "given", "expected"),
+    [
+        ("a GPU", "cuda", "6.1.0", None, {}, "expandable_segments:True"),
+        ("a CPU has no such allocator", "cpu", "6.1.0", None, {}, None),
+        ("under WSL", "cuda", "5.15.90.1-microsoft-standard-WSL2", None, {}, None),
+        ("ROCm", "cuda", "6.1.0", "6.2", {}, None),
+        ("the person's own", "cuda", "6.1.0", None, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native"),
+        ("by its newer name", "cuda", "6.1.0", None, {"PYTORCH_ALLOC_CONF": "backend:native"}, None),
+    ],
+)
+def test_segments_of_a_gpu_grow_unless_the_person_says_how(
+    monkeypatch: pytest.MonkeyPatch, why: str, device: str, kernel: str, hip: str | None, given: dict[str, str],
+    expected: str | None,
+) -> None:  # fmt: skip
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # put back at the end, also where it is set meanwhile
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(trial.sys, "platform", "linux")
+    monkeypatch.setattr(trial.platform, "release", lambda: kernel)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    choose_device(device)
+    assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
