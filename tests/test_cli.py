@@ -236,9 +236,10 @@ def main():
 cli.main = main
 cli.run()
 """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     for given, expected, said in (("0", 0, ""), ("2", 2, ""), ("None", 0, ""), ("'why'", 1, "why\n")):
         command = [sys.executable, "-c", code.replace("{code}", given)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
         assert (done.returncode, done.stdout, done.stderr) == (expected, "thread\nthe end\n", said)
 
 

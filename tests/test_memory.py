@@ -353,6 +353,18 @@ def test_a_convolution_on_a_gpu_copies_what_it_reads_and_makes() -> None:
     assert peaks[3] - peaks[1] == 6400
 
 
+def test_a_convolution_with_lora_does_as_well() -> None:
+    forward, backward = [], []
+    for copies in (False, True):
+        tape = Tape(conv_copies=copies)
+        tape.lora_conv(tape.tensor(1, 4, 40, 40), 4, 3, 1, 1)  # 25,600 bytes each way; weights are small beside it
+        forward.append(tape.peak)
+        tape.peak = tape.live
+        tape.backward()
+        backward.append(tape.peak)
+    assert forward[1] - forward[0] == 51_200 and backward[1] - backward[0] == 51_200
+
+
 @pytest.mark.parametrize(("detector", "method", "there"), [
     ("fcos", "head", False), ("fcos", "conv_lora", True), ("fasterrcnn", "head", True),
 ])  # fmt: skip

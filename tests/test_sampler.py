@@ -79,6 +79,15 @@ def test_the_model_interpolates_and_is_unsure_elsewhere() -> None:
     assert std[1] > 3 * std[0]
 
 
+def test_evidence_is_of_the_observations_as_they_are() -> None:
+    """A likelihood is a density: of ten times the y it is a tenth, for each."""
+    rows = np.linspace(0, 1, 6)[:, None]
+    one, other = Model(), Model()
+    one.fit(rows, np.sin(6 * rows[:, 0]), np.zeros(6), tune=True)
+    other.fit(rows, 10 * np.sin(6 * rows[:, 0]), np.zeros(6), tune=True)
+    assert one.evidence - other.evidence == pytest.approx(6 * np.log(10), abs=1e-3)
+
+
 def test_a_doubtful_observation_weighs_less() -> None:
     rows, y = np.array([[0.0], [0.5], [1.0]]), np.array([0.0, 3.0, 0.0])
     sure, unsure = Model(), Model()
