@@ -241,8 +241,8 @@ def startup(begun: float, parts: Mapping[str, Sequence[float]], first: float) ->
         "study": parts["settings_of"][0] - parts["make_workers"][1],
     }
     if "run" in parts:
-        del found["study"]
-        found["study, MLflow"] = parts["run"][0] - parts["make_workers"][1]
+        found["study"] = parts["prepare"][0] - parts["make_workers"][1]
+        found["mlflow, imported"] = parts["run"][0] - parts["prepare"][1]
         found["waiting for ray.init"] = max(0.0, parts["init"][1] - parts["run"][0])
         found["until a worker has begun"] = first - max(parts["run"][0], parts["init"][1])
         found["beside: ray.init"] = took["init"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,12 +68,7 @@ class LaunchResult:
 
 
 def launch(options: LaunchOptions, console: Console) -> LaunchResult:
-    """Search. Raises UserError before any trial; after that, what is finished is kept whatever happens."""
-    with ExitStack() as stack:
-        return _launch(options, console, stack)
-
-
-def _launch(options: LaunchOptions, console: Console, stack: ExitStack) -> LaunchResult:
+    """Search. Raises UserError before anything is started; after that, what is finished is kept whatever happens."""
     begun = time.monotonic()
 
     def say(line: str = "") -> None:
@@ -109,8 +104,6 @@ def _launch(options: LaunchOptions, console: Console, stack: ExitStack) -> Launc
         check_nodes(cluster, options.home, recipe, data, device)
     placement = None if device.type != "cuda" else gpu_placement(limit, cluster)
     workers, n_workers, threads = make_workers(options, placement, recipe, survey, cluster)
-    stack.callback(workers.close)
-    workers.prepare()  # takes as long as what comes here
 
     # a budget far above the space would make every hypervolume look alike
     ceiling = {name: values[-1] * 1.05 + 1 for name, values in vars(survey).items()}
@@ -125,6 +118,7 @@ def _launch(options: LaunchOptions, console: Console, stack: ExitStack) -> Launc
         study.storage.say = say
     n_before = study.info().n_ran()
 
+    workers.prepare()
     from cst_search.record import MlflowRecord, default_tracking_uri  # mlflow takes seconds to import
 
     tracking_uri = options.tracking_uri or default_tracking_uri(options.home)

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -279,13 +279,6 @@ class Ray:
         logging.getLogger("ray").setLevel(logging.ERROR)  # else it says that it leaves SIGTERM to us
         # as a daemon: on Linux what a thread has started ends with that thread, so it lives as long as this process
         threading.Thread(target=self._start, args=(self._ready,), name="ray", daemon=True).start()
-
-    def close(self) -> None:
-        own, self._ready = self._ready, None
-        if own is not None:
-            with suppress(Exception):
-                own.result()
-                ray.shutdown()
 
     def _start(self, ready: Future[None]) -> None:
         try:

@@ -70,9 +70,6 @@ class Workers(Protocol):
     def prepare(self) -> None:
         """Begin to start what takes its time, and return at once. `run` does it where this was not called."""
 
-    def close(self) -> None:
-        """End what was prepared and not run."""
-
     def run(
         self,
         study: Study,
@@ -183,9 +180,6 @@ class InProcess:
 
     def prepare(self) -> None:
         """Nothing to start."""
-
-    def close(self) -> None:
-        """Nothing to end."""
 
     def run(
         self,

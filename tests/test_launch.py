@@ -28,7 +28,7 @@ from studies import Ran, run_cli, scored
 from cst_search import suggest
 from cst_search.config import write_yaml
 from cst_search.data import DetectionData
-from cst_search.errors import ConfigError, StudyError
+from cst_search.errors import ConfigError
 from cst_search.live import View
 from cst_search.memory import CONTEXT_BYTES, predict, worst_input
 from cst_search.petl import get_method
@@ -270,7 +270,6 @@ class MadeUp:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.costs: list[tuple[int, int]] = []
         self.counts: Counter[str] = Counter()
-        self.closed = False
         for place, name in ((suggest, "trial_record"), (Study, "info")):
             original = getattr(place, name)
 
@@ -282,9 +281,6 @@ class MadeUp:
 
     def prepare(self) -> None: ...
 
-    def close(self) -> None:
-        self.closed = True
-
     def run(self, study: Study, task: Any, *, n_trials: int, estimate: Any, stop: Any, events: Any) -> None:
         for i in range(n_trials - study.info().n_ran()):
             suggestion = study.ask(estimate)
@@ -293,20 +289,6 @@ class MadeUp:
             self.counts.clear()
             events.finished(study.tell(suggestion.trial, scored(0.1 + 0.01 * i)))
             self.costs.append((self.counts["trial_record"], self.counts["info"]))
-
-
-def test_what_was_started_for_a_study_that_cannot_be_made_is_ended(
-    tmp_path: Path, base: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workers = MadeUp(monkeypatch)
-    monkeypatch.setattr("cst_search.launching.make_workers", lambda *_: (workers, 1, 1))
-
-    def refused(*_: Any) -> Any:
-        raise StudyError("no such study")
-
-    monkeypatch.setattr("cst_search.launching.make_study", refused)
-    assert run_cli("launch", *base(tmp_path, "lr"), "--study", "none").code == 2
-    assert workers.closed
 
 
 def test_what_a_finish_costs_does_not_grow(

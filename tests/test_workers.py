@@ -479,22 +479,6 @@ def test_ray_starts_beside_on_a_thread_that_stays(monkeypatch: pytest.MonkeyPatc
     assert len(calls) == 1 and calls[0].is_alive() and calls[0] is not threading.main_thread()
 
 
-def test_ray_that_was_started_for_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cst_search import search
-
-    calls: list[str] = []
-    monkeypatch.setattr(search.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(search.ray, "init", lambda *_, **__: calls.append("init"))
-    monkeypatch.setattr(search.ray, "shutdown", lambda: calls.append("shutdown"))
-    workers = search.Ray(2, cpus=1)
-    workers.close()
-    assert calls == []
-    workers.prepare()
-    workers.close()
-    workers.close()
-    assert calls == ["init", "shutdown"]
-
-
 def test_where_ray_cannot_start_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cst_search import search
 
