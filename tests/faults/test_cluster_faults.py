@@ -92,7 +92,7 @@ def test_nodes_go_and_come_and_then_the_head_goes(there: Place, machine: Machine
         one.until(f"node {NODE}: 1 CPUs has joined")
         hang.unlink()
         one.until(lambda: len({note["pid"] for note in there.notes()}) >= 3)
-        assert f"note: node {NODE} has gone" in one.output
+        one.until(f"note: node {NODE} has gone")  # Ray may be slower to say so than the other is to join
         head, node = machine.processes
         kill(head)
         begun = time.monotonic()
