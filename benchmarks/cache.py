@@ -28,12 +28,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cst_search import __version__
-from cst_search.cache import Cache, taken_bytes
-from cst_search.config import load_recipe
-from cst_search.data import DetectionData, load_data
-from cst_search.demo import write_demo
-from cst_search.recipe import Recipe
-from cst_search.trial import run_trial
+from cst_search.config.loading import load_recipe
+from cst_search.config.recipe import Recipe
+from cst_search.data.coco import DetectionData, load_data
+from cst_search.data.demo import write_demo
+from cst_search.data.disk_cache import Cache, taken_bytes
+from cst_search.trial.run import run_trial
 from cst_search.units import format_bytes
 
 BOUND_BYTES = 20 * 10**9

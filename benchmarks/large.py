@@ -41,17 +41,18 @@ import sqlalchemy
 import torch
 from rich.console import Console
 
-from cst_search import pareto, suggest
-from cst_search.config import load_recipe, load_space
-from cst_search.dashboard import write_front
-from cst_search.launching import follow
-from cst_search.live import View
-from cst_search.memory import Estimate, InputShape, predict
-from cst_search.pareto import OBJECTIVES
-from cst_search.record import MlflowRecord
-from cst_search.results import Budget, LaunchRecord, StudyInfo, StudySpec, front_report, page_report
-from cst_search.samplers import SAMPLERS
-from cst_search.suggest import Study
+from cst_search.commands.launch import follow
+from cst_search.config.loading import load_recipe, load_space
+from cst_search.memory.estimate import Estimate, InputShape, predict
+from cst_search.report.html import write_front
+from cst_search.report.progress import View
+from cst_search.search import session as suggest
+from cst_search.search.samplers import SAMPLERS
+from cst_search.search.session import Study
+from cst_search.study import pareto
+from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.records import Budget, LaunchRecord, StudyInfo, StudySpec, front_report, page_report
+from cst_search.tracking.mlflow_record import MlflowRecord
 
 SHAPE, N_CLASSES = InputShape(128, 128, 8), 3  # the demo's
 BUDGET = Budget(memory_bytes=885_000_000)  # of demo trials that need 870 to 911 MB

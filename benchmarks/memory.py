@@ -4,8 +4,8 @@
     python benchmarks/memory.py --dry-run          # on a CPU: everything but the figures
 
 Needs torch and torchvision alone. Random configurations of all methods, detectors and ResNets are trained for a few
-steps on their worst batch (`cst_search.measure`). Printed: the errors of active, reserved and device bytes, how many
-need over 10 % more than predicted, and with --fit the constants of cst_search/memory.yaml as this device has them.
+steps on their worst batch (`cst_search.trial.measure`). Printed: the errors of active, reserved and device bytes, how many
+need over 10 % more than predicted, and with --fit the constants of cst_search/memory/memory.yaml as this device has them.
 With --jobs several run at a time: the allocator's figures are each process's own, and the device's are kept only where
 the driver says them of the process. The first few run alone, so there are device figures in any case.
 With --hold the allocator refuses each more than was predicted: what runs out then is one that a search would lose,
@@ -33,11 +33,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cst_search.measure import measure, synthetic_batch
-from cst_search.memory import InputShape, predict, worst_input
+from cst_search.config.recipe import BACKBONES, DETECTORS, Recipe
+from cst_search.memory.estimate import InputShape, predict, worst_input
 from cst_search.petl import METHODS
-from cst_search.recipe import BACKBONES, DETECTORS, Recipe
-from cst_search.trial import choose_device
+from cst_search.trial.measure import measure, synthetic_batch
+from cst_search.trial.run import choose_device
 
 N_CLASSES = 80
 N_ALONE = 4
@@ -169,7 +169,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     # a process for each, forked from one that has imported torch and not touched a GPU
     fresh = multiprocessing.get_context("forkserver")
-    fresh.set_forkserver_preload(["torchvision", "cst_search.measure"])
+    fresh.set_forkserver_preload(["torchvision", "cst_search.trial.measure"])
 
     def run(n_at_once: int, part: Sequence[tuple[Recipe, InputShape]]) -> None:
         with ProcessPoolExecutor(n_at_once, mp_context=fresh, max_tasks_per_child=1) as pool:

@@ -40,14 +40,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from methods_measure import N_RANDOM_BOXES, N_RANDOM_CLASSES, Job, first_images, without_folders
 from methods_table import relate, summarise, table
 
-from cst_search import __version__, catalog
-from cst_search.data import DetectionData, load_data
-from cst_search.demo import write_demo
+from cst_search import __version__
+from cst_search.config import catalog
+from cst_search.config.recipe import Recipe
+from cst_search.data.coco import DetectionData, load_data
+from cst_search.data.demo import write_demo
 from cst_search.errors import ConfigError, UserError
-from cst_search.memory import InputShape, predict, worst_input
+from cst_search.memory.estimate import InputShape, predict, worst_input
 from cst_search.petl import METHODS, get_method
-from cst_search.recipe import Recipe
-from cst_search.trial import choose_device
+from cst_search.trial.run import choose_device
 
 ROOT = Path(__file__).resolve().parent.parent
 # --size: a recipe of trials/, and what is laid over it (torchvision's weights would be fetched)

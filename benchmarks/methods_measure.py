@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cst_search.data import CocoImages, DetectionData, load_data, loader
-from cst_search.detector import build_detector, trained_tensors
-from cst_search.engine import choose_precision, detect, make_optimiser, make_schedule, train_one_epoch
-from cst_search.recipe import Recipe
-from cst_search.trial import choose_device, run_trial
-from cst_search.weights import save_trained
+from cst_search.config.recipe import Recipe
+from cst_search.data.coco import CocoImages, DetectionData, load_data, loader
+from cst_search.detector.build import build_detector, trained_tensors
+from cst_search.detector.weights import save_trained
+from cst_search.trial.engine import choose_precision, detect, make_optimiser, make_schedule, train_one_epoch
+from cst_search.trial.run import choose_device, run_trial
 
 N_RANDOM_CLASSES, N_RANDOM_BOXES = 80, 10  # of random images; COCO has 80 classes and 7.3 boxes an image
 Batches = list[tuple[list[Tensor], list[dict[str, Any]]]]

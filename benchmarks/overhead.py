@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from wall import machine
 
-from cst_search.data import DetectionData
+from cst_search.data.coco import DetectionData
 
 SIDES = {
     "function": "the trial function alone",
@@ -52,12 +52,12 @@ SIDES = {
 
 
 def nothing(notes: str, seconds: float, recipe: Any, data: Any, *, report: Any = None, **_: Any) -> Any:
-    """Instead of `cst_search.trial.run_trial`: a made-up result of one epoch."""
+    """Instead of `cst_search.trial.run.run_trial`: a made-up result of one epoch."""
     import json
     import os
     import time
 
-    from cst_search.trial import TrialResult
+    from cst_search.trial.run import TrialResult
 
     begun = time.time()
     time.sleep(seconds)
@@ -75,12 +75,12 @@ def arrive(notes: str, seconds: float, values: dict[str, Any]) -> DetectionData:
     import functools
     import sys
 
-    import cst_search.trial
-    from cst_search.data import DetectionData
+    import cst_search.trial.run
+    from cst_search.data.coco import DetectionData
 
-    cst_search.trial.run_trial = functools.partial(nothing, notes, seconds)
+    cst_search.trial.run.run_trial = functools.partial(nothing, notes, seconds)
     if "stock" in sys.modules:
-        sys.modules["stock"].run_trial = cst_search.trial.run_trial  # type: ignore[attr-defined]
+        sys.modules["stock"].run_trial = cst_search.trial.run.run_trial  # type: ignore[attr-defined]
     return DetectionData(**values)
 
 
@@ -132,10 +132,10 @@ def launch_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
     begun = time.time()
     from rich.console import Console
 
-    from cst_search import launching
-    from cst_search.live import View
-    from cst_search.preparation import LaunchOptions
-    from cst_search.results import Budget
+    from cst_search.commands import launch as launching
+    from cst_search.commands.preparation import LaunchOptions
+    from cst_search.report.progress import View
+    from cst_search.study.records import Budget
 
     parts: dict[str, list[float]] = {"imports": [begun, time.time()]}
     load = launching.load_dataset
@@ -163,7 +163,7 @@ def launch_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
             begun = time.time()
             import ray
 
-            from cst_search.search import Ray
+            from cst_search.execution.ray_tune import Ray
 
             parts["import ray"] = [begun, time.time()]
             stack.enter_context(stamped(parts, ray, "init", "shutdown"))
@@ -196,9 +196,9 @@ def stock_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def function_side(args: argparse.Namespace) -> dict[str, Any]:
-    from cst_search import trial
-    from cst_search.config import load_recipe
-    from cst_search.data import load_data
+    from cst_search.config.loading import load_recipe
+    from cst_search.data.coco import load_data
+    from cst_search.trial import run as trial
 
     data = carried(load_data(args.home / "demo-data")[0], args)
     recipe = load_recipe("demo")
@@ -306,7 +306,7 @@ def main() -> None:
     if set(sides) - set(SIDES) or args.trials <= args.workers:
         parser.error(f"--sides takes {', '.join(SIDES)}; --trials must be above --workers")
 
-    from cst_search.demo import write_demo
+    from cst_search.data.demo import write_demo
 
     rows = []
     with tempfile.TemporaryDirectory(prefix="overhead-") as folder:

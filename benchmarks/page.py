@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from pages import chromium, made_info
 from wall import machine
 
-from cst_search.dashboard import write_front
-from cst_search.importance import importance
-from cst_search.page import page_data
-from cst_search.picture import plain
-from cst_search.results import page_report
+from cst_search.report.figure import plain
+from cst_search.report.html import write_front
+from cst_search.report.importance import importance
+from cst_search.report.page_data import page_data
+from cst_search.study.records import page_report
 
 # each: what is done in a frame, in the page's own words; k counts frames
 ACTIONS = {

@@ -29,13 +29,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import sigmoid_focal_loss
 
-from cst_search import memory
-from cst_search.config import load_space
-from cst_search.detector import build_detector
-from cst_search.engine import make_optimiser
+from cst_search.config.loading import load_space
+from cst_search.config.recipe import DETECTORS, Recipe
+from cst_search.config.search_space import Space
+from cst_search.detector.build import build_detector
+from cst_search.memory import estimate as memory
 from cst_search.petl import METHODS
-from cst_search.recipe import DETECTORS, Recipe
-from cst_search.space import Space
+from cst_search.trial.engine import make_optimiser
 
 CPU_FP32_OPS = frozenset({"bce"})  # of those that the prediction knows, what autocast on a CPU runs in four bytes
 

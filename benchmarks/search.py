@@ -38,16 +38,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 
-from cst_search.config import load_recipe, load_space
-from cst_search.memory import depends_on, predict_step, worst_input
-from cst_search.parameters import layout, params_of, pick
-from cst_search.preparation import default_config
-from cst_search.prior import Prior
-from cst_search.results import Budget, StudySpec, choose_objectives
-from cst_search.sampler import Known, Model, ParetoSampler
-from cst_search.samplers import pareto_sampler
-from cst_search.schedule import Rungs, rung_epochs
-from cst_search.suggest import ETA
+from cst_search.commands.preparation import default_config
+from cst_search.config.loading import load_recipe, load_space
+from cst_search.memory.estimate import depends_on, predict_step, worst_input
+from cst_search.search.early_stopping import Rungs, rung_epochs
+from cst_search.search.optuna_space import layout, params_of, pick
+from cst_search.search.pareto_sampler import Known, Model, ParetoSampler
+from cst_search.search.samplers import pareto_sampler
+from cst_search.search.session import ETA
+from cst_search.search.transfer_prior import Prior
+from cst_search.study.records import Budget, StudySpec, choose_objectives
 
 TABLE = Path("benchmarks/results/search-table.json.gz")
 OBJECTIVES = choose_objectives("map,device_bytes,trainable_params")

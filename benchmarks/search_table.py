@@ -26,13 +26,13 @@ from typing import Any
 
 import torch
 
-from cst_search.cache import Cache
-from cst_search.config import load_recipe, load_space
-from cst_search.data import DetectionData, load_data
-from cst_search.demo import write_demo
-from cst_search.memory import predict, worst_input
-from cst_search.preparation import image_sizes
-from cst_search.trial import run_trial
+from cst_search.commands.preparation import image_sizes
+from cst_search.config.loading import load_recipe, load_space
+from cst_search.data.coco import DetectionData, load_data
+from cst_search.data.demo import write_demo
+from cst_search.data.disk_cache import Cache
+from cst_search.memory.estimate import predict, worst_input
+from cst_search.trial.run import run_trial
 
 SIDE_PX = 96
 

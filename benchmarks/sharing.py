@@ -29,10 +29,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cst_search.config import make_recipe
-from cst_search.data import load_data
-from cst_search.preparation import estimator
-from cst_search.suggest import Study
+from cst_search.commands.preparation import estimator
+from cst_search.config.loading import make_recipe
+from cst_search.data.coco import load_data
+from cst_search.search.session import Study
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDES = {"one at a time": ["--workers", "1"], "as many as fit": []}

@@ -19,12 +19,12 @@ from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.search.optuna import OptunaSearch
 
-from cst_search.config import apply_settings, load_recipe
-from cst_search.data import load_data
-from cst_search.demo import write_demo
-from cst_search.memory import predict, worst_input
-from cst_search.preparation import image_sizes
-from cst_search.trial import run_trial
+from cst_search.commands.preparation import image_sizes
+from cst_search.config.loading import apply_settings, load_recipe
+from cst_search.data.coco import load_data
+from cst_search.data.demo import write_demo
+from cst_search.memory.estimate import predict, worst_input
+from cst_search.trial.run import run_trial
 
 METRICS = {"map": "max", "device_bytes": "min", "trainable_params": "min"}
 

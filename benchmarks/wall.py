@@ -131,7 +131,7 @@ def shares(wall: float, trials: Sequence[Mapping[str, Any]], n_workers: int) -> 
 def _trial_of_pool(job: tuple[dict[str, Any], Any, Any, int]) -> dict[str, Any]:
     import torch
 
-    from cst_search.trial import run_trial
+    from cst_search.trial.run import run_trial
 
     config, recipe, data, threads = job
     torch.set_num_threads(threads)
@@ -142,9 +142,9 @@ def _trial_of_pool(job: tuple[dict[str, Any], Any, Any, int]) -> dict[str, Any]:
 
 
 def pool(args: argparse.Namespace) -> None:
-    from cst_search.config import apply_settings, load_recipe
-    from cst_search.data import load_data
-    from cst_search.demo import write_demo
+    from cst_search.config.loading import apply_settings, load_recipe
+    from cst_search.data.coco import load_data
+    from cst_search.data.demo import write_demo
 
     data, _ = load_data(write_demo(args.home / "demo-data"))
     recipe = apply_settings(load_recipe("demo"), args.set, "demo")
@@ -245,7 +245,7 @@ def main() -> None:
     if set(sides) - set(SIDES) or (not args.same and "pool" in sides) or (args.same and sides[0] != "launch"):
         parser.error(f"--sides takes {', '.join(SIDES)}; pool needs --same, and --same needs launch first")
 
-    from cst_search.demo import write_demo
+    from cst_search.data.demo import write_demo
 
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="wall-") as folder:

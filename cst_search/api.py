@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cst_search.catalog import home_of
+from cst_search.config.catalog import home_of
 
 if TYPE_CHECKING:
     import optuna
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from cst_search.config import RecipeLike, Settings, SpaceLike
-    from cst_search.recipe import Recipe
-    from cst_search.results import StudyInfo, TrialRecord
-    from cst_search.suggest import Study
-    from cst_search.weights import Trained
+    from cst_search.config.loading import RecipeLike, Settings, SpaceLike
+    from cst_search.config.recipe import Recipe
+    from cst_search.detector.weights import Trained
+    from cst_search.search.session import Study
+    from cst_search.study.records import StudyInfo, TrialRecord
 
 
 def launch(
@@ -80,7 +80,7 @@ def launch(
     >>> search.front()["trial"].tolist() == [record.trial for record in search.info.front()]
     True
     """
-    from cst_search.preparation import launch_options
+    from cst_search.commands.preparation import launch_options
 
     options = launch_options(
         budget_mem=budget_mem, budget_params=budget_params, data=None if data is None else str(data), recipe=recipe,
@@ -89,7 +89,7 @@ def launch(
         skip_bad=skip_bad, in_process=in_process, address=address, limit_mem=limit_mem, cache_size=cache_size,
         stop_early=stop_early, eta=eta,
     )  # fmt: skip
-    from cst_search.launching import launch as run
+    from cst_search.commands.launch import launch as run
 
     result = run(options, console(quiet))
     if result.interrupted:
@@ -109,7 +109,7 @@ def open_study(name: str, *, home: str | Path | None = None, storage: str | None
     >>> len(search.trials())
     2
     """
-    from cst_search.suggest import open_study as find
+    from cst_search.search.session import open_study as find
 
     return Search(find(name, home_of(home), storage), home_of(home), storage)
 
@@ -181,7 +181,7 @@ class Search:
 
     def recipe(self, pick: str = "knee") -> Recipe:
         """The recipe of a point, complete by itself: ``knee``, ``best`` (highest map) or ``trial=N``."""
-        from cst_search.export import exported_recipe, pick_trial
+        from cst_search.commands.export import exported_recipe, pick_trial
 
         info = self.info
         return exported_recipe(info, pick_trial(info, pick))
@@ -192,15 +192,15 @@ class Search:
         Args:
             verify: train a few steps on the worst batch first, in a process of its own, and refuse what differs.
         """
-        from cst_search.export import export_verified
+        from cst_search.commands.export import export_verified
 
         export_verified(self.info, pick, Path(path), self.home, verify_first=verify)
         return Path(path)
 
     def page(self, folder: str | Path) -> Path:
         """Write the report page, and front.png, front.json beside it. Returns the path of the page."""
-        from cst_search.catalog import check_folder
-        from cst_search.launching import write_report
+        from cst_search.commands.launch import write_report
+        from cst_search.config.catalog import check_folder
 
         check_folder("folder", Path(folder))
         return write_report(self.info, Path(folder))["html"]
@@ -222,8 +222,8 @@ class Search:
         Args:
             trials: that it shall have in the end; None: as it was.
         """
-        from cst_search.launching import launch as run
-        from cst_search.preparation import resumed
+        from cst_search.commands.launch import launch as run
+        from cst_search.commands.preparation import resumed
 
         options = resumed(
             self._study, self.home, trials, time_limit=time_limit, workers=workers, device=device,
@@ -247,8 +247,8 @@ class Search:
         quiet: bool = True,
     ) -> dict[str, Any]:
         """Train points again with other seeds: ``cst-search confirm``. Returns the report of its ``--json``."""
-        from cst_search.confirm import ConfirmOptions
-        from cst_search.confirm import confirm as run
+        from cst_search.commands.confirm import ConfirmOptions
+        from cst_search.commands.confirm import confirm as run
 
         options = ConfirmOptions(
             self.home, seeds, str(epochs), picks, workers=workers, device=device, tracking_uri=tracking_uri,
@@ -291,8 +291,8 @@ def train(
     >>> metrics["outcome"], 0 <= metrics["map"] <= 1
     ('complete', True)
     """
-    from cst_search.preparation import parse_cache
-    from cst_search.training import train as run
+    from cst_search.commands.preparation import parse_cache
+    from cst_search.commands.train import train as run
 
     return run(
         recipe, Path(out), data=None if data is None else str(data), settings=settings or (), device=device,
@@ -326,7 +326,7 @@ def predict(
     >>> sorted(found[0])
     ['detections', 'height', 'image', 'picture', 'width']
     """
-    from cst_search.inference import predict as detect
+    from cst_search.trial.inference import predict as detect
 
     paths = [images] if isinstance(images, str | Path) else images
     drawn = None if out is None else Path(out)
@@ -358,7 +358,7 @@ def estimate(
     >>> small["device_bytes"] < large["device_bytes"]
     True
     """
-    from cst_search.estimates import estimate as run
+    from cst_search.commands.estimate import estimate as run
 
     return run(
         recipe, settings or (), n_classes=n_classes, max_boxes=max_boxes, fit=fit, device=device, compare=compare
@@ -376,11 +376,13 @@ def build_detector(recipe: RecipeLike, n_classes: int) -> nn.Module:
     >>> type(model).__name__
     'FCOS'
     """
-    from cst_search.detector import build_detector as build
-    from cst_search.recipe import Recipe
+    from cst_search.config.recipe import Recipe
+    from cst_search.detector.build import build_detector as build
 
     if not isinstance(recipe, Recipe):
-        from cst_search.config import load_recipe  # pydantic and PyYAML, which a recipe that is one does not need
+        from cst_search.config.loading import (
+            load_recipe,  # pydantic and PyYAML, which a recipe that is one does not need
+        )
 
         recipe = load_recipe(recipe)
     return build(recipe, n_classes)
@@ -396,7 +398,7 @@ def load_trained(run: str | Path) -> Trained:
     >>> recipe.method
     'cst'
     """
-    from cst_search.weights import load_trained as load
+    from cst_search.detector.weights import load_trained as load
 
     return load(run)
 
@@ -412,7 +414,7 @@ def _frame(info: StudyInfo, records: Sequence[TrialRecord]) -> pandas.DataFrame:
     """A row a trial, in the order given; the columns are there for no rows too."""
     import pandas
 
-    from cst_search.space import Space
+    from cst_search.config.search_space import Space
 
     seeds = ("map_mean", "map_std", "n_seeds") if info.repeats else ()
     figures = ("map", "map50", *seeds, "device_bytes", "memory_source", "trainable_params", "petl_params")

@@ -1,4 +1,4 @@
-// The report of one study: what cst_search/page.py (page_data) gave, in linked views.
+// The report of one study: what cst_search/report/page_data.py (page_data) gave, in linked views.
 "use strict";
 
 const data = JSON.parse(byId("data").textContent);

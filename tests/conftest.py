@@ -20,12 +20,12 @@ from searches import Place
 from torchvision.models.detection import FasterRCNN
 from xdist.scheduler import LoadFileScheduling
 
-from cst_search import detector
-from cst_search.backbone import Body
-from cst_search.config import write_yaml
-from cst_search.data import DetectionData, load_data
-from cst_search.recipe import Recipe
-from cst_search.record import default_tracking_uri
+from cst_search.backbone.resnet import Body
+from cst_search.config.loading import write_yaml
+from cst_search.config.recipe import Recipe
+from cst_search.data.coco import DetectionData, load_data
+from cst_search.detector import build as detector
+from cst_search.tracking.mlflow_record import default_tracking_uri
 
 # tensors of a few thousand numbers: handing them to a second thread costs more than it saves
 torch.set_num_threads(1)

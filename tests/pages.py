@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from cst_search.config import load_space
-from cst_search.pareto import OBJECTIVES
-from cst_search.recipe import Recipe
-from cst_search.results import Budget, StudyInfo, TrialRecord
+from cst_search.config.loading import load_space
+from cst_search.config.recipe import Recipe
+from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.records import Budget, StudyInfo, TrialRecord
 
 EPOCHS = 4
 # method: (mAP it reaches, GB it takes, trainable parameters): made up, but in the order that is expected

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from cst_search import cli, suggest
-from cst_search.correction import Correction
-from cst_search.pareto import OBJECTIVES
-from cst_search.recipe import Recipe
-from cst_search.results import Budget, StudySpec, TrialRecord
-from cst_search.schedule import rung_epochs
-from cst_search.suggest import Study
+from cst_search import cli
+from cst_search.config.recipe import Recipe
+from cst_search.memory.correction import Correction
+from cst_search.search import session as suggest
+from cst_search.search.early_stopping import rung_epochs
+from cst_search.search.session import Study
+from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.records import Budget, StudySpec, TrialRecord
 
 
 @sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "connect")

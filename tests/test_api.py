@@ -18,13 +18,14 @@ import torch
 from studies import make_study, run_cli, run_one, scored
 
 import cst_search
-from cst_search import api, preparation
+from cst_search import api
 from cst_search.api import Search
-from cst_search.config import load_recipe
-from cst_search.demo import write_demo
+from cst_search.commands import preparation
+from cst_search.config.loading import load_recipe
+from cst_search.config.recipe import Recipe
+from cst_search.data.demo import write_demo
 from cst_search.errors import ConfigError, StudyError, UnitError
-from cst_search.recipe import Recipe
-from cst_search.results import StudyInfo
+from cst_search.study.records import StudyInfo
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_an_empty_front_has_its_columns(tmp_path: Path) -> None:
 def test_seeds_stand_in_the_front_once_it_was_confirmed(tmp_path: Path) -> None:
     from studies import fake_estimate
 
-    from cst_search.stored import Repeat
+    from cst_search.study.trial_attributes import Repeat
 
     study = make_study(tmp_path)
     study.begin_launch()

@@ -19,11 +19,11 @@ import methods_measure
 import methods_table
 from methods_measure import Job
 
-from cst_search.config import write_yaml
-from cst_search.detector import build_detector
+from cst_search.config.loading import write_yaml
+from cst_search.config.recipe import Recipe
+from cst_search.detector.build import build_detector
+from cst_search.detector.weights import save_trained
 from cst_search.errors import ConfigError
-from cst_search.recipe import Recipe
-from cst_search.weights import save_trained
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 from studies import run_cli
 
-from cst_search import features as module
-from cst_search.cache import Cache
-from cst_search.config import write_yaml
-from cst_search.data import DetectionData
-from cst_search.features import Decision
-from cst_search.measure import measure, synthetic_batch
-from cst_search.memory import CONTEXT_BYTES, InputShape, predict
+from cst_search.config.loading import write_yaml
+from cst_search.config.recipe import DETECTORS, Recipe
+from cst_search.data.coco import DetectionData
+from cst_search.data.disk_cache import Cache
+from cst_search.memory.estimate import CONTEXT_BYTES, InputShape, predict
 from cst_search.petl import METHODS
-from cst_search.recipe import DETECTORS, Recipe
-from cst_search.suggest import Study
-from cst_search.trial import choose_device, run_trial
+from cst_search.search.session import Study
+from cst_search.trial import feature_cache as module
+from cst_search.trial.feature_cache import Decision
+from cst_search.trial.measure import measure, synthetic_batch
+from cst_search.trial.run import choose_device, run_trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

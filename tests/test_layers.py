@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import cst_search
-from cst_search.recipe import Recipe
+from cst_search.config.recipe import Recipe
 
 PACKAGE = Path(cst_search.__file__).parent
 MODULES = {
@@ -258,7 +258,7 @@ print("LOADED", *sorted({{name.split(".")[0] for name in sys.modules}}))
 
 
 def test_reading_a_study_does_not_wait_for_torch() -> None:
-    code = "import sys, cst_search.suggest, cst_search.live; print('LOADED', *{n.split('.')[0] for n in sys.modules})"
+    code = "import sys, cst_search.search.session, cst_search.report.progress; print('LOADED', *{n.split('.')[0] for n in sys.modules})"
     loaded = set(python("-c", code).stdout.split())
     assert "optuna" in loaded and not loaded & {"torch", "torchvision", "ray", "mlflow", "sklearn", "matplotlib"}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cst_search import catalog
+from cst_search.config import catalog
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("trials", "search_spaces")
@@ -49,7 +49,13 @@ def test_a_wheel_holds_one_package_and_all_its_files(built: dict[str, Path], nam
     for kind in (*KINDS, "dashboards"):
         shipped = {f"cst_search/{kind}/{path.name}" for path in (ROOT / kind).iterdir() if path.is_file()}
         assert shipped and shipped <= set(files)
-    names = ("weights/demo-resnet18.safetensors", "devices.yaml", "memory.yaml", "prior.json.gz", "py.typed")
+    names = (
+        "backbone/weights/demo-resnet18.safetensors",
+        "memory/devices.yaml",
+        "memory/memory.yaml",
+        "search/prior.json.gz",
+        "py.typed",
+    )
     assert {f"cst_search/{name}" for name in names} <= set(files)
     assert f"{info}/licenses/LICENSE" in files
     assert not [file for file in files if file.endswith((".pyc", ".db")) or "cst-runs" in file or "tests/" in file]

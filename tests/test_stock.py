@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import overhead
 import wall
 
-from cst_search.config import load_space
+from cst_search.config.loading import load_space
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--set", "search_epochs=1", "--set", "image_size_px=32", "--set", "max_size_px=32"]
 
 
 # a tenth of the demo's images, in every process that is started: what is learned from them is nobody's business here
-SMALLER = "from cst_search.demo import write_demo\nwrite_demo.__kwdefaults__ |= {'n_train': 24, 'n_val': 8}\n"
+SMALLER = "from cst_search.data.demo import write_demo\nwrite_demo.__kwdefaults__ |= {'n_train': 24, 'n_val': 8}\n"
 
 
 def run(folder: Path, script: str, *arguments: Any) -> str:

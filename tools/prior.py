@@ -1,4 +1,4 @@
-"""Makes `cst_search/prior.json.gz`, what a search expects before its first trial, from tables of search_table.py.
+"""Makes `cst_search/search/prior.json.gz`, what a search expects before its first trial, from tables of search_table.py.
 
     python tools/prior.py benchmarks/results/search-table.json.gz benchmarks/results/search-table-bccd.json.gz
 
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from cst_search.config import load_space
-from cst_search.parameters import layout, params_of
-from cst_search.prior import FILE, Prior
+from cst_search.config.loading import load_space
+from cst_search.search.optuna_space import layout, params_of
+from cst_search.search.transfer_prior import FILE, Prior
 
 
 def main() -> None:

@@ -27,13 +27,13 @@ from mkdocs.structure.files import File, Files
 from typer.models import ArgumentInfo, OptionInfo
 
 import cst_search
-from cst_search import catalog
 from cst_search.cli import app
-from cst_search.config import recipe_json_schema
+from cst_search.config import catalog
+from cst_search.config.loading import recipe_json_schema
+from cst_search.config.recipe import Recipe
+from cst_search.config.search_space import Space
 from cst_search.errors import ConfigError
 from cst_search.petl import METHODS
-from cst_search.recipe import Recipe
-from cst_search.space import Space
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "examples/first-search.ipynb"

@@ -10,7 +10,7 @@
 
 The source domain: nine outlines are the classes; colour and marking mean nothing, and most pieces differ from the
 ground in hue alone. So the early stages must see colours and the deep ones learn to ignore which. The demo asks the
-opposite: which colour, which marking (`cst_search/demo.py`). On it, FCOS as in `trials/demo.yaml` but 6 epochs of batch
+opposite: which colour, which marking (`cst_search/data/demo.py`). On it, FCOS as in `trials/demo.yaml` but 6 epochs of batch
 4 and anchor_scale 1, validation mAP and core-seconds of training and evaluation:
 
     head    lr 1e-3 0.432, lr 3e-3 0.408 and 0.412 (seeds 0, 1), lr 1e-2 0.386     21 s
@@ -48,10 +48,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cst_search import demo
-from cst_search.backbone import Body
+from cst_search.backbone.resnet import Body
+from cst_search.data import demo
 
-OUT = Path(__file__).resolve().parent.parent / "cst_search" / "weights" / "demo-resnet18.safetensors"
+OUT = Path(__file__).resolve().parent.parent / "cst_search" / "backbone" / "weights" / "demo-resnet18.safetensors"
 SIZE_PX = 128
 Target = dict[str, Tensor]  # boxes (n, 4) xyxy in pixels, labels (n,) from 1
 

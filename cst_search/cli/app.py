@@ -14,13 +14,13 @@ import typer
 from rich.console import Console
 
 from cst_search import __version__
-from cst_search.addresses import read_address
-from cst_search.catalog import home_of
 from cst_search.cli import completion
+from cst_search.config.catalog import home_of
+from cst_search.redaction import read_address
 
 if TYPE_CHECKING:
-    from cst_search.results import StudyInfo
-    from cst_search.suggest import Study
+    from cst_search.search.session import Study
+    from cst_search.study.records import StudyInfo
 
 app = typer.Typer(
     name="cst-search",
@@ -144,7 +144,7 @@ def show_plot(infos: Sequence[StudyInfo], wanted: bool | None) -> None:
     """The front as characters; where nobody said so, on a terminal alone."""
     if not (out.is_terminal if wanted is None else wanted):
         return
-    from cst_search.text_plot import front_plot
+    from cst_search.report.text_plot import front_plot
 
     text = front_plot(infos, out.width, ascii_only=out.options.ascii_only)
     if text:
@@ -153,7 +153,7 @@ def show_plot(infos: Sequence[StudyInfo], wanted: bool | None) -> None:
 
 
 def open_study(study: str, home: Path | None, storage: str | None) -> Study:
-    from cst_search.suggest import open_study as find
+    from cst_search.search.session import open_study as find
 
     return find(study, home_of(home), storage)
 

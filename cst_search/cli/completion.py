@@ -60,7 +60,7 @@ def _never_fails(function: Callable[[typer.Context, str], Iterable[str]]) -> Cal
 @_never_fails
 def studies(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     """Of the SQLite storage in --home; of a server that might be far away none."""
-    from cst_search.catalog import home_of
+    from cst_search.config.catalog import home_of
 
     path = home_of(ctx.params.get("home")) / "studies.db"
     if ctx.params.get("storage") or not path.is_file():
@@ -87,7 +87,7 @@ def shipped(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 @_never_fails
 def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     """Fields of a recipe, their values where they are few, and the options of methods that shipped spaces vary."""
-    from cst_search.recipe import BACKBONES, CHECKPOINTS, DETECTORS, PRECISIONS, Recipe
+    from cst_search.config.recipe import BACKBONES, CHECKPOINTS, DETECTORS, PRECISIONS, Recipe
 
     name, equals, _ = incomplete.partition("=")
     choices = {
@@ -126,7 +126,7 @@ def one_of(*words: str) -> Callable[[typer.Context, str], Words]:
 
 
 def _shipped(kind: str) -> list[str]:
-    from cst_search import catalog
+    from cst_search.config import catalog
 
     return catalog.names(kind)  # type: ignore[arg-type]
 
@@ -149,7 +149,7 @@ def _methods() -> list[str]:
 def _options(method: str) -> list[str]:
     import yaml  # not `config.read_yaml`, which brings pydantic: a quarter of a second
 
-    from cst_search import catalog
+    from cst_search.config import catalog
 
     content = yaml.safe_load(catalog.shipped("search_spaces", method).read_text(encoding="utf-8"))
     return [f"{method}.{name}" for name in content.get(method, {})]

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from cst_search.catalog import home_of
 from cst_search.cli import completion
 from cst_search.cli.app import (
     CacheOption,
@@ -25,6 +24,7 @@ from cst_search.cli.app import (
     print_json,
     say,
 )
+from cst_search.config.catalog import home_of
 
 
 @app.command()
@@ -50,8 +50,8 @@ def train(
     json_: JsonOption = False,
 ) -> None:
     """Train a recipe at full length and keep the trained tensors."""
-    from cst_search.preparation import parse_cache
-    from cst_search.training import train as run
+    from cst_search.commands.preparation import parse_cache
+    from cst_search.commands.train import train as run
 
     result = run(
         recipe, output, data=data, settings=settings or (), device=device, skip_bad=skip_bad, home=home_of(home),
@@ -74,7 +74,7 @@ def predict(
     device: DeviceOption = "auto",
 ) -> None:
     """Detect objects with a trained configuration: JSON on stdout, pictures in a folder."""
-    from cst_search.inference import predict as run_predict
+    from cst_search.trial.inference import predict as run_predict
 
     with err.status("loading ...") if err.is_terminal else nullcontext() as status:
         results = run_predict(
@@ -117,7 +117,7 @@ def estimate(
     json_: JsonOption = False,
 ) -> None:
     """What training a recipe will need, and what fits into a memory, before it runs. No GPU is used."""
-    from cst_search import estimates
+    from cst_search.commands import estimate as estimates
 
     with err.status("predicting ...") if err.is_terminal else nullcontext():
         found = estimates.estimate(
@@ -133,7 +133,8 @@ def estimate(
 @app.command()
 def ls(json_: JsonOption = False) -> None:
     """Shipped recipes and search spaces, and what other packages bring."""
-    from cst_search import catalog, plugins
+    from cst_search import plugins
+    from cst_search.config import catalog
 
     found = {kind: catalog.names(kind) for kind in ("trials", "search_spaces")}
     others = [plugin for kind in plugins.KINDS for plugin in plugins.found(kind)]
@@ -165,7 +166,7 @@ def cp(
     """Copy a shipped recipe or search space, to change it."""
     import shutil
 
-    from cst_search import catalog
+    from cst_search.config import catalog
     from cst_search.errors import ConfigError
 
     kinds = [kind for kind in ("trials", "search_spaces") if name in catalog.names(kind)]

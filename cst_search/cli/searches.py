@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from cst_search.catalog import home_of
 from cst_search.cli import completion
 from cst_search.cli.app import (
     AddressOption,
@@ -29,6 +28,7 @@ from cst_search.cli.app import (
     open_study,
     print_json,
 )
+from cst_search.config.catalog import home_of
 
 
 @app.command()
@@ -111,7 +111,7 @@ def launch(
     json_: JsonOption = False,
 ) -> None:
     """Search for the best configurations within a budget."""
-    from cst_search.preparation import launch_options
+    from cst_search.commands.preparation import launch_options
 
     options = launch_options(
         budget_mem=budget_mem, budget_params=budget_params, data=data, recipe=recipe, space=space, settings=settings,
@@ -122,7 +122,7 @@ def launch(
     )  # fmt: skip
     if only_checking.get():
         return
-    from cst_search.launching import launch as run
+    from cst_search.commands.launch import launch as run
 
     _end_of_search(run(options, console_of(json_, quiet)), json_)
 
@@ -148,8 +148,8 @@ def resume(
 ) -> None:
     """Go on with a search where it ended or died, as it was made: data, recipe, space and budget are the study's."""
     opened = open_study(study, home, storage)
-    from cst_search.launching import launch as run
-    from cst_search.preparation import resumed
+    from cst_search.commands.launch import launch as run
+    from cst_search.commands.preparation import resumed
 
     options = resumed(
         opened, home_of(home), trials, time_limit=time_limit, workers=workers, device=device, storage=storage,
@@ -160,7 +160,7 @@ def resume(
 
 def _end_of_search(result: Any, json_: bool) -> None:
     """What a launch prints for a program, and its exit code."""
-    from cst_search.results import front_report
+    from cst_search.study.records import front_report
 
     if json_:
         print_json(front_report(result.info) | {"seconds": result.seconds, "interrupted": result.interrupted})
@@ -213,8 +213,8 @@ def confirm(
 ) -> None:
     """Train the front's points again with other seeds, and say which of them are still on the front."""
     opened = open_study(study, home, storage)
-    from cst_search.confirm import ConfirmOptions
-    from cst_search.confirm import confirm as run
+    from cst_search.commands.confirm import ConfirmOptions
+    from cst_search.commands.confirm import confirm as run
 
     options = ConfirmOptions(
         home=home_of(home),

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from cst_search.catalog import home_of
 from cst_search.cli.app import (
     AddressOption,
     HomeOption,
@@ -20,6 +19,7 @@ from cst_search.cli.app import (
     print_json,
     say,
 )
+from cst_search.config.catalog import home_of
 
 
 @app.command()
@@ -36,9 +36,9 @@ def doctor(
 
     from rich.text import Text
 
-    from cst_search.doctor import examine
-    from cst_search.record import default_tracking_uri
-    from cst_search.suggest import default_storage
+    from cst_search.commands.doctor import examine
+    from cst_search.search.session import default_storage
+    from cst_search.tracking.mlflow_record import default_tracking_uri
 
     url, uri = storage or default_storage(home_of(home)), tracking_uri or default_tracking_uri(home_of(home))
     found = []
@@ -89,7 +89,9 @@ def ui(
         # its job runner would be seven more processes and 1.5 GB that a viewer does not need
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    from cst_search.record import newest_fronts  # the server needs MLflow too, and will find it loaded from disk
+    from cst_search.tracking.mlflow_record import (
+        newest_fronts,  # the server needs MLflow too, and will find it loaded from disk
+    )
 
     uri, base = f"sqlite:///{(folder / 'mlflow.db').absolute()}", f"http://{host}:{port}"
     command = [
@@ -106,8 +108,8 @@ def ui(
 def _optuna_dashboard(home: Path, storage: str | None, host: str, port: int) -> None:
     """Serve until Ctrl-C. In this process: an address with a password would stand in the arguments of another."""
     from cst_search.errors import ConfigError
-    from cst_search.storage import open_storage
-    from cst_search.suggest import default_storage
+    from cst_search.search.session import default_storage
+    from cst_search.study.storage import open_storage
 
     opened = open_storage(storage or default_storage(home))
     try:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from cst_search.catalog import home_of
 from cst_search.cli import completion
 from cst_search.cli.app import (
     HomeOption,
@@ -25,6 +24,7 @@ from cst_search.cli.app import (
     say,
     show_plot,
 )
+from cst_search.config.catalog import home_of
 
 _ROWS = 100  # trials that `status` shows: ten thousand take seconds to draw, and nobody reads them
 
@@ -42,7 +42,7 @@ def status(
     from rich.table import Table
     from rich.text import Text
 
-    from cst_search.results import describe, repeat_words
+    from cst_search.study.records import describe, repeat_words
     from cst_search.units import format_bytes, format_count, format_seconds
 
     info = open_study(study, home, storage).info()
@@ -84,7 +84,7 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
     from rich.table import Table
     from rich.text import Text
 
-    from cst_search.suggest import Study, default_storage, list_studies
+    from cst_search.search.session import Study, default_storage, list_studies
     from cst_search.units import format_bytes
 
     url = storage or default_storage(home_of(home))
@@ -143,19 +143,19 @@ def front(
     json_: JsonOption = False,
 ) -> None:
     """The Pareto front of a study, or those of several."""
-    from cst_search.results import common_reference, front_report, page_report
+    from cst_search.study.records import common_reference, front_report, page_report
 
     infos = [open_study(study, home, storage).info() for study in dict.fromkeys(studies)]
     if output is not None:
-        from cst_search.catalog import check_folder
+        from cst_search.config.catalog import check_folder
 
         check_folder("--output", output)
         if len(infos) == 1:
-            from cst_search.launching import write_report
+            from cst_search.commands.launch import write_report
 
             files = write_report(infos[0], output)
         else:
-            from cst_search.dashboard import write_comparison
+            from cst_search.report.html import write_comparison
 
             files = write_comparison([page_report(info) for info in infos], output)
         err.print(f"wrote {', '.join(str(path) for path in files.values())}", markup=False, highlight=False)
@@ -163,8 +163,8 @@ def front(
         reports = [front_report(info) for info in infos]
         print_json(reports[0] if len(reports) == 1 else reports)
         return
-    from cst_search.live import comparison_table, front_table
-    from cst_search.results import metric_words
+    from cst_search.report.progress import comparison_table, front_table
+    from cst_search.study.records import metric_words
 
     for info in infos:
         if not info.front():
@@ -197,7 +197,7 @@ def export(
     json_: JsonOption = False,
 ) -> None:
     """Write a point of the front as a recipe that is complete by itself."""
-    from cst_search.export import export_verified
+    from cst_search.commands.export import export_verified
 
     info = open_study(study, home, storage).info()
     record, verified = export_verified(info, pick, output, home_of(home), verify_first=verify)
@@ -207,7 +207,7 @@ def export(
         return
     from shlex import quote
 
-    from cst_search.results import over_seeds_words
+    from cst_search.study.records import over_seeds_words
     from cst_search.units import format_bytes, format_count
 
     if verified is not None:
@@ -237,11 +237,11 @@ def sync(
 ) -> None:
     """Bring MLflow all that it lacks of a study: runs, front, page. It may be another MLflow, and may be done again."""
     info = open_study(study, home, storage).info()
-    from cst_search.addresses import shown_address
-    from cst_search.catalog import check_folder
-    from cst_search.launching import export_best, write_report
-    from cst_search.preparation import check_tracking
-    from cst_search.record import MlflowRecord, default_tracking_uri
+    from cst_search.commands.launch import export_best, write_report
+    from cst_search.commands.preparation import check_tracking
+    from cst_search.config.catalog import check_folder
+    from cst_search.redaction import shown_address
+    from cst_search.tracking.mlflow_record import MlflowRecord, default_tracking_uri
 
     check_tracking(tracking_uri)
     check_folder("--home", home_of(home))

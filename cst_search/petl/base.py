@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from cst_search.backbone import Body
+from cst_search.backbone.resnet import Body
+from cst_search.config.recipe import wrong_kinds
 from cst_search.errors import ConfigError
-from cst_search.footprint import Plan
-from cst_search.recipe import wrong_kinds
-from cst_search.shapes import BackboneShape
+from cst_search.memory.resnet_shapes import BackboneShape
+from cst_search.memory.training_step import Plan
 
 
 class SideNetwork(nn.Module):

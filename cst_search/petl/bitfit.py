@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cst_search.footprint import Plan
+from cst_search.memory.resnet_shapes import BackboneShape
+from cst_search.memory.training_step import Plan
 from cst_search.petl.base import HasBody, Method, check, from_stage
 from cst_search.petl.layers import OpenNorm, replace_norms
 from cst_search.petl.norm import merge
-from cst_search.shapes import BackboneShape
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cst_search.footprint import Plan
+from cst_search.memory.resnet_shapes import BackboneShape, ConvShape
+from cst_search.memory.tape import Tape
+from cst_search.memory.tape import Tensor as Shape
+from cst_search.memory.training_step import Plan
 from cst_search.petl.base import HasBody, Method, check, from_stage, whole
 from cst_search.petl.layers import add_parallel, path, residual_blocks
-from cst_search.shapes import BackboneShape, ConvShape
-from cst_search.tape import Tape
-from cst_search.tape import Tensor as Shape
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cst_search.footprint import Plan
+from cst_search.memory.resnet_shapes import BackboneShape, ConvShape
+from cst_search.memory.tape import Tape
+from cst_search.memory.tape import Tensor as Shape
+from cst_search.memory.training_step import Plan
 from cst_search.petl.base import HasBody, Method, check, from_stage, one_of, whole
 from cst_search.petl.layers import modules_from, replace_all
-from cst_search.shapes import BackboneShape, ConvShape
-from cst_search.tape import Tape
-from cst_search.tape import Tensor as Shape
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cst_search.backbone import Body
+from cst_search.backbone.lean_layers import recompute
+from cst_search.backbone.resnet import Body
 from cst_search.errors import ConfigError
-from cst_search.footprint import Plan
-from cst_search.lean import recompute
+from cst_search.memory.resnet_shapes import BackboneShape, ConvShape
+from cst_search.memory.tape import Tape
+from cst_search.memory.tape import Tensor as Shape
+from cst_search.memory.training_step import Plan
 from cst_search.petl.base import HasBody, Method, SideNetwork
 from cst_search.petl.layers import BLOCKS, NORMS, block_params, make_block, make_norm, norm_params, residual_blocks
 from cst_search.petl.pruning import fisher, l1, prune
-from cst_search.shapes import BackboneShape, ConvShape
-from cst_search.tape import Tape
-from cst_search.tape import Tensor as Shape
 
 OPERATORS = ("max", "lst", "tanh", "sum")
 GATES = ("scalar", "channel")

@@ -1,6 +1,6 @@
 """`full`: every convolution of the backbone is trained, as a user without PETL would do."""
 
-from cst_search.footprint import Plan
+from cst_search.memory.training_step import Plan
 from cst_search.petl.base import HasBody, Method, NoOptions, nothing_to_merge
 
 

@@ -1,6 +1,6 @@
 """`head`: the backbone stays frozen; only the neck and the head are trained."""
 
-from cst_search.footprint import Plan
+from cst_search.memory.training_step import Plan
 from cst_search.petl.base import Method, NoOptions, nothing_to_merge
 
 METHOD = Method(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cst_search.backbone import STAGES, Body, FrozenNorm
+from cst_search.backbone.resnet import STAGES, Body, FrozenNorm
 
 BLOCKS = ("3x3", "depthwise", "bottleneck", "1x1")
 NORMS = ("bn", "gn", "none")

@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from cst_search.errors import ConfigError
-from cst_search.footprint import Plan
+from cst_search.memory.resnet_shapes import BackboneShape
+from cst_search.memory.training_step import Plan
 from cst_search.petl import cst
 from cst_search.petl.base import HasBody, Method
-from cst_search.shapes import BackboneShape
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cst_search.backbone import STAGES
-from cst_search.footprint import Plan
+from cst_search.backbone.resnet import STAGES
+from cst_search.memory.resnet_shapes import BackboneShape
+from cst_search.memory.training_step import Plan
 from cst_search.petl.base import HasBody, Method, check, nothing_to_merge, whole
-from cst_search.shapes import BackboneShape
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from cst_search.backbone import STAGES
+from cst_search.backbone.resnet import STAGES
 from cst_search.petl.base import HasBody
 
 N_IMAGES = 32  # that Fisher information is the mean over

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cst_search.footprint import Plan
+from cst_search.memory.resnet_shapes import BackboneShape, ConvShape
+from cst_search.memory.tape import Tape
+from cst_search.memory.tape import Tensor as Shape
+from cst_search.memory.training_step import Plan
 from cst_search.petl.base import HasBody, Method, check, from_stage, one_of, whole
 from cst_search.petl.layers import NORMS, add_behind, add_parallel, make_norm, norm_params, path, residual_blocks
-from cst_search.shapes import BackboneShape, ConvShape
-from cst_search.tape import Tape
-from cst_search.tape import Tensor as Shape
 
 POSITIONS = ("transition", "front", "middle", "back")
 KINDS = ("bottleneck", "basic")

@@ -21,13 +21,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from cst_search.footprint import Plan
-from cst_search.lean import recompute
+from cst_search.backbone.lean_layers import recompute
+from cst_search.memory.resnet_shapes import BackboneShape
+from cst_search.memory.tape import Tape
+from cst_search.memory.tape import Tensor as Shape
+from cst_search.memory.training_step import Plan
 from cst_search.petl.base import HasBody, Method, SideNetwork, check, one_of, whole
 from cst_search.petl.layers import NORMS, block_params, make_block, make_norm, norm_params
-from cst_search.shapes import BackboneShape
-from cst_search.tape import Tape
-from cst_search.tape import Tensor as Shape
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ import math
 from dataclasses import dataclass
 
 from cst_search.errors import ConfigError
-from cst_search.footprint import Plan
+from cst_search.memory.resnet_shapes import BackboneShape
+from cst_search.memory.tape import Tape
+from cst_search.memory.tape import Tensor as Shape
+from cst_search.memory.training_step import Plan
 from cst_search.petl.base import HasBody, Method, check, from_stage, one_of
 from cst_search.petl.layers import (
     ScaledNorm,
@@ -22,9 +25,6 @@ from cst_search.petl.layers import (
     replace_norms,
     residual_blocks,
 )
-from cst_search.shapes import BackboneShape
-from cst_search.tape import Tape
-from cst_search.tape import Tensor as Shape
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from cst_search.data import DetectionData
+from cst_search.data.coco import DetectionData
 
 
 def run_trial(
     folder: str, seconds: float, recipe: Any, data: Any, *, epochs: int, report: Any = None, rungs: Any = (),
     checkpoint: Path | None = None, **_: Any,
 ) -> Any:  # fmt: skip
-    from cst_search.trial import TrialResult
+    from cst_search.trial.run import TrialResult
 
     begun = time.monotonic()
     history: list[dict[str, Any]] = []
@@ -57,9 +57,9 @@ def arrive(folder: str, seconds: float, values: dict[str, Any]) -> DetectionData
     """
     import functools
 
-    import cst_search.trial
+    import cst_search.trial.run
 
-    cst_search.trial.run_trial = functools.partial(run_trial, folder, seconds)  # type: ignore[assignment]
+    cst_search.trial.run.run_trial = functools.partial(run_trial, folder, seconds)  # type: ignore[assignment]
     return DetectionData(**values)
 
 
@@ -73,7 +73,9 @@ class Carrier(DetectionData):
 
 
 def main() -> None:
-    from cst_search import cli, cluster, launching
+    from cst_search import cli
+    from cst_search.commands import launch as launching
+    from cst_search.execution import ray_cluster as cluster
 
     cluster._GONE_SECONDS = 10.0
 

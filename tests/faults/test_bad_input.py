@@ -27,16 +27,19 @@ from PIL import Image
 from safetensors.torch import save_file
 from studies import FakeEstimate, Ran, make_study, run_cli, run_one, scored
 
-from cst_search import launching, memory, preparation, training
-from cst_search.config import write_yaml
-from cst_search.data import DetectionData
-from cst_search.detector import build_detector
+from cst_search.commands import launch as launching
+from cst_search.commands import preparation
+from cst_search.commands import train as training
+from cst_search.commands.preparation import dataset_inputs
+from cst_search.config.loading import write_yaml
+from cst_search.config.recipe import Recipe
+from cst_search.data.coco import DetectionData
+from cst_search.detector.build import build_detector
+from cst_search.detector.weights import save_trained
 from cst_search.errors import UserError
-from cst_search.preparation import dataset_inputs
-from cst_search.recipe import Recipe
-from cst_search.search import Ray
-from cst_search.weights import save_trained
-from cst_search.workers import InProcess
+from cst_search.execution.ray_tune import Ray
+from cst_search.execution.workers import InProcess
+from cst_search.memory import estimate as memory
 
 Document = dict[str, Any]
 

@@ -173,7 +173,7 @@ def test_an_image_that_breaks_in_the_middle(place: Place, tiny_folder: Path, tmp
 def test_a_damaged_checkpoint(place: Place) -> None:
     """The trial begins anew, says so, and comes to the same result as if it had never been cut off.
 
-    Other kinds of damage: tests/test_checkpoints.py.
+    Other kinds of damage: tests/trial/test_checkpoints.py.
     """
     checkpoint = place.home / "faults" / "checkpoints" / "0.pt"
     with place.search("--in-process", "--stop-early", trials=2, seconds=None, search_epochs=20) as one:

@@ -21,10 +21,10 @@ from pages import browse
 from PIL import Image
 from studies import Ran, make_study, run_cli, run_one, scored
 
-from cst_search.addresses import shown_address, without_password
-from cst_search.config import write_yaml
-from cst_search.data import CocoImages, load_data
-from cst_search.recipe import Recipe
+from cst_search.config.loading import write_yaml
+from cst_search.config.recipe import Recipe
+from cst_search.data.coco import CocoImages, load_data
+from cst_search.redaction import shown_address, without_password
 
 SECRET = "hunter2%40x"  # percent-encoded, as a password with an @ must be
 SECRETS = (SECRET, "hunter2@x", "hunter2")

@@ -1,0 +1,1 @@
+"""The frozen ResNet, and layers that keep fewer activations."""

@@ -1,0 +1,214 @@
+"""ResNets: torchvision's, at any width, stage by stage, with or without weights.
+
+Names of tensors are torchvision's (``conv1.weight``, ``layer1.0.bn1.running_mean`` ...), so its weight files load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from cst_search.backbone.lean_layers import recompute
+from cst_search.errors import ConfigError
+from cst_search.memory.resnet_shapes import RESNETS, BackboneShape, resnet_planes, resnet_shape
+
+# children of the body in forward order, grouped: index 0 is the stem, i the stage that ends in C_{i+1}
+STAGES = (("conv1", "bn1", "relu", "maxpool"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
+
+
+class FrozenNorm(FrozenBatchNorm2d):
+    """torchvision's FrozenBatchNorm2d that stays in the type of its input.
+
+    torchvision multiplies by an fp32 scale, which under autocast turns every feature back into fp32: full fine-tuning
+    of a ResNet-50 Faster R-CNN then keeps more bytes in bf16 than in fp32. In fp32 the two are equal bit for bit.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.to(x.dtype).reshape(1, -1, 1, 1) + shift.to(x.dtype).reshape(1, -1, 1, 1)
+
+
+class _WideResNet(ResNet):
+    """torchvision's ResNet without its classifier, with every channel count multiplied by ``width``."""
+
+    def __init__(self, name: str, width: float, norm_layer: Callable[..., nn.Module]) -> None:
+        nn.Module.__init__(self)
+        counts, expansion = RESNETS[name]
+        block: type[BasicBlock | Bottleneck] = BasicBlock if expansion == 1 else Bottleneck
+        planes = resnet_planes(width)
+        self._norm_layer = norm_layer
+        self.inplanes, self.dilation, self.groups, self.base_width = planes[0], 1, 1, 64
+        self.conv1 = nn.Conv2d(3, self.inplanes, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = norm_layer(self.inplanes)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        for i, (n_planes, n_blocks) in enumerate(zip(planes, counts, strict=True)):
+            setattr(self, f"layer{i + 1}", self._make_layer(block, n_planes, n_blocks, stride=1 if i == 0 else 2))
+        self.stage_channels = (planes[0], *(n * expansion for n in planes))
+        for module in self.modules():  # torchvision's initialisation, He et al. 2015
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class Body(nn.Module):
+    """The convolutional part of a ResNet, run stage by stage.
+
+    Attributes:
+        stage_channels: channels of C1 (after the stem's pooling) to C5.
+        grad_from: index into STAGES of the first stage that is run with autograd; ``len(STAGES)`` for none.
+            Stages before it run under ``no_grad`` and in eval mode: they keep no activation and change no statistic.
+            From it on, a batch norm whose affine part is frozen keeps its statistics too.
+        recompute: residual blocks from grad_from on keep their inputs only and are computed again in the backward pass.
+        taps_blocks: also hand out the output of every residual block, as ``c3.0`` for the first of stage 3.
+    """
+
+    def __init__(self, name: str, width: float = 1.0, frozen_norm: bool = True) -> None:
+        """Args: frozen_norm: FrozenNorm, as in torchvision's pre-trained detectors; else BatchNorm2d."""
+        super().__init__()
+        net = _WideResNet(name, width, FrozenNorm if frozen_norm else nn.BatchNorm2d)
+        self.name, self.width, self.frozen_norm = name, width, frozen_norm
+        self.stage_channels: tuple[int, ...] = net.stage_channels
+        self.stage_blocks: tuple[int, ...] = RESNETS[name][0]
+        self.grad_from = len(STAGES)
+        self.taps_blocks = False
+        self.recompute = False
+        for child in (name for stage in STAGES for name in stage):
+            self.add_module(child, getattr(net, child))
+
+    def train(self, mode: bool = True) -> Body:
+        super().train(mode)
+        for stage in STAGES[: self.grad_from]:
+            for child in stage:
+                getattr(self, child).train(False)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and not any(p.requires_grad for p in module.parameters()):
+                module.train(False)
+        return self
+
+    def shape(self, used_stages: tuple[int, ...]) -> BackboneShape:
+        return resnet_shape(self.name, self.width, used_stages, self.frozen_norm)
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        """Images (B, 3, H, W) -> ``{"c1".."c5"}``, each (B, stage_channels[i], H / s, W / s), s = 4, 4, 8, 16, 32."""
+        features: OrderedDict[str, Tensor] = OrderedDict()
+        for index, stage in enumerate(STAGES):
+            again = self.recompute and index >= self.grad_from
+            with torch.set_grad_enabled(torch.is_grad_enabled() and index >= self.grad_from):
+                for child in stage:
+                    module = getattr(self, child)
+                    if isinstance(module, nn.Sequential):
+                        for j, block in enumerate(module):
+                            x = recompute(block, x) if again else block(x)
+                            if self.taps_blocks:
+                                features[f"c{index + 1}.{j}"] = x
+                    else:
+                        x = module(x)
+            features[f"c{index + 1}"] = x
+        return features
+
+
+def load_weights(body: Body, name: str, weights: str) -> str:
+    """Fill the body and return the SHA-256 (first 16 hex digits) of what it then holds.
+
+    Args:
+        name: the ResNet's name, for ``DEFAULT``.
+        weights: ``none``, ``DEFAULT`` (torchvision's ImageNet weights, downloaded once), ``demo`` (shipped with the
+            package), or the path of a ``.safetensors`` or ``.pt``/``.pth`` file with torchvision's tensor names,
+            bare or below ``backbone.body.``.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, or its tensors do not fit.
+    """
+    if weights != "none":
+        state = _read(name, weights)
+        if any(key.startswith("backbone.body.") for key in state):
+            state = {
+                key.removeprefix("backbone.body."): value
+                for key, value in state.items()
+                if key.startswith("backbone.body.")
+            }
+        own = body.state_dict()
+        missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+        wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+        # a ResNet-34 begins like a ResNet-18: blocks that the body lacks mean another network, a classifier does not
+        children = {child for stage in STAGES for child in stage}
+        unknown = [
+            key
+            for key in state
+            if key.split(".")[0] in children and key not in own and not key.endswith("num_batches_tracked")
+        ]
+        if missing or wrong or unknown:
+            raise ConfigError(
+                f"weights {weights!r} do not fit {name}: {len(missing)} tensors are missing (first: {missing[:3]}), "
+                f"{len(wrong)} have another shape (first: {wrong[:3]}), "
+                f"{len(unknown)} are unknown (first: {unknown[:3]}); "
+                f"check `backbone` and `width`, or use weights: none"
+            )
+        body.load_state_dict({key: state[key].to(own[key].dtype) for key in own if key in state}, strict=False)
+    return fingerprint(body)
+
+
+def _read(name: str, weights: str) -> dict[str, Tensor]:
+    if weights == "DEFAULT":
+        return fetch_default(name)
+    path = (
+        Path(__file__).parent / "weights" / "demo-resnet18.safetensors"
+        if weights == "demo"
+        else Path(weights).expanduser()
+    )
+    if not path.is_file():
+        raise ConfigError(f"weights must be DEFAULT, none, demo or a file; there is no file {weights!r}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # here: a trial with `none` or `DEFAULT` does without it
+
+            return load_file(path)
+        with warnings.catch_warnings():  # torch's, of the protocol of a pickle that it then refuses
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's words advise to read it all the same
+        raise ConfigError(
+            f"weights file {weights!r} cannot be read as tensors: it holds something else, which may run code; "
+            f"save the model's state_dict, or safetensors"
+        ) from error
+    except Exception as error:  # each reader has its own; all mean "this is not such a file"
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"weights file {weights!r} cannot be read as tensors ({type(error).__name__}): {reason}"
+        ) from error
+    state = state.get("model", state.get("state_dict", state)) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigError(f"weights file {weights!r} must hold a dictionary of tensors")
+    return state
+
+
+def fetch_default(name: str) -> dict[str, Tensor]:
+    """torchvision's weights of a ResNet, from torch's folder of downloads, else from the net. Raises ConfigError."""
+    default = get_model_weights(name).DEFAULT
+    try:
+        return default.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network (URLError), a full disk, a broken download
+        raise ConfigError(
+            f"weights DEFAULT: {default.url} could not be fetched ({error}); "
+            f"go online once, or fetch it elsewhere and give its path as weights"
+        ) from error
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over names and bytes of all tensors, first 16 hex digits: the identity of a base."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

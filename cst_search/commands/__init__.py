@@ -1,0 +1,1 @@
+"""One verb, one file; the command line and the Python API both call these."""

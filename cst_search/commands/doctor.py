@@ -1,0 +1,285 @@
+"""What this machine and the given services can do, each with what to do where it cannot. Reads top to bottom.
+
+Every check tries the thing itself: a database is written to and cleaned up, a GPU computes, Ray starts and ends. A
+check that fails is a line, never a traceback, and the others still run.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from cst_search.errors import CstSearchError, RunError
+from cst_search.redaction import shown_address, without_password
+from cst_search.units import format_bytes
+
+_FREE_BYTES = 5 * 10**9  # a study, its MLflow record and a small cache; below it a launch may run out
+_SHARED_BYTES = 2 * 10**9  # what Ray and loader processes put into /dev/shm before they fall back to the disk
+_OPEN_FILES = 4096  # Ray opens some hundred for each worker
+# of a service that does not work, whatever the reason in its line
+_REMEDIES = {
+    "home": "choose another with --home",
+    "storage": "correct --storage, or start its server; its user must be able to make tables",
+    "MLflow": "correct --tracking-uri, or start its server; a search goes on without it, `cst-search sync` delivers",
+    "Ray": "launch with --in-process, or see docs/searching.md",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        state: ok; note (it works, with what is said); fault (a launch would fail).
+        remedy: what to do; empty where there is nothing to do.
+    """
+
+    name: str
+    state: str
+    text: str
+    remedy: str = ""
+
+
+def examine(
+    home: Path, storage: str, tracking_uri: str, *, with_ray: bool = True, address: str | None = None
+) -> Iterator[Finding]:
+    """Every check in turn.
+
+    Args:
+        with_ray: have Ray start here; not where there is an ``address``.
+        address: of a Ray cluster, as `launch` takes it.
+    """
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("machine", _machine),
+        ("torch", _torch),
+        ("plug-ins", _plugins),
+        ("home", lambda: _home(home)),
+        ("storage", lambda: _storage(storage)),
+        ("MLflow", lambda: _mlflow(tracking_uri)),
+    ]
+    if address is not None:
+        checks.append(("cluster", lambda: _cluster(address, storage)))
+    elif with_ray:
+        checks.append(("Ray", _ray))
+    for name, check in checks:
+        try:
+            yield from check()
+        except CstSearchError as error:
+            yield Finding(name, "fault", str(error), _REMEDIES.get(name, ""))
+        except Exception as error:
+            lines = str(error).splitlines() or [""]
+            text = without_password(f"{type(error).__name__}: {lines[0]}", storage)
+            yield Finding(name, "fault", without_password(text, tracking_uri), _REMEDIES.get(name, ""))
+
+
+def _plugins() -> Iterator[Finding]:
+    """Methods and detectors of other packages: each is loaded."""
+    from cst_search import plugins
+    from cst_search.detector.build import get_detector
+    from cst_search.petl import get_method
+
+    for kind in plugins.KINDS:
+        for name in plugins.names(kind):
+            try:
+                get_method(name) if kind == "methods" else get_detector(name)
+            except CstSearchError as error:
+                yield Finding("plug-ins", "fault", str(error))
+                continue
+            plugin = next(plugin for plugin in plugins.found(kind) if plugin.name == name)
+            yield Finding("plug-ins", "ok", f"{kind.removesuffix('s')} {name} of {plugin.source} ({plugin.value})")
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+def _machine() -> Iterator[Finding]:
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    total = psutil.virtual_memory().total
+    text = f"Python {platform.python_version()}, {cores} core(s), {format_bytes(total)} of memory"
+    yield Finding("machine", "ok", text)
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free
+        yield Finding(
+            "shared memory",
+            "ok" if free >= _SHARED_BYTES else "note",
+            f"{format_bytes(free)} free in {shared}",
+            "" if free >= _SHARED_BYTES else "in a container give more: docker run --shm-size=4g",
+        )
+    if sys.platform != "win32":
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        enough = limit >= _OPEN_FILES or limit == resource.RLIM_INFINITY
+        remedy = "" if enough else f"raise it before many workers: ulimit -n {_OPEN_FILES}"
+        yield Finding("open files", "ok" if enough else "note", f"at most {limit} a process", remedy)
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+    from torchvision.ops import nms
+
+    boxes, scores = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 1.9]]), torch.tensor([0.5, 0.9])
+    versions = f"torch {torch.__version__}, torchvision {version('torchvision')}"
+    try:
+        fits = nms(boxes, scores, 0.5).tolist() == [1]
+    except RuntimeError:  # the operator of another build of torch
+        fits = False
+    if not fits:
+        yield Finding("torch", "fault", f"{versions} do not fit each other", "install both again, in one command")
+        return
+    yield Finding("torch", "ok", versions)
+    driver = _driver()
+    if not torch.cuda.is_available():
+        if driver is None:
+            yield Finding("GPU", "note", "none: no NVIDIA driver here; trials run on the CPU")
+        elif torch.version.cuda is None:
+            yield Finding(
+                "GPU",
+                "fault",
+                f"{driver} is here, and this torch is built without CUDA",
+                "install a CUDA build of torch",
+            )
+        else:
+            yield Finding(
+                "GPU",
+                "fault",
+                f"{driver} is here, and torch for CUDA {torch.version.cuda} cannot use it",
+                "update the driver, or install a torch for an older CUDA; in a container start it with --gpus all",
+            )
+        return
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        kept = nms(boxes.cuda(index), scores.cuda(index), 0.5).tolist()
+        if kept != [1]:
+            yield Finding(f"GPU {index}", "fault", "it computes wrong boxes", "install torch and torchvision again")
+            continue
+        name, taken = torch.cuda.get_device_name(index), total - free
+        bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
+        busy = taken > total // 10
+        yield Finding(
+            f"GPU {index}",
+            "note" if busy else "ok",
+            f"{name}, {format_bytes(free)} of {format_bytes(total)} free, {bf16}",
+            "other processes hold the rest; nvidia-smi names them" if busy else "",
+        )
+
+
+def _driver() -> str | None:
+    """``NVIDIA driver 550.54``, or None."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return f"NVIDIA driver {ran.stdout.split()[0]}" if ran.returncode == 0 and ran.stdout.strip() else None
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def _folder_for(path: Path) -> Path:
+    """The folder in which a path is or would be made. Raises RunError: it cannot be written."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    try:
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".cst-search-"):
+            pass
+    except OSError as error:
+        raise RunError(f"{there} cannot be written: {error.strerror}") from None
+    return there
+
+
+def _file_of(url: str) -> Path:
+    """Of a SQLite address."""
+    return Path(url.partition(":///")[2].partition("?")[0])
+
+
+def _home(home: Path) -> Iterator[Finding]:
+    there = _folder_for(home)
+    free = shutil.disk_usage(there).free
+    yield Finding(
+        "home",
+        "ok" if free >= _FREE_BYTES else "note",
+        f"{home}: {format_bytes(free)} free" + ("" if there == home.absolute() else ", made by the first launch"),
+        "" if free >= _FREE_BYTES else "little: choose another with --home, or launch with --cache-size 0",
+    )
+
+
+def _storage(url: str) -> Iterator[Finding]:
+    from cst_search.study.storage import try_storage
+
+    begun = time.perf_counter()
+    n_studies = try_storage(url)
+    seconds = time.perf_counter() - begun
+    if n_studies is None:
+        _folder_for(_file_of(url))
+        yield Finding("storage", "ok", f"{shown_address(url)}: made by the first launch")
+        return
+    text = f"{shown_address(url)}: {n_studies} studies, writable ({1000 * seconds:.0f} ms)"
+    several = "" if not url.startswith("sqlite") else "for one machine; several need PostgreSQL"
+    yield Finding("storage", "ok", text, several)
+
+
+def _mlflow(uri: str) -> Iterator[Finding]:
+    from cst_search.tracking.mlflow_record import try_tracking
+
+    begun = time.perf_counter()
+    found = try_tracking(uri)
+    seconds = time.perf_counter() - begun
+    own, shown = version("mlflow"), shown_address(uri)
+    if found is None:
+        _folder_for(_file_of(uri))
+        yield Finding("MLflow", "ok", f"MLflow {own}, {shown}: made by the first launch")
+        return
+    answers = (
+        f"it answers ({1000 * seconds:.0f} ms)" if found == "" else f"MLflow {found} answers ({1000 * seconds:.0f} ms)"
+    )
+    if found and found.partition(".")[0] != own.partition(".")[0]:
+        yield Finding("MLflow", "note", f"MLflow {own}, {shown}: {answers}", "have one major version on both sides")
+        return
+    yield Finding("MLflow", "ok", f"MLflow {own}, {shown}: {answers}")
+
+
+# --- who works --------------------------------------------------------------------------------------------------------
+
+
+def _ray() -> Iterator[Finding]:
+    try:
+        text = f"Ray {version('ray')}"
+    except PackageNotFoundError:
+        yield Finding("Ray", "fault", "not installed", "pip install 'ray[tune]', or launch with --in-process")
+        return
+    from cst_search.execution.ray_tune import try_ray
+
+    begun = time.perf_counter()
+    try_ray()
+    yield Finding("Ray", "ok", f"{text} starts and runs a task ({time.perf_counter() - begun:.1f} s)")
+
+
+def _cluster(address: str, storage: str) -> Iterator[Finding]:
+    """Whether a cluster lets us in, and what it has. What its nodes lack for a search, the search itself looks at."""
+    from cst_search.execution.ray_cluster import Cluster
+
+    begun = time.perf_counter()
+    cluster = Cluster(address, lambda line: None)
+    try:
+        nodes = cluster.describe_nodes()
+        text = f"Ray {version('ray')}, {address}: {nodes} ({time.perf_counter() - begun:.1f} s)"
+        yield Finding("cluster", "ok", text)
+        cluster.check_storage(storage)
+    finally:
+        cluster.close()

@@ -1,0 +1,210 @@
+"""From a point of the front to a recipe that is complete by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from cst_search.config.loading import make_recipe, write_yaml
+from cst_search.config.recipe import Recipe
+from cst_search.errors import ConfigError, RunError, StudyError
+from cst_search.study.records import StudyInfo, TrialRecord, over_seeds_words
+from cst_search.units import format_bytes, format_count
+
+
+def pick_trial(info: StudyInfo, pick: str) -> TrialRecord:
+    """``knee``, ``best`` (highest mAP on the front, the mean over seeds where confirmed) or ``trial=N`` (complete).
+
+    Raises ConfigError, StudyError.
+    """
+    if pick.startswith("trial="):
+        number = pick.removeprefix("trial=")
+        record = info.by_number(int(number)) if number.isdecimal() and len(number) < 10 else None
+        complete = [r.trial for r in info.trials if r.state == "complete"]
+        if record is None or record.trial not in complete:
+            state = f"is {record.state}" if record else "does not exist"
+            raise ConfigError(f"--pick {pick[:40]}: trial {number[:34]} {state}; complete are {complete}")
+        return record
+    if pick not in ("knee", "best"):
+        raise ConfigError(f"--pick takes knee, best or trial=N; got {pick!r}")
+    front = info.front()
+    if not front:
+        raise StudyError(
+            f"study {info.name!r} has no feasible complete trial yet; run `cst-search launch --study {info.name}`"
+        )
+    if pick == "best":
+        return front[0]
+    knee = info.knee()
+    return next(record for record in front if record.trial == knee)
+
+
+def exported_recipe(info: StudyInfo, record: TrialRecord) -> Recipe:
+    """The study's recipe with the trial's configuration, and where it comes from."""
+    recipe = make_recipe(info.recipe, f"recipe of study {info.name!r}").configured(record.config)
+    origin: dict[str, Any] = {
+        "study": info.name,
+        "trial": record.trial,
+        "config": dict(record.config),
+        "searched_epochs": len(record.history),
+        "map": record.map,
+        "map50": record.map50,
+        "device_bytes": record.device_bytes,
+        "memory_source": record.memory_source,
+        "trainable_params": record.trainable_params,
+        "petl_params": record.petl_params,
+    }
+    brief = info.brief(record)
+    if brief["n_seeds"] > 1:
+        origin |= {key: brief[key] for key in ("n_seeds", "map_mean", "map_std")}
+    return make_recipe(recipe.to_dict() | {"origin": origin}, f"trial {record.trial} of {info.name!r}")
+
+
+def export(info: StudyInfo, pick: str, path: Path, verified: Mapping[str, Any] | None = None) -> TrialRecord:
+    """Write the recipe of the picked trial. Raises ConfigError, StudyError.
+
+    Args:
+        verified: what `verify` found; it goes into ``origin``, and memory measured so replaces the record's.
+    """
+    record = pick_trial(info, pick)
+    recipe = exported_recipe(info, record)
+    if verified is not None:
+        origin = {**(recipe.origin or {}), "verified": dict(verified)}
+        if verified["memory_source"] == "measured":
+            origin |= {key: verified[key] for key in ("device_bytes", "memory_source")}
+        recipe = make_recipe(recipe.to_dict() | {"origin": origin}, f"trial {record.trial} of {info.name!r}")
+    confirmed = over_seeds_words(info.brief(record))
+    header = (
+        f"cst-search train {quote(path.name)} --data {quote(recipe.data)} --out {quote(path.stem)}\n\n"
+        f"Trial {record.trial} of study {info.name}: map {record.map:.3f} after {len(record.history)} epochs, "
+        f"{confirmed + ', ' if confirmed else ''}{format_bytes(record.device_bytes)} ({record.memory_source}), "
+        f"{format_count(record.trainable_params)} trainable parameters."
+    )
+    try:
+        write_yaml(path, recipe.to_dict(), header)
+    except OSError as error:
+        raise ConfigError(f"--output {path}: cannot be written: {error.strerror}") from error
+    return record
+
+
+def export_verified(
+    info: StudyInfo, pick: str, path: Path, home: Path, *, verify_first: bool = True
+) -> tuple[TrialRecord, dict[str, Any] | None]:
+    """Verify the picked trial, then write its recipe. Returns the trial and what `verify` found.
+
+    Raises:
+        ConfigError, StudyError: nothing to pick, or nowhere to write.
+        RunError: it differs from its record, or does not train.
+    """
+    record = pick_trial(info, pick)
+    check_output(path)
+    verified = verify(info, record, home) if verify_first else None
+    return export(info, pick, path, verified), verified
+
+
+def check_output(path: Path) -> None:
+    """Raise ConfigError when a file could not be written there: before work that would be lost."""
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"--output {path}: cannot be written; choose a file in a folder of yours")
+
+
+# --- verified -------------------------------------------------------------------------------------------------------
+
+_MEASURE = "import sys; sys.path[:] = {path!r}; from cst_search.trial.measure import main; main()"
+
+
+def verify(info: StudyInfo, record: TrialRecord, home: Path) -> dict[str, Any]:
+    """Train the picked configuration for a few steps in a fresh process, on the worst batch of the study's dataset.
+
+    On a GPU the process is held to the budget, as the trial was. Without one the steps still show that it trains, and
+    memory is the prediction.
+
+    Args:
+        home: where the demo's data is drawn and checked images are remembered.
+
+    Returns:
+        ``device``, ``torch``, ``data`` (dataset or synthetic), ``steps``, ``step_seconds``, ``loss``, ``device_bytes``,
+        ``memory_source``: what `export` takes.
+
+    Raises:
+        RunError: it does not train, parameters are not the record's, or memory is above the budget; with the figures.
+        StudyError: the dataset is gone, and the study does not know its sizes.
+    """
+    recipe, budget = exported_recipe(info, record), info.budget.memory_bytes
+    inputs = _inputs(info, recipe, home)
+    with tempfile.TemporaryDirectory(prefix="cst-search-") as folder:
+        file = Path(folder) / "recipe.json"
+        file.write_text(json.dumps(recipe.to_dict()), encoding="utf-8")
+        command = [sys.executable, "-c", _MEASURE.format(path=sys.path), str(file), *inputs]
+        if budget is not None:
+            command += ["--budget-mem", str(budget)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    found = _figures(done)
+    measured = found["memory_source"] == "measured"
+    by_device = found["process_source"] == "nvidia-smi"  # of this process: no need to trust the stated context
+    n_bytes = found["process_bytes" if by_device else "device_bytes"] if measured else found["predicted_bytes"]
+    faults = []
+    if found["outcome"] == "oom" and measured:
+        n_bytes = max(n_bytes, found["device_bytes"])
+        faults.append(f"memory ran out ({found['reason']})")
+    elif found["outcome"] != "complete":
+        faults.append(f"it does not train here: {found['reason']}")
+    for name, label in (("trainable_params", "trainable parameters"), ("petl_params", "parameters of the method")):
+        if found[name] != getattr(record, name):
+            faults.append(f"it has {found[name]:,} {label}, in the record {getattr(record, name):,}")
+    # what a trial measured counts for more than what is predicted now
+    if budget is not None and n_bytes > budget and (measured or record.memory_source == "predicted"):
+        faults.append(
+            f"it needs {format_bytes(n_bytes)} ({found['memory_source']}) on {found['device']}, {n_bytes - budget:,} "
+            f"bytes above the budget of {format_bytes(budget)}"
+        )
+    if faults:
+        raise RunError(
+            f"trial {record.trial} of study {info.name!r} was not exported: {'; '.join(faults)}. "
+            f"Pick another one, or write it as it is recorded with --no-verify"
+        )
+    kept = {name: found[name] for name in ("device", "torch", "steps", "step_seconds", "loss", "memory_source")}
+    return kept | {"device_bytes": n_bytes, "data": "dataset" if inputs[0] == "--data" else "synthetic"}
+
+
+def _inputs(info: StudyInfo, recipe: Recipe, home: Path) -> list[str]:
+    """What `measure` trains on: the study's dataset, or noise of its sizes where it is gone."""
+    folder = Path(recipe.data)
+    if recipe.data == "demo":
+        from cst_search.data.demo import write_demo
+
+        folder = write_demo(home / "demo-data")
+    if folder.is_dir():
+        return ["--data", str(folder), "--cache", str(home / "checked-images.json")]
+    if not info.inputs:  # made by a version that did not note them
+        raise StudyError(
+            f"the dataset of study {info.name!r} is not at {folder}, and an export is verified with it; "
+            f"put it there, or give --no-verify"
+        )
+    from cst_search.memory.estimate import worst_input
+
+    sizes = tuple((int(height), int(width)) for height, width in info.inputs["sizes"])
+    shape = worst_input(recipe, sizes, info.inputs["max_boxes"])
+    values = {"n-classes": info.inputs["n_classes"], "height": shape.height_px, "width": shape.width_px,
+              "boxes": shape.max_boxes}  # fmt: skip
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def _figures(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The line that `measure` printed. Raises RunError with what it said instead."""
+    lines = done.stdout.strip().splitlines()
+    if lines and lines[-1].startswith("{"):
+        return json.loads(lines[-1])
+    said = done.stderr.strip().splitlines()
+    why = said[-1] if said else "it said nothing"
+    if done.returncode < 0:
+        why = f"its process ended by {signal.Signals(-done.returncode).name}, perhaps as this machine's memory ran out"
+    raise RunError(f"the configuration could not be verified: {why}. --no-verify writes it as it is recorded")

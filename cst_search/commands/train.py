@@ -1,0 +1,131 @@
+"""Final training: the same trial code as in a search, with the full-length recipe, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cst_search.commands.preparation import check_tracking, open_data
+from cst_search.config.catalog import check_folder, own_path
+from cst_search.config.loading import RecipeLike, Settings, apply_settings, load_recipe, shown_name, write_yaml
+from cst_search.config.recipe import Recipe
+from cst_search.data.disk_cache import open_cache
+from cst_search.detector.build import build_detector
+from cst_search.detector.weights import save_trained
+from cst_search.errors import ConfigError
+from cst_search.petl import get_method
+from cst_search.trial.run import check_device, run_trial
+from cst_search.units import format_bytes, format_count, format_seconds
+
+
+def train(
+    given: RecipeLike,
+    folder: Path,
+    *,
+    data: str | None,
+    settings: Settings,
+    device: str,
+    skip_bad: bool,
+    home: Path,
+    tracking_uri: str | None,
+    cache_bytes: int | None = None,
+    console: Console,
+) -> dict[str, Any]:
+    """Train and write ``weights.safetensors``, ``metrics.json`` and ``recipe.yaml``. Returns the metrics.
+
+    At every fifth of the epochs a checkpoint is written into the folder. Where one of the same recipe, data and device
+    is all that the folder holds, training goes on from it.
+
+    A recipe that a study exported is recorded in that study's MLflow experiment, linked to its trial.
+    """
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    recipe = apply_settings(load_recipe(given), settings, shown_name(given))
+    get_method(recipe.method).make_options(recipe.options)
+    check_device(device)
+    check_tracking(tracking_uri)
+    if data is not None:
+        recipe = replace(recipe, data=data if data == "demo" else str(own_path(data).absolute()))
+    checkpoint = folder / "checkpoint.pt"
+    taken = folder.exists() and (
+        not folder.is_dir() or not all(path.name.startswith(checkpoint.name) for path in folder.iterdir())
+    )
+    if taken:
+        raise ConfigError(f"--out {folder}: exists and is not empty; choose another folder")
+    check_folder("--out", folder)
+    check_folder("--home", home)
+    detection = open_data(recipe.data, home, skip_bad=skip_bad, say=say)
+    build_detector(recipe, len(detection.class_names))  # weights that do not fit show before anything is written
+    folder.mkdir(parents=True, exist_ok=True)
+    cache, line = open_cache(home, cache_bytes, n_trials=1)
+    say(line)
+    say(f"{recipe.detector} {recipe.backbone}, {recipe.method}, {recipe.epochs} epochs on {recipe.data}")
+
+    def report(entry: dict[str, Any]) -> None:
+        scores = f", map {entry['map']:.3f}, map50 {entry['map50']:.3f}" if "map" in entry else ""
+        say(
+            f"epoch {entry['epoch']}/{recipe.epochs}: loss {entry['loss']:.4f}, "
+            f"{entry['images_per_second']:.1f} images/s{scores}"
+        )
+
+    weights = folder / "weights.safetensors"
+    try:
+        result = run_trial(
+            recipe,
+            detection,
+            device=device,
+            report=report,
+            keep=lambda model: save_trained(model, recipe, detection.class_names, weights),
+            final_splits=("val", "test"),
+            cache=cache,
+            checkpoint=checkpoint,
+        )
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            say(f"the same command goes on from {checkpoint}")
+        raise
+    for note in result.notes:
+        say(note)
+    metrics = result.to_dict()
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+    header = f"cst-search train recipe.yaml --out DIR\n\nmap {metrics['map']} on val after {result.epochs} epochs"
+    write_yaml(folder / "recipe.yaml", recipe.to_dict(), header)
+    for split, scores in result.final.items():
+        say(f"{split}: map {scores['map']:.3f}, map50 {scores['map50']:.3f}, map75 {scores['map75']:.3f}")
+    if weights.exists():
+        say(
+            f"{format_count(result.trainable_params)} trained parameters, "
+            f"{format_bytes(weights.stat().st_size)} in {weights}, {format_seconds(result.seconds)}"
+        )
+        say(f"next:  cst-search predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER --out pictures")
+    for path in folder.glob(f"{checkpoint.name}*"):  # half written ones of a process that was killed, too
+        path.unlink()
+    _record(recipe, metrics, folder, home, tracking_uri, say)
+    return metrics
+
+
+def _record(
+    recipe: Recipe, metrics: dict[str, Any], folder: Path, home: Path, tracking_uri: str | None, say: Any
+) -> None:
+    origin = recipe.origin
+    if origin is None and tracking_uri is None:
+        return  # a recipe that no study made belongs to no experiment
+    from cst_search.tracking.mlflow_record import MlflowRecord, default_tracking_uri
+
+    uri = tracking_uri or default_tracking_uri(home)
+    record = MlflowRecord(uri, home / "artifacts", warn=say)
+    origin = origin or {"study": "training", "trial": None, "config": {}}
+    files = [
+        path
+        for path in (folder / "recipe.yaml", folder / "metrics.json", folder / "weights.safetensors")
+        if path.exists()
+    ]
+    record.training(str(origin["study"]), origin, metrics, files)
+    record.close()

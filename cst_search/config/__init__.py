@@ -1,0 +1,1 @@
+"""What a person configures: recipes, search spaces, the files that hold them."""

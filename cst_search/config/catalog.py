@@ -1,0 +1,76 @@
+"""Where files are: shipped recipes, search spaces and page templates, and the folder of studies.
+
+In a wheel the shipped ones lie inside the package (`pyproject.toml` forces them there), in a checkout or editable
+install beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from cst_search.errors import ConfigError
+
+Kind = Literal["trials", "search_spaces", "dashboards"]
+_PACKAGE = Path(__file__).parents[1]
+
+
+def shipped_folder(kind: Kind) -> Path:
+    """The folder of one kind of shipped files."""
+    for base in (_PACKAGE, _PACKAGE.parent):
+        if (base / kind).is_dir():
+            return base / kind
+    raise ConfigError(f"this installation lacks its folder {kind!r}; reinstall cst-search")
+
+
+def shipped(kind: Kind, name: str) -> Path:
+    """The path of one shipped file, ``.yaml`` added where the name has no ending. It may not exist."""
+    return shipped_folder(kind) / (name if "." in name else f"{name}.yaml")
+
+
+def names(kind: Kind) -> list[str]:
+    """Names of the shipped YAML files of a kind, without ending, sorted."""
+    return sorted(path.stem for path in shipped_folder(kind).glob("*.yaml"))
+
+
+def find(kind: Kind, name: str) -> Path:
+    """A file of the person's own (a path) or a shipped one (a bare name). Raises ConfigError when there is neither."""
+    path = own_path(name)
+    if path.is_file():
+        return path
+    if path.name == name and shipped(kind, name).is_file():
+        return shipped(kind, name)
+    noun = {"trials": "recipe", "search_spaces": "search space", "dashboards": "dashboard"}[kind]
+    raise ConfigError(f"{noun} {name!r} is neither a file nor a shipped one; shipped: {', '.join(names(kind))}")
+
+
+def own_path(text: str) -> Path:
+    """A path as a person writes it, ``~`` for the home folder. Raises ConfigError: there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{text}: there is no such user; write the folder out") from None
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """Raise ConfigError when nothing can be written into a folder, or where it would be made: before work is lost."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} {folder}: cannot be written ({there}: {error.strerror}); choose a folder of yours"
+        ) from error
+
+
+def home_of(home: Path | str | None) -> Path:
+    """The folder of ``--home``, or the default one."""
+    return default_home() if home is None else own_path(str(home))
+
+
+def default_home() -> Path:
+    """Where studies, their records and the demo data lie: $CST_SEARCH_HOME, else ``cst-runs`` in the current folder."""
+    return Path(os.environ.get("CST_SEARCH_HOME") or "cst-runs")

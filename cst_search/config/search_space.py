@@ -1,0 +1,196 @@
+"""A search space: which methods, which of their design choices, and which training settings may vary.
+
+    methods: [cst, head]             # one is drawn first
+    shared:                          # dimensions of every method: fields of the recipe
+      lr: {float: [3e-4, 1e-2], log: true}
+    cst:                             # dimensions that exist only when this method is drawn
+      reduction: {choice: [4, 8, 16]}
+      lr: {float: [1e-3, 3e-2], log: true}      # replaces the shared one for this method
+
+A dimension is ``choice: [...]``, ``float: [low, high]`` or ``int: [low, high]``, the last two with ``log: true`` if
+wanted. Standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from cst_search.config.recipe import Recipe
+from cst_search.errors import ConfigError
+
+_FIELDS = {f.name for f in fields(Recipe)} - {
+    "method",
+    "options",
+    "origin",
+    "data",
+    "weights",
+    "seed",
+    "epochs",
+    "search_epochs",
+}
+
+
+_BEYOND = 2**63  # integers above are none for a database, and above 10**308 no floats either; not so for NaN
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One thing that varies.
+
+    Attributes:
+        name: unique, its name in the study: ``lr``, ``cst.reduction``; ``full.lr`` where a method has its own.
+        key: of the configuration: ``lr``, ``cst.reduction``.
+        choices: the values of a choice, else empty.
+        low, high, log, whole: of a range, both ends included.
+    """
+
+    name: str
+    key: str
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+
+    def sample(self, rng: random.Random) -> Any:
+        if self.choices:
+            return rng.choice(self.choices)
+        if self.whole and not self.log:
+            return rng.randint(round(self.low), round(self.high))
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = rng.uniform(low, high)
+        value = min(max(math.exp(value) if self.log else value, self.low), self.high)
+        return round(value) if self.whole else value
+
+    def contains(self, value: Any) -> bool:
+        if self.choices:
+            return value in self.choices
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Space:
+    """Methods and dimensions. ``by_method[m]`` are those of a configuration with method m, in order."""
+
+    methods: tuple[str, ...]
+    by_method: Mapping[str, tuple[Dimension, ...]]
+    source: Mapping[str, Any]
+
+    METHOD = "method"
+
+    def configure(self, pick: Callable[[Dimension], Any]) -> dict[str, Any]:
+        """A configuration: the method first, then its dimensions, each value from ``pick``."""
+        method = pick(self.method_dimension) if len(self.methods) > 1 else self.methods[0]
+        return {self.METHOD: method} | {dimension.key: pick(dimension) for dimension in self.by_method[method]}
+
+    @property
+    def method_dimension(self) -> Dimension:
+        return Dimension(self.METHOD, self.METHOD, choices=self.methods)
+
+    def sample(self, rng: random.Random) -> dict[str, Any]:
+        return self.configure(lambda dimension: dimension.sample(rng))
+
+    def ends(self) -> Iterator[dict[str, Any]]:
+        """Configurations in which every choice, and both ends of every range, stands once at least."""
+        for method in self.methods:
+            dimensions = self.by_method[method]
+            values = {d.key: d.choices or (d.low, d.high) for d in dimensions}
+            first = {self.METHOD: method} | {key: several[0] for key, several in values.items()}
+            yield first
+            yield from (first | {key: value} for key, several in values.items() for value in several[1:])
+
+    def dimensions(self) -> list[Dimension]:
+        """All of them, the method first if it may vary."""
+        method = [self.method_dimension] if len(self.methods) > 1 else []
+        return list({d.name: d for d in [*method, *(d for dims in self.by_method.values() for d in dims)]}.values())
+
+    def keys(self) -> list[str]:
+        """Every key that a configuration of this space can have, the method first."""
+        keys = {self.METHOD: None} | {d.key: None for dims in self.by_method.values() for d in dims}
+        return list(keys)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], where: str = "search space") -> Space:
+        """Check and read a space. Raises ConfigError with every fault."""
+        faults: list[str] = []
+        methods = content.get("methods")
+        if not isinstance(methods, list) or not methods or not all(isinstance(m, str) for m in methods):
+            raise ConfigError(f"{where}: `methods` must be a list of one or more method names; got {methods!r}")
+        if len(set(methods)) != len(methods):
+            faults.append(f"methods has a name twice: {methods!r}")
+        unknown = [str(name) for name in content if name not in {"methods", "shared", *methods}]
+        if unknown:
+            faults.append(
+                f"no such section: {', '.join(unknown)}; a space has methods, shared, and one section per listed method"
+            )
+        shared = _dimensions(content.get("shared"), None, faults)
+        by_method: dict[str, tuple[Dimension, ...]] = {}
+        for method in methods:
+            own = _dimensions(content.get(method), method, faults)
+            own_keys = {d.key for d in own}
+            by_method[method] = (*own, *(d for d in shared if d.key not in own_keys))
+        if faults:
+            raise ConfigError(f"{where}: " + "; ".join(faults))
+        return cls(tuple(methods), by_method, dict(content))
+
+
+def _dimensions(section: Any, method: str | None, faults: list[str]) -> tuple[Dimension, ...]:
+    place = method or "shared"
+    if section is None:
+        return ()
+    if not isinstance(section, dict):
+        faults.append(f"{place} must hold `name: {{choice: [...]}}` lines; got {section!r}")
+        return ()
+    found = []
+    for name, rule in section.items():
+        is_field = name in _FIELDS
+        if method is None and not is_field:
+            faults.append(
+                f"shared.{name} is not a field of the recipe that may vary; those are {', '.join(sorted(_FIELDS))}"
+            )
+            continue
+        key = name if is_field else f"{method}.{name}"
+        dimension = _dimension(key if method is None else f"{method}.{name}", key, rule, f"{place}.{name}", faults)
+        if dimension is not None:
+            found.append(dimension)
+    return tuple(found)
+
+
+def _dimension(name: str, key: str, rule: Any, place: str, faults: list[str]) -> Dimension | None:
+    kinds = [kind for kind in ("choice", "float", "int") if isinstance(rule, dict) and kind in rule]
+    if len(kinds) != 1 or set(rule) - {kinds[0], "log"}:
+        faults.append(
+            f"{place} must be one of {{choice: [...]}}, {{float: [low, high]}}, {{int: [low, high]}}; got {rule!r}"
+        )
+        return None
+    kind, log = kinds[0], rule.get("log", False)
+    values = rule[kind]
+    if not isinstance(values, list) or not values:
+        faults.append(f"{place}: {kind} needs a list; got {values!r}")
+        return None
+    if kind == "choice":
+        choices = tuple(tuple(v) if isinstance(v, list) else v for v in values)
+        try:
+            differ = len(set(choices)) == len(choices)
+        except TypeError:  # not hashable: a mapping, or a list in a list
+            faults.append(f"{place}: a choice is a value or a list of values; got {values!r}")
+            return None
+        if not differ or "log" in rule:
+            faults.append(f"{place}: choices must differ and have no log; got {values!r}")
+            return None
+        return Dimension(name, key, choices=choices)
+    numeric = len(values) == 2 and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < _BEYOND for v in values
+    )
+    whole = kind == "int"
+    if not numeric or not values[0] < values[1] or (whole and not all(isinstance(v, int) for v in values)):
+        faults.append(f"{place}: {kind} needs [low, high] with low < high; got {values!r}")
+        return None
+    if not isinstance(log, bool) or (log and values[0] <= 0):
+        faults.append(f"{place}: log is true or false, and needs low above 0; got {rule!r}")
+        return None
+    return Dimension(name, key, low=values[0], high=values[1], log=log, whole=whole)

@@ -1,0 +1,1 @@
+"""torchvision detectors with a PETL method in place, and their weights on disk."""

@@ -1,0 +1,185 @@
+"""What a machine must have before trials run on it, and whether it has it. Runs on every node of a cluster, and needs
+the standard library alone to say that something is missing.
+
+    wanted = wanted_of(recipe, data, on_gpus=True, home=home)    # where the search was started
+    found = look(wanted)                                         # on a node
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cst_search.config.recipe import Recipe
+    from cst_search.data.coco import DetectionData
+
+_SAMPLE = 20  # images of a split whose content is compared: all of COCO would be 19 GB, over a network
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that must be there. ``digest``: BLAKE2b of its content, as in `data`; empty: any content."""
+
+    what: str
+    path: Path
+    n_bytes: int
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a node must have.
+
+    Attributes:
+        weights, backbone: of the recipe; ``DEFAULT`` is fetched by each node for itself.
+        versions: of torch and torchvision, without what follows a ``+``.
+        demo: where the embedded demo must lie; it is drawn there.
+        token: a small file, to see whether its folder is shared; None: nobody asks.
+    """
+
+    files: tuple[File, ...]
+    weights: str
+    backbone: str
+    versions: tuple[tuple[str, str], ...]
+    on_gpus: bool
+    demo: Path | None = None
+    token: Path | None = None
+
+
+@dataclass
+class Found:
+    """What there is.
+
+    Attributes:
+        faults: why no trial can run there, one line each.
+        gpu_bytes: of each GPU.
+        is_shared: the folder of `Wanted.token` is that of the machine where the search was started.
+        memory_monitor: Ray's is on.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    gpu_bytes: list[int] = field(default_factory=list)
+    is_shared: bool = False
+    memory_monitor: bool = False
+
+
+def wanted_of(recipe: Recipe, data: DetectionData, *, on_gpus: bool, token: Path | None = None) -> Wanted:
+    """What trials of a recipe on this data need, as it is here."""
+    demo = data.folder if recipe.data == "demo" else None
+    files = []
+    for name, split in data.splits.items() if demo is None else ():
+        files.append(_file("the annotation file of " + name, split.annotation_file.absolute()))
+        step = max(1, len(split.images) // _SAMPLE)
+        for entry in split.images[::step][:_SAMPLE]:
+            size = entry.path.stat().st_size
+            files.append(File(f"an image of {name}", entry.path, size, entry.digest or _digest(entry.path)))
+    if recipe.weights not in ("DEFAULT", "none", "demo"):
+        files.append(_file("the weights", Path(recipe.weights).expanduser()))
+    versions = tuple((name, _version(name)) for name in ("torch", "torchvision"))
+    return Wanted(tuple(files), recipe.weights, recipe.backbone, versions, on_gpus, demo, token)
+
+
+def look(wanted: Wanted) -> Found:
+    """Compare this machine with what is wanted. Never raises for what it lacks."""
+    found = Found(memory_monitor=os.environ.get("RAY_memory_monitor_refresh_ms") != "0")
+    if wanted.token is not None:
+        found.is_shared = wanted.token.is_file()
+    _look_at_files(wanted, found)
+    for name, version in wanted.versions:
+        try:
+            if _version(name) != version:
+                found.faults.append(f"{name} is {_version(name)}, where the search was started {version}")
+        except Exception as error:  # whatever an import may raise
+            found.faults.append(f"{name} cannot be imported: {type(error).__name__}: {error}")
+            return found
+    if wanted.on_gpus:
+        _look_at_gpus(found)
+    if wanted.weights == "DEFAULT":
+        from cst_search.backbone import resnet as backbone
+        from cst_search.errors import ConfigError
+
+        try:
+            backbone.fetch_default(wanted.backbone)
+        except ConfigError as error:
+            found.faults.append(str(error))
+    return found
+
+
+@contextmanager
+def token(folder: Path) -> Iterator[Path]:
+    """A small file in a folder, while it is looked for elsewhere."""
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".shared-{uuid.uuid4().hex}"
+    path.touch()
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _look_at_files(wanted: Wanted, found: Found) -> None:
+    if wanted.demo is not None:
+        try:
+            from cst_search.data.demo import write_demo
+
+            write_demo(wanted.demo)  # the same pictures on every machine
+        except Exception as error:
+            found.faults.append(f"the demo cannot be drawn in {wanted.demo}: {error}")
+    by_kind: dict[str, list[str]] = {}
+    n_of_kind: dict[str, int] = {}
+    for file in wanted.files:
+        n_of_kind[file.what] = n_of_kind.get(file.what, 0) + 1
+        if fault := _fault_of(file):
+            by_kind.setdefault(file.what, []).append(fault)
+    for what, faults in by_kind.items():
+        n = f" ({len(faults)} of {n_of_kind[what]} that were looked at)" if n_of_kind[what] > 1 else ""
+        found.faults.append(f"{what} {faults[0]}{n}")
+
+
+def _fault_of(file: File) -> str | None:
+    try:
+        if not file.path.is_file():
+            return f"is not there: {file.path}"
+        if file.path.stat().st_size != file.n_bytes or (file.digest and _digest(file.path) != file.digest):
+            return f"is another one: {file.path}"
+    except OSError as error:
+        return f"cannot be read: {file.path}: {error.strerror}"
+    return None
+
+
+def _look_at_gpus(found: Found) -> None:
+    import torch
+
+    try:
+        n_gpus = torch.cuda.device_count()
+        found.gpu_bytes = [torch.cuda.get_device_properties(i).total_memory for i in range(n_gpus)]
+    except Exception as error:
+        found.faults.append(f"torch cannot use its GPUs: {error}")
+        return
+    if not n_gpus:
+        found.faults.append("Ray counts GPUs there, and torch sees none: check nvidia-smi, and that torch has CUDA")
+
+
+def _file(what: str, path: Path) -> File:
+    return File(what, path, path.stat().st_size, _digest(path))
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _version(name: str) -> str:
+    """Of an import, not of the metadata: one that is broken shall show. Builds for CPUs and GPUs have the same one."""
+    return str(__import__(name).__version__).partition("+")[0]

@@ -1,0 +1,374 @@
+"""Ray Tune runs the trials, on local cores or GPUs or on those of a cluster.
+
+Ray's own record (its result files, its searcher state, its checkpoints) is not used: the study is the record, and Ray
+may die. A trial of Ray is one *stretch* of a trial of the study: one that was stopped at a rung and is promoted comes
+as another trial of Ray, which goes on from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+# Ray's memory monitor, when it ends a worker, ends the whole Tune driver with it (seen with ray 2.60); trials that
+# run out of memory are handled by the trial itself or by the kernel. Usage statistics stay off. Set before ray starts.
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# no CSV, JSON and TensorBoard files per trial, no warning about a new output engine
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# A trial that is stopped ends when its process is to be used again; Ray waits 2 s for that, else the next one is lost.
+os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from cst_search.errors import CstSearchError, RunError
+from cst_search.execution.workers import Events, Supply, Task, execute
+from cst_search.redaction import shown_address
+
+if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
+    from cst_search.execution.gpu_sharing import Placement
+    from cst_search.execution.ray_cluster import Cluster
+    from cst_search.memory.estimate import Estimate
+    from cst_search.search.session import Study, Suggestion
+
+_RESULT, _ENTRY = "cst_result", "cst_entry"
+_PATIENCE_SECONDS = 600  # a node of a cluster that restarts takes minutes
+
+
+def init_ray(address: str, **options: Any) -> None:
+    """`ray.init`, which keeps its driver's command line and shows it to whoever may see the cluster: no password."""
+    from ray._private import utils
+
+    with patch.object(utils, "get_entrypoint_name", lambda: " ".join(map(shown_address, sys.argv))):
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+class _Stays:
+    """Not to be copied: Tune writes and copies what it is given, for a restore that is not used here."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+
+class StudySearcher(_Stays, Searcher):
+    """Hands the study's suggestions to Ray and Ray's outcomes to the study.
+
+    No metric is given to Ray: with one, a trial without it ends the whole search, and several are not supported outside
+    Ray's own OptunaSearch, which loses constraints.
+
+    On a cluster it also says to which node a trial goes (`placement.Fleet`). A suggestion that finds no room waits
+    here, and those after it behind it, so that a large one is not passed by for ever.
+    """
+
+    def __init__(self, supply: Supply, placement: Placement | None = None, cluster: Cluster | None = None) -> None:
+        super().__init__()
+        self.supply, self.placement, self.cluster = supply, placement, cluster
+        self.first: Suggestion | None = None  # made before anybody asked
+        self.fault: CstSearchError | None = None  # nothing can go on: the study's storage is gone, or all nodes
+        self.numbers: dict[str, int] = {}  # Ray's trials at work -> the study's
+        self.stopped: set[str] = set()
+        self.handed: dict[str, Suggestion] = {}  # to the cluster
+        self.waiting: list[Suggestion] = []  # for room there
+        self._last_placed = time.monotonic()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """A fault within ends the search; Tune would take it for the trial's, and go on."""
+        try:
+            yield
+        except CstSearchError as error:
+            self.fault = self.fault or error
+
+    def look_ahead(self) -> None:
+        """Make the first suggestion now: it takes a second or two, in which Ray starts."""
+        with self.kept():
+            self.first = self.supply.next()
+
+    def suggest(self, trial_id: str) -> Any:
+        if self.fault is not None:
+            return Searcher.FINISHED
+        if self.cluster is not None:
+            return self._suggest_a_place(trial_id, self.cluster)
+        suggestion = self._next()
+        if suggestion is None:
+            return self._nothing()
+        self.numbers[trial_id] = suggestion.trial
+        task = {"trial": suggestion.trial, "config": suggestion.config}
+        if self.placement is None:
+            return task
+        share = self.placement.share(suggestion.estimate["device_bytes"])
+        return task | {"gpu": share, "limit_bytes": self.placement.limit_bytes(share)}
+
+    def _next(self) -> Suggestion | None:
+        if (first := self.first) is not None:
+            self.first = None
+            return first
+        with self.kept():
+            return self.supply.next()
+        return None
+
+    def _is_over(self) -> bool:
+        return self.fault is not None or self.supply.stop()
+
+    def _nothing(self) -> Any:
+        # None: nothing yet; what is at work may reach a rung where one that was stopped is promoted, or lose its
+        # worker and come again
+        return None if self.numbers and not self._is_over() else Searcher.FINISHED
+
+    def _suggest_a_place(self, trial_id: str, cluster: Cluster) -> Any:
+        cluster.refresh()
+        if not self.waiting:
+            if cluster.fleet.is_full() and not self._is_over():
+                return self._wait()
+            suggestion = self._next()
+            if suggestion is None:
+                return self._nothing()
+            self.waiting.append(suggestion)
+        place = cluster.fleet.place(trial_id, self.waiting[0].estimate["device_bytes"])
+        if place is None:
+            return self._wait()
+        suggestion = self.handed[trial_id] = self.waiting.pop(0)
+        self.numbers[trial_id] = suggestion.trial
+        self._last_placed = time.monotonic()
+        task = {"trial": suggestion.trial, "config": suggestion.config, "node": place.node, "cpu": place.cpus}
+        return task if place.limit_bytes is None else task | {"gpu": place.gpu, "limit_bytes": place.limit_bytes}
+
+    def _wait(self) -> Any:
+        if self.numbers:
+            self._last_placed = time.monotonic()
+            return None
+        if time.monotonic() - self._last_placed > _PATIENCE_SECONDS:
+            self.fault = RunError(
+                "no node of the cluster that could run the next trial has come back; what is finished is kept, and "
+                "`cst-search resume` goes on"
+            )
+            return Searcher.FINISHED
+        time.sleep(0.1)  # Tune asks again at once, as it has nothing to wait for
+        return None
+
+    def lost_its_node(self, trial_id: str, node: str) -> bool:
+        """Whether a trial that has not begun waits for a node that has gone; then its suggestion waits here again."""
+        if self.cluster is None or trial_id not in self.handed:
+            return False
+        self.cluster.refresh()
+        if node in self.cluster.fleet.nodes:
+            return False
+        self.waiting.append(self.handed.pop(trial_id))
+        del self.numbers[trial_id]
+        self.cluster.fleet.free(trial_id)
+        return True
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self.numbers.pop(trial_id, None)
+        if number is None or self.fault is not None:
+            return
+        if self.cluster is not None:
+            self.cluster.fleet.free(trial_id)
+            del self.handed[trial_id]
+        text = (result or {}).get(_RESULT)
+        if text is not None:
+            outcome = json.loads(text)
+        elif trial_id in self.stopped:
+            outcome = {"outcome": "stopped"}
+        else:
+            if not error:  # stopped from outside (Ctrl-C): it stays open, and the next launch takes it up
+                return
+            with self.kept():
+                self.supply.lost(number)
+            return
+        with self.kept():
+            self.supply.ended(number, outcome)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study's database is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study's database is the state."""
+
+
+class StudyScheduler(_Stays, FIFOScheduler):
+    """Brings what a trial has after an epoch to the study, which says whether it goes on."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        super().__init__()
+        self.searcher = searcher
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        for trial in list(tune_controller.get_live_trials()):
+            if trial.status == trial.PENDING and self.searcher.lost_its_node(trial.trial_id, trial.config.get("node")):
+                tune_controller.stop_trial(trial)  # Ray would wait for that node for ever
+        return super().choose_trial_to_run(tune_controller)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        number = self.searcher.numbers.get(trial.trial_id)
+        if number is None or _ENTRY not in result:
+            return self.CONTINUE
+        goes_on = False
+        with self.searcher.kept():
+            goes_on = self.searcher.supply.progressed(number, json.loads(result[_ENTRY]))
+        if goes_on and self.searcher.fault is None:
+            return self.CONTINUE
+        self.searcher.stopped.add(trial.trial_id)
+        return self.STOP
+
+
+def _trainable(config: Mapping[str, Any], task: Task) -> None:
+    if "limit_bytes" in config:  # its share of a GPU
+        task = replace(task, memory_limit_bytes=config["limit_bytes"])
+
+    def report(entry: dict[str, Any]) -> bool:
+        try:
+            # as text: Tune flattens nested results and makes numbers of its own types
+            tune.report({_ENTRY: json.dumps(entry)})
+        except SystemExit:  # this is how Tune stops a trial, once its process is to be used again
+            return False
+        return True
+
+    result = execute(task, config["trial"], config["config"], report)
+    if result["outcome"] == "stopped":
+        sys.exit(0)  # as Tune wanted; it hears no further report
+    tune.report({_RESULT: json.dumps(result)})
+
+
+class Ray:
+    """Runs trials as Ray Tune trials, ``n_workers`` at a time; processes are reused from trial to trial.
+
+    Args:
+        n_workers: trials at a time, at most.
+        cpus: of one trial.
+        placement: the GPUs, of which a trial gets a share by its predicted memory; None: trials run on the CPU. Ray
+            starts trials in the order of their suggestion and asks for one suggestion ahead, so a large trial waits
+            for room, not for ever.
+        cluster: that runs the trials, as many as its `Fleet` has room for, whatever ``n_workers``, ``cpus`` and
+            ``placement`` are; it is left at the end. None: Ray is started here, and ended.
+    """
+
+    def __init__(
+        self, n_workers: int, cpus: float, placement: Placement | None = None, cluster: Cluster | None = None
+    ) -> None:
+        self.n_workers, self.cpus, self.placement, self.cluster = n_workers, cpus, placement, cluster
+        self._ready: Future[None] | None = None
+
+    def prepare(self) -> None:
+        if self._ready is not None or ray.is_initialized():
+            return
+        self._ready = Future()
+        logging.getLogger("ray").setLevel(logging.ERROR)  # else it says that it leaves SIGTERM to us
+        # as a daemon: on Linux what a thread has started ends with that thread, so it lives as long as this process
+        threading.Thread(target=self._start, args=(self._ready,), name="ray", daemon=True).start()
+
+    def _start(self, ready: Future[None]) -> None:
+        try:
+            # "local": whatever RAY_ADDRESS says
+            init_ray("local", num_cpus=max(1, round(self.n_workers * self.cpus)), include_dashboard=False)
+            ready.set_result(None)
+        except BaseException as error:
+            ready.set_exception(error)
+        threading.Event().wait()
+
+    def run(
+        self,
+        study: Study,
+        task: Task,
+        *,
+        n_trials: int,
+        estimate: Callable[[dict[str, Any]], Estimate],
+        stop: Callable[[], bool],
+        events: Events,
+    ) -> None:
+        supply = Supply(study, task, n_trials=n_trials, estimate=estimate, stop=stop, events=events)
+        if not supply.has_more and study.due() is None:
+            supply.close()
+            if self.cluster is not None:
+                self.cluster.close()
+            return
+        self.prepare()
+        own, self._ready = self._ready, None
+        searcher = StudySearcher(supply, self.placement, self.cluster)
+        if own is not None:
+            searcher.look_ahead()  # where Ray does not start, the next launch takes it up
+            try:
+                own.result()
+            except Exception as error:
+                raise RunError(f"Ray did not start: {error} --in-process runs the trials without it") from error
+        if threading.current_thread() is threading.main_thread():
+            # as Ray starts, its C++ part takes SIGTERM for a crash, whatever Python had there
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        # what Tune says of its own files, with a traceback at times when it is interrupted, is of no use here
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        scratch = tempfile.mkdtemp(prefix="cst-search-ray-")
+        try:
+            cpus = self.cpus
+
+            def resources(config: Mapping[str, Any]) -> Any:
+                if "node" not in config:
+                    return {"cpu": cpus, "gpu": config.get("gpu", 0)}
+                bundle = {"CPU": config["cpu"], f"node:{config['node']}": 0.001}
+                return tune.PlacementGroupFactory([bundle | ({"GPU": config["gpu"]} if "gpu" in config else {})])
+
+            trainable = tune.with_resources(tune.with_parameters(_trainable, task=task), resources)
+            with nullcontext() if self.cluster is None else self.cluster.driver_stays_here():
+                tune.Tuner(
+                    trainable,
+                    tune_config=tune.TuneConfig(
+                        search_alg=searcher,
+                        scheduler=StudyScheduler(searcher),
+                        num_samples=-1,  # the searcher knows when it is over
+                        max_concurrent_trials=self.n_workers if self.cluster is None else None,
+                        reuse_actors=True,
+                    ),
+                    run_config=tune.RunConfig(
+                        name="search",
+                        storage_path=scratch,
+                        verbose=0,
+                        failure_config=tune.FailureConfig(max_failures=0),
+                    ),
+                ).fit()
+            if searcher.fault is not None:
+                raise searcher.fault
+            supply.close()
+        finally:
+            if self.cluster is not None:
+                self.cluster.close()
+            elif own is not None:
+                ray.shutdown()
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def try_ray() -> None:
+    """Start Ray, have it run a task, and end it. Raises RunError: it did not."""
+    ours = not ray.is_initialized()
+    try:
+        if ours:
+            init_ray("local", num_cpus=1, include_dashboard=False)
+        answer = ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60)
+    except Exception as error:
+        raise RunError(f"Ray does not work here: {(str(error).splitlines() or [''])[0]}") from error
+    finally:
+        if ours:
+            ray.shutdown()
+    if answer != 42:
+        raise RunError("Ray does not work here: a task came back with another answer")

@@ -1,0 +1,1 @@
+"""Predicted training memory: arithmetic on shapes, standard library only."""

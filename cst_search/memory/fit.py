@@ -1,0 +1,242 @@
+"""What fits into a memory budget, what would have to change, and methods side by side: arithmetic over a prediction.
+
+The prediction comes in as a callable (`memory.predict`, or a formula in a test), so nothing here needs torch. Sizes are
+found by bisection, which takes for granted that more images and more pixels never need less (`tests/memory/test_fit.py` checks
+that the prediction keeps to it). Where it did not, what is found would still fit, but might not be the largest.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+from cst_search.config.recipe import Recipe
+from cst_search.errors import ConfigError
+
+MAX_BATCH_SIZE = 256
+MAX_IMAGE_SIZE_PX = 2048
+# the prediction pads a batch to multiples of 32 as torchvision does, so that a finer step would change nothing
+STEP_PX = 32
+# bounds of a recipe's max_size_px and accumulate
+_MAX_LONG_PX = 8192
+_MAX_ACCUMULATE = 1024
+
+# Fields that save memory at the same batch and image, cheapest first: half precision (bf16, or fp16 on a card without
+# it), then recomputation in the backward pass. What this version's recipes do not have is passed over.
+_SAVINGS: tuple[tuple[str, Any], ...] = (("precision", "auto"), ("memsave", True), ("checkpoint", "all"))
+
+# device bytes of training a recipe; asked more than once for the same, so it should remember (`memory.predict` does)
+Bytes = Callable[[Recipe], int]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Fields of the recipe to set, and the device bytes that are then needed."""
+
+    settings: Mapping[str, Any]
+    device_bytes: int
+
+
+@dataclass(frozen=True)
+class MethodFit:
+    """One method against the budget. Sizes are the largest that fit; None: not even the smallest does.
+
+    Attributes:
+        device_bytes: of the recipe as it stands.
+        batch_1_bytes: at batch size 1 and the recipe's image size.
+        fits: the recipe as it stands.
+        batch_size: largest, at the recipe's image size.
+        image_size_px: largest short side at the recipe's batch size, the long side in proportion.
+        image_size_px_batch_1: likewise at batch size 1.
+        changes: each alone makes it fit; empty where it fits already, or nothing helps.
+    """
+
+    method: str
+    device_bytes: int
+    batch_1_bytes: int
+    fits: bool
+    batch_size: int | None
+    image_size_px: int | None
+    image_size_px_batch_1: int | None
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Methods against a budget, at the batch and image size of ``recipe``. Beyond the bounds nothing was tried."""
+
+    recipe: Recipe
+    budget_bytes: int
+    batch_size_bound: int
+    image_size_px_bound: int
+    methods: tuple[MethodFit, ...]
+
+    def cheapest(self) -> MethodFit:
+        """The method that needs least at batch size 1 and the recipe's image size, whether it fits or not."""
+        return min(self.methods, key=lambda row: row.batch_1_bytes)
+
+
+def what_fits(recipe: Recipe, methods: Sequence[str], budget_bytes: int, predict: Bytes) -> Fit:
+    """Every method against the budget: the recipe's own with its options, the others with their defaults.
+
+    Args:
+        methods: names, at least one.
+    """
+    sizes, batches = image_sizes(recipe), _batches(recipe)
+    rows = tuple(_fit(recipe.configured({"method": name}), budget_bytes, predict) for name in methods)
+    return Fit(recipe, budget_bytes, batches[-1], sizes[-1], rows)
+
+
+def _fit(recipe: Recipe, budget: int, predict: Bytes) -> MethodFit:
+    def fits(candidate: Recipe) -> bool:
+        return predict(candidate) <= budget
+
+    single, sizes = replace(recipe, batch_size=1), image_sizes(recipe)
+    batch_size = largest(_batches(recipe), lambda n: fits(replace(recipe, batch_size=n)))
+    image_size_px = largest(sizes, lambda px: fits(at_size(recipe, px)))
+    batch_1_px = largest(sizes, lambda px: fits(at_size(single, px)))
+    changes: list[Change] = []
+    if batch_size is None:
+        changes += [_change(recipe, remedy, predict) for remedy in _remedies(single, batch_1_px, fits)]
+    elif not fits(recipe):
+        changes.append(_change(recipe, _in_smaller_batches(recipe, batch_size), predict))
+    return MethodFit(
+        recipe.method, predict(recipe), predict(single), fits(recipe), batch_size, image_size_px, batch_1_px,
+        tuple(changes),
+    )  # fmt: skip
+
+
+def largest(values: Sequence[int], fits: Callable[[int], bool]) -> int | None:
+    """The largest of ascending values that fits, by bisection; None where none does.
+
+    The value returned was itself tried and fits, whether or not ``fits`` is monotone.
+    """
+    n_fitting = bisect_right(values, False, key=lambda value: not fits(value))
+    return values[n_fitting - 1] if n_fitting else None
+
+
+def image_sizes(recipe: Recipe) -> list[int]:
+    """Short sides to choose from, ascending: multiples of STEP_PX, and the recipe's own."""
+    bound = min(MAX_IMAGE_SIZE_PX, _MAX_LONG_PX * recipe.image_size_px // recipe.max_size_px)
+    return sorted({*range(STEP_PX, bound + 1, STEP_PX), recipe.image_size_px})
+
+
+def at_size(recipe: Recipe, short_px: int) -> Recipe:
+    """The recipe with another short side, and the bound of the long side in proportion (rounded down)."""
+    long_px = short_px * recipe.max_size_px // recipe.image_size_px
+    return replace(recipe, image_size_px=short_px, max_size_px=long_px)
+
+
+def _batches(recipe: Recipe) -> range:
+    return range(1, max(MAX_BATCH_SIZE, recipe.batch_size) + 1)
+
+
+def _in_smaller_batches(recipe: Recipe, batch_size: int) -> Recipe:
+    """At most ``batch_size`` images a step, and as many an update as before where a recipe can say that."""
+    images = recipe.batch_size * recipe.accumulate
+    for step in range(batch_size, 0, -1):
+        if images % step == 0 and images // step <= _MAX_ACCUMULATE:
+            return replace(recipe, batch_size=step, accumulate=images // step)
+    return replace(recipe, batch_size=batch_size)
+
+
+def _remedies(recipe: Recipe, image_size_px: int | None, fits: Callable[[Recipe], bool]) -> list[Recipe]:
+    """What of a recipe of batch size 1 fits: with savings, and with smaller images (``image_size_px`` fits, if any).
+
+    Each saving that is enough alone; else the first few that are enough together; else all of them and the largest
+    images that they make room for.
+    """
+    has = {f.name for f in fields(recipe)}
+    unused = [(name, value) for name, value in _SAVINGS if name in has and _saves(recipe, name, value)]
+
+    def fitting(settings: Sequence[tuple[str, Any]], sized: Recipe = recipe) -> Recipe | None:
+        try:
+            changed = replace(sized, **dict(settings))
+            return changed if fits(changed) else None
+        except ConfigError:  # not for this method or detector
+            return None
+
+    enough = [changed for saving in unused if (changed := fitting([saving]))]
+    if not enough:
+        together = (fitting(unused[:n]) for n in range(2, len(unused) + 1))
+        enough = [changed for changed in together if changed][:1]
+    smaller = [] if image_size_px is None else [at_size(recipe, image_size_px)]
+    if unused and not enough:
+        px = largest(image_sizes(recipe), lambda px: fitting(unused, at_size(recipe, px)) is not None)
+        if px is not None and px != image_size_px and (changed := fitting(unused, at_size(recipe, px))):
+            smaller.append(changed)
+    return enough + smaller
+
+
+def _saves(recipe: Recipe, name: str, value: Any) -> bool:
+    if name == "precision":
+        return recipe.precision == "fp32"  # bf16 and fp16 are halves already
+    return bool(getattr(recipe, name) != value)
+
+
+def _change(before: Recipe, after: Recipe, predict: Bytes) -> Change:
+    changed = [f.name for f in fields(after) if getattr(after, f.name) != getattr(before, f.name)]
+    changed.sort(key=lambda name: name != "batch_size")  # first, the rest in the order of a recipe
+    return Change({name: getattr(after, name) for name in changed}, predict(after))
+
+
+# --- side by side ----------------------------------------------------------------------------------------------------
+
+
+class Cost(Protocol):
+    """What `memory.Estimate` says of a recipe."""
+
+    @property
+    def device_bytes(self) -> int: ...
+    @property
+    def reserved_bytes(self) -> int: ...
+    @property
+    def active_bytes(self) -> int: ...
+    @property
+    def trainable_params(self) -> int: ...
+    @property
+    def petl_params(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class MethodCost:
+    """One method at the recipe's batch and image size; the ratios are to ``full``."""
+
+    method: str
+    device_bytes: int
+    reserved_bytes: int
+    active_bytes: int
+    trainable_params: int
+    petl_params: int
+    device_ratio: float
+    active_ratio: float
+
+
+def named(text: str, known: Sequence[str]) -> list[str]:
+    """``cst,head`` -> ``["cst", "head"]``; ``all`` -> all that are known. Raises ConfigError: unknown or repeated."""
+    if text.strip() == "all":
+        return list(known)
+    names = [name.strip() for name in text.split(",")]
+    if not set(names) <= set(known) or len(set(names)) < len(names):
+        raise ConfigError(
+            f"--compare takes different methods separated by commas, or nothing for all; got {text!r}; there are "
+            f"{', '.join(known)}"
+        )
+    return names
+
+
+def compare_methods(recipe: Recipe, methods: Sequence[str], predict: Callable[[Recipe], Cost]) -> list[MethodCost]:
+    """Methods side by side, in the order given: the recipe's own with its options, the others with their defaults."""
+    full = predict(recipe.configured({"method": "full"}))
+    rows = []
+    for name in methods:
+        cost = predict(recipe.configured({"method": name}))
+        rows.append(
+            MethodCost(
+                name, cost.device_bytes, cost.reserved_bytes, cost.active_bytes, cost.trainable_params,
+                cost.petl_params, cost.device_bytes / full.device_bytes, cost.active_bytes / full.active_bytes,
+            )
+        )  # fmt: skip
+    return rows

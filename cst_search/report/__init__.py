@@ -1,0 +1,1 @@
+"""What a person looks at: page, figure, tables, live progress."""

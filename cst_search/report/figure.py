@@ -1,0 +1,373 @@
+"""The front as an image, ``front.png``: what is drawn, and the drawing. Only this module knows matplotlib.
+
+`picture` turns a report (`results.page_report`) into points in the axes' units, ranges, lines and sentences; `paint`
+draws that. The page draws for itself, in any two metrics: see `cst_search.report.page_data`.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cst_search.study.pareto import OBJECTIVES, front
+from cst_search.units import format_bytes, format_count
+
+# a metric's words, short ones, and how its values are written
+METRICS: dict[str, tuple[str, str, str]] = {
+    "map": ("COCO mAP@[.50:.95]", "mAP", "share"),
+    "map50": ("mAP@.50", "mAP50", "share"),
+    "device_bytes": ("device memory", "memory", "bytes"),
+    "trainable_params": ("trainable parameters", "trainable", "count"),
+    "petl_params": ("PETL parameters", "PETL", "count"),
+    "seconds": ("training time", "time", "seconds"),
+}
+_UNITS = {"share": ("", 1.0), "bytes": ("GB", 1e9), "count": ("M", 1e6)}  # of the image's axes
+# what a trial is drawn as: words, matplotlib marker. The shapes differ so that colour is not needed
+GROUPS: dict[str, tuple[str, str]] = {
+    "unfinished": ("not finished", "D"),
+    "failed": ("failed", "x"),
+    "pruned": ("pruned", "v"),
+    "infeasible": ("infeasible", "^"),
+    "dominated": ("dominated", "s"),
+    "front": ("on the front", "o"),
+}
+SMALLEST, LARGEST, STRIP = 8.0, 24.0, 9.0  # marker diameters, pt
+INK, MUTED, GREY, GRID, ACCENT, LIMIT = "#1b2330", "#5d6878", "#7a8696", "#e4e8ee", "#0b6bcb", "#b3261e"  # as page.css
+
+
+def picture(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What is drawn, in the units of the axes (GB, millions, mAP 0..1); all text is plain.
+
+    ``groups``: one per kind of trial with its ``points``; a point without a known quality has ``y`` None and belongs
+    into the strip below the plot; one that was confirmed has as ``spread`` a standard deviation over its seeds.
+    ``line``: corners of the front from left to right. ``x_range``, ``y_range``: what to show first, or None.
+    ``budget``: the line to draw, None without one or where it lies too far out.
+    ``notes``: the caption's sentences.
+    """
+    report = plain(report)
+    x_name, y_name = axes_of(report)
+    (x_label, x_unit), (y_label, y_unit) = _axis(x_name), _axis(y_name)
+    trials = [trial for trial in report["all"] if trial[x_name] is not None]
+    diameter, sizes = _sizes([trial["trainable_params"] for trial in trials if trial[y_name] is not None])
+    points: dict[str, list[dict[str, Any]]] = {group: [] for group in GROUPS}
+    for trial in trials:
+        y, spread = over_seeds(trial, y_name)
+        known = y is not None
+        points[group_of(trial)].append({
+            "trial": trial["trial"],
+            "x": trial[x_name] / x_unit,
+            "y": y / y_unit if y is not None else None,
+            "spread": spread / y_unit if spread is not None else None,
+            "size": diameter(trial["trainable_params"]) if known else STRIP,
+        })  # fmt: skip
+    everything = [point for group in points.values() for point in group]
+    envelope = front([(p["y"], p["x"]) for p in points["front"]], [OBJECTIVES[y_name], OBJECTIVES[x_name]])
+    limit = report["budget"]["memory_bytes" if x_name == "device_bytes" else "params"]
+    budget = limit / x_unit if limit and x_name != "petl_params" else None
+    x_range, budget_fits = _x_range(everything, budget)
+    text = f"budget {format_bytes(limit) if x_name == 'device_bytes' else format_count(limit)}"
+    knee = next((p for p in points["front"] if p["trial"] == report["knee"]), None)
+    # the label goes to the upper left, where nothing can be, except at the left edge
+    at_left = knee is not None and x_range is not None and knee["x"] < x_range[0] + 0.2 * (x_range[1] - x_range[0])
+    return {
+        "x_label": x_label,
+        "y_label": y_label,
+        "x_range": x_range,
+        "y_range": _padded(
+            [p["y"] + sign * (p["spread"] or 0.0) for p in everything if p["y"] is not None for sign in (-1, 1)],
+            above=0.14,
+        ),
+        "groups": [{"key": key, "name": GROUPS[key][0], "points": group} for key, group in points.items() if group],
+        "line": sorted([points["front"][i]["x"], points["front"][i]["y"]] for i in envelope),
+        "knee": {**knee, "label": f"knee: trial {knee['trial']}", "side": 1 if at_left else -1} if knee else None,
+        "budget": {"x": budget, "label": text} if budget and budget_fits and everything else None,
+        "sizes": sizes,
+        "notes": _notes(report, everything, x_range, None if budget_fits else budget, text),
+    }
+
+
+def _axis(name: str) -> tuple[str, float]:
+    """A metric's words with the unit, and the size of that in the record's."""
+    unit, size = _UNITS[METRICS[name][2]]
+    return METRICS[name][0] + (f", {unit}" if unit else ""), size
+
+
+def axes_of(report: Mapping[str, Any]) -> tuple[str, str]:
+    """The metrics on x (a cost, memory if it is an objective) and on y (a quality)."""
+    goals = {objective["name"]: objective["goal"] for objective in report["objectives"]}
+    costs = [name for name in ("device_bytes", *goals) if goals.get(name) == "min"]
+    qualities = [name for name, goal in goals.items() if goal == "max"]
+    return (costs or ["device_bytes"])[0], (qualities or ["map"])[0]
+
+
+def over_seeds(trial: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
+    """A metric's mean and standard deviation over seeds; of a trial that was not confirmed its value and None."""
+    if (trial.get("n_seeds") or 0) > 1:
+        return trial[f"{name}_mean"], trial[f"{name}_std"]
+    return trial[name], None
+
+
+def group_of(trial: Mapping[str, Any]) -> str:
+    if trial["on_front"]:
+        return "front"
+    if trial["state"] in ("complete", "infeasible"):
+        return "dominated" if trial["feasible"] else "infeasible"
+    return trial["state"] if trial["state"] in GROUPS else "unfinished"
+
+
+def _sizes(counts: Sequence[int | None]) -> tuple[Any, list[dict[str, Any]]]:
+    """Parameter count -> diameter in pt, and the legend's steps.
+
+    Logarithmic: a search spans 20 thousand (norm) to 40 million (full), and markers with areas in that ratio
+    would be either dust or the whole plot.
+    """
+    known = [count for count in counts if count]
+    low, high = (min(known), max(known)) if known else (1, 1)
+    shrink = min(1.0, (100 / max(1, len(counts))) ** 0.25)  # 1600 trials: half as large, or they hide one another
+
+    def diameter(count: int | None) -> float:
+        share = math.log((count or low) / low) / math.log(high / low) if high > low else 0.5
+        return round(shrink * (SMALLEST + (LARGEST - SMALLEST) * share), 1)
+
+    steps = [low, math.sqrt(low * high), high] if high > low else [low]
+    return diameter, [{"size": diameter(round(n)), "label": format_count(round(n))} for n in steps] if known else []
+
+
+def _padded(values: Sequence[float], above: float = 0.08) -> list[float] | None:
+    """Least and greatest with some of the span added on either side; not below zero. None for no values."""
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    span = (high - low) or abs(high) * 0.2 or 1.0
+    return [max(0.0, low - 0.08 * span), high + above * span]
+
+
+def _x_range(points: Sequence[Mapping[str, Any]], budget: float | None) -> tuple[list[float] | None, bool]:
+    """What the x axis shows first, and whether the budget is inside.
+
+    The trained points decide; the budget and the untrained points may widen the view to twice and then by half, so
+    that one far value does not squash all others into a corner.
+    """
+    trained = [point["x"] for point in points if point["y"] is not None]
+    if not trained:
+        return _padded([point["x"] for point in points] + ([budget] if budget and points else [])), True
+    low, high = min(trained), max(trained)
+    span = (high - low) or high * 0.5 or 1.0
+    fits = budget is not None and low - span <= budget <= high + span
+    if budget is not None and fits:
+        low, high = min(low, budget), max(high, budget)
+    reach = 0.5 * max(span, high - low)
+    near = [point["x"] for point in points if low - reach <= point["x"] <= high + reach]
+    return _padded([low, high, *near]), fits or budget is None
+
+
+def _notes(
+    report: Mapping[str, Any], points: Sequence[Any], x_range: Sequence[float] | None, far: float | None, budget: str
+) -> list[str]:
+    """The caption: how to read the picture, and everything that it does not show."""
+    x_name, y_name = axes_of(report)
+    others = [o["name"] for o in report["objectives"] if o["name"] not in (x_name, y_name)]
+    low, high = x_range or (-math.inf, math.inf)
+    outside = [point for point in points if not low <= point["x"] <= high]
+    lost = len(report["all"]) - len(points)
+    notes = []
+    if report["front"] and others:
+        also = " and ".join(METRICS[name][0] for name in others)
+        notes.append(
+            f"The front also weighs {also}, which this plane does not show: the line joins only those of its points "
+            "that nothing beats in the two drawn metrics; the other filled circles are on the front for the rest."
+        )
+    elif report["front"]:
+        notes.append("The line is the front: whatever lies below and to the right of it is beaten by a point on it.")
+    if far is not None and x_range:
+        notes.append(f"The {budget} is far to the {'right' if far > high else 'left'} of this view.")
+    if outside:
+        subject = "1 trial lies" if len(outside) == 1 else f"{len(outside)} trials lie"
+        nearest, furthest = min(point["x"] for point in outside), max(point["x"] for point in outside)
+        unit = _axis(x_name)[0].rpartition(", ")[2]
+        notes.append(f"{subject} outside this view ({nearest:.3g} to {furthest:.3g} {unit}).")
+    if any(point["y"] is None for point in points):
+        notes.append("The strip at the bottom holds trials without an mAP: not trained, failed or not finished.")
+    if lost:
+        notes.append(f"{lost} {'trial has' if lost == 1 else 'trials have'} no memory figure and cannot be drawn.")
+    return notes + lasting_notes(report)
+
+
+def lasting_notes(report: Mapping[str, Any]) -> list[str]:
+    """What holds in any plane."""
+    y_name = axes_of(report)[1]
+    sources = {trial["memory_source"] for trial in report["all"] if trial["device_bytes"] is not None}
+    notes = []
+    if any(over_seeds(trial, y_name)[1] is not None for trial in report["all"]):
+        notes.append(
+            "Points with a bar were confirmed: drawn at the mean over their seeds, one standard deviation up and down."
+        )
+    if any(trial["state"] not in ("complete", "infeasible") and trial[y_name] is not None for trial in report["all"]):
+        notes.append("Trials that were pruned, or have not finished, are drawn at the mAP of their last epoch.")
+    if "predicted" in sources:
+        which = (
+            "Memory is"
+            if sources == {"predicted"}
+            else "Memory is measured for the trials that ran on it and otherwise"
+        )
+        notes.append(f"{which} predicted for {report['target_device']}.")
+    return notes
+
+
+def plain(value: Any) -> Any:
+    """The same value for strict JSON: NaN and infinities become None, numpy numbers Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if math.isfinite(value) else None
+
+
+def _started(iso: str) -> str:
+    try:
+        return f"{datetime.fromisoformat(iso):%Y-%m-%d %H:%M %Z}".strip()
+    except ValueError:
+        return iso
+
+
+def budget_words(budget: Mapping[str, Any]) -> str:
+    memory, params = budget["memory_bytes"], budget["params"]
+    limits = [*([format_bytes(memory)] if memory else []), *([f"{format_count(params)} parameters"] if params else [])]
+    return " and ".join(limits) or "none"
+
+
+def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The header's facts, as label and text."""
+    counts, words = report["trials"], {"max": "highest", "min": "lowest"}
+    states = [f"{counts[state]} {state}" for state in counts if state != "total" and counts[state]]
+    return [
+        ("data", str(report["data"])),
+        ("budget", budget_words(report["budget"])),
+        ("device", str(report["target_device"])),
+        ("trials", f"{counts['total']}" + (f": {', '.join(states)}" if states else "")),
+        ("objectives", ", ".join(f"{words[o['goal']]} {o['name']}" for o in report["objectives"])),
+        ("started", _started(report["started"])),
+    ]
+
+
+def paint(report: Mapping[str, Any], drawn: Mapping[str, Any], path: Path) -> None:
+    """An image of 1600 x 1000 px, without pyplot: its state is global and not for threads."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(16, 10), dpi=100, facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, 1, height_ratios=(12, 1), hspace=0.04, left=0.07, right=0.97, top=0.83, bottom=0.235)
+    plot = figure.add_subplot(grid[0])
+    strip = figure.add_subplot(grid[1], sharex=plot)
+    for axes in (plot, strip):
+        axes.grid(color=GRID, linewidth=1)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=13, colors=MUTED, length=0)
+        axes.spines[:].set_color(GRID)
+    plot.tick_params(labelbottom=False)
+    plot.yaxis.set_major_locator(MaxNLocator(8))
+    plot.set_ylabel(drawn["y_label"], fontsize=15, color=INK)
+    strip.set(yticks=[], ylim=(-1, 1))
+    strip.set_ylabel("no mAP", fontsize=13, color=MUTED, rotation=0, ha="right", va="center")
+    strip.set_xlabel(drawn["x_label"], fontsize=15, color=INK)
+
+    if drawn["line"]:
+        plot.step(*zip(*drawn["line"], strict=True), where="post", color=ACCENT, linewidth=2.5)
+    for group in drawn["groups"]:
+        _scatter(plot, group["key"], [p for p in group["points"] if p["y"] is not None])
+        _scatter(strip, group["key"], [{**p, "y": 0.0} for p in group["points"] if p["y"] is None])
+    if knee := drawn["knee"]:
+        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": INK, "linewidths": 2, "zorder": 4}
+        plot.scatter([knee["x"]], [knee["y"]], s=(knee["size"] + 10) ** 2, **ring)
+        plot.annotate(
+            knee["label"], (knee["x"], knee["y"]), (55 * knee["side"], 42), textcoords="offset points",
+            fontsize=15, color=INK, weight="bold", ha="center",
+            arrowprops={"arrowstyle": "-", "color": INK, "shrinkB": knee["size"] / 2 + 5},
+        )  # fmt: skip
+    if limit := drawn["budget"]:
+        for axes in (plot, strip):
+            axes.axvline(limit["x"], color=LIMIT, linewidth=2, linestyle=(0, (6, 4)))
+        plot.annotate(
+            limit["label"], (limit["x"], 1), (0, 6), xycoords=("data", "axes fraction"), textcoords="offset points",
+            ha="center", va="bottom", fontsize=14, color=LIMIT, weight="bold",
+        )  # fmt: skip
+    if drawn["x_range"]:
+        plot.set_xlim(*drawn["x_range"])
+    if drawn["y_range"]:
+        plot.set_ylim(*drawn["y_range"])
+    else:
+        plot.set_yticks([])
+        plot.text(
+            0.5, 0.5, "No trial has finished yet", transform=plot.transAxes, ha="center", fontsize=22, color=MUTED
+        )
+    _words(figure, report, drawn)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in scripts which the font lacks
+        figure.savefig(path)
+
+
+def _scatter(axes: Any, key: str, points: Sequence[Mapping[str, Any]]) -> None:
+    """One group's markers."""
+    look: dict[str, Any] = {"facecolors": "none", "edgecolors": GREY, "linewidths": 1.4, "zorder": 2}
+    if key == "front":
+        look = {"facecolors": ACCENT, "edgecolors": "white", "linewidths": 1.2, "zorder": 3}
+    elif key == "failed":
+        look = {"color": GREY, "linewidths": 1.6, "zorder": 2}  # a cross has no face
+    size = [point["size"] ** 2 for point in points]
+    axes.scatter([p["x"] for p in points], [p["y"] for p in points], s=size, marker=GROUPS[key][1], **look)
+    bars = [point for point in points if point["spread"] is not None]
+    if bars:
+        x, y, spread = zip(*((p["x"], p["y"], p["spread"]) for p in bars), strict=True)
+        colour = ACCENT if key == "front" else GREY
+        axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=colour, elinewidth=1.8, capsize=5, zorder=look["zorder"])
+
+
+def _words(figure: Any, report: Mapping[str, Any], drawn: Mapping[str, Any]) -> None:
+    """Title, facts, legend and caption of the image. A $ in a name must not start a formula, hence parse_math."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linestyle="none", marker=GROUPS[key][1], markersize=11, label=GROUPS[key][0],
+               markerfacecolor=ACCENT if key == "front" else "none", markeredgecolor=ACCENT if key == "front" else GREY)
+        for key in reversed([group["key"] for group in drawn["groups"]])
+    ]  # fmt: skip
+    circles = [
+        Line2D([], [], linestyle="none", marker="o", markersize=step["size"], label=step["label"], color=GRID,
+               markeredgecolor=GREY)
+        for step in drawn["sizes"]
+    ]  # fmt: skip
+    style: dict[str, Any] = {
+        "frameon": False,
+        "fontsize": 12,
+        "labelcolor": INK,
+        "handletextpad": 0.3,
+        "columnspacing": 1.4,
+    }
+    if handles:
+        figure.legend(handles=handles, loc="center left", bbox_to_anchor=(0.06, 0.135), ncols=6, **style)
+    if len(circles) > 1:
+        title = Line2D([], [], linestyle="none", label="trainable parameters:")
+        figure.legend(handles=[title, *circles], loc="center right", bbox_to_anchor=(0.975, 0.135), ncols=4, **style)
+    words = dict(facts(report))
+    n, _, states = words["trials"].partition(":")
+    words |= {"budget": f"budget {words['budget']}", "trials": f"{n} trials{':' if states else ''}{states}"}
+    line = "  |  ".join(words[name] for name in ("data", "budget", "device", "trials"))
+    text: dict[str, Any] = {"color": MUTED, "parse_math": False}
+    title_line = textwrap.shorten(report["study"], 70, placeholder="...")
+    figure.text(0.07, 0.94, title_line, fontsize=24, weight="bold", **{**text, "color": INK})
+    figure.text(0.07, 0.9, line if len(line) <= 150 else line[:147] + "...", fontsize=13, **text)
+    figure.text(0.97, 0.94, words["started"], fontsize=13, ha="right", **text)
+    caption = textwrap.wrap(" ".join(drawn["notes"]), 165)[:4]
+    figure.text(0.07, 0.105, "\n".join(caption), fontsize=12, va="top", linespacing=1.4, **text)

@@ -1,0 +1,104 @@
+"""The Pareto report of a study: ``front.html`` to explore, ``front.png`` to show, ``front.json`` for a program.
+
+The page is one file that asks no network for anything and stores nothing, so it also works in the sandboxed frame in
+which MLflow shows artifacts. Its charts are our own, on canvas (dashboards/*.js): plotly.js puts 4.8 MB into every page
+and takes ten times as long to dim some of 10,000 points, three times with WebGL (`benchmarks/page.py --plotly`, on two
+busy cores); and its parallel coordinates know neither absent dimensions nor a keyboard. Only this module knows Jinja2.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cst_search.config.catalog import shipped_folder
+from cst_search.errors import ConfigError
+from cst_search.report.figure import facts, over_seeds, paint, picture, plain
+from cst_search.report.page_data import comparison_data, page_data, value_text, worker
+from cst_search.study.records import metric_words
+from cst_search.units import format_bytes, format_count
+
+
+def write_front(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Write ``front.html``, ``front.png`` (1600 x 1000) and ``front.json`` (NaN as null); their paths by ending.
+
+    Args:
+        report: of `results.page_report`. ``front.json`` is that without the learning curves.
+        folder: is made if it is not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = plain(report)
+    paths = {ending: folder / f"front.{ending}" for ending in ("html", "png", "json")}
+    short = whole | {"all": [{k: v for k, v in row.items() if k != "history"} for row in whole["all"]]}
+    paths["json"].write_text(json.dumps(short, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    paths["html"].write_text(_front_html(whole), encoding="utf-8")
+    paint(whole, picture(whole), paths["png"])
+    return paths
+
+
+def write_comparison(reports: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Path]:
+    """Write ``comparison.html`` and ``comparison.json``: the fronts of several studies; their paths by ending.
+
+    Args:
+        reports: of `results.page_report`, two or more, of different studies.
+
+    Raises:
+        ConfigError: fewer than two, or one twice.
+    """
+    names = [report["study"] for report in reports]
+    if len(names) < 2 or len(set(names)) < len(names):
+        got = ", ".join(map(repr, names)) or "none"
+        raise ConfigError(f"a comparison takes two or more different studies; got {got}")
+    folder.mkdir(parents=True, exist_ok=True)
+    data = comparison_data(reports)
+    paths = {ending: folder / f"comparison.{ending}" for ending in ("html", "json")}
+    summary = {key: data[key] for key in ("objectives", "reference", "warnings")} | {"studies": data["table"]}
+    paths["json"].write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    html = _render("comparison.html.j2", data=data, version=reports[0]["version"])
+    paths["html"].write_text(html, encoding="utf-8")
+    return paths
+
+
+def _front_html(report: Mapping[str, Any]) -> str:
+    data = page_data(report)
+    groups = [{**group, "n": data["trials"]["group"].count(code)} for code, group in enumerate(data["groups"])]
+    knee = next((row for row in report["front"] if row["trial"] == report["knee"]), None)
+    return _render(
+        "front.html.j2",
+        report=report,
+        page=data,
+        groups=[group for group in reversed(groups) if group["n"]],
+        facts=facts(report),
+        knee=knee,
+        knee_map=over_seeds(knee, "map") if knee else None,
+        worker=worker(report),
+        study=shlex.quote(report["study"]),
+        data=shlex.quote(str(report["data"])),
+    )
+
+
+def _render(template: str, **values: Any) -> str:
+    """Jinja2 escapes every value; ``tojson`` also writes ``<`` as ``\\u003c`` inside the script."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(shipped_folder("dashboards")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    filters: dict[str, Callable[..., str]] = {
+        "bytes": format_bytes,
+        "count": format_count,
+        "quality": lambda value: "-" if value is None else f"{value:.3f}",
+        "percent": lambda value: f"{100 * value:.1f} %",
+        "value": value_text,
+        "metrics": metric_words,
+    }
+    environment.filters |= filters
+    return environment.get_template(template).render(**values)

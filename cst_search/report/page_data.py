@@ -1,0 +1,258 @@
+"""What the report page holds of a study, as compact columns: `page_data` for one, `comparison_data` for several.
+
+Columns and codes rather than an object per trial: 10,000 trials come to about a fifth of it. Arithmetic and `space`
+only; the page draws it (dashboards/front.js), `dashboard` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cst_search.config.search_space import Space
+from cst_search.report.figure import GROUPS, METRICS, axes_of, budget_words, group_of, lasting_notes, over_seeds, plain
+from cst_search.study import pareto
+from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.seed_statistics import NOISY
+from cst_search.units import format_bytes, format_count
+
+_DIGITS = 6  # significant, of what is not a whole number
+_CURVE_DIGITS = {"map": 4, "loss": 4}
+_FEW = 12  # different numbers that a dimension outside the space may have and still be drawn as a choice
+
+
+def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report (`results.page_report`, as `plain`) for the page; index i stands for the same trial in every column.
+
+    ``columns``: per metric its values in the record's units, None where unknown; of a confirmed trial the mean over
+    its seeds. ``seeds``: of those trials, by index, the trial's own values and the standard deviations. ``trials``:
+    numbers, and codes into ``states``, ``reasons``, ``sources``, ``groups``. ``dimensions``: ``codes`` into ``labels``
+    (-1: this trial does not have it) or ``values`` (None likewise); where ``methods`` are named, of the trials of these
+    methods alone. ``curves``: per metric a list per trial, one value
+    per epoch, and ``epochs`` where those are not 1, 2, ... ``volumes``: (index, hypervolume) where it grew.
+    """
+    rows: list[dict[str, Any]] = report["all"]
+    groups = list(GROUPS)
+    x, y = axes_of(report)
+    others = [o["name"] for o in report["objectives"] if o["name"] not in (x, y)]
+    columns = {name: [_short(over_seeds(row, name)[0] if name in NOISY else row[name]) for row in rows]
+               for name in METRICS}  # fmt: skip
+    states, state = _codes([row["state"] for row in rows])
+    reasons, reason = _codes([row["reason"] for row in rows])
+    sources, source = _codes([row["memory_source"] for row in rows])
+    return {
+        "study": report["study"],
+        "quoted_study": shlex.quote(report["study"]),
+        "metrics": [_metric(name) for name in METRICS],
+        "objectives": [o["name"] for o in report["objectives"]],
+        "axes": {"x": x, "y": y, "size": next(iter(others), "trainable_params")},
+        "budgets": _budgets(report["budget"]),
+        "knee": report["knee"],
+        "notes": lasting_notes(report),
+        "worker": worker(report),
+        "groups": [{"key": key, "name": words} for key, (words, _) in GROUPS.items()],
+        "complete": [key in ("front", "dominated") for key in groups],
+        "states": states,
+        "reasons": reasons,
+        "sources": sources,
+        "trials": {
+            "trial": [row["trial"] for row in rows],
+            "group": [groups.index(group_of(row)) for row in rows],
+            "state": state,
+            "reason": reason,
+            "source": source,
+        },
+        "columns": columns,
+        "seeds": {
+            i: {"n": row["n_seeds"], **{name: row[name] for name in NOISY},
+                **{f"{name}_std": _short(row[f"{name}_std"]) for name in NOISY}}
+            for i, row in enumerate(rows)
+            if (row.get("n_seeds") or 0) > 1
+        },
+        "remarks": {i: row["notes"] for i, row in enumerate(rows) if row["notes"]},
+        "dimensions": _dimensions(report["space"], [row["config"] for row in rows]),
+        "curves": _curves([row["history"] for row in rows]),
+        "volumes": _steps([volume for _, volume in report["hypervolume_by_trial"]]),
+    }  # fmt: skip
+
+
+def worker(report: Mapping[str, Any]) -> str:
+    """What the search's hours are hours of: memory is measured on a GPU alone."""
+    return "GPU" if any(row["memory_source"] == "measured" for row in report["all"]) else "worker"
+
+
+def comparison_data(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fronts of several studies in one plane, and what to know before they are compared.
+
+    Returns:
+        As `page_data`: ``metrics``, ``columns``, ``axes``, ``budgets``; index i is a point of a front, ``study[i]`` the
+        place of its study in ``studies``. ``table``: per study its figures, with ``volume`` at the common
+        ``reference`` and ``on_joint``, how many of its points are on the front of all studies together; both None,
+        and ``reference`` too, where the objectives or the data differ. ``warnings``: sentences on what differs.
+    """
+    studies = [plain(report) for report in reports]
+    points = [(k, row) for k, report in enumerate(studies) for row in report["front"]]
+    goals = [[(o["name"], o["goal"]) for o in report["objectives"]] for report in studies]
+    same = all(sorted(one) == sorted(goals[0]) for one in goals)
+    objectives = [OBJECTIVES[name] for name, _ in goals[0]]
+    metrics = [name for name in METRICS if name != "seconds"]  # a front's entry has no time
+    x, y = axes_of(studies[0])
+    reference: dict[str, float] | None = None
+    volumes: list[float | None] = [None] * len(studies)
+    joint: list[int | None] = [None] * len(studies)
+    if same and _agree(studies, "data"):
+        corner = pareto.common_reference([report["reference_point"] for report in studies], objectives)
+        reference = {o.name: value for o, value in zip(objectives, corner, strict=True)}
+        values = [[_value_of(row, o.name) for o in objectives] for _, row in points]
+        of = [[v for (k, _), v in zip(points, values, strict=True) if k == place] for place in range(len(studies))]
+        volumes = [pareto.hypervolume(v, objectives, list(reference.values())) if v else 0.0 for v in of]
+        on_joint = [points[i][0] for i in pareto.front(values, objectives)] if values else []
+        joint = [on_joint.count(place) for place in range(len(studies))]
+    return {
+        "studies": [report["study"] for report in studies],
+        "metrics": [_metric(name) for name in metrics],
+        "objectives": [o.name for o in objectives],
+        "axes": {"x": x, "y": y, "size": None},
+        "budgets": _budgets(studies[0]["budget"]) if _agree(studies, "budget") else {},
+        "study": [k for k, _ in points],
+        "trial": [row["trial"] for _, row in points],
+        "columns": {name: [_short(_value_of(row, name)) for _, row in points] for name in metrics},
+        "seeds": {i: {"n": row["n_seeds"], **{f"{name}_std": _short(row[f"{name}_std"]) for name in NOISY}}
+                  for i, (_, row) in enumerate(points) if (row.get("n_seeds") or 0) > 1},
+        "config": [[f"{key} = {value_text(value)}" for key, value in row["config"].items()] for _, row in points],
+        "reference": reference,
+        "table": [
+            {"study": report["study"], "data": report["data"], "device": report["target_device"],
+             "budget": budget_words(report["budget"]), "objectives": ", ".join(name for name, _ in goals[k]),
+             "trials": report["trials"]["total"], "front": len(report["front"]), "knee": report["knee"],
+             "best": max((v for row in report["front"] if (v := _value_of(row, "map")) is not None), default=None),
+             "epochs": report["recipe"].get("search_epochs"), "own_volume": report["hypervolume"],
+             "volume": volumes[k], "on_joint": joint[k]}
+            for k, report in enumerate(studies)
+        ],
+        "warnings": _differences(studies, same),
+    }  # fmt: skip
+
+
+def value_text(value: Any) -> str:
+    """A configuration's value, short: 0.00099999 -> 0.001, [2, 3] -> 2,3, True -> true."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        return ",".join(value_text(item) for item in value)
+    return str(value)
+
+
+def _differences(studies: Sequence[Mapping[str, Any]], same_objectives: bool) -> list[str]:
+    said = []
+    if not same_objectives:
+        said.append("The objectives differ: there is no common hypervolume, and each front is best for its own goals.")
+    if not _agree(studies, "data"):
+        said.append("The data differ: their mAPs cannot be compared, and there is no common hypervolume.")
+    if len({str(report["recipe"].get("search_epochs")) for report in studies}) > 1:
+        said.append("Their trials were trained for different numbers of epochs: a longer one has an advantage in mAP.")
+    if not _agree(studies, "target_device"):
+        said.append("Memory is for different devices.")
+    if not _agree(studies, "budget"):
+        said.append("Their budgets differ, so none is drawn.")
+    return said
+
+
+def _agree(studies: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return all(report[key] == studies[0][key] for report in studies)
+
+
+def _value_of(row: Mapping[str, Any], name: str) -> Any:
+    return over_seeds(row, name)[0] if name in NOISY else row[name]
+
+
+def _metric(name: str) -> dict[str, str]:
+    label, short, kind = METRICS[name]
+    goal = OBJECTIVES[name].goal if name in OBJECTIVES else "min"
+    return {"key": name, "label": label, "short": short, "kind": kind, "goal": goal}
+
+
+def _budgets(budget: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    memory, params = budget["memory_bytes"], budget["params"]
+    lines = {}
+    if memory:
+        lines["device_bytes"] = {"value": memory, "label": f"budget {format_bytes(memory)}"}
+    if params:
+        lines["trainable_params"] = {"value": params, "label": f"budget {format_count(params)}"}
+    return lines
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+def _codes(values: Sequence[Any]) -> tuple[list[Any], list[int]]:
+    """Different values in the order in which they come, and each one's place; None: -1."""
+    places: dict[Any, int] = {}
+    codes = [-1 if value is None else places.setdefault(value, len(places)) for value in values]
+    return list(places), codes
+
+
+def _dimensions(content: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every key that a configuration has: those of the space in its order, then others that were set by hand."""
+    space = Space.from_dict(content) if content else None
+    methods = space.methods if space else ()
+    keys = dict.fromkeys([*(space.keys() if space else []), *(key for config in configs for key in config)])
+    found = []
+    for key in keys:
+        ranges = [d for dimensions in (space.by_method.values() if space else []) for d in dimensions if d.key == key]
+        owner, _, name = key.rpartition(".")
+        have = [m for m in methods if space and key in {d.key for d in space.by_method[m]}]
+        some = have if have and len(have) < len(methods) else None
+        head = {"key": key, "title": name, "owner": owner if len(methods) > 1 or not space else "", "methods": some}
+        values = [config.get(key) for config in configs if not some or config.get(Space.METHOD) in some]
+        if _is_range(ranges, values):
+            log = any(d.log for d in ranges)
+            ends = {"low": min(d.low for d in ranges), "high": max(d.high for d in ranges)} if ranges else {}
+            found.append({**head, "kind": "number", "log": log, "values": [_short(v) for v in values], **ends})
+        else:
+            choices = [*methods] if key == Space.METHOD else [choice for d in ranges for choice in d.choices]
+            texts = [None if value is None else value_text(value) for value in values]
+            beyond = sorted({text for text in texts if text is not None})
+            labels = list(dict.fromkeys([*(value_text(choice) for choice in choices), *beyond]))
+            codes = {text: place for place, text in enumerate(labels)}
+            found.append({**head, "kind": "choice", "labels": labels,
+                          "codes": [-1 if text is None else codes[text] for text in texts]})  # fmt: skip
+    return found
+
+
+def _is_range(ranges: Sequence[Any], values: Sequence[Any]) -> bool:
+    """Whether an axis of numbers can show it. What stands in no space is judged by its values."""
+    known = {value for value in values if not isinstance(value, list | tuple) and value is not None}
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in known) and not any(
+        isinstance(value, list | tuple) for value in values
+    )
+    if ranges:
+        return numeric and not any(d.choices for d in ranges)
+    return numeric and len(known) > _FEW
+
+
+def _curves(histories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    curves: dict[str, Any] = {name: [] for name in _CURVE_DIGITS}
+    epochs: dict[int, list[int]] = {}
+    for i, history in enumerate(histories):
+        for name, digits in _CURVE_DIGITS.items():
+            values = [entry.get(name) for entry in history]
+            curves[name].append([None if v is None else float(f"{v:.{digits}g}") for v in values] if history else None)
+        numbers = [entry["epoch"] for entry in history]
+        if numbers != list(range(1, len(numbers) + 1)):
+            epochs[i] = numbers
+    return {**curves, "epochs": epochs}
+
+
+def _steps(volumes: Sequence[float]) -> list[list[float]]:
+    steps: list[list[float]] = []
+    for i, volume in enumerate(volumes):
+        rounded = _short(float(volume))
+        if not steps or rounded != steps[-1][1]:
+            steps.append([i, rounded])
+    return steps

@@ -1,0 +1,76 @@
+"""The front as characters, for a terminal: memory to the right, mAP upwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from cst_search.study.records import StudyInfo, TrialRecord
+from cst_search.units import format_bytes
+
+_MARKS = {"trial": ("\u00b7", "."), "front": ("\u25cf", "o"), "knee": ("\u25c6", "K")}  # in Unicode, in ASCII
+_STYLES = {"trial": "dim", "front": "green", "knee": "bold magenta"}
+_OF_STUDIES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_WIDEST = 100
+_LEFT = 7  # of a line: the value of mAP, and the axis
+
+
+def front_plot(infos: Sequence[StudyInfo], width: int, *, height: int = 12, ascii_only: bool = False) -> Text:
+    """Complete trials of a study, its front and its knee; of several studies their fronts, a letter each.
+
+    A later mark covers an earlier one: the knee the front, and the front other trials. mAP is the mean over seeds where
+    a point was confirmed.
+
+    Args:
+        width: of the terminal, in characters; more than 100 are not used.
+        height: of the plot in lines, without its axis.
+
+    Returns:
+        Lines without a last newline; an empty text where there is no front, or no room.
+    """
+    columns = min(width, _WIDEST) - _LEFT - 1
+    marks: list[tuple[TrialRecord, float, str, str]] = []  # trial, mAP, sign, style
+    for letter, info in zip(_OF_STUDIES, infos, strict=False):
+        front, knee = info.front(), info.knee()
+        kinds = [("front", front)]
+        if len(infos) == 1:
+            kinds = [("trial", list(info.trials)), *kinds, ("knee", [r for r in front if r.trial == knee])]
+        for kind, records in kinds:
+            for record in records:
+                score = info.over_seeds(record).mean
+                if score is None or record.device_bytes is None or not record.feasible:
+                    continue
+                sign = _MARKS[kind][ascii_only] if len(infos) == 1 else letter
+                marks.append((record, score, sign, _STYLES[kind]))
+    if not marks or columns < 20:
+        return Text()
+    memory = [record.device_bytes or 0 for record, *_ in marks]
+    scores = [score for _, score, *_ in marks]
+    grid: list[list[tuple[str, str]]] = [[(" ", "")] * columns for _ in range(height)]
+    for x, y, (_, _, sign, style) in zip(_places(memory, columns), _places(scores, height), marks, strict=True):
+        grid[height - 1 - y][x] = (sign, style)
+    side, corner, floor = ("|", "+", "-") if ascii_only else ("\u2502", "\u2514", "\u2500")
+    text = Text()
+    for row, line in enumerate(grid):
+        label = f"{max(scores):.3f}" if row == 0 else f"{min(scores):.3f}" if row == height - 1 else ""
+        text.append(f"{label:>{_LEFT - 2}} {side}")
+        for sign, style in line:
+            text.append(sign, style)
+        text.append("\n")
+    text.append(f"{'map':>{_LEFT - 2}} {corner}{floor * columns}\n")
+    low, high = format_bytes(min(memory)), format_bytes(max(memory))
+    text.append(f"{'':{_LEFT}}{low}{'memory':^{max(1, columns - len(low) - len(high))}}{high}\n")
+    if len(infos) == 1:
+        words = [f"{_MARKS[kind][ascii_only]} {word}" for kind, word in (
+            ("front", "front"), ("knee", "knee"), ("trial", "other complete trials"))]  # fmt: skip
+    else:
+        words = [f"{letter} {info.name}" for letter, info in zip(_OF_STUDIES, infos, strict=False)]
+    text.append(f"{'':{_LEFT}}{'   '.join(words)}")
+    return text
+
+
+def _places(values: Sequence[float], n: int) -> list[int]:
+    """Cells 0..n-1 of values between their ends; the middle where all are the same."""
+    low, high = min(values), max(values)
+    return [round((value - low) / (high - low) * (n - 1)) if high > low else n // 2 for value in values]

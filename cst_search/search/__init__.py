@@ -1,0 +1,1 @@
+"""What to try next: samplers, early stopping, the search session."""

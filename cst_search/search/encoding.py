@@ -1,0 +1,211 @@
+"""Configurations of a space by the thousand, as arrays: drawn, changed a little, and as rows of numbers for a model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from cst_search.study.pareto import Floats
+
+_STEPS = 0.15, 0.05, 0.015  # standard deviations of changes of a number, as shares of its range
+
+
+class Layout:
+    """A column for every parameter of a space; a configuration is a row of p codes.
+
+    A code is the index of a choice, or the number itself; NaN where the configuration does not have the parameter.
+
+    Args:
+        space: every parameter that may occur, with its distribution.
+        conditions: {parameter: (another, values of it)}: it is there only where the other has one of these values.
+            The other comes before it in the space, and is categorical.
+    """
+
+    def __init__(
+        self,
+        space: Mapping[str, BaseDistribution],
+        conditions: Mapping[str, tuple[str, Collection[Any]]] | None = None,
+    ) -> None:
+        self.names = list(space)
+        self._columns = [_column(distribution) for distribution in space.values()]
+        self._conditions = dict(conditions or {})
+        self._codes: dict[int, tuple[int, Floats]] = {}  # as indices and codes
+        for name, (other, values) in self._conditions.items():
+            i, j = self.names.index(other), self.names.index(name)
+            assert i < j, f"{name} depends on {other}, which must come before it"
+            self._codes[j] = i, np.array([self._columns[i].code(value) for value in values])
+
+    def mask(self, names: Collection[str]) -> NDArray[np.bool_]:
+        """Of p columns, which are these parameters."""
+        return np.array([name in names for name in self.names], dtype=bool)
+
+    @property
+    def n_encoded(self) -> int:
+        """d, the columns of `encode`."""
+        return sum(column.width for column in self._columns)
+
+    # --- one configuration ---
+
+    def row(self, params: Mapping[str, Any], partly: bool = False) -> Floats:
+        """The codes of a configuration.
+
+        Args:
+            partly: what is missing is NaN.
+
+        Raises:
+            KeyError: a parameter is missing, or has another value than those of the space.
+        """
+        row = np.full(len(self.names), np.nan)
+        for j, (name, column) in enumerate(zip(self.names, self._columns, strict=True)):
+            if name in params or not (partly or self._is_without(params, name)):
+                row[j] = column.code(params[name])
+        return row
+
+    def params(self, row: Floats) -> dict[str, Any]:
+        """The configuration that a row of codes is."""
+        return {
+            name: column.value(code)
+            for name, column, code in zip(self.names, self._columns, row.tolist(), strict=True)
+            if code == code
+        }
+
+    # --- n of them ---
+
+    def draw(self, n: int, rng: np.random.Generator) -> Floats:
+        """At random: ``n x p``."""
+        return self.like(np.full((n, len(self.names)), np.nan), 0.0, rng)
+
+    def like(
+        self,
+        parents: Floats,
+        change: Floats | float,
+        rng: np.random.Generator,
+        keep: NDArray[np.bool_] | None = None,
+    ) -> Floats:
+        """One like each of n others: a parameter changes with a probability, and is drawn where the other lacks it.
+
+        Args:
+            parents: ``n x p``.
+            change: n probabilities, or one for all.
+            keep: p; columns that do not change.
+        """
+        found = np.full(parents.shape, np.nan)
+        for j, column in enumerate(self._columns):
+            has, old = self._has(found, j), parents[:, j]
+            found[has, j] = old[has]
+            new = np.flatnonzero(has & np.isnan(old))
+            found[new, j] = column.draw(len(new), rng)
+            if keep is None or not keep[j]:
+                changed = np.flatnonzero(has & ~np.isnan(old) & (rng.random(len(old)) < change))
+                found[changed, j] = column.near(old[changed], rng)
+        return found
+
+    def encode(self, rows: Floats) -> Floats:
+        """``n x d`` numbers, for a model: those of ``n x p`` codes.
+
+        Numbers are scaled to 0..1, on a logarithmic scale where the distribution has one. A categorical parameter whose
+        choices are numbers is one number, by rank; others have a column per choice. What a configuration does not have
+        is in the middle.
+        """
+        return np.hstack([column.encode(rows[:, j]) for j, column in enumerate(self._columns)])
+
+    def _is_without(self, params: Mapping[str, Any], name: str) -> bool:
+        if name not in self._conditions:
+            return False
+        other, values = self._conditions[name]
+        return params.get(other) not in values
+
+    def _has(self, rows: Floats, j: int) -> NDArray[np.bool_]:
+        """Which of n configurations have a parameter, by the columns before it."""
+        if j not in self._codes:
+            return np.ones(len(rows), dtype=bool)
+        i, codes = self._codes[j]
+        return np.isin(rows[:, i], codes)
+
+
+class _Choices:
+    def __init__(self, distribution: CategoricalDistribution) -> None:
+        self._choices = distribution.choices
+        self._codes = {choice: float(i) for i, choice in enumerate(distribution.choices)}
+        n = len(self._choices)
+        self._cells, others = np.eye(n), 1.0 - np.eye(n)
+        blank = np.full((1, n), 1 / n)
+        step = others
+        if all(isinstance(choice, int | float) for choice in self._choices):
+            rank = np.argsort(np.argsort(np.array(self._choices)))
+            self._cells, blank = rank[:, None] / max(1, n - 1), np.array([[0.5]])
+            step = (np.abs(rank[:, None] - rank) == 1).astype(float)
+        self._cells = np.vstack([self._cells, blank])
+        self.width = self._cells.shape[1]
+        # of a change: in order half of the time by one step
+        self._next = np.cumsum(0.5 * _shares(others) + 0.5 * _shares(step), axis=1)
+        self._next[:, -1] = np.inf  # not a rounding error below 1
+
+    def code(self, value: Any) -> float:
+        return self._codes[value]
+
+    def value(self, code: float) -> Any:
+        return self._choices[int(code)]
+
+    def draw(self, n: int, rng: np.random.Generator) -> Floats:
+        return rng.integers(len(self._choices), size=n).astype(float)
+
+    def near(self, codes: Floats, rng: np.random.Generator) -> Floats:
+        if len(self._choices) == 1:
+            return codes
+        return (self._next[codes.astype(int)] <= rng.random((len(codes), 1))).sum(axis=1).astype(float)
+
+    def encode(self, codes: Floats) -> Floats:
+        return self._cells[np.where(np.isnan(codes), len(self._choices), codes).astype(int)]
+
+
+def _shares(weights: Floats) -> Floats:
+    """Rows that sum to 1."""
+    return np.asarray(weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12))
+
+
+class _Number:
+    width = 1
+
+    def __init__(self, distribution: FloatDistribution | IntDistribution) -> None:
+        self._low, self._high, self._step = distribution.low, distribution.high, distribution.step
+        self._log, self._whole = distribution.log, isinstance(distribution, IntDistribution)
+
+    def code(self, value: Any) -> float:
+        return float(value)
+
+    def value(self, code: float) -> int | float:
+        return round(code) if self._whole else code
+
+    def draw(self, n: int, rng: np.random.Generator) -> Floats:
+        return self._at(rng.random(n))
+
+    def near(self, codes: Floats, rng: np.random.Generator) -> Floats:
+        place = self.encode(codes)[:, 0] + rng.normal(size=len(codes)) * rng.choice(_STEPS, size=len(codes))
+        return self._at(np.where((place >= 0) & (place <= 1), place, rng.random(len(codes))))
+
+    def encode(self, codes: Floats) -> Floats:
+        low, high = float(self._low), float(self._high)
+        if high <= low:
+            return np.full((len(codes), 1), 0.5)
+        place = np.log(codes / low) / np.log(high / low) if self._log else (codes - low) / (high - low)
+        return np.where(np.isnan(codes), 0.5, place)[:, None]
+
+    def _at(self, place: Floats) -> Floats:
+        """The values at places in 0..1."""
+        low, high = float(self._low), float(self._high)
+        value = low * (high / low) ** place if self._log else low + place * (high - low)
+        if self._step is not None:
+            value = low + np.round((value - low) / self._step) * self._step
+        return np.clip(value, low, high)
+
+
+def _column(distribution: BaseDistribution) -> _Choices | _Number:
+    if isinstance(distribution, CategoricalDistribution):
+        return _Choices(distribution)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return _Number(distribution)

@@ -1,0 +1,104 @@
+"""Which sampler searches a study."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from cst_search.config.search_space import Space
+from cst_search.errors import StudyError
+from cst_search.search.optuna_space import conditions, distributions, value_of
+from cst_search.search.pareto_sampler import Known, ParetoSampler
+from cst_search.search.transfer_prior import Prior
+from cst_search.study.pareto import Objective
+from cst_search.study.records import StudySpec
+
+if TYPE_CHECKING:
+    from cst_search.memory.estimate import Estimate
+
+NO_PRIOR = "pareto-no-prior"
+SAMPLERS = ("pareto", NO_PRIOR, "tpe", "nsga2", "gp", "random")
+
+
+@contextmanager
+def experimental() -> Iterator[None]:
+    """Parts of optuna that it calls experimental are used on purpose: `group` of TPE, GP, names of metrics."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def default_sampler(objectives: Sequence[Objective]) -> str:
+    """The best of `SAMPLERS` that can search for these, by benchmarks/search.py."""
+    return "pareto" if [objective.goal for objective in objectives].count("max") == 1 else "tpe"
+
+
+def check_sampler(name: str, objectives: Sequence[Objective]) -> None:
+    """Raises StudyError: the sampler cannot search for these."""
+    trained_for = [objective.name for objective in objectives if objective.goal == "max"]
+    if name in ("pareto", NO_PRIOR) and len(trained_for) != 1:
+        raise StudyError(
+            f"--sampler {name} models exactly one of map and map50; --objectives has "
+            f"{' and '.join(trained_for) or 'none'}; take one, or another --sampler: {', '.join(SAMPLERS[2:])}"
+        )
+
+
+def make_sampler(
+    spec: StudySpec,
+    space: Space,
+    cost: Callable[[dict[str, Any]], Estimate],
+    curve: Callable[[FrozenTrial], Mapping[int, float]],
+    seed: int,
+) -> optuna.samplers.BaseSampler:
+    """The sampler that a study names. Raises StudyError, as `check_sampler`."""
+    if spec.sampler in ("pareto", NO_PRIOR):
+        prior = Prior.load(without=[spec.data]) if spec.sampler == "pareto" else None
+        return pareto_sampler(spec, space, cost, curve, seed, prior)
+    if spec.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(population_size=16, seed=seed)
+    if spec.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    with experimental():
+        if spec.sampler == "gp":
+            return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+def pareto_sampler(
+    spec: StudySpec,
+    space: Space,
+    cost: Callable[[dict[str, Any]], Estimate],
+    curve: Callable[[FrozenTrial], Mapping[int, float]],
+    seed: int,
+    prior: Prior | None = None,
+) -> ParetoSampler:
+    """The sampler of a space within a budget. Raises StudyError, as `check_sampler`."""
+    from cst_search.memory.estimate import depends_on  # it loads torch, for seconds, and who reads a study needs none
+
+    objectives = spec.objectives
+    check_sampler("pareto", objectives)
+    costly = [objective.goal for objective in objectives].index("max")
+    dimensions = {dimension.name: dimension for dimension in space.dimensions()}
+
+    def known(params: dict[str, Any]) -> Known:
+        predicted = cost(space.configure(lambda d: value_of(d, params[d.name])))
+        over = spec.budget.violations(predicted.device_bytes, predicted.trainable_params)
+        values = [float(getattr(predicted, o.name)) for o in objectives if o.goal == "min"]
+        return Known(values, sum(max(0.0, violation) for violation in over.values()))
+
+    return ParetoSampler(
+        known,
+        distributions(space),
+        costly=costly,
+        conditions=conditions(space),
+        free={d.name for d in dimensions.values() if not depends_on(d.key)},
+        reference=[spec.reference_point[o.name] for o in objectives],
+        curve=curve,
+        prior=None if prior is None else prior.over(space),
+        seed=seed,
+    )

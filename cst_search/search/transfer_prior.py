@@ -1,0 +1,134 @@
+"""What is expected of a configuration before any trial of a study has run: from trials on other data.
+
+What works on one data set mostly works on another: gates and widths, which method, which learning rate. So results of
+random configurations of all methods on other data (`prior.json.gz`, by tools/prior.py) are shipped, and a search begins
+with what a Gaussian process expects from them. It is a mean to start from [Golovin2017]: the sampler regresses what a
+study finds on it, and where that says something else the slope goes to zero (see `sampler.ParetoSampler`).
+
+References.
+
+[Golovin2017] D. Golovin, B. Solnik, S. Moitra, G. Kochanski, J. Karro, D. Sculley. Google Vizier: a service for
+    black-box optimization. KDD 2017, section 3.3: a model of the residual on top of that of earlier studies.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cst_search.config.search_space import Dimension, Space
+from cst_search.search.optuna_space import label, layout, params_of
+from cst_search.search.pareto_sampler import Model
+from cst_search.study.pareto import Floats
+
+FILE = Path(__file__).with_name("prior.json.gz")
+
+
+class Prior:
+    """Expected map of configurations, up to a constant, in units of map.
+
+    Args:
+        space: that the results were drawn from.
+        tables: by data set: (configuration, map at the end) of each trial.
+        theta: of `sampler.Model`; None: fitted, which takes some seconds.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        tables: Mapping[str, Sequence[tuple[Mapping[str, Any], float]]],
+        theta: Sequence[float] | None = None,
+    ) -> None:
+        self.space = space
+        self._layout = layout(space)
+        self._model = Model(None if theta is None else np.asarray(theta))
+        spread = float(np.mean([np.std([y for _, y in table]) for table in tables.values()]))
+        rows, centred = [], []
+        for table in tables.values():
+            y = np.array([y for _, y in table])
+            centred.append((y - y.mean()) / y.std() * spread)
+            rows += [self._layout.row(params_of(space, config), partly=True) for config, _ in table]
+        y = np.concatenate(centred)
+        self._model.fit(self._layout.encode(np.stack(rows)), y, np.zeros(len(y)), tune=theta is None)
+
+    @classmethod
+    def load(cls, path: Path = FILE, *, without: Collection[str] = (), refit: bool = False) -> Prior:
+        """The shipped one.
+
+        Args:
+            without: names of data sets that it shall know nothing of.
+            refit: nor its lengthscales, which are of all of them; it takes some seconds.
+        """
+        with gzip.open(path, "rt") as file:
+            content = json.load(file)
+        tables = {t["data"]: [(r["config"], r["map"]) for r in t["rows"]] for t in content["tables"]}
+        kept = {data: rows for data, rows in tables.items() if data not in without}
+        return cls(Space.from_dict(content["space"]), kept, None if refit else content["theta"])
+
+    @property
+    def theta(self) -> list[float]:
+        """Of the model, fitted."""
+        assert self._model.theta is not None
+        return [float(value) for value in self._model.theta]
+
+    def over(self, space: Space) -> Callable[[Floats], Floats]:
+        """Expected map of n trials of another space, ``n x p`` as `parameters.layout` has them.
+
+        What the two spaces do not share (a method, an option, a value that is no number) says nothing; a number beyond
+        the range that was tried counts as the end of it.
+        """
+        there, here = layout(space), self._layout
+        # by method: (column there, column here, of codes there those here)
+        places: dict[str, list[tuple[int, int, Callable[[Floats], Floats]]]] = {}
+        for method in set(space.methods) & set(self.space.methods):
+            known = {d.key: d for d in self.space.by_method[method]}
+            places[method] = [
+                (there.names.index(d.name), here.names.index(known[d.key].name), _translation(d, known[d.key]))
+                for d in space.by_method[method]
+                if d.key in known
+            ]
+
+        def expected(rows: Floats) -> Floats:
+            found = np.full((len(rows), len(here.names)), np.nan)
+            for i, method in enumerate(space.methods):
+                of = np.flatnonzero(rows[:, 0] == i) if len(space.methods) > 1 else np.arange(len(rows))
+                if len(of) == 0 or method not in places:
+                    continue
+                if len(self.space.methods) > 1:
+                    found[of, 0] = self.space.methods.index(method)
+                for j, k, translate in places[method]:
+                    found[of, k] = translate(rows[of, j])
+            return self._model.mean(here.encode(found))
+
+        return expected
+
+
+def _translation(of: Dimension, to: Dimension) -> Callable[[Floats], Floats]:
+    """Of codes of a dimension: those of the nearest values of another, NaN where that has none like it."""
+    if of.choices:
+        codes = np.array([_nearest(label(choice), to) for choice in of.choices] + [math.nan])
+        return lambda several: codes[np.where(np.isnan(several), -1, several).astype(int)]
+    if not to.choices:
+        return lambda several: np.clip(several, to.low, to.high)
+    return lambda several: np.array([_nearest(value, to) for value in several.tolist()])
+
+
+def _nearest(value: Any, to: Dimension) -> float:
+    labels = [label(choice) for choice in to.choices]
+    if value in labels:
+        return float(labels.index(value))
+    if not _is_number(value) or math.isnan(value) or not all(map(_is_number, labels)):
+        return math.nan
+    if not labels:
+        return min(max(value, to.low), to.high)
+    return float(np.argmin([abs(math.log((abs(c) + 1e-9) / (abs(value) + 1e-9))) for c in labels]))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""What was tried: trials, fronts and launches in the study database."""

@@ -1,0 +1,149 @@
+"""Launches and confirmations at work on a study: who is there, who lives, who died. There may be several at a time.
+
+Each stands in the study's attributes, and says now and then that it lives: on another host its process cannot be seen.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import optuna
+import psutil
+
+from cst_search.errors import CstSearchError, StudyError
+from cst_search.study.fast_reads import log_ahead
+from cst_search.study.records import LaunchRecord
+from cst_search.study.storage import Storage
+
+_LAUNCH = "cst_launch:"
+_BEAT = "cst_beat:"  # of a launch: when it last said that it lives, by the clock of the database
+BEAT_SECONDS, DEAD_SECONDS = 10.0, 60.0
+
+
+class Launches:
+    """Those of one study, and this process as one of them.
+
+    Attributes:
+        id: of this process; None: it has not entered.
+    """
+
+    def __init__(self, study: optuna.Study, storage: Storage | None) -> None:
+        self._study, self._storage = study, storage
+        self.id: str | None = None
+        self._beat: threading.Thread | None = None
+        self._ended = threading.Event()
+
+    def enter(self, kind: str) -> None:
+        """Register this process: ``launch`` or ``confirm``."""
+        self.id = uuid.uuid4().hex[:12]
+        process = psutil.Process()
+        launch = {
+            "host": socket.gethostname(), "pid": process.pid, "created": process.create_time(), "begun": now(),
+            "kind": kind,
+        }  # fmt: skip
+        if self._storage is not None:
+            log_ahead(self._storage.engine, on=True)
+            self._study.set_user_attr(_BEAT + self.id, self._storage.now())
+            self._ended.clear()
+            self._beat = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
+            self._beat.start()
+        self._study.set_user_attr(_LAUNCH + self.id, launch)
+
+    def leave(self) -> None:
+        """Say that this process works no longer, if it did."""
+        if self.id is None:
+            return
+        self._ended.set()
+        if self._beat is not None:
+            self._beat.join(timeout=5)
+        launch = self._study.user_attrs[_LAUNCH + self.id]
+        self._study.set_user_attr(_LAUNCH + self.id, launch | {"ended": now()})
+        if self._storage is not None and not self.live():
+            log_ahead(self._storage.engine, on=False)
+
+    def _keep_beating(self) -> None:
+        assert self._storage is not None
+        while not self._ended.wait(BEAT_SECONDS):
+            with suppress(CstSearchError):  # a storage that stays away ends the search elsewhere
+                self._study.set_user_attr(_BEAT + str(self.id), self._storage.now())
+
+    def check_others(self, kind: str, shares_machine: bool) -> None:
+        """Raise StudyError: another is at work, and this may not work beside it; see `Study.begin_launch`."""
+        launches, live = self._all(), self.live()
+        study = self._study.study_name
+        for name in live:
+            other = launches[name]
+            here = other["host"] == socket.gethostname()
+            if "confirm" in (kind, other.get("kind")):
+                raise StudyError(
+                    f"study {study!r} is being worked on by process {other['pid']} on {other['host']}, and a "
+                    f"confirmation works alone; wait for the one before the other"
+                )
+            if here and not shares_machine:
+                raise StudyError(
+                    f"study {study!r} is being worked on by process {other['pid']} on this host, which it has for "
+                    f"itself; wait for it, stop it, choose another --study name, or have both use one Ray with "
+                    f"--address"
+                )
+
+    def describe(self, settings: Mapping[str, Any]) -> LaunchRecord:
+        """Keep what this launch was told, see `results.LaunchRecord`."""
+        assert self.id is not None
+        key = _LAUNCH + self.id
+        launch = self._study.user_attrs[key] | {"settings": json.loads(json.dumps(dict(settings)))}
+        self._study.set_user_attr(key, launch)
+        return LaunchRecord(self.id, launch["kind"], launch["begun"], launch["settings"])
+
+    def described(self) -> tuple[LaunchRecord, ...]:
+        """Launches and confirmations that said what they are, in the order of their beginning."""
+        live = self.live()
+        found = [
+            LaunchRecord(name, launch["kind"], launch["begun"], launch["settings"],
+                         "ended" if "ended" in launch else "running" if name in live else "died")
+            for name, launch in self._all().items() if "settings" in launch
+        ]  # fmt: skip
+        return tuple(sorted(found, key=lambda launch: launch.begun))
+
+    def _all(self) -> dict[str, Any]:
+        attrs = self._study.user_attrs
+        return {key.removeprefix(_LAUNCH): value for key, value in attrs.items() if key.startswith(_LAUNCH)}
+
+    def live(self) -> set[str]:
+        """Launches that work: on this host those whose process is there, elsewhere those whose heart has beaten."""
+        attrs = self._study.user_attrs
+        found, clock = set(), None
+        for key, launch in attrs.items():
+            if not key.startswith(_LAUNCH) or "ended" in launch:
+                continue
+            name = key.removeprefix(_LAUNCH)
+            if launch["host"] == socket.gethostname():
+                is_alive = _process_lives(launch)
+            elif self._storage is None:
+                is_alive = False
+            else:
+                clock = self._storage.now() if clock is None else clock  # one clock, not the hosts' own
+                is_alive = clock - attrs.get(_BEAT + name, 0.0) < DEAD_SECONDS
+            if is_alive:
+                found.add(name)
+        return found
+
+
+def _process_lives(launch: Mapping[str, Any]) -> bool:
+    """Whether the process of a launch on this host is still there."""
+    try:
+        process = psutil.Process(launch["pid"])
+        # the pid may have been given to another process since
+        return abs(process.create_time() - launch["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,381 @@
+"""The record of a study as plain values, and the report of its front. Standard library and `pareto` only."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+from cst_search import __version__
+from cst_search.study import pareto
+from cst_search.study.pareto import OBJECTIVES, Objective
+from cst_search.study.seed_statistics import NOISY, Sample
+from cst_search.units import format_bytes, format_count
+
+# pruned: stopped at a rung. running: on a worker now. interrupted: was on a worker of a launch that is no more; taken
+# up by the next launch.
+STATES = ("complete", "infeasible", "failed", "pruned", "running", "interrupted")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper bounds; None: unbounded."""
+
+    memory_bytes: int | None = None
+    params: int | None = None
+
+    def violations(self, device_bytes: float | None, trainable_params: float | None) -> dict[str, float]:
+        """``{"memory": (bytes - budget) / budget, "params": ...}``: <= 0 is feasible. Always both, 0 where unbounded.
+
+        Optuna's sign. The same keys in the same order for every trial: its GP sampler needs that.
+        """
+
+        def over(value: float | None, bound: int | None) -> float:
+            return 0.0 if bound is None or value is None else value / bound - 1
+
+        return {"memory": over(device_bytes, self.memory_bytes), "params": over(trainable_params, self.params)}
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as the study has it. Figures that were never reached are None.
+
+    Attributes:
+        repeat_of: of a repeat, the trial whose configuration it trains again, with ``seed``, for ``epochs``.
+    """
+
+    trial: int
+    state: str
+    config: Mapping[str, Any]
+    map: float | None = None
+    map50: float | None = None
+    loss: float | None = None
+    device_bytes: int | None = None
+    reserved_bytes: int | None = None
+    active_bytes: int | None = None
+    memory_source: str = "predicted"
+    memory_correction: float = 1.0  # by which the prediction was multiplied, from the study's measured trials
+    trainable_params: int | None = None
+    petl_params: int | None = None
+    images_per_second: float | None = None
+    seconds: float | None = None
+    reason: str | None = None
+    feasible: bool = False
+    ran: bool = False  # False: rejected by the prediction, no worker was used
+    history: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    notes: Sequence[str] = ()  # what the cache did and why; of a checkpoint, why it was not used
+    waits: bool = False  # of a pruned one: it may still be promoted
+    repeat_of: int | None = None
+    seed: int | None = None
+    epochs: int | None = None
+    launch: str | None = None  # that it ran in, the last of them
+
+    def values(self, objectives: Sequence[Objective]) -> list[float]:
+        """The objectives, NaN for all unless the trial is complete and feasible: the form that `pareto` takes."""
+        if self.state != "complete" or not self.feasible:
+            return [math.nan] * len(objectives)
+        return [math.nan if (v := getattr(self, o.name)) is None else float(v) for o in objectives]
+
+    def brief(self) -> dict[str, Any]:
+        """What a front's entry in ``cst-search front --json`` holds of the trial alone; see `StudyInfo.brief`."""
+        names = ("trial", "config", "map", "map50", "device_bytes", "memory_source", "trainable_params", "petl_params")
+        return {name: dict(self.config) if name == "config" else getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class LaunchRecord:
+    """A launch or a confirmation that worked on a study.
+
+    Attributes:
+        kind: launch or confirm.
+        begun: time in UTC, ISO 8601.
+        settings: what it was told, for people.
+        state: running, ended, or died (it did not say that it ended, and is not there).
+    """
+
+    id: str
+    kind: str
+    begun: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    state: str = "running"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySpec:
+    """What a study is made with; stored in it, and compared when it is continued.
+
+    Attributes:
+        limit_bytes: what a trial's process is held to where that is not ``budget``; see `preparation.LaunchOptions`. It
+            is the study's, as a trial that ran out of it is recorded as one that violates a constraint.
+        inputs: of the dataset, as far as memory and parameters depend on it: ``n_classes``, ``max_boxes``, ``sizes``
+            (height, width). For an export where the dataset is not.
+        eta: of early stopping: of the trials that reach a rung one in eta goes on; 0: all do. None: `ETA` for a new
+            study, and for one that is continued whatever it was made with.
+    """
+
+    objectives: tuple[Objective, ...]
+    budget: Budget
+    reference_point: Mapping[str, float]
+    recipe: Mapping[str, Any]
+    space: Mapping[str, Any]
+    data: str
+    seed: int
+    sampler: str
+    target_device: str
+    limit_bytes: int | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    eta: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {one.name: getattr(self, one.name) for one in fields(StudySpec)}
+        plain |= {"objectives": [o.name for o in self.objectives], "budget": asdict(self.budget)}
+        return json.loads(json.dumps(plain))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyInfo(StudySpec):
+    """What a study was made with, and its trials.
+
+    A trial whose configuration was trained again with other seeds (`repeats`) counts with the mean over its seeds, here
+    and wherever its mAP decides: front, knee, hypervolume, best. Its repeats are no points of their own.
+
+    Attributes:
+        trials: of the search, without repeats.
+        repeats: configurations of ``trials`` trained again, of any state and length; see `cst_search.commands.confirm`.
+    """
+
+    name: str
+    started: str
+    trials: tuple[TrialRecord, ...]
+    repeats: tuple[TrialRecord, ...] = ()
+    launches: tuple[LaunchRecord, ...] = ()  # in the order of their beginning
+
+    @property
+    def reference(self) -> list[float]:
+        return [self.reference_point[o.name] for o in self.objectives]
+
+    @property
+    def full_epochs(self) -> int:
+        """Length of the trials that the front is made of."""
+        return int(self.recipe["search_epochs"])
+
+    @cached_property
+    def repeated(self) -> Mapping[int, tuple[TrialRecord, ...]]:
+        """Trial number -> its repeats that are complete, of any length, by seed."""
+        found: dict[int, list[TrialRecord]] = {}
+        for record in sorted(self.repeats, key=lambda record: (record.seed or 0, record.trial)):
+            if record.state == "complete" and record.repeat_of is not None:
+                found.setdefault(record.repeat_of, []).append(record)
+        return {trial: tuple(records) for trial, records in found.items()}
+
+    def over_seeds(self, record: TrialRecord, name: str = "map", epochs: int | None = None) -> Sample:
+        """A metric of a trial and of its complete repeats of a length; None: that of the search, the trial's own."""
+        repeats = self.repeated.get(record.trial, ())
+        if epochs is None or epochs == self.full_epochs:
+            runs = [record, *(r for r in repeats if r.epochs == self.full_epochs)]
+        else:
+            runs = [r for r in repeats if r.epochs == epochs]
+        return Sample(tuple(v for r in runs if (v := getattr(r, name)) is not None), own=record in runs)
+
+    def values(self, epochs: int | None = None) -> list[list[float]]:
+        """The objectives of every trial, means over seeds where there are several: the form that `pareto` takes.
+
+        Args:
+            epochs: of a length other than the search's there are the values of those trials that were repeated at it.
+        """
+        return [self.values_of(record, epochs) for record in self.trials]
+
+    def values_of(self, record: TrialRecord, epochs: int | None = None) -> list[float]:
+        """Likewise of one trial, which may have ended after this was read."""
+        row = record.values(self.objectives)
+        if epochs is not None or record.trial in self.repeated:
+            for i, objective in enumerate(self.objectives):
+                if objective.name in NOISY and not math.isnan(row[i]):
+                    mean = self.over_seeds(record, objective.name, epochs).mean
+                    row[i] = math.nan if mean is None else mean
+        return row
+
+    def front(self, epochs: int | None = None) -> list[TrialRecord]:
+        """Non-dominated feasible trials, best mAP (the mean over seeds) first."""
+        found = [self.trials[i] for i in pareto.front(self.values(epochs), self.objectives)]
+
+        def place(record: TrialRecord) -> tuple[float, int, int]:
+            return -(self.over_seeds(record, "map", epochs).mean or 0.0), record.device_bytes or 0, record.trial
+
+        return sorted(found, key=place)
+
+    def best_map(self) -> float | None:
+        """The highest mAP on the front, a mean over seeds where that point was confirmed."""
+        front = self.front()
+        return self.over_seeds(front[0]).mean or 0.0 if front else None
+
+    def knee(self) -> int | None:
+        """Trial number of the front's knee."""
+        index = pareto.knee(self.values(), self.objectives)
+        return None if index is None else self.trials[index].trial
+
+    def hypervolume(self) -> float:
+        return pareto.hypervolume(self.values(), self.objectives, self.reference)
+
+    def counts(self) -> dict[str, int]:
+        counts = {"total": len(self.trials)} | {state: 0 for state in STATES}
+        for record in self.trials:
+            counts[record.state] += 1
+        return counts | {"repeats": len(self.repeats)}
+
+    def n_ran(self) -> int:
+        """Trials that count against ``--trials``: those that ended after they had a worker."""
+        return sum(record.ran and record.state not in ("running", "interrupted") for record in self.trials)
+
+    def brief(self, record: TrialRecord) -> dict[str, Any]:
+        """The shape of a front's entry in ``cst-search front --json``.
+
+        ``map`` and ``map50`` are the trial's own. ``n_seeds`` of its runs count, itself among them, ``map_mean`` and
+        ``map_std`` (n - 1, None for one run) are over these; likewise of ``map50``.
+        """
+        samples = {name: self.over_seeds(record, name) for name in NOISY}
+        spread = {f"{name}_{key}": getattr(samples[name], key) for name in NOISY for key in ("mean", "std")}
+        return record.brief() | {"n_seeds": samples["map"].n} | spread
+
+    def by_number(self, number: int) -> TrialRecord | None:
+        return next((record for record in self.trials if record.trial == number), None)
+
+
+class Tally:
+    """What a launch shows of a study while its trials end, brought up to date by the new ones alone.
+
+    Attributes:
+        front: numbers of the trials on the front, and the hypervolume.
+        n_rejected: trials that the prediction rejected.
+        volumes: (trial, the hypervolume of all trials up to it), in the order of numbers. A trial that is at work has
+            none yet, and those after it wait for it. One that was stopped and went on comes late: the last is given
+            again then, if it grew.
+    """
+
+    def __init__(self, info: StudyInfo) -> None:
+        """Args: the study as it was before them, which need not have been read again since; its repeats count."""
+        self._values_of, objectives, reference = info.values_of, info.objectives, info.reference
+        self.front = pareto.GrowingFront(objectives, reference)
+        self.n_rejected = 0
+        self.volumes: list[tuple[int, float]] = []
+        self._by_number = pareto.GrowingFront(objectives, reference)
+        self._waiting: dict[int, TrialRecord] = {}
+
+    def add(self, finished: Sequence[TrialRecord], first_running: int) -> None:
+        """Args: what was not added before, in any order, and the number below which no trial is at work."""
+        for record in finished:
+            if record.repeat_of is None:
+                self.n_rejected += not record.ran
+                self.front.add(record.trial, self._values_of(record))
+                self._waiting[record.trial] = record
+        for number in sorted(number for number in self._waiting if number < first_running):
+            self._by_number.add(number, self._values_of(self._waiting.pop(number)))
+            last = self.volumes[-1][0] if self.volumes else number
+            self.volumes.append((max(number, last), self._by_number.volume))
+
+
+def front_report(info: StudyInfo) -> dict[str, Any]:
+    """The shape of ``cst-search front STUDY --json`` (DESIGN section 8)."""
+    counts = info.counts()
+    counts["running"] += counts.pop("interrupted")
+    return {
+        "study": info.name,
+        "objectives": [{"name": o.name, "goal": o.goal} for o in info.objectives],
+        "budget": {"memory_bytes": info.budget.memory_bytes, "params": info.budget.params},
+        "trials": counts,
+        "reference_point": dict(info.reference_point),
+        "hypervolume": info.hypervolume(),
+        "knee": info.knee(),
+        "front": [info.brief(record) for record in info.front()],
+    }
+
+
+def common_reference(infos: Sequence[StudyInfo]) -> list[float] | None:
+    """The worst of the reference points of several studies; None: their data or objectives differ."""
+    first = infos[0]
+    if any((info.data, info.objectives) != (first.data, first.objectives) for info in infos):
+        return None
+    return pareto.common_reference([info.reference_point for info in infos], first.objectives)
+
+
+def page_report(info: StudyInfo) -> dict[str, Any]:
+    """`front_report` with what the page shows besides.
+
+    Every trial with its learning curve, the hypervolume after each, the study's setting, which dimensions matter.
+    """
+    from cst_search.report.importance import importance
+
+    on_front = {record.trial for record in info.front()}
+    growth = pareto.hypervolume_by_trial(info.values(), info.objectives, info.reference)
+    return front_report(info) | {
+        "all": [
+            info.brief(record)
+            | {
+                "state": record.state,
+                "reason": record.reason,
+                "seconds": record.seconds,
+                "feasible": record.feasible,
+                "on_front": record.trial in on_front,
+                "history": [dict(entry) for entry in record.history],
+                "notes": list(record.notes),
+            }
+            for record in info.trials
+        ],
+        "hypervolume_by_trial": [[record.trial, v] for record, v in zip(info.trials, growth, strict=True)],
+        "importance": importance(info),
+        "space": dict(info.space),
+        "recipe": dict(info.recipe),
+        "data": info.data,
+        "target_device": info.target_device,
+        "started": info.started,
+        "version": __version__,
+    }
+
+
+def choose_objectives(text: str) -> tuple[Objective, ...]:
+    """``map,device_bytes`` -> objectives in that order. Raises ConfigError."""
+    from cst_search.errors import ConfigError
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in OBJECTIVES]
+    if not names or unknown or len(set(names)) != len(names):
+        raise ConfigError(f"--objectives takes different names from {', '.join(OBJECTIVES)}, with commas; got {text!r}")
+    return tuple(OBJECTIVES[name] for name in names)
+
+
+def repeat_words(repeat_of: int | None, seed: Any) -> str:
+    """What goes before the words of a repeat's configuration; nothing for a trial of the search."""
+    return "" if repeat_of is None else f"trial {repeat_of} again, seed {seed}: "
+
+
+def over_seeds_words(entry: Mapping[str, Any]) -> str:
+    """``map 0.561 +- 0.012 over 3 seeds`` of a front's entry (`StudyInfo.brief`); nothing for one seed."""
+    if entry["n_seeds"] < 2:
+        return ""
+    return f"map {entry['map_mean']:.3f} +- {entry['map_std']:.3f} over {entry['n_seeds']} seeds"
+
+
+def metric_words(values: Mapping[str, float]) -> str:
+    """``map 0, device_bytes 637 MB, trainable_params 1.44M``"""
+
+    def show(name: str, value: float) -> str:
+        if name == "device_bytes":
+            return format_bytes(value)
+        return format_count(value) if name.endswith("params") else f"{value:g}"
+
+    return ", ".join(f"{name} {show(name, value)}" for name, value in values.items())
+
+
+def describe(config: Mapping[str, Any], n_dimensions: int = 4) -> str:
+    """A configuration in a few words: the method and its first dimensions, ``cst reduction 8, block 3x3 ...``."""
+
+    def show(value: Any) -> str:
+        if isinstance(value, tuple | list):
+            return f"[{','.join(map(str, value))}]"
+        return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+    parts = [f"{key.rpartition('.')[2]} {show(value)}" for key, value in config.items() if key != "method"]
+    return " ".join([str(config.get("method", "?")), ", ".join(parts[:n_dimensions])]).strip()

@@ -1,0 +1,48 @@
+"""A trained detector as MLflow loads it: this file is the code of such a model ("models from code", no pickle).
+
+MLflow copies the file beside the weights and runs the copy, so it leans on nothing but the installed packages.
+"""
+
+import base64
+import binascii
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+
+class DetectorModel(PythonModel):
+    """``mlflow.pyfunc.load_model("models:/ID").predict([...], params={"score": 0.5})``
+
+    Images are given as paths, or as image files in base64, as to a served model.
+    """
+
+    def load_context(self, context: Any) -> None:
+        """Build the detector of the weights' recipe; the base's weights come from where that says, as in training."""
+        from cst_search.trial.inference import Predictor
+
+        self.predictor = Predictor(Path(context.artifacts["weights"]))
+
+    # MLflow makes the signature from these hints; it has none for what comes back
+    def predict(self, model_input: list[str], params: dict[str, Any] | None = None):  # type: ignore[no-untyped-def, override]
+        """Per image the ``width``, ``height`` and ``detections`` of `cst_search.trial.inference`."""
+        with tempfile.TemporaryDirectory(prefix="cst-search-") as folder:
+            paths = [_as_file(text, Path(folder) / f"{i}.image") for i, text in enumerate(model_input)]
+            found = list(self.predictor.detect(paths, (params or {}).get("score", 0.5)))
+        return [{name: one[name] for name in ("width", "height", "detections")} for one in found]
+
+
+def _as_file(text: str, path: Path) -> Path:
+    """An image given as a path, or as base64 written to ``path``."""
+    if len(text) < 4096 and Path(text).is_file():
+        return Path(text)
+    try:
+        path.write_bytes(base64.b64decode(text.partition("base64,")[2] or text, validate=True))
+    except binascii.Error:
+        raise ValueError(f"image must be the path of a file or a file in base64; got {text[:60]!r}") from None
+    return path
+
+
+set_model(DetectorModel())

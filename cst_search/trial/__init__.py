@@ -1,0 +1,1 @@
+"""One trial: train and evaluate one configuration. Knows nothing of searches."""

@@ -1,0 +1,157 @@
+"""Where a trial was at a rung, in a file, so that it goes on there as if it had never ended. Needs torch alone.
+
+Only what training changes is written: the trained tensors, the optimiser, the schedule, the scaler, the states of
+torch's random generators, and what the trial had found. The frozen rest is built anew from the recipe, and data is in
+an order that depends on seed and epoch alone (`data.loader`). A file that is damaged or another trial's is `Unusable`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cst_search.detector.build import trained_tensors
+
+BOUND_BYTES = 20 * 10**9  # of all checkpoints of a study
+_FORMAT = 1
+
+
+class Unusable(Exception):
+    """A checkpoint that a trial cannot go on from; the message says why."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What changes while a trial trains."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    device: torch.device
+
+
+def save(path: Path, identity: Mapping[str, Any], training: Training, found: Mapping[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        identity: what tells this trial from others, ready for JSON.
+        found: what the trial has found so far, ready for JSON.
+    """
+    device = training.device
+    content = {
+        "format": _FORMAT,
+        "identity": _text(identity),
+        "found": _text(found),
+        "tensors": dict(trained_tensors(training.model)),
+        "optimiser": training.optimiser.state_dict(),
+        "schedule": training.schedule.state_dict(),
+        "scaler": training.scaler.state_dict(),
+        "rng": torch.get_rng_state(),
+        "device_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        torch.save(content, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def restore(path: Path, identity: Mapping[str, Any], training: Training) -> dict[str, Any]:
+    """Bring a freshly built trial to where its checkpoint was written. Returns what it had found.
+
+    Raises:
+        Unusable: nothing was changed.
+    """
+    try:
+        stored = _read(path, identity, training)
+    except Unusable:
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise Unusable(f"it cannot be read: {type(error).__name__}") from error
+    with torch.no_grad():
+        for name, tensor in trained_tensors(training.model).items():
+            tensor.copy_(stored["tensors"][name])
+    training.optimiser.load_state_dict(stored["optimiser"])
+    training.schedule.load_state_dict(stored["schedule"])
+    training.scaler.load_state_dict(stored["scaler"])
+    torch.set_rng_state(stored["rng"])
+    if stored["device_rng"] is not None:
+        torch.cuda.set_rng_state(stored["device_rng"], training.device)
+    return json.loads(stored["found"])
+
+
+def _read(path: Path, identity: Mapping[str, Any], training: Training) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as file:  # torch.load does not compare the checksums that torch.save wrote
+        if file.testzip() is not None:
+            raise Unusable("it is damaged")
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    if stored["format"] != _FORMAT:
+        raise Unusable(f"its format is {stored['format']}, not {_FORMAT}")
+    if stored["identity"] != _text(identity):
+        raise Unusable("it is another trial's")
+    if _shapes(stored["tensors"]) != _shapes(trained_tensors(training.model)):
+        raise Unusable("its tensors are not those of the model")
+    groups = [[group["params"] for group in state["param_groups"]] for state in
+              (stored["optimiser"], training.optimiser.state_dict())]  # fmt: skip
+    if groups[0] != groups[1]:
+        raise Unusable("its optimiser is not that of the model")
+    return stored
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _text(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a study: ``<folder>/<trial>.pt``."""
+
+    folder: Path
+    bound_bytes: int = BOUND_BYTES
+
+    def path(self, trial: int) -> Path:
+        return self.folder / f"{trial}.pt"
+
+    def drop(self, trial: int) -> None:
+        self.path(trial).unlink(missing_ok=True)
+
+    def trim(self) -> None:
+        """Delete the oldest while they take more than the bound. Their trials would begin anew: same result, later."""
+        found = []
+        for path in self.folder.glob("*.pt"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path.stat(), path))
+        total = sum(facts.st_size for facts, _ in found)
+        for facts, path in sorted(found, key=lambda each: each[0].st_mtime_ns):
+            if total <= self.bound_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= facts.st_size
+
+    def tidy(self) -> None:
+        """Delete what a killed process left half written, and the folder when it is empty."""
+        for part in self.folder.glob("*.part"):
+            part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+
+def checkpoints_of(home: Path, study: str) -> Checkpoints:
+    """Where the trials of a study keep theirs, for all its launches and confirmations."""
+    return Checkpoints(home.absolute() / study / "checkpoints")

@@ -1,0 +1,148 @@
+"""Boxes on images, by a detector that `cst-search train` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from cst_search.config.catalog import check_folder
+from cst_search.data.coco import CocoImages, ImageEntry, Split, loader
+from cst_search.data.validation import FORMATS, BadImage, inspect_image
+from cst_search.detector.weights import load_trained, weights_file
+from cst_search.errors import ConfigError
+from cst_search.trial.engine import choose_precision, detect
+from cst_search.trial.run import check_device
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# colours that stay apart for the colour-blind: Okabe and Ito, Color Universal Design, 2008
+_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """Files as they are, folders as the images in them, sorted. Raises ConfigError: nothing there."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+            if not inside:
+                raise ConfigError(f"{path} holds no image ({', '.join(_SUFFIXES)})")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise ConfigError(f"there is no image or folder {path}")
+    return found
+
+
+class Predictor:
+    """A trained detector that stays loaded.
+
+    Args:
+        run: a folder that `cst-search train` wrote, or its weights file.
+        device: auto, cpu or cuda.
+
+    Raises:
+        ConfigError: no weights, or such as do not fit.
+    """
+
+    def __init__(self, run: Path, device: str = "auto") -> None:
+        self.device = check_device(device)
+        self.weights = weights_file(run)
+        self.model, self.recipe, self.class_names = load_trained(self.weights)
+        self.model.to(self.device)
+
+    def detect(self, images: list[Path], score: float = 0.5) -> Iterator[dict[str, Any]]:
+        """Per image: ``image``, ``width``, ``height`` and ``detections``, as `predict` returns them.
+
+        Raises ConfigError: an image that cannot be read, before the first is looked at.
+        """
+        entries = tuple(_entry(i, path) for i, path in enumerate(images))
+        dataset = CocoImages(
+            Split("predict", self.weights, self.weights.parent, entries),
+            image_size_px=self.recipe.image_size_px,
+            max_size_px=self.recipe.max_size_px,
+            hflip=False,
+            cache_bytes=0,
+        )
+        batches = loader(dataset, batch_size=1, shuffle=False, seed=0)
+        precision = choose_precision(self.recipe.precision, self.device)
+        for found in detect(self.model, batches, device=self.device, precision=precision):
+            entry = entries[found.image_id]
+            yield {
+                "image": str(entry.path),
+                "width": entry.width,
+                "height": entry.height,
+                "detections": [
+                    {
+                        "class": self.class_names[found.labels[i] - 1],
+                        "score": round(found.scores[i], 4),
+                        "box": [round(value, 1) for value in found.boxes_xyxy[i]],
+                    }
+                    for i, s in enumerate(found.scores)
+                    if s >= score
+                ],
+            }
+
+
+def predict(
+    run: Path, paths: list[Path], out: Path | None, *, score: float, device: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Detect objects and draw them.
+
+    Args:
+        run: a folder that `cst-search train` wrote, or its weights file.
+        out: folder for one PNG per image; None draws nothing.
+        score: detections below it are left out, 0..1.
+        progress: is told how many images are done, and of how many.
+
+    Returns:
+        Per image: ``image``, ``width``, ``height``, ``picture`` (or None) and ``detections``, each with ``class``,
+        ``score`` and ``box`` (x1, y1, x2, y2 in pixels of the file), best first.
+
+    Raises:
+        ConfigError: no weights, no image, or one that cannot be read.
+    """
+    if out is not None:
+        check_folder("--out", out)
+    images = find_images(paths)
+    predictor = Predictor(run, device)
+    results = []
+    for result in predictor.detect(images, score):
+        picture = None
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            picture = out / f"{Path(result['image']).stem}.png"
+            _draw(Path(result["image"]), result["detections"], predictor.class_names, picture)
+        results.append(result | {"picture": None if picture is None else str(picture)})
+        if progress is not None:
+            progress(len(results), len(images))
+    return results
+
+
+def _entry(index: int, path: Path) -> ImageEntry:
+    facts = inspect_image(str(path))  # to its end: the last image of many shall not stop the work half-way
+    if isinstance(facts, BadImage):
+        raise ConfigError(f"{path} cannot be read as an image: {facts.why}")
+    return ImageEntry(index, path.name, path, facts.width, facts.height, (), (), (), ())
+
+
+def _draw(path: Path, detections: list[dict[str, Any]], class_names: tuple[str, ...], picture: Path) -> None:
+    with Image.open(path, formats=FORMATS) as stored:
+        image = stored.convert("RGB")
+    draw = ImageDraw.Draw(image)
+    line = max(1, round(min(image.size) / 240))
+    font = ImageFont.load_default(max(10, min(image.size) / 36))
+    for found in reversed(detections):  # the best last, on top
+        colour = _COLOURS[class_names.index(found["class"]) % len(_COLOURS)]
+        x1, y1, x2, y2 = found["box"]
+        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=line)
+        text = f"{found['class']} {found['score']:.2f}"
+        _, _, width, height = draw.textbbox((0, 0), text, font=font)
+        top = y1 - height if y1 >= height else y1
+        draw.rectangle((x1, top, x1 + width + 2 * line, top + height), fill=colour)
+        draw.text((x1 + line, top), text, fill="black", font=font)
+    image.save(picture)

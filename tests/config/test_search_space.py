@@ -1,0 +1,183 @@
+"""Search spaces: what is refused, what is drawn, and that a study draws the same kind of configurations."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from studies import SPACE, fake_estimate, make_study
+
+from cst_search.config.recipe import Recipe
+from cst_search.config.search_space import Space
+from cst_search.errors import ConfigError
+from cst_search.study.records import Budget
+
+# --- faults ---------------------------------------------------------------------------------------------------------
+
+
+def one(rule: Any) -> dict[str, Any]:
+    return {"methods": ["cst"], "cst": {"reduction": rule}}
+
+
+BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("nothing", {}, "`methods` must be a list"),
+    ("one method is a list too", {"methods": "cst"}, "`methods` must be a list"),
+    ("no method", {"methods": []}, "`methods` must be a list"),
+    ("a method that is no name", {"methods": [3]}, "`methods` must be a list"),
+    ("a method twice", {"methods": ["cst", "cst"]}, "methods has a name twice"),
+    ("a section of a method that is not listed", {"methods": ["cst"], "head": {}}, "no such section: head"),
+    ("a section that is no mapping", {"methods": ["cst"], "cst": [1]}, "cst must hold"),
+    ("shared that is no mapping", {"methods": ["cst"], "shared": 3}, "shared must hold"),
+    ("a shared option of a method", {"methods": ["cst"], "shared": {"reduction": {"choice": [4]}}}, "shared.reduction"),
+    ("the dataset cannot vary", {"methods": ["cst"], "shared": {"data": {"choice": ["a", "b"]}}}, "shared.data"),
+    ("nor can the length", {"methods": ["cst"], "shared": {"epochs": {"int": [1, 9]}}}, "shared.epochs"),
+    ("a bare list", one([4, 8]), "cst.reduction must be one of {choice"),
+    ("two kinds", one({"choice": [4], "int": [1, 2]}), "cst.reduction must be one of {choice"),
+    ("an unknown kind", one({"uniform": [1, 2]}), "cst.reduction must be one of {choice"),
+    ("an unknown key", one({"int": [1, 2], "step": 1}), "cst.reduction must be one of {choice"),
+    ("no choices", one({"choice": []}), "choice needs a list"),
+    ("a choice that is no list", one({"choice": 4}), "choice needs a list"),
+    ("a choice twice", one({"choice": [4, 8, 4]}), "choices must differ"),
+    ("1 and 1.0 are the same", one({"choice": [1, 1.0]}), "choices must differ"),
+    ("a choice with log", one({"choice": [4, 8], "log": True}), "choices must differ and have no log"),
+    ("a mapping as a choice", one({"choice": [{"a": 1}]}), "a choice is a value or a list of values"),
+    ("lists in a list", one({"choice": [[[2], [3]]]}), "a choice is a value or a list of values"),
+    ("one bound", one({"int": [4]}), "int needs [low, high]"),
+    ("three bounds", one({"int": [1, 2, 3]}), "int needs [low, high]"),
+    ("bounds the wrong way round", one({"int": [8, 4]}), "int needs [low, high]"),
+    ("equal bounds", one({"float": [1, 1]}), "float needs [low, high]"),
+    ("fractions for int", one({"int": [1.5, 4]}), "int needs [low, high]"),
+    ("texts as bounds", one({"float": ["1", "2"]}), "float needs [low, high]"),
+    ("true as a bound", one({"int": [False, True]}), "int needs [low, high]"),
+    ("no number", one({"float": [float("nan"), 1]}), "float needs [low, high]"),
+    ("without end", one({"float": [0, float("inf")]}), "float needs [low, high]"),
+    ("log from zero", one({"float": [0, 1], "log": True}), "needs low above 0"),
+    ("log that is no yes or no", one({"float": [1, 2], "log": "yes"}), "log is true or false"),
+]
+
+
+@pytest.mark.parametrize(("why", "content", "said"), BAD, ids=[row[0] for row in BAD])
+def test_a_fault_of_a_space_is_named(why: str, content: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Space.from_dict(content, "mine.yaml")
+    assert str(caught.value).startswith("mine.yaml: ")
+    assert said in str(caught.value)
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    content = {
+        "methods": ["cst"],
+        "lora": {},
+        "shared": {"lr": {"float": [1, 0]}, "speed": {"choice": [1]}},
+        "cst": {"reduction": {"choice": []}},
+    }
+    with pytest.raises(ConfigError) as caught:
+        Space.from_dict(content)
+    assert all(name in str(caught.value) for name in ("lora", "shared.lr", "shared.speed", "cst.reduction"))
+
+
+@pytest.mark.parametrize("section", [None, {}])  # YAML: `shared:` with nothing below it
+def test_empty_sections_are_allowed(section: Any) -> None:
+    space = Space.from_dict({"methods": ["head"], "shared": section, "head": section})
+    assert space.sample(random.Random(0)) == {"method": "head"}
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+KINDS = Space.from_dict(
+    {
+        "methods": ["cst"],
+        "shared": {
+            "lr": {"float": [1e-5, 1e-1], "log": True},
+            "weight_decay": {"float": [-1.0, 1.0]},
+            "batch_size": {"int": [1, 3]},
+            "accumulate": {"int": [1, 64], "log": True},
+            "precision": {"choice": ["fp32", "bf16"]},
+            "hflip": {"choice": [True, False]},
+        },
+        "cst": {"mtc_stages": {"choice": [[2, 3], [5]]}},
+    }
+)
+
+
+def test_what_is_drawn_is_inside_and_reaches_every_value() -> None:
+    rng = random.Random(0)
+    drawn = [KINDS.sample(rng) for _ in range(400)]
+    dimensions = {d.key: d for d in KINDS.by_method["cst"]}
+    for config in drawn:
+        assert list(config) == ["method", *dimensions] == KINDS.keys()
+        assert all(dimension.contains(config[key]) for key, dimension in dimensions.items())
+    values = {key: {config[key] for config in drawn} for key in dimensions}
+    assert values["batch_size"] == {1, 2, 3} and all(type(value) is int for value in values["batch_size"])
+    assert values["cst.mtc_stages"] == {(2, 3), (5,)}
+    assert values["hflip"] == {True, False}
+    # half of a log range lies below its geometric mean
+    assert 150 < sum(config["lr"] < 1e-3 for config in drawn) < 250
+    assert 150 < sum(config["weight_decay"] < 0 for config in drawn) < 250
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "is_inside"),
+    [
+        ("lr", 1e-5, True),  # both ends belong to it
+        ("lr", 1e-1, True),
+        ("lr", 0.11, False),
+        ("lr", True, False),
+        ("lr", "0.01", False),
+        ("batch_size", 4, False),
+        ("cst.mtc_stages", (5,), True),
+        ("cst.mtc_stages", (2,), False),
+        ("precision", "fp16", False),
+    ],
+)
+def test_contains(key: str, value: Any, is_inside: bool) -> None:
+    dimension = next(d for d in KINDS.by_method["cst"] if d.key == key)
+    assert dimension.contains(value) is is_inside
+
+
+def test_a_configuration_has_the_dimensions_of_its_method_only() -> None:
+    space, rng = Space.from_dict(SPACE), random.Random(1)
+    drawn = [space.sample(rng) for _ in range(100)]
+    assert {config["method"] for config in drawn} == {"cst", "head"}
+    for config in drawn:
+        own = {"cst.reduction", "cst.mtc_stages"} if config["method"] == "cst" else set()
+        assert set(config) == {"method", "batch_size", "lr"} | own
+    assert space.keys() == ["method", "cst.reduction", "cst.mtc_stages", "batch_size", "lr"]
+
+
+def test_a_methods_own_range_replaces_the_shared_one() -> None:
+    space, rng = Space.from_dict(SPACE), random.Random(2)
+    assert [d.name for d in space.by_method["head"]] == ["head.lr", "batch_size"]
+    assert [d.name for d in space.by_method["cst"]] == ["cst.reduction", "cst.mtc_stages", "batch_size", "lr"]
+    for config in (space.sample(rng) for _ in range(100)):
+        low, high = (1e-4, 5e-4) if config["method"] == "head" else (1e-3, 2e-2)
+        assert low <= config["lr"] <= high
+        assert Recipe().configured(config).lr == config["lr"]  # the key stays that of the recipe
+
+
+def test_one_method_is_no_dimension() -> None:
+    seen = []
+    KINDS.configure(lambda dimension: seen.append(dimension.name) or dimension.sample(random.Random(0)))  # type: ignore[func-returns-value]
+    assert "method" not in seen
+
+
+# --- through a study ------------------------------------------------------------------------------------------------
+
+
+def test_a_study_hands_out_and_gives_back_the_configurations_of_its_space(tmp_path: Path) -> None:
+    study = make_study(tmp_path, budget=Budget())
+    asked = [study.ask(fake_estimate) for _ in range(25)]  # type: ignore[arg-type]
+    configs = [suggestion.config for suggestion in asked if suggestion is not None]
+    assert {config["method"] for config in configs} == {"cst", "head"}
+    space = Space.from_dict(SPACE)
+    for config in configs:
+        for dimension in space.by_method[config["method"]]:
+            assert dimension.contains(config[dimension.key]), (dimension, config)
+        assert set(config) == {"method"} | {d.key for d in space.by_method[config["method"]]}
+    # read again from the database: the same values of the same types, tuples included
+    records = type(study).open(study.url, study.name).info().trials
+    assert [record.config for record in records] == configs
+    assert any(isinstance(config.get("cst.mtc_stages"), tuple) for config in configs)
+    assert type(study).open(study.url, study.name).space == space

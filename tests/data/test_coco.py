@@ -1,0 +1,785 @@
+"""Datasets are built in tmp_path with tiny images; each fault is planted in one victim image."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from cst_search.data import coco as data_module
+from cst_search.data.coco import (
+    CocoImages,
+    DetectionData,
+    ImageEntry,
+    Split,
+    coco_ground_truth,
+    find_splits,
+    load_data,
+    loader,
+    resized_hw,
+)
+from cst_search.data.disk_cache import Cache, Store
+from cst_search.data.validation import FAULTS, Findings, check_box, inspect_image, locate
+from cst_search.errors import DataError
+
+WIDTH, HEIGHT = 48, 32
+BCCD = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "bccd"
+
+
+def picture(path: Path, width: int = WIDTH, height: int = HEIGHT, seed: int = 0, **options: Any) -> None:
+    """Noise, so that every file is long enough to be cut and differs from the others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def document(file_names: list[str]) -> dict[str, Any]:
+    """One box of category 7 per image; ids from 1. Category ids have holes and are not in order."""
+    return {
+        "images": [
+            {"id": i, "file_name": name, "width": WIDTH, "height": HEIGHT} for i, name in enumerate(file_names, 1)
+        ],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 7, "bbox": [4, 6, 10, 12], "area": 120, "iscrowd": 0}
+            for i in range(1, len(file_names) + 1)
+        ],
+        "categories": [{"id": 9, "name": "cat"}, {"id": 7, "name": "dog"}],
+    }
+
+
+def write(folder: Path, **splits: dict[str, Any]) -> Path:
+    for name, doc in splits.items():
+        (folder / f"{name}.json").write_text(json.dumps(doc))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """train/ with a.jpg, b.jpg and val/ with v.jpg; nothing wrong."""
+    for seed, name in enumerate(["train/a.jpg", "train/b.jpg", "val/v.jpg"]):
+        picture(tmp_path / "ds" / name, seed=seed)
+    return write(tmp_path / "ds", train=document(["a.jpg", "b.jpg"]), val=document(["v.jpg"]))
+
+
+def kinds(text: str) -> set[str]:
+    return {kind for kind in FAULTS if f"[{kind}]" in text}
+
+
+# --- faults, one table -----------------------------------------------------------------------------------------------
+
+
+class Victim(NamedTuple):
+    doc: dict[str, Any]
+    folder: Path  # the image folder
+    image: dict[str, Any]
+    annotation: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.image["file_name"]
+
+
+class Row(NamedTuple):
+    kind: str
+    why: str
+    plant: Callable[[Victim], object]
+    drops: str = "image"  # or box: what --skip-bad leaves out
+    example: str = "victim"  # part of the example in the report
+
+
+def cut(n_bytes: int) -> Callable[[Victim], object]:
+    return lambda v: v.path.write_bytes(v.path.read_bytes()[:-n_bytes])
+
+
+def rename(name: str) -> Callable[[Victim], object]:
+    return lambda v: v.image.update(file_name=name)
+
+
+def bbox(*values: Any) -> Callable[[Victim], object]:
+    return lambda v: v.annotation.update(bbox=list(values))
+
+
+def link_outside(v: Victim) -> None:
+    picture(v.folder.parent / "secret.jpg")
+    v.path.unlink()
+    v.path.symlink_to(v.folder.parent / "secret.jpg")
+
+
+def link_folder_outside(v: Victim) -> None:
+    picture(v.folder.parent / "elsewhere" / "victim.jpg")
+    (v.folder / "link").symlink_to(v.folder.parent / "elsewhere")
+    v.image["file_name"] = "link/victim.jpg"
+
+
+def bomb(v: Victim) -> None:
+    Image.new("1", (10_000, 9_000)).save(v.path, format="PNG")  # 90 million pixels in some ten kB
+    v.image.update(width=10_000, height=9_000)
+
+
+def turned(v: Victim) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(v.path, WIDTH, HEIGHT, exif=exif)
+    v.image.update(width=HEIGHT, height=WIDTH)
+    v.annotation.update(bbox=[4, 6, 10, 12])
+
+
+def append(key: str, **changes: Any) -> Callable[[Victim], object]:
+    def plant(v: Victim) -> None:
+        v.doc[key].append({**(v.image if key == "images" else v.annotation), **changes})
+
+    return plant
+
+
+SKIPPABLE = [
+    Row("image-missing", "never copied", lambda v: v.path.unlink()),
+    Row("image-missing", "a folder of that name", lambda v: (v.path.unlink(), v.path.mkdir())),
+    Row("image-missing", "no file can have this name", rename("victim\0.jpg")),
+    Row("image-missing", "half a surrogate: JSON can write it, UTF-8 cannot", rename("victim\ud800.jpg")),
+    Row("image-unreadable", "text under an image's name", lambda v: v.path.write_text("hello")),
+    Row("image-unreadable", "empty file, as a full disk leaves it", lambda v: v.path.write_bytes(b"")),
+    Row("image-unreadable", "JPEG cut by half: a broken download", cut(800)),
+    Row("image-unreadable", "JPEG that lacks its last 20 bytes: draft mode must read to the end", cut(20)),
+    Row("image-unreadable", "PNG cut", lambda v: (picture(v.path, format="PNG"), cut(200)(v))),
+    Row("image-unreadable", "16 bits a pixel would be clipped to white",
+        lambda v: Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint16)).save(v.path, format="PNG")),
+    Row("image-unreadable", "EPS would start Ghostscript",
+        lambda v: Image.new("RGB", (WIDTH, HEIGHT)).save(v.path, format="EPS"), example="not one of JPEG PNG"),
+    Row("image-too-large", "decompression bomb", bomb),
+    Row("image-size", "resized after annotating", lambda v: picture(v.path, WIDTH // 2, HEIGHT // 2)),
+    Row("image-size", "annotated on the picture as a viewer turns it", turned, example="EXIF"),
+    Row("path-outside", "parent folder", rename("../val/v.jpg"), example="../val/v.jpg"),
+    Row("path-outside", "absolute", rename(os.path.abspath(__file__)), example="/"),
+    Row("path-outside", "a link to a file elsewhere", link_outside),
+    Row("path-outside", "a linked folder", link_folder_outside),
+    Row("path-outside", "the folder itself", rename("."), example="."),
+    Row("image-entry", "no width", lambda v: v.image.pop("width")),
+    Row("image-entry", "zero height", lambda v: v.image.update(height=0)),
+    Row("image-entry", "no file_name", lambda v: v.image.pop("file_name"), example="images["),
+    Row("image-id-twice", "another file under the id: its boxes cannot be told apart",
+        append("images", file_name="good.jpg"), example="good.jpg"),
+    Row("annotation-entry", "image_id is a text", lambda v: v.annotation.update(image_id="1"), "box", "annotation"),
+    Row("annotation-entry", "iscrowd of 2", lambda v: v.annotation.update(iscrowd=2), "box", "annotation"),
+    Row("image-unknown", "its image was removed", lambda v: v.annotation.update(image_id=999), "box", "image 999"),
+    Row("category-unknown", "category 8 was removed", lambda v: v.annotation.update(category_id=8), "box"),
+    Row("box-malformed", "three numbers", bbox(1, 2, 3), "box"),
+    Row("box-malformed", "five numbers, one of them null", bbox(1, 2, 3, 4, None), "box"),
+    Row("box-malformed", "NaN, which Python's JSON reads", bbox(1, 2, float("nan"), 4), "box"),
+    Row("box-malformed", "an integer beyond float", bbox(1, 2, 10**400, 4), "box"),
+    Row("box-malformed", "no bbox", lambda v: v.annotation.pop("bbox"), "box"),
+    Row("box-no-area", "a click", bbox(4, 6, 0, 12), "box"),
+    Row("box-no-area", "drawn from right to left", bbox(20, 6, -10, 12), "box"),
+    Row("box-no-area", "inside the margin of 1 px only: nothing is left after clipping", bbox(-1, 6, 1, 12), "box"),
+    Row("box-outside", "2 px over the right edge", bbox(WIDTH - 8, 6, 10, 12), "box"),
+    Row("box-outside", "above the image", bbox(4, -30, 10, 12), "box"),
+]  # fmt: skip
+
+
+def plant(folder: Path, rows: list[Row]) -> Path:
+    """A dataset with one victim per row and one good image."""
+    names = [f"victim{i}.jpg" if len(rows) > 1 else "victim.jpg" for i in range(len(rows))]
+    for seed, name in enumerate(["train/good.jpg", "val/v.jpg", *(f"train/{name}" for name in names)]):
+        picture(folder / name, seed=seed)
+    doc = document(["good.jpg", *names])
+    for i, row in enumerate(rows, 1):
+        row.plant(Victim(doc, folder / "train", doc["images"][i], doc["annotations"][i]))
+    return write(folder, train=doc, val=document(["v.jpg"]))
+
+
+@pytest.mark.parametrize("row", SKIPPABLE, ids=lambda row: f"{row.kind}: {row.why}")
+def test_fault_is_named_and_skipped(tmp_path: Path, row: Row) -> None:
+    folder = plant(tmp_path / "ds", [row])
+    with pytest.raises(DataError, match="--skip-bad") as caught:
+        load_data(folder)
+    assert kinds(str(caught.value)) == {row.kind}
+
+    data, report = load_data(folder, skip_bad=True)
+    [fault] = report.faults
+    assert (fault.kind, fault.split, fault.count) == (row.kind, "train", 1)
+    assert row.example in fault.examples[0]
+    kept = {image.file_name: len(image.labels) for image in data.splits["train"].images}
+    victim = {} if row.drops == "image" else {"victim.jpg": 0}
+    assert kept == {"good.jpg": 1} | victim
+    n_listed = 3 if row.kind == "image-id-twice" else 2
+    assert (report.n_dropped_images, report.n_dropped_boxes) == (n_listed - len(kept), 1)
+
+
+def test_all_faults_in_one_report(tmp_path: Path) -> None:
+    rows = [row for row in SKIPPABLE if row.why != "a linked folder"]  # it and "a link" would be one count more
+    folder = plant(tmp_path / "ds", rows)
+    with pytest.raises(DataError) as caught:
+        load_data(folder)
+    assert kinds(str(caught.value)) == {row.kind for row in rows}
+
+    data, report = load_data(folder, skip_bad=True)
+    expected = {kind: sum(row.kind == kind for row in rows) for kind in {row.kind for row in rows}}
+    assert {fault.kind: fault.count for fault in report.faults} == expected
+    assert [fault.kind for fault in report.faults] == [kind for kind in FAULTS if kind in expected], "order of FAULTS"
+    assert all(len(fault.examples) == min(3, fault.count) for fault in report.faults)
+    boxed = [image.file_name for image in data.splits["train"].images if image.labels]
+    assert boxed == ["good.jpg"]
+    assert "left out: " in report.render()
+
+
+def drop_key(key: str) -> Callable[[Path], object]:
+    return lambda folder: edit(folder, lambda doc: doc.pop(key))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object], split: str = "train") -> None:
+    doc = json.loads((folder / f"{split}.json").read_text())
+    change(doc)
+    write(folder, **{split: doc})
+
+
+STRUCTURAL = [
+    ("annotations", "train.json is not JSON", lambda f: (f / "train.json").write_text('{"images": [')),
+    ("annotations", "train.json is not JSON", lambda f: (f / "train.json").write_bytes(b"\xff\xd8\xff\xe0 a JPEG")),
+    ("annotations", "train.json is not JSON", lambda f: (f / "train.json").write_text("[" * 100_000)),  # nesting
+    ("annotations", "must hold an object, holds a list", lambda f: (f / "train.json").write_text("[]")),
+    ("annotations", "has no 'images'", drop_key("images")),
+    ("annotations", "has no 'annotations'", drop_key("annotations")),  # as COCO's own image_info_test files
+    ("annotations", "has no 'categories'", drop_key("categories")),
+    ("annotations", "'images' must be a list, is an object", lambda f: edit(f, lambda d: d.update(images={}))),
+    ("category-entry", "'categories' is empty", lambda f: edit(f, lambda d: d.update(categories=[]))),
+    ("category-entry", "categories[0]", lambda f: edit(f, lambda d: d["categories"][0].update(name=3))),
+    ("category-id-twice", "9 (cat, fox)",
+     lambda f: edit(f, lambda d: d["categories"].append({"id": 9, "name": "fox"}))),
+    ("category-name-twice", "cat", lambda f: edit(f, lambda d: d["categories"].append({"id": 8, "name": "cat"}))),
+    ("categories-differ", "7 is hound, in train dog",
+     lambda f: edit(f, lambda d: d["categories"][1].update(name="hound"), "val")),
+    ("categories-differ", "9 is nothing, in train cat", lambda f: edit(f, lambda d: d["categories"].pop(0), "val")),
+    ("empty-split", "0 of 0 images", lambda f: edit(f, lambda d: d.update(images=[], annotations=[]))),
+    ("empty-split", "0 of 0 boxes", lambda f: edit(f, lambda d: d.update(annotations=[]))),
+    ("empty-split", "0 of 1 images", lambda f: (f / "val" / "v.jpg").unlink()),  # only after dropping
+    # a crowd teaches nothing: training leaves it out
+    ("empty-split", "0 of 1 boxes", lambda f: edit(f, lambda d: d["annotations"][0].update(iscrowd=1), "val")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "says", "break_it"), STRUCTURAL, ids=[f"{k}: {s}" for k, s, _ in STRUCTURAL])
+def test_structural_faults_cannot_be_skipped(folder: Path, kind: str, says: str, break_it: Callable) -> None:
+    break_it(folder)
+    with pytest.raises(DataError, match="--skip-bad cannot") as caught:
+        load_data(folder, skip_bad=True)
+    assert kind in kinds(str(caught.value))
+    assert says in str(caught.value)
+
+
+def test_one_broken_file_does_not_hide_the_others(folder: Path) -> None:
+    (folder / "train.json").write_text("{")
+    (folder / "val" / "v.jpg").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        load_data(folder)
+    assert kinds(str(caught.value)) >= {"annotations", "image-unreadable"}
+
+
+def test_repeated_entries_are_counted_and_the_first_is_kept(folder: Path) -> None:
+    edit(folder, lambda d: (d["images"].append(d["images"][0]), d["annotations"].append(d["annotations"][0])))
+    data, report = load_data(folder, skip_bad=True)
+    assert [(f.kind, f.count) for f in report.faults] == [("image-id-twice", 1), ("annotation-id-twice", 1)]
+    assert [(e.file_name, e.labels) for e in data.splits["train"].images] == [("a.jpg", (1,)), ("b.jpg", (1,))]
+
+
+def test_a_file_outside_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for row in SKIPPABLE if row.kind == "path-outside"]
+    folder = plant(tmp_path / "ds", rows[:2] + rows[3:])
+    opened = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (opened.append(self.name), read_bytes(self))[1])
+    load_data(folder, skip_bad=True)
+    assert sorted(opened) == ["good.jpg", "train.json", "v.jpg", "val.json"]
+
+
+def test_links_and_subfolders_inside_are_fine(folder: Path) -> None:
+    picture(folder / "train" / "sub" / "deep.jpg", seed=9)
+    (folder / "train" / "a.jpg").unlink()
+    (folder / "train" / "a.jpg").symlink_to("sub/deep.jpg")
+    (folder / "train").rename(folder / "store")
+    (folder / "train").symlink_to("store")  # the image folder itself may be a link: who made the folder made it
+    edit(folder, lambda d: d["images"][1].update(file_name="sub/../sub/deep.jpg"))
+    data, report = load_data(folder)
+    assert not report.faults
+    assert {e.path for e in data.splits["train"].images} == {(folder / "store" / "sub" / "deep.jpg").resolve()}
+    assert [(n.kind, n.count) for n in report.notes if n.kind == "file-twice"] == [("file-twice", 1)]
+
+
+def test_a_folder_whose_name_only_begins_alike_is_outside(tmp_path: Path) -> None:
+    picture(tmp_path / "train2" / "x.jpg")
+    (tmp_path / "train").mkdir()
+    assert locate(str(tmp_path / "train"), "../train2/x.jpg", {})[2] == "path-outside"
+
+
+@pytest.mark.parametrize(
+    ("box", "expected", "kind"),
+    [
+        ([0, 0, 100, 50], (0, 0, 100, 50), None),  # the whole image
+        ([-1, -1, 102, 52], (0, 0, 100, 50), "box-clipped"),  # 1 px over every edge
+        ([90.5, 40, 10.25, 5], (90.5, 40, 9.5, 5), "box-clipped"),
+        ([90.5, 40, 11, 5], None, "box-outside"),  # 1.5 px over
+        ([-1.01, 0, 5, 5], None, "box-outside"),
+        ([5, 5, 1e-3, 5], None, "box-no-area"),  # its corners are one number in float32 after resizing
+        ([True, 5, 5, 5], None, "box-malformed"),  # not a number in JSON
+        ("0,0,5,5", None, "box-malformed"),
+    ],
+)
+def test_check_box(box: Any, expected: tuple[float, ...] | None, kind: str | None) -> None:
+    got, got_kind = check_box(box, 100, 50)
+    assert got_kind == kind
+    if expected:
+        assert got == expected
+
+
+def test_notes_do_not_stop(folder: Path) -> None:
+    picture(folder / "train" / "c.jpg", seed=3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(folder / "train" / "b.jpg", seed=4, exif=exif)
+    (folder / "val" / "v.jpg").write_bytes((folder / "train" / "a.jpg").read_bytes())  # a copy under another name
+    doc = document(["a.jpg", "b.jpg", "c.jpg"])
+    doc["annotations"][0]["bbox"] = [-0.5, 6, 10, 12]
+    del doc["annotations"][2]
+    write(folder, train=doc)
+    _, report = load_data(folder)
+    notes = {(n.split, n.kind): (n.count, n.examples[0]) for n in report.notes}
+    assert notes == {
+        ("train", "box-clipped"): (1, "a.jpg (annotation 1)"),
+        ("train", "image-without-boxes"): (1, "c.jpg"),
+        ("train", "class-without-boxes"): (1, "cat"),
+        ("train", "exif-turned"): (1, "b.jpg"),
+        ("val", "leak"): (1, "v.jpg (also in train)"),
+        ("val", "class-without-boxes"): (1, "cat"),
+    }
+    assert not report.faults
+
+
+def test_no_control_characters_reach_the_terminal() -> None:
+    found = Findings(FAULTS)
+    found.add("image-missing", "train", "\x1b[2Jx\n" + "y" * 500)
+    [fault] = found.collected()
+    assert fault.examples[0].startswith("?[2Jx?y")
+    assert len(fault.examples[0]) == 100
+
+
+def test_progressive_grey_and_cmyk_files_are_read_to_the_end(tmp_path: Path) -> None:
+    """Draft mode decodes a JPEG at an eighth of its size; it must accept and refuse what a full decode does."""
+    for mode, options in [("RGB", {}), ("RGB", {"progressive": True}), ("L", {}), ("CMYK", {})]:
+        path = tmp_path / "x.jpg"
+        noise = Image.frombytes("L", (203, 155), random.Random(1).randbytes(203 * 155))
+        noise.convert(mode).save(path, **options)
+        whole = path.read_bytes()
+        assert inspect_image(str(path))[:2] == (203, 155)
+        for n_bytes in (1, 2, 10, 100, len(whole) // 2):
+            path.write_bytes(whole[:-n_bytes])
+            assert inspect_image(str(path))[0] == "image-unreadable", (mode, options, n_bytes)
+
+
+# --- cache of the check ----------------------------------------------------------------------------------------------
+
+
+def test_cache_spares_decoding_and_sees_changes(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "new" / "checked.json"
+    counts = [load_data(folder, cache=cache)[1].n_from_cache for _ in range(2)]
+    assert counts == [0, 3]
+    picture(folder / "train" / "a.jpg", WIDTH // 2, HEIGHT // 2)
+    with pytest.raises(DataError, match="image-size"):
+        load_data(folder, cache=cache)
+    edit(folder, lambda d: d["images"][1].update(width=WIDTH + 1))  # the pixels are known, the document is new
+    with pytest.raises(DataError, match=f"says {WIDTH + 1}x{HEIGHT}, is {WIDTH}x{HEIGHT}"):
+        load_data(folder, cache=cache)
+    assert [path.name for path in cache.parent.iterdir()] == ["checked.json"], "no temporary file is left"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"version": 0}', b'{"version": 1, "images": {"x": 3}}', b"\xff"]
+)
+def test_a_damaged_cache_counts_as_empty(folder: Path, tmp_path: Path, content: bytes) -> None:
+    cache = tmp_path / "checked.json"
+    cache.write_bytes(content)
+    assert load_data(folder, cache=cache)[1].n_from_cache == 0
+    assert load_data(folder, cache=cache)[1].n_from_cache == 3
+
+
+def test_a_cache_that_cannot_be_written_is_a_note(folder: Path) -> None:
+    _, report = load_data(folder, cache=folder / "train.json" / "checked.json")  # a file where a folder should be
+    assert [note.kind for note in report.notes if note.kind == "cache"] == ["cache"]
+
+
+def test_broken_images_are_not_remembered(folder: Path, tmp_path: Path) -> None:
+    cut_off = folder / "train" / "a.jpg"
+    cut_off.write_bytes(cut_off.read_bytes()[:-100])
+    for _ in range(2):
+        with pytest.raises(DataError, match="image-unreadable"):
+            load_data(folder, cache=tmp_path / "checked.json")
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+LAYOUTS = [
+    (["train.json", "train/", "val.json", "val/", "test.json", "test/"],
+     {"train": "train", "val": "val", "test": "test"}),
+    (["train.json", "val.json", "images/"], {"train": "images", "val": "images"}),
+    (["annotations/instances_train2017.json", "annotations/instances_val2017.json", "annotations/captions_val2017.json",
+      "train2017/", "val2017/", "test2017/"], {"train": "train2017", "val": "val2017"}),  # COCO 2017 as downloaded
+    (["annotations/instances_train2017.json", "images/train2017/", "images/val2017/",
+      "annotations/instances_val2017.json"], {"train": "images/train2017", "val": "images/val2017"}),
+    (["annotations/instances_train.json", "annotations/instances_val.json", "images/"],
+     {"train": "images", "val": "images"}),
+    (["train/_annotations.coco.json", "valid/_annotations.coco.json"], {"train": "train", "val": "valid"}),  # Roboflow
+]  # fmt: skip
+
+
+def lay_out(folder: Path, names: list[str]) -> Path:
+    for name in names:
+        path = folder / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(("names", "expected"), LAYOUTS)
+def test_layouts(tmp_path: Path, names: list[str], expected: dict[str, str]) -> None:
+    found = find_splits(lay_out(tmp_path, names))
+    assert {split: str(images.relative_to(tmp_path)) for split, (_, images) in found.items()} == expected
+    assert all(annotations.is_file() for annotations, _ in found.values())
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        # two years side by side
+        (["annotations/instances_train2014.json", "annotations/instances_train2017.json", "train2014/", "train2017/"],
+         ["instances_train2014.json", "instances_train2017.json"]),
+        (["train.json", "train/_annotations.coco.json"], ["train.json", "train/_annotations.coco.json"]),
+        (["train.json", "val.json"], ["no image folder", "images/train"]),
+        (["labels/", "photo.jpg"], ["no split", "labels/", "photo.jpg", "_annotations.coco.json"]),
+        (["train.json", "train/"], ["no val split", "train.json", "instances_train2017.json"]),
+        ([], ["an empty folder"]),
+    ],
+)  # fmt: skip
+def test_what_is_missing_or_doubled_is_named(tmp_path: Path, names: list[str], says: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        load_data(lay_out(tmp_path, names))
+    for part in says:
+        assert part in str(caught.value)
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no folder"):
+        load_data(tmp_path / "nowhere")
+
+
+def test_need_chooses_the_splits_that_must_be_there(tmp_path: Path) -> None:
+    picture(tmp_path / "test" / "x.jpg")
+    write(tmp_path, test=document(["x.jpg"]))
+    data, _ = load_data(tmp_path, need=("test",))
+    assert list(data.splits) == ["test"]
+
+
+# --- what is loaded --------------------------------------------------------------------------------------------------
+
+
+def test_labels_summary_and_ground_truth(folder: Path) -> None:
+    edit(folder, lambda d: d["annotations"][1].update(category_id=9, image_id=1, id=0, bbox=[1, 2, 3, 4], iscrowd=1))
+    data, _ = load_data(folder)
+    assert (data.class_names, data.category_ids) == (("dog", "cat"), (7, 9)), "ordered by id, not as written"
+    [first, second] = data.splits["train"].images
+    assert (first.labels, first.iscrowd, first.areas) == ((1, 2), (0, 1), (120, 120))
+    assert (second.labels, second.boxes_xywh) == ((), ())
+    assert data.summary() == {
+        "n_classes": 2,
+        "n_images": {"train": 2, "val": 1},
+        "n_boxes": {"train": 1, "val": 1},
+        "max_boxes": 1,
+        "largest_image_px": (WIDTH, HEIGHT),
+    }
+    truth = coco_ground_truth(data.splits["train"])
+    assert [image["id"] for image in truth["images"]] == [1, 2]
+    assert [(a["id"], a["image_id"], a["category_id"], a["iscrowd"], a["bbox"]) for a in truth["annotations"]] == [
+        (1, 1, 7, 0, [4, 6, 10, 12]),
+        (2, 1, 9, 1, [1, 2, 3, 4]),
+    ]
+    json.dumps(truth)
+    assert isinstance(pickle.loads(pickle.dumps(data)), DetectionData), "it travels to workers"
+
+
+def test_ground_truth_scores_itself_as_perfect(folder: Path) -> None:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    data, _ = load_data(folder)
+    truth = COCO()
+    truth.dataset = coco_ground_truth(data.splits["train"])
+    truth.createIndex()
+    found = truth.loadRes([{**a, "score": 1.0} for a in truth.dataset["annotations"]])
+    scores = COCOeval(truth, found, "bbox")
+    for step in (scores.evaluate, scores.accumulate, scores.summarize):
+        step()
+    assert scores.stats[0] == 1.0
+
+
+# --- images for training ---------------------------------------------------------------------------------------------
+
+
+def split_of(folder: Path, sizes: list[tuple[int, int]], boxes: list[list[tuple[float, ...]]]) -> Split:
+    """PNG noise of (width, height) with boxes of label 1."""
+    entries = []
+    for i, ((width, height), of_image) in enumerate(zip(sizes, boxes, strict=True)):
+        path = folder / f"{i}.png"
+        picture(path, width, height, seed=i)
+        n = len(of_image)
+        entries.append(ImageEntry(
+            i + 1, path.name, path, width, height, tuple(of_image), (1,) * n, (0,) * n, (1.0,) * n
+        ))  # fmt: skip
+    return Split("train", folder / "x.json", folder, tuple(entries))
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    sizes = [(60, 40), (33, 71), (50, 50), (64, 48), (97, 31), (40, 60), (45, 55)]
+    return split_of(tmp_path, sizes, [[(3.0, 5.0, 10.0, 20.0)]] * 6 + [[]])
+
+
+@pytest.mark.parametrize("image_size_px, max_size_px", [(800, 1333), (64, 100), (97, 97), (333, 500), (49, 1000)])
+def test_size_rule_leaves_nothing_for_torchvision(image_size_px: int, max_size_px: int) -> None:
+    transform = GeneralizedRCNNTransform(image_size_px, max_size_px, [0.0] * 3, [1.0] * 3, size_divisible=1).eval()
+    rng = np.random.default_rng(0)
+    for height, width in [(480, 640), (1, 5000), (3, 3), (1080, 1920), *rng.integers(1, 1500, (15, 2)).tolist()]:
+        new_h, new_w = resized_hw(height, width, image_size_px, max_size_px)
+        images, _ = transform([torch.zeros(3, new_h, new_w)])
+        assert images.image_sizes == [(new_h, new_w)], (height, width)
+        # and it is torchvision's size but for a pixel that floats lose
+        scale = min(image_size_px / min(height, width), max_size_px / max(height, width))
+        assert new_h in {max(1, int(height * scale)), int(height * scale) + 1}
+        assert new_w in {max(1, int(width * scale)), int(width * scale) + 1}
+
+
+def test_size_rule_is_torchvisions_on_the_original() -> None:
+    transform = GeneralizedRCNNTransform(80, 133, [0.0] * 3, [1.0] * 3, size_divisible=1).eval()
+    for height, width in [(48, 64), (64, 48), (31, 97), (50, 50), (100, 301)]:
+        images, _ = transform([torch.zeros(3, height, width)])
+        assert images.image_sizes == [resized_hw(height, width, 80, 133)]
+
+
+def test_an_item(split: Split) -> None:
+    image, target = CocoImages(split, image_size_px=80, max_size_px=200, hflip=False)[0]  # 60x40 -> 120x80
+    assert (image.dtype, tuple(image.shape)) == (torch.float32, (3, 80, 120))
+    assert 0 <= image.min() < 0.2
+    assert 0.8 < image.max() <= 1
+    assert target["boxes"].tolist() == [[6, 10, 26, 50]]
+    assert target["boxes"].dtype == torch.float32
+    assert target["labels"].dtype == torch.int64
+    assert (target["image_id"], target["scale_xy"]) == (1, (0.5, 0.5))
+
+
+def test_scale_xy_undoes_the_resizing(split: Split) -> None:
+    images = CocoImages(split, image_size_px=37, max_size_px=71, hflip=False)
+    for i, entry in enumerate(split.images[:-1]):
+        _, target = images[i]
+        sx, sy = target["scale_xy"]
+        x, y, w, h = entry.boxes_xywh[0]
+        back = target["boxes"][0] * torch.tensor([sx, sy, sx, sy])
+        torch.testing.assert_close(back, torch.tensor([x, y, x + w, y + h]))
+
+
+def test_pixels_are_those_of_the_file(split: Split) -> None:
+    """At its own size an image is untouched: RGB order, no transposition."""
+    image, _ = CocoImages(split, image_size_px=40, max_size_px=60, hflip=False)[0]
+    stored = np.asarray(Image.open(split.images[0].path))
+    assert np.array_equal((image * 255).round().byte().permute(1, 2, 0).numpy(), stored)
+
+
+def test_an_image_without_boxes(split: Split) -> None:
+    _, target = CocoImages(split, image_size_px=40, max_size_px=60, hflip=True)[6]
+    assert {key: tuple(target[key].shape) for key in ("boxes", "labels", "iscrowd")} == {
+        "boxes": (0, 4), "labels": (0,), "iscrowd": (0,),
+    }  # fmt: skip
+
+
+def test_crowds_are_left_out_unless_asked(tmp_path: Path) -> None:
+    split = split_of(tmp_path, [(60, 40)], [[(3.0, 5.0, 10.0, 20.0), (1.0, 2.0, 3.0, 4.0)]])
+    entry = ImageEntry(**{**vars(split.images[0]), "iscrowd": (1, 0), "labels": (1, 2)})
+    split = Split("train", split.annotation_file, split.image_folder, (entry,))
+    options = {"image_size_px": 40, "max_size_px": 60, "hflip": False}
+    assert CocoImages(split, **options)[0][1]["labels"].tolist() == [2]
+    assert CocoImages(split, **options, keep_crowd=True)[0][1]["iscrowd"].tolist() == [1, 0]
+
+
+def test_boxes_mirror_with_the_pixels(tmp_path: Path) -> None:
+    """A white box on black: after any flip, the box must frame exactly the white pixels."""
+    split = split_of(tmp_path, [(41, 30)] * 12, [[(5.0, 4.0, 9.0, 20.0)]] * 12)
+    for entry in split.images:
+        pixels = np.zeros((30, 41, 3), np.uint8)
+        pixels[4:24, 5:14] = 255
+        Image.fromarray(pixels).save(entry.path)
+    images = CocoImages(split, image_size_px=30, max_size_px=41, hflip=True)
+    lefts = []
+    for i in range(12):
+        image, target = images[i]
+        x1, y1, x2, y2 = target["boxes"][0].int().tolist()
+        assert image[:, y1:y2, x1:x2].min() == 1
+        assert image.sum() == 3 * (x2 - x1) * (y2 - y1)
+        lefts.append(x1)
+    assert set(lefts) == {5, 41 - 14}, "some are flipped, some are not"
+
+
+def flips(images: CocoImages) -> list[float]:
+    return [images[i][0][0, 0, 0].item() for i in range(len(images))]
+
+
+def test_flips_depend_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
+    split = split_of(tmp_path, [(20, 16)] * 64, [[]] * 64)
+    images = CocoImages(split, image_size_px=16, max_size_px=20, hflip=True)
+    plain = flips(CocoImages(split, image_size_px=16, max_size_px=20, hflip=False))
+    drawn = {}
+    for epoch, seed in [(0, 0), (1, 0), (0, 1), (0, 0)]:
+        images.set_epoch(epoch, seed)
+        drawn.setdefault((epoch, seed), []).append(flips(images))
+    assert drawn[0, 0][0] == drawn[0, 0][1]
+    assert len({tuple(d[0]) for d in drawn.values()}) == 3
+    n_flipped = sum(a != b for a, b in zip(plain, drawn[0, 0][0], strict=True))
+    assert 16 < n_flipped < 48  # 32 +- 4 standard deviations
+
+
+def epochs(split: Split, workers: int, **options: Any) -> list[tuple[int, bytes, list[list[float]]]]:
+    images = CocoImages(split, image_size_px=30, max_size_px=60, hflip=True, **options)
+    seen = []
+    for epoch in range(3):
+        for batch, targets in loader(images, batch_size=2, shuffle=True, seed=5, epoch=epoch, workers=workers):
+            seen += [
+                (t["image_id"], image.numpy().tobytes(), t["boxes"].tolist())
+                for image, t in zip(batch, targets, strict=True)
+            ]
+    return seen
+
+
+def test_the_same_batches_for_any_number_of_workers(split: Split) -> None:
+    before = torch.get_rng_state()
+    alone = epochs(split, workers=0)
+    orders = [[item[0] for item in alone[7 * epoch : 7 * epoch + 7]] for epoch in range(3)]
+    assert all(sorted(order) == list(range(1, 8)) for order in orders)
+    assert orders[0] != orders[1], "epochs differ in order"
+    assert len({item[:2] for item in alone}) > 7, "and in what is flipped"
+    assert epochs(split, workers=2) == alone
+    assert torch.equal(torch.get_rng_state(), before), "the global generator is left alone"
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1, 10_000, 2**30])  # 0, none fits, some fit, all fit
+def test_keeping_pixels_does_not_change_them(split: Split, cache_bytes: int) -> None:
+    assert epochs(split, workers=0, cache_bytes=cache_bytes) == epochs(split, workers=0, cache_bytes=0)
+
+
+def test_kept_pixels_are_not_read_again_not_even_by_workers(split: Split) -> None:
+    images = CocoImages(split, image_size_px=30, max_size_px=60, hflip=True)
+    options = {"batch_size": 2, "shuffle": True, "seed": 0}
+    first = [t["image_id"] for _, targets in loader(images, **options, workers=2) for t in targets]
+    for entry in split.images:
+        entry.path.unlink()
+    again = [t["image_id"] for _, targets in loader(images, **options) for t in targets]
+    assert again == first
+    with pytest.raises(DataError, match="cannot be read"):
+        pickle.loads(pickle.dumps(images))[0]  # a copy starts empty
+
+
+def test_kept_bytes_are_bounded(split: Split) -> None:
+    images = CocoImages(split, image_size_px=30, max_size_px=60, hflip=False, cache_bytes=2 * 3 * 30 * 64)
+    for i in range(len(images)):
+        images[i]
+    kept = [i for i in range(len(images)) if images._kept.get(i) is not None]
+    assert kept == [0, 1]  # 45x30 and 27x60 or so; the third does not fit
+
+
+def test_an_item_can_be_written_to_without_harm(split: Split) -> None:
+    images = CocoImages(split, image_size_px=30, max_size_px=60, hflip=False)
+    first = images[0][0].clone()
+    images[0][0].zero_()
+    assert torch.equal(images[0][0], first)
+
+
+def test_a_file_that_changed_after_the_check_is_an_error(split: Split) -> None:
+    picture(split.images[0].path, 10, 10)
+    with pytest.raises(DataError, match="is 10x10, the annotation file says 60x40"):
+        CocoImages(split, image_size_px=30, max_size_px=60, hflip=False)[0]
+
+
+# --- pixels that trials share -----------------------------------------------------------------------------------------
+
+
+def shared(split: Split, folder: Path, image_size_px: int = 30, bound: int = 10**8) -> CocoImages:
+    return CocoImages(
+        split, image_size_px=image_size_px, max_size_px=60, hflip=False, store=Store(Cache(folder, bound))
+    )
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Filled with the names of the files that are decoded."""
+    found: list[str] = []
+    read = data_module._read_resized
+    monkeypatch.setattr(data_module, "_read_resized", lambda e, size: found.append(e.file_name) or read(e, size))
+    return found
+
+
+def test_shared_pixels_are_decoded_once(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = CocoImages(split, image_size_px=30, max_size_px=60, hflip=False, cache_bytes=0)
+    decoded = reads(monkeypatch)
+    first, second = shared(split, tmp_path / "cache"), shared(split, tmp_path / "cache")
+    for i in range(len(split.images)):
+        for images in (first, second, pickle.loads(pickle.dumps(first))):
+            assert torch.equal(images[i][0], plain[i][0])
+    assert decoded.count("0.png") == 1 + 3  # once for all that share, and each time without
+    del first, second
+    decoded.clear()
+    shared(split, tmp_path / "cache")[0]  # a later launch
+    assert decoded == []
+
+
+def test_shared_pixels_of_a_file_that_changed_or_another_size_are_others(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = shared(split, tmp_path / "cache")
+    keys = {before.content_key(), shared(split, tmp_path / "cache", image_size_px=31).content_key()}
+    old = before[0][0]
+    picture(split.images[0].path, 60, 40, seed=99)
+    after = shared(split, tmp_path / "cache")
+    assert len({after.content_key(), *keys}) == 3
+    assert not torch.equal(after[0][0], old)
+
+
+def test_shared_pixels_beyond_the_bound_are_decoded_each_time(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = reads(monkeypatch)
+    images = shared(split, tmp_path / "cache", bound=3 * 10**4)  # not all fit: half of it, two of 4 kB
+    for _ in range(2):
+        for i in range(len(images)):
+            images[i]
+    assert len(split.images) < len(decoded) < 2 * len(split.images)
+
+
+# --- real data -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="the BCCD blood-cell images are not in ../shared/data/bccd")
+def test_bccd_loads_without_a_fault(tmp_path: Path) -> None:
+    cache = tmp_path / "checked.json"
+    data, report = load_data(BCCD, cache=cache)
+    assert (report.faults, report.n_from_cache) == ((), 0)
+    assert data.class_names == ("WBC", "RBC", "Platelets")
+    assert data.summary() == {  # counted in the annotation files
+        "n_classes": 3,
+        "n_images": {"train": 205, "val": 87, "test": 72},
+        "n_boxes": {"train": 2804, "val": 1137, "test": 945},
+        "max_boxes": 30,
+        "largest_image_px": (640, 480),
+    }
+    assert load_data(BCCD, cache=cache)[1].n_from_cache == 364

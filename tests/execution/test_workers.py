@@ -1,0 +1,501 @@
+"""One contract for both forms of workers. The trials are real and tiny: Ray's processes know no fakes.
+
+Every form runs one script (`search_with`), and each test looks at one clause of the contract in what was heard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from studies import FakeEstimate, fake_estimate, make_spec, make_study, shorter_rungs
+
+from cst_search.config.recipe import Recipe
+from cst_search.data.coco import DetectionData
+from cst_search.data.disk_cache import Cache
+from cst_search.errors import RunError
+from cst_search.execution.workers import InProcess, Supply, Task, Workers, execute
+from cst_search.search.session import Study, Suggestion
+from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.records import Budget, StudyInfo, TrialRecord
+from cst_search.trial.checkpoints import Checkpoints
+from cst_search.trial.memory_limit import CPU_IS_LIMITED
+from cst_search.trial.run import run_trial
+
+SPACE = {
+    "methods": ["head"],
+    "shared": {
+        "width": {"choice": [0.125, 0.25]},  # the weights are those of 0.125: with 0.25 a trial raises
+        "batch_size": {"choice": [2, 4]},  # 4 is over the budget
+        "lr": {"float": [1e-3, 1e-2]},
+    },
+}
+EPOCHS = 2
+# Images one by one need about 17 MB of a process on a CPU, all eight at once 70 MB.
+LIMIT_BYTES = 40 * 10**6
+# Batches of 3 to 10 cost 300 to 1000 bytes, the study's only objective: which trial stops where is known.
+STOPPING_SPACE = {"methods": ["head"], "shared": {"batch_size": {"choice": list(range(3, 11))}}}
+STOPPING_EPOCHS, STOPPING_RUNGS = 3, (1, 2)
+LIMITED_SPACE = {"methods": ["head"], "shared": {"batch_size": {"choice": [1, 8]}, "lr": {"float": [1e-3, 1e-2]}}}
+
+
+def estimate(config: Mapping[str, Any]) -> FakeEstimate:
+    return FakeEstimate(100 * config["batch_size"], trainable_params=10)
+
+
+@dataclass
+class Heard:
+    """What a search said on its events, and the study when it ended."""
+
+    events: list[tuple[str, int]] = field(default_factory=list)
+    entries: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
+    records: list[TrialRecord] = field(default_factory=list)
+    starts: list[Suggestion] = field(default_factory=list)
+    info: StudyInfo | None = None
+
+    def started(self, suggestion: Suggestion) -> None:
+        self.starts.append(suggestion)
+        self.events.append(("started", suggestion.trial))
+
+    def progressed(self, trial: int, entry: Mapping[str, Any]) -> None:
+        self.events.append(("progressed", trial))
+        self.entries.append((trial, entry))
+
+    def finished(self, record: TrialRecord) -> None:
+        self.events.append(("finished", record.trial))
+        self.records.append(record)
+
+    def left(self, trial: int, why: str) -> None:
+        self.events.append(("left", trial))
+
+    def of(self, trial: int) -> list[str]:
+        return [kind for kind, number in self.events if number == trial]
+
+
+@dataclass
+class Script:
+    """The searches that one form ran, one after the other on one study."""
+
+    stopped_before: Heard
+    first: Heard  # to 3 trials
+    enough: Heard  # to 3 trials again
+    stopped: Heard  # to 20, stopped after one
+    n_workers: int
+    stopping: Heard  # another study, to 8, with early stopping, one trial at a time
+    checkpoints: dict[int, list[str]]  # of that: those that there were when so many trials had ended
+    limited: Heard  # another study, to 4, each trial held to LIMIT_BYTES
+    limited_url: str
+    folder: Path  # of the caches: `cache`, and `limited` of the trials with a limit
+
+
+def search_with(
+    workers: Workers, alone: Workers, n_workers: int, recipe: Recipe, data: DetectionData, folder: Path
+) -> Script:
+    """``alone`` runs one trial at a time."""
+    url = f"sqlite:///{folder}/studies.db"
+    study = Study.create(url, "contract", make_spec(space=SPACE, budget=Budget(300, None), recipe=recipe.to_dict()))
+    study.begin_launch()
+    for width, batch_size in ((0.125, 4), (0.25, 2), (0.125, 2), (0.125, 2)):
+        # trial 0 is over the budget, 1 raises, 2 and 3 are well
+        study.enqueue({"method": "head", "width": width, "batch_size": batch_size})
+    task = Task(recipe, data, EPOCHS, "cpu", threads=1, cache=Cache(folder / "cache", 10**8))
+
+    def run(n_trials: int, stop: Callable[[Heard], bool]) -> Heard:
+        heard = Heard()
+        workers.run(
+            study, task, n_trials=n_trials, estimate=estimate, stop=lambda: stop(heard), events=heard  # type: ignore[arg-type]
+        )  # fmt: skip
+        heard.info = study.info()
+        return heard
+
+    def limited() -> Heard:
+        other = Study.create(url, "limited", make_spec(space=LIMITED_SPACE, budget=Budget(), recipe=recipe.to_dict()))
+        other.begin_launch()
+        # first one for each of Ray's two workers
+        for i, batch_size in enumerate((8, 8, 1, 1)):
+            other.enqueue({"method": "head", "batch_size": batch_size, "lr": 1e-3 * (i + 1)})
+        heard = Heard()
+        held = dataclasses.replace(task, memory_limit_bytes=LIMIT_BYTES, cache=Cache(folder / "limited", 10**8))
+        workers.run(
+            other, held, n_trials=4, estimate=estimate, stop=lambda: False, events=heard  # type: ignore[arg-type]
+        )  # fmt: skip
+        heard.info = other.info()
+        return heard
+
+    def stopping() -> tuple[Heard, dict[int, list[str]]]:
+        changed = dataclasses.replace(recipe, search_epochs=STOPPING_EPOCHS)
+        spec = make_spec(space=STOPPING_SPACE, budget=Budget(), recipe=changed.to_dict(), eta=2,
+                         objectives=(OBJECTIVES["device_bytes"],))  # fmt: skip
+        with shorter_rungs():
+            other = Study.create(url, "stopping", spec)
+        other.begin_launch()
+        for batch_size in range(3, 11):
+            other.enqueue({"method": "head", "batch_size": batch_size})
+        heard, seen, there = Heard(), {}, folder / "checkpoints"
+        held = Task(
+            recipe, data, STOPPING_EPOCHS, "cpu", threads=1, rungs=STOPPING_RUNGS, checkpoints=Checkpoints(there)
+        )
+
+        def look() -> bool:
+            # first of all after a trial has ended, before another begins
+            seen.setdefault(len(heard.records), sorted(path.name for path in there.glob("*")))
+            return False
+
+        alone.run(other, held, n_trials=8, estimate=estimate, stop=look, events=heard)  # type: ignore[arg-type]
+        seen[-1] = sorted(path.name for path in there.glob("*"))
+        heard.info = other.info()
+        return heard, seen
+
+    heard_stopping, checkpoints = stopping()
+    return Script(
+        stopping=heard_stopping,
+        checkpoints=checkpoints,
+        stopped_before=run(3, lambda heard: True),
+        first=run(3, lambda heard: False),
+        enough=run(3, lambda heard: False),
+        stopped=run(20, lambda heard: bool(heard.records)),
+        n_workers=n_workers,
+        limited=limited(),
+        limited_url=url,
+        folder=folder,
+    )
+
+
+@pytest.fixture(scope="module", params=["in-process", "ray"])
+def script(
+    request: pytest.FixtureRequest,
+    tiny_recipe: Callable[..., Recipe],
+    tiny_data: DetectionData,
+    weights_file: Callable[[str, float], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Script]:
+    recipe = tiny_recipe(method="head", weights=weights_file("resnet18", 0.125))
+    folder = tmp_path_factory.mktemp("workers")
+    if request.param == "in-process":
+        yield search_with(InProcess(), InProcess(), 1, recipe, tiny_data, folder)
+        return
+    import ray
+
+    from cst_search.execution.ray_tune import Ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        yield search_with(Ray(2, cpus=1), Ray(1, cpus=1), 2, recipe, tiny_data, folder)
+    finally:
+        ray.shutdown()
+
+
+def test_so_many_trials_ran_in_the_end(script: Script) -> None:
+    info = script.first.info
+    assert info is not None
+    assert info.n_ran() == 3
+    assert info.counts()["running"] == info.counts()["interrupted"] == 0
+    assert sorted(record.trial for record in script.first.records) == [r.trial for r in info.trials if r.ran]
+    assert all(record == info.by_number(record.trial) for record in script.first.records)
+
+
+def test_what_is_heard_of_a_trial_is_in_order(script: Script) -> None:
+    for record in script.first.records:
+        n_epochs = EPOCHS if record.state == "complete" else 0
+        assert script.first.of(record.trial) == ["started", *["progressed"] * n_epochs, "finished"]
+
+
+def test_progress_is_the_history_of_the_trial(script: Script) -> None:
+    for record in script.first.records:
+        heard = [entry for trial, entry in script.first.entries if trial == record.trial]
+        assert heard == list(record.history)
+        if record.state == "complete":
+            assert [entry["epoch"] for entry in heard] == [1, 2]
+            assert heard[-1]["map"] == record.map
+
+
+def test_a_trial_that_raises_is_a_record_and_the_search_goes_on(script: Script) -> None:
+    failed = next(record for record in script.first.records if record.trial == 1)
+    assert failed.state == "failed"
+    assert failed.reason is not None and failed.reason.startswith("ConfigError: weights ")
+    assert "do not fit resnet18" in failed.reason
+    others = [record for record in script.first.records if record.trial != 1]
+    assert [record.state for record in others] == ["complete"] * 2
+    assert all(record.feasible and record.map is not None and record.loss is not None for record in others)
+
+
+def test_what_does_not_fit_never_takes_a_worker(script: Script) -> None:
+    info = script.first.info
+    assert info is not None
+    rejected = [record for record in info.trials if record.config["batch_size"] == 4]
+    assert rejected and all((r.state, r.ran) == ("infeasible", False) for r in rejected)
+    assert not any(script.first.of(record.trial) for record in rejected)
+
+
+def test_stop_before_the_first_trial(script: Script) -> None:
+    assert script.stopped_before.events == []
+    assert script.stopped_before.info is not None and script.stopped_before.info.trials == ()
+
+
+def test_a_study_that_has_its_trials_gets_no_more(script: Script) -> None:
+    assert script.enough.events == []
+
+
+def test_a_study_goes_on_and_stop_ends_it(script: Script) -> None:
+    before, after = script.first.info, script.stopped.info
+    assert before is not None and after is not None
+    n_more = after.n_ran() - 3
+    # what was at work when stop() became true ends, nothing new begins
+    assert 1 <= n_more <= 2 * script.n_workers
+    assert after.trials[: len(before.trials)] == before.trials
+    assert after.counts()["running"] == after.counts()["interrupted"] == 0
+    assert len(script.stopped.records) == n_more
+
+
+# Of n that reached a rung the cheapest n // 2 go on, at least one; each trial costs more than all before it.
+STOPPING_STORY: list[tuple[int, int | None, int, str]] = [
+    # trial, promoted from, last epoch, how it ended
+    (0, None, 3, "complete"),  # the first at both rungs
+    (1, None, 1, "pruned"),
+    (2, None, 1, "pruned"),
+    (3, None, 1, "pruned"),
+    (1, 1, 2, "pruned"),  # now 2 of 4 go on; at the next rung it is second of two
+    (4, None, 1, "pruned"),
+    (5, None, 1, "pruned"),
+    (2, 1, 2, "pruned"),  # 3 of 6; third of three
+    (6, None, 1, "pruned"),
+    (7, None, 1, "pruned"),
+    (3, 1, 2, "pruned"),  # 4 of 8
+    (1, 2, 3, "complete"),  # 2 of 4 at the second rung
+]
+
+
+def test_trials_stop_at_rungs_and_go_on_when_they_are_promoted(script: Script) -> None:
+    heard, info = script.stopping, script.stopping.info
+    assert info is not None
+    story, starts = [], iter(heard.starts)
+    records, epochs = iter(heard.records), iter(heard.entries)
+    for number, promoted_from, last, state in STOPPING_STORY:
+        suggestion, record = next(starts), next(records)
+        story.append((suggestion.trial, suggestion.promoted_from, len(record.history), record.state))
+        # of a checkpoint the last epoch is reported again, and the others not at all
+        for epoch in range(promoted_from or 1, last + 1):
+            trial, entry = next(epochs)
+            assert (trial, entry["epoch"], "map" in entry) == (number, epoch, True)
+        assert record.waits == (state == "pruned")
+    assert story == STOPPING_STORY
+    assert [next(starts, None), next(records, None), next(epochs, None)] == [None] * 3
+    assert info.n_ran() == len(info.trials) == 8  # each configuration counts once
+    assert not any(record.waits for record in info.trials)
+    assert info.counts()["pruned"] == 6 and [record.trial for record in info.front()] == [0]
+    for record in info.trials:
+        assert [entry["epoch"] for entry in record.history] == list(range(1, len(record.history) + 1))
+        if record.state == "pruned":
+            assert (record.feasible, record.map) == (False, record.history[-1]["map"])
+            assert record.seconds is not None and record.images_per_second is not None
+            assert record.reason == f"stopped after epoch {len(record.history)} of 3"
+
+
+def test_what_optuna_has_of_stopped_trials(script: Script) -> None:
+    stored = optuna.load_study(study_name="stopping", storage=script.limited_url).get_trials()
+    pruned, complete = optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.COMPLETE
+    assert [trial.state for trial in stored] == [complete, complete, *[pruned] * 6]
+    assert all(trial.constraints["memory"] == 0 for trial in stored)
+
+
+def test_checkpoints_are_kept_as_long_as_they_may_be_needed(script: Script) -> None:
+    of = script.checkpoints
+    assert of[0] == of[1] == []  # trial 0 is complete
+    assert of[4] == ["1.pt", "2.pt", "3.pt"]
+    assert of[11] == [f"{number}.pt" for number in range(1, 8)]
+    assert of[12] == [f"{number}.pt" for number in range(2, 8)]  # trial 1 is complete
+    assert of[-1] == []
+
+
+def test_a_promoted_trial_is_as_one_that_never_stopped(
+    script: Script, tiny_recipe: Callable[..., Recipe], tiny_data: DetectionData, weights_file: Callable[..., str]
+) -> None:
+    info = script.stopping.info
+    assert info is not None
+    record = info.trials[1]
+    assert [suggestion.promoted_from for suggestion in script.stopping.starts if suggestion.trial == 1] == [None, 1, 2]
+    recipe = tiny_recipe(method="head", weights=weights_file("resnet18", 0.125)).configured(record.config)
+    through = run_trial(recipe, tiny_data, epochs=STOPPING_EPOCHS, device="cpu", rungs=STOPPING_RUNGS)
+
+    def figures(history: Any) -> list[list[float]]:
+        return [[entry[name] for name in ("epoch", "loss", "grad_norm", "map", "map50")] for entry in history]
+
+    assert figures(record.history) == figures(through.history)
+
+
+@pytest.mark.skipif(not CPU_IS_LIMITED, reason="only Linux limits the memory of a CPU process")
+def test_running_out_of_memory_is_a_record_and_the_worker_goes_on(script: Script) -> None:
+    info = script.limited.info
+    assert info is not None
+    assert info.n_ran() == len(info.trials) == len(script.limited.records) == 4  # none lost
+    assert [record.config["batch_size"] for record in info.trials] == [8, 8, 1, 1]
+    for record in info.trials:
+        if record.config["batch_size"] == 1:
+            assert (record.state, len(record.history)) == ("complete", EPOCHS)
+            continue
+        assert (record.state, record.feasible, record.ran, record.map) == ("infeasible", False, True, None)
+        assert record.memory_source == "predicted"  # what a CPU's process held is no GPU's memory
+        assert record.reason is not None and record.reason.startswith("out of memory (")
+        assert "; it held " in record.reason and record.reason.endswith(" of 40 MB")
+    assert {record.trial for record in info.front()} <= {2, 3}
+    stored = optuna.load_study(study_name="limited", storage=script.limited_url).get_trials()
+    for trial in stored:  # as data for the sampler, in both of optuna's forms
+        assert trial.state == optuna.trial.TrialState.COMPLETE
+        violation = trial.constraints["memory"]
+        assert (violation > 0) == (trial.number in (0, 1))
+        assert trial.system_attrs["constraints"] == [violation]
+
+
+@pytest.mark.parametrize("folder", ["cache", "limited"])  # limited: each in a process of its own, on Linux
+def test_trials_share_a_cache(script: Script, folder: str) -> None:
+    """Whoever runs them: one file of pixels for each split, not one for each trial."""
+    assert len(list((script.folder / folder).glob("pixels-*.slots"))) == 2
+
+
+# --- one trial ------------------------------------------------------------------------------------------------------
+
+
+def test_whatever_a_trial_raises_becomes_a_result(
+    tiny_recipe: Callable[..., Recipe], tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fall(*arguments: Any, **options: Any) -> None:
+        raise ZeroDivisionError("by the trial")
+
+    monkeypatch.setattr("cst_search.trial.run.run_trial", fall)
+    result = execute(Task(tiny_recipe(), tiny_data, 1, "cpu", 1), 0, {}, lambda entry: None)
+    assert result["outcome"] == "failed"
+    assert result["reason"].startswith("ZeroDivisionError: by the trial (fall, line ")
+
+
+def test_ctrl_c_is_not_a_fault_of_the_trial(
+    tiny_recipe: Callable[..., Recipe], tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cst_search.trial.run.run_trial", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execute(Task(tiny_recipe(), tiny_data, 1, "cpu", 1), 0, {}, lambda entry: None)
+
+
+def test_a_configuration_that_is_no_recipe_fails_that_trial(
+    tiny_recipe: Callable[..., Recipe], tiny_data: DetectionData
+) -> None:
+    task = Task(tiny_recipe(), tiny_data, 1, "cpu", 1)
+    result = execute(task, 0, {"method": "head", "batch_size": 0}, lambda entry: None)
+    assert result["outcome"] == "failed"
+    assert "batch_size must be a whole number from 1" in result["reason"]
+
+
+# --- what Ray tells ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("why", "result", "error", "state"),
+    [
+        ("stopped from outside, by Ctrl-C: the next launch takes it up", {"cst_entry": "{}"}, False, "running"),
+        ("stopped before its first epoch", None, False, "running"),
+        ("the process was killed: it is tried again", None, True, "again"),
+        ("killed after an epoch", {"cst_entry": "{}"}, True, "again"),
+        ("an outcome", {"cst_result": '{"outcome": "oom", "reason": "x"}'}, False, "infeasible"),
+    ],
+)
+def test_how_a_trial_of_ray_ends(
+    tmp_path: Path, why: str, result: dict[str, Any] | None, error: bool, state: str
+) -> None:
+    from cst_search.execution.ray_tune import StudySearcher
+
+    study = make_study(tmp_path)
+    study.begin_launch()
+    heard = Heard()
+    task: Any = SimpleNamespace(rungs=(), checkpoints=None)
+    supply = Supply(study, task, n_trials=1, estimate=fake_estimate, stop=lambda: False, events=heard)  # type: ignore[arg-type]
+    searcher = StudySearcher(supply)
+    number = study.info().n_ran()
+    config = searcher.suggest("a")["config"]
+    searcher.on_trial_complete("a", result, error)
+    record = next(record for record in study.info().trials if record.config == config)
+    if error:  # it is handed out again, though the study was to have one trial, and the next time it has failed
+        assert heard.of(record.trial) == ["started", "left"] and study.info().n_ran() == 0
+        assert searcher.suggest("b") == {"trial": record.trial, "config": config}
+        searcher.on_trial_complete("b", result, error)
+        assert heard.of(record.trial) == ["started", "left", "started", "finished"]
+        record = next(record for record in study.info().trials if record.config == config)
+        assert record.state == "failed" and record.reason.startswith("its worker process ended twice")
+        assert searcher.suggest("c") == "FINISHED" and study.info().n_ran() == 1
+        return
+    assert number == 0 and record.state == state
+    assert heard.of(record.trial) == (["started"] if state == "running" else ["started", "finished"])
+    study.end_launch()
+    if state == "running":
+        assert study.record(record.trial).state == "interrupted"
+    searcher.on_trial_complete("nobody", None, True)  # a trial that the searcher did not give is none of ours
+
+
+def test_a_first_suggestion_made_ahead_is_the_first_handed_out(tmp_path: Path) -> None:
+    from cst_search.execution.ray_tune import StudySearcher
+
+    study, heard = make_study(tmp_path), Heard()
+    study.begin_launch()
+    task: Any = SimpleNamespace(rungs=(), checkpoints=None)
+    supply = Supply(study, task, n_trials=2, estimate=fake_estimate, stop=lambda: False, events=heard)  # type: ignore[arg-type]
+    searcher = StudySearcher(supply)
+    searcher.look_ahead()
+    (ahead,) = [record for record in study.info().trials if record.state == "running"]
+    assert searcher.suggest("a") == {"trial": ahead.trial, "config": ahead.config}
+    assert searcher.suggest("b")["trial"] != ahead.trial and searcher.suggest("c") is None
+
+
+# --- how Ray starts ---------------------------------------------------------------------------------------------------
+
+
+def test_ray_starts_beside_on_a_thread_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux ends Ray's processes with the thread that started them; and one start is enough."""
+    from cst_search.execution import ray_tune as search
+
+    calls: list[threading.Thread] = []
+    go_on = threading.Event()
+
+    def init(*_: Any, **__: Any) -> None:
+        calls.append(threading.current_thread())
+        go_on.wait(60)
+
+    monkeypatch.setattr(search.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(search.ray, "init", init)
+    workers = search.Ray(2, cpus=1)
+    workers.prepare()  # returns though init has not
+    workers.prepare()
+    ready = workers._ready
+    assert ready is not None and not ready.done()
+    go_on.set()
+    ready.result(60)
+    assert len(calls) == 1 and calls[0].is_alive() and calls[0] is not threading.main_thread()
+
+
+def test_where_ray_cannot_start_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cst_search.execution import ray_tune as search
+
+    def init(*_: Any, **__: Any) -> None:
+        raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr(search.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(search.ray, "init", init)
+    task = Task(None, None, 1, "cpu", 1)  # type: ignore[arg-type]
+    study = make_study(tmp_path)
+    study.begin_launch()
+    with pytest.raises(RunError, match=r"^Ray did not start: The current node timed out .* --in-process runs"):
+        search.Ray(2, cpus=1).run(
+            study, task, n_trials=1, estimate=fake_estimate, stop=lambda: False, events=Heard()  # type: ignore[arg-type]
+        )  # fmt: skip
+    study.end_launch()  # what was suggested ahead is there for the next
+    again = Study.open(f"sqlite:///{tmp_path / 'studies.db'}", study.name)
+    again.begin_launch()
+    suggestion = again.ask(fake_estimate, 1)  # type: ignore[arg-type]
+    assert suggestion is not None and suggestion.again and len(again.info().trials) == suggestion.trial + 1

@@ -1,0 +1,628 @@
+"""The report page in a real browser: its views, their links, the keyboard, a sandboxed frame, hostile names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages import EPOCHS, chromium, made_info
+
+from cst_search.report import html as dashboard
+from cst_search.report.html import write_comparison, write_front
+from cst_search.study.records import StudyInfo, page_report
+
+N = 90
+SCRIPT = "</script><script>document.title='OWNED'</script>"
+EVIL = f"\"'><img src=x onerror=\"document.title='OWNED'\">{SCRIPT}$x$ {{{{7*7}}}}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_picture() -> Iterator[None]:
+    """`write_front` also paints a PNG, half a second each, which nobody looks at here; see test_dashboard."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dashboard, "paint", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def info() -> StudyInfo:
+    return made_info(N)
+
+
+@pytest.fixture(scope="module")
+def front(info: StudyInfo, no_picture: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_front(page_report(info), tmp_path_factory.mktemp("front"))["html"]
+
+
+@pytest.fixture
+def show(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open a file. At the end: it wrote nothing to the console, failed nowhere and asked the network for nothing."""
+    contexts, faults, requests = [], [], []
+
+    def show(path: Path, **options: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: faults.append(message.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("dialog", lambda dialog: faults.append(f"dialog {dialog.message}"))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        drawn(page)
+        return page
+
+    yield show
+    for context in contexts:
+        context.close()
+    assert faults == []
+    assert [url for url in requests if not url.startswith(("file:", "blob:", "data:"))] == []
+
+
+def drawn(page: Any) -> None:
+    """Wait until what was asked for is on the canvas: two frames."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def place(page: Any, trial: int) -> tuple[float, float]:
+    """Where the trial's point is, in px of the window, scrolled into sight."""
+    page.locator("#front").scroll_into_view_if_needed()
+    box = page.locator("#front").bounding_box()
+    x, y = page.evaluate("(t) => { const i = trials.trial.indexOf(t); return [scatter.px[i], scatter.py[i]]; }", trial)
+    return box["x"] + x, box["y"] + y
+
+
+def apart(page: Any, among: list[int], n: int) -> list[int]:
+    """Trials whose points lie under no other."""
+    near = """(among) => among.filter((t) => { const i = trials.trial.indexOf(t);
+        const { px, py, radius } = scatter;
+        const clear = (j) => !(Math.hypot(px[i] - px[j], py[i] - py[j]) < 2 + radius[i] + radius[j]);
+        return !isNaN(px[i]) && [...px.keys()].every((j) => j === i || clear(j)); })"""
+    found = page.evaluate(near, among)
+    assert len(found) >= n
+    return found[:n]
+
+
+def chosen(page: Any) -> set[int]:
+    return set(page.evaluate("[...activity.keys()].filter((i) => activity[i]).map((i) => trials.trial[i])"))
+
+
+def shown(page: Any) -> dict[str, str]:
+    """What the panel says: figures and configuration."""
+    pairs = page.eval_on_selector_all(
+        "#detail dl div", "(all) => all.map((d) => [...d.children].map((c) => c.textContent))"
+    )
+    return {label: text for label, text in pairs}
+
+
+# --- one trial -------------------------------------------------------------------------------------------------------
+
+
+def test_a_click_on_a_point_shows_that_trial(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    page = show(front)
+    for number in apart(page, [r.trial for r in info.front() if not info.repeated.get(r.trial)], 2):
+        page.mouse.click(*place(page, number))
+        record = info.by_number(number)
+        assert record and page.locator("#detail-title").text_content() == f"Trial {number}"
+        panel = shown(page)
+        assert set(record.config) <= set(panel)
+        assert panel["method"] == record.config["method"] and panel["mAP"] == f"{record.map:.3f}"
+        assert float(panel["lr"]) == pytest.approx(record.config["lr"], rel=5e-3)
+        command = f"cst-search export petl-6gb --pick trial={number} -o best.yaml"
+        assert page.locator("#command").input_value() == command
+        drawn_epochs = page.locator("#curve-loss svg path[fill]:not([fill=none])").count()
+        assert drawn_epochs == len(record.history) == EPOCHS
+
+
+def test_a_trial_that_cannot_be_exported_says_so(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    page = show(front)
+    failed = next(record for record in info.trials if record.state == "failed")
+    page.evaluate("(t) => open(trials.trial.indexOf(t))", failed.trial)
+    assert page.locator("#command").is_hidden() and page.locator("#no-export").is_visible()
+    assert failed.reason in page.locator("#detail-reason").text_content()
+    assert "no mAP was recorded" in page.locator("#curve-map").text_content()
+
+
+def test_several_trials_are_compared_in_one_chart(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    page = show(front)
+    first, second = apart(page, [r.trial for r in info.front()], 2)
+    page.mouse.click(*place(page, first))
+    page.locator("#pin").click()
+    page.mouse.click(*place(page, second))
+    assert page.locator("#pins .chip").all_text_contents() == [f"trial {first}\u00d7", f"trial {second}"]
+    strokes = page.eval_on_selector_all(
+        "#curve-map path[fill=none]",
+        "(all) => all.map((p) => [p.getAttribute('stroke'), p.getAttribute('stroke-dasharray')])",
+    )
+    assert len(strokes) == 2 and strokes[0][0] != strokes[1][0] and strokes[0][1] != strokes[1][1]
+    page.locator(f"[aria-label='do not compare trial {first}']").click()
+    assert page.locator("#pins .chip").all_text_contents() == [f"trial {second}"]
+    page.keyboard.down("Shift")
+    page.mouse.click(*place(page, first))
+    page.keyboard.up("Shift")
+    assert page.evaluate("pinned.map((i) => trials.trial[i])") == [first]
+
+
+def test_a_confirmed_trial_has_a_bar(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    page = show(front)
+    (number,) = info.repeated
+    page.evaluate("""() => { window.bars = []; const draw = scatter.drawBars;
+        scatter.drawBars = function (c, i, ...rest) { window.bars.push(trials.trial[i]);
+            draw.call(this, c, i, ...rest); };
+        scatter.draw(); }""")
+    assert page.evaluate("window.bars") == [number]
+    page.evaluate("(t) => open(trials.trial.indexOf(t))", number)
+    sample = info.over_seeds(info.by_number(number))  # type: ignore[arg-type]
+    assert shown(page)["mAP"] == f"{sample.mean:.3f} \u00b1 {sample.std:.3f} (3 seeds)"
+
+
+# --- the plane -------------------------------------------------------------------------------------------------------
+
+
+def test_points_are_where_and_what_they_should_be(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    """Ink on the canvas, in the front's colour; higher is better mAP, further right more memory."""
+    page = show(front)
+    numbers = apart(page, [r.trial for r in info.front()], 3)
+    ink = """(numbers) => { const { width, height } = scatter.base, k = devicePixelRatio;
+        const { data } = scatter.base.getContext('2d').getImageData(0, 0, width, height);
+        return numbers.map((t) => trials.trial.indexOf(t)).map((i) => {
+            const at = 4 * (Math.round(scatter.py[i] * k) * width + Math.round(scatter.px[i] * k));
+            return [...data.slice(at, at + 4)]; }); }"""
+    accent = [0x0B, 0x6B, 0xCB, 255]
+    assert page.evaluate(ink, numbers) == [accent] * 3
+    places = {number: place(page, number) for number in numbers}
+    records = {number: info.by_number(number) for number in numbers}
+    by_memory = sorted(numbers, key=lambda t: records[t].device_bytes)  # type: ignore[union-attr]
+    assert by_memory == sorted(numbers, key=lambda t: places[t][0])
+    assert sorted(numbers, key=lambda t: info.over_seeds(records[t]).mean) == sorted(
+        numbers, key=lambda t: -places[t][1]
+    )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["map50", "trainable_params", "petl_params", "seconds"])
+def test_any_two_metrics(show: Callable[..., Any], front: Path, info: StudyInfo, key: str) -> None:
+    page = show(front)
+    page.select_option("#x", key)
+    drawn(page)
+    at = page.evaluate(
+        """Object.fromEntries([...trials.trial.keys()]
+            .filter((i) => !isNaN(scatter.px[i]) && data.columns[scatter.x][i] !== null)
+            .map((i) => [trials.trial[i], scatter.px[i]]))"""
+    )
+    value = {
+        t: info.over_seeds(r, key).mean if key == "map50" else getattr(r, key)
+        for t in map(int, at)
+        if (r := info.by_number(t))
+    }
+    order = sorted(at, key=lambda t: at[t])
+    assert len(order) > 30
+    assert all(value[int(a)] <= value[int(b)] * (1 + 1e-5) for a, b in pairwise(order))
+    expected = "no front of the study" if key in ("map50", "petl_params", "seconds") else "also weighs device memory"
+    assert expected in page.locator("#notes").text_content()
+
+
+def test_the_same_metric_on_both_axes_changes_them(show: Callable[..., Any], front: Path) -> None:
+    page = show(front)
+    page.select_option("#y", "device_bytes")
+    assert (page.input_value("#x"), page.input_value("#y")) == ("map", "device_bytes")
+    drawn(page)
+    box = page.evaluate("scatter.box")
+    y = page.evaluate("scatter.toY(6e9)")
+    assert box["top"] < y < box["bottom"]  # the budget is drawn on the axis that has it
+    assert page.evaluate("scatter.columns[scatter.y] === data.columns.device_bytes")
+
+
+def test_no_tick_is_rounded(show: Callable[..., Any], front: Path) -> None:
+    """At 2.5, 5 and 7.5 GB it must not say 3, 5 and 8."""
+    page = show(front)
+    labels = "(kind, low, high, n) => tickLabels(kind, ticks(low, high, n)).labels"
+    for kind, low, high, n, wanted in (
+        ("bytes", 2e9, 8.5e9, 3, ["2.5", "5.0", "7.5"]),
+        ("bytes", 2e9, 4.4e9, 3, ["2", "3", "4"]),
+        ("bytes", 584e6, 587e6, 3, ["584", "585", "586", "587"]),
+        ("number", 0.3, 0.4, 4, ["0.300", "0.325", "0.350", "0.375", "0.400"]),
+        ("share", 0.31, 0.32, 2, ["0.310", "0.315", "0.320"]),
+    ):
+        assert page.evaluate(f"([...all]) => ({labels})(...all)", [kind, low, high, n]) == wanted
+    for log, low, high, wanted in (
+        (True, 1e-4, 2e-2, ["1e-4", "3e-4", "0.001", "0.003", "0.01"]),
+        (True, 1e-6, 0.1, ["1e-6", "1e-5", "1e-4", "0.001", "0.01", "0.1"]),
+        (True, 3e-3, 4e-3, ["0.003", "0.00325", "0.0035", "0.00375", "0.004"]),
+        (False, -1.39, 1.39, ["-1", "0", "1"]),
+    ):
+        axis = {"kind": "number", "format": "number", "log": log, "low": low, "high": high}
+        found = page.evaluate("(a) => axisLabels(axisOf(a, 0, null)).map(([u, text]) => [u, text])", axis)
+        assert [text for _, text in found] == wanted and all(0 <= u <= 1 for u, _ in found)
+
+
+def test_the_line_is_the_front_of_the_plane(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    page = show(front)
+    line = page.evaluate("scatter.frontier(members).map((i) => trials.trial[i])")
+    points = [
+        (r.device_bytes, info.over_seeds(r).mean, r.trial) for r in info.trials if r.state == "complete" and r.feasible
+    ]
+    best = [(m, q, t) for m, q, t in points if not any(a <= m and b >= q and (a, b) != (m, q) for a, b, _ in points)]  # type: ignore[operator]
+    assert line == [t for _, _, t in sorted(best)]
+    assert len(line) > 3
+    for swapped in (False, True):  # whichever way round: every corner is worse than both of its neighbours
+        if swapped:
+            page.select_option("#y", "device_bytes")
+        signs = (-1, 1) if swapped else (1, -1)  # of a cost
+        steps = page.evaluate("scatter.corners(scatter.frontier(members))")
+        assert len(steps) == 2 * len(line) - 1
+        for before, corner, after in zip(steps[::2], steps[1::2], steps[2::2], strict=False):
+            assert all(s * c >= max(s * a, s * b) for s, c, a, b in zip(signs, corner, before, after, strict=True))
+
+
+def test_third_metric_as_size_and_as_colour(show: Callable[..., Any], front: Path) -> None:
+    page = show(front)
+    spread = (
+        "(() => { const r = [...scatter.radius].filter((v) => v > 4.6); return Math.max(...r) / Math.min(...r); })()"
+    )
+    assert page.evaluate(spread) > 1.5
+    page.select_option("#size", "")
+    page.select_option("#shade", "seconds")
+    drawn(page)
+    assert page.evaluate(spread) == pytest.approx(1, abs=0.01)
+    assert "time" in page.locator("#keys").text_content() and page.locator("#keys .ramp").count() == 1
+
+
+def test_the_legend_hides_a_kind_of_trial(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    page = show(front)
+    before = chosen(page)
+    page.locator("[data-group=infeasible]").click()
+    gone = {r.trial for r in info.trials if r.state == "infeasible"}
+    assert gone and chosen(page) == before - gone
+    assert page.locator("[data-group=infeasible]").get_attribute("aria-pressed") == "false"
+
+
+# --- linked views ----------------------------------------------------------------------------------------------------
+
+
+def test_brushing_an_axis_dims_the_other_trials(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    page = show(front)
+    page.select_option("#state", "")
+    track = page.locator(".axis[aria-label=lr] .track")
+    track.scroll_into_view_if_needed()
+    box = track.bounding_box()
+    x = box["x"] + box["width"] / 2
+    page.mouse.move(x, box["y"] + 0.1 * box["height"])  # the end itself would be a thumb
+    page.mouse.down()
+    page.mouse.move(x, box["y"] + box["height"] / 4)
+    page.mouse.move(x, box["y"] + box["height"] / 2)
+    page.mouse.up()
+    drawn(page)
+    low = math.sqrt(1e-4 * 2e-2)  # the axis is logarithmic: its middle is the geometric mean of its ends
+    high = low * 200**0.4
+    expected = {r.trial for r in info.trials if low * 1.05 <= r.config["lr"] <= high / 1.05}
+    found = chosen(page)
+    near = {r.trial for r in info.trials if low / 1.05 <= r.config["lr"] <= high * 1.05}
+    assert expected <= found <= near
+    assert 0 < len(found) < N
+    assert page.locator("#chosen").text_content() == f"{len(found)} of {N} trials chosen"
+    rows = page.eval_on_selector_all(
+        "#trials tbody tr:not(.gap)",
+        "(all) => all.map((r) => [Number(r.querySelector('.trial').dataset.trial), r.classList.contains('dim')])",
+    )
+    assert rows and all(dim is (number not in found) for number, dim in rows)
+    page.locator("#brushed").check()
+    assert page.locator("#count").text_content() == f"{len(found)} of {N}"
+    page.locator("#clear").click()
+    assert len(chosen(page)) == N
+
+
+def test_an_axis_by_keyboard_and_what_lacks_the_dimension(
+    show: Callable[..., Any], front: Path, info: StudyInfo
+) -> None:
+    page = show(front)
+    page.select_option("#dimensions", "cst")
+    drawn(page)
+    cst = {r.trial for r in info.trials if r.config["method"] == "cst"}
+    assert chosen(page) == cst and cst
+    page.select_option("#dimensions", "*")
+    drawn(page)
+    assert len(chosen(page)) == N
+    assert page.locator(".axis[aria-label='cst.reduction'] .absent").count() == 1
+    thumb = page.locator(".axis[aria-label='cst.reduction'] .thumb.to")
+    thumb.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowDown")
+    drawn(page)
+    assert thumb.get_attribute("aria-valuetext") == "4"  # of 1 2 4 8 16 32
+    assert chosen(page) == {r.trial for r in info.trials if r.config.get("cst.reduction", 99) <= 4}
+    page.keyboard.press("Escape")
+    drawn(page)
+    assert len(chosen(page)) == N
+    page.locator(".axis[aria-label='cst.gate_init'] .thumb.to").focus()  # a range around 0, which is not "absent"
+    page.keyboard.press("ArrowDown")
+    drawn(page)
+    found = chosen(page)
+    assert found == {t for t in cst if info.by_number(t).config["cst.gate_init"] <= -1.39 + 0.98 * 2.78}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("mode", ["box", "lasso"])
+def test_selecting_in_the_plane_chooses_lines_and_rows(show: Callable[..., Any], front: Path, mode: str) -> None:
+    page = show(front)
+    page.locator(f"[data-mode={mode}]").click() if mode == "lasso" else None
+    page.locator("#front").scroll_into_view_if_needed()
+    outer, box = page.locator("#front").bounding_box(), page.evaluate("scatter.box")
+    left, top = outer["x"] + box["left"], outer["y"] + box["top"]
+    right, bottom = outer["x"] + (box["left"] + box["right"]) / 2, outer["y"] + box["bottom"]
+    corners = [(left, top + 1), (right, top + 1), (right, bottom), (left, bottom)]
+    page.mouse.move(*corners[0])
+    page.mouse.down()
+    for corner in corners[1:] if mode == "lasso" else corners[2:3]:
+        page.mouse.move(*corner)
+    page.mouse.up()
+    drawn(page)
+    middle = (box["left"] + box["right"]) / 2
+    inside = set(
+        page.evaluate(
+            """([x, y]) => [...trials.trial.keys()].filter((i) => scatter.px[i] <= x && scatter.py[i] <= y)
+                .map((i) => trials.trial[i])""",
+            [middle, box["bottom"]],
+        )
+    )
+    assert 5 < len(inside) < N and chosen(page) == inside
+    page.locator("#front").focus()
+    page.keyboard.press("Escape")
+    assert len(chosen(page)) == N
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def numbers(page: Any) -> list[int]:
+    return page.eval_on_selector_all("#trials .trial", "(all) => all.map((b) => Number(b.dataset.trial))")
+
+
+def test_the_table_sorts_filters_and_opens(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    page = show(front)
+    on_front = {r.trial for r in info.front()}
+    assert set(numbers(page)) == on_front
+    header = page.locator("#trials th", has_text="mAP").first
+    header.locator("button").click()  # best first
+    drawn(page)
+    by_map = sorted(on_front, key=lambda t: -info.over_seeds(info.by_number(t)).mean)  # type: ignore[arg-type,operator]
+    assert numbers(page) == by_map and header.get_attribute("aria-sort") == "descending"
+    header.locator("button").click()
+    drawn(page)
+    assert numbers(page) == by_map[::-1] and header.get_attribute("aria-sort") == "ascending"
+    page.select_option("#state", "failed")
+    drawn(page)
+    failed = {r.trial for r in info.trials if r.state == "failed"}
+    assert set(numbers(page)) == failed
+    page.locator("#trials .trial").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#detail-title").text_content() == f"Trial {numbers(page)[0]}"
+    assert page.evaluate("document.activeElement.id") == "detail-title"
+
+
+def test_thousands_of_rows_are_not_in_the_document(show: Callable[..., Any], tmp_path: Path) -> None:
+    many = made_info(1200, seed=1)
+    page = show(write_front(page_report(many), tmp_path)["html"])
+    page.select_option("#state", "")
+    drawn(page)
+    assert page.locator("#trials tbody tr").count() < 60
+    first = set(numbers(page))
+    page.evaluate("byId('trials').scrollTop = 1e6")
+    drawn(page)
+    drawn(page)
+    last = set(numbers(page))
+    assert not first & last and page.locator("#trials tr[aria-rowindex='1201']").count() == 1
+    assert page.locator("#trials table").get_attribute("aria-rowcount") == "1201"
+
+
+def check_csv(text: str, info: StudyInfo) -> None:
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [int(row["trial"]) for row in rows] == [r.trial for r in info.trials]
+    on_front = {r.trial for r in info.front()}
+    for row, record in zip(rows, info.trials, strict=True):
+        assert row["state"] == record.state and row["reason"] == (record.reason or "")
+        assert row["on_front"] == str(record.trial in on_front).lower()
+        for name in ("map", "map50", "device_bytes", "trainable_params", "petl_params", "seconds"):
+            value = getattr(record, name)
+            assert row[name] == "" if value is None else float(row[name]) == pytest.approx(value, rel=1e-5)
+        sample = info.over_seeds(record)
+        if sample.n > 1:
+            assert (row["n_seeds"], float(row["map_mean"])) == ("3", pytest.approx(sample.mean, rel=1e-5))
+        for key in info.trials[0].config.keys() | record.config.keys():
+            value = record.config.get(key)
+            if isinstance(value, float):
+                assert float(row[key]) == pytest.approx(value, rel=1e-5)
+            else:
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                assert row[key] == ("" if value is None else text)
+
+
+def test_csv_holds_every_trial(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    page = show(front)
+    with page.expect_download() as download:
+        page.locator("#csv").click()
+    assert download.value.suggested_filename == "petl-6gb.csv"
+    check_csv(Path(download.value.path()).read_text(encoding="utf-8"), info)
+
+
+# --- where it is looked at -------------------------------------------------------------------------------------------
+
+
+def test_by_keyboard_alone(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    page = show(front)
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "front":
+            break
+    assert page.evaluate("document.activeElement.id") == "front"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"  # focus can be seen
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    order = page.evaluate(
+        """[...trials.trial.keys()].filter((i) => !isNaN(scatter.px[i]))
+            .sort((a, b) => scatter.px[a] - scatter.px[b] || a - b).map((i) => trials.trial[i])"""
+    )
+    assert page.locator("#spoken").text_content().startswith(f"trial {order[2]}:")
+    page.keyboard.press("Enter")
+    assert page.locator("#detail-title").text_content() == f"Trial {order[2]}"
+    page.keyboard.press("Space")
+    assert page.evaluate("pinned.map((i) => trials.trial[i])") == [order[2]]
+    view = page.evaluate("scatter.view[0][1] - scatter.view[0][0]")
+    page.keyboard.press("+")
+    drawn(page)
+    assert page.evaluate("scatter.view[0][1] - scatter.view[0][0]") < view
+    names = page.evaluate(
+        """[...document.querySelectorAll('button, select, input, textarea, [tabindex]')]
+            .filter((e) => !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length))
+            .map((e) => e.outerHTML)"""
+    )
+    assert names == []  # each control has a name for a screen reader
+    # which takes what lies within a picture for a part of it, and reads all of a status aloud
+    assert page.locator("#pins button").count() == 1
+    assert page.locator("[role=img] :is(button, a, input, h3), [role=status] button").count() == 0
+
+
+def test_in_the_sandbox_of_mlflow(show: Callable[..., Any], front: Path, info: StudyInfo, tmp_path: Path) -> None:
+    """A frame with sandbox="allow-scripts" of a blob: no storage, no downloads, an origin of its own."""
+    outer = tmp_path / "outer.html"
+    outer.write_text("<!DOCTYPE html><body style='margin:0'></body>")
+    page = show(outer)
+    page.evaluate(
+        """(html) => { const frame = document.createElement('iframe'); frame.sandbox = 'allow-scripts';
+        frame.style = 'border:0;width:1190px;height:880px';
+        frame.src = URL.createObjectURL(new Blob([html], { type: 'text/html' })); document.body.append(frame);
+        return new Promise((done) => (frame.onload = done)); }""",
+        front.read_text(),
+    )
+    frame = page.frames[1]
+    assert frame.evaluate("window.origin") == "null"
+    drawn(frame)
+    assert frame.evaluate("scatter.px.filter((x) => !isNaN(x)).length") > 50
+    frame.locator("#csv").click()
+    check_csv(frame.locator("#csv-text").input_value(), info)
+    frame.locator("#copy").click()
+    frame.wait_for_function("byId('copied').textContent")
+    assert frame.locator("#copied").text_content() in ("copied", "selected: press Ctrl+C")
+    chosen_text = "(() => { const f = byId('command'); return f.value.slice(f.selectionStart, f.selectionEnd); })()"
+    assert frame.evaluate(chosen_text).startswith("cst-search export petl-6gb --pick trial=")
+
+
+@pytest.mark.parametrize("n", [12, N])
+def test_a_phone_needs_no_scrolling_sideways(show: Callable[..., Any], front: Path, tmp_path: Path, n: int) -> None:
+    path = front if n == N else write_front(page_report(made_info(n)), tmp_path)["html"]
+    page = show(path, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    assert page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]") == [390, 390]
+    number = apart(page, page.evaluate("trials.trial"), 1)[0]
+    page.touchscreen.tap(*place(page, number))
+    assert page.locator("#detail-title").text_content() == f"Trial {number}"
+    assert page.evaluate("getComputedStyle(byId('front')).touchAction") == "pan-y"  # a finger scrolls the page
+    reports = [page_report(made_info(n, name)) for name in ("a", "b" * 30)]
+    page = show(write_comparison(reports, tmp_path)["html"], viewport={"width": 390, "height": 844}, is_mobile=True)
+    assert page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]") == [390, 390]
+
+
+def test_dark_mode(show: Callable[..., Any], front: Path) -> None:
+    looks = {}
+    for scheme in ("light", "dark"):
+        page = show(front, color_scheme=scheme)
+        looks[scheme] = page.evaluate("[getComputedStyle(document.body).backgroundColor, looks.front.colour]")
+    assert looks["light"][0] != looks["dark"][0] and looks["light"][1] != looks["dark"][1]
+    page.emulate_media(color_scheme="light")  # while it is open
+    page.wait_for_function("(was) => looks.front.colour !== was", arg=looks["dark"][1])
+
+
+def test_hours_and_hypervolume(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    page = show(front)
+    assert page.locator("#hypervolume path").count() == 2
+    page.locator("[name=volume][value=hours]").check()
+    text = page.locator("#hypervolume").text_content()
+    assert "GPU hours" in text
+    hours = sum(record.seconds or 0 for record in info.trials) / 3600
+    spent = page.evaluate("data.columns.seconds.reduce((a, b) => a + (b ?? 0), 0) / 3600")
+    assert spent == pytest.approx(hours, rel=1e-4)
+
+
+def test_importance_is_a_table_or_says_why_not(show: Callable[..., Any], front: Path, tmp_path: Path) -> None:
+    rows = show(front).locator(".shares tbody tr")
+    assert rows.count() >= 10 and "%" in rows.first.text_content()
+    report = page_report(made_info(12))
+    few = show(write_front(report, tmp_path)["html"])
+    assert few.locator(".shares").count() == 0
+    n = report["importance"]["n"]
+    assert 0 < n < 12 and f"Too few trials to say: {n} were trained" in few.locator("main").text_content()
+
+
+def test_hostile_names_are_text(show: Callable[..., Any], tmp_path: Path) -> None:
+    """Of the study, its data, a device, a value of the configuration, a reason and a note."""
+    base = made_info(30, EVIL)
+    trials = tuple(replace(r, reason=f"{EVIL}\n2", notes=(EVIL,), config={**r.config, EVIL: EVIL}) for r in base.trials)
+    trials = (replace(trials[0], reason="=1+1"), *trials[1:])
+    evil = replace(base, trials=trials, data=EVIL, target_device=EVIL, recipe={"search_epochs": EPOCHS, EVIL: EVIL})
+    path = write_front(page_report(evil), tmp_path)["html"]
+    page = show(path)
+    assert page.title() == f"{EVIL} - Pareto front"  # what a script that ran would have changed
+    assert page.locator("script").count() == 2 and page.locator("img").count() == 0
+    assert EVIL in page.locator("h1").text_content()
+    number = apart(page, [r.trial for r in evil.front()], 1)[0]
+    page.mouse.move(*place(page, number))
+    assert "onerror" in page.locator("#tip").text_content() and page.locator("#tip img").count() == 0
+    page.mouse.click(*place(page, number))
+    assert shown(page)[EVIL] == EVIL
+    page.select_option("#dimensions", "*")
+    page.select_option("#state", "")
+    page.wait_for_timeout(100)
+    assert page.title() == f"{EVIL} - Pareto front" and page.locator("img").count() == 0
+    with page.expect_download() as download:  # quotes, commas and line ends within a cell
+        page.locator("#csv").click()
+    text = Path(download.value.path()).read_bytes().decode()
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [(row["reason"], row[EVIL]) for row in rows[1:]] == [(f"{EVIL}\n2", EVIL)] * 29
+    assert rows[0]["reason"] == "'=1+1"  # a spreadsheet would compute it
+
+
+@pytest.mark.parametrize("kept", [[], ["infeasible"], ["complete"], ["failed", "running"]])
+def test_studies_without_some_kinds_of_trial(show: Callable[..., Any], tmp_path: Path, kept: list[str]) -> None:
+    base = made_info(40)
+    some = replace(base, trials=tuple(r for r in base.trials if r.state in kept), repeats=())
+    page = show(write_front(page_report(some), tmp_path)["html"])
+    assert ("No trial has finished yet" in page.locator("main").text_content()) is ("complete" not in kept)
+    if kept:
+        assert len(chosen(page)) == len(some.trials)
+
+
+def test_one_trial(show: Callable[..., Any], tmp_path: Path) -> None:
+    base = made_info(40)
+    one = replace(base, trials=(base.front()[0],), repeats=())
+    page = show(write_front(page_report(one), tmp_path)["html"])
+    low, high = page.evaluate("scatter.view[0]")
+    assert low < one.trials[0].device_bytes < high  # type: ignore[operator]
+
+
+def test_comparison_draws_a_line_a_study(show: Callable[..., Any], tmp_path: Path) -> None:
+    reports = [page_report(made_info(60, name, seed=seed)) for name, seed in (("a<b>", 1), ("b", 2), ("c", 3))]
+    page = show(write_comparison(reports, tmp_path)["html"])
+    lines = page.evaluate(
+        "scatter.lines().map((l) => [l.label, l.members.length, l.colour, l.dash.join(), looks[0].shape])"
+    )
+    assert [line[0] for line in lines] == ["a<b>", "b", "c"]
+    assert [line[1] for line in lines] == [len(report["front"]) for report in reports]
+    assert len({line[2] for line in lines}) == len({line[3] for line in lines}) == 3
+    assert len(set(page.evaluate("looks.map((l) => l.shape)"))) == 3
+    page.select_option("#x", "trainable_params")
+    page.locator("#legend button").first.click()
+    drawn(page)
+    assert page.evaluate("[...scatter.px].filter((x) => !isNaN(x)).length") <= sum(len(r["front"]) for r in reports[1:])
+    page.locator("#front").focus()
+    page.keyboard.press("Home")
+    assert page.locator("#spoken").text_content().startswith(("b: trial", "c: trial"))

@@ -1,0 +1,166 @@
+"""What a person sees while a search runs, where trials are stopped and go on."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cst_search.report.progress import View
+from cst_search.search.session import Suggestion
+from cst_search.study.records import TrialRecord
+
+ESTIMATE = {"device_bytes": 500_000_000, "trainable_params": 1000}
+
+
+def suggestion(trial: int, promoted_from: int | None = None) -> Suggestion:
+    return Suggestion(trial, {"method": "head", "lr": 0.01}, ESTIMATE, promoted_from=promoted_from)
+
+
+def stopped(trial: int, **changes: Any) -> TrialRecord:
+    values: dict[str, Any] = {
+        "map": 0.25, "device_bytes": 500_000_000, "trainable_params": 1000, "seconds": 2.0, "ran": True,
+        "reason": "stopped after epoch 1 of 9", "waits": True, "state": "pruned", "config": {"method": "head"},
+        "history": [{"epoch": 1}],
+    }  # fmt: skip
+    return TrialRecord(trial=trial, **values | changes)
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_promoted_trial_counts_once(is_terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=140)
+    view = View(console, title="x", n_trials=4, n_workers=1, n_done=1, epochs=9, on_finished=lambda: (0.5, 0))
+    # trial 0 was stopped by an earlier launch, trial 1 by this one
+    view.started(suggestion(1))
+    view.finished(stopped(1))
+    assert view._n_finished() == 2
+    view.started(suggestion(0, promoted_from=1))
+    assert view._n_finished() == 1
+    view.finished(stopped(0, state="complete", reason=None, waits=False))
+    view.started(suggestion(1, promoted_from=1))
+    assert view._n_finished() == 1
+    console.print(view._render())
+    view.finished(stopped(1, reason="stopped after epoch 3 of 9"))
+    assert view._n_finished() == 2
+    console.print(view._render())
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "pruned" in text and "running" in text
+    if not is_terminal:
+        assert "trial 1 pruned: map 0.250, 500 MB, 1k trainable, 2s, stopped after epoch 1 of 9 | 2 of 4" in text
+        assert "trial 1 started (goes on after epoch 1): head" in text
+
+
+def test_the_time_left_is_not_over_before_the_last_trial_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("cst_search.report.progress.time.monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), width=140)
+    view = View(console, title="x", n_trials=4, n_workers=2, n_done=0, epochs=9, on_finished=lambda: (0.5, 0))
+    view.started(suggestion(0))
+    assert view._time_left() == "time left unknown"
+    view.finished(stopped(0, state="complete", seconds=100.0, waits=False))
+    assert view._time_left() == "about 2m30s left"  # three of 100 s on two workers
+    for trial in (1, 2, 3):
+        view.started(suggestion(trial))
+    view.finished(stopped(1, state="complete", seconds=100.0, waits=False))
+    now[0] = 60.0
+    assert view._time_left() == "about 40s left"
+    now[0] = 500.0  # both take longer than the others did
+    assert view._time_left() == "about 10s left"
+
+
+WATCHED = """
+import sys, time
+from pathlib import Path
+from rich.console import Console
+from cst_search.report.progress import View
+from cst_search.search.session import Suggestion
+
+view = View(Console(), title="x", n_trials=4, n_workers=2, n_done=0, epochs=9, on_finished=lambda: (0.5, 0))
+with view:
+    view.say("a line above")
+    for trial in range(2):
+        config = {"method": "conv_adapter", "conv_adapter.gamma": 16, "conv_adapter.kernel": 3, "batch_size": 4}
+        view.started(Suggestion(trial, config, {"device_bytes": 500_000_000, "trainable_params": 1000}))
+    while not Path(sys.argv[1]).exists():
+        time.sleep(0.02)
+"""
+
+
+def watch(tmp_path: Path, sizes: list[tuple[int, int]], **environment: str) -> list[bytes]:
+    """What a terminal of such (rows, columns) gets, one after the other, while two trials run: a part for each."""
+    master, slave = pty.openpty()
+    environ = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
+    resize(master, sizes[0])
+    child = subprocess.Popen(
+        [sys.executable, "-c", WATCHED, str(tmp_path / "over")],
+        stdin=slave, stdout=slave, stderr=slave, env=environ | {"TERM": "xterm-256color"} | environment,
+    )  # fmt: skip
+    os.close(slave)
+    parts = [b""]
+    try:
+        # the first drawing, and after every new size another whole one
+        for place, size in enumerate(sizes):
+            if place:
+                resize(master, size)
+                parts.append(b"")
+            parts[-1] += read_until(master, lambda found: found.count(b"4 trials") >= 3)
+        (tmp_path / "over").touch()
+        parts[-1] += read_until(master, lambda _: False)
+    finally:
+        child.kill()
+        child.wait()
+        os.close(master)
+    return parts
+
+
+def resize(master: int, size: tuple[int, int]) -> None:
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+
+
+def read_until(master: int, enough: Callable[[bytes], bool]) -> bytes:
+    """What comes until it is enough, the program has ended, or nothing comes for long."""
+    found = b""
+    while not enough(found) and select.select([master], [], [], 20)[0]:
+        try:
+            found += os.read(master, 65536)
+        except OSError:  # the other side is closed
+            break
+    return found
+
+
+def plain(data: bytes) -> list[str]:
+    """Its lines without what moves the cursor or colours."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode()).replace("\r", "\n").split("\n")
+
+
+def test_the_table_survives_a_narrower_window(tmp_path: Path) -> None:
+    wide, narrow, wider = watch(tmp_path, [(40, 140), (40, 60), (40, 160)])
+    clear = b"\x1b[2J"
+    assert clear not in wide and any("conv_adapter gamma 16, kernel 3" in line for line in plain(wide))
+    # what is drawn wide and late may stand before it
+    assert narrow.count(clear) == 1
+    lines = plain(narrow.partition(clear)[2])
+    assert max(map(len, lines)) <= 60 and any("conv_adapter" in line for line in lines)
+    assert clear not in wider  # nothing is wrapped by a wider one
+
+
+def test_no_colours_where_none_are_wanted(tmp_path: Path) -> None:
+    (tmp_path / "over").touch()
+    colours = re.compile(rb"\x1b\[[0-9;]*3[0-9]")
+    assert colours.search(b"".join(watch(tmp_path, [(40, 140)])))
+    assert not colours.search(b"".join(watch(tmp_path, [(40, 140)], NO_COLOR="1")))
+    dumb = b"".join(watch(tmp_path, [(40, 140)], TERM="dumb"))
+    assert b"\x1b" not in dumb and b"trial 0 started" in dumb

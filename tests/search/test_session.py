@@ -1,0 +1,1118 @@
+"""The study: what it suggests, what it remembers, how it is taken up again, and what optuna sees of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import TrialState
+from studies import SPACE, FakeEstimate, fake_estimate, make_spec, make_study, run_one, scored, shorter_rungs
+
+from cst_search.config.recipe import Recipe
+from cst_search.errors import StudyError
+from cst_search.redaction import shown_address
+from cst_search.search import session as suggest
+from cst_search.search.samplers import SAMPLERS
+from cst_search.search.session import CONSTRAINTS, Study, list_studies
+from cst_search.study import launch_registry as launches
+from cst_search.study.launch_registry import DEAD_SECONDS
+from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.records import Budget
+from cst_search.study.storage import check_storage
+from cst_search.study.trial_attributes import Repeat
+
+BUDGET = 1000  # bytes; see fake_estimate
+
+
+def objectives(*names: str) -> Any:
+    return tuple(OBJECTIVES[name] for name in names)
+
+
+def in_memory(**changes: Any) -> Study:
+    """A quick study that nobody else can open: optuna's storage without a database."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suggest, "open_storage", lambda url, make=False: optuna.storages.InMemoryStorage())
+        study = Study.create("", "quick", make_spec(**changes))
+    study._study.sampler = study._sampler()  # as a launch sets it: seeded, so that a test is the same every time
+    return study
+
+
+def ask(study: Study, estimate: Any = fake_estimate, **options: Any) -> Any:
+    return study.ask(estimate, **options)
+
+
+def as_optuna_has_it(study: Study) -> list[Any]:
+    return optuna.load_study(study_name=study.name, storage=study.url).get_trials()
+
+
+# --- the budget -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_over_the_budget_is_never_handed_out() -> None:
+    study = in_memory()
+    study.begin_launch()
+    for _ in range(200):
+        suggestion = ask(study)
+        assert fake_estimate(suggestion.config).device_bytes <= BUDGET
+        assert suggestion.estimate["device_bytes"] == fake_estimate(suggestion.config).device_bytes
+    rejected = [record for record in study.info().trials if not record.ran]
+    assert len(rejected) > 20  # or the budget did not bite
+    for record in rejected:
+        assert (record.state, record.feasible, record.map) == ("infeasible", False, None)
+        assert fake_estimate(record.config).device_bytes > BUDGET
+        assert record.reason == f"predicted over the budget: memory {record.device_bytes / BUDGET - 1:+.0%}"  # type: ignore[operator]
+    assert study.info().n_ran() == 0  # none of the 200 has ended
+
+
+def test_optuna_learns_from_a_rejected_one(tmp_path: Path) -> None:
+    """As data, in both of its formats: told as FAIL it would learn nothing, without a constraint the opposite."""
+    study = make_study(tmp_path)
+    study.enqueue({"method": "cst", "cst.reduction": 1, "batch_size": 8, "lr": 0.01})
+    ask(study)
+    rejected = as_optuna_has_it(study)[0]
+    assert rejected.state == TrialState.COMPLETE
+    assert rejected.values == [-math.inf, 1600.0, 1800.0]  # mAP was never reached; the costs are the true ones
+    named = {name: rejected.constraints[name] for name in CONSTRAINTS}
+    assert named == {"memory": pytest.approx(0.6), "params": 0.0, "finite": 0.0}
+    assert rejected.system_attrs["constraints"] == [pytest.approx(0.6)]  # what optuna-dashboard reads
+
+
+def test_the_budget_of_parameters_counts_too() -> None:
+    study = in_memory(budget=Budget(None, 1100))
+    for _ in range(10):
+        suggestion = ask(study)
+        assert suggestion.estimate["trainable_params"] <= 1100
+    assert any((r.reason or "").startswith("predicted over the budget: params +") for r in study.info().trials)
+
+
+def test_exactly_on_the_budget_is_within_it() -> None:
+    study = in_memory(budget=Budget(1000, None))
+    study.enqueue({"method": "cst", "cst.reduction": 1, "batch_size": 2, "lr": 0.01})
+    assert ask(study).estimate["device_bytes"] == 1000
+
+
+def test_when_nothing_fits_there_is_an_end() -> None:
+    study = in_memory(budget=Budget(10, None))
+    assert ask(study, max_rejects=7) is None
+    assert [record.state for record in study.info().trials] == ["infeasible"] * 8
+    assert study.info().n_ran() == 0
+
+
+# --- the first suggestion -------------------------------------------------------------------------------------------
+
+
+def test_what_is_enqueued_comes_first_as_far_as_the_space_has_it() -> None:
+    study = in_memory()
+    study.enqueue(
+        {
+            "method": "cst",
+            "cst.reduction": 4,
+            "cst.mtc_stages": (5,),
+            "lr": 3e-3,
+            "batch_size": 3,  # not a choice: drawn
+            "cst.block": "3x3",  # not a dimension
+        }
+    )
+    config = ask(study).config
+    assert {key: config[key] for key in ("method", "cst.reduction", "cst.mtc_stages", "lr")} == {
+        "method": "cst", "cst.reduction": 4, "cst.mtc_stages": (5,), "lr": 3e-3,
+    }  # fmt: skip
+    assert config["batch_size"] in (2, 4, 8)
+    assert "cst.block" not in config
+
+
+# --- outcomes -------------------------------------------------------------------------------------------------------
+
+OUTCOMES: list[tuple[str, dict[str, Any], str, TrialState, list[float] | None, tuple[float, float]]] = [
+    # why, result, our state, optuna's, its values, constraints (memory, finite)
+    ("complete, memory predicted", scored(0.4), "complete", TrialState.COMPLETE, [0.4, 300, 1100], (-0.7, 0)),
+    (
+        "complete, memory measured",
+        scored(0.4, device_bytes=900, trainable_params=1100),
+        "complete",
+        TrialState.COMPLETE,
+        [0.4, 900, 1100],
+        (-0.1, 0),
+    ),
+    (
+        "measured over the budget",
+        scored(0.9, device_bytes=1100),
+        "infeasible",
+        TrialState.COMPLETE,
+        [0.9, 1100, 1100],
+        (0.1, 0),
+    ),
+    (
+        "out of memory, said to be within the budget",
+        {"outcome": "oom", "reason": "CUDA out of memory"},
+        "infeasible",
+        TrialState.COMPLETE,
+        [-math.inf, 300, 1100],
+        (0.1, 0),
+    ),
+    (
+        "out of memory with a measured peak",
+        {"outcome": "oom", "reason": "CUDA out of memory", "device_bytes": 1500},
+        "infeasible",
+        TrialState.COMPLETE,
+        [-math.inf, 1500, 1100],
+        (0.5, 0),
+    ),
+    (
+        "out of memory, held and refused add up to less than the budget",  # another process had the rest of the GPU
+        {
+            "outcome": "oom",
+            "reason": "CUDA out of memory",
+            "device_bytes": 400,
+            "limit_bytes": 900,
+            "held_bytes": 200,
+            "asked_bytes": 100,
+            "stage": "training, epoch 1",
+        },
+        "infeasible",
+        TrialState.COMPLETE,
+        [-math.inf, 400, 1100],
+        (0.1, 0),
+    ),
+    (
+        "out of a limit below the budget",  # by what it needed above the limit at least
+        {
+            "outcome": "oom",
+            "reason": "CUDA out of memory",
+            "device_bytes": 700,
+            "limit_bytes": 400,
+            "held_bytes": 380,
+            "asked_bytes": 220,
+            "stage": "training, epoch 1",
+        },
+        "infeasible",
+        TrialState.COMPLETE,
+        [-math.inf, 700, 1100],
+        (0.5, 0),
+    ),
+    (
+        "a process on a CPU out of its limit",  # its bytes are not the GPU's: those stay predicted
+        {"outcome": "oom", "reason": "std::bad_alloc", "limit_bytes": 400, "held_bytes": 399, "stage": "building"},
+        "infeasible",
+        TrialState.COMPLETE,
+        [-math.inf, 300, 1100],
+        (0.1, 0),
+    ),
+    (
+        "the loss is not finite",
+        {"outcome": "nonfinite", "reason": "loss is nan at step 3", "map": 0.8, "map50": 0.9},
+        "failed",
+        TrialState.COMPLETE,
+        [-math.inf, 300, 1100],
+        (-0.7, 1),
+    ),
+    ("a fault", {"outcome": "failed", "reason": "ValueError: x"}, "failed", TrialState.FAIL, None, (0, 0)),
+    ("complete without a score", scored(0.4, map=None), "failed", TrialState.FAIL, None, (0, 0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("why", "result", "state", "told", "values", "constraints"), OUTCOMES, ids=[row[0] for row in OUTCOMES]
+)
+def test_how_an_outcome_is_recorded(
+    tmp_path: Path,
+    why: str,
+    result: dict[str, Any],
+    state: str,
+    told: TrialState,
+    values: list[float] | None,
+    constraints: tuple[float, float],
+) -> None:
+    study = make_study(tmp_path)
+    record = run_one(study, result, cst__reduction=8, batch_size=2)
+    assert (record.state, record.ran) == (state, True)
+    assert record.feasible == (state == "complete")
+    assert record == Study.open(study.url, study.name).info().trials[0]
+    assert record.memory_source == ("measured" if "device_bytes" in result else "predicted")
+    if state != "complete" and result.get("reason"):
+        assert result["reason"] in record.reason  # type: ignore[operator]
+    stored = as_optuna_has_it(study)[0]
+    assert (stored.state, stored.values) == (told, values)
+    if told == TrialState.COMPLETE:
+        found = stored.constraints
+        assert (found["memory"], found["finite"]) == (pytest.approx(constraints[0]), constraints[1])
+    assert [record.trial for record in study.info().front()] == ([0] if state == "complete" else [])
+
+
+def test_the_reason_says_what_was_held_where_and_of_how_much(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    figures = {"limit_bytes": 5_500_000_000, "held_bytes": 5_310_000_000, "asked_bytes": 10**9}
+    record = run_one(study, {"outcome": "oom", "reason": "no memory", "stage": "training, epoch 2", **figures})
+    assert record.reason == "out of memory (training, epoch 2): no memory; it held 5.31 GB of 5.5 GB"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_sampler_learns_from_running_out(sampler: str) -> None:
+    """What is let through by the prediction and runs out is suggested less and less: here batches of 8."""
+    study = in_memory(sampler=sampler, budget=Budget(10_000, None), objectives=objectives("map"))
+    study.begin_launch()
+    ran_out = []
+    for _ in range(60):
+        suggestion = ask(study)
+        ran_out.append(suggestion.config["batch_size"] == 8)
+        # the larger batch would be the better one, were there the memory
+        result = {"outcome": "oom", "reason": "x"} if ran_out[-1] else scored(0.1 * suggestion.config["batch_size"])
+        study.tell(suggestion.trial, result)
+    assert sum(ran_out[:20]) >= 4 and sum(ran_out[-20:]) < sum(ran_out[:20])
+
+
+def test_every_finished_trial_has_the_same_constraints(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    for _, result, *_ in OUTCOMES:
+        run_one(study, result)
+    finished = [trial for trial in as_optuna_has_it(study) if trial.state == TrialState.COMPLETE]
+    assert len(finished) >= 6
+    for trial in finished:
+        assert list(trial.constraints) == sorted(["0", *CONSTRAINTS])  # the GP sampler takes them by position
+        assert trial.constraints["0"] == max(trial.constraints.values())
+
+
+@pytest.mark.parametrize(
+    "names", [("map", "device_bytes"), ("map", "device_bytes", "trainable_params"), ("device_bytes", "map50")]
+)
+def test_optuna_and_we_agree_on_the_front(names: tuple[str, ...], tmp_path: Path) -> None:
+    study = make_study(tmp_path, objectives=objectives(*names), seed=3)
+    for quality in (0.2, 0.5, 0.5, 0.1, 0.45, 0.3, 0.5):
+        run_one(study, scored(quality))
+    run_one(study, scored(0.31, device_bytes=150))
+    run_one(study, scored(0.95, device_bytes=1001))  # the best, and over the budget
+    run_one(study, {"outcome": "nonfinite", "reason": "nan", "device_bytes": 1})
+    run_one(study, {"outcome": "oom", "reason": "no memory"})
+    run_one(study, {"outcome": "failed", "reason": "a fault"})
+    run_one(study, scored(0.6), cst__reduction=8, batch_size=2, lr=0.01)  # two equal points
+    run_one(study, scored(0.6), cst__reduction=8, batch_size=2, lr=0.02)
+    ask(study)  # still running
+    theirs = optuna.load_study(study_name=study.name, storage=study.url).best_trials
+    assert {trial.number for trial in theirs} == {record.trial for record in study.info().front()}
+    assert len(theirs) >= 3
+
+
+# --- samplers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [("map", "device_bytes", "trainable_params"), ("map",)], ids=["three", "one"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_copes_with_conditions_and_a_budget(sampler: str, names: tuple[str, ...]) -> None:
+    study = in_memory(sampler=sampler, objectives=objectives(*names))
+    study.begin_launch()
+    for i in range(15):  # GP draws the first ten at random
+        suggestion = ask(study)
+        assert suggestion.estimate["device_bytes"] <= BUDGET
+        result: dict[str, Any] = scored(0.2 + 0.01 * suggestion.config["batch_size"])
+        if i == 5:
+            result = {"outcome": "failed", "reason": "a fault"}
+        if i == 8:
+            result = {"outcome": "oom", "reason": "no memory"}
+        study.tell(suggestion.trial, result)
+    info = study.info()
+    assert info.n_ran() == 15
+    assert info.counts()["complete"] == info.n_ran() - 2
+    assert {record.config["method"] for record in info.trials} == {"cst", "head"}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_for_no_sampler_a_repeat_is_there(sampler: str) -> None:
+    """Finished ones of every outcome, and one that was cut off: what comes after is as without them."""
+    drawn = []
+    for with_repeats in (True, False):
+        study = in_memory(sampler=sampler)
+        for i in range(18):  # NSGA-II goes by generations of 16
+            run_one(study, scored(0.2 + 0.017 * i))
+        study.begin_launch()
+        if with_repeats:
+            best = study.info().front()[0].trial
+            outcomes: list[Any] = [
+                scored(0.99), scored(0.9, device_bytes=1100), {"outcome": "nonfinite", "reason": "nan"},
+                {"outcome": "oom", "reason": "x"}, {"outcome": "failed", "reason": "x"}, None,
+            ]  # fmt: skip
+            study.plan([Repeat(best, seed, 4) for seed in range(1, len(outcomes) + 1)])
+            for outcome in outcomes:
+                repeat = ask(study, None)
+                if outcome is not None:
+                    study.tell(repeat.trial, outcome)
+            assert ask(study, None) is None  # no more than was planned
+        study.end_launch()
+        study = Study(study._study, "", study._study._storage)
+        # the seed of a launch's sampler goes by the number of trials; here by none
+        study.spec = dataclasses.replace(study.spec, seed=11 - 7919 * len(study._study.get_trials()))
+        study.begin_launch()
+        drawn.append([(s.config, study.tell(s.trial, scored(0.4)).state) for s in (ask(study) for _ in range(6))])
+    assert drawn[0] == drawn[1]
+
+
+# --- repeats --------------------------------------------------------------------------------------------------------
+
+
+def test_a_repeat_is_a_trial_with_its_seed_and_the_configuration(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    first = run_one(study, scored(0.4), cst__reduction=4, batch_size=4)
+    study.begin_launch()
+    study.plan([Repeat(0, 7, 2)])
+    suggestion = ask(study, None)
+    assert suggestion.config == {**first.config, "seed": 7}
+    assert (suggestion.trial, suggestion.repeat_of, suggestion.again) == (1, 0, False)
+    (running,) = study.info().repeats
+    assert (running.state, running.repeat_of, running.seed, running.epochs) == ("running", 0, 7, 2)
+    study.tell(1, scored(0.3, device_bytes=700))
+    info = Study.open(study.url, study.name).info()
+    (repeat,) = info.repeats
+    assert info.trials == (first,) and repeat.config == first.config
+    assert (repeat.state, repeat.map, repeat.device_bytes, repeat.memory_source) == ("complete", 0.3, 700, "measured")
+    assert info.n_ran() == 1 and info.counts()["repeats"] == 1
+    stored = as_optuna_has_it(study)[1]
+    assert (stored.state, stored.params, stored.values) == (TrialState.FAIL, {}, None)
+
+
+def test_a_search_leaves_what_a_confirmation_left_open_and_the_other_way_round(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    number = run_one(study, scored(0.4)).trial
+    study.begin_launch()
+    mine = ask(study)  # a trial of the search, cut off
+    study.end_launch()
+
+    study = Study.open(study.url, study.name)
+    study.begin_launch()
+    study.plan([Repeat(number, 1, 2), Repeat(number, 2, 2)])
+    cut = ask(study, None)
+    study.end_launch()
+    assert [r.state for r in study.info().repeats] == ["interrupted"]
+
+    study = Study.open(study.url, study.name)
+    study.begin_launch()
+    again = ask(study)
+    assert (again.trial, again.again, again.repeat_of) == (mine.trial, True, None)
+    study.tell(again.trial, scored(0.3))
+    assert ask(study).trial not in (mine.trial, cut.trial)
+    study.end_launch()
+
+    study = Study.open(study.url, study.name)
+    study.begin_launch()
+    study.plan([Repeat(number, 2, 2), Repeat(number, 1, 2)])
+    fresh, taken_up = ask(study, None), ask(study, None)
+    assert (fresh.again, taken_up.again, taken_up.trial, taken_up.config) == (False, True, cut.trial, cut.config)
+    study.tell(taken_up.trial, scored(0.3))
+    assert study.record(cut.trial).state == "complete"
+
+
+def test_a_continued_study_does_not_draw_the_same_points_again(tmp_path: Path) -> None:
+    configs = []
+    for _ in range(2):
+        study = make_study(tmp_path)
+        study.begin_launch()
+        configs += [run_one(study, scored(0.5)).config for _ in range(4)]
+        study.end_launch()
+    assert len({json.dumps(config) for config in configs}) == 8
+
+
+def test_the_same_seed_draws_the_same_points() -> None:
+    def draw(seed: int) -> list[dict[str, Any]]:
+        study = in_memory(seed=seed, sampler="tpe")
+        study.begin_launch()
+        return [dict(run_one(study, scored(0.5)).config) for _ in range(5)]
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+# --- continuing -----------------------------------------------------------------------------------------------------
+
+CHANGES: list[tuple[str, dict[str, Any], str | None]] = [
+    ("other objectives", {"objectives": objectives("map", "device_bytes")}, "--objectives"),
+    (
+        "the same in another order",
+        {"objectives": objectives("device_bytes", "map", "trainable_params")},
+        "--objectives",
+    ),
+    ("another budget", {"budget": Budget(999, None)}, "--budget-mem/--budget-params"),
+    ("another recipe", {"recipe": Recipe(detector="retinanet").to_dict()}, "--recipe"),
+    ("another space", {"space": SPACE | {"cst": {"reduction": {"choice": [1, 2]}}}}, "--space"),
+    ("other data", {"data": "/elsewhere"}, "--data"),
+    ("another limit", {"limit_bytes": 10**9}, "--limit-mem"),
+    ("now with early stopping", {"eta": 3}, "--stop-early/--eta"),
+    ("without it, as before", {"eta": 0}, None),
+    ("sizes noted anew", {"inputs": {"n_classes": 3}}, None),
+    ("another sampler goes on", {"sampler": "tpe"}, None),
+    ("another reference point is kept", {"reference_point": {"map": 0.1}}, None),
+]
+
+
+@pytest.mark.parametrize(("why", "change", "flag"), CHANGES, ids=[row[0] for row in CHANGES])
+def test_a_study_is_continued_with_what_it_was_made_with(
+    tmp_path: Path, why: str, change: dict[str, Any], flag: str | None
+) -> None:
+    first = make_study(tmp_path)
+    if flag is None:
+        assert make_study(tmp_path, **change).spec == first.spec
+        return
+    with pytest.raises(StudyError) as caught:
+        make_study(tmp_path, **change)
+    assert f"was made with another {flag}; continue it with the same ones" in str(caught.value)
+
+
+def test_all_differences_are_named(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    with pytest.raises(StudyError, match=r"another --objectives, --budget-mem/--budget-params, --data;"):
+        make_study(tmp_path, objectives=objectives("map"), budget=Budget(), data="/elsewhere")
+
+
+def test_two_launches_at_a_time_are_refused(tmp_path: Path) -> None:
+    first, second = make_study(tmp_path), make_study(tmp_path)
+    first.begin_launch()
+    with pytest.raises(StudyError, match=rf"'made' is being worked on by process {os.getpid()} on this host"):
+        second.begin_launch()
+    first.end_launch()
+    second.begin_launch()
+
+
+def test_the_process_id_of_a_dead_launch_may_be_anothers_now(tmp_path: Path) -> None:
+    first, second = make_study(tmp_path), make_study(tmp_path)
+    launch = first.begin_launch()
+    ask(first)
+    raw = optuna.load_study(study_name="made", storage=first.url)
+    key = f"cst_launch:{launch}"
+    raw.set_user_attr(key, raw.user_attrs[key] | {"created": psutil.Process().create_time() - 3600})
+    assert second.info().trials[0].state == "interrupted"
+    second.begin_launch()
+    assert ask(second).again
+
+
+def move(study: Study, host: str = "elsewhere") -> None:
+    """Have the study's launch be one on another host."""
+    key = f"cst_launch:{study.launch_id}"
+    study._study.set_user_attr(key, study._study.user_attrs[key] | {"host": host, "pid": 1})
+
+
+def stop_the_heart(study: Study, seconds_ago: float = DEAD_SECONDS + 1) -> None:
+    assert study.storage is not None
+    study._launches._ended.set()
+    study._study.set_user_attr(f"cst_beat:{study.launch_id}", study.storage.now() - seconds_ago)
+
+
+def test_a_launch_on_another_host_lives_while_its_heart_beats(tmp_path: Path) -> None:
+    first, second, third = (make_study(tmp_path) for _ in range(3))
+    first.begin_launch()
+    mine = ask(first)
+    move(first)
+    assert second.info().trials[0].state == "running"
+    second.begin_launch()  # two hosts may work on one study
+    assert not ask(second).again
+    stop_the_heart(first, DEAD_SECONDS - 5)
+    assert third.info().by_number(mine.trial).state == "running"  # type: ignore[union-attr]
+    stop_the_heart(first)
+    assert third.info().by_number(mine.trial).state == "interrupted"  # type: ignore[union-attr]
+    assert [launch.state for launch in second.launches()] == []  # as none said what it is
+    again = ask(second)
+    assert (again.trial, again.again) == (mine.trial, True)
+    # it was not dead, it slept: whatever it brings is not counted
+    assert first.progress(mine.trial, {"epoch": 1, "map": 0.9}) is False
+    assert first.tell(mine.trial, scored(0.9)) is None
+    assert second.tell(again.trial, scored(0.4)).map == 0.4  # type: ignore[union-attr]
+    assert [r.map for r in third.info().trials if r.state == "complete"] == [0.4]
+
+
+def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launches, "BEAT_SECONDS", 0.02)
+    study = make_study(tmp_path)
+    beats: list[Any] = []
+    write = type(study._study).set_user_attr
+
+    def note(self: Any, key: str, value: Any) -> None:
+        if key.startswith("cst_beat:"):
+            beats.append((key, value))
+        write(self, key, value)
+
+    monkeypatch.setattr(type(study._study), "set_user_attr", note)
+    launch = study.begin_launch()
+    own = f"cst_beat:{launch}"  # the studies of other tests have hearts too
+    deadline = time.monotonic() + 30
+    while len([key for key, _ in beats if key == own]) < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    study.end_launch()
+    n = len([key for key, _ in beats if key == own])
+    time.sleep(0.2)
+    assert n >= 4 and len([key for key, _ in beats if key == own]) == n
+    assert all(abs(value - time.time()) < 60 for _, value in beats)
+
+
+def test_a_trial_that_another_launch_finished_is_counted_once(tmp_path: Path) -> None:
+    """The one that was taken for dead looks, finds the trial its own, and then the other tells first."""
+    first, second = make_study(tmp_path), make_study(tmp_path)
+    first.begin_launch()
+    mine = ask(first)
+    move(first)
+    second.begin_launch()
+    stop_the_heart(first)
+    again = ask(second)
+    second.tell(again.trial, scored(0.4))
+    first._is_mine = lambda number: True  # type: ignore[method-assign]
+    assert first.tell(mine.trial, scored(0.9)) is None
+    assert [(r.trial, r.map) for r in first.info().trials] == [(mine.trial, 0.4)]
+
+
+def test_launches_together_run_as_many_trials_as_the_study_shall_have(tmp_path: Path) -> None:
+    studies = [make_study(tmp_path) for _ in range(3)]
+    for study in studies:
+        study.begin_launch(shares_machine=True)
+    handed_out = []
+    for turn in range(9):
+        study = studies[turn % 3]
+        suggestion = ask(study, n_trials=7)
+        if suggestion is not None:
+            handed_out.append((study, suggestion))
+        if turn == 3:  # one that ended counts as one that runs
+            owner, done = handed_out.pop(0)
+            owner.tell(done.trial, scored(0.4))
+    assert len(handed_out) == 6
+    assert ask(studies[0], n_trials=8) is not None
+    assert studies[1].others_at_work() == 7 - sum(owner is studies[1] for owner, _ in handed_out)
+
+
+TOGETHER = """
+    import sys, time
+    sys.path.insert(0, sys.argv[1])
+    from studies import fake_estimate, make_spec, scored
+    from cst_search.search.session import Study
+    study = Study.create(sys.argv[2], "made", make_spec(space=eval(sys.argv[3]), sampler="random"))
+    study.begin_launch(shares_machine=True)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    while (suggestion := study.ask(fake_estimate, 20)) is not None:
+        time.sleep(0.05)
+        study.tell(suggestion.trial, scored(0.4))
+    study.end_launch()
+"""
+
+
+def test_processes_together_run_each_configuration_once(storage_url: str) -> None:
+    """At the same moment, in a space of 24: the bound of 20 is exact."""
+    space = {"methods": ["cst"], "cst": {"reduction": {"choice": [2, 4, 8]}, "mtc_stages": {"choice": [[5], [4]]}},
+             "shared": {"accumulate": {"choice": [1, 2, 3, 4]}}}  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(TOGETHER),
+        str(Path(__file__).parents[1]),
+        storage_url,
+        repr(space),
+    ]
+    running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in running:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in running:
+        assert process.wait(120) == 0
+    trials = [r for r in Study.open(storage_url, "made").info().trials if r.ran]
+    assert len(trials) == 20
+    assert len({json.dumps(r.config, sort_keys=True) for r in trials}) == len(trials)
+    assert {r.state for r in trials} == {"complete"} and len({r.launch for r in trials}) > 1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_sampler_suggests_a_configuration_twice(sampler: str) -> None:
+    """Six configurations: all are handed out, the last ones while others run, and then there is none."""
+    space = {"methods": ["cst"], "cst": {"reduction": {"choice": [2, 4, 8]}, "mtc_stages": {"choice": [[5], [4]]}}}
+    study = in_memory(space=space, sampler=sampler, budget=Budget())
+    study.begin_launch()
+    handed_out = []
+    for turn in range(6):
+        suggestion = ask(study)
+        handed_out.append(json.dumps(suggestion.config, sort_keys=True))
+        if turn < 4:
+            study.tell(suggestion.trial, scored(0.1 * turn))
+    assert len(set(handed_out)) == 6
+    assert ask(study, max_rejects=30) is None
+    assert [r.state for r in study.info().trials] == ["complete"] * 4 + ["running"] * 2
+
+
+def test_a_sampler_that_knows_one_answer_ends_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It suggests the same every time; the others are drawn at random, each another one."""
+
+    class Stubborn(optuna.samplers.BaseSampler):
+        def infer_relative_search_space(self, *_: Any) -> dict[str, Any]:
+            return {}
+
+        def sample_relative(self, *_: Any) -> dict[str, Any]:
+            return {}
+
+        def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+            return distribution.choices[0]
+
+    space = {"methods": ["cst"], "cst": {"reduction": {"choice": [2, 4, 8]}, "mtc_stages": {"choice": [[5], [4]]}}}
+    study = in_memory(space=space, budget=Budget())
+    study.begin_launch()
+    study._study.sampler = Stubborn()
+    handed_out = [json.dumps(ask(study, max_rejects=400).config, sort_keys=True) for _ in range(6)]
+    assert len(set(handed_out)) == 6
+    assert isinstance(study._study.sampler, Stubborn)
+
+
+def test_all_that_lost_their_workers_at_once_come_again(tmp_path: Path) -> None:
+    """A node that goes takes several with it; another launch's that died is there too."""
+    dead, study = make_study(tmp_path), make_study(tmp_path)
+    dead.begin_launch()
+    left = ask(dead)
+    dead.end_launch()
+    study.begin_launch()
+    taken = ask(study)
+    assert taken.trial == left.trial
+    lost = [taken, ask(study), ask(study)]
+    assert [study.give_back(suggestion.trial) for suggestion in lost] == [True] * 3
+    again = [ask(study, n_trials=3) for _ in lost]
+    assert [(s.trial, s.config, s.again) for s in again] == [(s.trial, s.config, True) for s in lost]
+    assert not study.has_returned() and ask(study, n_trials=3) is None
+    assert not study.give_back(again[0].trial)
+
+
+def test_what_a_dead_launch_had_stopped_is_adopted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with shorter_rungs():
+        dead = make_study(tmp_path, eta=2)
+        dead.begin_launch()
+        suggestions = [ask(dead) for _ in range(2)]
+        goes_on = [dead.progress(s.trial, {"epoch": 1, "map": m}) for s, m in zip(suggestions, (0.5, 0.1), strict=True)]
+        stopped = [s for s, on in zip(suggestions, goes_on, strict=True) if not on]
+        assert stopped
+        for suggestion in stopped:
+            dead.tell(suggestion.trial, {"outcome": "stopped"})
+        dead.end_launch()
+        study = Study.open(dead.url, dead.name)
+        study.begin_launch()
+        mine = dict(study._stopped)
+        assert set(mine) == {s.trial for s in stopped}
+        ask(study), ask(study)
+        assert study._stopped == mine  # the very objects
+
+
+def test_rungs_compare_the_trials_of_all_launches(tmp_path: Path) -> None:
+    """The second launch's trial is worse than the first's, which it never saw run."""
+    with shorter_rungs():
+        first = make_study(tmp_path, eta=2)
+        first.begin_launch(shares_machine=True)
+        second = Study.open(first.url, first.name)
+        second.begin_launch(shares_machine=True)
+        at = first.rungs[0]
+        better = [ask(first) for _ in range(2)]
+        for suggestion in better:
+            assert first.progress(suggestion.trial, {"epoch": at, "map": 0.5}) in (True, False)
+        worse = ask(second)
+        assert second.progress(worse.trial, {"epoch": at, "map": 0.01, "device_bytes": 999}) is False
+
+
+def test_a_confirmation_works_alone(tmp_path: Path) -> None:
+    first, second = make_study(tmp_path), make_study(tmp_path)
+    for kinds in (("launch", "confirm"), ("confirm", "launch"), ("confirm", "confirm")):
+        first.begin_launch(kind=kinds[0])
+        move(first)
+        with pytest.raises(StudyError, match="on elsewhere, and a confirmation works alone; wait"):
+            second.begin_launch(kind=kinds[1], shares_machine=True)
+        first.end_launch()
+
+
+DIES = """
+    import os, sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[1])
+    from studies import fake_estimate, make_study, run_one, scored
+    study = make_study(Path(sys.argv[2]))
+    study.begin_launch()
+    run_one(study, scored(0.4))
+    study.ask(fake_estimate)
+    study.ask(fake_estimate)
+    study._study.ask()  # suggested, and killed before the configuration was known
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_launch_had_at_work_is_handed_out_again(tmp_path: Path) -> None:
+    script = textwrap.dedent(DIES)
+    ended = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parents[1]), str(tmp_path)], timeout=120)
+    assert ended.returncode == -9
+    study = make_study(tmp_path)
+    before = study.info()
+    open_before = [record for record in before.trials if record.state == "interrupted"]
+    assert before.counts()["complete"] == 1 and len(open_before) == 2 and before.n_ran() == 1
+    study.begin_launch()
+    again = [ask(study) for _ in range(3)]
+    assert [(s.trial, s.config, s.again) for s in again[:2]] == [(r.trial, r.config, True) for r in open_before]
+    assert not again[2].again
+    # while they run again they run, and a third launch would not take them
+    assert [study.info().by_number(record.trial).state for record in open_before] == ["running"] * 2  # type: ignore[union-attr]
+    for suggestion in again:
+        study.tell(suggestion.trial, scored(0.5))
+    after = study.info()
+    assert after.counts() | {"infeasible": 0, "total": 0} == before.counts() | {
+        "complete": 4, "interrupted": 0, "infeasible": 0, "total": 0,
+    }  # fmt: skip
+    assert after.n_ran() == 4
+    assert TrialState.RUNNING not in {trial.state for trial in as_optuna_has_it(study)}
+
+
+# --- early stopping -------------------------------------------------------------------------------------------------
+
+STOPS = Recipe(detector="fcos", backbone="resnet18", weights="none", search_epochs=4).to_dict()
+
+
+@pytest.fixture(autouse=True)
+def two_rungs_in_four_epochs() -> Iterator[None]:
+    with shorter_rungs():
+        yield
+
+
+def with_rungs(make: Callable[..., Study] = in_memory, *arguments: Any, **changes: Any) -> Study:
+    """A study whose trials of 4 epochs are compared after epochs 1 and 2, where one in two goes on."""
+    values = {"eta": 2, "recipe": STOPS, "objectives": objectives("map"), "budget": Budget(10_000, None)} | changes
+    with shorter_rungs():  # for who has no fixture
+        study = make(*arguments, **values)
+    study.begin_launch()
+    assert study.rungs == (1, 2)
+    return study
+
+
+def reaches(study: Study, number: int, epoch: int, quality: float, **more: Any) -> bool:
+    """Report an epoch; when the study stops the trial there, tell that it ended."""
+    entry = {"epoch": epoch, "loss": 1 / epoch, "images_per_second": 9.0, "map": quality, "map50": quality, **more}
+    goes_on = study.progress(number, entry)
+    if not goes_on:
+        study.tell(number, {"outcome": "stopped"})
+    return goes_on
+
+
+def begin(study: Study, quality: float, **more: Any) -> tuple[int, bool]:
+    """The number of a new trial that has reached epoch 1, and whether it goes on."""
+    number = ask(study).trial
+    return number, reaches(study, number, 1, quality, **more)
+
+
+def complete(study: Study, number: int, *quality: float) -> Any:
+    """Report the rest of the epochs and the end."""
+    for epoch, value in enumerate(quality, 5 - len(quality)):
+        assert reaches(study, number, epoch, value)
+    return study.tell(number, scored(quality[-1], history=list(study.record(number).history)))
+
+
+def test_the_worse_ones_stop_and_are_promoted_when_they_are_among_the_best() -> None:
+    study = with_rungs()
+    first, goes_on = begin(study, 0.5)
+    assert goes_on  # there is no other yet
+    second, goes_on = begin(study, 0.3)
+    assert not goes_on
+    record = study.record(second)
+    assert (record.state, record.waits, record.feasible, record.ran) == ("pruned", True, False, True)
+    assert (record.map, record.loss, len(record.history)) == (0.3, 1.0, 1)
+    assert record.reason == "stopped after epoch 1 of 4"
+    assert study.record(first).state == "running" and study.record(first).map == 0.5
+    assert study.info().n_ran() == 1 and study.promote() is None
+
+    third, _ = begin(study, 0.1)
+    fourth, goes_on = begin(study, 0.2)
+    assert not goes_on and study.n_stopped() == 3  # two of four go on: the first, and now the second
+    promoted = study.promote()
+    assert promoted is not None
+    assert (promoted.trial, promoted.promoted_from, promoted.again) == (second, 1, False)
+    assert promoted.config == record.config
+    assert study.promote() is None
+    record = study.record(second)
+    assert (record.state, record.waits, record.reason, record.map) == ("running", False, None, 0.3)
+    # it goes on, whether it comes from its checkpoint or from its beginning
+    assert reaches(study, second, 1, 0.3) and reaches(study, second, 2, 0.9) and reaches(study, second, 3, 0.9)
+    assert [entry["epoch"] for entry in study.record(second).history] == [1, 2, 3]
+    assert {r.trial: r.state for r in study.info().trials} == {
+        first: "running", second: "running", third: "pruned", fourth: "pruned",
+    }  # fmt: skip
+
+
+def test_what_is_stopped_for_good_is_told_with_its_constraints_and_never_on_the_front(tmp_path: Path) -> None:
+    study = with_rungs(make_study, tmp_path)
+    better_later, _ = begin(study, 0.3)
+    stopped, goes_on = begin(study, 0.2, device_bytes=10_500, reserved_bytes=9_000, seconds=7.5)
+    assert not goes_on
+    assert study.close_stopped() == []  # one is still at work
+    complete(study, better_later, 0.3, 0.1, 0.1)
+    assert study.n_stopped() == 1 and study.close_stopped() == [stopped]
+    assert study.n_stopped() == 0 and study.close_stopped() == []
+
+    info = study.info()
+    record = info.by_number(stopped)
+    assert record is not None and record == Study.open(study.url, study.name).info().by_number(stopped)
+    assert (record.state, record.waits, record.feasible, record.map, record.seconds) == (
+        "pruned", False, False, 0.2, 7.5,
+    )  # fmt: skip
+    assert (record.device_bytes, record.memory_source) == (10_500, "measured")
+    assert record.reason == "stopped after epoch 1 of 4" and len(record.history) == 1
+    assert [r.trial for r in info.front()] == [better_later]  # though 0.1 < 0.2
+    assert info.hypervolume() == pytest.approx(0.1)
+    assert info.n_ran() == 2 and info.counts()["pruned"] == 1
+
+    theirs = as_optuna_has_it(study)[stopped]
+    assert (theirs.state, theirs.values, theirs.intermediate_values) == (TrialState.PRUNED, None, {})
+    assert {name: theirs.constraints[name] for name in CONSTRAINTS} == {
+        "memory": pytest.approx(0.05), "params": 0.0, "finite": 0.0,
+    }  # fmt: skip
+    assert theirs.system_attrs["constraints"] == [pytest.approx(0.05)]
+    assert [trial.number for trial in optuna.load_study(study_name="made", storage=study.url).best_trials] == [
+        better_later
+    ]
+
+
+def test_one_that_is_due_is_not_closed() -> None:
+    study = with_rungs()
+    first, _ = begin(study, 0.5)
+    second, _ = begin(study, 0.3)
+    for quality in (0.2, 0.1):
+        begin(study, quality)
+    complete(study, first, 0.5, 0.5, 0.5)
+    assert study.due() == second and study.close_stopped() == []
+    promoted = study.promote()
+    assert promoted is not None and not reaches(study, second, 2, 0.4)  # again, at the next rung
+    assert study.record(second).reason == "stopped after epoch 2 of 4"
+    assert len(study.close_stopped()) == 3
+
+
+def test_a_confirmation_promotes_nobody_and_is_no_measure_at_a_rung(tmp_path: Path) -> None:
+    study = with_rungs(make_study, tmp_path)
+    first, _ = begin(study, 0.5)
+    second, _ = begin(study, 0.3)
+    begin(study, 0.1), begin(study, 0.2)
+    complete(study, first, 0.5, 0.5, 0.5)
+    study.end_launch()
+
+    study = Study.open(study.url, study.name)
+    study.begin_launch()
+    assert (study.due(), study.n_stopped()) == (second, 3)
+    study.plan([Repeat(first, 1, 4)])
+    assert study.promote() is None and study.due() is None
+    again = ask(study, None).trial
+    for epoch in (1, 2, 3, 4):
+        assert reaches(study, again, epoch, 0.0)  # far below all others, and it goes on
+    study.tell(again, scored(0.0))
+    assert study.close_stopped() == []
+    study.end_launch()
+
+    study = Study.open(study.url, study.name)
+    study.begin_launch()
+    assert (study.due(), study.n_stopped()) == (second, 3)
+    assert set(study._rungs._reached[1]) == {r.trial for r in study.info().trials}  # the repeat is not among them
+
+
+def test_over_the_budget_comes_last_at_a_rung() -> None:
+    study = with_rungs(objectives=objectives("map", "device_bytes"))
+    _, goes_on = begin(study, 0.9, device_bytes=10_100)
+    assert goes_on
+    _, goes_on = begin(study, 0.1, device_bytes=10_050)  # less over it
+    assert goes_on
+    _, goes_on = begin(study, 0.05, device_bytes=9_000)
+    assert goes_on
+    _, goes_on = begin(study, 0.95, device_bytes=11_000)
+    assert not goes_on
+
+
+def test_measured_memory_of_a_stopped_trial_counts_once() -> None:
+    study = with_rungs()
+    first, _ = begin(study, 0.5)
+    second, _ = begin(study, 0.3, device_bytes=700, reserved_bytes=660)  # predicted: 600
+    begin(study, 0.1), begin(study, 0.1)
+    complete(study, first, 0.5, 0.5, 0.5)
+    assert study._ratios == [pytest.approx(1.1)]
+    assert study.promote() is not None
+    study.tell(second, scored(0.4, device_bytes=700, reserved_bytes=660))
+    assert study._ratios == [pytest.approx(1.1)]
+
+
+STOPPED_AND_KILLED = """
+    import os, sys
+    from pathlib import Path
+    sys.path[:0] = [sys.argv[1], sys.argv[1] + "/search"]
+    from studies import make_study
+    from test_session import begin, complete, reaches, with_rungs
+    study = with_rungs(make_study, Path(sys.argv[2]))
+    complete(study, begin(study, 0.5)[0], 0.5, 0.5, 0.5)
+    begin(study, 0.3)
+    begin(study, 0.1)
+    reaches(study, begin(study, 0.6)[0], 2, 0.7)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_rungs_are_rebuilt_after_a_kill(tmp_path: Path) -> None:
+    """Who had stopped may still be promoted, and who ran goes on with what it had."""
+    script = textwrap.dedent(STOPPED_AND_KILLED)
+    ended = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parents[1]), str(tmp_path)], timeout=300)
+    assert ended.returncode == -9
+    study = Study.open(f"sqlite:///{tmp_path / 'studies.db'}", "made")
+    assert [(r.state, r.waits) for r in study.info().trials] == [
+        ("complete", False), ("pruned", True), ("pruned", True), ("interrupted", False),
+    ]  # fmt: skip
+    assert study.info().n_ran() == 3
+    study.begin_launch()
+    assert {at: {t: values for t, (values, _) in seen.items()} for at, seen in study._rungs._reached.items()} == {
+        1: {0: [0.5], 1: [0.3], 2: [0.1], 3: [0.6]}, 2: {0: [0.5], 3: [0.7]},
+    }  # fmt: skip
+    again = ask(study)
+    assert (again.trial, again.again) == (3, True)
+    # of its checkpoint the last epoch is reported again; what it had is not lost
+    assert reaches(study, 3, 2, 0.7) and reaches(study, 3, 3, 0.8)
+    assert [entry["epoch"] for entry in study.record(3).history] == [1, 2, 3]
+    study.tell(3, scored(0.8))
+    assert study.promote() is None
+    begin(study, 0.05), begin(study, 0.05)
+    promoted = study.promote()
+    assert promoted is not None and (promoted.trial, promoted.promoted_from) == (1, 1)
+    assert study.record(1).state == "running"  # of this launch now
+
+
+@pytest.mark.parametrize("names", [("map", "device_bytes", "trainable_params"), ("map",)], ids=["three", "one"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_copes_with_stopped_trials(sampler: str, names: tuple[str, ...]) -> None:
+    study = with_rungs(sampler=sampler, objectives=objectives(*names), budget=Budget(BUDGET, None))
+    for again in (0, 1):  # stopped ones run in optuna's eyes at first, then they are pruned
+        for i in range(12):
+            number, goes_on = begin(study, 0.1 + 0.07 * (i * 7 % 12) + 0.01 * again)
+            if goes_on and reaches(study, number, 2, 0.4 + 0.01 * i):
+                study.tell(number, scored(0.5 + 0.01 * i))
+        while (promoted := study.promote()) is not None:
+            study.tell(promoted.trial, scored(0.5))
+        assert study.n_stopped() > 2
+        study.close_stopped()
+        states = {trial.state for trial in study._study.get_trials(deepcopy=False)}
+        assert {TrialState.COMPLETE, TrialState.PRUNED} <= states and TrialState.RUNNING not in states
+    assert study.info().n_ran() == 24
+
+
+def test_a_study_made_before_there_was_early_stopping(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    raw = optuna.load_study(study_name="made", storage=study.url)
+    stamp = raw.user_attrs["cst_study"]
+    del stamp["spec"]["eta"]
+    raw.set_user_attr("cst_study", stamp | {"format": 2})
+    old = Study.open(study.url, "made")
+    assert old.spec.eta == 0 and old.rungs == ()
+    assert make_study(tmp_path, eta=0).spec == old.spec  # --no-stop-early is what it was made with
+    with pytest.raises(StudyError, match="made with another --stop-early/--eta"):
+        make_study(tmp_path, eta=3)
+
+
+def test_progress_is_kept_without_early_stopping(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    study.begin_launch()
+    number = ask(study).trial
+    assert study.rungs == () and all(reaches(study, number, epoch, 0.1 * epoch) for epoch in (1, 2, 3))
+    record = Study.open(study.url, study.name).info().trials[number]
+    assert (record.state, record.map, len(record.history), record.feasible) == (
+        "running", pytest.approx(0.3), 3, False,
+    )  # fmt: skip
+    assert study.info().front() == []
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    raw = optuna.load_study(study_name="made", storage=study.url)
+    stamp = raw.user_attrs["cst_study"]
+    raw.set_user_attr("cst_study", stamp | {"format": stamp["format"] + 1, "version": "99.0"})
+    with pytest.raises(StudyError, match=r"'made' was written by cst-search 99.0, which is newer; update"):
+        Study.open(study.url, "made")
+
+
+def test_a_study_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    optuna.create_study(study_name="theirs", storage=study.url)
+    with pytest.raises(StudyError, match=r"'theirs' .* is not one of cst-search"):
+        Study.open(study.url, "theirs")
+    with pytest.raises(StudyError, match=r"'theirs' .* is not one of cst-search"):
+        make_study(tmp_path, "theirs")
+    assert list_studies(study.url) == ["made"]
+
+
+def test_an_unknown_study_names_those_that_exist(tmp_path: Path) -> None:
+    make_study(tmp_path, "one"), make_study(tmp_path, "two")
+    with pytest.raises(StudyError, match=r"there is no study 'three' in .*; it has 'one', 'two'"):
+        Study.open(f"sqlite:///{tmp_path / 'studies.db'}", "three")
+
+
+@pytest.mark.parametrize("read", [lambda url: Study.open(url, "made"), list_studies], ids=["open", "list"])
+def test_reading_a_storage_that_is_not_there_does_not_make_it(tmp_path: Path, read: Callable[[str], Any]) -> None:
+    with pytest.raises(StudyError, match="does not exist"):
+        read(f"sqlite:///{tmp_path}/new/studies.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "studies.db"
+    path.write_text("not a database, but long enough to be read as the head of one " * 20)
+    with pytest.raises(StudyError, match=r"the storage sqlite.* cannot be used: .*file is not a database"):
+        list_studies(f"sqlite:///{path}")
+
+
+# --- passwords ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://me:hunter2@db.example:5432/studies",  # the driver is not installed
+        "postgresql://me:hunter2@db.example/studies",
+        "postgresql://me:hunter2@db.example:port/studies",  # a port that is no number
+        "postgresql+nosuch://me:hunter2@db.example/studies",
+        "nosuch://me:hunter2@db.example/studies",
+        "sqlite://me:hunter2@/studies.db",
+        "postgresql+psycopg://db.example/studies?user=me&password=hunter2",
+        "postgresql://me:hun%2Fter2hunter2@db.example/studies",
+        "me:hunter2@db.example",
+    ],
+)
+def test_no_fault_of_a_storage_shows_its_password(url: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        list_studies(url)
+    shown, cause = str(caught.value), caught.value.__cause__
+    assert "hunter2" not in shown
+    assert cause is None
+    assert "--storage" in shown or "storage" in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:pw@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+        ("postgresql://host/db?password=pw&x=1", "postgresql://host/db?password=***&x=1"),
+        ("postgresql://host/db?sslmode=require&sslpassword=pw", "postgresql://host/db?sslmode=require&sslpassword=***"),
+        ("http://me:p@ss/w@host:5000", "http://me:***@host:5000"),  # not percent-encoded
+        ("https://:token@host/path", "https://:***@host/path"),
+        ("https://host/path?access_token=abc#x", "https://host/path?access_token=***"),
+        ("sqlite:////home/me/a:b.db", "sqlite:////home/me/a:b.db"),
+        ("./mlruns", "./mlruns"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert shown_address(url) == shown
+    if url.startswith("sqlite"):  # else its driver must be there
+        assert check_storage(url) == shown
+
+
+def test_the_estimate_of_a_trial_is_kept(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    ask(study, lambda config: FakeEstimate(700, 70, 600, 500, 7))
+    record = study.info().trials[0]
+    assert (record.device_bytes, record.reserved_bytes, record.active_bytes) == (700, 600, 500)
+    assert (record.trainable_params, record.petl_params, record.memory_source) == (70, 7, "predicted")

@@ -1,0 +1,303 @@
+"""The record of a study as plain values: front, counts, knee, and the shapes that other programs rely on."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cst_search.errors import ConfigError
+from cst_search.study import pareto
+from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.records import (
+    STATES,
+    Budget,
+    StudyInfo,
+    Tally,
+    TrialRecord,
+    choose_objectives,
+    describe,
+    front_report,
+    page_report,
+)
+
+# map over memory, drawn by hand; the budget is 600:
+#
+#   map
+#   .7 |                              . G: infeasible (650 measured)
+#   .6 |                        A
+#   .5 |            B = C       . D: as A in memory, worse in map
+#   .4 |            .     E: dominated by B
+#   .3 |      F
+#   .2 |            H: dominated by B
+#      +------+-----+-----+-----+----- memory
+#            100   200   300   400
+ROWS: list[tuple[str, float | None, int, str]] = [
+    ("A", 0.6, 400, "complete"),
+    ("B", 0.5, 200, "complete"),
+    ("C", 0.5, 200, "complete"),
+    ("D", 0.5, 400, "complete"),
+    ("E", 0.4, 300, "complete"),
+    ("F", 0.3, 100, "complete"),
+    ("G", 0.7, 650, "infeasible"),
+    ("H", 0.2, 200, "complete"),
+    ("failed", None, 50, "failed"),
+    ("rejected", None, 900, "infeasible"),
+    ("runs now", None, 50, "running"),
+    ("was running", None, 50, "interrupted"),
+    ("pruned early", 0.65, 50, "pruned"),
+]
+NAMES = [row[0] for row in ROWS]
+
+
+def make_info(**changes: Any) -> StudyInfo:
+    trials = tuple(
+        TrialRecord(
+            trial=number + 10,  # numbers are not places
+            state=state,
+            config={"method": "cst", "cst.reduction": 8, "cst.mtc_stages": (4, 5), "lr": 0.0123456},
+            map=quality,
+            map50=None if quality is None else quality + 0.1,
+            device_bytes=memory,
+            trainable_params=7000,
+            petl_params=70,
+            feasible=state == "complete",
+            ran=name != "rejected",
+            seconds=2.0,
+            reason="loss is not finite" if state == "failed" else None,
+        )
+        for number, (name, quality, memory, state) in enumerate(ROWS)
+    )
+    values: dict[str, Any] = {
+        "name": "drawn",
+        "objectives": (OBJECTIVES["map"], OBJECTIVES["device_bytes"]),
+        "budget": Budget(600, None),
+        "reference_point": {"map": 0.0, "device_bytes": 600.0},
+        "recipe": {"detector": "fcos"},
+        "space": {},
+        "data": "demo",
+        "seed": 0,
+        "sampler": "tpe",
+        "target_device": "CUDA GPU (generic)",
+        "started": "2026-01-01T00:00:00+00:00",
+        "trials": trials,
+    } | changes
+    return StudyInfo(**values)
+
+
+def on_front(info: StudyInfo) -> list[str]:
+    return [NAMES[record.trial - 10] for record in info.front()]
+
+
+def test_the_front_of_the_drawing() -> None:
+    assert on_front(make_info()) == ["A", "B", "C", "F"]  # best map first; equals are both on it
+
+
+def test_with_memory_alone_the_smallest_feasible_one_is_the_front() -> None:
+    info = make_info(objectives=(OBJECTIVES["device_bytes"],), reference_point={"device_bytes": 600.0})
+    assert on_front(info) == ["F"]  # what failed, was pruned or runs is smaller still
+
+
+def test_a_complete_trial_that_is_not_feasible_is_not_on_the_front() -> None:
+    info = make_info()
+    trials = tuple(replace(r, feasible=r.feasible and r.trial != 10) for r in info.trials)
+    assert on_front(replace(info, trials=trials)) == ["B", "C", "F"]
+
+
+def test_knee_and_hypervolume_of_the_drawing() -> None:
+    info = make_info()
+    # scaled to the front, (map, memory) from the ideal: A (0, 1), B (1/3, 1/3), F (1, 0)
+    assert NAMES[info.knee() - 10] == "B"  # type: ignore[operator]
+    # the dominated part of the box from (map 1, 0 bytes) to (0, 600): 0.3 up to 200, 0.5 up to 400, 0.6 up to 600
+    assert info.hypervolume() == pytest.approx((0.3 * 100 + 0.5 * 200 + 0.6 * 200) / 600)
+
+
+def test_counts() -> None:
+    assert make_info().counts() == {
+        "total": 13, "complete": 7, "infeasible": 2, "failed": 1, "pruned": 1, "running": 1, "interrupted": 1,
+        "repeats": 0,
+    }  # fmt: skip
+    # towards --trials counts what ended and had a worker: neither the rejected one nor those still open
+    assert make_info().n_ran() == 10
+
+
+def test_a_tally_is_the_study_in_whatever_order_its_trials_end() -> None:
+    """Against the whole study, each time anew. Trials end in random order, some at a time, some never."""
+    rng = random.Random(0)
+    for _ in range(40):
+        n = rng.randint(1, 30)
+        trials = tuple(
+            replace(
+                make_info().trials[0],
+                trial=i,
+                state=(state := rng.choice(["complete", "complete", "infeasible", "failed", "pruned"])),
+                map=rng.randint(1, 9) / 10,
+                device_bytes=rng.randint(1, 8) * 100,
+                feasible=state == "complete",
+                ran=rng.random() < 0.8,
+            )
+            for i in range(n)
+        )
+        order = rng.sample(range(n), rng.randint(0, n))
+        tally, done = Tally(make_info()), []
+        while order:
+            new = [order.pop() for _ in range(min(len(order), rng.randint(1, 3)))]
+            done += new
+            first_unfinished = next(i for i in range(n + 1) if i not in done)
+            tally.add([trials[i] for i in new], first_unfinished)
+            info = make_info(trials=tuple(trials[i] for i in sorted(done)))
+            assert sorted(tally.front.members) == sorted(record.trial for record in info.front())
+            assert tally.front.volume == pytest.approx(info.hypervolume())
+            assert tally.n_rejected == sum(not record.ran for record in info.trials)
+            growth = make_info(trials=trials[:first_unfinished])
+            expected = pareto.hypervolume_by_trial(growth.values(), growth.objectives, growth.reference)
+            assert [number for number, _ in tally.volumes] == list(range(first_unfinished))
+            assert [volume for _, volume in tally.volumes] == pytest.approx(expected)
+
+
+def test_one_that_was_stopped_and_went_on_comes_late() -> None:
+    made = make_info().trials[0]
+    first, second, third = (replace(made, trial=i, map=q, device_bytes=400) for i, q in enumerate((0.5, 0.3, 0.6)))
+    tally = Tally(make_info())
+    tally.add([second, third], first_running=3)  # the first waits
+    tally.add([first], first_running=3)
+    assert [number for number, _ in tally.volumes] == [1, 2, 2] and tally.volumes[1] == tally.volumes[2]
+    tally.add([replace(first, trial=3, map=0.7)], first_running=3)  # the fourth may not be given yet
+    assert len(tally.volumes) == 3 and tally.front.volume > tally.volumes[-1][1]
+
+
+def test_a_tally_counts_the_mean_over_seeds() -> None:
+    made = make_info().trials[0]
+    lucky, steady = (replace(made, trial=i, map=q, device_bytes=400) for i, q in enumerate((0.5, 0.4)))
+    again = replace(lucky, trial=2, map=0.1, repeat_of=0, seed=1, epochs=3)
+    info = make_info(trials=(lucky, steady), repeats=(again,), recipe={"search_epochs": 3})
+    tally = Tally(info)
+    tally.add([lucky, again, steady], first_running=3)
+    assert tally.front.members == [record.trial for record in info.front()] == [1]
+    assert tally.front.volume == info.hypervolume() and [number for number, _ in tally.volumes] == [0, 1]
+
+
+def test_an_empty_study() -> None:
+    info = make_info(trials=())
+    report = front_report(info)
+    assert (report["front"], report["knee"], report["hypervolume"]) == ([], None, 0.0)
+    counts = ("total", "complete", "infeasible", "failed", "pruned", "running", "repeats")
+    assert report["trials"] == dict.fromkeys(counts, 0)
+    assert page_report(info)["all"] == []
+
+
+def test_by_number() -> None:
+    assert make_info().by_number(13).map == 0.5  # type: ignore[union-attr]
+    assert make_info().by_number(0) is None
+
+
+# --- shapes ---------------------------------------------------------------------------------------------------------
+
+
+def shape(value: Any) -> Any:
+    """Keys down to the leaves; of a list, the keys of its entries."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shape(value[0])] if value else []
+    return type(value).__name__
+
+
+def test_the_shape_of_front_json_is_that_of_the_design() -> None:
+    report = json.loads(json.dumps(front_report(make_info())))
+    for entry in report["front"]:
+        assert isinstance(entry.pop("config"), dict)
+    assert shape(report) == {
+        "study": "str",
+        "objectives": [{"name": "str", "goal": "str"}],
+        "budget": {"memory_bytes": "int", "params": "NoneType"},
+        "trials": dict.fromkeys(("total", "complete", "pruned", "infeasible", "failed", "running", "repeats"), "int"),
+        "reference_point": {"map": "float", "device_bytes": "float"},
+        "hypervolume": "float",
+        "knee": "int",
+        "front": [
+            {
+                "trial": "int",
+                "map": "float",
+                "map50": "float",
+                "device_bytes": "int",
+                "memory_source": "str",
+                "trainable_params": "int",
+                "petl_params": "int",
+                "n_seeds": "int",
+                "map_mean": "float",
+                "map_std": "NoneType",
+                "map50_mean": "float",
+                "map50_std": "NoneType",
+            }
+        ],
+    }
+    assert report["trials"]["running"] == 2  # the interrupted one runs again
+    states = {state: n for state, n in report["trials"].items() if state not in ("total", "repeats")}
+    assert sum(states.values()) == report["trials"]["total"]
+
+
+def test_the_page_gets_every_trial() -> None:
+    report = page_report(make_info())
+    assert {entry["trial"] for entry in report["all"] if entry["on_front"]} == {10, 11, 12, 15}
+    assert {entry["state"] for entry in report["all"]} == set(STATES)
+    volumes = [value for _, value in report["hypervolume_by_trial"]]
+    assert volumes == sorted(volumes) and volumes[-1] == pytest.approx(report["hypervolume"])
+    assert [trial for trial, _ in report["hypervolume_by_trial"]] == list(range(10, 23))
+
+
+# --- small parts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "memory", "params", "expected"),
+    [
+        (Budget(600, 100), 600, 100, (0.0, 0.0)),  # exactly on the budget is within it
+        (Budget(600, 100), 660, 50, (0.1, -0.5)),
+        (Budget(None, 100), 10**12, 150, (0.0, 0.5)),  # unbounded
+        (Budget(600, None), None, 10**12, (0.0, 0.0)),  # unknown
+    ],
+)
+def test_violations_are_relative_and_always_all_there(
+    budget: Budget, memory: int | None, params: int, expected: tuple[float, float]
+) -> None:
+    found = budget.violations(memory, params)
+    assert list(found) == ["memory", "params"]
+    assert tuple(found.values()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("state", "feasible", "quality", "is_known"),
+    [
+        ("complete", True, 0.5, True),
+        ("complete", False, 0.5, False),
+        ("infeasible", False, 0.5, False),
+        ("pruned", True, 0.5, False),
+        ("failed", False, None, False),
+    ],
+)
+def test_only_a_complete_feasible_trial_has_values(
+    state: str, feasible: bool, quality: float | None, is_known: bool
+) -> None:
+    record = TrialRecord(0, state, {}, map=quality, device_bytes=1, feasible=feasible)
+    values = record.values((OBJECTIVES["map"], OBJECTIVES["device_bytes"]))
+    assert values == [0.5, 1.0] if is_known else all(math.isnan(value) for value in values)
+
+
+@pytest.mark.parametrize("text", ["", ",", "map,map", "mAP", "map;device_bytes", "map,loss"])
+def test_wrong_objectives_are_refused_with_the_known_ones(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--objectives takes different names from map, device_bytes"):
+        choose_objectives(text)
+
+
+def test_objectives_keep_their_order() -> None:
+    assert [o.name for o in choose_objectives(" petl_params , map")] == ["petl_params", "map"]
+
+
+def test_a_configuration_in_words() -> None:
+    assert describe(make_info().trials[0].config) == "cst reduction 8, mtc_stages [4,5], lr 0.012"
+    assert describe({}) == "?"

@@ -1,0 +1,308 @@
+"""The storage: in SQLite and in PostgreSQL, when the server is away, and when others use it too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy
+from postgres import PASSWORD, Server, find_binaries, server
+from studies import fake_estimate, make_spec, run_one, scored
+
+from cst_search.errors import RunError, StudyError
+from cst_search.search.session import Study, list_studies
+from cst_search.study import storage
+from cst_search.study.storage import Storage, open_storage, try_storage
+
+NEEDS_POSTGRES = pytest.mark.skipif(find_binaries() is None, reason="PostgreSQL is not installed")
+
+
+@pytest.fixture(scope="module")
+def restarting() -> Iterator[Server]:
+    """A server of this file's own, as it is stopped again and again."""
+    if find_binaries() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with server() as made:
+        yield made
+
+
+def make(url: str, **changes: Any) -> Study:
+    return Study.create(url, "made", make_spec(**changes))
+
+
+def test_a_study_lives_in_every_kind_of_database(storage_url: str) -> None:
+    """From its making to its end and on: suggestions, progress, every outcome, another launch, another reader."""
+    assert try_storage(storage_url) == (None if storage_url.startswith("sqlite") else 0)
+    study = make(storage_url, sampler="pareto")
+    study.begin_launch()
+    faults = [{"outcome": outcome, "reason": "x"} for outcome in ("oom", "nonfinite", "failed")]
+    results = [scored(0.3), scored(0.5, device_bytes=1500), *faults, scored(0.4)]
+    for result in results:
+        run_one(study, result)
+    cut = study.ask(fake_estimate)  # type: ignore[arg-type]
+    assert cut is not None
+    study.progress(cut.trial, {"epoch": 1, "map": 0.1})
+    study.describe_launch({"trials": 9})
+    study.end_launch()
+    reader = Study.open(storage_url, "made")
+    assert reader.info() == study.info() and list_studies(storage_url) == ["made"]
+    assert [r.state for r in reader.info().trials if r.ran] == [
+        "complete", "infeasible", "infeasible", "failed", "failed", "complete", "interrupted",
+    ]  # fmt: skip
+    reader.begin_launch()
+    again = reader.ask(fake_estimate)  # type: ignore[arg-type]
+    assert again is not None and (again.trial, again.again) == (cut.trial, True)
+    reader.tell(again.trial, scored(0.45))
+    reader.end_launch()
+    assert [launch.state for launch in reader.launches()] == ["ended"]
+    assert try_storage(storage_url) == 1
+
+
+def test_the_clock_is_the_databases(storage_url: str) -> None:
+    made = open_storage(storage_url, make=True)
+    assert abs(made.now() - time.time()) < 30
+
+
+def test_one_at_a_time_is_within(storage_url: str) -> None:
+    made = [open_storage(storage_url, make=True) for _ in range(3)]
+    inside, most, done = 0, 0, []
+
+    def work(own: Storage) -> None:
+        nonlocal inside, most
+        for _ in range(5):
+            with own.alone("one study"):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.01)
+                inside -= 1
+            time.sleep(0.06)  # longer than the others wait before they ask again
+        done.append(own)
+
+    threads = [threading.Thread(target=work, args=(own,)) for own in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert most == 1 and len(done) == 3
+
+
+HOLDS = """
+    import sys, time
+    from cst_search.study.storage import open_storage
+    with open_storage(sys.argv[1]).alone("one study"):
+        print("inside", flush=True)
+        time.sleep(600)
+"""
+
+
+def test_who_is_killed_within_leaves_it(storage_url: str) -> None:
+    made = open_storage(storage_url, make=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLDS), storage_url], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "inside\n"
+    entered = threading.Event()
+
+    def enter() -> None:
+        with made.alone("one study"):
+            entered.set()
+
+    thread = threading.Thread(target=enter, daemon=True)
+    thread.start()
+    assert not entered.wait(0.5)
+    process.kill()
+    process.wait()
+    assert entered.wait(30)
+    thread.join(30)
+
+
+# --- a server that goes away -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_a_restart_is_waited_for(restarting: Server, mode: str) -> None:
+    """A whole search goes on through it: nothing is lost, nothing is there twice. Of two who wait one says so."""
+    url = restarting.database(f"restart-{mode}")
+    study = make(url)
+    said: list[str] = []
+    assert study.storage is not None
+    study.storage.say = said.append
+    study.begin_launch()
+    is_down = threading.Event()
+
+    def restart() -> None:
+        restarting.stop(mode)
+        is_down.set()
+        beside = threading.Thread(target=study.storage.now)  # as a heartbeat
+        beside.start()
+        time.sleep(2.5)
+        restarting.start()
+        beside.join()
+
+    restarter = threading.Thread(target=restart)
+    told: list[int] = []
+    for i in range(8):
+        if i == 3:
+            restarter.start()
+            assert is_down.wait(60)
+        suggestion = study.ask(fake_estimate)  # type: ignore[arg-type]
+        assert suggestion is not None
+        study.progress(suggestion.trial, {"epoch": 1, "map": 0.1})
+        study.tell(suggestion.trial, scored(0.01 * i))
+        told.append(suggestion.trial)
+    restarter.join()
+    study.end_launch()
+    info = Study.open(url, "made").info()
+    assert [r.trial for r in info.trials if r.ran] == told and {r.state for r in info.trials if r.ran} == {"complete"}
+    assert len(said) == 2 and "is away" in said[0] and "waiting for it" in said[0] and "is back after" in said[1]
+    assert PASSWORD not in str(said)
+
+
+@NEEDS_POSTGRES
+@pytest.mark.parametrize("when", ["before it has a trial", "with a trial half asked for", "that is taken for dead"])
+def test_who_loses_the_lock_while_choosing_chooses_again(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """As in a restart of the server: another launch of the same seed comes in between, and takes the same."""
+    url = postgres.database(f"lock-{len(when)}")
+    first, second = make(url, sampler="random"), make(url, sampler="random")
+    for study in (first, second):
+        study.begin_launch(shares_machine=True)
+    between: list[Any] = []
+
+    def lose() -> None:
+        if between:
+            return
+        engine = sqlalchemy.create_engine(postgres.url)
+        with engine.connect() as connection:
+            holders = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+            assert connection.exec_driver_sql(holders).all() == [(True,)]
+        engine.dispose()
+        between.append(second.ask(fake_estimate))  # type: ignore[arg-type]
+
+    def estimate(config: dict[str, Any]) -> Any:
+        if "half" in when:
+            lose()
+        return fake_estimate(config)
+
+    if "before" in when:
+        ask = first._study.ask
+        monkeypatch.setattr(first._study, "ask", lambda: (lose(), ask())[1])
+    if "dead" in when:  # by the other: without a configuration, and its launch does not hold the lock
+        sample = first._study.sampler.sample_independent
+
+        def sampled(study: Any, trial: Any, *arguments: Any) -> Any:
+            if not between:
+                lose()
+            return sample(study, trial, *arguments)
+
+        monkeypatch.setattr(first._study.sampler, "sample_independent", sampled)
+    chosen = first.ask(estimate)  # type: ignore[arg-type]
+    assert chosen is not None and between[0] is not None and chosen.config != between[0].config
+    for study, suggestion in ((first, chosen), (second, between[0])):
+        assert study.tell(suggestion.trial, scored(0.4)) is not None
+        study.end_launch()
+    info = Study.open(url, "made").info()
+    assert [r.state for r in info.trials] == ["complete"] * 2
+
+
+def test_a_server_that_stays_away_ends_it_with_a_word(restarting: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make(restarting.database("away"))
+    study.begin_launch()
+    monkeypatch.setattr(storage, "WAIT_SECONDS", 1.0)
+    restarting.stop()
+    try:
+        with pytest.raises(RunError, match=r"was away for .* what is finished is kept; go on with `cst-search resume`"):
+            study.ask(fake_estimate)  # type: ignore[arg-type]
+        monkeypatch.setattr(storage, "WAIT_SECONDS", 60.0)
+        begun = time.monotonic()
+        with pytest.raises(RunError):  # on the way out, say; it does not wait again
+            study.end_launch()
+        assert time.monotonic() - begun < 30
+    finally:
+        restarting.start()
+    monkeypatch.undo()
+    study.end_launch()
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_an_end_whose_answer_was_lost_is_one_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
+    """The server had done it when the connection broke: the second call finds the trial ended, as it was to be."""
+    study = make(f"sqlite:///{tmp_path / 'studies.db'}")
+    study.begin_launch()
+    suggestion = study.ask(fake_estimate)  # type: ignore[arg-type]
+    assert suggestion is not None
+    real, n_calls = optuna.storages.RDBStorage.set_trial_state_values, 0
+
+    def breaks(self: Any, *arguments: Any) -> bool:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 1:
+            if lost:
+                real(self, *arguments)
+            raise sqlalchemy.exc.OperationalError("", {}, Exception("server closed the connection unexpectedly"))
+        return real(self, *arguments)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "set_trial_state_values", breaks)
+    record = study.tell(suggestion.trial, scored(0.4))
+    assert record is not None and record.map == 0.4 and n_calls == 2
+    assert [r.state for r in study.info().trials] == ["complete"]
+
+
+def test_another_fault_is_not_waited_for(tmp_path: Path) -> None:
+    made = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", make=True)
+    begun = time.monotonic()
+    with pytest.raises(KeyError):
+        made.get_study_name_from_id(99)
+    with made.engine.connect() as connection:
+        connection.exec_driver_sql("DROP TABLE studies")
+        connection.commit()
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        made.get_study_name_from_id(99)
+    assert time.monotonic() - begun < 20
+
+
+# --- what cannot be used ----------------------------------------------------------------------------------------------
+
+
+def test_a_database_of_a_newer_optuna_is_refused(storage_url: str) -> None:
+    made = open_storage(storage_url, make=True)
+    with made.engine.connect() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
+        connection.commit()
+    made.engine.dispose()
+    with pytest.raises(StudyError, match=r"cannot be used: The runtime optuna version .* updating optuna"):
+        open_storage(storage_url)
+
+
+def test_a_study_of_a_newer_format_is_refused(storage_url: str) -> None:
+    study = make(storage_url)
+    stamp = study._study.user_attrs["cst_study"]
+    study._study.set_user_attr("cst_study", stamp | {"format": 99, "version": "9.9"})
+    with pytest.raises(StudyError, match=r"was written by cst-search 9\.9, which is newer; update cst-search"):
+        Study.open(storage_url, "made")
+
+
+@NEEDS_POSTGRES
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("s3cret", "wrong-s3cret"), "password authentication failed"),
+        (("/postgres", "/nobody"), 'database "nobody" does not exist'),
+        (("127.0.0.1:", "127.0.0.1:1"), "cannot be used: "),
+    ],
+)
+def test_why_a_server_cannot_be_used(postgres: Server, change: tuple[str, str], said: str) -> None:
+    head, _, tail = postgres.url.rpartition(change[0])
+    url = f"{head}{change[1]}{tail}"
+    with pytest.raises(StudyError) as caught:
+        open_storage(url)
+    assert said in str(caught.value) and "s3cret" not in str(caught.value) and "searcher:***@" in str(caught.value)

@@ -1,0 +1,285 @@
+"""A trial that stops at a rung and goes on: equal to one that never stopped, whatever became of its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_run import without_times
+
+from cst_search.config.recipe import Recipe
+from cst_search.data.coco import DetectionData
+from cst_search.trial import checkpoints
+from cst_search.trial import run as trial
+from cst_search.trial.checkpoints import Checkpoints
+from cst_search.trial.run import TrialResult, run_trial
+
+pytestmark = pytest.mark.usefixtures("few_boxes")
+
+Make = Callable[..., Recipe]
+EPOCHS, RUNGS = 3, (1, 2)
+
+
+class Run:
+    """``run(...)`` is `run_trial` for EPOCHS with RUNGS, which keeps what was reported and the trained tensors."""
+
+    def __init__(self, recipe: Recipe, data: DetectionData, path: Path) -> None:
+        self.recipe, self.data, self.path = recipe, data, path
+        self.weights: dict[str, torch.Tensor] = {}
+        self.epochs: list[int] = []
+
+    def __call__(self, stop_at: int | None = None, **options: Any) -> TrialResult:
+        torch.rand(3)  # what was drawn before must not matter
+        self.epochs = []
+
+        def report(entry: dict[str, Any]) -> bool:
+            self.epochs.append(entry["epoch"])
+            return entry["epoch"] != stop_at
+
+        values: dict[str, Any] = {"epochs": EPOCHS, "rungs": RUNGS, "checkpoint": self.path} | options
+        return run_trial(
+            self.recipe, self.data, report=report, keep=lambda model: self.weights.update(model.state_dict()), **values
+        )
+
+
+@pytest.fixture
+def make(tiny_recipe: Make, tiny_data: DetectionData, tmp_path: Path) -> Callable[..., Run]:
+    def start(name: str = "7", **changes: Any) -> Run:
+        return Run(tiny_recipe(**{"method": "head", "lr": 1e-2} | changes), tiny_data, tmp_path / "new" / f"{name}.pt")
+
+    return start
+
+
+def facts(result: TrialResult) -> dict[str, Any]:
+    """What must not depend on how often a trial stopped."""
+    return {name: value for name, value in without_times(result).items() if name not in ("resumed_epochs", "notes")}
+
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *[(f"cst with batch norm, {detector}", {"detector": detector, "method": "cst", "options": {"norm": "bn"},
+                                            "batch_size": 2, "accumulate": 3}) for detector in ("fasterrcnn", "fcos")],
+    ("batch norm of the body trains", {"method": "full", "accumulate": 2, "weights": "none"}),
+    ("blocks that start as those of the body", {"method": "lst", "options": {"init": "prune_l1"}}),
+    ("inside the backbone", {"method": "conv_lora"}),
+    ("without an evaluation of its own", {"eval_every": 99}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("why", "changes"), CASES, ids=[row[0] for row in CASES])
+def test_stopped_and_gone_on_is_as_never_stopped(make: Callable[..., Run], why: str, changes: dict[str, Any]) -> None:
+    straight, halting = make("straight", **changes), make("halting", **changes)
+    through = straight()
+    assert through.outcome == "complete" and straight.epochs == [1, 2, 3]
+    assert ["map" in entry for entry in through.history] == [True] * 3
+
+    for rung in RUNGS:
+        stopped = halting(stop_at=rung)
+        assert (stopped.outcome, stopped.epochs, stopped.reason) == ("stopped", rung, None)
+        assert stopped.map == stopped.history[-1]["map"] == through.history[rung - 1]["map"]
+        assert stopped.final["val"]["map"] == stopped.map
+        assert halting.weights == {}  # nothing is saved of a trial that is not complete
+    ended = halting()
+    assert halting.epochs == [2, 3] and ended.resumed_epochs == 2 and ended.notes == []
+    assert facts(ended) == facts(through)
+    assert straight.weights.keys() == halting.weights.keys()
+    assert all(torch.equal(straight.weights[name], halting.weights[name]) for name in straight.weights)
+
+
+def test_a_trial_that_is_killed_goes_on_from_its_last_rung(
+    make: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, killed = make("straight", method="cst"), make("killed", method="cst")
+    through = straight()
+    with monkeypatch.context() as patch:
+        real, calls = trial.train_one_epoch, []
+
+        def train_one_epoch(*arguments: Any, **options: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return real(*arguments, **options)
+
+        patch.setattr(trial, "train_one_epoch", train_one_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            killed()
+    # the last report comes again: whether it stopped there may not have been known
+    assert facts(killed()) == facts(through) and killed.epochs == [1, 2, 3]
+    assert list(killed.path.parent.glob("*.part")) == []
+
+
+def test_seconds_are_those_of_the_whole_trial(make: Callable[..., Run]) -> None:
+    run = make()
+    first = run(stop_at=1)
+    assert 0 < first.history[0]["seconds"] <= first.seconds
+    ended = run()
+    assert ended.seconds > ended.history[1]["seconds"] > ended.history[0]["seconds"] == first.history[0]["seconds"]
+    assert ended.seconds >= ended.train_seconds > 0
+    assert "seconds" not in ended.history[2]  # no rung
+
+
+def damaged(run: Run, how: str) -> None:
+    path, content = run.path, bytearray(run.path.read_bytes())
+    if how == "empty":
+        content.clear()
+    elif how == "cut off":
+        del content[len(content) // 2 :]
+    elif how == "not a checkpoint":
+        content = bytearray(b"hello " * 50)
+    elif how == "a bit turned in a tensor":
+        # in the middle of the largest tensor: torch.load alone takes it
+        tensors = torch.load(path, weights_only=True)["tensors"]
+        largest = max(tensors.values(), key=torch.Tensor.numel).numpy().tobytes()
+        content[content.index(largest) + len(largest) // 2] ^= 64
+    elif how == "code":
+        torch.save({"format": 1, "identity": Run}, path)
+        return
+    elif how == "a pickle":
+        content = bytearray(pickle.dumps({"format": 1}))
+    elif how == "another format":
+        torch.save(torch.load(path, weights_only=True) | {"format": 2}, path)
+        return
+    elif how == "other tensors":
+        stored = torch.load(path, weights_only=True)
+        stored["tensors"].popitem()
+        torch.save(stored, path)
+        return
+    elif how == "something is missing":
+        stored = torch.load(path, weights_only=True)
+        del stored["optimiser"]
+        torch.save(stored, path)
+        return
+    elif how == "a folder":
+        path.unlink()
+        path.mkdir()
+        return
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def through(tiny_recipe: Make, tiny_data: DetectionData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What ``make()`` gives when it is never stopped."""
+    run = Run(tiny_recipe(method="head", lr=1e-2), tiny_data, tmp_path_factory.mktemp("through") / "7.pt")
+    return facts(run())
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "empty", "cut off", "not a checkpoint", "a bit turned in a tensor", "code", "a pickle", "another format",
+        "other tensors", "something is missing", "a folder",
+    ],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_noticed_and_the_trial_begins_anew(
+    make: Callable[..., Run], through: dict[str, Any], how: str
+) -> None:
+    run = make()
+    run(stop_at=1)
+    damaged(run, how)
+    ended = run()
+    assert run.epochs == [1, 2, 3] and ended.resumed_epochs == 0
+    assert facts(ended) == through
+    assert ended.notes[0].startswith("began anew: 7.pt was left aside, as it")
+    assert [note.startswith("its checkpoint could not be written") for note in ended.notes[1:]] == (
+        [True] * 2 if how == "a folder" else []
+    )
+
+
+def test_no_damage_goes_unnoticed(make: Callable[..., Run], through: dict[str, Any]) -> None:
+    """One bit at a time: either the trial begins anew, or the bit is none that is read."""
+    run = make()
+    run(stop_at=1)
+    content, rng = run.path.read_bytes(), random.Random(0)
+    for _ in range(6):
+        broken = bytearray(content)
+        broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
+        run.path.write_bytes(broken)
+        assert facts(run()) == through
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 2e-2}, {"seed": 1}, {"method": "norm"}, {"epochs": 4}, {"data": "fewer"}], ids=str
+)
+def test_a_checkpoint_of_another_trial_is_left_aside(make: Callable[..., Run], change: dict[str, Any]) -> None:
+    make()(stop_at=1)
+    other = make(**{name: value for name, value in change.items() if name not in ("epochs", "data")})
+    if "data" in change:
+        train = other.data.splits["train"]
+        fewer = dataclasses.replace(train, images=train.images[:6])
+        other.data = dataclasses.replace(other.data, splits=other.data.splits | {"train": fewer})
+    ended = other(epochs=change.get("epochs", EPOCHS))
+    assert ended.resumed_epochs == 0 and other.epochs[0] == 1
+    assert ended.notes == ["began anew: 7.pt was left aside, as it is another trial's"]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_noted(
+    make: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    run = make()
+    ended = run()
+    assert ended.outcome == "complete" and list(run.path.parent.iterdir()) == []
+    assert ended.notes == ["its checkpoint could not be written: [Errno 28] No space left on device"] * 2
+
+
+def test_without_rungs_it_is_written_too_and_nothing_more_is_evaluated(make: Callable[..., Run]) -> None:
+    straight, halting = make("straight", eval_every=99), make("halting", eval_every=99)
+    through = straight(rungs=())
+    assert ["map" in entry for entry in through.history] == [False, False, True]
+    halting(rungs=(), stop_at=2)
+    ended = halting(rungs=())
+    assert ended.resumed_epochs == 2 and facts(ended) == facts(through)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rungs", "expected"), [(1, (), []), (3, (), [1, 2]), (7, (), [2, 4, 6]), (7, (3,), [2, 3, 4, 6])]
+)
+def test_when_it_is_written(
+    make: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, epochs: int, rungs: tuple[int, ...], expected: list[int]
+) -> None:
+    """At every fifth, rounded up, and at the rungs; not at the end, which needs none."""
+    written: list[int] = []
+    monkeypatch.setattr(trial, "_write", lambda work, *_: written.append(len(work.history)))
+    make(eval_every=99)(rungs=rungs, epochs=epochs)
+    assert written == expected
+
+
+def test_a_checkpoint_holds_what_is_trained_and_no_more(make: Callable[..., Run]) -> None:
+    run = make(method="cst", width=0.25, weights="none")
+    run(stop_at=1)
+    whole = sum(tensor.nbytes for tensor in trial.build_detector(run.recipe, 3).state_dict().values())
+    trained = sum(t.nbytes for t in torch.load(run.path, weights_only=True)["tensors"].values())
+    assert trained < 0.8 * whole
+    assert run.path.stat().st_size < 3 * trained + 400_000  # twice again for the optimiser, and names
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def test_the_oldest_go_first_when_the_bound_is_reached(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path / "checkpoints", bound_bytes=250)
+    kept.trim()
+    kept.drop(3)  # there is nothing yet
+    kept.folder.mkdir()
+    for age, number in enumerate((5, 2, 9)):
+        kept.path(number).write_bytes(bytes(100))
+        os.utime(kept.path(number), ns=(age, age))
+    kept.trim()
+    assert sorted(path.name for path in kept.folder.iterdir()) == ["2.pt", "9.pt"]
+    kept.trim()
+    kept.drop(2)
+    (kept.folder / "9.pt.123.part").write_bytes(bytes(10))
+    kept.tidy()
+    assert [path.name for path in kept.folder.iterdir()] == ["9.pt"]
+    kept.drop(9)
+    kept.tidy()
+    assert not kept.folder.exists()
