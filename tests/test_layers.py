@@ -1,4 +1,4 @@
-"""DESIGN section 2 as a table: who may import whom. Read from the sources, and tried in fresh interpreters."""
+"""The architecture as tables: which wing may import which, which wing uses which library. Read from the sources."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -22,12 +22,38 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
+BELOW_TRIAL = ("config", "data", "memory", "backbone", "petl", "detector")
+FORMER = {"inference"}  # addresses that are kept for what was written earlier
+# wing: the wings that it may import, or single modules of them. `ROOT` may be used by all and uses nothing of ours.
+ROOT = {"errors", "units", "plugins", "redaction", "exports"}
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "config": (),
+    "data": ("config",),
+    "memory": ("config", "data.resize"),
+    "backbone": ("config", "memory"),
+    "petl": ("config", "memory", "backbone"),
+    "detector": ("config", "memory", "backbone", "petl"),
+    "trial": BELOW_TRIAL,
+    "study": ("config", "memory", "trial.result"),
+    "search": ("config", "memory", "study", "trial.cost", "trial.result"),
+    "execution": (*BELOW_TRIAL, "trial", "study", "search"),
+    "tracking": ("config", "study", "trial.inference", "trial.result"),
+    "report": ("config", "memory", "study", "search", "trial.result"),
+    "commands": (*BELOW_TRIAL, "trial", "study", "search", "execution", "tracking", "report"),
+    "cli": (*BELOW_TRIAL, "trial", "study", "report", "tracking", "commands"),
+    "api": (*BELOW_TRIAL, "trial", "study", "report", "commands"),
+}
 
-def _imports(tree: ast.AST, module: str, path: Path) -> Iterator[str]:
-    """Dotted names of all imports, also inside functions; not those for type checkers alone."""
+
+# --- reading imports -------------------------------------------------------------------------------------------------
+
+
+def _imports(tree: ast.AST, module: str, path: Path, *, for_types: bool = True) -> Iterator[str]:
+    """Dotted names of all imports, also inside functions and, with ``for_types``, those for type checkers alone."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            yield from _imports(ast.Module(node.orelse, []), module, path)
+            body = [*node.body, *node.orelse] if for_types else node.orelse
+            yield from _imports(ast.Module(body, []), module, path, for_types=for_types)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -38,13 +64,13 @@ def _imports(tree: ast.AST, module: str, path: Path) -> Iterator[str]:
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
         else:
-            yield from _imports(node, module, path)
+            yield from _imports(node, module, path, for_types=for_types)
 
 
 @cache
-def imports(module: str) -> frozenset[str]:
+def imports(module: str, for_types: bool = False) -> frozenset[str]:
     path = MODULES[module]
-    return frozenset(_imports(ast.parse(path.read_text()), module, path))
+    return frozenset(_imports(ast.parse(path.read_text()), module, path, for_types=for_types))
 
 
 def third_party(module: str) -> set[str]:
@@ -63,7 +89,7 @@ def closure(module: str) -> set[str]:
     return seen
 
 
-def test_the_reader_sees_what_is_hidden(tmp_path: Path) -> None:
+def test_imports_in_functions_and_conditions_are_read(tmp_path: Path) -> None:
     source = """
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
@@ -77,93 +103,171 @@ class A:
         try: import five as six
         except ImportError: from . import seven
 """
-    found = set(_imports(ast.parse(source), "cst_search.x", tmp_path / "x.py"))
-    assert found == {
+    found = {
+        for_types: set(_imports(ast.parse(source), "cst_search.x", tmp_path / "x.py", for_types=for_types))
+        for for_types in (False, True)
+    }
+    assert found[False] == {
         "typing", "typing.TYPE_CHECKING", "one", "two.three", "two.three.four", "five",
         "cst_search", "cst_search.seven",
     }  # fmt: skip
+    assert found[True] == found[False] | {"nine"}
 
 
-# --- what a trial is made of -----------------------------------------------------------------------------------------
+# --- wings -----------------------------------------------------------------------------------------------------------
 
-# they run alone where there are torch, torchvision and pycocotools; safetensors and yaml are imported where used
-ALONE = [
-    "trial", "engine", "detector", "backbone", "data", "data_check", "memory", "weights", "recipe", "units", "errors",
-    "memory_limit", "trial_process", "measure", "checkpoints", "node_check",
-    "devices", "fit", "cache", "features", "plugins",
-    *sorted(name.removeprefix("cst_search.") for name in MODULES if name.startswith("cst_search.petl")),
-]  # fmt: skip
-ARITHMETIC = [
-    "units",
-    "errors",
-    "plugins",
-    "recipe",
-    "space",
-    "footprint",
-    "tape",
-    "shapes",
-    "correction",
-    "fit",
-    "placement",
-    "seeds",
-]  # no torch either
+
+def graph() -> dict[str, set[str]]:
+    """Module -> our modules that it imports, without the package's own name; imports for type checkers included.
+
+    ``from cst_search.study import storage`` counts as an import of ``study.storage``, not of the package ``study``.
+    """
+    found: dict[str, set[str]] = {}
+    for module in MODULES:
+        names = {name for name in imports(module, for_types=True) if name in MODULES and name != module}
+        deeper = {name for name in names if any(other.startswith(f"{name}.") for other in names)}
+        found[_short(module)] = {_short(name) for name in names - deeper} - {""}
+    return found
+
+
+def _short(module: str) -> str:
+    return module.removeprefix("cst_search").removeprefix(".")
+
+
+def _is_in(module: str, wings: tuple[str, ...]) -> bool:
+    return any(module == wing or module.startswith(f"{wing}.") for wing in wings)
+
+
+def broken_rules(modules: Mapping[str, set[str]]) -> list[str]:
+    """Imports that `MAY_IMPORT` does not allow, as "module imports other"."""
+    broken = []
+    for module, found in modules.items():
+        wing = module.split(".")[0]
+        if module in {"", *FORMER}:
+            continue
+        allowed = () if wing in ROOT else MAY_IMPORT[wing]
+        broken += [
+            f"{module} imports {other}" for other in found if other not in ROOT and not _is_in(other, (wing, *allowed))
+        ]
+    return sorted(broken)
+
+
+def cycles(modules: Mapping[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or not."""
+    left = {module: set(found) & set(modules) for module, found in modules.items()}
+    while leaves := [module for module, found in left.items() if not found]:
+        for module in leaves:
+            del left[module]
+        left = {module: found - set(leaves) for module, found in left.items()}
+    # the rest leads into a cycle; keep what is led to as well
+    while roots := [module for module in left if not any(module in found for found in left.values())]:
+        for module in roots:
+            del left[module]
+    return [sorted(left)] if left else []
+
+
+def test_every_module_is_in_a_wing() -> None:
+    tops = {_short(module).split(".")[0] for module in MODULES} - {""}
+    assert tops == {*MAY_IMPORT, *ROOT, *FORMER}
+
+
+def test_imports_between_wings_run_one_way() -> None:
+    assert broken_rules(graph()) == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert cycles(graph()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "other"),
+    [
+        ("study.reader", "search.session"),  # reading needs no sampler
+        ("trial.run", "study.study"),  # a trial does not know that it is searched for
+        ("report.html", "tracking.views"),
+        ("memory.estimate", "petl.base"),
+        ("tracking.runs", "commands.launch"),
+        ("errors", "units"),  # what all use, uses nothing
+    ],
+)
+def test_a_broken_rule_is_found(module: str, other: str) -> None:
+    modules = graph()
+    modules.setdefault(module, set()).add(other)
+    found = broken_rules(modules)
+    assert found == ([] if module == "errors" else [f"{module} imports {other}"])
+    if module == "errors":
+        modules.setdefault(other, set()).add(module)
+        assert cycles(modules) == [[module, other]]
+
+
+def test_a_cycle_is_found() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [["b", "c"]]
+    assert cycles({"a": {"b"}, "b": set()}) == []
+
+
+# --- libraries -------------------------------------------------------------------------------------------------------
+
+# a trial runs where there are torch, torchvision and pycocotools; safetensors and yaml are imported where used
+_OF_A_TRIAL = sorted(name for name in map(_short, MODULES) if _is_in(name, (*BELOW_TRIAL, "trial")))
+ALONE = [name for name in (*_OF_A_TRIAL, "execution.node_check") if name != "config.loading"]
 SERVICES = {"ray", "optuna", "mlflow", "matplotlib", "pydantic", "typer", "rich", "sqlalchemy", "psutil"}
-ALLOWED = {"torch", "torchvision", "pycocotools", "numpy", "PIL", "safetensors", "yaml"}
+OF_A_TRIAL = {"torch", "torchvision", "pycocotools", "numpy", "PIL", "safetensors", "yaml"}
+# modules that need the standard library only, and so do the modules that they import
+ARITHMETIC = [
+    "units", "errors", "plugins",
+    *sorted(name for name in map(_short, MODULES) if _is_in(name, ("memory", "config.recipe", "config.search_space"))),
+    "execution.gpu_sharing", "study.seed_statistics",
+]  # fmt: skip
 
 
-def test_the_methods_are_among_them() -> None:
-    assert {"petl.cst", "petl.conv_lora"} <= set(ALONE)
-
-
-@pytest.mark.parametrize("name", [*ALONE, "space"])
+@pytest.mark.parametrize("name", ALONE)
 def test_a_trial_reaches_no_service(name: str) -> None:
     for module in closure(f"cst_search.{name}"):
         assert not third_party(module) & SERVICES, module
-        assert third_party(module) <= ALLOWED, module
+        assert third_party(module) <= OF_A_TRIAL, module
 
 
 @pytest.mark.parametrize("name", ARITHMETIC)
 def test_arithmetic_needs_the_standard_library_only(name: str) -> None:
     for module in closure(f"cst_search.{name}"):
-        assert third_party(module) == set(), module
+        assert third_party(module) <= {"yaml"}, module
 
 
 @pytest.mark.parametrize("name", ALONE)
-@pytest.mark.parametrize("library", ["safetensors", "yaml"])
-def test_safetensors_and_yaml_are_imported_inside_functions(name: str, library: str) -> None:
-    tree = ast.parse(MODULES[f"cst_search.{name}"].read_text())
-    statements = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    top = set(_imports(ast.Module(statements, []), "x", Path("x.py")))
-    assert not any(n.split(".")[0] == library for n in top)
+def test_safetensors_and_yaml_are_imported_inside_functions(name: str) -> None:
+    path = MODULES[f"cst_search.{name}"]
+    statements = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    top = {found.split(".")[0] for found in _imports(ast.Module(statements, []), name, path)}
+    assert not top & {"safetensors", "yaml"}
 
 
 @pytest.mark.parametrize(
     ("library", "owners"),
     [
-        ("optuna", {"candidates", "importance", "launches", "parameters", "sampler", "samplers", "storage", "suggest"}),
-        ("sklearn", {"sampler"}),
-        ("scipy", {"sampler"}),
-        ("sqlalchemy", {"database", "storage"}),
-        ("ray", {"cluster", "search", "submit"}),
-        ("grpc", {"cluster"}),
-        ("aiohttp", {"submit"}),
-        ("mlflow", {"record", "record_entries", "record_model"}),
-        ("matplotlib", {"picture"}),
-        ("jinja2", {"dashboard"}),
-        ("moocore", {"pareto"}),
-        ("pandas", {"api"}),
-        ("pydantic", {"config"}),
-        (
-            "typer",
-            {"cli.app", "cli.completion", "cli.jobs", "cli.recipes", "cli.searches", "cli.services", "cli.studies"},
-        ),
-        ("pycocotools", {"engine"}),
-        ("safetensors", {"backbone", "weights"}),
+        ("optuna", ("study", "search", "report.importance")),
+        ("sklearn", ("search",)),
+        ("scipy", ("search",)),
+        ("sqlalchemy", ("study",)),
+        ("ray", ("execution",)),
+        ("grpc", ("execution",)),
+        ("aiohttp", ("execution",)),
+        ("mlflow", ("tracking",)),
+        ("matplotlib", ("report.figure",)),
+        ("jinja2", ("report.html",)),
+        ("moocore", ("study.pareto",)),
+        ("pandas", ("api",)),
+        ("pydantic", ("config.loading",)),
+        ("typer", ("cli",)),
+        ("rich", ("report", "commands", "cli", "api")),
+        ("pycocotools", ("trial.engine",)),
+        ("safetensors", ("backbone.resnet", "detector.weights")),
+        ("torchvision", ("backbone", "detector")),
     ],
 )
-def test_one_service_one_module(library: str, owners: set[str]) -> None:
-    users = {name.removeprefix("cst_search.") for name in MODULES if library in third_party(name)}
-    assert users == owners
+def test_a_library_has_one_owner(library: str, owners: tuple[str, ...]) -> None:
+    users = {_short(module) for module in MODULES if library in third_party(module)}
+    assert users and {name for name in users if not _is_in(name, owners)} == set()
+    assert {owner for owner in owners if not any(_is_in(name, (owner,)) for name in users)} == set()
 
 
 def test_every_third_party_import_is_declared() -> None:
@@ -175,11 +279,6 @@ def test_every_third_party_import_is_declared() -> None:
     names = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "optuna_dashboard": "optuna-dashboard"}
     used = {library for module in MODULES for library in third_party(module)}
     assert {lib for lib in used if f'"{names.get(lib, lib).lower()}' not in text} == set()
-
-
-def test_nothing_imports_the_command_line() -> None:
-    users = {name for name in MODULES if any(found.startswith("cst_search.cli") for found in imports(name))}
-    assert {name for name in users if not name.startswith("cst_search.cli")} == set()
 
 
 # --- the public names ------------------------------------------------------------------------------------------------
@@ -202,17 +301,17 @@ def test_public_names() -> None:
     [
         # what a script of one's own is written with; a change here breaks people
         ("trial", "run_trial TrialResult choose_device"),
-        ("memory", "predict worst_input Estimate InputShape"),
-        ("memory_limit", "memory_limit MemoryLimit"),
-        ("measure", "measure synthetic_batch dataset_batch Batch Measured"),
-        ("fit", "what_fits compare_methods Fit MethodFit MethodCost"),
-        ("devices", "Card cards find_card"),
-        ("recipe", "Recipe"),
-        ("cache", "Cache Store Slots open_cache"),
+        ("memory", "Estimate InputShape worst_input"),
         ("data", "load_data DetectionData CocoImages loader"),
         ("detector", "build_detector count_parameters trained_tensors Detector DETECTORS get_detector"),
-        ("weights", "save_trained load_trained"),
         ("petl", "METHODS Method get_method method_names"),
+        ("config.recipe", "Recipe"),
+        ("memory.fit", "what_fits compare_methods Fit MethodFit MethodCost"),
+        ("memory.gpus", "Card cards find_card"),
+        ("data.disk_cache", "Cache Store Slots open_cache"),
+        ("detector.weights", "save_trained load_trained"),
+        ("trial.memory_limit", "memory_limit MemoryLimit"),
+        ("trial.measure", "measure synthetic_batch dataset_batch Batch Measured"),
         ("errors", "CstSearchError UserError UnitError ConfigError DataError StudyError RunError"),
     ],
 )
@@ -258,7 +357,10 @@ print("LOADED", *sorted({{name.split(".")[0] for name in sys.modules}}))
 
 
 def test_reading_a_study_does_not_wait_for_torch() -> None:
-    code = "import sys, cst_search.search.session, cst_search.report.progress; print('LOADED', *{n.split('.')[0] for n in sys.modules})"
+    code = (
+        "import sys, cst_search.study.study, cst_search.report.progress; "
+        "print('LOADED', *{n.split('.')[0] for n in sys.modules})"
+    )
     loaded = set(python("-c", code).stdout.split())
     assert "optuna" in loaded and not loaded & {"torch", "torchvision", "ray", "mlflow", "sklearn", "matplotlib"}
 
