@@ -25,6 +25,7 @@ from cst_search.cli.app import (
     say,
 )
 from cst_search.config.catalog import home_of
+from cst_search.trial.outcome import Outcome
 
 
 @app.command()
@@ -59,7 +60,7 @@ def train(
     )  # fmt: skip
     if json_:
         print_json(result)
-    if result["outcome"] != "complete":
+    if result["outcome"] != Outcome.COMPLETE:
         err.print(f"cst-search: training ended: {result['reason']}", markup=False, highlight=False)
         raise typer.Exit(1)
 

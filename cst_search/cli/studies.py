@@ -25,6 +25,7 @@ from cst_search.cli.app import (
     show_plot,
 )
 from cst_search.config.catalog import home_of
+from cst_search.study.states import TrialState
 
 _ROWS = 100  # trials that `status` shows: ten thousand take seconds to draw, and nobody reads them
 
@@ -58,7 +59,11 @@ def status(
     for name in ("trial", "state", "map", "memory", "trainable", "time", "configuration or reason"):
         table.add_column(name, no_wrap=name != "configuration or reason")
     last = info.trials if all_ else info.trials[-_ROWS:]
-    unfinished = [r for r in info.trials[: -len(last)] if r.state in ("running", "interrupted")] if last else []
+    unfinished = (
+        [r for r in info.trials[: -len(last)] if r.state in (TrialState.RUNNING, TrialState.INTERRUPTED)]
+        if last
+        else []
+    )
     for record in (*unfinished, *last, *info.repeats):
         words = repeat_words(record.repeat_of, record.seed) + describe(record.config)
         table.add_row(
@@ -114,7 +119,7 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
     for i in infos:
         best = i.best_map()
         table.add_row(
-            Text(i.name), i.started[:16].replace("T", " "), Text(i.data), str(i.counts()["complete"]),
+            Text(i.name), i.started[:16].replace("T", " "), Text(i.data), str(i.counts()[TrialState.COMPLETE]),
             "-" if best is None else f"{best:.3f}", format_bytes(i.budget.memory_bytes),
         )  # fmt: skip
     out.print(table)

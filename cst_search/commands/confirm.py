@@ -49,6 +49,7 @@ from cst_search.report.progress import View
 from cst_search.search.session import Study
 from cst_search.study import seed_statistics as seeds
 from cst_search.study.records import StudyInfo, TrialRecord, describe, front_report
+from cst_search.study.states import TrialState
 from cst_search.study.trial_attributes import Repeat
 from cst_search.trial.checkpoints import checkpoints_of
 from cst_search.units import format_seconds
@@ -150,7 +151,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
         )
         record.close(GRACE_SECONDS / 2 if interrupted else 60.0)
     report |= {"seconds": time.monotonic() - begun, "interrupted": interrupted}
-    done = {_as_repeat(r) for r in info.repeats if r.state == "complete"}
+    done = {_as_repeat(r) for r in info.repeats if r.state == TrialState.COMPLETE}
     _say_end(report, files["html"], console, say)
     return ConfirmResult(report, len(wanted), sum(repeat in done for repeat in wanted), interrupted)
 
@@ -175,7 +176,7 @@ def choose_points(info: StudyInfo, picks: str) -> list[TrialRecord]:
     ``front`` is the front as the search left it with the front by the means: a point that fell off after the first of
     its seeds gets the others too, and one that came onto it for that is no less in need of them.
     """
-    complete = {r.trial: r for r in info.trials if r.state == "complete" and r.feasible}
+    complete = {r.trial: r for r in info.trials if r.state == TrialState.COMPLETE and r.feasible}
     front, of_search = info.front(), replace(info, repeats=()).front()
     if not front:
         raise StudyError(
@@ -210,7 +211,7 @@ def missing(info: StudyInfo, points: Sequence[TrialRecord], n_seeds: int, epochs
     rounds: list[list[Repeat]] = [[] for _ in range(n_seeds)]
     for point in points:
         at_length = [r for r in info.repeats if r.repeat_of == point.trial and r.epochs == epochs]
-        used = {r.seed for r in at_length if r.state in ("complete", "infeasible")}
+        used = {r.seed for r in at_length if r.state in (TrialState.COMPLETE, TrialState.INFEASIBLE)}
         if epochs == info.full_epochs:
             used.add(own)
         unused = (seed for i in range(len(used) + n_seeds) if (seed := (own + i) % 2**31) not in used)
@@ -309,7 +310,9 @@ def _run(
         interrupted = True
     finally:
         study.end_launch()
-    return interrupted or any(_as_repeat(r) in wanted for r in study.info().repeats if r.state == "interrupted")
+    return interrupted or any(
+        _as_repeat(r) in wanted for r in study.info().repeats if r.state == TrialState.INTERRUPTED
+    )
 
 
 def _same_data(info: StudyInfo, recipe: Recipe, options: ConfirmOptions, say: Callable[[str], None]) -> DetectionData:
@@ -358,12 +361,14 @@ def confirm_report(info: StudyInfo, points: Sequence[int], epochs: int, before: 
             | {
                 "runs": (own if of_search else [])
                 + [
-                    {"seed": r.seed, "trial": r.trial, name: getattr(r, name)} for r in repeats if r.state == "complete"
+                    {"seed": r.seed, "trial": r.trial, name: getattr(r, name)}
+                    for r in repeats
+                    if r.state == TrialState.COMPLETE
                 ],
                 "failed": [
                     {"seed": r.seed, "trial": r.trial, "reason": r.reason}
                     for r in repeats
-                    if r.state in ("failed", "infeasible")
+                    if r.state in (TrialState.FAILED, TrialState.INFEASIBLE)
                 ],
                 "verdict": verdict.text,
                 "on_front": verdict.on_front,

@@ -17,6 +17,8 @@ from cst_search.config.loading import make_recipe, write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.errors import ConfigError, RunError, StudyError
 from cst_search.study.records import StudyInfo, TrialRecord, over_seeds_words
+from cst_search.study.states import TrialState
+from cst_search.trial.outcome import Outcome
 from cst_search.units import format_bytes, format_count
 
 
@@ -28,7 +30,7 @@ def pick_trial(info: StudyInfo, pick: str) -> TrialRecord:
     if pick.startswith("trial="):
         number = pick.removeprefix("trial=")
         record = info.by_number(int(number)) if number.isdecimal() and len(number) < 10 else None
-        complete = [r.trial for r in info.trials if r.state == "complete"]
+        complete = [r.trial for r in info.trials if r.state == TrialState.COMPLETE]
         if record is None or record.trial not in complete:
             state = f"is {record.state}" if record else "does not exist"
             raise ConfigError(f"--pick {pick[:40]}: trial {number[:34]} {state}; complete are {complete}")
@@ -152,10 +154,10 @@ def verify(info: StudyInfo, record: TrialRecord, home: Path) -> dict[str, Any]:
     by_device = found["process_source"] == "nvidia-smi"  # of this process: no need to trust the stated context
     n_bytes = found["process_bytes" if by_device else "device_bytes"] if measured else found["predicted_bytes"]
     faults = []
-    if found["outcome"] == "oom" and measured:
+    if found["outcome"] == Outcome.OOM and measured:
         n_bytes = max(n_bytes, found["device_bytes"])
         faults.append(f"memory ran out ({found['reason']})")
-    elif found["outcome"] != "complete":
+    elif found["outcome"] != Outcome.COMPLETE:
         faults.append(f"it does not train here: {found['reason']}")
     for name, label in (("trainable_params", "trainable parameters"), ("petl_params", "parameters of the method")):
         if found[name] != getattr(record, name):

@@ -48,6 +48,7 @@ from cst_search.report.progress import View, front_table
 from cst_search.search.samplers import check_sampler
 from cst_search.search.session import Study, default_storage
 from cst_search.study.records import StudyInfo, Tally, choose_objectives, page_report
+from cst_search.study.states import TrialState
 from cst_search.study.storage import check_storage
 from cst_search.trial.checkpoints import checkpoints_of
 from cst_search.trial.memory_limit import MemoryLimit
@@ -198,7 +199,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         n_elsewhere = study.others_at_work()
         if not n_elsewhere:  # what others are writing is no litter
             checkpoints.tidy()
-        interrupted = interrupted or any(r.state == "interrupted" for r in info.trials)
+        interrupted = interrupted or any(r.state == TrialState.INTERRUPTED for r in info.trials)
         if n_elsewhere:
             say(f"{n_elsewhere} trial(s) are with other launches of the study, which go on")
         elif not interrupted and not stop() and info.n_ran() < options.trials:

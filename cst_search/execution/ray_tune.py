@@ -44,6 +44,7 @@ from ray.tune.search import Searcher
 from cst_search.errors import CstSearchError, RunError
 from cst_search.execution.workers import Events, Supply, Task, execute
 from cst_search.redaction import shown_address
+from cst_search.trial.outcome import Outcome
 
 if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
     from cst_search.execution.gpu_sharing import Placement
@@ -192,7 +193,7 @@ class StudySearcher(_Stays, Searcher):
         if text is not None:
             outcome = json.loads(text)
         elif trial_id in self.stopped:
-            outcome = {"outcome": "stopped"}
+            outcome = {"outcome": Outcome.STOPPED}
         else:
             if not error:  # stopped from outside (Ctrl-C): it stays open, and the next launch takes it up
                 return
@@ -248,7 +249,7 @@ def _trainable(config: Mapping[str, Any], task: Task) -> None:
         return True
 
     result = execute(task, config["trial"], config["config"], report)
-    if result["outcome"] == "stopped":
+    if result["outcome"] == Outcome.STOPPED:
         sys.exit(0)  # as Tune wanted; it hears no further report
     tune.report({_RESULT: json.dumps(result)})
 

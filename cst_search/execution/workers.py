@@ -18,6 +18,7 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData
 from cst_search.data.disk_cache import Cache
 from cst_search.trial.checkpoints import Checkpoints
+from cst_search.trial.outcome import Outcome
 
 if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
     from cst_search.memory.estimate import Estimate
@@ -135,8 +136,8 @@ class Supply:
         if self.study.give_back(trial):
             self.events.left(trial, "its worker process ended; it is tried again, once")
         else:
-            self.ended(trial, {"outcome": "failed", "reason": "its worker process ended twice (killed, or out of host "
-                               "memory)"})  # fmt: skip
+            reason = "its worker process ended twice (killed, or out of host memory)"
+            self.ended(trial, {"outcome": Outcome.FAILED, "reason": reason})
 
     def close(self) -> None:
         """At the end of a search nobody is promoted any more. One that was cut off has not come to its end."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cst_search.study.pareto import OBJECTIVES, front
+from cst_search.study.states import TrialState
 from cst_search.units import format_bytes, format_count
 
 # a metric's words, short ones, and how its values are written
@@ -31,9 +32,9 @@ _UNITS = {"share": ("", 1.0), "bytes": ("GB", 1e9), "count": ("M", 1e6)}  # of t
 # what a trial is drawn as: words, matplotlib marker. The shapes differ so that colour is not needed
 GROUPS: dict[str, tuple[str, str]] = {
     "unfinished": ("not finished", "D"),
-    "failed": ("failed", "x"),
-    "pruned": ("pruned", "v"),
-    "infeasible": ("infeasible", "^"),
+    TrialState.FAILED: ("failed", "x"),
+    TrialState.PRUNED: ("pruned", "v"),
+    TrialState.INFEASIBLE: ("infeasible", "^"),
     "dominated": ("dominated", "s"),
     "front": ("on the front", "o"),
 }
@@ -116,8 +117,8 @@ def over_seeds(trial: Mapping[str, Any], name: str) -> tuple[float | None, float
 def group_of(trial: Mapping[str, Any]) -> str:
     if trial["on_front"]:
         return "front"
-    if trial["state"] in ("complete", "infeasible"):
-        return "dominated" if trial["feasible"] else "infeasible"
+    if trial["state"] in (TrialState.COMPLETE, TrialState.INFEASIBLE):
+        return "dominated" if trial["feasible"] else TrialState.INFEASIBLE
     return trial["state"] if trial["state"] in GROUPS else "unfinished"
 
 
@@ -208,7 +209,10 @@ def lasting_notes(report: Mapping[str, Any]) -> list[str]:
         notes.append(
             "Points with a bar were confirmed: drawn at the mean over their seeds, one standard deviation up and down."
         )
-    if any(trial["state"] not in ("complete", "infeasible") and trial[y_name] is not None for trial in report["all"]):
+    if any(
+        trial["state"] not in (TrialState.COMPLETE, TrialState.INFEASIBLE) and trial[y_name] is not None
+        for trial in report["all"]
+    ):
         notes.append("Trials that were pruned, or have not finished, are drawn at the mAP of their last epoch.")
     if "predicted" in sources:
         which = (
@@ -323,7 +327,7 @@ def _scatter(axes: Any, key: str, points: Sequence[Mapping[str, Any]]) -> None:
     look: dict[str, Any] = {"facecolors": "none", "edgecolors": GREY, "linewidths": 1.4, "zorder": 2}
     if key == "front":
         look = {"facecolors": ACCENT, "edgecolors": "white", "linewidths": 1.2, "zorder": 3}
-    elif key == "failed":
+    elif key == TrialState.FAILED:
         look = {"color": GREY, "linewidths": 1.6, "zorder": 2}  # a cross has no face
     size = [point["size"] ** 2 for point in points]
     axes.scatter([p["x"] for p in points], [p["y"] for p in points], s=size, marker=GROUPS[key][1], **look)

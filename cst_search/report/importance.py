@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cst_search.config.search_space import Space
+from cst_search.study.states import TrialState
 
 if TYPE_CHECKING:
     from cst_search.study.records import StudyInfo, TrialRecord
@@ -79,7 +80,7 @@ def importance(info: StudyInfo, seed: int = 0) -> dict[str, Any]:
 
 
 def _quality(info: StudyInfo, record: TrialRecord) -> float | None:
-    trained = record.feasible and record.state in ("complete", "pruned")
+    trained = record.feasible and record.state in (TrialState.COMPLETE, TrialState.PRUNED)
     return info.over_seeds(record).mean if trained else None
 
 

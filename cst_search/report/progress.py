@@ -16,11 +16,12 @@ from rich.text import Text
 from cst_search.search.session import Suggestion
 from cst_search.study import pareto
 from cst_search.study.records import StudyInfo, TrialRecord, common_reference, describe, repeat_words
+from cst_search.study.states import TrialState
 from cst_search.units import format_bytes, format_count, format_seconds
 
 _STYLE = {
-    "complete": "green", "infeasible": "yellow", "failed": "red", "pruned": "blue", "running": "cyan",
-    "interrupted": "yellow",
+    TrialState.COMPLETE: "green", TrialState.INFEASIBLE: "yellow", TrialState.FAILED: "red", TrialState.PRUNED: "blue",
+    TrialState.RUNNING: "cyan", TrialState.INTERRUPTED: "yellow",
 }  # fmt: skip
 # of the live table, and how wide a terminal must be for each
 _COLUMNS = {
@@ -190,7 +191,7 @@ class View:
                     "memory": format_bytes(suggestion.estimate["device_bytes"]),
                     "trainable": format_count(suggestion.estimate["trainable_params"]),
                     "time": format_seconds(time.monotonic() - begun),
-                    "state": Text("running", style=_STYLE["running"]),
+                    "state": Text(TrialState.RUNNING, style=_STYLE[TrialState.RUNNING]),
                 })  # fmt: skip
             n = self._n_finished()
             line = Text(

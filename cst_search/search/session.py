@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial
+from optuna.trial import TrialState as OptunaState
 
 from cst_search.config.search_space import Space
 from cst_search.errors import StudyError
@@ -41,6 +42,7 @@ from cst_search.study.fast_reads import StoredTrial, read_trials
 from cst_search.study.launch_registry import Launches, now
 from cst_search.study.pareto import OBJECTIVES
 from cst_search.study.records import Budget, LaunchRecord, StudyInfo, StudySpec, TrialRecord
+from cst_search.study.states import TrialState
 from cst_search.study.storage import Storage, check_storage, open_storage
 from cst_search.study.trial_attributes import (
     PROGRESS,
@@ -55,6 +57,7 @@ from cst_search.study.trial_attributes import (
     trial_record,
     tuples,
 )  # fmt: skip
+from cst_search.trial.outcome import Outcome
 from cst_search.units import format_bytes
 
 if TYPE_CHECKING:
@@ -257,7 +260,7 @@ class Study:
             if number in self._live or number in self._stopped or stored.state != "RUNNING":
                 continue
             if suggested is None:  # asked by a launch that died before it knew the configuration
-                self._study.tell(number, state=TrialState.FAIL)
+                self._study.tell(number, state=OptunaState.FAIL)
             elif suggested["launch"] in live:
                 continue
             elif (repeat := as_repeat(suggested)) is not None:
@@ -324,7 +327,7 @@ class Study:
         suggested |= asdict(repeat) | {"launch": self.launch_id, "at": now()}
         if cut is None:
             # Without parameters: TPE takes a running trial for a bad one, GP for one whose value is about to be known.
-            begun = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={SUGGESTED: suggested})
+            begun = optuna.trial.create_trial(state=OptunaState.RUNNING, user_attrs={SUGGESTED: suggested})
             trial = Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, begun))
         else:
             trial = Trial(self._study, cut)
@@ -385,7 +388,7 @@ class Study:
             config = self.space.configure(lambda dimension, trial=trial: pick(trial, dimension))  # type: ignore[misc]
             if _key(config) in self._chosen:
                 n_known += 1
-                self._study.tell(trial, state=TrialState.FAIL)  # without what was suggested it is no trial
+                self._study.tell(trial, state=OptunaState.FAIL)  # without what was suggested it is no trial
                 continue
             n_known = 0
             cost, correction = self._cost(config), Correction.learned(self._ratios)
@@ -394,7 +397,7 @@ class Study:
                 "launch": self.launch_id, "at": now(),
             }  # fmt: skip
             if not is_alone():
-                self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+                self._study.tell(trial, state=OptunaState.FAIL, skip_if_finished=True)
                 raise _NotAlone
             trial.set_user_attr(SUGGESTED, json.loads(json.dumps(plain)))
             self._chosen[_key(config)] = trial.number
@@ -406,7 +409,9 @@ class Study:
             bound = "the budget"
             if self._bounds != self.spec.budget and violations["memory"] > 0:
                 bound = f"the GPU's {format_bytes(self._bounds.memory_bytes)}"
-            self._finish(trial, {"state": "infeasible", "reason": f"predicted over {bound}: {over}"}, violations)
+            self._finish(
+                trial, {"state": TrialState.INFEASIBLE, "reason": f"predicted over {bound}: {over}"}, violations
+            )
         return None
 
     def _ask_at_random(self) -> Trial:
@@ -521,12 +526,12 @@ class Study:
             estimate = self._attr(trial, SUGGESTED)["estimate"]
             result = so_far(self._attr(trial, PROGRESS)["history"])
             reason = stopped_at(result, self._full_epochs)
-            result |= {"outcome": "stopped", "state": "pruned", "ran": True, "reason": reason}
+            result |= {"outcome": Outcome.STOPPED, "state": TrialState.PRUNED, "ran": True, "reason": reason}
             figures = estimate | result
             violations = self.spec.budget.violations(figures["device_bytes"], estimate["trainable_params"])
             self._constrain(trial, violations)
             trial.set_user_attr(RESULT, result)
-            self._study.tell(trial, state=TrialState.PRUNED)
+            self._study.tell(trial, state=OptunaState.PRUNED)
         return closed
 
     def _is_mine(self, number: int) -> bool:
@@ -552,7 +557,7 @@ class Study:
 
     def _tell(self, trial: Trial, result: Mapping[str, Any]) -> TrialRecord:
         number = trial.number
-        if result["outcome"] == "stopped":
+        if result["outcome"] == Outcome.STOPPED:
             self._stopped[number] = trial
             self._due_is_known = False
             self._learn(number, self._attr(trial, SUGGESTED), so_far(self._attr(trial, PROGRESS)["history"]))
@@ -565,21 +570,21 @@ class Study:
         self._learn(number, self._attr(trial, SUGGESTED), result)
         outcome = result["outcome"]
         finite = 0.0
-        if outcome == "complete" and result.get("map") is not None:
+        if outcome == Outcome.COMPLETE and result.get("map") is not None:
             over = [f"{name} {value:+.1%}" for name, value in violations.items() if value > 0]
-            stored["state"] = "infeasible" if over else "complete"
+            stored["state"] = TrialState.INFEASIBLE if over else TrialState.COMPLETE
             if over:
                 stored["reason"] = f"measured over the budget: {', '.join(over)}"
-        elif outcome == "oom":
+        elif outcome == Outcome.OOM:
             needed, reason = refused(result)
-            stored |= {"state": "infeasible", "reason": reason}
+            stored |= {"state": TrialState.INFEASIBLE, "reason": reason}
             violations["memory"] = max(violations["memory"], needed, _OOM_VIOLATION)
-        elif outcome == "nonfinite":
-            stored["state"], finite = "failed", 1.0
+        elif outcome == Outcome.NONFINITE:
+            stored["state"], finite = TrialState.FAILED, 1.0
         else:
-            stored["state"] = "failed"
+            stored["state"] = TrialState.FAILED
             trial.set_user_attr(RESULT, json.loads(json.dumps(stored)))
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._study.tell(trial, state=OptunaState.FAIL)
             return self.record(number)
         self._finish(trial, stored, violations, finite)
         return self.record(number)
@@ -590,11 +595,11 @@ class Study:
         self._constrain(trial, violations, finite)
         trial.set_user_attr(RESULT, json.loads(json.dumps(dict(result))))
         if as_repeat(self._attr(trial, SUGGESTED)) is not None:
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._study.tell(trial, state=OptunaState.FAIL)
             return
         estimate = self._attr(trial, SUGGESTED)["estimate"]
         figures = estimate | {k: v for k, v in result.items() if v is not None}
-        reached = result["state"] != "failed" and figures.get("map") is not None
+        reached = result["state"] != TrialState.FAILED and figures.get("map") is not None
         values = []
         for objective in self.spec.objectives:
             known = objective.name in figures and (reached or objective.goal == "min")

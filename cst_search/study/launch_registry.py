@@ -20,6 +20,7 @@ import psutil
 from cst_search.errors import CstSearchError, StudyError
 from cst_search.study.fast_reads import log_ahead
 from cst_search.study.records import LaunchRecord
+from cst_search.study.states import LaunchState
 from cst_search.study.storage import Storage
 
 _LAUNCH = "cst_launch:"
@@ -104,11 +105,12 @@ class Launches:
     def described(self) -> tuple[LaunchRecord, ...]:
         """Launches and confirmations that said what they are, in the order of their beginning."""
         live = self.live()
-        found = [
-            LaunchRecord(name, launch["kind"], launch["begun"], launch["settings"],
-                         "ended" if "ended" in launch else "running" if name in live else "died")
-            for name, launch in self._all().items() if "settings" in launch
-        ]  # fmt: skip
+        found = []
+        for name, launch in self._all().items():
+            if "settings" in launch:
+                gone = LaunchState.ENDED if "ended" in launch else LaunchState.DIED
+                state = LaunchState.RUNNING if name in live and gone is LaunchState.DIED else gone
+                found.append(LaunchRecord(name, launch["kind"], launch["begun"], launch["settings"], state))
         return tuple(sorted(found, key=lambda launch: launch.begun))
 
     def _all(self) -> dict[str, Any]:

@@ -13,11 +13,8 @@ from cst_search import __version__
 from cst_search.study import pareto
 from cst_search.study.pareto import OBJECTIVES, Objective
 from cst_search.study.seed_statistics import NOISY, Sample
+from cst_search.study.states import LaunchState, TrialState
 from cst_search.units import format_bytes, format_count
-
-# pruned: stopped at a rung. running: on a worker now. interrupted: was on a worker of a launch that is no more; taken
-# up by the next launch.
-STATES = ("complete", "infeasible", "failed", "pruned", "running", "interrupted")
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class TrialRecord:
     """
 
     trial: int
-    state: str
+    state: TrialState
     config: Mapping[str, Any]
     map: float | None = None
     map50: float | None = None
@@ -75,7 +72,7 @@ class TrialRecord:
 
     def values(self, objectives: Sequence[Objective]) -> list[float]:
         """The objectives, NaN for all unless the trial is complete and feasible: the form that `pareto` takes."""
-        if self.state != "complete" or not self.feasible:
+        if self.state != TrialState.COMPLETE or not self.feasible:
             return [math.nan] * len(objectives)
         return [math.nan if (v := getattr(self, o.name)) is None else float(v) for o in objectives]
 
@@ -93,14 +90,13 @@ class LaunchRecord:
         kind: launch or confirm.
         begun: time in UTC, ISO 8601.
         settings: what it was told, for people.
-        state: running, ended, or died (it did not say that it ended, and is not there).
     """
 
     id: str
     kind: str
     begun: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    state: str = "running"
+    state: LaunchState = LaunchState.RUNNING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +163,7 @@ class StudyInfo(StudySpec):
         """Trial number -> its repeats that are complete, of any length, by seed."""
         found: dict[int, list[TrialRecord]] = {}
         for record in sorted(self.repeats, key=lambda record: (record.seed or 0, record.trial)):
-            if record.state == "complete" and record.repeat_of is not None:
+            if record.state == TrialState.COMPLETE and record.repeat_of is not None:
                 found.setdefault(record.repeat_of, []).append(record)
         return {trial: tuple(records) for trial, records in found.items()}
 
@@ -221,14 +217,16 @@ class StudyInfo(StudySpec):
         return pareto.hypervolume(self.values(), self.objectives, self.reference)
 
     def counts(self) -> dict[str, int]:
-        counts = {"total": len(self.trials)} | {state: 0 for state in STATES}
+        counts = {"total": len(self.trials)} | {state.value: 0 for state in TrialState}
         for record in self.trials:
             counts[record.state] += 1
         return counts | {"repeats": len(self.repeats)}
 
     def n_ran(self) -> int:
         """Trials that count against ``--trials``: those that ended after they had a worker."""
-        return sum(record.ran and record.state not in ("running", "interrupted") for record in self.trials)
+        return sum(
+            record.ran and record.state not in (TrialState.RUNNING, TrialState.INTERRUPTED) for record in self.trials
+        )
 
     def brief(self, record: TrialRecord) -> dict[str, Any]:
         """The shape of a front's entry in ``cst-search front --json``.
@@ -280,7 +278,7 @@ class Tally:
 def front_report(info: StudyInfo) -> dict[str, Any]:
     """The shape of ``cst-search front STUDY --json`` (DESIGN section 8)."""
     counts = info.counts()
-    counts["running"] += counts.pop("interrupted")
+    counts[TrialState.RUNNING] += counts.pop(TrialState.INTERRUPTED)
     return {
         "study": info.name,
         "objectives": [{"name": o.name, "goal": o.goal} for o in info.objectives],

@@ -8,6 +8,8 @@ from typing import Any
 
 from cst_search.study.fast_reads import StoredTrial
 from cst_search.study.records import TrialRecord
+from cst_search.study.states import TrialState
+from cst_search.trial.outcome import Outcome
 from cst_search.units import format_bytes
 
 SUGGESTED = "cst_suggested"  # its configuration, predicted cost and launch
@@ -36,7 +38,7 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
     is_running = trial.state == "RUNNING" and suggested["launch"] in live_launches
     record = TrialRecord(
         trial=trial.number,
-        state="running" if is_running else "interrupted",
+        state=TrialState.RUNNING if is_running else TrialState.INTERRUPTED,
         config=tuples(suggested["config"]),
         device_bytes=estimate["device_bytes"],
         reserved_bytes=estimate["reserved_bytes"],
@@ -53,14 +55,15 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
         progress = trial.user_attrs.get(PROGRESS, {"history": [], "stopped": False})
         result = so_far(progress["history"]) | {"state": record.state, "ran": True}
         if progress["stopped"]:
-            result |= {"state": "pruned", "waits": True, "reason": stopped_at(result, full_epochs)}
+            result |= {"state": TrialState.PRUNED, "waits": True, "reason": stopped_at(result, full_epochs)}
     names = (
-        "state", "map", "map50", "loss", "device_bytes", "reserved_bytes", "active_bytes", "memory_source",
+        "map", "map50", "loss", "device_bytes", "reserved_bytes", "active_bytes", "memory_source",
         "images_per_second", "seconds", "reason", "ran", "history", "notes", "waits",
     )  # fmt: skip
     return replace(
         record,
-        feasible=result["state"] == "complete",  # see tell: else a constraint is violated
+        state=TrialState(result["state"]),
+        feasible=result["state"] == TrialState.COMPLETE,  # see tell: else a constraint is violated
         **{name: result[name] for name in names if result.get(name) is not None},
     )
 
@@ -72,7 +75,7 @@ def stopped_at(result: Mapping[str, Any], full_epochs: int) -> str:
 
 def so_far(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What is known of a trial that has not ended: of each figure the last that an epoch had."""
-    found: dict[str, Any] = {"history": list(history), "outcome": "stopped"}
+    found: dict[str, Any] = {"history": list(history), "outcome": Outcome.STOPPED}
     for entry in history:
         found |= {name: value for name, value in entry.items() if value is not None}
     return found | {"memory_source": "measured" if "device_bytes" in found else "predicted"}
@@ -87,10 +90,10 @@ def memory_ratio(suggested: Mapping[str, Any], result: Mapping[str, Any]) -> lis
     predicted = suggested["estimate"]["reserved_bytes"] / suggested.get("correction", {}).get("factor", 1.0)
     if not measured:
         return []
-    if result["outcome"] == "oom":
+    if result["outcome"] == Outcome.OOM:
         measured = max(measured, (result.get("held_bytes") or 0) + (result.get("asked_bytes") or 0))
         return [measured / predicted] if measured > predicted else []
-    return [measured / predicted] if result["outcome"] in ("complete", "stopped") else []
+    return [measured / predicted] if result["outcome"] in (Outcome.COMPLETE, Outcome.STOPPED) else []
 
 
 def as_repeat(suggested: Mapping[str, Any]) -> Repeat | None:

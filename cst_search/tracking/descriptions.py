@@ -8,6 +8,7 @@ from shlex import quote
 from typing import Any
 
 from cst_search.study.records import StudyInfo, TrialRecord, repeat_words
+from cst_search.study.states import TrialState
 from cst_search.tracking.views import ON_FRONT
 from cst_search.units import format_bytes, format_count, format_seconds
 
@@ -23,10 +24,12 @@ def run_name(record: TrialRecord) -> str:
     parts = [str(record.trial), repeat_words(record.repeat_of, record.seed) + str(config.get("method", "?"))]
     shown = [(key.rpartition(".")[2], value) for key, value in config.items()]
     parts += [f"{_SHORT[name]}{_value(value)}" for name, value in shown if name in _SHORT][:2]
-    if record.state not in ("complete", "pruned"):
+    if record.state not in (TrialState.COMPLETE, TrialState.PRUNED):
         parts.append(record.state)
     elif record.map is not None:
-        parts.append(f"map {record.map:.3f}".replace("0.", ".") + (" stopped" if record.state == "pruned" else ""))
+        parts.append(
+            f"map {record.map:.3f}".replace("0.", ".") + (" stopped" if record.state == TrialState.PRUNED else "")
+        )
     if record.device_bytes is not None:
         parts.append(format_bytes(record.device_bytes).replace(" ", ""))
     return " ".join(parts)

@@ -42,6 +42,7 @@ from cst_search.study import pareto
 from cst_search.study import seed_statistics as seeds
 from cst_search.study.fast_reads import check_connection
 from cst_search.study.records import LaunchRecord, StudyInfo, Tally, TrialRecord
+from cst_search.study.states import LaunchState, TrialState
 from cst_search.tracking.descriptions import description, run_name
 from cst_search.tracking.runs import METRICS, NOTE, log_training, params
 from cst_search.tracking.views import TAG, is_ours, make_views
@@ -52,7 +53,10 @@ for noisy in ("mlflow", "alembic"):
 _COSTS = ("device_bytes", "active_bytes", "trainable_params", "petl_params")
 _PAUSE_SECONDS = 3.0  # before a call that failed is made again
 _PICTURE_PX = (880, 550)  # MLflow shows a description's picture in its own size, and its page is not wider
-_STATUS = {"complete": "FINISHED", "infeasible": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
+_STATUS = {
+    TrialState.COMPLETE: "FINISHED", TrialState.INFEASIBLE: "FINISHED", TrialState.PRUNED: "FINISHED",
+    TrialState.FAILED: "FAILED",
+}  # fmt: skip
 
 
 def default_tracking_uri(home: Path) -> str:
@@ -241,7 +245,7 @@ class _Mirror:
         A launch that is at work brings what is its own, whichever it is.
         """
         own = None if self.launch is None else self.launch.id
-        at_work = {launch.id for launch in info.launches if launch.state == "running"} - {own}
+        at_work = {launch.id for launch in info.launches if launch.state == LaunchState.RUNNING} - {own}
         finished = [record for record in finished if record.launch not in at_work]
         if any(record.launch != own and record.trial not in self.runs for record in finished):
             self.forget()  # their launches may have delivered them since this one looked
@@ -497,7 +501,9 @@ def _state(info: StudyInfo) -> tuple[list[TrialRecord], set[int], list[tuple[int
     finished = [r for r in (*info.trials, *info.repeats) if r.state in _STATUS and not r.waits]
     front = {record.trial for record in info.front()}
     # a trial that still runs has no value yet; those after it wait for it, so that each is logged once
-    n_settled = next((i for i, record in enumerate(info.trials) if record.state == "running"), len(info.trials))
+    n_settled = next(
+        (i for i, record in enumerate(info.trials) if record.state == TrialState.RUNNING), len(info.trials)
+    )
     values = info.values()[:n_settled]
     growth = pareto.hypervolume_by_trial(values, info.objectives, info.reference)
     volumes = [(record.trial, volume) for record, volume in zip(info.trials[:n_settled], growth, strict=True)]

@@ -18,6 +18,7 @@ from PIL import Image
 
 from cst_search import __version__
 from cst_search.tracking.descriptions import model_description
+from cst_search.trial.outcome import Outcome
 
 NOTE = "mlflow.note.content"  # of a run and of a model: its description
 METRICS = ("map", "map50", "loss", "images_per_second")  # of an epoch
@@ -70,7 +71,7 @@ def log_training(
     for start in range(0, len(metrics), 1000):
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
     client.log_batch(run_id, params=configuration)
-    client.set_terminated(run_id, "FINISHED" if result["outcome"] == "complete" else "FAILED")
+    client.set_terminated(run_id, "FINISHED" if result["outcome"] == Outcome.COMPLETE else "FAILED")
 
 
 def _log_model(

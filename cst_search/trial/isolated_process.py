@@ -29,6 +29,7 @@ from typing import Any
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData
 from cst_search.data.disk_cache import Cache
+from cst_search.trial.outcome import Outcome
 from cst_search.units import format_bytes
 
 _START = "import sys; sys.path[:] = {path!r}; from cst_search.trial.isolated_process import serve; serve()"
@@ -90,7 +91,7 @@ def fault(error: Exception) -> dict[str, Any]:
     import traceback
 
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return {"outcome": "failed", "reason": f"{type(error).__name__}: {error} ({last.name}, line {last.lineno})"}
+    return {"outcome": Outcome.FAILED, "reason": f"{type(error).__name__}: {error} ({last.name}, line {last.lineno})"}
 
 
 class _Server:
@@ -125,7 +126,7 @@ class _Server:
                 result = message["result"]
             else:
                 return result if result is not None else message["ended"]
-        return result or {"outcome": "failed", "reason": "the process that runs the trials ended (killed?)"}
+        return result or {"outcome": Outcome.FAILED, "reason": "the process that runs the trials ended (killed?)"}
 
     def _send(self, content: bytes) -> None:
         assert self._process.stdin is not None
@@ -226,7 +227,7 @@ def _watch(pid: int, limit: int, out: int, answer: int) -> None:
     code = os.waitstatus_to_exitcode(waited[1])
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     reason = f"its process ended by {how}, when it held {format_bytes(held)} of {format_bytes(limit)}"
-    outcome = "oom" if held >= _FULL * limit and -code not in (signal.SIGKILL, signal.SIGTERM) else "failed"
+    outcome = Outcome.OOM if held >= _FULL * limit and -code not in (signal.SIGKILL, signal.SIGTERM) else Outcome.FAILED
     _write(out, {"ended": {"outcome": outcome, "reason": reason, "limit_bytes": limit, "held_bytes": held}})
 
 

@@ -36,6 +36,7 @@ from cst_search.trial.engine import (
     train_one_epoch,
 )
 from cst_search.trial.memory_limit import memory_limit
+from cst_search.trial.outcome import Outcome
 
 _STRIDE = 32  # torchvision pads a batch to multiples of it
 # the first step makes the optimiser's state, and gradients that are added up live beside the next step's activations:
@@ -73,7 +74,7 @@ class Measured:
         step_seconds: median without the first step.
     """
 
-    outcome: str
+    outcome: Outcome
     reason: str | None
     device: str
     torch: str
@@ -123,7 +124,7 @@ def measure(
     used_before = _device_used()
     accumulate = min(recipe.accumulate, _ENOUGH)
     steps = max(steps, _ENOUGH * accumulate)
-    outcome, reason, asked = "complete", None, None
+    outcome, reason, asked = Outcome.COMPLETE, None, None
     loss: float | None = None
     if on_gpu:
         free_before = torch.cuda.mem_get_info(device)[0]
@@ -163,12 +164,12 @@ def measure(
             )
             loss = stats.loss
         except NonFiniteLoss as error:
-            outcome, reason = "nonfinite", str(error)
+            outcome, reason = Outcome.NONFINITE, str(error)
         except Exception as error:
             refusal = limit.refusal(error)
             if refusal is None:
                 raise
-            outcome, reason, asked = "oom", refusal.reason, refusal.asked_bytes
+            outcome, reason, asked = Outcome.OOM, refusal.reason, refusal.asked_bytes
     seconds = [after - before for before, after in itertools.pairwise(times)]
     figures: dict[str, Any] = {"memory_source": "predicted"}
     if on_gpu:
@@ -386,7 +387,7 @@ def main() -> None:
     except UserError as error:
         parser.exit(error.exit_code, f"{error}\n")
     print(json.dumps(asdict(found)))
-    sys.exit(0 if found.outcome == "complete" else 1)
+    sys.exit(0 if found.outcome == Outcome.COMPLETE else 1)
 
 
 if __name__ == "__main__":

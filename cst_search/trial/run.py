@@ -40,6 +40,7 @@ from cst_search.trial.engine import (
 )
 from cst_search.trial.feature_cache import FrozenFeatures, following, frozen_features
 from cst_search.trial.memory_limit import MemoryLimit, memory_limit
+from cst_search.trial.outcome import Outcome
 from cst_search.units import format_bytes
 
 _SAVES = 5  # parts of a trial, after each of which but the last its checkpoint is written, rungs aside
@@ -67,7 +68,7 @@ class TrialResult:
         resumed_epochs: epochs that a checkpoint held. Seconds, peaks and history are those of the whole trial.
     """
 
-    outcome: str
+    outcome: Outcome
     petl_params: int
     trainable_params: int
     map: float | None = None
@@ -216,7 +217,7 @@ def run_trial(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(target)
     store = None if cache is None else Store(cache)
-    outcome, reason, asked = "complete", None, None
+    outcome, reason, asked = Outcome.COMPLETE, None, None
     with memory_limit(target, memory_limit_bytes) as limit:
         work.limit = limit
         if limit.kind == "process":  # one that loads images inherits it, and, refused a thread, would never answer
@@ -226,14 +227,14 @@ def run_trial(
                 work, recipe, data, recipe.epochs if epochs is None else epochs, target, report, final_splits, store,
                 rungs, checkpoint,
             )  # fmt: skip
-            outcome = "stopped" if work.stopped else "complete"
+            outcome = Outcome.STOPPED if work.stopped else Outcome.COMPLETE
         except NonFiniteLoss as error:
-            outcome, reason = "nonfinite", str(error)
+            outcome, reason = Outcome.NONFINITE, str(error)
         except Exception as error:
             refusal = limit.refusal(error)
             if refusal is None:
                 raise
-            outcome, reason, asked = "oom", refusal.reason, refusal.asked_bytes
+            outcome, reason, asked = Outcome.OOM, refusal.reason, refusal.asked_bytes
     # the exception is gone, and with it the frames that held tensors
     train_seconds = work.taken(target)["train_seconds"]
     if work.model is None:  # it could not even be built
@@ -243,7 +244,7 @@ def run_trial(
             )
     else:
         petl_params, trainable_params = count_parameters(work.model)
-        if keep is not None and outcome == "complete":
+        if keep is not None and outcome == Outcome.COMPLETE:
             keep(work.model)
     val, history = work.scores.get("val"), work.history
     taken = work.taken(target)
@@ -269,11 +270,11 @@ def run_trial(
         limit_bytes=limit.limit_bytes,
         held_bytes=taken["held_bytes"],
         asked_bytes=asked,
-        stage=work.stage if outcome == "oom" else None,
+        stage=work.stage if outcome == Outcome.OOM else None,
         notes=[*([] if store is None else store.notes), *work.notes],
         resumed_epochs=work.before.get("epochs", 0),
     )
-    if outcome != "complete":  # the next trial in this process finds it as this one did
+    if outcome != Outcome.COMPLETE:  # the next trial in this process finds it as this one did
         work.model = None
         gc.collect()
         if target.type == "cuda":

@@ -14,7 +14,6 @@ from cst_search.errors import ConfigError
 from cst_search.study import pareto
 from cst_search.study.pareto import OBJECTIVES
 from cst_search.study.records import (
-    STATES,
     Budget,
     StudyInfo,
     Tally,
@@ -24,6 +23,7 @@ from cst_search.study.records import (
     front_report,
     page_report,
 )
+from cst_search.study.states import TrialState
 
 # map over memory, drawn by hand; the budget is 600:
 #
@@ -244,7 +244,7 @@ def test_the_shape_of_front_json_is_that_of_the_design() -> None:
 def test_the_page_gets_every_trial() -> None:
     report = page_report(make_info())
     assert {entry["trial"] for entry in report["all"] if entry["on_front"]} == {10, 11, 12, 15}
-    assert {entry["state"] for entry in report["all"]} == set(STATES)
+    assert {entry["state"] for entry in report["all"]} == set(TrialState)
     volumes = [value for _, value in report["hypervolume_by_trial"]]
     assert volumes == sorted(volumes) and volumes[-1] == pytest.approx(report["hypervolume"])
     assert [trial for trial, _ in report["hypervolume_by_trial"]] == list(range(10, 23))
