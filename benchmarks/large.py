@@ -41,7 +41,7 @@ import sqlalchemy
 import torch
 from rich.console import Console
 
-from cst_search.commands.launch import follow
+from cst_search.commands.search_loop import follow
 from cst_search.config.loading import load_recipe, load_space
 from cst_search.memory.estimate import Estimate, InputShape, predict
 from cst_search.report.html import write_front

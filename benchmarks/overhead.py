@@ -133,7 +133,7 @@ def launch_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
     from cst_search.commands import launch as launching
-    from cst_search.commands.preparation import LaunchOptions
+    from cst_search.commands.options import LaunchOptions
     from cst_search.report.progress import View
     from cst_search.study.records import Budget
 

@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 
-from cst_search.commands.preparation import default_config
+from cst_search.commands.study_setup import default_config
 from cst_search.config.loading import load_recipe, load_space
 from cst_search.memory.estimate import depends_on, predict_step, worst_input
 from cst_search.search.early_stopping import Rungs, rung_epochs

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from cst_search.commands.preparation import image_sizes
+from cst_search.commands.dataset import image_sizes
 from cst_search.config.loading import load_recipe, load_space
 from cst_search.data.coco import DetectionData, load_data
 from cst_search.data.demo import write_demo

@@ -29,7 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cst_search.commands.preparation import estimator
+from cst_search.commands.budget_survey import estimator
 from cst_search.config.loading import make_recipe
 from cst_search.data.coco import load_data
 from cst_search.search.session import Study

@@ -19,7 +19,7 @@ from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.search.optuna import OptunaSearch
 
-from cst_search.commands.preparation import image_sizes
+from cst_search.commands.dataset import image_sizes
 from cst_search.config.loading import apply_settings, load_recipe
 from cst_search.data.coco import load_data
 from cst_search.data.demo import write_demo

@@ -80,7 +80,7 @@ def launch(
     >>> search.front()["trial"].tolist() == [record.trial for record in search.info.front()]
     True
     """
-    from cst_search.commands.preparation import launch_options
+    from cst_search.commands.options import launch_options
 
     options = launch_options(
         budget_mem=budget_mem, budget_params=budget_params, data=None if data is None else str(data), recipe=recipe,
@@ -199,7 +199,7 @@ class Search:
 
     def page(self, folder: str | Path) -> Path:
         """Write the report page, and front.png, front.json beside it. Returns the path of the page."""
-        from cst_search.commands.launch import write_report
+        from cst_search.commands.report_files import write_report
         from cst_search.config.catalog import check_folder
 
         check_folder("folder", Path(folder))
@@ -223,7 +223,7 @@ class Search:
             trials: that it shall have in the end; None: as it was.
         """
         from cst_search.commands.launch import launch as run
-        from cst_search.commands.preparation import resumed
+        from cst_search.commands.options import resumed
 
         options = resumed(
             self._study, self.home, trials, time_limit=time_limit, workers=workers, device=device,
@@ -291,7 +291,7 @@ def train(
     >>> metrics["outcome"], 0 <= metrics["map"] <= 1
     ('complete', True)
     """
-    from cst_search.commands.preparation import parse_cache
+    from cst_search.commands.options import parse_cache
     from cst_search.commands.train import train as run
 
     return run(

@@ -20,7 +20,7 @@ from studies import make_study, run_cli, run_one, scored
 import cst_search
 from cst_search import api
 from cst_search.api import Search
-from cst_search.commands import preparation
+from cst_search.commands import dataset
 from cst_search.config.loading import load_recipe
 from cst_search.config.recipe import Recipe
 from cst_search.data.demo import write_demo
@@ -37,7 +37,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, doc
         patch.chdir(folder)
         patch.delenv("CST_SEARCH_HOME", raising=False)
         # a tenth of the demo's images: what is learned from them is nobody's business here
-        patch.setattr(preparation, "write_demo", partial(write_demo, n_train=24, n_val=8))
+        patch.setattr(dataset, "write_demo", partial(write_demo, n_train=24, n_val=8))
         examples = doctest.DocTestFinder().find(api, globs={})
         runner = doctest.DocTestRunner()
         for example in sorted(examples, key=lambda test: test.lineno or 0):  # launch first

@@ -51,7 +51,7 @@ def train(
     json_: JsonOption = False,
 ) -> None:
     """Train a recipe at full length and keep the trained tensors."""
-    from cst_search.commands.preparation import parse_cache
+    from cst_search.commands.options import parse_cache
     from cst_search.commands.train import train as run
 
     result = run(

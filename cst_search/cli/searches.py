@@ -111,7 +111,7 @@ def launch(
     json_: JsonOption = False,
 ) -> None:
     """Search for the best configurations within a budget."""
-    from cst_search.commands.preparation import launch_options
+    from cst_search.commands.options import launch_options
 
     options = launch_options(
         budget_mem=budget_mem, budget_params=budget_params, data=data, recipe=recipe, space=space, settings=settings,
@@ -149,7 +149,7 @@ def resume(
     """Go on with a search where it ended or died, as it was made: data, recipe, space and budget are the study's."""
     opened = open_study(study, home, storage)
     from cst_search.commands.launch import launch as run
-    from cst_search.commands.preparation import resumed
+    from cst_search.commands.options import resumed
 
     options = resumed(
         opened, home_of(home), trials, time_limit=time_limit, workers=workers, device=device, storage=storage,

@@ -156,7 +156,7 @@ def front(
 
         check_folder("--output", output)
         if len(infos) == 1:
-            from cst_search.commands.launch import write_report
+            from cst_search.commands.report_files import write_report
 
             files = write_report(infos[0], output)
         else:
@@ -242,8 +242,8 @@ def sync(
 ) -> None:
     """Bring MLflow all that it lacks of a study: runs, front, page. It may be another MLflow, and may be done again."""
     info = open_study(study, home, storage).info()
-    from cst_search.commands.launch import export_best, write_report
-    from cst_search.commands.preparation import check_tracking
+    from cst_search.commands.checks import check_tracking
+    from cst_search.commands.report_files import export_best, write_report
     from cst_search.config.catalog import check_folder
     from cst_search.redaction import shown_address
     from cst_search.tracking.mlflow_record import MlflowRecord, default_tracking_uri

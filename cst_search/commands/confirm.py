@@ -18,20 +18,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cst_search.commands.launch import export_best, write_report
-from cst_search.commands.preparation import (
-    LaunchOptions,
-    Survey,
+from cst_search.commands.budget_survey import Survey, expected_sharers
+from cst_search.commands.checks import check_tracking
+from cst_search.commands.dataset import dataset_inputs, open_data
+from cst_search.commands.options import LaunchOptions
+from cst_search.commands.report_files import export_best, write_report
+from cst_search.commands.worker_setup import (
     check_nodes,
-    check_tracking,
     connect,
-    dataset_inputs,
     device_of,
-    expected_sharers,
     gpu_placement,
     make_workers,
     memory_limit_of,
-    open_data,
 )
 from cst_search.config.catalog import check_folder, own_path
 from cst_search.config.loading import make_recipe

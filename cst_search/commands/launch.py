@@ -8,54 +8,43 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from cst_search.commands.preparation import (
-    LaunchOptions,
-    base_recipe,
-    check_name,
+from cst_search.commands.budget_survey import estimator, expected_sharers, show_budget, survey_costs
+from cst_search.commands.checks import check_left, check_name, check_space, check_tracking, new_name
+from cst_search.commands.dataset import dataset_inputs, load_dataset
+from cst_search.commands.options import LaunchOptions
+from cst_search.commands.report_files import export_best, write_report
+from cst_search.commands.search_loop import follow
+from cst_search.commands.study_setup import base_recipe, make_study, settings_of
+from cst_search.commands.worker_setup import (
     check_nodes,
-    check_space,
-    check_tracking,
     connect,
-    dataset_inputs,
     device_of,
-    estimator,
-    expected_sharers,
     gpu_placement,
-    load_dataset,
-    make_study,
     make_workers,
     memory_limit_of,
-    new_name,
-    settings_of,
-    show_budget,
-    survey_costs,
 )
 from cst_search.config.catalog import check_folder, default_home
 from cst_search.config.loading import load_space, make_recipe, shown_name
 from cst_search.config.search_space import Space
 from cst_search.data.disk_cache import open_cache
 from cst_search.detector.build import build_detector
-from cst_search.errors import CstSearchError, StudyError
+from cst_search.errors import CstSearchError
 from cst_search.execution.interrupt import GRACE_SECONDS, ends_in_time
 from cst_search.execution.workers import Task
 from cst_search.petl import get_method
 from cst_search.redaction import shown_address
 from cst_search.report.progress import View, front_table
 from cst_search.search.samplers import check_sampler
-from cst_search.search.session import Study, default_storage
-from cst_search.study.records import StudyInfo, Tally, choose_objectives, page_report
+from cst_search.search.session import default_storage
+from cst_search.study.records import StudyInfo, choose_objectives
 from cst_search.study.states import TrialState
 from cst_search.study.storage import check_storage
 from cst_search.trial.checkpoints import checkpoints_of
 from cst_search.trial.memory_limit import MemoryLimit
 from cst_search.units import format_seconds
-
-if TYPE_CHECKING:
-    from cst_search.tracking.mlflow_record import MlflowRecord
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
 
     known = options.of_study
     if known is not None:
-        _check_left(known, options.trials)
+        check_left(known, options.trials)
     objectives = choose_objectives(options.objectives)
     if options.sampler is not None:
         check_sampler(options.sampler, objectives)
@@ -113,7 +102,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         reference[cost] = min(reference[cost], bound or reference[cost])
     name = options.study or new_name(storage, "demo" if options.data is None else Path(recipe.data).name)
     study = make_study(storage, name, space, recipe, options, objectives, reference, dataset_inputs(data))
-    _check_left(study.info(), options.trials)
+    check_left(study.info(), options.trials)
     study.begin_launch(None if placement is None else placement.gpu_bytes, shares_machine=cluster is not None)
     if study.storage is not None:
         study.storage.say = say
@@ -214,50 +203,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     return LaunchResult(info, interrupted, files, time.monotonic() - begun)
 
 
-def _check_left(info: StudyInfo, n_trials: int) -> None:
-    """Raise StudyError where nothing is left to do: before a launch enters itself into the study."""
-    if (n := info.n_ran()) >= n_trials and not any(record.waits for record in info.trials):
-        raise StudyError(
-            f"study {info.name!r} already has {n} trials, so nothing is left to do; give --trials above that to go on"
-        )
-
-
-def follow(study: Study, record: MlflowRecord) -> Callable[[], tuple[float, int]]:
-    """What a launch does after every finished trial: it takes what is new, tells MLflow, and returns what `View` shows.
-
-    What the study has read is enough, see `Study.finished`: a finish must not cost more because there were many.
-    """
-    tally, n_taken = Tally(study.info()), 0
-
-    def on_finished() -> tuple[float, int]:
-        nonlocal n_taken
-        new = study.finished(since=n_taken)
-        n_taken += len(new)
-        tally.add(new, study.first_running())
-        record.add(study.name, new, tally)
-        return tally.front.volume, tally.n_rejected
-
-    return on_finished
-
-
 # --- after it -------------------------------------------------------------------------------------------------------
-
-
-def write_report(info: StudyInfo, folder: Path) -> dict[str, Path]:
-    """front.html, front.png and front.json of a study."""
-    from cst_search.report.html import write_front
-
-    return write_front(page_report(info), folder)
-
-
-def export_best(info: StudyInfo, files: dict[str, Path]) -> list[Path]:
-    from cst_search.commands.export import export
-
-    if not info.front():
-        return []
-    path = files["html"].parent / "best.yaml"
-    export(info, "best", path)
-    return [path]
 
 
 def _flags(options: LaunchOptions) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from cst_search.commands.preparation import check_tracking, open_data
+from cst_search.commands.checks import check_tracking
+from cst_search.commands.dataset import open_data
 from cst_search.config.catalog import check_folder, own_path
 from cst_search.config.loading import RecipeLike, Settings, apply_settings, load_recipe, shown_name, write_yaml
 from cst_search.config.recipe import Recipe

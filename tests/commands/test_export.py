@@ -22,8 +22,8 @@ from studies import fake_estimate, make_study, run_cli, run_one, scored
 
 from cst_search.commands import export as exports
 from cst_search.commands import train as training
+from cst_search.commands.dataset import image_sizes
 from cst_search.commands.export import export, exported_recipe, pick_trial
-from cst_search.commands.preparation import image_sizes
 from cst_search.config.loading import load_recipe, read_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData

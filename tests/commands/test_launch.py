@@ -25,14 +25,11 @@ import torch
 from mlflow import MlflowClient
 from studies import Ran, run_cli, scored
 
-from cst_search.commands.preparation import (
-    LaunchOptions,
-    dataset_inputs,
-    default_config,
-    expected_sharers,
-    image_sizes,
-    memory_limit_of,
-)
+from cst_search.commands.budget_survey import expected_sharers
+from cst_search.commands.dataset import dataset_inputs, image_sizes
+from cst_search.commands.options import LaunchOptions
+from cst_search.commands.study_setup import default_config
+from cst_search.commands.worker_setup import memory_limit_of
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space

@@ -12,7 +12,9 @@ import pytest
 from studies import FakeEstimate, make_spec
 from test_workers import Heard
 
-from cst_search.commands.preparation import LaunchOptions, Survey, make_workers
+from cst_search.commands.budget_survey import Survey
+from cst_search.commands.options import LaunchOptions
+from cst_search.commands.worker_setup import make_workers
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData
 from cst_search.execution import ray_tune as search

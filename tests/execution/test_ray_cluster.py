@@ -26,7 +26,7 @@ from studies import Ran, run_cli
 
 from cst_search.commands import launch as launching
 from cst_search.commands.launch import launch
-from cst_search.commands.preparation import LaunchOptions
+from cst_search.commands.options import LaunchOptions
 from cst_search.config.recipe import Recipe
 from cst_search.errors import ConfigError
 from cst_search.execution import ray_cluster as cluster

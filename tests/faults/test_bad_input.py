@@ -27,10 +27,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from studies import FakeEstimate, Ran, make_study, run_cli, run_one, scored
 
+from cst_search.commands import budget_survey
 from cst_search.commands import launch as launching
-from cst_search.commands import preparation
 from cst_search.commands import train as training
-from cst_search.commands.preparation import dataset_inputs
+from cst_search.commands.dataset import dataset_inputs
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData
@@ -791,7 +791,7 @@ def nothing_slow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CST_SEARCH_HOME", str(tmp_path / "home"))
     fake = FakeEstimate(10**9, trainable_params=10**6)
-    for owner in (preparation, memory):
+    for owner in (budget_survey, memory):
         monkeypatch.setattr(owner, "predict", lambda *_, **__: fake)
     monkeypatch.setattr(launching, "make_workers", reached)
     monkeypatch.setattr(launching, "build_detector", lambda *_, **__: None)

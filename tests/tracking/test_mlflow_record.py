@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from studies import fake_estimate, make_study, run_cli, run_one, scored, shorter_rungs
 
-from cst_search.commands.launch import follow
+from cst_search.commands.search_loop import follow
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.search.session import Study

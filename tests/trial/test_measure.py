@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from cst_search.commands.preparation import image_sizes
+from cst_search.commands.dataset import image_sizes
 from cst_search.config.recipe import DETECTORS, Recipe
 from cst_search.data.coco import DetectionData, load_data
 from cst_search.detector.build import build_detector, count_parameters

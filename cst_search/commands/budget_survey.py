@@ -1,0 +1,90 @@
+"""How a budget lies in a search space, by the predicted cost of random configurations."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cst_search.commands.dataset import image_sizes
+from cst_search.config.recipe import Recipe
+from cst_search.config.search_space import Space
+from cst_search.data.coco import DetectionData
+from cst_search.memory.estimate import Estimate, InputShape, predict, worst_input
+from cst_search.petl import get_method
+from cst_search.study.records import Budget
+from cst_search.units import format_bytes, format_count
+
+_SURVEY = 24  # random configurations whose predicted cost tells how a budget lies in the space
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Predicted costs of random configurations: device bytes and trainable parameters, ascending."""
+
+    device_bytes: tuple[int, ...]
+    trainable_params: tuple[int, ...]
+    petl_params: tuple[int, ...]
+
+
+def estimator(recipe: Recipe, data: DetectionData) -> Callable[[dict[str, Any]], Estimate]:
+    sizes, max_boxes = image_sizes(data), data.summary()["max_boxes"]
+    n_classes = len(data.class_names)
+
+    def estimate(config: dict[str, Any]) -> Estimate:
+        configured = recipe.configured(config)
+        shape: InputShape = worst_input(configured, sizes, max_boxes)
+        return predict(configured, n_classes, shape)
+
+    return estimate
+
+
+def survey_costs(space: Space, recipe: Recipe, estimate: Callable[[dict[str, Any]], Estimate]) -> Survey:
+    rng = random.Random(0)
+    found = [estimate(space.sample(rng)) for _ in range(_SURVEY)]
+    return Survey(
+        tuple(sorted(e.device_bytes for e in found)),
+        tuple(sorted(e.trainable_params for e in found)),
+        tuple(sorted(e.petl_params for e in found)),
+    )
+
+
+def expected_sharers(space: Space, recipe: Recipe, n_trials: int) -> int:
+    """How many of so many random configurations read the same maps of a frozen body as one of them, on average."""
+    rng = random.Random(0)
+    found: Counter[tuple[Any, ...]] = Counter()
+    for _ in range(_SURVEY):
+        r = recipe.configured(space.sample(rng))
+        if get_method(r.method).side:
+            body = (r.backbone, r.width, r.weights, r.precision, r.memsave)
+            found[*body, r.image_size_px, r.max_size_px, r.batch_size] += 1
+    n = sum(found.values())
+    return max(1, round(n_trials * sum(count * count for count in found.values()) / (n * _SURVEY))) if n else 1
+
+
+def show_budget(budget: Budget, survey: Survey, say: Callable[[str], None]) -> None:
+    """Say where the budget lies in the space."""
+    for flag, bound, values, show in (
+        ("--budget-mem", budget.memory_bytes, survey.device_bytes, format_bytes),
+        ("--budget-params", budget.params, survey.trainable_params, format_count),
+    ):
+        if bound is None:
+            continue
+        within = sum(value <= bound for value in values)
+        span = f"{show(values[0])} to {show(values[-1])}"
+        if within == len(values):
+            bite = show(statistics.median(values)).replace(" ", "")
+            say(
+                f"note: {flag} {show(bound)} is above everything in this space ({span} in {len(values)} random "
+                f"configurations), so it excludes nothing; {flag} {bite} would exclude about half"
+            )
+        elif within == 0:
+            say(
+                f"note: {flag} {show(bound)} is below all of {len(values)} random configurations ({span}); "
+                f"few or none will fit"
+            )
+        else:
+            say(f"{flag} {show(bound)}: {within} of {len(values)} random configurations fit ({span})")

@@ -1,0 +1,78 @@
+"""Checks of what the person gave, before anything is started."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import entry_points
+from urllib.parse import urlsplit
+
+from cst_search.config.recipe import Recipe
+from cst_search.config.search_space import Space
+from cst_search.errors import ConfigError, StudyError
+from cst_search.petl import get_method
+from cst_search.redaction import DATABASES_OF_MLFLOW, shown_address
+from cst_search.search.session import list_studies
+from cst_search.study.records import StudyInfo
+from cst_search.study.storage import check_storage
+
+_STORES = "mlflow.tracking_store"  # entry points of MLflow's plugins, named as their scheme
+
+
+def check_tracking(uri: str | None) -> None:
+    """Raise UserError: no address that MLflow takes. Whether it answers is not asked, as a study is kept without it."""
+    if uri is None:
+        return
+    try:
+        parts = urlsplit(uri)
+        kind, server = parts.scheme.partition("+")[0], bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number
+        kind, server = "http", False
+    if kind in DATABASES_OF_MLFLOW:
+        check_storage(uri, "--tracking-uri", DATABASES_OF_MLFLOW)
+        return
+    others = {"", "file", "databricks", "databricks-uc", "uc"} | {e.name for e in entry_points(group=_STORES)}
+    if not uri.strip() or not (server if kind in ("http", "https") else kind in others):
+        raise ConfigError(
+            f"--tracking-uri takes a server such as http://host:5000, or a database URL such as sqlite:///mlflow.db; "
+            f"got {shown_address(uri)!r}"
+        )
+
+
+def check_space(space: Space, recipe: Recipe, where: str) -> None:
+    """Raise ConfigError when the recipe or the method does not take a value of the space: now, not in trial 40."""
+    for config in space.ends():
+        try:
+            configured = recipe.configured(config)
+            get_method(configured.method).make_options(configured.options)
+        except ConfigError as error:
+            raise ConfigError(f"search space {where!r}, method {config['method']}: {error}") from error
+
+
+_NAME = re.compile(r"^[^/\\]{1,100}$")
+
+
+# what else lies in --home, beside one folder per study
+_TAKEN = ("studies.db", "mlflow.db", "artifacts", "demo-data", "checked-images.json", "cache")
+
+
+def check_name(name: str) -> None:
+    shows = name.isprintable() and len(name.encode()) <= 100  # a folder has it too: 255 bytes with an ending at most
+    if not shows or not _NAME.match(name) or name.strip(". ") == "" or name in _TAKEN:
+        raise ConfigError(
+            f"--study must be a name of 1 to 100 characters without slashes, and none of {', '.join(_TAKEN)}; "
+            f"got {name!r}"
+        )
+
+
+def new_name(storage: str, base: str) -> str:
+    base = re.sub(r"[^\w.-]+", "-", base).strip("-.") or "study"
+    taken = set(list_studies(storage, make=True))
+    return next(name for i in range(1, len(taken) + 2) if (name := f"{base}-{i}") not in taken)
+
+
+def check_left(info: StudyInfo, n_trials: int) -> None:
+    """Raise StudyError where nothing is left to do: before a launch enters itself into the study."""
+    if (n := info.n_ran()) >= n_trials and not any(record.waits for record in info.trials):
+        raise StudyError(
+            f"study {info.name!r} already has {n} trials, so nothing is left to do; give --trials above that to go on"
+        )

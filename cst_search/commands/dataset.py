@@ -1,0 +1,55 @@
+"""The dataset of a command: opened, checked, and the figures of it that memory predictions need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cst_search.commands.options import LaunchOptions
+from cst_search.config.recipe import Recipe
+from cst_search.data.coco import DetectionData, load_data
+from cst_search.data.demo import write_demo
+
+
+def open_data(
+    folder: str, home: Path, *, skip_bad: bool, say: Callable[[str], None], need: tuple[str, ...] = ("train", "val")
+) -> DetectionData:
+    """Load and check the dataset of a recipe; ``demo`` is drawn first. Raises DataError with every fault."""
+    path = write_demo(home / "demo-data") if folder == "demo" else Path(folder)
+    data, report = load_data(path, skip_bad=skip_bad, cache=home / "checked-images.json", need=need)
+    home.mkdir(parents=True, exist_ok=True)
+    if report.faults or report.notes:
+        say(report.render())
+    return data
+
+
+def load_dataset(options: LaunchOptions, recipe: Recipe, say: Callable[[str], None]) -> DetectionData:
+    data = open_data(recipe.data, options.home, skip_bad=options.skip_bad, say=say)
+    summary = data.summary()
+    parts = ", ".join(
+        f"{split} {n} images / {summary['n_boxes'][split]} boxes" for split, n in summary["n_images"].items()
+    )
+    say(f"data {recipe.data}: {parts}; {len(data.class_names)} classes")
+    return data
+
+
+def image_sizes(data: DetectionData) -> tuple[tuple[int, int], ...]:
+    """Distinct (height, width) of all images, in pixels."""
+    return tuple(sorted({(image.height, image.width) for split in data.splits.values() for image in split.images}))
+
+
+def dataset_inputs(data: DetectionData) -> dict[str, Any]:
+    """What `worst_input` and `predict` take of a dataset, for who has the study and not the data.
+
+    Of the image sizes three give the same worst input as all: resizing goes by the ratio of the sides, and the largest
+    height and width come of the tallest, the widest, or the squarest.
+    """
+    ratios = {height / width: (height, width) for height, width in image_sizes(data)}
+    chosen = {ratios[r] for r in (min(ratios), max(ratios), min(ratios, key=lambda r: abs(math.log(r))))}
+    return {
+        "n_classes": len(data.class_names),
+        "max_boxes": data.summary()["max_boxes"],
+        "sizes": sorted(map(list, chosen)),
+    }
