@@ -74,7 +74,7 @@ def draw(rng: random.Random, small: bool) -> tuple[Recipe, InputShape]:
         batch_size=rng.choice((1, 2) if small else (1, 2, 4, 8)),
         precision="fp32" if small else rng.choice(("fp32", "bf16")),
         memsave=rng.random() < 0.7,
-        checkpoint=rng.choice(("auto", "auto", "none", "neck", "all")),
+        recompute=rng.choice(("auto", "auto", "none", "neck", "all")),
         accumulate=rng.choice((1, 1, 2)),
         method=method,
         options={name: rng.choice(values) for name, values in OPTIONS.get(method, {}).items()},

@@ -79,10 +79,10 @@ def first_images(data: DetectionData, limit: int | None) -> DetectionData:
 
 def measure(job: Job) -> dict[str, Any]:
     """The dict of a TrialResult with ``saved_bytes``, or that of `run_speed`; and the name of the GPU."""
-    recipe = Recipe(**job.recipe)
+    recipe = Recipe.from_dict(job.recipe)
     data = None if job.folder is None else first_images(load_data(job.folder, check_images=False)[0], job.limit)
     if job.reference is not None:
-        reference = Recipe(**job.reference)
+        reference = Recipe.from_dict(job.reference)
         result = run_speed(recipe, reference, data, rounds=job.rounds, steps=job.steps, device=job.device)
     else:
         assert data is not None

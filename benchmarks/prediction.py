@@ -131,7 +131,7 @@ def kept_on_cuda(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> in
     """Bytes that autograd keeps of the dense part on CUDA, its rules of autocast included; no GPU is needed.
 
     A second witness: fake tensors have a device, shapes and types, and no contents. Matching, whose shapes depend on
-    contents, is left out; regions come as a tensor of their number. Nothing may be recomputed (``checkpoint: none``):
+    contents, is left out; regions come as a tensor of their number. Nothing may be recomputed (``recompute: none``):
     what a checkpoint holds is hidden from autograd's hooks.
     """
     kept: dict[int, torch.UntypedStorage] = {}
@@ -191,7 +191,7 @@ def draw(space: Space, rng: random.Random) -> tuple[Recipe, memory.InputShape]:
         max_size_px=max(height, width),
         precision=rng.choice(("fp32", "fp32", "fp32", "bf16")),  # which a CPU only emulates
         memsave=rng.random() < 0.5,
-        checkpoint=rng.choice(("auto", "none", "neck", "all")),
+        recompute=rng.choice(("auto", "none", "neck", "all")),
         accumulate=rng.choice((1, 1, 1, 2)),
     )
     configured = fixed.configured(space.sample(rng) | {"batch_size": rng.choice((1, 2, 3, 4))})
@@ -230,7 +230,7 @@ def predicted_anew(path: Path) -> list[dict[str, Any]]:
     rows = json.loads(path.read_text())["rows"]
     for row in rows:
         tuples = {name: tuple(v) if isinstance(v, list) else v for name, v in row["recipe"].items()}
-        kept, active = predicted_step(Recipe(**tuples), 3, memory.InputShape(**row["shape"]))
+        kept, active = predicted_step(Recipe.from_dict(tuples), 3, memory.InputShape(**row["shape"]))
         row |= {"predicted_kept": kept, "predicted_active": active}
         row |= {"kept_ratio": kept / row["kept"], "active_ratio": active / row["active"]}
     return rows
@@ -244,7 +244,7 @@ def describe(row: dict[str, Any]) -> str:
     return (
         f"{r['method']:14} {r['detector']:10} {r['backbone']:9} x{r['width']} {r['precision']} "
         f"{r['batch_size']} x {shape['height_px']} x {shape['width_px']}, {shape['max_boxes']} boxes, "
-        f"memsave {r['memsave']!s:5} checkpoint {r['checkpoint']:4} x{r['accumulate']} {options} | "
+        f"memsave {r['memsave']!s:5} recompute {Recipe.from_dict(r).recompute:4} x{r['accumulate']} {options} | "
         f"{row['active'] / 1e6:7.1f} MB, active {row['active_ratio']:.3f}, kept {row['kept_ratio']:.3f}"
     )
 
@@ -291,7 +291,7 @@ def main() -> None:
     witness = [
         memory.predict_step(recipe, 80, WITNESS_SHAPE, block=1).kept / kept_on_cuda(recipe, 80, WITNESS_SHAPE)
         for recipe in (
-            Recipe(detector=d, method=m, precision=p, batch_size=2, checkpoint="none")
+            Recipe(detector=d, method=m, precision=p, batch_size=2, recompute="none")
             for d in DETECTORS for m in METHODS for p in ("fp32", "bf16")
         )
     ]  # fmt: skip

@@ -206,7 +206,7 @@ def test_a_run_and_its_second_start(command: list[str], tmp_path: Path, capsys: 
 
     trial = next(r for r in content["results"] if r["row"] == "cst" and r["what"] == "seed 0")
     assert trial["map"] == cst["map_mean"] and trial["trainable_params"] == cst["trainable_params"]
-    recipe = Recipe(**json.loads(json.dumps(content["recipe"])) | {"weights": "none", "method": "cst"})
+    recipe = Recipe.from_dict(json.loads(json.dumps(content["recipe"])) | {"weights": "none", "method": "cst"})
     save_trained(build_detector(recipe, 3), recipe, ("square", "disc", "bar"), tmp_path / "w.safetensors")
     assert cst["saved_bytes"] == pytest.approx((tmp_path / "w.safetensors").stat().st_size, abs=200)  # the metadata
 

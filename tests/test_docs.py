@@ -99,7 +99,7 @@ def test_the_reference_has_every_field_of_a_recipe_with_its_bounds(made: dict[st
     assert rows["warmup"][:3] == ["number", "`0.1`", "a share from 0 to 0.9"]
     assert rows["backbone"][2] == "one of resnet18, resnet34, resnet50, resnet101"
     assert rows["fpn_channels"][2].endswith("a multiple of 32 from 64 on for fcos")
-    assert rows["checkpoint"][-1].startswith("computed again instead of kept: none;")  # its comment has two lines
+    assert rows["recompute"][-1].startswith("computed again instead of kept: none;")  # its comment has two lines
 
 
 def test_the_reference_has_every_option_of_a_method_with_its_bounds(made: dict[str, str]) -> None:

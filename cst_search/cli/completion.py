@@ -87,11 +87,11 @@ def shipped(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 @_never_fails
 def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     """Fields of a recipe, their values where they are few, and the options of methods that shipped spaces vary."""
-    from cst_search.config.recipe import BACKBONES, CHECKPOINTS, DETECTORS, PRECISIONS, Recipe
+    from cst_search.config.recipe import BACKBONES, DETECTORS, PRECISIONS, RECOMPUTE_CHOICES, Recipe
 
     name, equals, _ = incomplete.partition("=")
     choices = {
-        "detector": DETECTORS, "backbone": BACKBONES, "precision": PRECISIONS, "checkpoint": CHECKPOINTS,
+        "detector": DETECTORS, "backbone": BACKBONES, "precision": PRECISIONS, "recompute": RECOMPUTE_CHOICES,
         "method": _methods(), "memsave": ("true", "false"), "hflip": ("true", "false"),
     }  # fmt: skip
     if equals:

@@ -17,8 +17,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from cst_search.config import catalog
-from cst_search.config.recipe import Recipe
-from cst_search.config.search_space import Space
+from cst_search.config.recipe import Recipe, renamed_fields
+from cst_search.config.search_space import Space, renamed_dimensions
 from cst_search.errors import ConfigError
 
 # how a program gives what is a name or a path on the command line, and ``--set``
@@ -126,7 +126,9 @@ _RECIPE = TypeAdapter(Recipe)
 def make_recipe(content: Mapping[str, Any], where: str) -> Recipe:
     """Check a mapping as a recipe, method and options included. Raises ConfigError with every fault."""
     try:
-        text = json.dumps(_plain(content), default=str)
+        text = json.dumps(_plain(renamed_fields(content)), default=str)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     except (TypeError, ValueError, RecursionError) as error:  # an anchor that contains itself
         raise ConfigError(f"{where}: must hold plain values: {error}") from error
     try:
@@ -164,9 +166,9 @@ def shown_name(given: RecipeLike | SpaceLike) -> str:
 def load_space(name: SpaceLike) -> Space:
     """A search space by path, or a shipped one by name; or the mapping that such a file holds. Raises ConfigError."""
     if isinstance(name, Mapping):
-        return Space.from_dict(name)
+        return Space.from_dict(renamed_dimensions(name, "search space"))
     path = catalog.find("search_spaces", str(name))
-    return Space.from_dict(read_yaml(path), where=str(path))
+    return Space.from_dict(renamed_dimensions(read_yaml(path), str(path)), where=str(path))
 
 
 def recipe_json_schema() -> dict[str, Any]:

@@ -22,7 +22,9 @@ DETECTORS = tuple(USED_STAGES)
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")  # where a trial runs; no field
-CHECKPOINTS = ("auto", "none", "neck", "all")
+RECOMPUTE_CHOICES = ("auto", "none", "neck", "all")
+#: Field names that earlier versions wrote, each with the field's name today. `renamed_fields` reads them.
+FORMER_NAMES = {"checkpoint": "recompute"}
 
 
 def wrong_kinds(owner: type[Any], values: Mapping[str, Any]) -> list[str]:
@@ -53,9 +55,24 @@ def wrong_kinds(owner: type[Any], values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def resolve_checkpoint(checkpoint: str, has_side: bool) -> str:
-    """What ``auto`` stands for: side networks are there for memory, so theirs and the neck's are computed again."""
-    return checkpoint if checkpoint != "auto" else "neck" if has_side else "none"
+def renamed_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by field name, as an earlier version wrote them, under the names that the fields have today.
+
+    Everything that holds recipe fields and comes from outside passes here: recipe files, ``--set``, search spaces,
+    stored studies, saved weights and checkpoints. Order is kept; a name that is no former one stays as it is.
+
+    Raises:
+        ConfigError: a field is given under both of its names.
+    """
+    both = [(old, new) for old, new in FORMER_NAMES.items() if old in values and new in values]
+    if both:
+        raise ConfigError("; ".join(f"{old} is the former name of {new}; give {new} alone" for old, new in both))
+    return {FORMER_NAMES.get(name, name): value for name, value in values.items()}
+
+
+def resolve_recompute(recompute: str, has_side: bool) -> str:
+    """Return what ``auto`` stands for: ``neck`` with a side network, which is there to save memory; else ``none``."""
+    return recompute if recompute != "auto" else "neck" if has_side else "none"
 
 
 @dataclass(frozen=True)
@@ -96,7 +113,7 @@ class Recipe:
     memsave: bool = True  # frozen layers keep only what their backward pass reads; same gradients
     # computed again instead of kept: none; neck (side network, pyramid, heads); all (residual blocks too);
     # auto: neck for methods with a side network, none for others
-    checkpoint: str = "auto"
+    recompute: str = "auto"
     eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated
     loader_workers: int = 0  # processes that load images; 0: in the trial's own
     seed: int = 0  # of what is random in a trial: initial weights, order and flips of the images
@@ -135,7 +152,7 @@ class Recipe:
             one_of("detector", (*DETECTORS, *plugins.names("detectors"))),
             one_of("backbone", BACKBONES),
             one_of("precision", PRECISIONS),
-            one_of("checkpoint", CHECKPOINTS),
+            one_of("recompute", RECOMPUTE_CHOICES),
             ("width", 0.05 <= self.width <= 4, "from 0.05 to 4"),
             ("weights", bool(self.weights), "DEFAULT, none, demo or the path of a file"),
             whole("fpn_channels", 8, 2048),
@@ -163,6 +180,18 @@ class Recipe:
             above("clip_norm", 0),
         ]
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
+        """The recipe of `to_dict`, also as an earlier version wrote it.
+
+        Raises:
+            ConfigError: a value is out of its range, or a field is given under both of its names.
+            TypeError: a key is no field.
+        """
+        if not isinstance(content, Mapping):
+            raise TypeError(f"a recipe is a mapping of its fields; got {type(content).__name__}")
+        return cls(**renamed_fields(content))
+
     def configured(self, config: Mapping[str, Any]) -> Recipe:
         """This recipe with a configuration laid over it.
 
@@ -173,6 +202,7 @@ class Recipe:
         Raises:
             ConfigError: a key without a dot is no field.
         """
+        config = renamed_fields(config)
         known = {f.name for f in fields(self)} - {"options", "origin"}
         unknown = [key for key in config if "." not in key and key not in known]
         if unknown:

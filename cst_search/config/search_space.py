@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cst_search.config.recipe import Recipe
+from cst_search.config.recipe import FORMER_NAMES, Recipe, renamed_fields
 from cst_search.errors import ConfigError
 
 _FIELDS = {f.name for f in fields(Recipe)} - {
@@ -32,6 +32,21 @@ _FIELDS = {f.name for f in fields(Recipe)} - {
     "epochs",
     "search_epochs",
 }
+
+
+def renamed_dimensions(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a search space with every dimension that varies a recipe field under the field's name of today.
+
+    Raises:
+        ConfigError: a section has a field under both of its names.
+    """
+    try:
+        return {
+            section: renamed_fields(rules) if isinstance(rules, Mapping) else rules
+            for section, rules in content.items()
+        }
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 _BEYOND = 2**63  # integers above are none for a database, and above 10**308 no floats either; not so for NaN
@@ -146,15 +161,22 @@ def _dimensions(section: Any, method: str | None, faults: list[str]) -> tuple[Di
         faults.append(f"{place} must hold `name: {{choice: [...]}}` lines; got {section!r}")
         return ()
     found = []
+    try:
+        renamed_fields(section)
+    except ConfigError as error:
+        faults.append(f"{place}: {error}")
+        return ()
     for name, rule in section.items():
-        is_field = name in _FIELDS
+        # a parameter of a stored study keeps its name; its key is the field as it is called today
+        field = FORMER_NAMES.get(str(name), str(name))
+        is_field = field in _FIELDS
         if method is None and not is_field:
             faults.append(
                 f"shared.{name} is not a field of the recipe that may vary; those are {', '.join(sorted(_FIELDS))}"
             )
             continue
-        key = name if is_field else f"{method}.{name}"
-        dimension = _dimension(key if method is None else f"{method}.{name}", key, rule, f"{place}.{name}", faults)
+        key = field if is_field else f"{method}.{name}"
+        dimension = _dimension(name if method is None else f"{method}.{name}", key, rule, f"{place}.{name}", faults)
         if dimension is not None:
             found.append(dimension)
     return tuple(found)

@@ -23,7 +23,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from cst_search import plugins
 from cst_search.backbone.lean_layers import LeanRetinaNet, box_iou, once_norms, recompute, recompute_heads, save_memory
 from cst_search.backbone.resnet import STAGES, Body, load_weights
-from cst_search.config.recipe import USED_STAGES, Recipe, resolve_checkpoint
+from cst_search.config.recipe import USED_STAGES, Recipe, resolve_recompute
 from cst_search.errors import ConfigError
 from cst_search.memory import training_step as footprint
 from cst_search.memory.tape import Tape
@@ -145,7 +145,7 @@ def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False)
     method.apply(backbone, options)
     if recipe.memsave:
         save_memory(backbone.body)
-    _checkpoint(model, backbone, recipe.checkpoint)
+    _recompute(model, backbone, recipe.recompute)
     return model
 
 
@@ -176,9 +176,9 @@ def prepare(model: nn.Module, recipe: Recipe, losses: Iterator[Tensor]) -> None:
             parameter.requires_grad_(True)
 
 
-def _checkpoint(model: nn.Module, backbone: Backbone, what: str) -> None:
-    """Recompute in the backward pass what a recipe's ``checkpoint`` says."""
-    what = resolve_checkpoint(what, has_side=backbone.side is not None)
+def _recompute(model: nn.Module, backbone: Backbone, what: str) -> None:
+    """Recompute in the backward pass what a recipe's ``recompute`` says."""
+    what = resolve_recompute(what, has_side=backbone.side is not None)
     if what == "none":
         return
     once_norms(model)

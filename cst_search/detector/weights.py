@@ -67,7 +67,7 @@ def load_trained(run: Path | str) -> Trained:
     if metadata.get("format") != "cst-search/1":
         raise ConfigError(f"{str(path)!r} was not written by `cst-search train`: its metadata has no cst-search format")
     try:
-        recipe = Recipe(**json.loads(metadata["recipe"]))
+        recipe = Recipe.from_dict(json.loads(metadata["recipe"]))
         class_names = tuple(map(str, json.loads(metadata["class_names"])))
         trained_on = metadata["base_hash"]
     except (KeyError, TypeError, ValueError) as error:

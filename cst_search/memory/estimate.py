@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cst_search.config.recipe import Recipe, resolve_checkpoint
+from cst_search.config.recipe import Recipe, resolve_recompute
 from cst_search.data.coco import resized_hw
 from cst_search.detector.build import get_detector
 from cst_search.memory.correction import Correction
@@ -134,7 +134,7 @@ def depends_on(key: str) -> bool:
 @lru_cache(maxsize=4096)
 def _predict(recipe_json: str, n_classes: int, shape: InputShape) -> Estimate:
     values: dict[str, Any] = json.loads(recipe_json)
-    step = predict_step(Recipe(**values), n_classes, shape)
+    step = predict_step(Recipe.from_dict(values), n_classes, shape)
     active = step.active_bytes
     reserved = round(active * FRAGMENTATION) + SLACK_BYTES
     device = reserved + CONTEXT_BYTES
@@ -230,7 +230,7 @@ def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[Step, P
         width_px=shape.width_px,
         max_boxes=shape.max_boxes,
         memsave=recipe.memsave,
-        checkpoint=resolve_checkpoint(recipe.checkpoint, has_side=plan.side is not None),
+        recompute=resolve_recompute(recipe.recompute, has_side=plan.side is not None),
     )
     return step, plan
 

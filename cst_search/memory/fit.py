@@ -25,7 +25,7 @@ _MAX_ACCUMULATE = 1024
 
 # Fields that save memory at the same batch and image, cheapest first: half precision (bf16, or fp16 on a card without
 # it), then recomputation in the backward pass. What this version's recipes do not have is passed over.
-_SAVINGS: tuple[tuple[str, Any], ...] = (("precision", "auto"), ("memsave", True), ("checkpoint", "all"))
+_SAVINGS: tuple[tuple[str, Any], ...] = (("precision", "auto"), ("memsave", True), ("recompute", "all"))
 
 # device bytes of training a recipe; asked more than once for the same, so it should remember (`memory.predict` does)
 Bytes = Callable[[Recipe], int]

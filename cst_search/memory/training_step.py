@@ -66,7 +66,7 @@ class Step:
         height_px, width_px: of the padded batch.
         max_boxes: in every image.
         memsave: frozen layers are lean.
-        checkpoint: ``none``, ``neck`` or ``all``.
+        recompute: ``none``, ``neck`` or ``all``.
     """
 
     heads: Callable[[Tape, Step, list[Tensor]], list[Tensor]]
@@ -81,7 +81,7 @@ class Step:
     width_px: int
     max_boxes: int
     memsave: bool
-    checkpoint: str
+    recompute: str
 
     @property
     def n_labels(self) -> int:
@@ -103,7 +103,7 @@ def run_body(tape: Tape, step: Step, plan: Plan, images: Tensor) -> Features:
     features["c1"] = x
     blocks = shape.blocks()
     for stage in range(2, 6):
-        again = (step.checkpoint == "all" or plan.recompute) and plan.grad_from < stage
+        again = (step.recompute == "all" or plan.recompute) and plan.grad_from < stage
         with tape.no_grad(plan.grad_from >= stage):
             mine = [block for block in blocks if block.stage == stage]
             for j, block in enumerate(mine):
@@ -174,7 +174,7 @@ def _block(tape: Tape, step: Step, plan: Plan, block: BlockShape, stride: int, x
 def run_backbone(tape: Tape, step: Step, plan: Plan, images: Tensor) -> list[Tensor]:
     """`detector.Backbone.forward`: the levels of the pyramid, finest first."""
     features = run_body(tape, step, plan, images)
-    neck = step.checkpoint != "none"
+    neck = step.recompute != "none"
     states = plan.side(tape, {**features, "image": images}, neck) if plan.side else {}
 
     levels: list[Tensor] = []
@@ -243,7 +243,7 @@ def _by_level(
     tape: Tape, step: Step, levels: list[Tensor], run: Callable[[Tensor], list[Tensor]]
 ) -> list[list[Tensor]]:
     """`lean._ByLevel`: the outputs of a head for every level."""
-    if step.checkpoint == "none":
+    if step.recompute == "none":
         return [run(level) for level in levels]
     outputs = []
     for level in levels:
@@ -296,7 +296,7 @@ def _dense_heads(tape: Tape, step: Step, levels: list[Tensor], outputs: list[lis
                 out = tape.relu(out, inplace=False)
             out = _flat(tape, out, n)
             # torchvision joins the levels that it is given; where recomputed, one by one
-            flat.append(out if step.checkpoint == "none" else _joined(tape, [out]))
+            flat.append(out if step.recompute == "none" else _joined(tape, [out]))
         return flat
 
     results: list[Tensor] = []
@@ -442,7 +442,7 @@ def run_retinanet(tape: Tape, step: Step, levels: list[Tensor]) -> list[Tensor]:
         del targets
         return loss
 
-    again = step.checkpoint != "none"
+    again = step.recompute != "none"
     # an image's part of the logits is a view; the gradients of all of them are stacked
     images = _rows(tape, logits)
     losses = [tape.recompute(partial(image_loss, one)) if again else image_loss(one) for one in images]
@@ -480,7 +480,7 @@ def run_fcos(tape: Tape, step: Step, levels: list[Tensor]) -> list[Tensor]:
         del stacked
         return tape.op((1,), classes, box_loss, centre_loss, passes=True)
 
-    return [tape.recompute(losses) if step.checkpoint != "none" else losses()]
+    return [tape.recompute(losses) if step.recompute != "none" else losses()]
 
 
 # --- a step ----------------------------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ import optuna
 from optuna.trial import FrozenTrial, Trial
 from optuna.trial import TrialState as OptunaState
 
-from cst_search.config.search_space import Space
+from cst_search.config.recipe import renamed_fields
+from cst_search.config.search_space import Space, renamed_dimensions
 from cst_search.errors import StudyError
 from cst_search.memory.correction import Correction
 from cst_search.search.early_stopping import Rungs, rung_epochs
@@ -124,6 +125,7 @@ class Study:
         spec["objectives"] = tuple(OBJECTIVES[name] for name in spec["objectives"])
         spec["budget"] = Budget(**spec["budget"])
         spec["eta"] = spec.get("eta") or 0
+        spec["recipe"] = renamed_fields(spec["recipe"])
         self.spec = StudySpec(**spec)
         self.started: str = stored["started"]
         self.space = Space.from_dict(self.spec.space, where=f"space of study {self.name!r}")
@@ -205,6 +207,8 @@ class Study:
                  "space": "--space", "data": "--data", "limit_bytes": "--limit-mem",
                  "eta": "--stop-early/--eta",
                  "inputs": "--data (classes, most boxes or image sizes differ)"}  # fmt: skip
+        for each in (new, old):
+            each["space"] = renamed_dimensions(each["space"], f"space of study {self.name!r}")
         if spec.eta is None:
             new["eta"] = old["eta"]
         if not old["inputs"]:  # made before they were kept
@@ -729,7 +733,7 @@ def _alone(storage: optuna.storages.BaseStorage | None, study: str) -> AbstractC
 
 def _key(config: Mapping[str, Any]) -> str:
     """Configurations are the same if this is."""
-    return json.dumps(config, sort_keys=True)
+    return json.dumps(renamed_fields(config), sort_keys=True)
 
 
 def open_study(name: str, home: Path, storage: str | None = None) -> Study:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cst_search.config.recipe import renamed_fields
 from cst_search.study.fast_reads import StoredTrial
 from cst_search.study.records import TrialRecord
 from cst_search.study.states import TrialState
@@ -113,4 +114,5 @@ def refused(result: Mapping[str, Any]) -> tuple[float, str]:
 
 
 def tuples(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    """A stored configuration: lists are tuples again, and recipe fields have the names of today."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in renamed_fields(config).items()}

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cst_search.config.recipe import renamed_fields
 from cst_search.detector.build import trained_tensors
 
 BOUND_BYTES = 20 * 10**9  # of all checkpoints of a study
@@ -99,7 +100,7 @@ def _read(path: Path, identity: Mapping[str, Any], training: Training) -> dict[s
     stored = torch.load(path, map_location="cpu", weights_only=True)
     if stored["format"] != _FORMAT:
         raise Unusable(f"its format is {stored['format']}, not {_FORMAT}")
-    if stored["identity"] != _text(identity):
+    if _renamed(stored["identity"]) != _text(identity):
         raise Unusable("it is another trial's")
     if _shapes(stored["tensors"]) != _shapes(trained_tensors(training.model)):
         raise Unusable("its tensors are not those of the model")
@@ -108,6 +109,12 @@ def _read(path: Path, identity: Mapping[str, Any], training: Training) -> dict[s
     if groups[0] != groups[1]:
         raise Unusable("its optimiser is not that of the model")
     return stored
+
+
+def _renamed(identity: str) -> str:
+    """The identity that an earlier version may have written, with the names that recipe fields have today."""
+    stored = json.loads(identity)
+    return _text(stored | {"recipe": renamed_fields(stored["recipe"])} if "recipe" in stored else stored)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:

@@ -323,7 +323,7 @@ def read_recipe(path: Path) -> Recipe:
             import yaml
 
             content = yaml.safe_load(text)
-        return Recipe(**content)
+        return Recipe.from_dict(content)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: must hold a recipe: {error}") from error
 

@@ -186,7 +186,7 @@ def test_retinanet_matches_as_torchvision_does(
     tiny_recipe: Make, monkeypatch: pytest.MonkeyPatch, n_boxes: int
 ) -> None:
     monkeypatch.setattr(lean, "IOU_PAIRS", 1)
-    ours = build_detector(tiny_recipe(detector="retinanet", method="head", checkpoint="none"), 3).train()
+    ours = build_detector(tiny_recipe(detector="retinanet", method="head", recompute="none"), 3).train()
     corner = torch.rand(n_boxes, 2) * 40
     boxes = torch.cat([corner, corner + 20], 1)
     labels = torch.ones(n_boxes, dtype=torch.int64)
@@ -230,19 +230,17 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("detector", DETECTORS)
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_has_the_same_gradients(tiny_recipe: Make, detector: str, method: str) -> None:
-    stock, state, stock_bytes = one_step(
-        tiny_recipe(detector=detector, method=method, memsave=False, checkpoint="none")
-    )
+    stock, state, stock_bytes = one_step(tiny_recipe(detector=detector, method=method, memsave=False, recompute="none"))
     assert stock
     for fields in (
-        {"memsave": True, "checkpoint": "none"},
-        {"checkpoint": "neck"},
-        {"memsave": False, "checkpoint": "all"},
+        {"memsave": True, "recompute": "none"},
+        {"recompute": "neck"},
+        {"memsave": False, "recompute": "all"},
     ):
         grads, after, kept = one_step(tiny_recipe(detector=detector, method=method, **fields))
         assert same(grads, stock), fields
         assert same(after, state), fields
-        if fields["checkpoint"] == "none" and method in SAVES:
+        if fields["recompute"] == "none" and method in SAVES:
             assert kept < stock_bytes
 
 
@@ -266,9 +264,9 @@ def test_options_and_bases(tiny_recipe: Make, method: str, options: dict[str, An
     fixed: dict[str, Any] = {"method": method, "options": options, "detector": "fcos"}
     if weights == "none":
         fixed["weights"] = "none"
-    stock, state, _ = one_step(tiny_recipe(memsave=False, checkpoint="none", **fixed))
-    for checkpoint in ("none", "all"):
-        grads, after, _ = one_step(tiny_recipe(memsave=True, checkpoint=checkpoint, **fixed))
+    stock, state, _ = one_step(tiny_recipe(memsave=False, recompute="none", **fixed))
+    for again in ("none", "all"):
+        grads, after, _ = one_step(tiny_recipe(memsave=True, recompute=again, **fixed))
         assert grads.keys() == stock.keys()
         for name in stock:  # a frozen batch norm in eval mode is summed in another order
             torch.testing.assert_close(grads[name], stock[name], rtol=1e-3, atol=1e-4)
@@ -279,8 +277,8 @@ def test_options_and_bases(tiny_recipe: Make, method: str, options: dict[str, An
 @pytest.mark.parametrize("method", ["bitfit", "cst", "conv_lora", "full"])
 def test_with_autocast(tiny_recipe: Make, method: str) -> None:
     fixed: dict[str, Any] = {"method": method, "detector": "fasterrcnn"}
-    stock, _, _ = one_step(tiny_recipe(memsave=False, checkpoint="none", **fixed), autocast=True)
-    for fields in ({"checkpoint": "none"}, {"checkpoint": "all"}):
+    stock, _, _ = one_step(tiny_recipe(memsave=False, recompute="none", **fixed), autocast=True)
+    for fields in ({"recompute": "none"}, {"recompute": "all"}):
         grads, _, _ = one_step(tiny_recipe(memsave=True, **fields, **fixed), autocast=True)
         assert same(grads, stock)
 
@@ -304,9 +302,9 @@ def test_a_bottleneck_keeps_less(tiny_recipe: Make, method: str, at_most: float)
 @pytest.mark.parametrize("method", ["cst", "side_tuning", "head"])
 def test_some_images_at_a_time(tiny_recipe: Make, monkeypatch: pytest.MonkeyPatch, detector: str, method: str) -> None:
     """Large maps are recomputed in pieces, whose gradients are then summed in another order."""
-    stock, _, _ = one_step(tiny_recipe(detector=detector, method=method, memsave=False, checkpoint="none"))
+    stock, _, _ = one_step(tiny_recipe(detector=detector, method=method, memsave=False, recompute="none"))
     monkeypatch.setattr("cst_search.memory.training_step.MAP_VALUES", 1)
-    grads, _, _ = one_step(tiny_recipe(detector=detector, method=method, memsave=False, checkpoint="neck"))
+    grads, _, _ = one_step(tiny_recipe(detector=detector, method=method, memsave=False, recompute="neck"))
     assert grads.keys() == stock.keys()
     for name in stock:
         close = 1e-4 * float(stock[name].abs().max()) + 1e-6

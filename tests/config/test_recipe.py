@@ -131,5 +131,5 @@ def test_a_configured_recipe_is_checked_again() -> None:
 @pytest.mark.parametrize("origin", [None, {"study": "s", "trial": 3}])
 def test_to_dict_is_plain_and_complete(origin: dict[str, Any] | None) -> None:
     recipe = dataclasses.replace(BASE, origin=origin)
-    assert Recipe(**json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     assert ("origin" in recipe.to_dict()) == (origin is not None)  # a recipe of one's own says nothing of an origin

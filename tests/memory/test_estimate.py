@@ -60,8 +60,8 @@ def compared(recipe: Recipe) -> tuple[float, float]:
     return guess_kept / kept, guess_active / active
 
 
-STOCK = {"memsave": False, "checkpoint": "none", "precision": "fp32"}
-LEAN = {"memsave": True, "checkpoint": "all", "precision": "bf16"}
+STOCK = {"memsave": False, "recompute": "none", "precision": "fp32"}
+LEAN = {"memsave": True, "recompute": "all", "precision": "bf16"}
 
 
 @families
@@ -113,7 +113,7 @@ def test_and_so_it_is_for_other_choices(tiny_recipe: Make, changes: dict[str, An
 )
 def test_on_cuda_fake_tensors_agree(tiny_recipe: Make, detector: str, method: str, options: dict[str, Any]) -> None:
     """Autocast has other rules there; an operation that would refuse its types on a GPU refuses them here."""
-    fixed = {"method": method, "options": options, "precision": "bf16", "checkpoint": "none", "memsave": False}
+    fixed = {"method": method, "options": options, "precision": "bf16", "recompute": "none", "memsave": False}
     recipe = real(tiny_recipe, detector=detector, **fixed)
     kept = prediction.kept_on_cuda(recipe, 3, SHAPE)
     assert memory.predict_step(recipe, 3, SHAPE, block=1).kept == pytest.approx(kept, rel=0.02)
@@ -122,7 +122,7 @@ def test_on_cuda_fake_tensors_agree(tiny_recipe: Make, detector: str, method: st
 @families
 def test_evaluating_needs_less_than_training(tiny_recipe: Make, detector: str) -> None:
     """So the prediction leaves it out. Method ``head`` is the one with the cheapest training."""
-    recipe = real(tiny_recipe, detector=detector, method="head", checkpoint="neck", precision="fp32")
+    recipe = real(tiny_recipe, detector=detector, method="head", recompute="neck", precision="fp32")
     model = build_detector(recipe, 3).eval()
     live = prediction.LiveBytes([*model.parameters(), *model.buffers()])
     with torch.no_grad(), live:
@@ -149,7 +149,7 @@ def test_parameters_are_those_of_the_built_model(
     ("backbone", "options", "how"),
     [
         ("resnet18", {}, STOCK),
-        ("resnet18", {}, LEAN | {"checkpoint": "neck"}),
+        ("resnet18", {}, LEAN | {"recompute": "neck"}),
         ("resnet50", {"block": "bottleneck", "granularity": "block"}, LEAN),
     ],
     ids=["stock", "lean", "bottlenecks"],
@@ -310,7 +310,7 @@ def test_what_changes_no_shape_is_predicted_once(
         {"options": {"reduction": 2}},
         {"precision": "bf16"},
         {"weights": "none"},
-        {"checkpoint": "none"},
+        {"recompute": "none"},
         {"accumulate": 2},
     ],
     ids=str,
@@ -331,7 +331,7 @@ def test_it_agrees_with_what_a_gpu_measured(name: str) -> None:
     rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
     off = []
     for row in rows:
-        recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in row["recipe"].items()})
+        recipe = Recipe.from_dict({k: tuple(v) if isinstance(v, list) else v for k, v in row["recipe"].items()})
         off.append(predict(recipe, 80, InputShape(**row["shape"])).active_bytes / row["active"] - 1)
     assert len(off) == 40 and median(map(abs, off)) < 0.015
     assert min(off) > -0.08 and max(off) < 0.125

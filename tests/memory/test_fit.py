@@ -27,7 +27,7 @@ from cst_search.memory.fit import (
 )
 
 # nothing more to save but by the precision
-COCO = Recipe(image_size_px=800, max_size_px=1333, batch_size=4, precision="fp32", memsave=True, checkpoint="all")
+COCO = Recipe(image_size_px=800, max_size_px=1333, batch_size=4, precision="fp32", memsave=True, recompute="all")
 FACTOR = {"head": 1, "cst": 2, "full": 4}
 
 
@@ -203,35 +203,35 @@ class Picky(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.checkpoint != "none" and self.method == "head":
-            raise ConfigError("checkpoint must be none for head")
+        if self.recompute != "none" and self.method == "head":
+            raise ConfigError("recompute must be none for head")
 
 
 def needed_with_savings(recipe: Recipe) -> int:
     assert isinstance(recipe, Picky)
-    return needed(recipe) - (20 if recipe.memsave else 0) - (40 if recipe.checkpoint == "all" else 0)
+    return needed(recipe) - (20 if recipe.memsave else 0) - (40 if recipe.recompute == "all" else 0)
 
 
 @pytest.mark.parametrize(
     ("budget", "precision", "expected"),
     [
-        (310, "fp32", [{"precision": "auto"}, {"memsave": True}, {"checkpoint": "all"}]),  # each alone
-        (280, "fp32", [{"precision": "auto"}, {"checkpoint": "all"}]),
+        (310, "fp32", [{"precision": "auto"}, {"memsave": True}, {"recompute": "all"}]),  # each alone
+        (280, "fp32", [{"precision": "auto"}, {"recompute": "all"}]),
         (190, "fp32", [{"precision": "auto", "memsave": True}]),  # two together; the third is not needed
-        (150, "fp32", [{"precision": "auto", "memsave": True, "checkpoint": "all"}]),
-        (190, "bf16", [{"memsave": True}, {"checkpoint": "all"}]),
+        (150, "fp32", [{"precision": "auto", "memsave": True, "recompute": "all"}]),
+        (190, "bf16", [{"memsave": True}, {"recompute": "all"}]),
         (130, "fp32", []),  # not even all three
     ],
 )
 def test_savings_are_tried_alone_and_together(budget: int, precision: str, expected: list[dict[str, Any]]) -> None:
-    recipe = Picky(**{**vars(COCO), "memsave": False, "checkpoint": "none", "method": "cst", "precision": precision})
+    recipe = Picky(**{**vars(COCO), "memsave": False, "recompute": "none", "method": "cst", "precision": precision})
     (row,) = what_fits(recipe, ["cst"], budget, needed_with_savings).methods
     found = [one for one in settings(row) if "image_size_px" not in one]
     assert found == [{"batch_size": 1, **one} for one in expected]
 
 
 def test_a_saving_that_a_method_refuses_is_passed_over() -> None:
-    recipe = Picky(**{**vars(COCO), "memsave": False, "checkpoint": "none", "method": "head"})
+    recipe = Picky(**{**vars(COCO), "memsave": False, "recompute": "none", "method": "head"})
     (row,) = what_fits(recipe, ["head"], 200, needed_with_savings).methods
     assert [set(one) for one in settings(row)] == [
         {"batch_size", "precision"}, {"batch_size", "memsave"}, {"batch_size", "image_size_px", "max_size_px"},

@@ -508,7 +508,7 @@ def test_fisher_information_is_that_of_the_training_loss(
     """By stock layers, nothing recomputed, the side network in its place, and autograd asked for one weight."""
     options = {"init": "prune_fisher", "reduction": 4}
     model = prepared(tiny_recipe(detector=detector, method="lst", options=options), tiny_data)
-    recipe = tiny_recipe(detector=detector, method="lst", options=options, memsave=False, checkpoint="none")
+    recipe = tiny_recipe(detector=detector, method="lst", options=options, memsave=False, recompute="none")
     plain: Any = build_detector(recipe, 3)
     source = plain.backbone.body.layer2[1].conv2
     source.weight.requires_grad_(True)
