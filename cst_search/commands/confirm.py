@@ -40,7 +40,8 @@ from cst_search.data.disk_cache import open_cache
 from cst_search.detector.build import build_detector
 from cst_search.errors import ConfigError, DataError, StudyError
 from cst_search.execution.interrupt import GRACE_SECONDS, ends_in_time
-from cst_search.execution.workers import Task, Workers
+from cst_search.execution.task import Task
+from cst_search.execution.workers import SearchJob, Workers
 from cst_search.memory.estimate import Estimate
 from cst_search.redaction import shown_address
 from cst_search.report.progress import View
@@ -303,7 +304,7 @@ def _run(
     interrupted = False
     try:
         with view:
-            workers.run(study, task, n_trials=n_trials, estimate=no_estimate, stop=lambda: False, events=view)
+            workers.run(SearchJob(study, task, n_trials, no_estimate, lambda: False, view))
     except KeyboardInterrupt:
         interrupted = True
     finally:

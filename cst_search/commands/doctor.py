@@ -263,7 +263,7 @@ def _ray() -> Iterator[Finding]:
     except PackageNotFoundError:
         yield Finding("Ray", "fault", "not installed", "pip install 'ray[tune]', or launch with --in-process")
         return
-    from cst_search.execution.ray_tune import try_ray
+    from cst_search.execution.ray_start import try_ray
 
     begun = time.perf_counter()
     try_ray()

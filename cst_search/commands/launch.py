@@ -33,7 +33,8 @@ from cst_search.data.disk_cache import open_cache
 from cst_search.detector.build import build_detector
 from cst_search.errors import CstSearchError
 from cst_search.execution.interrupt import GRACE_SECONDS, ends_in_time
-from cst_search.execution.workers import Task
+from cst_search.execution.task import Task
+from cst_search.execution.workers import SearchJob
 from cst_search.petl import get_method
 from cst_search.redaction import shown_address
 from cst_search.report.progress import View, front_table
@@ -176,7 +177,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         interrupted = False
         try:
             with view:
-                workers.run(study, task, n_trials=options.trials, estimate=estimate, stop=stop, events=view)
+                workers.run(SearchJob(study, task, options.trials, estimate, stop, view))
         except KeyboardInterrupt:
             interrupted = True
         except BaseException:

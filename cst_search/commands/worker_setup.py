@@ -44,7 +44,7 @@ def check_nodes(cluster: Cluster, home: Path, recipe: Recipe, data: DetectionDat
     from cst_search.execution import node_check
 
     with node_check.token(home) as token:
-        cluster.check(node_check.wanted_of(recipe, data, on_gpus=device.type == "cuda", token=token))
+        cluster.check(node_check.requirements_of(recipe, data, on_gpus=device.type == "cuda", token=token))
 
 
 def device_of(name: str, cluster: Cluster | None) -> Any:

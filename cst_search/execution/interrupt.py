@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first ends a search in good order and in time, the second at once."""
+"""SIGINT and SIGTERM: the first signal ends a search cleanly and in time, the second at once."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ GRACE_SECONDS = 15.0
 
 @contextmanager
 def ends_in_time(go_on: str) -> Iterator[None]:
-    """SIGTERM ends what is within as Ctrl-C does: by KeyboardInterrupt, or as Ray Tune takes it.
+    """Context in which SIGTERM acts like Ctrl-C: KeyboardInterrupt, or Ray Tune's own handling.
 
-    Whatever is not over `GRACE_SECONDS` after the first signal is ended then, and by a second signal at once: this
-    process and all that it started, with exit code 130. What a study has is in its database.
+    If the context is not left `GRACE_SECONDS` after the first signal, or at a second signal, this process and all that
+    it started are killed, with exit code 130. Results are safe: they are in the study's database.
 
     Args:
-        go_on: the command that goes on with it, for the last words.
+        go_on: the command that continues the search, named in the last message.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -69,7 +69,7 @@ def _watch(reader: int, go_on: str) -> None:
 
 
 def end_at_once(how: str, go_on: str, code: int = 130) -> Never:
-    """End this process and all that it started, with last words."""
+    """Kill this process and all that it started, after a last message."""
     os.write(2, f"\n{how}; what is finished is kept; go on with:  {go_on}\n".encode())
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):

@@ -1,8 +1,9 @@
-"""What a machine must have before trials run on it, and whether it has it. Runs on every node of a cluster, and needs
-the standard library alone to say that something is missing.
+"""Checks that a cluster node has what trials need: files, weights, library versions, GPUs.
 
-    wanted = wanted_of(recipe, data, on_gpus=True, home=home)    # where the search was started
-    found = look(wanted)                                         # on a node
+Runs on every node, and needs only the standard library to report what is missing.
+
+    wanted = requirements_of(recipe, data, on_gpus=True)    # where the search was started
+    found = inspect_node(wanted)                            # on a node
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _SAMPLE = 20  # images of a split whose content is compared: all of COCO would b
 
 
 @dataclass(frozen=True)
-class File:
-    """A file that must be there. ``digest``: BLAKE2b of its content, as in `data`; empty: any content."""
+class RequiredFile:
+    """A file that must exist. ``digest``: BLAKE2b of its content, as in `data`; empty: any content."""
 
     what: str
     path: Path
@@ -34,17 +35,17 @@ class File:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a node must have.
+class NodeRequirements:
+    """What a node must have to run trials.
 
     Attributes:
-        weights, backbone: of the recipe; ``DEFAULT`` is fetched by each node for itself.
-        versions: of torch and torchvision, without what follows a ``+``.
-        demo: where the embedded demo must lie; it is drawn there.
-        token: a small file, to see whether its folder is shared; None: nobody asks.
+        weights, backbone: as in the recipe; each node fetches ``DEFAULT`` weights itself.
+        versions: versions of torch and torchvision, without a suffix such as ``+cu126``.
+        demo: folder in which the embedded demo is drawn if it is not there.
+        token: a small file that shows whether its folder is shared; None: not checked.
     """
 
-    files: tuple[File, ...]
+    files: tuple[RequiredFile, ...]
     weights: str
     backbone: str
     versions: tuple[tuple[str, str], ...]
@@ -54,14 +55,14 @@ class Wanted:
 
 
 @dataclass
-class Found:
-    """What there is.
+class NodeReport:
+    """What the check found on a node.
 
     Attributes:
-        faults: why no trial can run there, one line each.
-        gpu_bytes: of each GPU.
-        is_shared: the folder of `Wanted.token` is that of the machine where the search was started.
-        memory_monitor: Ray's is on.
+        faults: reasons why no trial can run there, one line each.
+        gpu_bytes: total memory of each GPU.
+        is_shared: the folder of `NodeRequirements.token` is shared with the machine that started the search.
+        memory_monitor: Ray's memory monitor is on.
     """
 
     faults: list[str] = field(default_factory=list)
@@ -70,8 +71,10 @@ class Found:
     memory_monitor: bool = False
 
 
-def wanted_of(recipe: Recipe, data: DetectionData, *, on_gpus: bool, token: Path | None = None) -> Wanted:
-    """What trials of a recipe on this data need, as it is here."""
+def requirements_of(
+    recipe: Recipe, data: DetectionData, *, on_gpus: bool, token: Path | None = None
+) -> NodeRequirements:
+    """Requirements of a recipe's trials on this data, taken from this machine."""
     demo = data.folder if recipe.data == "demo" else None
     files = []
     for name, split in data.splits.items() if demo is None else ():
@@ -79,16 +82,16 @@ def wanted_of(recipe: Recipe, data: DetectionData, *, on_gpus: bool, token: Path
         step = max(1, len(split.images) // _SAMPLE)
         for entry in split.images[::step][:_SAMPLE]:
             size = entry.path.stat().st_size
-            files.append(File(f"an image of {name}", entry.path, size, entry.digest or _digest(entry.path)))
+            files.append(RequiredFile(f"an image of {name}", entry.path, size, entry.digest or _digest(entry.path)))
     if recipe.weights not in ("DEFAULT", "none", "demo"):
         files.append(_file("the weights", Path(recipe.weights).expanduser()))
     versions = tuple((name, _version(name)) for name in ("torch", "torchvision"))
-    return Wanted(tuple(files), recipe.weights, recipe.backbone, versions, on_gpus, demo, token)
+    return NodeRequirements(tuple(files), recipe.weights, recipe.backbone, versions, on_gpus, demo, token)
 
 
-def look(wanted: Wanted) -> Found:
-    """Compare this machine with what is wanted. Never raises for what it lacks."""
-    found = Found(memory_monitor=os.environ.get("RAY_memory_monitor_refresh_ms") != "0")
+def inspect_node(wanted: NodeRequirements) -> NodeReport:
+    """Compare this machine with the requirements. Never raises for what is missing."""
+    found = NodeReport(memory_monitor=os.environ.get("RAY_memory_monitor_refresh_ms") != "0")
     if wanted.token is not None:
         found.is_shared = wanted.token.is_file()
     _look_at_files(wanted, found)
@@ -114,7 +117,7 @@ def look(wanted: Wanted) -> Found:
 
 @contextmanager
 def token(folder: Path) -> Iterator[Path]:
-    """A small file in a folder, while it is looked for elsewhere."""
+    """Keep a small file in a folder while other nodes look for it."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".shared-{uuid.uuid4().hex}"
@@ -125,7 +128,7 @@ def token(folder: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _look_at_files(wanted: Wanted, found: Found) -> None:
+def _look_at_files(wanted: NodeRequirements, found: NodeReport) -> None:
     if wanted.demo is not None:
         try:
             from cst_search.data.demo import write_demo
@@ -144,7 +147,7 @@ def _look_at_files(wanted: Wanted, found: Found) -> None:
         found.faults.append(f"{what} {faults[0]}{n}")
 
 
-def _fault_of(file: File) -> str | None:
+def _fault_of(file: RequiredFile) -> str | None:
     try:
         if not file.path.is_file():
             return f"is not there: {file.path}"
@@ -155,7 +158,7 @@ def _fault_of(file: File) -> str | None:
     return None
 
 
-def _look_at_gpus(found: Found) -> None:
+def _look_at_gpus(found: NodeReport) -> None:
     import torch
 
     try:
@@ -168,8 +171,8 @@ def _look_at_gpus(found: Found) -> None:
         found.faults.append("Ray counts GPUs there, and torch sees none: check nvidia-smi, and that torch has CUDA")
 
 
-def _file(what: str, path: Path) -> File:
-    return File(what, path, path.stat().st_size, _digest(path))
+def _file(what: str, path: Path) -> RequiredFile:
+    return RequiredFile(what, path, path.stat().st_size, _digest(path))
 
 
 def _digest(path: Path) -> str:

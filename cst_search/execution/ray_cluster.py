@@ -1,7 +1,7 @@
-"""A Ray cluster that is there already: connecting to it, what its nodes must have, and nodes that come and go.
+"""Connection to an existing Ray cluster: checks of its nodes, and nodes that join or leave.
 
-The cluster is never shut down, only left. What is checked on a node stands in `node_check.py`, which trial goes where
-in `placement.Fleet`.
+The cluster is never shut down, only left. `node_check` says what is checked on a node, `gpu_sharing.Fleet` which trial
+is assigned to which node.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from unittest.mock import patch
 os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")
 os.environ.setdefault("RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S", "5")
 
-from cst_search.execution import ray_tune as search  # first: it sets what Ray reads from the environment
+from cst_search.execution.ray_start import init_ray  # first: it sets what Ray reads from the environment
 
 import ray  # isort: skip
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # isort: skip
@@ -32,7 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # iso
 from cst_search.errors import ConfigError, RunError, StudyError
 from cst_search.execution.gpu_sharing import Fleet, Node
 from cst_search.execution.interrupt import end_at_once
-from cst_search.execution.node_check import Found, Wanted, look
+from cst_search.execution.node_check import NodeReport, NodeRequirements, inspect_node
 
 if TYPE_CHECKING:
     import torch
@@ -56,17 +56,17 @@ class Cluster:
     """A cluster that this process is connected to.
 
     Attributes:
-        fleet: the nodes that trials go to; who runs trials makes it once `check` knows them.
-        nodes: those that passed the check, by Ray's id.
+        fleet: the nodes that trials are assigned to; whoever runs trials sets it after `check`.
+        nodes: nodes that passed the check, by Ray's node id.
     """
 
     def __init__(self, address: str, say: Callable[[str], None]) -> None:
-        """Connect. Raises ConfigError: there is no such cluster, or it does not let us in."""
+        """Connect. Raises ConfigError if there is no such cluster, or it refuses access."""
         self.address, self.say = address, say
         self.is_client = address.startswith("ray://")
         self.fleet = Fleet()
         self.nodes: dict[str, Node] = {}
-        self._wanted: Wanted | None = None
+        self._wanted: NodeRequirements | None = None
         self._looking: dict[str, Any] = {}  # nodes that have joined -> Ray's reference to what is found there
         self._refused: set[str] = set()
         self._refreshed = time.monotonic()
@@ -75,7 +75,7 @@ class Cluster:
             _connect(address)
 
     def device(self, name: str) -> torch.device:
-        """The torch device of ``--device``; ``auto`` is the GPUs of the cluster, if it has any."""
+        """Return the torch device for ``--device``; ``auto`` means GPUs if the cluster has any."""
         import torch
 
         has_gpus = any(node.n_gpus for node in self._alive().values())
@@ -87,11 +87,11 @@ class Cluster:
         return torch.device("cuda" if has_gpus and name != "cpu" else "cpu")
 
     def describe_nodes(self) -> str:
-        """``10.0.0.1: 8 CPUs; ...`` of all that are there, whether or not they can run trials."""
+        """``10.0.0.1: 8 CPUs; ...`` for all nodes, whether or not they can run trials."""
         return "; ".join(f"{node.name}: {node.n_cpus:g} CPUs, {node.n_gpus} GPUs" for node in self._alive().values())
 
     def check_storage(self, url: str) -> None:
-        """Raises StudyError: SQLite, which is a file of one machine."""
+        """Raise StudyError if several nodes would share SQLite, which is a file on one machine."""
         n_nodes = len(self._alive())
         if url.startswith("sqlite") and n_nodes > 1:
             raise StudyError(
@@ -100,11 +100,11 @@ class Cluster:
                 f"postgresql+psycopg://USER:PASSWORD@HOST/NAME, or --storage @FILE with that URL in it"
             )
 
-    def check(self, wanted: Wanted) -> None:
-        """Have every node that can run trials looked at. Notes what is not quite as it should be.
+    def check(self, wanted: NodeRequirements) -> None:
+        """Inspect every node that can run trials, and print notes on what is not quite right.
 
         Raises:
-            ConfigError: what each node lacks, all in one; or no node can run trials.
+            ConfigError: everything that any node lacks, in one message; or no node can run trials.
         """
         self._wanted = wanted
         able = {key: node for key, node in self._alive().items() if self._is_able(node)}
@@ -128,7 +128,7 @@ class Cluster:
         self._note(found)
 
     def refresh(self) -> None:
-        """Take in nodes that have joined since, and drop those that have gone; at most every two seconds."""
+        """Add nodes that have joined and drop nodes that are gone; at most every two seconds."""
         if time.monotonic() - self._refreshed < _REFRESH_SECONDS or self._wanted is None:
             return
         alive = self._alive()
@@ -151,23 +151,23 @@ class Cluster:
         self._refreshed = time.monotonic()
 
     def watch(self, go_on: str) -> None:
-        """End this process when the head is gone for good: Ray's calls wait for it, and end the process after a minute.
+        """End this process if the head node is gone for good; Ray itself would hang for a minute, then kill it.
 
         Args:
-            go_on: the command that goes on with the search, for the last words.
+            go_on: the command that continues the search, named in the last message.
         """
         where = self.address if self.is_client else ray.get_runtime_context().gcs_address
         arguments = where.removeprefix("ray://"), go_on, self._left
         threading.Thread(target=_watch, args=arguments, name="head", daemon=True).start()
 
     def close(self) -> None:
-        """Leave the cluster, which goes on."""
+        """Disconnect; the cluster goes on."""
         self._left.set()
         ray.shutdown()
 
     @contextmanager
     def driver_stays_here(self) -> Iterator[None]:
-        """With ray:// Tune would run itself on the head, with a copy of the searcher; the study's database is here.
+        """Keep Tune's driver here: with ray:// it would run on the head, with a copy of the searcher.
 
         Tune needs two things to stay: not to see that this is a client, and a folder for its files.
         """
@@ -196,7 +196,7 @@ class Cluster:
             if node["Alive"]
         }
 
-    def _note(self, found: Mapping[str, Found]) -> None:
+    def _note(self, found: Mapping[str, NodeReport]) -> None:
         token = self._wanted and self._wanted.token
         apart = sorted(self.nodes[key].name for key, f in found.items() if not f.is_shared)
         if token and apart:
@@ -239,11 +239,11 @@ def _connect(address: str) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         try:
-            search.init_ray(address, runtime_env=_runtime_env())
+            init_ray(address, runtime_env=_runtime_env())
         except ConnectionError as error:
             if _BUSY not in str(error):
                 raise
-            search.init_ray(address, runtime_env=_runtime_env())
+            init_ray(address, runtime_env=_runtime_env())
     except ConnectionError as error:
         raise ConfigError(f"--address {address}: {_first_lines(error)}; {_FORMS}; {_TOKEN}") from None
     except Exception as error:  # another version of Ray or Python, a runtime environment that cannot be made
@@ -281,7 +281,7 @@ def _runtime_env() -> dict[str, Any]:
     if job:
         os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
     if "py_modules" not in job:
-        made |= {"py_modules": [str(Path(search.__file__).parents[1])], "excludes": ["**/__pycache__"]}
+        made |= {"py_modules": [str(Path(__file__).parents[1])], "excludes": ["**/__pycache__"]}
     return made
 
 
@@ -292,21 +292,21 @@ def _first_lines(error: BaseException) -> str:
 # --- looking at nodes -----------------------------------------------------------------------------------------------
 
 
-def _look_there(node_id: str, wanted: Wanted) -> Any:
+def _look_there(node_id: str, wanted: NodeRequirements) -> Any:
     """Ray's reference to what is found on a node. With GPUs its process ends with it: it may hold a part of one."""
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    task = ray.remote(num_cpus=0, max_calls=1 if wanted.on_gpus else 0)(look)
+    task = ray.remote(num_cpus=0, max_calls=1 if wanted.on_gpus else 0)(inspect_node)
     return task.options(scheduling_strategy=there).remote(wanted)
 
 
-def _found(reference: Any) -> Found:
+def _found(reference: Any) -> NodeReport:
     try:
         return ray.get(reference, timeout=1)
     except ray.exceptions.GetTimeoutError:
-        return Found([f"no answer within {_CHECK_SECONDS} s"])
+        return NodeReport([f"no answer within {_CHECK_SECONDS} s"])
     except Exception as error:  # the node has gone, the package cannot be brought there
-        return Found([f"the check did not run there: {type(error).__name__}: {_first_lines(error)[:500]}"])
+        return NodeReport([f"the check did not run there: {type(error).__name__}: {_first_lines(error)[:500]}"])
 
 
-def _with_gpus(node: Node, found: Found) -> Node:
+def _with_gpus(node: Node, found: NodeReport) -> Node:
     return Node(node.name, node.n_cpus, node.n_gpus, min(found.gpu_bytes, default=0))

@@ -1,6 +1,6 @@
-"""A search handed to a cluster as a Ray job: it goes on when this machine is switched off.
+"""Hands a search to a cluster as a Ray job, which goes on when this machine is switched off.
 
-What travels: this package, the person's own recipe and search space, and addresses with a password. Those go as files:
+Sent along: this package, the person's own recipe and search space, and addresses with a password. Those go as files:
 a job's command and environment are shown to whoever may see the cluster's dashboard.
 """
 
@@ -37,7 +37,7 @@ _FORM = "--address takes the address of a Ray job server, such as http://HEAD:82
 
 @dataclass(frozen=True)
 class JobState:
-    """How a job is doing. ``state``: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED. Times are UTC."""
+    """State of a job. ``state``: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED. Times are UTC."""
 
     job: str
     state: str
@@ -53,7 +53,7 @@ class JobState:
 
 
 class Jobs:
-    """The job server of a cluster. Raises ConfigError: there is none, or it does not let us in."""
+    """Client of a cluster's job server. Raises ConfigError if there is none, or it refuses access."""
 
     def __init__(self, address: str) -> None:
         if not address.startswith(("http://", "https://")):
@@ -82,7 +82,7 @@ class Jobs:
             ) from None
 
     def submit(self, words: Sequence[str]) -> str:
-        """Send a command of cst-search with what it needs; the job's id. Raises RunError: the server refused."""
+        """Submit a cst-search command with its files. Returns the job's id. Raises RunError if the server refuses."""
         with tempfile.TemporaryDirectory(prefix="cst-search-job-") as scratch:
             folder, package = Path(scratch) / "files", Path(scratch) / "cst_search"
             folder.mkdir()
@@ -105,7 +105,7 @@ class Jobs:
                 time.sleep(1)
 
     def state(self, job: str) -> JobState:
-        """Raises ConfigError: there is no such job."""
+        """Current state of a job. Raises ConfigError if there is no such job."""
         found = self._ask(job, self._client.get_job_info)
         return JobState(
             job, str(found.status.value), found.message or "", _time(found.start_time), _time(found.end_time),
@@ -116,7 +116,7 @@ class Jobs:
         return self._ask(job, self._client.get_job_logs)
 
     def follow(self, job: str, write: Callable[[str], object]) -> None:
-        """Write a job's output until it is over."""
+        """Write a job's output until the job is over."""
 
         async def read() -> None:
             async for lines in self._client.tail_job_logs(job):
@@ -125,7 +125,7 @@ class Jobs:
         self._ask(job, lambda _: asyncio.run(read()))
 
     def stop(self, job: str) -> bool:
-        """Ask a job to end as Ctrl-C would. False: it was over."""
+        """Ask a job to end as Ctrl-C would. Returns False if it was already over."""
         return bool(self._ask(job, self._client.stop_job))
 
     def _ask(self, job: str, question: Callable[[str], Any]) -> Any:
@@ -139,13 +139,13 @@ class Jobs:
 
 
 def check_words(command: str, given: Mapping[str, Any]) -> None:
-    """What of a command can be known to be wrong before it travels.
+    """Check a command for mistakes that can be seen before it is sent.
 
     Args:
-        given: its options as they were understood; None: not given.
+        given: its parsed options; None: not given.
 
     Raises:
-        ConfigError: a path that means nothing there, a recipe or space that is not right.
+        ConfigError: a path that means nothing on the cluster, or a faulty recipe or search space.
     """
     faults = []
     home = given.get("home")
@@ -177,7 +177,7 @@ def check_words(command: str, given: Mapping[str, Any]) -> None:
 
 
 def travelling(words: Sequence[str], folder: Path) -> list[str]:
-    """The words of a command as a job gets them: the person's own files copied into its folder, and there named.
+    """Rewrite a command for a job: the person's own files are copied into the job's folder and named there.
 
     An address with a password becomes a file, and so does ``@FILE``.
     """

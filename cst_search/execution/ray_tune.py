@@ -9,63 +9,42 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
-# Ray's memory monitor, when it ends a worker, ends the whole Tune driver with it (seen with ray 2.60); trials that
-# run out of memory are handled by the trial itself or by the kernel. Usage statistics stay off. Set before ray starts.
-os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# no CSV, JSON and TensorBoard files per trial, no warning about a new output engine
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# A trial that is stopped ends when its process is to be used again; Ray waits 2 s for that, else the next one is lost.
-os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
+from cst_search.execution.ray_start import start_beside  # first: it sets what Ray reads from the environment
 
-import ray
-from ray import tune
-from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
+import ray  # isort: skip
+from ray import tune  # isort: skip
+from ray.tune.schedulers import FIFOScheduler  # isort: skip
+from ray.tune.search import Searcher  # isort: skip
 
 from cst_search.errors import CstSearchError, RunError
-from cst_search.execution.workers import Events, Supply, Task, execute
-from cst_search.redaction import shown_address
+from cst_search.execution.task import Task, execute
+from cst_search.execution.workers import Supply, Workers
 from cst_search.trial.outcome import Outcome
 
 if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
+    from concurrent.futures import Future
+
     from cst_search.execution.gpu_sharing import Placement
     from cst_search.execution.ray_cluster import Cluster
-    from cst_search.memory.estimate import Estimate
-    from cst_search.search.session import Study, Suggestion
+    from cst_search.search.session import Suggestion
 
 _RESULT, _ENTRY = "cst_result", "cst_entry"
 _PATIENCE_SECONDS = 600  # a node of a cluster that restarts takes minutes
 
 
-def init_ray(address: str, **options: Any) -> None:
-    """`ray.init`, which keeps its driver's command line and shows it to whoever may see the cluster: no password."""
-    from ray._private import utils
-
-    with patch.object(utils, "get_entrypoint_name", lambda: " ".join(map(shown_address, sys.argv))):
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
-
-
 class _Stays:
-    """Not to be copied: Tune writes and copies what it is given, for a restore that is not used here."""
+    """Base of what Tune must not copy: Tune writes and copies what it is given, for a restore that is not used here."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -75,7 +54,7 @@ class _Stays:
 
 
 class StudySearcher(_Stays, Searcher):
-    """Hands the study's suggestions to Ray and Ray's outcomes to the study.
+    """Hands the suggestions of the search session to Ray, and Ray's outcomes to the session.
 
     No metric is given to Ray: with one, a trial without it ends the whole search, and several are not supported outside
     Ray's own OptunaSearch, which loses constraints.
@@ -97,14 +76,14 @@ class StudySearcher(_Stays, Searcher):
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """A fault within ends the search; Tune would take it for the trial's, and go on."""
+        """Keep an error that must end the search; Tune would take it for the trial's, and go on."""
         try:
             yield
         except CstSearchError as error:
             self.fault = self.fault or error
 
     def look_ahead(self) -> None:
-        """Make the first suggestion now: it takes a second or two, in which Ray starts."""
+        """Make the first suggestion now: it takes a second or two, while Ray starts."""
         with self.kept():
             self.first = self.supply.next()
 
@@ -132,7 +111,7 @@ class StudySearcher(_Stays, Searcher):
         return None
 
     def _is_over(self) -> bool:
-        return self.fault is not None or self.supply.stop()
+        return self.fault is not None or self.supply.job.stop()
 
     def _nothing(self) -> Any:
         # None: nothing yet; what is at work may reach a rung where one that was stopped is promoted, or lose its
@@ -171,7 +150,7 @@ class StudySearcher(_Stays, Searcher):
         return None
 
     def lost_its_node(self, trial_id: str, node: str) -> bool:
-        """Whether a trial that has not begun waits for a node that has gone; then its suggestion waits here again."""
+        """Return whether a trial that has not begun waits for a node that is gone, and take its suggestion back."""
         if self.cluster is None or trial_id not in self.handed:
             return False
         self.cluster.refresh()
@@ -211,7 +190,7 @@ class StudySearcher(_Stays, Searcher):
 
 
 class StudyScheduler(_Stays, FIFOScheduler):
-    """Brings what a trial has after an epoch to the study, which says whether it goes on."""
+    """Reports each epoch of a trial to the search session, which decides whether the trial goes on."""
 
     def __init__(self, searcher: StudySearcher) -> None:
         super().__init__()
@@ -254,12 +233,12 @@ def _trainable(config: Mapping[str, Any], task: Task) -> None:
     tune.report({_RESULT: json.dumps(result)})
 
 
-class Ray:
+class Ray(Workers):
     """Runs trials as Ray Tune trials, ``n_workers`` at a time; processes are reused from trial to trial.
 
     Args:
-        n_workers: trials at a time, at most.
-        cpus: of one trial.
+        n_workers: concurrent trials at most.
+        cpus: CPUs of one trial.
         placement: the GPUs, of which a trial gets a share by its predicted memory; None: trials run on the CPU. Ray
             starts trials in the order of their suggestion and asks for one suggestion ahead, so a large trial waits
             for room, not for ever.
@@ -272,104 +251,75 @@ class Ray:
     ) -> None:
         self.n_workers, self.cpus, self.placement, self.cluster = n_workers, cpus, placement, cluster
         self._ready: Future[None] | None = None
+        self._is_ours = False  # Ray was started here
+        self._scratch: str | None = None  # folder of Tune's own files
 
     def prepare(self) -> None:
-        if self._ready is not None or ray.is_initialized():
-            return
-        self._ready = Future()
-        logging.getLogger("ray").setLevel(logging.ERROR)  # else it says that it leaves SIGTERM to us
-        # as a daemon: on Linux what a thread has started ends with that thread, so it lives as long as this process
-        threading.Thread(target=self._start, args=(self._ready,), name="ray", daemon=True).start()
+        if self._ready is None and not ray.is_initialized():
+            self._ready = start_beside(max(1, round(self.n_workers * self.cpus)))
 
-    def _start(self, ready: Future[None]) -> None:
-        try:
-            # "local": whatever RAY_ADDRESS says
-            init_ray("local", num_cpus=max(1, round(self.n_workers * self.cpus)), include_dashboard=False)
-            ready.set_result(None)
-        except BaseException as error:
-            ready.set_exception(error)
-        threading.Event().wait()
-
-    def run(
-        self,
-        study: Study,
-        task: Task,
-        *,
-        n_trials: int,
-        estimate: Callable[[dict[str, Any]], Estimate],
-        stop: Callable[[], bool],
-        events: Events,
-    ) -> None:
-        supply = Supply(study, task, n_trials=n_trials, estimate=estimate, stop=stop, events=events)
-        if not supply.has_more and study.due() is None:
-            supply.close()
-            if self.cluster is not None:
-                self.cluster.close()
+    def _run_all(self, supply: Supply) -> None:
+        if supply.is_empty():
             return
         self.prepare()
-        own, self._ready = self._ready, None
         searcher = StudySearcher(supply, self.placement, self.cluster)
-        if own is not None:
-            searcher.look_ahead()  # where Ray does not start, the next launch takes it up
-            try:
-                own.result()
-            except Exception as error:
-                raise RunError(f"Ray did not start: {error} --in-process runs the trials without it") from error
+        self._wait_for_ray(searcher)
         if threading.current_thread() is threading.main_thread():
             # as Ray starts, its C++ part takes SIGTERM for a crash, whatever Python had there
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         # what Tune says of its own files, with a traceback at times when it is interrupted, is of no use here
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        scratch = tempfile.mkdtemp(prefix="cst-search-ray-")
+        self._scratch = tempfile.mkdtemp(prefix="cst-search-ray-")
+        with nullcontext() if self.cluster is None else self.cluster.driver_stays_here():
+            self._tuner(searcher, self._scratch).fit()
+        if searcher.fault is not None:
+            raise searcher.fault
+
+    def _wait_for_ray(self, searcher: StudySearcher) -> None:
+        """Wait until Ray has started, if it is started here; the first suggestion is made meanwhile."""
+        ready, self._ready = self._ready, None
+        if ready is None:
+            return
+        searcher.look_ahead()  # where Ray does not start, the next launch takes it up
         try:
-            cpus = self.cpus
+            ready.result()
+        except Exception as error:
+            raise RunError(f"Ray did not start: {error} --in-process runs the trials without it") from error
+        self._is_ours = True
 
-            def resources(config: Mapping[str, Any]) -> Any:
-                if "node" not in config:
-                    return {"cpu": cpus, "gpu": config.get("gpu", 0)}
-                bundle = {"CPU": config["cpu"], f"node:{config['node']}": 0.001}
-                return tune.PlacementGroupFactory([bundle | ({"GPU": config["gpu"]} if "gpu" in config else {})])
+    def _tuner(self, searcher: StudySearcher, scratch: str) -> tune.Tuner:
+        cpus = self.cpus
 
-            trainable = tune.with_resources(tune.with_parameters(_trainable, task=task), resources)
-            with nullcontext() if self.cluster is None else self.cluster.driver_stays_here():
-                tune.Tuner(
-                    trainable,
-                    tune_config=tune.TuneConfig(
-                        search_alg=searcher,
-                        scheduler=StudyScheduler(searcher),
-                        num_samples=-1,  # the searcher knows when it is over
-                        max_concurrent_trials=self.n_workers if self.cluster is None else None,
-                        reuse_actors=True,
-                    ),
-                    run_config=tune.RunConfig(
-                        name="search",
-                        storage_path=scratch,
-                        verbose=0,
-                        failure_config=tune.FailureConfig(max_failures=0),
-                    ),
-                ).fit()
-            if searcher.fault is not None:
-                raise searcher.fault
-            supply.close()
-        finally:
-            if self.cluster is not None:
-                self.cluster.close()
-            elif own is not None:
-                ray.shutdown()
-            shutil.rmtree(scratch, ignore_errors=True)
+        def resources(config: Mapping[str, Any]) -> Any:
+            if "node" not in config:
+                return {"cpu": cpus, "gpu": config.get("gpu", 0)}
+            bundle = {"CPU": config["cpu"], f"node:{config['node']}": 0.001}
+            return tune.PlacementGroupFactory([bundle | ({"GPU": config["gpu"]} if "gpu" in config else {})])
 
+        trainable = tune.with_parameters(_trainable, task=searcher.supply.job.task)
+        return tune.Tuner(
+            tune.with_resources(trainable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=StudyScheduler(searcher),
+                num_samples=-1,  # the searcher knows when it is over
+                max_concurrent_trials=self.n_workers if self.cluster is None else None,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        )
 
-def try_ray() -> None:
-    """Start Ray, have it run a task, and end it. Raises RunError: it did not."""
-    ours = not ray.is_initialized()
-    try:
-        if ours:
-            init_ray("local", num_cpus=1, include_dashboard=False)
-        answer = ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60)
-    except Exception as error:
-        raise RunError(f"Ray does not work here: {(str(error).splitlines() or [''])[0]}") from error
-    finally:
-        if ours:
+    def _close(self) -> None:
+        if self.cluster is not None:
+            self.cluster.close()
+        elif self._is_ours:
             ray.shutdown()
-    if answer != 42:
-        raise RunError("Ray does not work here: a task came back with another answer")
+            self._is_ours = False
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None

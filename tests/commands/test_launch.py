@@ -35,6 +35,7 @@ from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
 from cst_search.data.coco import DetectionData
 from cst_search.errors import ConfigError
+from cst_search.execution.workers import SearchJob
 from cst_search.memory.estimate import CONTEXT_BYTES, predict, worst_input
 from cst_search.petl import get_method
 from cst_search.report.progress import View
@@ -278,7 +279,8 @@ class MadeUp:
 
     def prepare(self) -> None: ...
 
-    def run(self, study: Study, task: Any, *, n_trials: int, estimate: Any, stop: Any, events: Any) -> None:
+    def run(self, job: SearchJob) -> None:
+        study, n_trials, estimate, events = job.session, job.n_trials, job.estimate, job.events
         for i in range(n_trials - study.info().n_ran()):
             suggestion = study.ask(estimate)
             assert suggestion is not None
@@ -559,9 +561,9 @@ def test_a_home_that_is_relative_is_one_for_all(
     seen: list[Any] = []
 
     class Noting(MadeUp):
-        def run(self, study: Study, task: Any, **more: Any) -> None:
-            seen.append(task)
-            super().run(study, task, **more)
+        def run(self, job: SearchJob) -> None:
+            seen.append(job.task)
+            super().run(job)
 
     workers = Noting(monkeypatch)
     monkeypatch.setattr("cst_search.commands.launch.make_workers", lambda *_: (workers, 1, 1))

@@ -19,7 +19,8 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData
 from cst_search.execution import ray_tune as search
 from cst_search.execution.gpu_sharing import MARGIN, Fleet, Node, Placement, cpus_of_each
-from cst_search.execution.workers import Task
+from cst_search.execution.task import Task
+from cst_search.execution.workers import SearchJob
 from cst_search.search.session import Study
 from cst_search.study.records import Budget
 from cst_search.trial.memory_limit import CPU_IS_LIMITED
@@ -321,9 +322,7 @@ def test_trials_share_the_gpu_by_their_prediction(
 
     heard = Heard()
     task = Task(tiny_recipe(method="head"), tiny_data, 1, "cpu", 1, 9000)
-    search.Ray(4, 1.0, placement).run(
-        study, task, n_trials=8, estimate=estimate, stop=lambda: False, events=heard  # type: ignore[arg-type]
-    )  # fmt: skip
+    search.Ray(4, 1.0, placement).run(SearchJob(study, task, 8, estimate, lambda: False, heard))  # type: ignore[arg-type]
     study.end_launch()
     found = [json.loads(path.read_text()) for path in (tmp_path / "seen").glob("*.json")]
     assert len(found) == 8 and sorted(f["batch_size"] for f in found) == [1, 1, 1, 1, 1, 2, 2, 3]
@@ -353,10 +352,9 @@ def test_a_real_trial_is_held_to_its_share(
     for batch_size in (8, 1):
         study.enqueue({"method": "head", "batch_size": batch_size})
     heard = Heard()
-    search.Ray(2, 1.0, placement).run(
-        study, Task(recipe, tiny_data, 1, "cpu", 1), n_trials=2, stop=lambda: False, events=heard,
-        estimate=lambda config: FakeEstimate(36 * 10**6, trainable_params=10),  # type: ignore[arg-type, return-value]
-    )  # fmt: skip
+    task = Task(recipe, tiny_data, 1, "cpu", 1)
+    fake = FakeEstimate(36 * 10**6, trainable_params=10)
+    search.Ray(2, 1.0, placement).run(SearchJob(study, task, 2, lambda _: fake, lambda: False, heard))  # type: ignore
     study.end_launch()
     out, well = sorted(heard.records, key=lambda record: record.trial)
     assert (out.state, well.state) == ("infeasible", "complete")

@@ -20,20 +20,20 @@ from cst_search.data.coco import DetectionData, load_data
 from cst_search.data.demo import write_demo
 from cst_search.errors import ConfigError
 from cst_search.execution import node_check
-from cst_search.execution.node_check import Wanted, look, wanted_of
+from cst_search.execution.node_check import NodeRequirements, inspect_node, requirements_of
 
 
 @pytest.fixture
-def wanted(tiny_folder: Path, tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> Wanted:
+def wanted(tiny_folder: Path, tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> NodeRequirements:
     """Of a copy of the tiny data, which a test may change."""
     folder = shutil.copytree(tiny_folder, tmp_path / "set")
     weights = shutil.copy(tiny_recipe().weights, tmp_path / "weights.safetensors")
     recipe = tiny_recipe(data=str(folder), weights=str(weights))
-    return wanted_of(recipe, load_data(folder)[0], on_gpus=False)
+    return requirements_of(recipe, load_data(folder)[0], on_gpus=False)
 
 
-def test_nothing_lacks_where_the_search_was_started(wanted: Wanted) -> None:
-    assert look(wanted).faults == []
+def test_nothing_lacks_where_the_search_was_started(wanted: NodeRequirements) -> None:
+    assert inspect_node(wanted).faults == []
     kinds = {file.what for file in wanted.files}
     assert kinds == {
         "the annotation file of train", "the annotation file of val", "the annotation file of test",
@@ -53,9 +53,11 @@ def test_nothing_lacks_where_the_search_was_started(wanted: Wanted) -> None:
         (lambda set_: turn_a_byte(set_.parent / "weights.safetensors"), "the weights is another one"),
     ],
 )
-def test_what_lacks_is_named(wanted: Wanted, tmp_path: Path, change: Callable[[Path], object], fault: str) -> None:
+def test_what_lacks_is_named(
+    wanted: NodeRequirements, tmp_path: Path, change: Callable[[Path], object], fault: str
+) -> None:
     change(tmp_path / "set")
-    (said,) = look(wanted).faults
+    (said,) = inspect_node(wanted).faults
     assert fault.format(tmp_path / "set") in said
 
 
@@ -65,69 +67,71 @@ def turn_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_copies_are_as_good_as_a_shared_folder(wanted: Wanted, tmp_path: Path) -> None:
+def test_copies_are_as_good_as_a_shared_folder(wanted: NodeRequirements, tmp_path: Path) -> None:
     for path in (tmp_path / "set").rglob("*.*"):
         os.utime(path, (1, 1))
-    assert look(wanted).faults == []
+    assert inspect_node(wanted).faults == []
 
 
 def test_many_images_are_sampled(tiny_data: DetectionData, tiny_recipe: Callable[..., Recipe]) -> None:
     many = replace(tiny_data.splits["train"], images=tiny_data.splits["train"].images * 100)
     data = replace(tiny_data, splits={"train": many})
-    assert len(wanted_of(tiny_recipe(), data, on_gpus=False).files) == 1 + 20 + 1
+    assert len(requirements_of(tiny_recipe(), data, on_gpus=False).files) == 1 + 20 + 1
 
 
 def test_the_demo_is_drawn_where_it_is_not(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     data, _ = load_data(write_demo(tmp_path / "demo", n_train=6, n_val=6))
-    wanted = wanted_of(tiny_recipe(data="demo", weights="none"), data, on_gpus=False)
+    wanted = requirements_of(tiny_recipe(data="demo", weights="none"), data, on_gpus=False)
     assert wanted.files == () and wanted.demo == tmp_path / "demo"
     shutil.rmtree(tmp_path / "demo")
-    assert look(wanted).faults == [] and (tmp_path / "demo" / "train.json").is_file()
+    assert inspect_node(wanted).faults == [] and (tmp_path / "demo" / "train.json").is_file()
     (tmp_path / "file").touch()
-    (said,) = look(replace(wanted, demo=tmp_path / "file" / "demo")).faults
+    (said,) = inspect_node(replace(wanted, demo=tmp_path / "file" / "demo")).faults
     assert "the demo cannot be drawn" in said
 
 
-def test_other_versions_are_named(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_versions_are_named(wanted: NodeRequirements, monkeypatch: pytest.MonkeyPatch) -> None:
     base = torch.__version__.partition("+")[0]
     monkeypatch.setattr(torch, "__version__", f"{base}+cu999")  # a build for GPUs is the same version
-    assert look(wanted).faults == []
+    assert inspect_node(wanted).faults == []
     monkeypatch.setattr(torch, "__version__", "1.0.0")
-    assert look(wanted).faults == [f"torch is 1.0.0, where the search was started {base}"]
+    assert inspect_node(wanted).faults == [f"torch is 1.0.0, where the search was started {base}"]
 
 
-def test_it_says_that_torch_is_missing(wanted: Wanted, tmp_path: Path) -> None:
+def test_it_says_that_torch_is_missing(wanted: NodeRequirements, tmp_path: Path) -> None:
     """In an interpreter without it: what looks must not need it."""
     code = f"""
 import sys, pickle
 sys.modules["torch"] = None
-from cst_search.execution.node_check import look
-print(look(pickle.loads({__import__("pickle").dumps(wanted)!r})).faults)
+from cst_search.execution.node_check import inspect_node
+print(inspect_node(pickle.loads({__import__("pickle").dumps(wanted)!r})).faults)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "torch cannot be imported" in ran.stdout
 
 
-def test_weights_that_cannot_be_fetched(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_fetched(wanted: NodeRequirements, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise ConfigError(f"weights DEFAULT of {name} could not be fetched")
 
     monkeypatch.setattr(backbone, "fetch_default", fail)
-    assert look(replace(wanted, weights="DEFAULT")).faults == ["weights DEFAULT of resnet18 could not be fetched"]
+    assert inspect_node(replace(wanted, weights="DEFAULT")).faults == [
+        "weights DEFAULT of resnet18 could not be fetched"
+    ]
 
 
-def test_gpus(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus(wanted: NodeRequirements, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    (said,) = look(replace(wanted, on_gpus=True)).faults
+    (said,) = inspect_node(replace(wanted, on_gpus=True)).faults
     assert "torch sees none" in said
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     facts = type("Facts", (), {"total_memory": 7})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
-    assert look(replace(wanted, on_gpus=True)).gpu_bytes == [7, 7]
+    assert inspect_node(replace(wanted, on_gpus=True)).gpu_bytes == [7, 7]
 
 
-def test_a_shared_folder_shows(wanted: Wanted, tmp_path: Path) -> None:
+def test_a_shared_folder_shows(wanted: NodeRequirements, tmp_path: Path) -> None:
     with node_check.token(tmp_path / "home") as token:
-        assert look(replace(wanted, token=token)).is_shared
-    assert not look(replace(wanted, token=token)).is_shared and list((tmp_path / "home").iterdir()) == []
-    assert json.dumps(look(wanted).is_shared) == "false"
+        assert inspect_node(replace(wanted, token=token)).is_shared
+    assert not inspect_node(replace(wanted, token=token)).is_shared and list((tmp_path / "home").iterdir()) == []
+    assert json.dumps(inspect_node(wanted).is_shared) == "false"

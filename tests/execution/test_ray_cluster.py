@@ -32,7 +32,7 @@ from cst_search.errors import ConfigError
 from cst_search.execution import ray_cluster as cluster
 from cst_search.execution import ray_tune as search
 from cst_search.execution.gpu_sharing import Node
-from cst_search.execution.node_check import Found, Wanted
+from cst_search.execution.node_check import NodeReport, NodeRequirements
 from cst_search.redaction import read_address
 from cst_search.search.session import Study
 from cst_search.study.records import Budget
@@ -382,7 +382,7 @@ def test_the_driver_stays_here_with_a_client(
     """The study is written by this process. And what waits for a node that has gone goes elsewhere."""
     check = cluster.Cluster.check
 
-    def check_and_lose(self: cluster.Cluster, wanted: Wanted) -> None:
+    def check_and_lose(self: cluster.Cluster, wanted: NodeRequirements) -> None:
         check(self, wanted)
         self.nodes["gone"] = Node("127.0.0.9", 8)  # where the first trial is sent
 
@@ -432,7 +432,7 @@ def test_trials_go_to_gpus_that_are_large_enough(
     both: Machine, tiny_recipe: Callable[..., Recipe], tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This machine has no GPU: what torch would see on the nodes is made up, what Ray books is not."""
-    monkeypatch.setattr(cluster, "_found", lambda _: Found(gpu_bytes=[20 * 10**9, 20 * 10**9]))
+    monkeypatch.setattr(cluster, "_found", lambda _: NodeReport(gpu_bytes=[20 * 10**9, 20 * 10**9]))
     said, notes = search_there(
         options(tmp_path, tiny_recipe(method="head"), trials=2, address=both.address, device="cuda")
     )

@@ -21,7 +21,8 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData
 from cst_search.data.disk_cache import Cache
 from cst_search.errors import RunError
-from cst_search.execution.workers import InProcess, Supply, Task, Workers, execute
+from cst_search.execution.task import Task, execute
+from cst_search.execution.workers import InProcess, SearchJob, Supply, Workers
 from cst_search.search.session import Study, Suggestion
 from cst_search.study.pareto import OBJECTIVES
 from cst_search.study.records import Budget, StudyInfo, TrialRecord
@@ -109,9 +110,7 @@ def search_with(
 
     def run(n_trials: int, stop: Callable[[Heard], bool]) -> Heard:
         heard = Heard()
-        workers.run(
-            study, task, n_trials=n_trials, estimate=estimate, stop=lambda: stop(heard), events=heard  # type: ignore[arg-type]
-        )  # fmt: skip
+        workers.run(SearchJob(study, task, n_trials, estimate, lambda: stop(heard), heard))  # type: ignore[arg-type]
         heard.info = study.info()
         return heard
 
@@ -123,9 +122,7 @@ def search_with(
             other.enqueue({"method": "head", "batch_size": batch_size, "lr": 1e-3 * (i + 1)})
         heard = Heard()
         held = dataclasses.replace(task, memory_limit_bytes=LIMIT_BYTES, cache=Cache(folder / "limited", 10**8))
-        workers.run(
-            other, held, n_trials=4, estimate=estimate, stop=lambda: False, events=heard  # type: ignore[arg-type]
-        )  # fmt: skip
+        workers.run(SearchJob(other, held, 4, estimate, lambda: False, heard))  # type: ignore[arg-type]
         heard.info = other.info()
         return heard
 
@@ -148,7 +145,7 @@ def search_with(
             seen.setdefault(len(heard.records), sorted(path.name for path in there.glob("*")))
             return False
 
-        alone.run(other, held, n_trials=8, estimate=estimate, stop=look, events=heard)  # type: ignore[arg-type]
+        alone.run(SearchJob(other, held, 8, estimate, look, heard))  # type: ignore[arg-type]
         seen[-1] = sorted(path.name for path in there.glob("*"))
         heard.info = other.info()
         return heard, seen
@@ -416,7 +413,7 @@ def test_how_a_trial_of_ray_ends(
     study.begin_launch()
     heard = Heard()
     task: Any = SimpleNamespace(rungs=(), checkpoints=None)
-    supply = Supply(study, task, n_trials=1, estimate=fake_estimate, stop=lambda: False, events=heard)  # type: ignore[arg-type]
+    supply = Supply(SearchJob(study, task, 1, fake_estimate, lambda: False, heard))  # type: ignore[arg-type]
     searcher = StudySearcher(supply)
     number = study.info().n_ran()
     config = searcher.suggest("a")["config"]
@@ -445,7 +442,7 @@ def test_a_first_suggestion_made_ahead_is_the_first_handed_out(tmp_path: Path) -
     study, heard = make_study(tmp_path), Heard()
     study.begin_launch()
     task: Any = SimpleNamespace(rungs=(), checkpoints=None)
-    supply = Supply(study, task, n_trials=2, estimate=fake_estimate, stop=lambda: False, events=heard)  # type: ignore[arg-type]
+    supply = Supply(SearchJob(study, task, 2, fake_estimate, lambda: False, heard))  # type: ignore[arg-type]
     searcher = StudySearcher(supply)
     searcher.look_ahead()
     (ahead,) = [record for record in study.info().trials if record.state == "running"]
@@ -491,9 +488,8 @@ def test_where_ray_cannot_start_there_is_one_message(tmp_path: Path, monkeypatch
     study = make_study(tmp_path)
     study.begin_launch()
     with pytest.raises(RunError, match=r"^Ray did not start: The current node timed out .* --in-process runs"):
-        search.Ray(2, cpus=1).run(
-            study, task, n_trials=1, estimate=fake_estimate, stop=lambda: False, events=Heard()  # type: ignore[arg-type]
-        )  # fmt: skip
+        job = SearchJob(study, task, 1, fake_estimate, lambda: False, Heard())  # type: ignore[arg-type]
+        search.Ray(2, cpus=1).run(job)
     study.end_launch()  # what was suggested ahead is there for the next
     again = Study.open(f"sqlite:///{tmp_path / 'studies.db'}", study.name)
     again.begin_launch()

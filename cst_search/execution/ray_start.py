@@ -1,0 +1,71 @@
+"""Starts Ray on this machine, with the environment that a search needs. Import it before anything of Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from concurrent.futures import Future
+from typing import Any
+from unittest.mock import patch
+
+# Ray's memory monitor, when it ends a worker, ends the whole Tune driver with it (seen with ray 2.60); trials that
+# run out of memory are handled by the trial itself or by the kernel. Usage statistics stay off. Set before ray starts.
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# no CSV, JSON and TensorBoard files per trial, no warning about a new output engine
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# A trial that is stopped ends when its process is to be used again; Ray waits 2 s for that, else the next one is lost.
+os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
+
+import ray
+
+from cst_search.errors import RunError
+from cst_search.redaction import shown_address
+
+
+def init_ray(address: str, **options: Any) -> None:
+    """Call `ray.init` with passwords hidden: Ray shows the driver's command line to everybody who sees the cluster."""
+    from ray._private import utils
+
+    with patch.object(utils, "get_entrypoint_name", lambda: " ".join(map(shown_address, sys.argv))):
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+def start_beside(n_cpus: int) -> Future[None]:
+    """Start Ray on a thread of its own, and return at once. The future ends with the start, or raises its error."""
+    ready: Future[None] = Future()
+    logging.getLogger("ray").setLevel(logging.ERROR)  # else it says that it leaves SIGTERM to us
+    # as a daemon: on Linux what a thread has started ends with that thread, so it lives as long as this process
+    threading.Thread(target=_start, args=(n_cpus, ready), name="ray", daemon=True).start()
+    return ready
+
+
+def _start(n_cpus: int, ready: Future[None]) -> None:
+    try:
+        init_ray("local", num_cpus=n_cpus, include_dashboard=False)  # "local": whatever RAY_ADDRESS says
+        ready.set_result(None)
+    except BaseException as error:
+        ready.set_exception(error)
+    threading.Event().wait()
+
+
+def try_ray() -> None:
+    """Start Ray, run a task on it, and shut it down. Raises RunError if any of that fails."""
+    ours = not ray.is_initialized()
+    try:
+        if ours:
+            init_ray("local", num_cpus=1, include_dashboard=False)
+        answer = ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=60)
+    except Exception as error:
+        raise RunError(f"Ray does not work here: {(str(error).splitlines() or [''])[0]}") from error
+    finally:
+        if ours:
+            ray.shutdown()
+    if answer != 42:
+        raise RunError("Ray does not work here: a task came back with another answer")
