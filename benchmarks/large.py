@@ -48,10 +48,10 @@ from cst_search.report.html import write_front
 from cst_search.report.progress import View
 from cst_search.search import session as suggest
 from cst_search.search.samplers import SAMPLERS
-from cst_search.search.session import Study
 from cst_search.study import pareto
 from cst_search.study.pareto import OBJECTIVES
 from cst_search.study.records import Budget, LaunchRecord, StudyInfo, StudySpec, front_report, page_report
+from cst_search.study.study import Study
 from cst_search.tracking.mlflow_record import MlflowRecord
 
 SHAPE, N_CLASSES = InputShape(128, 128, 8), 3  # the demo's

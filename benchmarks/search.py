@@ -45,9 +45,9 @@ from cst_search.search.early_stopping import Rungs, rung_epochs
 from cst_search.search.optuna_space import layout, params_of, pick
 from cst_search.search.pareto_sampler import Known, Model, ParetoSampler
 from cst_search.search.samplers import pareto_sampler
-from cst_search.search.session import ETA
 from cst_search.search.transfer_prior import Prior
 from cst_search.study.records import Budget, StudySpec, choose_objectives
+from cst_search.study.study import ETA
 
 TABLE = Path("benchmarks/results/search-table.json.gz")
 OBJECTIVES = choose_objectives("map,device_bytes,trainable_params")

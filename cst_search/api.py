@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from cst_search.config.loading import RecipeLike, Settings, SpaceLike
     from cst_search.config.recipe import Recipe
     from cst_search.detector.weights import Trained
-    from cst_search.search.session import Study
     from cst_search.study.records import StudyInfo, TrialRecord
+    from cst_search.study.study import Study
 
 
 def launch(
@@ -109,7 +109,7 @@ def open_study(name: str, *, home: str | Path | None = None, storage: str | None
     >>> len(search.trials())
     2
     """
-    from cst_search.search.session import open_study as find
+    from cst_search.study.study import open_study as find
 
     return Search(find(name, home_of(home), storage), home_of(home), storage)
 

@@ -19,9 +19,10 @@ from cst_search.config.recipe import Recipe
 from cst_search.memory.correction import Correction
 from cst_search.search import session as suggest
 from cst_search.search.early_stopping import rung_epochs
-from cst_search.search.session import Study
+from cst_search.search.session import SearchSession
 from cst_search.study.pareto import OBJECTIVES
 from cst_search.study.records import Budget, StudySpec, TrialRecord
+from cst_search.study.study import Study
 
 
 @sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "connect")
@@ -89,9 +90,14 @@ def shorter_rungs() -> Iterator[None]:
         yield
 
 
-def make_study(home: Path, name: str = "made", **changes: Any) -> Study:
-    """A study where ``--home`` looks for it."""
-    return Study.create(f"sqlite:///{home / 'studies.db'}", name, make_spec(**changes))
+def make_study(home: Path, name: str = "made", **changes: Any) -> SearchSession:
+    """A session of a study where ``--home`` looks for it."""
+    return SearchSession(Study.create(f"sqlite:///{home / 'studies.db'}", name, make_spec(**changes)))
+
+
+def open_session(url: str, name: str) -> SearchSession:
+    """A session of a study that exists, as another process would open it."""
+    return SearchSession(Study.open(url, name))
 
 
 def scored(quality: float, **more: Any) -> dict[str, Any]:
@@ -104,13 +110,13 @@ def scored(quality: float, **more: Any) -> dict[str, Any]:
     return {"outcome": "complete", "history": history, **figures, **more}
 
 
-def run_one(study: Study, result: Mapping[str, Any], **wanted: Any) -> TrialRecord:
+def run_one(session: SearchSession, result: Mapping[str, Any], **wanted: Any) -> TrialRecord:
     """Ask for a configuration, ``wanted`` where it is given, and tell the result. Methods' options as ``cst__x``."""
     if wanted:
-        study.enqueue({"method": "cst"} | {key.replace("__", "."): value for key, value in wanted.items()})
-    suggestion = study.ask(fake_estimate)  # type: ignore[arg-type]
+        session.enqueue({"method": "cst"} | {key.replace("__", "."): value for key, value in wanted.items()})
+    suggestion = session.ask(fake_estimate)  # type: ignore[arg-type]
     assert suggestion is not None
-    return study.tell(suggestion.trial, result)
+    return session.tell(suggestion.trial, result)
 
 
 @dataclass(frozen=True)

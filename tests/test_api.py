@@ -151,18 +151,18 @@ def test_seeds_stand_in_the_front_once_it_was_confirmed(tmp_path: Path) -> None:
 
     from cst_search.study.trial_attributes import Repeat
 
-    study = make_study(tmp_path)
-    study.begin_launch()
-    record = run_one(study, scored(0.5))
-    study.end_launch()
+    session = make_study(tmp_path)
+    session.begin_launch()
+    record = run_one(session, scored(0.5))
+    session.end_launch()
     search = cst_search.open_study("made", home=tmp_path)
     assert "n_seeds" not in search.front()
-    study.begin_launch(kind="confirm")
-    study.plan([Repeat(record.trial, 1, study.info().full_epochs)])
-    suggestion = study.ask(fake_estimate)  # type: ignore[arg-type]
+    session.begin_launch(kind="confirm")
+    session.plan([Repeat(record.trial, 1, session.study.info().full_epochs)])
+    suggestion = session.ask(fake_estimate)  # type: ignore[arg-type]
     assert suggestion is not None
-    study.tell(suggestion.trial, scored(0.3))
-    study.end_launch()
+    session.tell(suggestion.trial, scored(0.3))
+    session.end_launch()
     row = search.front().iloc[0]
     assert row["n_seeds"] == 2 and row["map"] == 0.5 and row["map_mean"] == pytest.approx(0.4)
 

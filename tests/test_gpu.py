@@ -18,7 +18,7 @@ from cst_search.data.coco import DetectionData
 from cst_search.data.disk_cache import Cache
 from cst_search.memory.estimate import CONTEXT_BYTES, InputShape, predict
 from cst_search.petl import METHODS
-from cst_search.search.session import Study
+from cst_search.study.study import Study
 from cst_search.trial import feature_cache as module
 from cst_search.trial.feature_cache import Decision
 from cst_search.trial.measure import measure, synthetic_batch

@@ -26,7 +26,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from cst_search.search.session import Study, default_storage
+from cst_search.study.study import Study, default_storage
 from cst_search.tracking.mlflow_record import default_tracking_uri
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs/pictures"

@@ -19,8 +19,8 @@ from cst_search.config.catalog import home_of
 from cst_search.redaction import read_address
 
 if TYPE_CHECKING:
-    from cst_search.search.session import Study
     from cst_search.study.records import StudyInfo
+    from cst_search.study.study import Study
 
 app = typer.Typer(
     name="cst-search",
@@ -153,7 +153,7 @@ def show_plot(infos: Sequence[StudyInfo], wanted: bool | None) -> None:
 
 
 def open_study(study: str, home: Path | None, storage: str | None) -> Study:
-    from cst_search.search.session import open_study as find
+    from cst_search.study.study import open_study as find
 
     return find(study, home_of(home), storage)
 

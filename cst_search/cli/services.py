@@ -37,7 +37,7 @@ def doctor(
     from rich.text import Text
 
     from cst_search.commands.doctor import examine
-    from cst_search.search.session import default_storage
+    from cst_search.study.study import default_storage
     from cst_search.tracking.mlflow_record import default_tracking_uri
 
     url, uri = storage or default_storage(home_of(home)), tracking_uri or default_tracking_uri(home_of(home))
@@ -108,8 +108,8 @@ def ui(
 def _optuna_dashboard(home: Path, storage: str | None, host: str, port: int) -> None:
     """Serve until Ctrl-C. In this process: an address with a password would stand in the arguments of another."""
     from cst_search.errors import ConfigError
-    from cst_search.search.session import default_storage
     from cst_search.study.storage import open_storage
+    from cst_search.study.study import default_storage
 
     opened = open_storage(storage or default_storage(home))
     try:

@@ -89,7 +89,7 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
     from rich.table import Table
     from rich.text import Text
 
-    from cst_search.search.session import Study, default_storage, list_studies
+    from cst_search.study.study import Study, default_storage, list_studies
     from cst_search.units import format_bytes
 
     url = storage or default_storage(home_of(home))

@@ -11,9 +11,9 @@ from cst_search.config.search_space import Space
 from cst_search.errors import ConfigError, StudyError
 from cst_search.petl import get_method
 from cst_search.redaction import DATABASES_OF_MLFLOW, shown_address
-from cst_search.search.session import list_studies
 from cst_search.study.records import StudyInfo
 from cst_search.study.storage import check_storage
+from cst_search.study.study import list_studies
 
 _STORES = "mlflow.tracking_store"  # entry points of MLflow's plugins, named as their scheme
 

@@ -45,10 +45,11 @@ from cst_search.execution.workers import SearchJob, Workers
 from cst_search.memory.estimate import Estimate
 from cst_search.redaction import shown_address
 from cst_search.report.progress import View
-from cst_search.search.session import Study
+from cst_search.search.session import SearchSession
 from cst_search.study import seed_statistics as seeds
 from cst_search.study.records import StudyInfo, TrialRecord, describe, front_report
 from cst_search.study.states import TrialState
+from cst_search.study.study import Study
 from cst_search.study.trial_attributes import Repeat
 from cst_search.trial.checkpoints import checkpoints_of
 from cst_search.units import format_seconds
@@ -116,8 +117,9 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
     )
     if wanted:
         task, workers, n_workers = _prepare(study, wanted, epochs, options, say)
-        study.begin_launch(kind="confirm")
-        study.plan(wanted)
+        session = SearchSession(study)
+        session.begin_launch(kind="confirm")
+        session.plan(wanted)
 
     from cst_search.tracking.mlflow_record import MlflowRecord, default_tracking_uri  # mlflow takes seconds to import
 
@@ -129,8 +131,8 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
             say(f"MLflow {shown_address(tracking_uri)}")
             shown = {"seeds": options.seeds, "epochs": epochs, "points": [r.trial for r in points],
                      "workers": n_workers, "device": task.device, "data": task.recipe.data}  # fmt: skip
-            record.start(info, study.describe_launch(shown))
-            interrupted = _run(study, wanted, task, workers, n_workers, record, console)
+            record.start(info, session.describe_launch(shown))
+            interrupted = _run(session, wanted, task, workers, n_workers, record, console)
             info = study.info()
 
         # also where nothing was to do: the confirmation before may have died with its last run
@@ -277,10 +279,12 @@ def _prepare(
 
 
 def _run(
-    study: Study, wanted: Sequence[Repeat], task: Task, workers: Workers, n_workers: int, record: MlflowRecord,
+    session: SearchSession, wanted: Sequence[Repeat], task: Task, workers: Workers, n_workers: int, record: MlflowRecord,
     console: Console,
 ) -> bool:  # fmt: skip
     """Have the workers run the repeats that the study was given; whether Ctrl-C ended it."""
+
+    study = session.study
 
     def on_finished() -> tuple[float, int]:
         now = study.info()
@@ -304,11 +308,11 @@ def _run(
     interrupted = False
     try:
         with view:
-            workers.run(SearchJob(study, task, n_trials, no_estimate, lambda: False, view))
+            workers.run(SearchJob(session, task, n_trials, no_estimate, lambda: False, view))
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        study.end_launch()
+        session.end_launch()
     return interrupted or any(
         _as_repeat(r) in wanted for r in study.info().repeats if r.state == TrialState.INTERRUPTED
     )

@@ -39,10 +39,11 @@ from cst_search.petl import get_method
 from cst_search.redaction import shown_address
 from cst_search.report.progress import View, front_table
 from cst_search.search.samplers import check_sampler
-from cst_search.search.session import default_storage
+from cst_search.search.session import SearchSession
 from cst_search.study.records import StudyInfo, choose_objectives
 from cst_search.study.states import TrialState
 from cst_search.study.storage import check_storage
+from cst_search.study.study import default_storage
 from cst_search.trial.checkpoints import checkpoints_of
 from cst_search.trial.memory_limit import MemoryLimit
 from cst_search.units import format_seconds
@@ -104,7 +105,8 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     name = options.study or new_name(storage, "demo" if options.data is None else Path(recipe.data).name)
     study = make_study(storage, name, space, recipe, options, objectives, reference, dataset_inputs(data))
     check_left(study.info(), options.trials)
-    study.begin_launch(None if placement is None else placement.gpu_bytes, shares_machine=cluster is not None)
+    session = SearchSession(study)
+    session.begin_launch(None if placement is None else placement.gpu_bytes, shares_machine=cluster is not None)
     if study.storage is not None:
         study.storage.say = say
     n_before = study.info().n_ran()
@@ -132,15 +134,15 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         options.home.absolute(), options.cache_bytes, expected_sharers(space, recipe, options.trials - n_before)
     )
     say(line)
-    if study.rungs:
-        epochs = ", ".join(map(str, study.rungs))
+    if session.rungs:
+        epochs = ", ".join(map(str, session.rungs))
         say(f"early stopping: of the trials that reach epoch {epochs}, one in {study.spec.eta} goes on")
     elif options.eta:
         say(
             f"note: early stopping has nothing to stop, as trials are {recipe.search_epochs} epoch(s) long; "
             f"--set search_epochs=N changes that"
         )
-    record.start(study.info(), study.describe_launch(settings_of(study, options, n_workers, device)))
+    record.start(study.info(), session.describe_launch(settings_of(study, options, n_workers, device)))
 
     on_finished = follow(study, record)
     on_finished()  # trials of earlier launches
@@ -164,7 +166,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         threads,
         limit,
         cache,
-        rungs=study.rungs,
+        rungs=session.rungs,
         checkpoints=checkpoints,
     )
 
@@ -177,14 +179,14 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         interrupted = False
         try:
             with view:
-                workers.run(SearchJob(study, task, options.trials, estimate, stop, view))
+                workers.run(SearchJob(session, task, options.trials, estimate, stop, view))
         except KeyboardInterrupt:
             interrupted = True
         except BaseException:
             with suppress(CstSearchError):  # it may be the storage that is gone
-                study.end_launch()
+                session.end_launch()
             raise
-        study.end_launch()
+        session.end_launch()
         info = study.info()
         n_elsewhere = study.others_at_work()
         if not n_elsewhere:  # what others are writing is no litter

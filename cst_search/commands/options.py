@@ -11,8 +11,8 @@ from cst_search.config.loading import RecipeLike, Settings, SpaceLike
 from cst_search.config.recipe import DEVICES
 from cst_search.errors import ConfigError, StudyError, check_choice
 from cst_search.search.samplers import SAMPLERS
-from cst_search.search.session import ETA, Study
 from cst_search.study.records import Budget, StudyInfo
+from cst_search.study.study import ETA, Study
 from cst_search.units import parse_bytes, parse_count, parse_seconds
 
 

@@ -16,8 +16,9 @@ from cst_search.config.search_space import Space
 from cst_search.errors import ConfigError
 from cst_search.petl import get_method
 from cst_search.search.samplers import default_sampler
-from cst_search.search.session import Study
+from cst_search.search.suggester import enqueue
 from cst_search.study.records import StudySpec
+from cst_search.study.study import Study
 
 
 def base_recipe(options: LaunchOptions, device: Any) -> Recipe:
@@ -56,7 +57,7 @@ def make_study(
     )
     study = Study.create(storage, name, spec)
     if not study.info().trials:
-        study.enqueue(default_config(space, recipe))
+        enqueue(study, default_config(space, recipe))
     return study
 
 

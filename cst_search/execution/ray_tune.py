@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # every worker imports this module: not for the sake of a nam
 
     from cst_search.execution.gpu_sharing import Placement
     from cst_search.execution.ray_cluster import Cluster
-    from cst_search.search.session import Suggestion
+    from cst_search.search.suggestion import Suggestion
 
 _RESULT, _ENTRY = "cst_result", "cst_entry"
 _PATIENCE_SECONDS = 600  # a node of a cluster that restarts takes minutes

@@ -19,7 +19,8 @@ from cst_search.trial.outcome import Outcome
 
 if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
     from cst_search.memory.estimate import Estimate
-    from cst_search.search.session import Study, Suggestion
+    from cst_search.search.session import SearchSession
+    from cst_search.search.suggestion import Suggestion
     from cst_search.study.records import TrialRecord
 
 
@@ -51,7 +52,7 @@ class SearchJob:
         events: receives what happens.
     """
 
-    session: Study
+    session: SearchSession
     task: Task
     n_trials: int
     estimate: Callable[[dict[str, Any]], Estimate]
@@ -89,7 +90,7 @@ class Supply:
 
     def __init__(self, job: SearchJob) -> None:
         self.job = job
-        self.has_more = job.session.info().n_ran() < job.n_trials
+        self.has_more = job.session.study.info().n_ran() < job.n_trials
 
     def is_empty(self) -> bool:
         """Return whether there is nothing to run at all: no further configuration, no stopped trial to promote."""

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cst_search.search.session import Suggestion
+from cst_search.search.suggestion import Suggestion
 from cst_search.study import pareto
 from cst_search.study.records import StudyInfo, TrialRecord, common_reference, describe, repeat_words
 from cst_search.study.states import TrialState

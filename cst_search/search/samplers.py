@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -17,20 +15,13 @@ from cst_search.search.pareto_sampler import Known, ParetoSampler
 from cst_search.search.transfer_prior import Prior
 from cst_search.study.pareto import Objective
 from cst_search.study.records import StudySpec
+from cst_search.study.storage import experimental
 
 if TYPE_CHECKING:
     from cst_search.memory.estimate import Estimate
 
 NO_PRIOR = "pareto-no-prior"
 SAMPLERS = ("pareto", NO_PRIOR, "tpe", "nsga2", "gp", "random")
-
-
-@contextmanager
-def experimental() -> Iterator[None]:
-    """Parts of optuna that it calls experimental are used on purpose: `group` of TPE, GP, names of metrics."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
 
 
 def default_sampler(objectives: Sequence[Objective]) -> str:

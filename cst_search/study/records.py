@@ -82,6 +82,13 @@ class TrialRecord:
         return {name: dict(self.config) if name == "config" else getattr(self, name) for name in names}
 
 
+# fields of a record that a trial's result may bring, rather than its suggestion
+FIGURES = (
+    "map", "map50", "loss", "device_bytes", "reserved_bytes", "active_bytes", "memory_source",
+    "images_per_second", "seconds", "reason", "ran", "history", "notes", "waits",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class LaunchRecord:
     """A launch or a confirmation that worked on a study.
@@ -125,6 +132,11 @@ class StudySpec:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     eta: int | None = None
 
+    @property
+    def full_epochs(self) -> int:
+        """Length of the trials that the front is made of."""
+        return int(self.recipe["search_epochs"])
+
     def to_dict(self) -> dict[str, Any]:
         plain = {one.name: getattr(self, one.name) for one in fields(StudySpec)}
         plain |= {"objectives": [o.name for o in self.objectives], "budget": asdict(self.budget)}
@@ -152,11 +164,6 @@ class StudyInfo(StudySpec):
     @property
     def reference(self) -> list[float]:
         return [self.reference_point[o.name] for o in self.objectives]
-
-    @property
-    def full_epochs(self) -> int:
-        """Length of the trials that the front is made of."""
-        return int(self.recipe["search_epochs"])
 
     @cached_property
     def repeated(self) -> Mapping[int, tuple[TrialRecord, ...]]:

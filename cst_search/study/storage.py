@@ -11,19 +11,20 @@ import hashlib
 import random
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
 from filelock import FileLock, Timeout
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 
 from cst_search.errors import RunError, StudyError
 from cst_search.redaction import shown_address, without_password
-from cst_search.study.fast_reads import dont_wait_for_the_disk, is_of_optuna
+from cst_search.study.fast_reads import StoredTrial, dont_wait_for_the_disk, is_of_optuna
 
 WAIT_SECONDS = 900  # for a server that is away; an operating system's update takes less
 _KINDS = ("sqlite", "postgresql")
@@ -81,7 +82,7 @@ class Storage(optuna.storages.RDBStorage):
     """Optuna's storage, whose calls are made again while the server is away, for `WAIT_SECONDS` at most.
 
     A call that is made again may find its work done: an attribute is the same when it is set twice, a trial that was
-    made twice has one with nothing in it (see `Study.begin_launch`), one that had ended is looked at.
+    made twice has one with nothing in it (see `SearchSession.begin_launch`), one that had ended is looked at.
 
     Attributes:
         say: is told, once, that the server is away, and that it is back.
@@ -300,3 +301,53 @@ def try_storage(url: str) -> int | None:
         raise StudyError(f"the storage {storage.shown} cannot be written: {storage._reason(error)}") from None
     finally:
         storage.engine.dispose()
+
+
+def alone(storage: optuna.storages.BaseStorage | None, study: str) -> AbstractContextManager[Callable[[], bool]]:
+    """`Storage.alone`; in memory a process is alone anyway."""
+    return storage.alone(study) if isinstance(storage, Storage) else nullcontext(lambda: True)
+
+
+# --- what Optuna does not offer by public names -----------------------------------------------------------------------
+
+
+@contextmanager
+def experimental() -> Iterator[None]:
+    """Silence Optuna's warnings of experimental parts used on purpose: `group` of TPE, GP, names of metrics."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def study_names(storage: Storage, having: str) -> list[str]:
+    """Names of the studies that have a user attribute, in the order they were made."""
+    studies = storage.get_all_studies()  # their summaries would read every trial
+    return [study.study_name for study in sorted(studies, key=lambda s: s._study_id) if having in study.user_attrs]
+
+
+def trials_in_memory(study: optuna.Study, after: int, also: Collection[int]) -> list[StoredTrial]:
+    """Trials of a study that has no database, as `fast_reads.read_trials` reads them."""
+    return [
+        StoredTrial(trial._trial_id, trial.number, trial.state.name, trial.user_attrs)
+        for trial in study.get_trials(deepcopy=False)
+        if trial._trial_id > after or trial._trial_id in also
+    ]
+
+
+def add_running_trial(study: optuna.Study, user_attrs: Mapping[str, Any]) -> Trial:
+    """Add a running trial without parameters.
+
+    A trial that is asked for has parameters: TPE takes a running one for a bad one, GP for one whose value is about to
+    be known.
+    """
+    begun = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=dict(user_attrs))
+    return Trial(study, study._storage.create_new_trial(study._study_id, begun))
+
+
+def set_dashboard_constraint(study: optuna.Study, trial: Trial, violation: float) -> None:
+    """Store a constraint where optuna-dashboard 0.21 looks for it: <= 0 is feasible.
+
+    It reads only the list that Optuna 4 wrote; without it infeasible trials look feasible. Optuna 5 adds that list to
+    the named constraints, and its GP sampler fits a model to each: one is enough.
+    """
+    study._storage.set_trial_system_attr(trial._trial_id, "constraints", [violation])

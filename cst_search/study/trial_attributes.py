@@ -1,21 +1,26 @@
-"""What the study's database holds of a trial, and what that means: pure functions of stored attributes."""
+"""Attributes that a study stores with each trial, as typed values, and the trial's record made of them.
+
+A trial has up to three attributes, each a JSON object: `Suggested` from the moment it is asked for, `Progress` while it
+trains, `Result` once it has ended. Objects written by earlier versions lack some keys and are read all the same.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cst_search.config.recipe import renamed_fields
 from cst_search.study.fast_reads import StoredTrial
-from cst_search.study.records import TrialRecord
+from cst_search.study.records import FIGURES, TrialRecord
 from cst_search.study.states import TrialState
 from cst_search.trial.outcome import Outcome
 from cst_search.units import format_bytes
 
-SUGGESTED = "cst_suggested"  # its configuration, predicted cost and launch
-PROGRESS = "cst_progress"  # of one that has not ended: its history, and whether it is stopped at a rung
-RESULT = "cst_result"  # `TrialResult.to_dict` and what became of it
+SUGGESTED = "cst_suggested"
+PROGRESS = "cst_progress"
+RESULT = "cst_result"
 
 
 @dataclass(frozen=True)
@@ -27,92 +32,240 @@ class Repeat:
     epochs: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Suggested:
+    """The configuration of a trial, its predicted cost, and the launch that has it.
+
+    Attributes:
+        config: values of the space's dimensions; tuples are lists, as JSON has no tuples.
+        estimate: the predicted cost as ``asdict(memory.estimate.Estimate)`` gives it, corrected.
+        launch: ID of the launch that runs the trial, the last of them.
+        at: time of the suggestion in UTC, ISO 8601.
+        correction: ``asdict(memory.correction.Correction)`` of the estimate; None in studies made before there was one.
+        repeat: what the trial repeats; None: it is a trial of the search.
+        again: number of times that a later launch, or this one, took the trial up again.
+        lost: its worker ended once without a result.
+    """
+
+    config: Mapping[str, Any]
+    estimate: Mapping[str, Any]
+    launch: str | None
+    at: str | None = None
+    correction: Mapping[str, Any] | None = None
+    repeat: Repeat | None = None
+    again: int = 0
+    lost: bool = False
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, Any]) -> Suggested | None:
+        """Read it from a trial's user attributes; None: the trial was asked for, but its configuration is not known."""
+        plain = attributes.get(SUGGESTED)
+        if plain is None:
+            return None
+        of = plain.get("repeat_of")
+        return cls(
+            config=plain["config"],
+            estimate=plain["estimate"],
+            launch=plain["launch"],
+            at=plain.get("at"),
+            correction=plain.get("correction"),
+            repeat=None if of is None else Repeat(of, plain["seed"], plain["epochs"]),
+            again=plain.get("again", 0),
+            lost=plain.get("lost", False),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the stored form, JSON types only. Keys that say nothing are left out."""
+        plain: dict[str, Any] = {"config": self.config, "estimate": self.estimate}
+        if self.correction is not None:
+            plain["correction"] = self.correction
+        if self.repeat is not None:
+            plain |= asdict(self.repeat)
+        plain["launch"] = self.launch
+        if self.at is not None:
+            plain["at"] = self.at
+        if self.again:
+            plain["again"] = self.again
+        if self.lost:
+            plain["lost"] = True
+        return _plain(plain)
+
+    @property
+    def factor(self) -> float:
+        """Factor by which the predicted reserved bytes were multiplied, learned from the study's measured trials."""
+        return float((self.correction or {}).get("factor", 1.0))
+
+    @property
+    def device_bytes(self) -> int:
+        return int(self.estimate["device_bytes"])
+
+    @property
+    def trainable_params(self) -> int:
+        return int(self.estimate["trainable_params"])
+
+    def recipe_values(self) -> dict[str, Any]:
+        """The configuration with lists as tuples: values as the space and the recipe have them."""
+        return tuples(self.config)
+
+    def memory_ratio(self, result: Result) -> float | None:
+        """Reserved bytes on a GPU over the uncorrected prediction; None where nothing usable was measured.
+
+        A trial that ran out of memory needed at least what it held and what it was refused.
+        """
+        measured = result.get("reserved_bytes")
+        predicted = self.estimate["reserved_bytes"] / self.factor
+        if not measured:
+            return None
+        if result.outcome == Outcome.OOM:
+            measured = max(measured, (result.get("held_bytes") or 0) + (result.get("asked_bytes") or 0))
+            return measured / predicted if measured > predicted else None
+        return measured / predicted if result.outcome in (Outcome.COMPLETE, Outcome.STOPPED) else None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a trial that has not ended has reached.
+
+    Attributes:
+        history: an entry per epoch, see `TrialResult.history`.
+        stopped: it was stopped at a rung, and waits to be promoted.
+    """
+
+    history: Sequence[Mapping[str, Any]] = ()
+    stopped: bool = False
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, Any]) -> Progress:
+        """Read it from a trial's user attributes; a trial that has not reported has an empty history."""
+        plain = attributes.get(PROGRESS, {})
+        return cls(plain.get("history", ()), plain.get("stopped", False))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the stored form."""
+        return {"history": list(self.history), "stopped": self.stopped}
+
+    def so_far(self) -> Result:
+        """The result of a trial that has not ended: of each figure the last that an epoch had."""
+        found: dict[str, Any] = {"history": list(self.history), "outcome": Outcome.STOPPED}
+        for entry in self.history:
+            found |= {name: value for name, value in entry.items() if value is not None}
+        return Result(found | {"memory_source": "measured" if "device_bytes" in found else "predicted"})
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a trial ended: `TrialResult.to_dict`, and what the study made of it.
+
+    The study adds ``state`` (`TrialState`), ``ran`` (False: rejected by the prediction), ``memory_source`` (measured or
+    predicted) and a ``reason``.
+
+    Attributes:
+        plain: the stored form. A result has only the figures that were reached.
+    """
+
+    plain: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, Any]) -> Result | None:
+        """Read it from a trial's user attributes; None: it has not ended, or ended without one."""
+        plain = attributes.get(RESULT)
+        return None if plain is None else cls(plain)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the stored form, JSON types only."""
+        return _plain(self.plain)
+
+    def get(self, name: str) -> Any:
+        """A figure, such as ``reserved_bytes``; None: it was not reached."""
+        return self.plain.get(name)
+
+    def with_(self, **more: Any) -> Result:
+        """The result with further or other entries."""
+        return Result({**self.plain, **more})
+
+    @property
+    def outcome(self) -> str | None:
+        return self.plain.get("outcome")
+
+    @property
+    def state(self) -> TrialState:
+        return TrialState(self.plain["state"])
+
+    @property
+    def history(self) -> Sequence[Mapping[str, Any]]:
+        return self.plain.get("history", ())
+
+    def figures(self) -> dict[str, Any]:
+        """Everything that was reached."""
+        return {name: value for name, value in self.plain.items() if value is not None}
+
+    def over_limit(self) -> float:
+        """Share by which a trial that ran out of memory went above its limit, at least; 0 where that is not known."""
+        limit, held, asked = (self.get(key) for key in ("limit_bytes", "held_bytes", "asked_bytes"))
+        return 0.0 if limit is None or held is None else (held + (asked or 0)) / limit - 1
+
+    def oom_reason(self) -> str:
+        """The reason of a trial that ran out of memory: at which stage, and how much it held of its limit."""
+        stage, limit, held = (self.get(key) for key in ("stage", "limit_bytes", "held_bytes"))
+        reason = f"out of memory{f' ({stage})' if stage else ''}: {self.get('reason')}"
+        if limit is None or held is None:
+            return reason
+        return f"{reason}; it held {format_bytes(held)} of {format_bytes(limit)}"
+
+    def stopped_reason(self, full_epochs: int) -> str:
+        """The reason of a trial that was stopped early."""
+        return f"stopped after epoch {self.plain['epoch']} of {full_epochs}"
+
+
+def learning_curve(attributes: Mapping[str, Any], name: str) -> dict[int, float]:
+    """{epoch: value} of a metric in a trial's user attributes, for the epochs that have one."""
+    result = Result.of(attributes) or Progress.of(attributes)
+    return {entry["epoch"]: entry[name] for entry in result.history if entry.get(name) is not None}
+
+
 def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs: int) -> TrialRecord:
-    """A trial that was suggested, as the product shows it.
+    """Build the record of a trial that was suggested.
 
     Args:
-        live_launches: a trial of another that has not ended is interrupted.
-        full_epochs: of a trial of the search.
+        live_launches: IDs; a trial that has not ended, and is none of theirs, is interrupted.
+        full_epochs: length of a trial of the search.
     """
-    suggested, result = trial.user_attrs[SUGGESTED], trial.user_attrs.get(RESULT)
-    estimate = suggested["estimate"]
-    is_running = trial.state == "RUNNING" and suggested["launch"] in live_launches
+    suggested, result = Suggested.of(trial.user_attrs), Result.of(trial.user_attrs)
+    assert suggested is not None
+    is_running = trial.state == "RUNNING" and suggested.launch in live_launches
+    repeat = suggested.repeat
     record = TrialRecord(
         trial=trial.number,
         state=TrialState.RUNNING if is_running else TrialState.INTERRUPTED,
-        config=tuples(suggested["config"]),
-        device_bytes=estimate["device_bytes"],
-        reserved_bytes=estimate["reserved_bytes"],
-        active_bytes=estimate["active_bytes"],
-        trainable_params=estimate["trainable_params"],
-        petl_params=estimate["petl_params"],
-        memory_correction=suggested.get("correction", {}).get("factor", 1.0),
-        repeat_of=suggested.get("repeat_of"),
-        seed=suggested.get("seed"),
-        epochs=suggested.get("epochs"),
-        launch=suggested["launch"],
+        config=suggested.recipe_values(),
+        device_bytes=suggested.estimate["device_bytes"],
+        reserved_bytes=suggested.estimate["reserved_bytes"],
+        active_bytes=suggested.estimate["active_bytes"],
+        trainable_params=suggested.estimate["trainable_params"],
+        petl_params=suggested.estimate["petl_params"],
+        memory_correction=suggested.factor,
+        repeat_of=None if repeat is None else repeat.repeat_of,
+        seed=None if repeat is None else repeat.seed,
+        epochs=None if repeat is None else repeat.epochs,
+        launch=suggested.launch,
     )
     if result is None or not trial.is_finished:
-        progress = trial.user_attrs.get(PROGRESS, {"history": [], "stopped": False})
-        result = so_far(progress["history"]) | {"state": record.state, "ran": True}
-        if progress["stopped"]:
-            result |= {"state": TrialState.PRUNED, "waits": True, "reason": stopped_at(result, full_epochs)}
-    names = (
-        "map", "map50", "loss", "device_bytes", "reserved_bytes", "active_bytes", "memory_source",
-        "images_per_second", "seconds", "reason", "ran", "history", "notes", "waits",
-    )  # fmt: skip
+        progress = Progress.of(trial.user_attrs)
+        result = progress.so_far().with_(state=record.state, ran=True)
+        if progress.stopped:
+            result = result.with_(state=TrialState.PRUNED, waits=True, reason=result.stopped_reason(full_epochs))
     return replace(
         record,
-        state=TrialState(result["state"]),
-        feasible=result["state"] == TrialState.COMPLETE,  # see tell: else a constraint is violated
-        **{name: result[name] for name in names if result.get(name) is not None},
+        state=result.state,
+        feasible=result.state == TrialState.COMPLETE,  # any other violates a constraint, see search/outcomes.py
+        **{name: result.get(name) for name in FIGURES if result.get(name) is not None},
     )
-
-
-def stopped_at(result: Mapping[str, Any], full_epochs: int) -> str:
-    """The reason of a trial that was stopped early."""
-    return f"stopped after epoch {result['epoch']} of {full_epochs}"
-
-
-def so_far(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is known of a trial that has not ended: of each figure the last that an epoch had."""
-    found: dict[str, Any] = {"history": list(history), "outcome": Outcome.STOPPED}
-    for entry in history:
-        found |= {name: value for name, value in entry.items() if value is not None}
-    return found | {"memory_source": "measured" if "device_bytes" in found else "predicted"}
-
-
-def memory_ratio(suggested: Mapping[str, Any], result: Mapping[str, Any]) -> list[float]:
-    """[reserved bytes on a GPU over those that the arithmetic alone had predicted], or [] where nothing was measured.
-
-    A trial that ran out of memory needed at least what it held and what it was refused.
-    """
-    measured = result.get("reserved_bytes")
-    predicted = suggested["estimate"]["reserved_bytes"] / suggested.get("correction", {}).get("factor", 1.0)
-    if not measured:
-        return []
-    if result["outcome"] == Outcome.OOM:
-        measured = max(measured, (result.get("held_bytes") or 0) + (result.get("asked_bytes") or 0))
-        return [measured / predicted] if measured > predicted else []
-    return [measured / predicted] if result["outcome"] in (Outcome.COMPLETE, Outcome.STOPPED) else []
-
-
-def as_repeat(suggested: Mapping[str, Any]) -> Repeat | None:
-    """What a trial repeats; None: it is one of the search."""
-    if suggested.get("repeat_of") is None:
-        return None
-    return Repeat(suggested["repeat_of"], suggested["seed"], suggested["epochs"])
-
-
-def refused(result: Mapping[str, Any]) -> tuple[float, str]:
-    """(by what share a trial that ran out of memory went above its limit at least, its reason in words)."""
-    stage, limit, held, asked = (result.get(key) for key in ("stage", "limit_bytes", "held_bytes", "asked_bytes"))
-    reason = f"out of memory{f' ({stage})' if stage else ''}: {result.get('reason')}"
-    if limit is None or held is None:
-        return 0.0, reason
-    return (held + (asked or 0)) / limit - 1, f"{reason}; it held {format_bytes(held)} of {format_bytes(limit)}"
 
 
 def tuples(config: Mapping[str, Any]) -> dict[str, Any]:
     """A stored configuration: lists are tuples again, and recipe fields have the names of today."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in renamed_fields(config).items()}
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(value)))

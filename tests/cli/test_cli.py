@@ -23,7 +23,8 @@ from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.memory import estimate as memory
 from cst_search.petl import METHODS
-from cst_search.search.session import Study
+from cst_search.search.session import SearchSession
+from cst_search.study.study import Study
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
@@ -37,16 +38,16 @@ def home(tmp_path: Path) -> Path:
     return home
 
 
-def fill(study: Study) -> Study:
-    study.begin_launch()
+def fill(session: SearchSession) -> SearchSession:
+    session.begin_launch()
     for i, (quality, measured) in enumerate(((0.6, 900), (0.5, 400), (0.4, 500))):
-        run_one(study, scored(quality, device_bytes=measured), cst__reduction=4, batch_size=2, lr=0.01 + i / 1000)
+        run_one(session, scored(quality, device_bytes=measured), cst__reduction=4, batch_size=2, lr=0.01 + i / 1000)
     run_one(
-        study, {"outcome": "failed", "reason": "ValueError: [/bold] & <b>"}, cst__reduction=4, batch_size=2, lr=0.02
+        session, {"outcome": "failed", "reason": "ValueError: [/bold] & <b>"}, cst__reduction=4, batch_size=2, lr=0.02
     )
-    study.enqueue({"method": "cst", "cst.reduction": 4, "batch_size": 2, "lr": 0.015})
-    study.ask(fake_estimate)  # type: ignore[arg-type]
-    return study
+    session.enqueue({"method": "cst", "cst.reduction": 4, "batch_size": 2, "lr": 0.015})
+    session.ask(fake_estimate)  # type: ignore[arg-type]
+    return session
 
 
 NAME = "<script>alert(1)</script>"

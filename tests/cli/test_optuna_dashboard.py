@@ -17,30 +17,30 @@ from urllib.error import URLError
 import pytest
 from studies import make_study, run_cli, run_one, scored
 
-from cst_search.search.session import Study
+from cst_search.search.session import SearchSession
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def session(tmp_path_factory: pytest.TempPathFactory) -> SearchSession:
     """Trial 0 completed, 1 was measured over the budget, 2 ran out of memory; then random ones, some never run."""
-    study = make_study(tmp_path_factory.mktemp("home"))
-    study.begin_launch()
-    run_one(study, scored(0.5), batch_size=2, cst__reduction=8)
-    run_one(study, scored(0.9, device_bytes=2000), batch_size=2, cst__reduction=4)
-    run_one(study, {"outcome": "oom", "reason": "refused"}, batch_size=4, cst__reduction=2)
+    session = make_study(tmp_path_factory.mktemp("home"))
+    session.begin_launch()
+    run_one(session, scored(0.5), batch_size=2, cst__reduction=8)
+    run_one(session, scored(0.9, device_bytes=2000), batch_size=2, cst__reduction=4)
+    run_one(session, {"outcome": "oom", "reason": "refused"}, batch_size=4, cst__reduction=2)
     for quality in (0.3, 0.4, 0.6):
-        run_one(study, scored(quality))
-    study.end_launch()
-    return study
+        run_one(session, scored(quality))
+    session.end_launch()
+    return session
 
 
 @pytest.fixture(scope="module")
-def served(study: Study) -> Iterator[dict[str, Any]]:
+def served(session: SearchSession) -> Iterator[dict[str, Any]]:
     """The study as the server describes it to its page."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    home = Path(study.url.removeprefix("sqlite:///")).parent
+    home = Path(session.study.url.removeprefix("sqlite:///")).parent
     command = [sys.executable, "-m", "cst_search.cli", "ui", "--optuna", "--home", str(home), "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ})
     try:
@@ -62,9 +62,9 @@ def served(study: Study) -> Iterator[dict[str, Any]]:
         server.wait()
 
 
-def test_what_is_over_the_budget_is_served_as_violated(study: Study, served: dict[str, Any]) -> None:
+def test_what_is_over_the_budget_is_served_as_violated(session: SearchSession, served: dict[str, Any]) -> None:
     trials = {trial["number"]: trial for trial in served["trials"]}
-    states = {record.trial: record.state for record in study.info().trials}
+    states = {record.trial: record.state for record in session.study.info().trials}
     assert states[0] == "complete" and states[1] == states[2] == "infeasible"
     for number, state in states.items():
         # the page's own rule: no constraints, or none above 0, is feasible
@@ -74,16 +74,16 @@ def test_what_is_over_the_budget_is_served_as_violated(study: Study, served: dic
     assert all(trial["constraints"] for trial in trials.values() if trial["state"] == "Complete")
 
 
-def test_names(study: Study, served: dict[str, Any]) -> None:
+def test_names(session: SearchSession, served: dict[str, Any]) -> None:
     assert served["objective_names"] == ["map", "device_bytes", "trainable_params"]
     assert served["directions"] == ["maximize", "minimize", "minimize"]
     attrs = {attr["key"]: json.loads(attr["value"]) for attr in served["trials"][1]["user_attrs"]}
     assert attrs["cst_result"]["reason"].startswith("measured over the budget: memory +100")
 
 
-def test_optuna_itself_reads_both_kinds_of_constraints(study: Study) -> None:
-    trials = study.optuna_study().best_trials
-    assert {trial.number for trial in trials} == {record.trial for record in study.info().front()}
+def test_optuna_itself_reads_both_kinds_of_constraints(session: SearchSession) -> None:
+    trials = session.study.optuna_study().best_trials
+    assert {trial.number for trial in trials} == {record.trial for record in session.study.info().front()}
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -23,18 +23,19 @@ from cst_search.config.recipe import Recipe
 from cst_search.petl import METHODS
 from cst_search.report.progress import front_table
 from cst_search.report.text_plot import front_plot
-from cst_search.search.session import Study
+from cst_search.search.session import SearchSession
 from cst_search.study.records import StudyInfo
+from cst_search.study.study import Study
 from cst_search.tracking.views import TAG
 
 
-def fill(study: Study, figures: Sequence[tuple[float, int]]) -> Study:
+def fill(session: SearchSession, figures: Sequence[tuple[float, int]]) -> SearchSession:
     """Complete trials with such mAP and device bytes."""
-    study.begin_launch()
+    session.begin_launch()
     for i, (quality, measured) in enumerate(figures):
-        run_one(study, scored(quality, device_bytes=measured), cst__reduction=4, batch_size=2, lr=0.01 + i / 1000)
-    study.end_launch()
-    return study
+        run_one(session, scored(quality, device_bytes=measured), cst__reduction=4, batch_size=2, lr=0.01 + i / 1000)
+    session.end_launch()
+    return session
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +100,12 @@ def test_a_plot_is_as_wide_as_there_is_room(info: StudyInfo, width: int) -> None
 
 def test_no_plot_where_there_is_no_room_or_nothing(info: StudyInfo, tmp_path: Path) -> None:
     assert not front_plot([info], 20)
-    assert not front_plot([make_study(tmp_path, "empty").info()], 80)
+    assert not front_plot([make_study(tmp_path, "empty").study.info()], 80)
 
 
 def test_one_point_stands_in_the_middle(tmp_path: Path) -> None:
-    study = fill(make_study(tmp_path, "single"), [(0.5, 300)])
-    lines = front_plot([study.info()], 48, height=9).plain.split("\n")
+    session = fill(make_study(tmp_path, "single"), [(0.5, 300)])
+    lines = front_plot([session.study.info()], 48, height=9).plain.split("\n")
     assert lines[4].index("◆") == 7 + 20
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from studies import Ran, make_study, run_cli, run_one, scored
+from studies import Ran, make_study, open_session, run_cli, run_one, scored
 
 from cst_search.commands.confirm import choose_epochs, choose_points, missing
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.report.progress import View
-from cst_search.search.session import Study
 from cst_search.study.records import StudyInfo
+from cst_search.study.study import Study
 from cst_search.study.trial_attributes import Repeat
 from cst_search.tracking.mlflow_record import default_tracking_uri
 
@@ -44,14 +44,14 @@ def runs(home: Path, kind: str) -> dict[str, Run]:
 
 def told(home: Path, *repeats: tuple[int, int, dict[str, Any]], epochs: int = EPOCHS) -> None:
     """Record repeats that nobody ran: (trial, seed, result)."""
-    study = Study.open(f"sqlite:///{home / 'studies.db'}", "noisy")
-    study.begin_launch()
-    study.plan([Repeat(trial, seed, epochs) for trial, seed, _ in repeats])
+    session = open_session(f"sqlite:///{home / 'studies.db'}", "noisy")
+    session.begin_launch()
+    session.plan([Repeat(trial, seed, epochs) for trial, seed, _ in repeats])
     for _, _, result in repeats:
-        suggestion = study.ask(None)  # type: ignore[arg-type]
+        suggestion = session.ask(None)  # type: ignore[arg-type]
         assert suggestion is not None
-        study.tell(suggestion.trial, result)
-    study.end_launch()
+        session.tell(suggestion.trial, result)
+    session.end_launch()
 
 
 # --- real runs ------------------------------------------------------------------------------------------------------
@@ -235,12 +235,12 @@ def test_mlflow_has_the_confirmation(stories: dict[str, Any]) -> None:
 def home(tmp_path: Path, tiny_recipe: Callable[..., Recipe]) -> Path:
     """0 best, 1 in between, 2 smallest, 3 dominated, 4 failed, 5 over the budget; of 1000 bytes."""
     recipe = tiny_recipe(search_epochs=EPOCHS, epochs=18)
-    study = make_study(tmp_path, "noisy", recipe=recipe.to_dict(), data=recipe.data)
-    study.begin_launch()
+    session = make_study(tmp_path, "noisy", recipe=recipe.to_dict(), data=recipe.data)
+    session.begin_launch()
     for i, (quality, measured) in enumerate(((0.6, 900), (0.55, 400), (0.1, 300), (0.2, 800), (0.0, 0), (0.9, 1100))):
         result = scored(quality, device_bytes=measured) if i != 4 else {"outcome": "failed", "reason": "a fault"}
-        run_one(study, result, cst__reduction=4, batch_size=2, lr=0.01 + i / 1000)
-    study.end_launch()
+        run_one(session, result, cst__reduction=4, batch_size=2, lr=0.01 + i / 1000)
+    session.end_launch()
     return tmp_path
 
 
@@ -310,10 +310,10 @@ def test_lengths(home: Path, text: str, epochs: int) -> None:
 def test_a_persons_mistake(home: Path, flags: list[str], said: str) -> None:
     recipe = read(home).recipe
     make_study(home, "empty")
-    costs = make_study(home, "costs", objectives=make_study(home, "empty").spec.objectives[1:])
+    costs = make_study(home, "costs", objectives=make_study(home, "empty").study.spec.objectives[1:])
     elsewhere = make_study(home, "elsewhere", recipe=recipe, data=recipe["data"], inputs={"n_classes": 20})
-    for study in (costs, elsewhere):
-        run_one(study, scored(0.5))
+    for session in (costs, elsewhere):
+        run_one(session, scored(0.5))
     name = "noisy"
     if flags[0] == "--study-name":
         name, flags = flags[1], flags[2:]
@@ -323,8 +323,8 @@ def test_a_persons_mistake(home: Path, flags: list[str], said: str) -> None:
 
 
 def test_one_confirmation_at_a_time(home: Path) -> None:
-    study = Study.open(f"sqlite:///{home / 'studies.db'}", "noisy")
-    study.begin_launch()
+    session = open_session(f"sqlite:///{home / 'studies.db'}", "noisy")
+    session.begin_launch()
     ran = run_cli("confirm", "noisy", "--home", home, "--in-process", "--device", "cpu")
     assert (ran.code, "is being worked on by process" in ran.message) == (2, True), ran
 

@@ -18,7 +18,7 @@ from studies import make_study, run_cli
 
 from cst_search.commands import doctor
 from cst_search.commands.doctor import Finding, examine
-from cst_search.search.session import Study, default_storage
+from cst_search.study.study import Study, default_storage
 from cst_search.tracking.mlflow_record import default_tracking_uri
 
 
@@ -40,10 +40,10 @@ def test_a_machine_on_which_nothing_was_made_yet(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
+    session = make_study(tmp_path)
     findings = found(tmp_path)
     assert findings["storage"].text.split(": ")[1].startswith("1 studies, writable")
-    assert Study.open(study.url, study.name).info().trials == ()
+    assert Study.open(session.study.url, session.study.name).info().trials == ()
     text = run_cli("doctor", "--home", tmp_path, "--no-ray").out
     assert "several need PostgreSQL" in text
 

@@ -30,29 +30,29 @@ from cst_search.data.coco import DetectionData
 from cst_search.detector.weights import load_trained
 from cst_search.errors import ConfigError, RunError, StudyError
 from cst_search.memory.estimate import predict, worst_input
-from cst_search.search.session import Study
+from cst_search.search.session import SearchSession
 from cst_search.study.records import Budget, StudyInfo
 from cst_search.tracking.mlflow_record import MlflowRecord, default_tracking_uri
 
 
 @pytest.fixture
-def study(tmp_path: Path, tiny_recipe: Callable[..., Recipe]) -> Study:
+def session(tmp_path: Path, tiny_recipe: Callable[..., Recipe]) -> SearchSession:
     """0 dominated, 1 best, 2 knee, 3 smallest, 4 over the budget, 5 failed, 6 still running."""
     recipe = tiny_recipe()
     (tmp_path / "home").mkdir()
-    study = make_study(tmp_path / "home", recipe=recipe.to_dict(), data=recipe.data)
-    study.begin_launch()
+    session = make_study(tmp_path / "home", recipe=recipe.to_dict(), data=recipe.data)
+    session.begin_launch()
     for i, (quality, measured) in enumerate(((0.2, 800), (0.6, 900), (0.55, 400), (0.1, 300), (0.7, 1100))):
-        run_one(study, scored(quality, device_bytes=measured), cst__reduction=4, batch_size=2, lr=0.01 + i / 1000)
-    run_one(study, {"outcome": "failed", "reason": "a fault"}, cst__reduction=4, batch_size=2, lr=0.016)
-    study.enqueue({"method": "cst", "cst.reduction": 4, "batch_size": 2, "lr": 0.017})
-    study.ask(fake_estimate)  # type: ignore[arg-type]
-    return study
+        run_one(session, scored(quality, device_bytes=measured), cst__reduction=4, batch_size=2, lr=0.01 + i / 1000)
+    run_one(session, {"outcome": "failed", "reason": "a fault"}, cst__reduction=4, batch_size=2, lr=0.016)
+    session.enqueue({"method": "cst", "cst.reduction": 4, "batch_size": 2, "lr": 0.017})
+    session.ask(fake_estimate)  # type: ignore[arg-type]
+    return session
 
 
 @pytest.fixture
-def info(study: Study) -> StudyInfo:
-    return study.info()
+def info(session: SearchSession) -> StudyInfo:
+    return session.study.info()
 
 
 @pytest.mark.parametrize(("pick", "trial"), [("best", 1), ("knee", 2), ("trial=3", 3), ("trial=0", 0)])
@@ -87,9 +87,9 @@ def test_bad_picks(info: StudyInfo, pick: str, said: str) -> None:
 
 @pytest.mark.parametrize("pick", ["knee", "best"])
 def test_a_study_without_a_front(tmp_path: Path, pick: str) -> None:
-    study = make_study(tmp_path, "empty")
+    session = make_study(tmp_path, "empty")
     with pytest.raises(StudyError, match=r"'empty' has no feasible complete trial yet; run `cst-search launch --study"):
-        pick_trial(study.info(), pick)
+        pick_trial(session.study.info(), pick)
 
 
 def test_the_exported_recipe_is_complete(info: StudyInfo, tmp_path: Path) -> None:
@@ -196,9 +196,9 @@ REFUSED: list[tuple[str, str, dict[str, Any], list[str]]] = [
 
 @pytest.mark.parametrize(("why", "pick", "changes", "said"), REFUSED, ids=[row[0] for row in REFUSED])
 def test_what_differs_is_refused_and_nothing_is_written(
-    study: Study, tmp_path: Path, measured: Any, why: str, pick: str, changes: dict[str, Any], said: list[str]
+    session: SearchSession, tmp_path: Path, measured: Any, why: str, pick: str, changes: dict[str, Any], said: list[str]
 ) -> None:
-    run_one(study, scored(0.3), cst__reduction=4, batch_size=2, lr=0.018)  # trial 7: its memory is predicted
+    run_one(session, scored(0.3), cst__reduction=4, batch_size=2, lr=0.018)  # trial 7: its memory is predicted
     measured(returncode=1 if "outcome" in changes else 0, **changes)
     target = tmp_path / "new" / "best.yaml"
     ran = run_cli("export", "made", "--home", tmp_path / "home", "--pick", pick, "-o", target)
@@ -227,11 +227,11 @@ def test_a_verification_that_does_not_come_about(
         exports.verify(info, pick_trial(info, "best"), tmp_path)
 
 
-def test_without_the_dataset_its_sizes_do(study: Study, tmp_path: Path, measured: Any) -> None:
+def test_without_the_dataset_its_sizes_do(session: SearchSession, tmp_path: Path, measured: Any) -> None:
     commands = measured(**ON_CPU)
     inputs = {"n_classes": 3, "max_boxes": 9, "sizes": [[480, 640], [640, 480]]}
-    recipe = dict(study.info().recipe) | {"data": str(tmp_path / "gone")}
-    info = dataclasses.replace(study.info(), recipe=recipe, inputs=inputs)
+    recipe = dict(session.study.info().recipe) | {"data": str(tmp_path / "gone")}
+    info = dataclasses.replace(session.study.info(), recipe=recipe, inputs=inputs)
     verified = exports.verify(info, pick_trial(info, "best"), tmp_path)
     assert commands[0][4:12] == ["--n-classes", "3", "--height", "96", "--width", "96", "--boxes", "9"]
     assert verified["data"] == "synthetic"
@@ -254,7 +254,7 @@ def test_a_configuration_is_really_verified(
     """From a study with true figures, in a real process: what CI has of it, which is no GPU."""
     recipe = tiny_recipe(method="head", loader_workers=1)
     cost = predict(recipe, 3, worst_input(recipe, image_sizes(tiny_data), 3))
-    study = make_study(
+    session = make_study(
         tmp_path,
         recipe=recipe.to_dict(),
         data=recipe.data,
@@ -262,10 +262,10 @@ def test_a_configuration_is_really_verified(
         space={"methods": ["head"], "shared": {"lr": {"float": [1e-3, 2e-3]}}},
     )
     for n_more in (0, 1):
-        suggestion = study.ask(lambda config, n=n_more: dataclasses.replace(  # type: ignore[misc]
+        suggestion = session.ask(lambda config, n=n_more: dataclasses.replace(  # type: ignore[misc]
             cost, trainable_params=cost.trainable_params + n))  # fmt: skip
         assert suggestion is not None
-        study.tell(suggestion.trial, scored(0.4 + n_more / 10))
+        session.tell(suggestion.trial, scored(0.4 + n_more / 10))
     path = tmp_path / "best.yaml"
     ran = run_cli("export", "made", "--home", tmp_path, "--pick", "trial=0", "-o", path)
     assert ran.code == 0, ran
@@ -285,13 +285,13 @@ def test_a_configuration_is_really_verified(
 
 
 def test_an_exported_recipe_trains_elsewhere(
-    study: Study, tmp_path: Path, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch
+    session: SearchSession, tmp_path: Path, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home"
     uri = default_tracking_uri(home)
     mirror = MlflowRecord(uri, home / "artifacts", warn=pytest.fail)
-    mirror.start(study.info(), study.describe_launch({}))
-    mirror.sync(study.info())
+    mirror.start(session.study.info(), session.describe_launch({}))
+    mirror.sync(session.study.info())
     assert mirror.close()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

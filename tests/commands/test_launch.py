@@ -39,10 +39,11 @@ from cst_search.execution.workers import SearchJob
 from cst_search.memory.estimate import CONTEXT_BYTES, predict, worst_input
 from cst_search.petl import get_method
 from cst_search.report.progress import View
-from cst_search.search import session as suggest
 from cst_search.search.samplers import check_sampler, default_sampler
-from cst_search.search.session import Study
+from cst_search.search.session import SearchSession
+from cst_search.study import reader
 from cst_search.study.records import Budget, StudyInfo, choose_objectives
+from cst_search.study.study import Study
 from cst_search.tracking.mlflow_record import default_tracking_uri
 from cst_search.trial.run import run_trial
 
@@ -251,8 +252,8 @@ def test_how_many_trials_read_the_same_maps(
 def test_a_budget_that_excludes_all_is_said_and_ends(
     tmp_path: Path, base: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask = Study.ask
-    monkeypatch.setattr(Study, "ask", lambda self, *some: ask(self, *some, max_rejects=5))
+    ask = SearchSession.ask
+    monkeypatch.setattr(SearchSession, "ask", lambda self, *some: ask(self, *some, max_rejects=5))
     ran = run_cli("launch", "--in-process", *base(tmp_path), "--trials", 2, "--budget-params", "1k")
     assert ran.code == 1  # it ran, and found nothing
     assert "--budget-params 1k is below all of" in ran.out and "few or none will fit" in ran.out
@@ -268,7 +269,7 @@ class MadeUp:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.costs: list[tuple[int, int]] = []
         self.counts: Counter[str] = Counter()
-        for place, name in ((suggest, "trial_record"), (Study, "info")):
+        for place, name in ((reader, "trial_record"), (Study, "info")):
             original = getattr(place, name)
 
             def counted(*arguments: Any, name: str = name, original: Any = original) -> Any:
@@ -280,13 +281,13 @@ class MadeUp:
     def prepare(self) -> None: ...
 
     def run(self, job: SearchJob) -> None:
-        study, n_trials, estimate, events = job.session, job.n_trials, job.estimate, job.events
-        for i in range(n_trials - study.info().n_ran()):
-            suggestion = study.ask(estimate)
+        session, n_trials, estimate, events = job.session, job.n_trials, job.estimate, job.events
+        for i in range(n_trials - session.study.info().n_ran()):
+            suggestion = session.ask(estimate)
             assert suggestion is not None
             events.started(suggestion)
             self.counts.clear()
-            events.finished(study.tell(suggestion.trial, scored(0.1 + 0.01 * i)))
+            events.finished(session.tell(suggestion.trial, scored(0.1 + 0.01 * i)))
             self.costs.append((self.counts["trial_record"], self.counts["info"]))
 
 

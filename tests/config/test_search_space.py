@@ -13,6 +13,7 @@ from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
 from cst_search.errors import ConfigError
 from cst_search.study.records import Budget
+from cst_search.study.study import Study
 
 # --- faults ---------------------------------------------------------------------------------------------------------
 
@@ -167,8 +168,8 @@ def test_one_method_is_no_dimension() -> None:
 
 
 def test_a_study_hands_out_and_gives_back_the_configurations_of_its_space(tmp_path: Path) -> None:
-    study = make_study(tmp_path, budget=Budget())
-    asked = [study.ask(fake_estimate) for _ in range(25)]  # type: ignore[arg-type]
+    session = make_study(tmp_path, budget=Budget())
+    asked = [session.ask(fake_estimate) for _ in range(25)]  # type: ignore[arg-type]
     configs = [suggestion.config for suggestion in asked if suggestion is not None]
     assert {config["method"] for config in configs} == {"cst", "head"}
     space = Space.from_dict(SPACE)
@@ -177,7 +178,7 @@ def test_a_study_hands_out_and_gives_back_the_configurations_of_its_space(tmp_pa
             assert dimension.contains(config[dimension.key]), (dimension, config)
         assert set(config) == {"method"} | {d.key for d in space.by_method[config["method"]]}
     # read again from the database: the same values of the same types, tuples included
-    records = type(study).open(study.url, study.name).info().trials
+    records = Study.open(session.study.url, session.study.name).info().trials
     assert [record.config for record in records] == configs
     assert any(isinstance(config.get("cst.mtc_stages"), tuple) for config in configs)
-    assert type(study).open(study.url, study.name).space == space
+    assert Study.open(session.study.url, session.study.name).space == space

@@ -21,8 +21,9 @@ from cst_search.execution import ray_tune as search
 from cst_search.execution.gpu_sharing import MARGIN, Fleet, Node, Placement, cpus_of_each
 from cst_search.execution.task import Task
 from cst_search.execution.workers import SearchJob
-from cst_search.search.session import Study
+from cst_search.search.session import SearchSession
 from cst_search.study.records import Budget
+from cst_search.study.study import Study
 from cst_search.trial.memory_limit import CPU_IS_LIMITED
 
 GB = 10**9
@@ -235,13 +236,13 @@ def test_what_never_fits_is_told_and_takes_no_worker(
     tmp_path: Path, budget: int | None, gpu_bytes: int, reason: str
 ) -> None:
     url = f"sqlite:///{tmp_path}/studies.db"
-    study = Study.create(url, "s", make_spec(space=SPACE, budget=Budget(budget, None)))
-    study.begin_launch(gpu_bytes)
-    study.enqueue({"method": "head", "batch_size": 4})
-    study.enqueue({"method": "head", "batch_size": 3})
-    suggestion = study.ask(estimate)  # type: ignore[arg-type]
+    session = SearchSession(Study.create(url, "s", make_spec(space=SPACE, budget=Budget(budget, None))))
+    session.begin_launch(gpu_bytes)
+    session.enqueue({"method": "head", "batch_size": 4})
+    session.enqueue({"method": "head", "batch_size": 3})
+    suggestion = session.ask(estimate)  # type: ignore[arg-type]
     assert suggestion is not None and suggestion.config["batch_size"] == 3
-    record = study.record(0)
+    record = session.study.record(0)
     assert (record.state, record.ran, record.feasible, record.reason) == ("infeasible", False, False, reason)
 
 
@@ -309,12 +310,16 @@ def test_trials_share_the_gpu_by_their_prediction(
     for name in ("at-work", "seen"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(search, "_trainable", make_trainable(tmp_path))
-    study = Study.create(f"sqlite:///{tmp_path}/s.db", "s", make_spec(space=SPACE, budget=Budget(9600, None)))
+    session = SearchSession(
+        Study.create(f"sqlite:///{tmp_path}/s.db", "s", make_spec(space=SPACE, budget=Budget(9600, None)))
+    )
     placement = Placement(1, 10_000, 100, 9000)
-    study.begin_launch(placement.gpu_bytes)
+    session.begin_launch(placement.gpu_bytes)
     # never; a quarter each; more than a half; all of it
     for i, batch_size in enumerate((4, 1, 1, 1, 1, 2, 2, 3, 1)):
-        study.enqueue({"method": "head", "batch_size": batch_size, "lr": (1 + i) * 1e-3})  # what is queued is kept once
+        session.enqueue(
+            {"method": "head", "batch_size": batch_size, "lr": (1 + i) * 1e-3}
+        )  # what is queued is kept once
     sizes = {1: 2250, 2: 5000, 3: 9500, 4: 12000}
 
     def estimate(config: Mapping[str, Any]) -> FakeEstimate:
@@ -322,8 +327,8 @@ def test_trials_share_the_gpu_by_their_prediction(
 
     heard = Heard()
     task = Task(tiny_recipe(method="head"), tiny_data, 1, "cpu", 1, 9000)
-    search.Ray(4, 1.0, placement).run(SearchJob(study, task, 8, estimate, lambda: False, heard))  # type: ignore[arg-type]
-    study.end_launch()
+    search.Ray(4, 1.0, placement).run(SearchJob(session, task, 8, estimate, lambda: False, heard))  # type: ignore[arg-type]
+    session.end_launch()
     found = [json.loads(path.read_text()) for path in (tmp_path / "seen").glob("*.json")]
     assert len(found) == 8 and sorted(f["batch_size"] for f in found) == [1, 1, 1, 1, 1, 2, 2, 3]
     assert [record.state for record in heard.records] == ["complete"] * 8
@@ -335,7 +340,7 @@ def test_trials_share_the_gpu_by_their_prediction(
         assert one["sum"] <= 1 + 1e-9  # what else was at work, itself counted, while it was
         assert len(one["gpu_ids"]) == 1
     assert list((tmp_path / "seen").glob("*-together"))  # four quarters ran at a time
-    rejected = study.record(0)
+    rejected = session.study.record(0)
     assert (rejected.config["batch_size"], rejected.state, rejected.ran) == (4, "infeasible", False)
 
 
@@ -346,16 +351,16 @@ def test_a_real_trial_is_held_to_its_share(
     """On a CPU, whose trials can be held too: images one by one need about 17 MB of a process, all eight 70 MB."""
     space = {"methods": ["head"], "shared": {"batch_size": {"choice": [1, 8]}, "lr": {"float": [1e-3, 1e-2]}}}
     recipe = tiny_recipe(method="head")
-    study = Study.create(f"sqlite:///{tmp_path}/s.db", "s", make_spec(space=space, budget=Budget()))
+    session = SearchSession(Study.create(f"sqlite:///{tmp_path}/s.db", "s", make_spec(space=space, budget=Budget())))
     placement = Placement(1, 100 * 10**6, 0)
-    study.begin_launch(placement.gpu_bytes)
+    session.begin_launch(placement.gpu_bytes)
     for batch_size in (8, 1):
-        study.enqueue({"method": "head", "batch_size": batch_size})
+        session.enqueue({"method": "head", "batch_size": batch_size})
     heard = Heard()
     task = Task(recipe, tiny_data, 1, "cpu", 1)
     fake = FakeEstimate(36 * 10**6, trainable_params=10)
-    search.Ray(2, 1.0, placement).run(SearchJob(study, task, 2, lambda _: fake, lambda: False, heard))  # type: ignore
-    study.end_launch()
+    search.Ray(2, 1.0, placement).run(SearchJob(session, task, 2, lambda _: fake, lambda: False, heard))  # type: ignore
+    session.end_launch()
     out, well = sorted(heard.records, key=lambda record: record.trial)
     assert (out.state, well.state) == ("infeasible", "complete")
     assert out.reason is not None and out.reason.startswith("out of memory (") and out.reason.endswith(" of 40 MB")

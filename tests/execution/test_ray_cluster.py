@@ -34,8 +34,8 @@ from cst_search.execution import ray_tune as search
 from cst_search.execution.gpu_sharing import Node
 from cst_search.execution.node_check import NodeReport, NodeRequirements
 from cst_search.redaction import read_address
-from cst_search.search.session import Study
 from cst_search.study.records import Budget
+from cst_search.study.study import Study
 from cst_search.tracking import mlflow_record as record
 
 pytestmark = pytest.mark.skipif(

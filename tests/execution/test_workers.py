@@ -15,7 +15,7 @@ from typing import Any
 
 import optuna
 import pytest
-from studies import FakeEstimate, fake_estimate, make_spec, make_study, shorter_rungs
+from studies import FakeEstimate, fake_estimate, make_spec, make_study, open_session, shorter_rungs
 
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData
@@ -23,9 +23,11 @@ from cst_search.data.disk_cache import Cache
 from cst_search.errors import RunError
 from cst_search.execution.task import Task, execute
 from cst_search.execution.workers import InProcess, SearchJob, Supply, Workers
-from cst_search.search.session import Study, Suggestion
+from cst_search.search.session import SearchSession
+from cst_search.search.suggestion import Suggestion
 from cst_search.study.pareto import OBJECTIVES
 from cst_search.study.records import Budget, StudyInfo, TrialRecord
+from cst_search.study.study import Study
 from cst_search.trial.checkpoints import Checkpoints
 from cst_search.trial.memory_limit import CPU_IS_LIMITED
 from cst_search.trial.run import run_trial
@@ -101,21 +103,25 @@ def search_with(
 ) -> Script:
     """``alone`` runs one trial at a time."""
     url = f"sqlite:///{folder}/studies.db"
-    study = Study.create(url, "contract", make_spec(space=SPACE, budget=Budget(300, None), recipe=recipe.to_dict()))
-    study.begin_launch()
+    session = SearchSession(
+        Study.create(url, "contract", make_spec(space=SPACE, budget=Budget(300, None), recipe=recipe.to_dict()))
+    )
+    session.begin_launch()
     for width, batch_size in ((0.125, 4), (0.25, 2), (0.125, 2), (0.125, 2)):
         # trial 0 is over the budget, 1 raises, 2 and 3 are well
-        study.enqueue({"method": "head", "width": width, "batch_size": batch_size})
+        session.enqueue({"method": "head", "width": width, "batch_size": batch_size})
     task = Task(recipe, data, EPOCHS, "cpu", threads=1, cache=Cache(folder / "cache", 10**8))
 
     def run(n_trials: int, stop: Callable[[Heard], bool]) -> Heard:
         heard = Heard()
-        workers.run(SearchJob(study, task, n_trials, estimate, lambda: stop(heard), heard))  # type: ignore[arg-type]
-        heard.info = study.info()
+        workers.run(SearchJob(session, task, n_trials, estimate, lambda: stop(heard), heard))  # type: ignore[arg-type]
+        heard.info = session.study.info()
         return heard
 
     def limited() -> Heard:
-        other = Study.create(url, "limited", make_spec(space=LIMITED_SPACE, budget=Budget(), recipe=recipe.to_dict()))
+        other = SearchSession(
+            Study.create(url, "limited", make_spec(space=LIMITED_SPACE, budget=Budget(), recipe=recipe.to_dict()))
+        )
         other.begin_launch()
         # first one for each of Ray's two workers
         for i, batch_size in enumerate((8, 8, 1, 1)):
@@ -123,7 +129,7 @@ def search_with(
         heard = Heard()
         held = dataclasses.replace(task, memory_limit_bytes=LIMIT_BYTES, cache=Cache(folder / "limited", 10**8))
         workers.run(SearchJob(other, held, 4, estimate, lambda: False, heard))  # type: ignore[arg-type]
-        heard.info = other.info()
+        heard.info = other.study.info()
         return heard
 
     def stopping() -> tuple[Heard, dict[int, list[str]]]:
@@ -131,7 +137,7 @@ def search_with(
         spec = make_spec(space=STOPPING_SPACE, budget=Budget(), recipe=changed.to_dict(), eta=2,
                          objectives=(OBJECTIVES["device_bytes"],))  # fmt: skip
         with shorter_rungs():
-            other = Study.create(url, "stopping", spec)
+            other = SearchSession(Study.create(url, "stopping", spec))
         other.begin_launch()
         for batch_size in range(3, 11):
             other.enqueue({"method": "head", "batch_size": batch_size})
@@ -147,7 +153,7 @@ def search_with(
 
         alone.run(SearchJob(other, held, 8, estimate, look, heard))  # type: ignore[arg-type]
         seen[-1] = sorted(path.name for path in there.glob("*"))
-        heard.info = other.info()
+        heard.info = other.study.info()
         return heard, seen
 
     heard_stopping, checkpoints = stopping()
@@ -409,43 +415,43 @@ def test_how_a_trial_of_ray_ends(
 ) -> None:
     from cst_search.execution.ray_tune import StudySearcher
 
-    study = make_study(tmp_path)
-    study.begin_launch()
+    session = make_study(tmp_path)
+    session.begin_launch()
     heard = Heard()
     task: Any = SimpleNamespace(rungs=(), checkpoints=None)
-    supply = Supply(SearchJob(study, task, 1, fake_estimate, lambda: False, heard))  # type: ignore[arg-type]
+    supply = Supply(SearchJob(session, task, 1, fake_estimate, lambda: False, heard))  # type: ignore[arg-type]
     searcher = StudySearcher(supply)
-    number = study.info().n_ran()
+    number = session.study.info().n_ran()
     config = searcher.suggest("a")["config"]
     searcher.on_trial_complete("a", result, error)
-    record = next(record for record in study.info().trials if record.config == config)
+    record = next(record for record in session.study.info().trials if record.config == config)
     if error:  # it is handed out again, though the study was to have one trial, and the next time it has failed
-        assert heard.of(record.trial) == ["started", "left"] and study.info().n_ran() == 0
+        assert heard.of(record.trial) == ["started", "left"] and session.study.info().n_ran() == 0
         assert searcher.suggest("b") == {"trial": record.trial, "config": config}
         searcher.on_trial_complete("b", result, error)
         assert heard.of(record.trial) == ["started", "left", "started", "finished"]
-        record = next(record for record in study.info().trials if record.config == config)
+        record = next(record for record in session.study.info().trials if record.config == config)
         assert record.state == "failed" and record.reason.startswith("its worker process ended twice")
-        assert searcher.suggest("c") == "FINISHED" and study.info().n_ran() == 1
+        assert searcher.suggest("c") == "FINISHED" and session.study.info().n_ran() == 1
         return
     assert number == 0 and record.state == state
     assert heard.of(record.trial) == (["started"] if state == "running" else ["started", "finished"])
-    study.end_launch()
+    session.end_launch()
     if state == "running":
-        assert study.record(record.trial).state == "interrupted"
+        assert session.study.record(record.trial).state == "interrupted"
     searcher.on_trial_complete("nobody", None, True)  # a trial that the searcher did not give is none of ours
 
 
 def test_a_first_suggestion_made_ahead_is_the_first_handed_out(tmp_path: Path) -> None:
     from cst_search.execution.ray_tune import StudySearcher
 
-    study, heard = make_study(tmp_path), Heard()
-    study.begin_launch()
+    session, heard = make_study(tmp_path), Heard()
+    session.begin_launch()
     task: Any = SimpleNamespace(rungs=(), checkpoints=None)
-    supply = Supply(SearchJob(study, task, 2, fake_estimate, lambda: False, heard))  # type: ignore[arg-type]
+    supply = Supply(SearchJob(session, task, 2, fake_estimate, lambda: False, heard))  # type: ignore[arg-type]
     searcher = StudySearcher(supply)
     searcher.look_ahead()
-    (ahead,) = [record for record in study.info().trials if record.state == "running"]
+    (ahead,) = [record for record in session.study.info().trials if record.state == "running"]
     assert searcher.suggest("a") == {"trial": ahead.trial, "config": ahead.config}
     assert searcher.suggest("b")["trial"] != ahead.trial and searcher.suggest("c") is None
 
@@ -485,13 +491,13 @@ def test_where_ray_cannot_start_there_is_one_message(tmp_path: Path, monkeypatch
     monkeypatch.setattr(search.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(search.ray, "init", init)
     task = Task(None, None, 1, "cpu", 1)  # type: ignore[arg-type]
-    study = make_study(tmp_path)
-    study.begin_launch()
+    session = make_study(tmp_path)
+    session.begin_launch()
     with pytest.raises(RunError, match=r"^Ray did not start: The current node timed out .* --in-process runs"):
-        job = SearchJob(study, task, 1, fake_estimate, lambda: False, Heard())  # type: ignore[arg-type]
+        job = SearchJob(session, task, 1, fake_estimate, lambda: False, Heard())  # type: ignore[arg-type]
         search.Ray(2, cpus=1).run(job)
-    study.end_launch()  # what was suggested ahead is there for the next
-    again = Study.open(f"sqlite:///{tmp_path / 'studies.db'}", study.name)
+    session.end_launch()  # what was suggested ahead is there for the next
+    again = open_session(f"sqlite:///{tmp_path / 'studies.db'}", session.study.name)
     again.begin_launch()
     suggestion = again.ask(fake_estimate, 1)  # type: ignore[arg-type]
-    assert suggestion is not None and suggestion.again and len(again.info().trials) == suggestion.trial + 1
+    assert suggestion is not None and suggestion.again and len(again.study.info().trials) == suggestion.trial + 1

@@ -64,10 +64,10 @@ def places(
     (folder / "full").mkdir()
     (folder / "full" / "file").write_text("kept")
     made = {"recipe": recipe.to_dict(), "data": str(folder / "data"), "inputs": dataset_inputs(tiny_data)}
-    study = make_study(folder / "home", **made)
-    study.begin_launch()
-    run_one(study, scored(0.5, device_bytes=400), cst__reduction=4, batch_size=2, lr=0.01)
-    study.end_launch()
+    session = make_study(folder / "home", **made)
+    session.begin_launch()
+    run_one(session, scored(0.5, device_bytes=400), cst__reduction=4, batch_size=2, lr=0.01)
+    session.end_launch()
     make_study(folder / "home", "empty", **made)
     with torch.random.fork_rng():
         save_trained(build_detector(recipe, 3), recipe, ("a", "b", "c"), folder / "weights.safetensors")

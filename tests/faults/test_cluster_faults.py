@@ -18,7 +18,7 @@ from ray_machines import NODE, Machine
 from searches import Place
 
 from cst_search.errors import StudyError
-from cst_search.search.session import Study
+from cst_search.study.study import Study
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several nodes on one machine need loopback addresses")
 

@@ -43,20 +43,20 @@ def test_a_corrected_estimate_still_adds_up() -> None:
 
 
 def test_the_next_suggestions_are_corrected_and_say_so(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    study.begin_launch()
-    first = run_one(study, scored(0.5, device_bytes=150, reserved_bytes=720), batch_size=2)  # predicted: 600
+    session = make_study(tmp_path)
+    session.begin_launch()
+    first = run_one(session, scored(0.5, device_bytes=150, reserved_bytes=720), batch_size=2)  # predicted: 600
     assert first.memory_correction == 1.0
     expected = (720 / 600) ** (1 / 3)
-    second = run_one(study, scored(0.5, device_bytes=150, reserved_bytes=720), batch_size=2)
+    second = run_one(session, scored(0.5, device_bytes=150, reserved_bytes=720), batch_size=2)
     assert second.memory_correction == pytest.approx(expected)
-    suggestion: Any = study.ask(fake_estimate)  # type: ignore[arg-type]
+    suggestion: Any = session.ask(fake_estimate)  # type: ignore[arg-type]
     assert suggestion.estimate["device_bytes"] > fake_estimate(suggestion.config).device_bytes
-    study.end_launch()
+    session.end_launch()
     # it is the study's, not the process's
     again = make_study(tmp_path)
     again.begin_launch()
-    assert len(again._ratios) == 2 and math.isclose(again._ratios[0], 1.2)
+    assert len(again.outcomes.memory_ratios) == 2 and math.isclose(again.outcomes.memory_ratios[0], 1.2)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_next_suggestions_are_corrected_and_say_so(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_teaches(tmp_path: Path, result: dict[str, Any], learned: int) -> None:
-    study = make_study(tmp_path)
-    study.begin_launch()
-    run_one(study, result)
-    assert len(study._ratios) == learned
+    session = make_study(tmp_path)
+    session.begin_launch()
+    run_one(session, result)
+    assert len(session.outcomes.memory_ratios) == learned

@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from cst_search.report.progress import View
-from cst_search.search.session import Suggestion
+from cst_search.search.suggestion import Suggestion
 from cst_search.study.records import TrialRecord
 
 ESTIMATE = {"device_bytes": 500_000_000, "trainable_params": 1000}
@@ -86,7 +86,7 @@ import sys, time
 from pathlib import Path
 from rich.console import Console
 from cst_search.report.progress import View
-from cst_search.search.session import Suggestion
+from cst_search.search.suggestion import Suggestion
 
 view = View(Console(), title="x", n_trials=4, n_workers=2, n_done=0, epochs=9, on_finished=lambda: (0.5, 0))
 with view:

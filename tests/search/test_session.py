@@ -18,19 +18,30 @@ import optuna
 import psutil
 import pytest
 from optuna.trial import TrialState
-from studies import SPACE, FakeEstimate, fake_estimate, make_spec, make_study, run_one, scored, shorter_rungs
+from studies import (
+    SPACE,
+    FakeEstimate,
+    fake_estimate,
+    make_spec,
+    make_study,
+    open_session,
+    run_one,
+    scored,
+    shorter_rungs,
+)
 
 from cst_search.config.recipe import Recipe
 from cst_search.errors import StudyError
 from cst_search.redaction import shown_address
-from cst_search.search import session as suggest
+from cst_search.search.outcomes import CONSTRAINTS
 from cst_search.search.samplers import SAMPLERS
-from cst_search.search.session import CONSTRAINTS, Study, list_studies
+from cst_search.search.session import SearchSession
 from cst_search.study import launch_registry as launches
 from cst_search.study.launch_registry import DEAD_SECONDS
 from cst_search.study.pareto import OBJECTIVES
 from cst_search.study.records import Budget
 from cst_search.study.storage import check_storage
+from cst_search.study.study import Study, list_studies
 from cst_search.study.trial_attributes import Repeat
 
 BUDGET = 1000  # bytes; see fake_estimate
@@ -40,48 +51,48 @@ def objectives(*names: str) -> Any:
     return tuple(OBJECTIVES[name] for name in names)
 
 
-def in_memory(**changes: Any) -> Study:
+def in_memory(**changes: Any) -> SearchSession:
     """A quick study that nobody else can open: optuna's storage without a database."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suggest, "open_storage", lambda url, make=False: optuna.storages.InMemoryStorage())
-        study = Study.create("", "quick", make_spec(**changes))
-    study._study.sampler = study._sampler()  # as a launch sets it: seeded, so that a test is the same every time
-    return study
+        patch.setattr("cst_search.study.study.open_storage", lambda url, make=False: optuna.storages.InMemoryStorage())
+        session = SearchSession(Study.create("", "quick", make_spec(**changes)))
+    session.suggester.begin()  # as a launch does: seeded, so that a test is the same every time
+    return session
 
 
-def ask(study: Study, estimate: Any = fake_estimate, **options: Any) -> Any:
-    return study.ask(estimate, **options)
+def ask(session: SearchSession, estimate: Any = fake_estimate, **options: Any) -> Any:
+    return session.ask(estimate, **options)
 
 
-def as_optuna_has_it(study: Study) -> list[Any]:
-    return optuna.load_study(study_name=study.name, storage=study.url).get_trials()
+def as_optuna_has_it(session: SearchSession) -> list[Any]:
+    return optuna.load_study(study_name=session.study.name, storage=session.study.url).get_trials()
 
 
 # --- the budget -----------------------------------------------------------------------------------------------------
 
 
 def test_what_is_over_the_budget_is_never_handed_out() -> None:
-    study = in_memory()
-    study.begin_launch()
+    session = in_memory()
+    session.begin_launch()
     for _ in range(200):
-        suggestion = ask(study)
+        suggestion = ask(session)
         assert fake_estimate(suggestion.config).device_bytes <= BUDGET
         assert suggestion.estimate["device_bytes"] == fake_estimate(suggestion.config).device_bytes
-    rejected = [record for record in study.info().trials if not record.ran]
+    rejected = [record for record in session.study.info().trials if not record.ran]
     assert len(rejected) > 20  # or the budget did not bite
     for record in rejected:
         assert (record.state, record.feasible, record.map) == ("infeasible", False, None)
         assert fake_estimate(record.config).device_bytes > BUDGET
         assert record.reason == f"predicted over the budget: memory {record.device_bytes / BUDGET - 1:+.0%}"  # type: ignore[operator]
-    assert study.info().n_ran() == 0  # none of the 200 has ended
+    assert session.study.info().n_ran() == 0  # none of the 200 has ended
 
 
 def test_optuna_learns_from_a_rejected_one(tmp_path: Path) -> None:
     """As data, in both of its formats: told as FAIL it would learn nothing, without a constraint the opposite."""
-    study = make_study(tmp_path)
-    study.enqueue({"method": "cst", "cst.reduction": 1, "batch_size": 8, "lr": 0.01})
-    ask(study)
-    rejected = as_optuna_has_it(study)[0]
+    session = make_study(tmp_path)
+    session.enqueue({"method": "cst", "cst.reduction": 1, "batch_size": 8, "lr": 0.01})
+    ask(session)
+    rejected = as_optuna_has_it(session)[0]
     assert rejected.state == TrialState.COMPLETE
     assert rejected.values == [-math.inf, 1600.0, 1800.0]  # mAP was never reached; the costs are the true ones
     named = {name: rejected.constraints[name] for name in CONSTRAINTS}
@@ -90,32 +101,32 @@ def test_optuna_learns_from_a_rejected_one(tmp_path: Path) -> None:
 
 
 def test_the_budget_of_parameters_counts_too() -> None:
-    study = in_memory(budget=Budget(None, 1100))
+    session = in_memory(budget=Budget(None, 1100))
     for _ in range(10):
-        suggestion = ask(study)
+        suggestion = ask(session)
         assert suggestion.estimate["trainable_params"] <= 1100
-    assert any((r.reason or "").startswith("predicted over the budget: params +") for r in study.info().trials)
+    assert any((r.reason or "").startswith("predicted over the budget: params +") for r in session.study.info().trials)
 
 
 def test_exactly_on_the_budget_is_within_it() -> None:
-    study = in_memory(budget=Budget(1000, None))
-    study.enqueue({"method": "cst", "cst.reduction": 1, "batch_size": 2, "lr": 0.01})
-    assert ask(study).estimate["device_bytes"] == 1000
+    session = in_memory(budget=Budget(1000, None))
+    session.enqueue({"method": "cst", "cst.reduction": 1, "batch_size": 2, "lr": 0.01})
+    assert ask(session).estimate["device_bytes"] == 1000
 
 
 def test_when_nothing_fits_there_is_an_end() -> None:
-    study = in_memory(budget=Budget(10, None))
-    assert ask(study, max_rejects=7) is None
-    assert [record.state for record in study.info().trials] == ["infeasible"] * 8
-    assert study.info().n_ran() == 0
+    session = in_memory(budget=Budget(10, None))
+    assert ask(session, max_rejects=7) is None
+    assert [record.state for record in session.study.info().trials] == ["infeasible"] * 8
+    assert session.study.info().n_ran() == 0
 
 
 # --- the first suggestion -------------------------------------------------------------------------------------------
 
 
 def test_what_is_enqueued_comes_first_as_far_as_the_space_has_it() -> None:
-    study = in_memory()
-    study.enqueue(
+    session = in_memory()
+    session.enqueue(
         {
             "method": "cst",
             "cst.reduction": 4,
@@ -125,7 +136,7 @@ def test_what_is_enqueued_comes_first_as_far_as_the_space_has_it() -> None:
             "cst.block": "3x3",  # not a dimension
         }
     )
-    config = ask(study).config
+    config = ask(session).config
     assert {key: config[key] for key in ("method", "cst.reduction", "cst.mtc_stages", "lr")} == {
         "method": "cst", "cst.reduction": 4, "cst.mtc_stages": (5,), "lr": 3e-3,
     }  # fmt: skip
@@ -235,49 +246,49 @@ def test_how_an_outcome_is_recorded(
     values: list[float] | None,
     constraints: tuple[float, float],
 ) -> None:
-    study = make_study(tmp_path)
-    record = run_one(study, result, cst__reduction=8, batch_size=2)
+    session = make_study(tmp_path)
+    record = run_one(session, result, cst__reduction=8, batch_size=2)
     assert (record.state, record.ran) == (state, True)
     assert record.feasible == (state == "complete")
-    assert record == Study.open(study.url, study.name).info().trials[0]
+    assert record == Study.open(session.study.url, session.study.name).info().trials[0]
     assert record.memory_source == ("measured" if "device_bytes" in result else "predicted")
     if state != "complete" and result.get("reason"):
         assert result["reason"] in record.reason  # type: ignore[operator]
-    stored = as_optuna_has_it(study)[0]
+    stored = as_optuna_has_it(session)[0]
     assert (stored.state, stored.values) == (told, values)
     if told == TrialState.COMPLETE:
         found = stored.constraints
         assert (found["memory"], found["finite"]) == (pytest.approx(constraints[0]), constraints[1])
-    assert [record.trial for record in study.info().front()] == ([0] if state == "complete" else [])
+    assert [record.trial for record in session.study.info().front()] == ([0] if state == "complete" else [])
 
 
 def test_the_reason_says_what_was_held_where_and_of_how_much(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
+    session = make_study(tmp_path)
     figures = {"limit_bytes": 5_500_000_000, "held_bytes": 5_310_000_000, "asked_bytes": 10**9}
-    record = run_one(study, {"outcome": "oom", "reason": "no memory", "stage": "training, epoch 2", **figures})
+    record = run_one(session, {"outcome": "oom", "reason": "no memory", "stage": "training, epoch 2", **figures})
     assert record.reason == "out of memory (training, epoch 2): no memory; it held 5.31 GB of 5.5 GB"
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
 def test_a_sampler_learns_from_running_out(sampler: str) -> None:
     """What is let through by the prediction and runs out is suggested less and less: here batches of 8."""
-    study = in_memory(sampler=sampler, budget=Budget(10_000, None), objectives=objectives("map"))
-    study.begin_launch()
+    session = in_memory(sampler=sampler, budget=Budget(10_000, None), objectives=objectives("map"))
+    session.begin_launch()
     ran_out = []
     for _ in range(60):
-        suggestion = ask(study)
+        suggestion = ask(session)
         ran_out.append(suggestion.config["batch_size"] == 8)
         # the larger batch would be the better one, were there the memory
         result = {"outcome": "oom", "reason": "x"} if ran_out[-1] else scored(0.1 * suggestion.config["batch_size"])
-        study.tell(suggestion.trial, result)
+        session.tell(suggestion.trial, result)
     assert sum(ran_out[:20]) >= 4 and sum(ran_out[-20:]) < sum(ran_out[:20])
 
 
 def test_every_finished_trial_has_the_same_constraints(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
+    session = make_study(tmp_path)
     for _, result, *_ in OUTCOMES:
-        run_one(study, result)
-    finished = [trial for trial in as_optuna_has_it(study) if trial.state == TrialState.COMPLETE]
+        run_one(session, result)
+    finished = [trial for trial in as_optuna_has_it(session) if trial.state == TrialState.COMPLETE]
     assert len(finished) >= 6
     for trial in finished:
         assert list(trial.constraints) == sorted(["0", *CONSTRAINTS])  # the GP sampler takes them by position
@@ -288,19 +299,19 @@ def test_every_finished_trial_has_the_same_constraints(tmp_path: Path) -> None:
     "names", [("map", "device_bytes"), ("map", "device_bytes", "trainable_params"), ("device_bytes", "map50")]
 )
 def test_optuna_and_we_agree_on_the_front(names: tuple[str, ...], tmp_path: Path) -> None:
-    study = make_study(tmp_path, objectives=objectives(*names), seed=3)
+    session = make_study(tmp_path, objectives=objectives(*names), seed=3)
     for quality in (0.2, 0.5, 0.5, 0.1, 0.45, 0.3, 0.5):
-        run_one(study, scored(quality))
-    run_one(study, scored(0.31, device_bytes=150))
-    run_one(study, scored(0.95, device_bytes=1001))  # the best, and over the budget
-    run_one(study, {"outcome": "nonfinite", "reason": "nan", "device_bytes": 1})
-    run_one(study, {"outcome": "oom", "reason": "no memory"})
-    run_one(study, {"outcome": "failed", "reason": "a fault"})
-    run_one(study, scored(0.6), cst__reduction=8, batch_size=2, lr=0.01)  # two equal points
-    run_one(study, scored(0.6), cst__reduction=8, batch_size=2, lr=0.02)
-    ask(study)  # still running
-    theirs = optuna.load_study(study_name=study.name, storage=study.url).best_trials
-    assert {trial.number for trial in theirs} == {record.trial for record in study.info().front()}
+        run_one(session, scored(quality))
+    run_one(session, scored(0.31, device_bytes=150))
+    run_one(session, scored(0.95, device_bytes=1001))  # the best, and over the budget
+    run_one(session, {"outcome": "nonfinite", "reason": "nan", "device_bytes": 1})
+    run_one(session, {"outcome": "oom", "reason": "no memory"})
+    run_one(session, {"outcome": "failed", "reason": "a fault"})
+    run_one(session, scored(0.6), cst__reduction=8, batch_size=2, lr=0.01)  # two equal points
+    run_one(session, scored(0.6), cst__reduction=8, batch_size=2, lr=0.02)
+    ask(session)  # still running
+    theirs = optuna.load_study(study_name=session.study.name, storage=session.study.url).best_trials
+    assert {trial.number for trial in theirs} == {record.trial for record in session.study.info().front()}
     assert len(theirs) >= 3
 
 
@@ -310,18 +321,18 @@ def test_optuna_and_we_agree_on_the_front(names: tuple[str, ...], tmp_path: Path
 @pytest.mark.parametrize("names", [("map", "device_bytes", "trainable_params"), ("map",)], ids=["three", "one"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_copes_with_conditions_and_a_budget(sampler: str, names: tuple[str, ...]) -> None:
-    study = in_memory(sampler=sampler, objectives=objectives(*names))
-    study.begin_launch()
+    session = in_memory(sampler=sampler, objectives=objectives(*names))
+    session.begin_launch()
     for i in range(15):  # GP draws the first ten at random
-        suggestion = ask(study)
+        suggestion = ask(session)
         assert suggestion.estimate["device_bytes"] <= BUDGET
         result: dict[str, Any] = scored(0.2 + 0.01 * suggestion.config["batch_size"])
         if i == 5:
             result = {"outcome": "failed", "reason": "a fault"}
         if i == 8:
             result = {"outcome": "oom", "reason": "no memory"}
-        study.tell(suggestion.trial, result)
-    info = study.info()
+        session.tell(suggestion.trial, result)
+    info = session.study.info()
     assert info.n_ran() == 15
     assert info.counts()["complete"] == info.n_ran() - 2
     assert {record.config["method"] for record in info.trials} == {"cst", "head"}
@@ -332,28 +343,30 @@ def test_for_no_sampler_a_repeat_is_there(sampler: str) -> None:
     """Finished ones of every outcome, and one that was cut off: what comes after is as without them."""
     drawn = []
     for with_repeats in (True, False):
-        study = in_memory(sampler=sampler)
+        session = in_memory(sampler=sampler)
         for i in range(18):  # NSGA-II goes by generations of 16
-            run_one(study, scored(0.2 + 0.017 * i))
-        study.begin_launch()
+            run_one(session, scored(0.2 + 0.017 * i))
+        session.begin_launch()
         if with_repeats:
-            best = study.info().front()[0].trial
+            best = session.study.info().front()[0].trial
             outcomes: list[Any] = [
                 scored(0.99), scored(0.9, device_bytes=1100), {"outcome": "nonfinite", "reason": "nan"},
                 {"outcome": "oom", "reason": "x"}, {"outcome": "failed", "reason": "x"}, None,
             ]  # fmt: skip
-            study.plan([Repeat(best, seed, 4) for seed in range(1, len(outcomes) + 1)])
+            session.plan([Repeat(best, seed, 4) for seed in range(1, len(outcomes) + 1)])
             for outcome in outcomes:
-                repeat = ask(study, None)
+                repeat = ask(session, None)
                 if outcome is not None:
-                    study.tell(repeat.trial, outcome)
-            assert ask(study, None) is None  # no more than was planned
-        study.end_launch()
-        study = Study(study._study, "", study._study._storage)
+                    session.tell(repeat.trial, outcome)
+            assert ask(session, None) is None  # no more than was planned
+        session.end_launch()
+        session = SearchSession(Study(session.study.optuna_study(), "", session.study.optuna_study()._storage))
         # the seed of a launch's sampler goes by the number of trials; here by none
-        study.spec = dataclasses.replace(study.spec, seed=11 - 7919 * len(study._study.get_trials()))
-        study.begin_launch()
-        drawn.append([(s.config, study.tell(s.trial, scored(0.4)).state) for s in (ask(study) for _ in range(6))])
+        session.study.spec = dataclasses.replace(
+            session.study.spec, seed=11 - 7919 * len(session.study.optuna_study().get_trials())
+        )
+        session.begin_launch()
+        drawn.append([(s.config, session.tell(s.trial, scored(0.4)).state) for s in (ask(session) for _ in range(6))])
     assert drawn[0] == drawn[1]
 
 
@@ -361,71 +374,71 @@ def test_for_no_sampler_a_repeat_is_there(sampler: str) -> None:
 
 
 def test_a_repeat_is_a_trial_with_its_seed_and_the_configuration(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    first = run_one(study, scored(0.4), cst__reduction=4, batch_size=4)
-    study.begin_launch()
-    study.plan([Repeat(0, 7, 2)])
-    suggestion = ask(study, None)
+    session = make_study(tmp_path)
+    first = run_one(session, scored(0.4), cst__reduction=4, batch_size=4)
+    session.begin_launch()
+    session.plan([Repeat(0, 7, 2)])
+    suggestion = ask(session, None)
     assert suggestion.config == {**first.config, "seed": 7}
     assert (suggestion.trial, suggestion.repeat_of, suggestion.again) == (1, 0, False)
-    (running,) = study.info().repeats
+    (running,) = session.study.info().repeats
     assert (running.state, running.repeat_of, running.seed, running.epochs) == ("running", 0, 7, 2)
-    study.tell(1, scored(0.3, device_bytes=700))
-    info = Study.open(study.url, study.name).info()
+    session.tell(1, scored(0.3, device_bytes=700))
+    info = Study.open(session.study.url, session.study.name).info()
     (repeat,) = info.repeats
     assert info.trials == (first,) and repeat.config == first.config
     assert (repeat.state, repeat.map, repeat.device_bytes, repeat.memory_source) == ("complete", 0.3, 700, "measured")
     assert info.n_ran() == 1 and info.counts()["repeats"] == 1
-    stored = as_optuna_has_it(study)[1]
+    stored = as_optuna_has_it(session)[1]
     assert (stored.state, stored.params, stored.values) == (TrialState.FAIL, {}, None)
 
 
 def test_a_search_leaves_what_a_confirmation_left_open_and_the_other_way_round(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    number = run_one(study, scored(0.4)).trial
-    study.begin_launch()
-    mine = ask(study)  # a trial of the search, cut off
-    study.end_launch()
+    session = make_study(tmp_path)
+    number = run_one(session, scored(0.4)).trial
+    session.begin_launch()
+    mine = ask(session)  # a trial of the search, cut off
+    session.end_launch()
 
-    study = Study.open(study.url, study.name)
-    study.begin_launch()
-    study.plan([Repeat(number, 1, 2), Repeat(number, 2, 2)])
-    cut = ask(study, None)
-    study.end_launch()
-    assert [r.state for r in study.info().repeats] == ["interrupted"]
+    session = open_session(session.study.url, session.study.name)
+    session.begin_launch()
+    session.plan([Repeat(number, 1, 2), Repeat(number, 2, 2)])
+    cut = ask(session, None)
+    session.end_launch()
+    assert [r.state for r in session.study.info().repeats] == ["interrupted"]
 
-    study = Study.open(study.url, study.name)
-    study.begin_launch()
-    again = ask(study)
+    session = open_session(session.study.url, session.study.name)
+    session.begin_launch()
+    again = ask(session)
     assert (again.trial, again.again, again.repeat_of) == (mine.trial, True, None)
-    study.tell(again.trial, scored(0.3))
-    assert ask(study).trial not in (mine.trial, cut.trial)
-    study.end_launch()
+    session.tell(again.trial, scored(0.3))
+    assert ask(session).trial not in (mine.trial, cut.trial)
+    session.end_launch()
 
-    study = Study.open(study.url, study.name)
-    study.begin_launch()
-    study.plan([Repeat(number, 2, 2), Repeat(number, 1, 2)])
-    fresh, taken_up = ask(study, None), ask(study, None)
+    session = open_session(session.study.url, session.study.name)
+    session.begin_launch()
+    session.plan([Repeat(number, 2, 2), Repeat(number, 1, 2)])
+    fresh, taken_up = ask(session, None), ask(session, None)
     assert (fresh.again, taken_up.again, taken_up.trial, taken_up.config) == (False, True, cut.trial, cut.config)
-    study.tell(taken_up.trial, scored(0.3))
-    assert study.record(cut.trial).state == "complete"
+    session.tell(taken_up.trial, scored(0.3))
+    assert session.study.record(cut.trial).state == "complete"
 
 
 def test_a_continued_study_does_not_draw_the_same_points_again(tmp_path: Path) -> None:
     configs = []
     for _ in range(2):
-        study = make_study(tmp_path)
-        study.begin_launch()
-        configs += [run_one(study, scored(0.5)).config for _ in range(4)]
-        study.end_launch()
+        session = make_study(tmp_path)
+        session.begin_launch()
+        configs += [run_one(session, scored(0.5)).config for _ in range(4)]
+        session.end_launch()
     assert len({json.dumps(config) for config in configs}) == 8
 
 
 def test_the_same_seed_draws_the_same_points() -> None:
     def draw(seed: int) -> list[dict[str, Any]]:
-        study = in_memory(seed=seed, sampler="tpe")
-        study.begin_launch()
-        return [dict(run_one(study, scored(0.5)).config) for _ in range(5)]
+        session = in_memory(seed=seed, sampler="tpe")
+        session.begin_launch()
+        return [dict(run_one(session, scored(0.5)).config) for _ in range(5)]
 
     assert draw(1) == draw(1) != draw(2)
 
@@ -458,7 +471,7 @@ def test_a_study_is_continued_with_what_it_was_made_with(
 ) -> None:
     first = make_study(tmp_path)
     if flag is None:
-        assert make_study(tmp_path, **change).spec == first.spec
+        assert make_study(tmp_path, **change).study.spec == first.study.spec
         return
     with pytest.raises(StudyError) as caught:
         make_study(tmp_path, **change)
@@ -484,24 +497,28 @@ def test_the_process_id_of_a_dead_launch_may_be_anothers_now(tmp_path: Path) -> 
     first, second = make_study(tmp_path), make_study(tmp_path)
     launch = first.begin_launch()
     ask(first)
-    raw = optuna.load_study(study_name="made", storage=first.url)
+    raw = optuna.load_study(study_name="made", storage=first.study.url)
     key = f"cst_launch:{launch}"
     raw.set_user_attr(key, raw.user_attrs[key] | {"created": psutil.Process().create_time() - 3600})
-    assert second.info().trials[0].state == "interrupted"
+    assert second.study.info().trials[0].state == "interrupted"
     second.begin_launch()
     assert ask(second).again
 
 
-def move(study: Study, host: str = "elsewhere") -> None:
+def move(session: SearchSession, host: str = "elsewhere") -> None:
     """Have the study's launch be one on another host."""
-    key = f"cst_launch:{study.launch_id}"
-    study._study.set_user_attr(key, study._study.user_attrs[key] | {"host": host, "pid": 1})
+    key = f"cst_launch:{session.launch_id}"
+    session.study.optuna_study().set_user_attr(
+        key, session.study.optuna_study().user_attrs[key] | {"host": host, "pid": 1}
+    )
 
 
-def stop_the_heart(study: Study, seconds_ago: float = DEAD_SECONDS + 1) -> None:
-    assert study.storage is not None
-    study._launches._ended.set()
-    study._study.set_user_attr(f"cst_beat:{study.launch_id}", study.storage.now() - seconds_ago)
+def stop_the_heart(session: SearchSession, seconds_ago: float = DEAD_SECONDS + 1) -> None:
+    assert session.study.storage is not None
+    session.study.launch_registry._ended.set()
+    session.study.optuna_study().set_user_attr(
+        f"cst_beat:{session.launch_id}", session.study.storage.now() - seconds_ago
+    )
 
 
 def test_a_launch_on_another_host_lives_while_its_heart_beats(tmp_path: Path) -> None:
@@ -509,41 +526,41 @@ def test_a_launch_on_another_host_lives_while_its_heart_beats(tmp_path: Path) ->
     first.begin_launch()
     mine = ask(first)
     move(first)
-    assert second.info().trials[0].state == "running"
+    assert second.study.info().trials[0].state == "running"
     second.begin_launch()  # two hosts may work on one study
     assert not ask(second).again
     stop_the_heart(first, DEAD_SECONDS - 5)
-    assert third.info().by_number(mine.trial).state == "running"  # type: ignore[union-attr]
+    assert third.study.info().by_number(mine.trial).state == "running"  # type: ignore[union-attr]
     stop_the_heart(first)
-    assert third.info().by_number(mine.trial).state == "interrupted"  # type: ignore[union-attr]
-    assert [launch.state for launch in second.launches()] == []  # as none said what it is
+    assert third.study.info().by_number(mine.trial).state == "interrupted"  # type: ignore[union-attr]
+    assert [launch.state for launch in second.study.launches()] == []  # as none said what it is
     again = ask(second)
     assert (again.trial, again.again) == (mine.trial, True)
     # it was not dead, it slept: whatever it brings is not counted
     assert first.progress(mine.trial, {"epoch": 1, "map": 0.9}) is False
     assert first.tell(mine.trial, scored(0.9)) is None
     assert second.tell(again.trial, scored(0.4)).map == 0.4  # type: ignore[union-attr]
-    assert [r.map for r in third.info().trials if r.state == "complete"] == [0.4]
+    assert [r.map for r in third.study.info().trials if r.state == "complete"] == [0.4]
 
 
 def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launches, "BEAT_SECONDS", 0.02)
-    study = make_study(tmp_path)
+    session = make_study(tmp_path)
     beats: list[Any] = []
-    write = type(study._study).set_user_attr
+    write = type(session.study.optuna_study()).set_user_attr
 
     def note(self: Any, key: str, value: Any) -> None:
         if key.startswith("cst_beat:"):
             beats.append((key, value))
         write(self, key, value)
 
-    monkeypatch.setattr(type(study._study), "set_user_attr", note)
-    launch = study.begin_launch()
+    monkeypatch.setattr(type(session.study.optuna_study()), "set_user_attr", note)
+    launch = session.begin_launch()
     own = f"cst_beat:{launch}"  # the studies of other tests have hearts too
     deadline = time.monotonic() + 30
     while len([key for key, _ in beats if key == own]) < 4 and time.monotonic() < deadline:
         time.sleep(0.02)
-    study.end_launch()
+    session.end_launch()
     n = len([key for key, _ in beats if key == own])
     time.sleep(0.2)
     assert n >= 4 and len([key for key, _ in beats if key == own]) == n
@@ -560,42 +577,43 @@ def test_a_trial_that_another_launch_finished_is_counted_once(tmp_path: Path) ->
     stop_the_heart(first)
     again = ask(second)
     second.tell(again.trial, scored(0.4))
-    first._is_mine = lambda number: True  # type: ignore[method-assign]
+    first.study.is_ours = lambda number: True  # type: ignore[method-assign]
     assert first.tell(mine.trial, scored(0.9)) is None
-    assert [(r.trial, r.map) for r in first.info().trials] == [(mine.trial, 0.4)]
+    assert [(r.trial, r.map) for r in first.study.info().trials] == [(mine.trial, 0.4)]
 
 
 def test_launches_together_run_as_many_trials_as_the_study_shall_have(tmp_path: Path) -> None:
     studies = [make_study(tmp_path) for _ in range(3)]
-    for study in studies:
-        study.begin_launch(shares_machine=True)
+    for session in studies:
+        session.begin_launch(shares_machine=True)
     handed_out = []
     for turn in range(9):
-        study = studies[turn % 3]
-        suggestion = ask(study, n_trials=7)
+        session = studies[turn % 3]
+        suggestion = ask(session, n_trials=7)
         if suggestion is not None:
-            handed_out.append((study, suggestion))
+            handed_out.append((session, suggestion))
         if turn == 3:  # one that ended counts as one that runs
             owner, done = handed_out.pop(0)
             owner.tell(done.trial, scored(0.4))
     assert len(handed_out) == 6
     assert ask(studies[0], n_trials=8) is not None
-    assert studies[1].others_at_work() == 7 - sum(owner is studies[1] for owner, _ in handed_out)
+    assert studies[1].study.others_at_work() == 7 - sum(owner is studies[1] for owner, _ in handed_out)
 
 
 TOGETHER = """
     import sys, time
     sys.path.insert(0, sys.argv[1])
     from studies import fake_estimate, make_spec, scored
-    from cst_search.search.session import Study
-    study = Study.create(sys.argv[2], "made", make_spec(space=eval(sys.argv[3]), sampler="random"))
-    study.begin_launch(shares_machine=True)
+    from cst_search.search.session import SearchSession
+    from cst_search.study.study import Study
+    session = SearchSession(Study.create(sys.argv[2], "made", make_spec(space=eval(sys.argv[3]), sampler="random")))
+    session.begin_launch(shares_machine=True)
     print("ready", flush=True)
     sys.stdin.readline()
-    while (suggestion := study.ask(fake_estimate, 20)) is not None:
+    while (suggestion := session.ask(fake_estimate, 20)) is not None:
         time.sleep(0.05)
-        study.tell(suggestion.trial, scored(0.4))
-    study.end_launch()
+        session.tell(suggestion.trial, scored(0.4))
+    session.end_launch()
 """
 
 
@@ -630,17 +648,17 @@ def test_processes_together_run_each_configuration_once(storage_url: str) -> Non
 def test_no_sampler_suggests_a_configuration_twice(sampler: str) -> None:
     """Six configurations: all are handed out, the last ones while others run, and then there is none."""
     space = {"methods": ["cst"], "cst": {"reduction": {"choice": [2, 4, 8]}, "mtc_stages": {"choice": [[5], [4]]}}}
-    study = in_memory(space=space, sampler=sampler, budget=Budget())
-    study.begin_launch()
+    session = in_memory(space=space, sampler=sampler, budget=Budget())
+    session.begin_launch()
     handed_out = []
     for turn in range(6):
-        suggestion = ask(study)
+        suggestion = ask(session)
         handed_out.append(json.dumps(suggestion.config, sort_keys=True))
         if turn < 4:
-            study.tell(suggestion.trial, scored(0.1 * turn))
+            session.tell(suggestion.trial, scored(0.1 * turn))
     assert len(set(handed_out)) == 6
-    assert ask(study, max_rejects=30) is None
-    assert [r.state for r in study.info().trials] == ["complete"] * 4 + ["running"] * 2
+    assert ask(session, max_rejects=30) is None
+    assert [r.state for r in session.study.info().trials] == ["complete"] * 4 + ["running"] * 2
 
 
 def test_a_sampler_that_knows_one_answer_ends_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -653,33 +671,33 @@ def test_a_sampler_that_knows_one_answer_ends_with_all(monkeypatch: pytest.Monke
         def sample_relative(self, *_: Any) -> dict[str, Any]:
             return {}
 
-        def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+        def sample_independent(self, session: Any, trial: Any, name: str, distribution: Any) -> Any:
             return distribution.choices[0]
 
     space = {"methods": ["cst"], "cst": {"reduction": {"choice": [2, 4, 8]}, "mtc_stages": {"choice": [[5], [4]]}}}
-    study = in_memory(space=space, budget=Budget())
-    study.begin_launch()
-    study._study.sampler = Stubborn()
-    handed_out = [json.dumps(ask(study, max_rejects=400).config, sort_keys=True) for _ in range(6)]
+    session = in_memory(space=space, budget=Budget())
+    session.begin_launch()
+    session.study.optuna_study().sampler = Stubborn()
+    handed_out = [json.dumps(ask(session, max_rejects=400).config, sort_keys=True) for _ in range(6)]
     assert len(set(handed_out)) == 6
-    assert isinstance(study._study.sampler, Stubborn)
+    assert isinstance(session.study.optuna_study().sampler, Stubborn)
 
 
 def test_all_that_lost_their_workers_at_once_come_again(tmp_path: Path) -> None:
     """A node that goes takes several with it; another launch's that died is there too."""
-    dead, study = make_study(tmp_path), make_study(tmp_path)
+    dead, session = make_study(tmp_path), make_study(tmp_path)
     dead.begin_launch()
     left = ask(dead)
     dead.end_launch()
-    study.begin_launch()
-    taken = ask(study)
+    session.begin_launch()
+    taken = ask(session)
     assert taken.trial == left.trial
-    lost = [taken, ask(study), ask(study)]
-    assert [study.give_back(suggestion.trial) for suggestion in lost] == [True] * 3
-    again = [ask(study, n_trials=3) for _ in lost]
+    lost = [taken, ask(session), ask(session)]
+    assert [session.give_back(suggestion.trial) for suggestion in lost] == [True] * 3
+    again = [ask(session, n_trials=3) for _ in lost]
     assert [(s.trial, s.config, s.again) for s in again] == [(s.trial, s.config, True) for s in lost]
-    assert not study.has_returned() and ask(study, n_trials=3) is None
-    assert not study.give_back(again[0].trial)
+    assert not session.has_returned() and ask(session, n_trials=3) is None
+    assert not session.give_back(again[0].trial)
 
 
 def test_what_a_dead_launch_had_stopped_is_adopted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -693,12 +711,12 @@ def test_what_a_dead_launch_had_stopped_is_adopted_once(tmp_path: Path, monkeypa
         for suggestion in stopped:
             dead.tell(suggestion.trial, {"outcome": "stopped"})
         dead.end_launch()
-        study = Study.open(dead.url, dead.name)
-        study.begin_launch()
-        mine = dict(study._stopped)
+        session = open_session(dead.study.url, dead.study.name)
+        session.begin_launch()
+        mine = dict(session.promotion.stopped)
         assert set(mine) == {s.trial for s in stopped}
-        ask(study), ask(study)
-        assert study._stopped == mine  # the very objects
+        ask(session), ask(session)
+        assert session.promotion.stopped == mine  # the very objects
 
 
 def test_rungs_compare_the_trials_of_all_launches(tmp_path: Path) -> None:
@@ -706,7 +724,7 @@ def test_rungs_compare_the_trials_of_all_launches(tmp_path: Path) -> None:
     with shorter_rungs():
         first = make_study(tmp_path, eta=2)
         first.begin_launch(shares_machine=True)
-        second = Study.open(first.url, first.name)
+        second = open_session(first.study.url, first.study.name)
         second.begin_launch(shares_machine=True)
         at = first.rungs[0]
         better = [ask(first) for _ in range(2)]
@@ -731,12 +749,12 @@ DIES = """
     from pathlib import Path
     sys.path.insert(0, sys.argv[1])
     from studies import fake_estimate, make_study, run_one, scored
-    study = make_study(Path(sys.argv[2]))
-    study.begin_launch()
-    run_one(study, scored(0.4))
-    study.ask(fake_estimate)
-    study.ask(fake_estimate)
-    study._study.ask()  # suggested, and killed before the configuration was known
+    session = make_study(Path(sys.argv[2]))
+    session.begin_launch()
+    run_one(session, scored(0.4))
+    session.ask(fake_estimate)
+    session.ask(fake_estimate)
+    session.study.optuna_study().ask()  # suggested, and killed before the configuration was known
     os.kill(os.getpid(), 9)
 """
 
@@ -745,24 +763,24 @@ def test_what_a_killed_launch_had_at_work_is_handed_out_again(tmp_path: Path) ->
     script = textwrap.dedent(DIES)
     ended = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parents[1]), str(tmp_path)], timeout=120)
     assert ended.returncode == -9
-    study = make_study(tmp_path)
-    before = study.info()
+    session = make_study(tmp_path)
+    before = session.study.info()
     open_before = [record for record in before.trials if record.state == "interrupted"]
     assert before.counts()["complete"] == 1 and len(open_before) == 2 and before.n_ran() == 1
-    study.begin_launch()
-    again = [ask(study) for _ in range(3)]
+    session.begin_launch()
+    again = [ask(session) for _ in range(3)]
     assert [(s.trial, s.config, s.again) for s in again[:2]] == [(r.trial, r.config, True) for r in open_before]
     assert not again[2].again
     # while they run again they run, and a third launch would not take them
-    assert [study.info().by_number(record.trial).state for record in open_before] == ["running"] * 2  # type: ignore[union-attr]
+    assert [session.study.info().by_number(record.trial).state for record in open_before] == ["running"] * 2  # type: ignore[union-attr]
     for suggestion in again:
-        study.tell(suggestion.trial, scored(0.5))
-    after = study.info()
+        session.tell(suggestion.trial, scored(0.5))
+    after = session.study.info()
     assert after.counts() | {"infeasible": 0, "total": 0} == before.counts() | {
         "complete": 4, "interrupted": 0, "infeasible": 0, "total": 0,
     }  # fmt: skip
     assert after.n_ran() == 4
-    assert TrialState.RUNNING not in {trial.state for trial in as_optuna_has_it(study)}
+    assert TrialState.RUNNING not in {trial.state for trial in as_optuna_has_it(session)}
 
 
 # --- early stopping -------------------------------------------------------------------------------------------------
@@ -776,82 +794,82 @@ def two_rungs_in_four_epochs() -> Iterator[None]:
         yield
 
 
-def with_rungs(make: Callable[..., Study] = in_memory, *arguments: Any, **changes: Any) -> Study:
+def with_rungs(make: Callable[..., Study] = in_memory, *arguments: Any, **changes: Any) -> SearchSession:
     """A study whose trials of 4 epochs are compared after epochs 1 and 2, where one in two goes on."""
     values = {"eta": 2, "recipe": STOPS, "objectives": objectives("map"), "budget": Budget(10_000, None)} | changes
     with shorter_rungs():  # for who has no fixture
-        study = make(*arguments, **values)
-    study.begin_launch()
-    assert study.rungs == (1, 2)
-    return study
+        session = make(*arguments, **values)
+    session.begin_launch()
+    assert session.rungs == (1, 2)
+    return session
 
 
-def reaches(study: Study, number: int, epoch: int, quality: float, **more: Any) -> bool:
+def reaches(session: SearchSession, number: int, epoch: int, quality: float, **more: Any) -> bool:
     """Report an epoch; when the study stops the trial there, tell that it ended."""
     entry = {"epoch": epoch, "loss": 1 / epoch, "images_per_second": 9.0, "map": quality, "map50": quality, **more}
-    goes_on = study.progress(number, entry)
+    goes_on = session.progress(number, entry)
     if not goes_on:
-        study.tell(number, {"outcome": "stopped"})
+        session.tell(number, {"outcome": "stopped"})
     return goes_on
 
 
-def begin(study: Study, quality: float, **more: Any) -> tuple[int, bool]:
+def begin(session: SearchSession, quality: float, **more: Any) -> tuple[int, bool]:
     """The number of a new trial that has reached epoch 1, and whether it goes on."""
-    number = ask(study).trial
-    return number, reaches(study, number, 1, quality, **more)
+    number = ask(session).trial
+    return number, reaches(session, number, 1, quality, **more)
 
 
-def complete(study: Study, number: int, *quality: float) -> Any:
+def complete(session: SearchSession, number: int, *quality: float) -> Any:
     """Report the rest of the epochs and the end."""
     for epoch, value in enumerate(quality, 5 - len(quality)):
-        assert reaches(study, number, epoch, value)
-    return study.tell(number, scored(quality[-1], history=list(study.record(number).history)))
+        assert reaches(session, number, epoch, value)
+    return session.tell(number, scored(quality[-1], history=list(session.study.record(number).history)))
 
 
 def test_the_worse_ones_stop_and_are_promoted_when_they_are_among_the_best() -> None:
-    study = with_rungs()
-    first, goes_on = begin(study, 0.5)
+    session = with_rungs()
+    first, goes_on = begin(session, 0.5)
     assert goes_on  # there is no other yet
-    second, goes_on = begin(study, 0.3)
+    second, goes_on = begin(session, 0.3)
     assert not goes_on
-    record = study.record(second)
+    record = session.study.record(second)
     assert (record.state, record.waits, record.feasible, record.ran) == ("pruned", True, False, True)
     assert (record.map, record.loss, len(record.history)) == (0.3, 1.0, 1)
     assert record.reason == "stopped after epoch 1 of 4"
-    assert study.record(first).state == "running" and study.record(first).map == 0.5
-    assert study.info().n_ran() == 1 and study.promote() is None
+    assert session.study.record(first).state == "running" and session.study.record(first).map == 0.5
+    assert session.study.info().n_ran() == 1 and session.promote() is None
 
-    third, _ = begin(study, 0.1)
-    fourth, goes_on = begin(study, 0.2)
-    assert not goes_on and study.n_stopped() == 3  # two of four go on: the first, and now the second
-    promoted = study.promote()
+    third, _ = begin(session, 0.1)
+    fourth, goes_on = begin(session, 0.2)
+    assert not goes_on and session.n_stopped() == 3  # two of four go on: the first, and now the second
+    promoted = session.promote()
     assert promoted is not None
     assert (promoted.trial, promoted.promoted_from, promoted.again) == (second, 1, False)
     assert promoted.config == record.config
-    assert study.promote() is None
-    record = study.record(second)
+    assert session.promote() is None
+    record = session.study.record(second)
     assert (record.state, record.waits, record.reason, record.map) == ("running", False, None, 0.3)
     # it goes on, whether it comes from its checkpoint or from its beginning
-    assert reaches(study, second, 1, 0.3) and reaches(study, second, 2, 0.9) and reaches(study, second, 3, 0.9)
-    assert [entry["epoch"] for entry in study.record(second).history] == [1, 2, 3]
-    assert {r.trial: r.state for r in study.info().trials} == {
+    assert reaches(session, second, 1, 0.3) and reaches(session, second, 2, 0.9) and reaches(session, second, 3, 0.9)
+    assert [entry["epoch"] for entry in session.study.record(second).history] == [1, 2, 3]
+    assert {r.trial: r.state for r in session.study.info().trials} == {
         first: "running", second: "running", third: "pruned", fourth: "pruned",
     }  # fmt: skip
 
 
 def test_what_is_stopped_for_good_is_told_with_its_constraints_and_never_on_the_front(tmp_path: Path) -> None:
-    study = with_rungs(make_study, tmp_path)
-    better_later, _ = begin(study, 0.3)
-    stopped, goes_on = begin(study, 0.2, device_bytes=10_500, reserved_bytes=9_000, seconds=7.5)
+    session = with_rungs(make_study, tmp_path)
+    better_later, _ = begin(session, 0.3)
+    stopped, goes_on = begin(session, 0.2, device_bytes=10_500, reserved_bytes=9_000, seconds=7.5)
     assert not goes_on
-    assert study.close_stopped() == []  # one is still at work
-    complete(study, better_later, 0.3, 0.1, 0.1)
-    assert study.n_stopped() == 1 and study.close_stopped() == [stopped]
-    assert study.n_stopped() == 0 and study.close_stopped() == []
+    assert session.close_stopped() == []  # one is still at work
+    complete(session, better_later, 0.3, 0.1, 0.1)
+    assert session.n_stopped() == 1 and session.close_stopped() == [stopped]
+    assert session.n_stopped() == 0 and session.close_stopped() == []
 
-    info = study.info()
+    info = session.study.info()
     record = info.by_number(stopped)
-    assert record is not None and record == Study.open(study.url, study.name).info().by_number(stopped)
+    assert record is not None and record == Study.open(session.study.url, session.study.name).info().by_number(stopped)
     assert (record.state, record.waits, record.feasible, record.map, record.seconds) == (
         "pruned", False, False, 0.2, 7.5,
     )  # fmt: skip
@@ -861,79 +879,81 @@ def test_what_is_stopped_for_good_is_told_with_its_constraints_and_never_on_the_
     assert info.hypervolume() == pytest.approx(0.1)
     assert info.n_ran() == 2 and info.counts()["pruned"] == 1
 
-    theirs = as_optuna_has_it(study)[stopped]
+    theirs = as_optuna_has_it(session)[stopped]
     assert (theirs.state, theirs.values, theirs.intermediate_values) == (TrialState.PRUNED, None, {})
     assert {name: theirs.constraints[name] for name in CONSTRAINTS} == {
         "memory": pytest.approx(0.05), "params": 0.0, "finite": 0.0,
     }  # fmt: skip
     assert theirs.system_attrs["constraints"] == [pytest.approx(0.05)]
-    assert [trial.number for trial in optuna.load_study(study_name="made", storage=study.url).best_trials] == [
+    assert [trial.number for trial in optuna.load_study(study_name="made", storage=session.study.url).best_trials] == [
         better_later
     ]
 
 
 def test_one_that_is_due_is_not_closed() -> None:
-    study = with_rungs()
-    first, _ = begin(study, 0.5)
-    second, _ = begin(study, 0.3)
+    session = with_rungs()
+    first, _ = begin(session, 0.5)
+    second, _ = begin(session, 0.3)
     for quality in (0.2, 0.1):
-        begin(study, quality)
-    complete(study, first, 0.5, 0.5, 0.5)
-    assert study.due() == second and study.close_stopped() == []
-    promoted = study.promote()
-    assert promoted is not None and not reaches(study, second, 2, 0.4)  # again, at the next rung
-    assert study.record(second).reason == "stopped after epoch 2 of 4"
-    assert len(study.close_stopped()) == 3
+        begin(session, quality)
+    complete(session, first, 0.5, 0.5, 0.5)
+    assert session.due() == second and session.close_stopped() == []
+    promoted = session.promote()
+    assert promoted is not None and not reaches(session, second, 2, 0.4)  # again, at the next rung
+    assert session.study.record(second).reason == "stopped after epoch 2 of 4"
+    assert len(session.close_stopped()) == 3
 
 
 def test_a_confirmation_promotes_nobody_and_is_no_measure_at_a_rung(tmp_path: Path) -> None:
-    study = with_rungs(make_study, tmp_path)
-    first, _ = begin(study, 0.5)
-    second, _ = begin(study, 0.3)
-    begin(study, 0.1), begin(study, 0.2)
-    complete(study, first, 0.5, 0.5, 0.5)
-    study.end_launch()
+    session = with_rungs(make_study, tmp_path)
+    first, _ = begin(session, 0.5)
+    second, _ = begin(session, 0.3)
+    begin(session, 0.1), begin(session, 0.2)
+    complete(session, first, 0.5, 0.5, 0.5)
+    session.end_launch()
 
-    study = Study.open(study.url, study.name)
-    study.begin_launch()
-    assert (study.due(), study.n_stopped()) == (second, 3)
-    study.plan([Repeat(first, 1, 4)])
-    assert study.promote() is None and study.due() is None
-    again = ask(study, None).trial
+    session = open_session(session.study.url, session.study.name)
+    session.begin_launch()
+    assert (session.due(), session.n_stopped()) == (second, 3)
+    session.plan([Repeat(first, 1, 4)])
+    assert session.promote() is None and session.due() is None
+    again = ask(session, None).trial
     for epoch in (1, 2, 3, 4):
-        assert reaches(study, again, epoch, 0.0)  # far below all others, and it goes on
-    study.tell(again, scored(0.0))
-    assert study.close_stopped() == []
-    study.end_launch()
+        assert reaches(session, again, epoch, 0.0)  # far below all others, and it goes on
+    session.tell(again, scored(0.0))
+    assert session.close_stopped() == []
+    session.end_launch()
 
-    study = Study.open(study.url, study.name)
-    study.begin_launch()
-    assert (study.due(), study.n_stopped()) == (second, 3)
-    assert set(study._rungs._reached[1]) == {r.trial for r in study.info().trials}  # the repeat is not among them
+    session = open_session(session.study.url, session.study.name)
+    session.begin_launch()
+    assert (session.due(), session.n_stopped()) == (second, 3)
+    assert set(session.promotion._table._reached[1]) == {
+        r.trial for r in session.study.info().trials
+    }  # the repeat is not among them
 
 
 def test_over_the_budget_comes_last_at_a_rung() -> None:
-    study = with_rungs(objectives=objectives("map", "device_bytes"))
-    _, goes_on = begin(study, 0.9, device_bytes=10_100)
+    session = with_rungs(objectives=objectives("map", "device_bytes"))
+    _, goes_on = begin(session, 0.9, device_bytes=10_100)
     assert goes_on
-    _, goes_on = begin(study, 0.1, device_bytes=10_050)  # less over it
+    _, goes_on = begin(session, 0.1, device_bytes=10_050)  # less over it
     assert goes_on
-    _, goes_on = begin(study, 0.05, device_bytes=9_000)
+    _, goes_on = begin(session, 0.05, device_bytes=9_000)
     assert goes_on
-    _, goes_on = begin(study, 0.95, device_bytes=11_000)
+    _, goes_on = begin(session, 0.95, device_bytes=11_000)
     assert not goes_on
 
 
 def test_measured_memory_of_a_stopped_trial_counts_once() -> None:
-    study = with_rungs()
-    first, _ = begin(study, 0.5)
-    second, _ = begin(study, 0.3, device_bytes=700, reserved_bytes=660)  # predicted: 600
-    begin(study, 0.1), begin(study, 0.1)
-    complete(study, first, 0.5, 0.5, 0.5)
-    assert study._ratios == [pytest.approx(1.1)]
-    assert study.promote() is not None
-    study.tell(second, scored(0.4, device_bytes=700, reserved_bytes=660))
-    assert study._ratios == [pytest.approx(1.1)]
+    session = with_rungs()
+    first, _ = begin(session, 0.5)
+    second, _ = begin(session, 0.3, device_bytes=700, reserved_bytes=660)  # predicted: 600
+    begin(session, 0.1), begin(session, 0.1)
+    complete(session, first, 0.5, 0.5, 0.5)
+    assert session.outcomes.memory_ratios == [pytest.approx(1.1)]
+    assert session.promote() is not None
+    session.tell(second, scored(0.4, device_bytes=700, reserved_bytes=660))
+    assert session.outcomes.memory_ratios == [pytest.approx(1.1)]
 
 
 STOPPED_AND_KILLED = """
@@ -942,11 +962,11 @@ STOPPED_AND_KILLED = """
     sys.path[:0] = [sys.argv[1], sys.argv[1] + "/search"]
     from studies import make_study
     from test_session import begin, complete, reaches, with_rungs
-    study = with_rungs(make_study, Path(sys.argv[2]))
-    complete(study, begin(study, 0.5)[0], 0.5, 0.5, 0.5)
-    begin(study, 0.3)
-    begin(study, 0.1)
-    reaches(study, begin(study, 0.6)[0], 2, 0.7)
+    session = with_rungs(make_study, Path(sys.argv[2]))
+    complete(session, begin(session, 0.5)[0], 0.5, 0.5, 0.5)
+    begin(session, 0.3)
+    begin(session, 0.1)
+    reaches(session, begin(session, 0.6)[0], 2, 0.7)
     os.kill(os.getpid(), 9)
 """
 
@@ -956,91 +976,91 @@ def test_rungs_are_rebuilt_after_a_kill(tmp_path: Path) -> None:
     script = textwrap.dedent(STOPPED_AND_KILLED)
     ended = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parents[1]), str(tmp_path)], timeout=300)
     assert ended.returncode == -9
-    study = Study.open(f"sqlite:///{tmp_path / 'studies.db'}", "made")
-    assert [(r.state, r.waits) for r in study.info().trials] == [
+    session = open_session(f"sqlite:///{tmp_path / 'studies.db'}", "made")
+    assert [(r.state, r.waits) for r in session.study.info().trials] == [
         ("complete", False), ("pruned", True), ("pruned", True), ("interrupted", False),
     ]  # fmt: skip
-    assert study.info().n_ran() == 3
-    study.begin_launch()
-    assert {at: {t: values for t, (values, _) in seen.items()} for at, seen in study._rungs._reached.items()} == {
+    assert session.study.info().n_ran() == 3
+    session.begin_launch()
+    assert {at: {t: values for t, (values, _) in seen.items()} for at, seen in session.promotion._table._reached.items()} == {
         1: {0: [0.5], 1: [0.3], 2: [0.1], 3: [0.6]}, 2: {0: [0.5], 3: [0.7]},
     }  # fmt: skip
-    again = ask(study)
+    again = ask(session)
     assert (again.trial, again.again) == (3, True)
     # of its checkpoint the last epoch is reported again; what it had is not lost
-    assert reaches(study, 3, 2, 0.7) and reaches(study, 3, 3, 0.8)
-    assert [entry["epoch"] for entry in study.record(3).history] == [1, 2, 3]
-    study.tell(3, scored(0.8))
-    assert study.promote() is None
-    begin(study, 0.05), begin(study, 0.05)
-    promoted = study.promote()
+    assert reaches(session, 3, 2, 0.7) and reaches(session, 3, 3, 0.8)
+    assert [entry["epoch"] for entry in session.study.record(3).history] == [1, 2, 3]
+    session.tell(3, scored(0.8))
+    assert session.promote() is None
+    begin(session, 0.05), begin(session, 0.05)
+    promoted = session.promote()
     assert promoted is not None and (promoted.trial, promoted.promoted_from) == (1, 1)
-    assert study.record(1).state == "running"  # of this launch now
+    assert session.study.record(1).state == "running"  # of this launch now
 
 
 @pytest.mark.parametrize("names", [("map", "device_bytes", "trainable_params"), ("map",)], ids=["three", "one"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_copes_with_stopped_trials(sampler: str, names: tuple[str, ...]) -> None:
-    study = with_rungs(sampler=sampler, objectives=objectives(*names), budget=Budget(BUDGET, None))
+    session = with_rungs(sampler=sampler, objectives=objectives(*names), budget=Budget(BUDGET, None))
     for again in (0, 1):  # stopped ones run in optuna's eyes at first, then they are pruned
         for i in range(12):
-            number, goes_on = begin(study, 0.1 + 0.07 * (i * 7 % 12) + 0.01 * again)
-            if goes_on and reaches(study, number, 2, 0.4 + 0.01 * i):
-                study.tell(number, scored(0.5 + 0.01 * i))
-        while (promoted := study.promote()) is not None:
-            study.tell(promoted.trial, scored(0.5))
-        assert study.n_stopped() > 2
-        study.close_stopped()
-        states = {trial.state for trial in study._study.get_trials(deepcopy=False)}
+            number, goes_on = begin(session, 0.1 + 0.07 * (i * 7 % 12) + 0.01 * again)
+            if goes_on and reaches(session, number, 2, 0.4 + 0.01 * i):
+                session.tell(number, scored(0.5 + 0.01 * i))
+        while (promoted := session.promote()) is not None:
+            session.tell(promoted.trial, scored(0.5))
+        assert session.n_stopped() > 2
+        session.close_stopped()
+        states = {trial.state for trial in session.study.optuna_study().get_trials(deepcopy=False)}
         assert {TrialState.COMPLETE, TrialState.PRUNED} <= states and TrialState.RUNNING not in states
-    assert study.info().n_ran() == 24
+    assert session.study.info().n_ran() == 24
 
 
 def test_a_study_made_before_there_was_early_stopping(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    raw = optuna.load_study(study_name="made", storage=study.url)
+    session = make_study(tmp_path)
+    raw = optuna.load_study(study_name="made", storage=session.study.url)
     stamp = raw.user_attrs["cst_study"]
     del stamp["spec"]["eta"]
     raw.set_user_attr("cst_study", stamp | {"format": 2})
-    old = Study.open(study.url, "made")
-    assert old.spec.eta == 0 and old.rungs == ()
-    assert make_study(tmp_path, eta=0).spec == old.spec  # --no-stop-early is what it was made with
+    old = open_session(session.study.url, "made")
+    assert old.study.spec.eta == 0 and old.rungs == ()
+    assert make_study(tmp_path, eta=0).study.spec == old.study.spec  # --no-stop-early is what it was made with
     with pytest.raises(StudyError, match="made with another --stop-early/--eta"):
         make_study(tmp_path, eta=3)
 
 
 def test_progress_is_kept_without_early_stopping(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    study.begin_launch()
-    number = ask(study).trial
-    assert study.rungs == () and all(reaches(study, number, epoch, 0.1 * epoch) for epoch in (1, 2, 3))
-    record = Study.open(study.url, study.name).info().trials[number]
+    session = make_study(tmp_path)
+    session.begin_launch()
+    number = ask(session).trial
+    assert session.rungs == () and all(reaches(session, number, epoch, 0.1 * epoch) for epoch in (1, 2, 3))
+    record = Study.open(session.study.url, session.study.name).info().trials[number]
     assert (record.state, record.map, len(record.history), record.feasible) == (
         "running", pytest.approx(0.3), 3, False,
     )  # fmt: skip
-    assert study.info().front() == []
+    assert session.study.info().front() == []
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
 def test_a_study_of_a_newer_format_is_refused(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    raw = optuna.load_study(study_name="made", storage=study.url)
+    session = make_study(tmp_path)
+    raw = optuna.load_study(study_name="made", storage=session.study.url)
     stamp = raw.user_attrs["cst_study"]
     raw.set_user_attr("cst_study", stamp | {"format": stamp["format"] + 1, "version": "99.0"})
     with pytest.raises(StudyError, match=r"'made' was written by cst-search 99.0, which is newer; update"):
-        Study.open(study.url, "made")
+        Study.open(session.study.url, "made")
 
 
 def test_a_study_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    optuna.create_study(study_name="theirs", storage=study.url)
+    session = make_study(tmp_path)
+    optuna.create_study(study_name="theirs", storage=session.study.url)
     with pytest.raises(StudyError, match=r"'theirs' .* is not one of cst-search"):
-        Study.open(study.url, "theirs")
+        Study.open(session.study.url, "theirs")
     with pytest.raises(StudyError, match=r"'theirs' .* is not one of cst-search"):
         make_study(tmp_path, "theirs")
-    assert list_studies(study.url) == ["made"]
+    assert list_studies(session.study.url) == ["made"]
 
 
 def test_an_unknown_study_names_those_that_exist(tmp_path: Path) -> None:
@@ -1111,8 +1131,8 @@ def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
 
 
 def test_the_estimate_of_a_trial_is_kept(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    ask(study, lambda config: FakeEstimate(700, 70, 600, 500, 7))
-    record = study.info().trials[0]
+    session = make_study(tmp_path)
+    ask(session, lambda config: FakeEstimate(700, 70, 600, 500, 7))
+    record = session.study.info().trials[0]
     assert (record.device_bytes, record.reserved_bytes, record.active_bytes) == (700, 600, 500)
     assert (record.trainable_params, record.petl_params, record.memory_source) == (70, 7, "predicted")

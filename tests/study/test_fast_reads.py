@@ -16,38 +16,39 @@ import psutil
 import pytest
 import sqlalchemy
 from optuna.trial import TrialState
-from studies import fake_estimate, make_study, run_one, scored
+from studies import fake_estimate, make_study, open_session, run_one, scored
 
-from cst_search.search.session import Study
+from cst_search.search.session import SearchSession
 from cst_search.study import fast_reads as database
 from cst_search.study import trial_attributes as stored
 from cst_search.study.fast_reads import read_trials
+from cst_search.study.study import Study
 
 
-def engine_of(study: Study) -> sqlalchemy.Engine:
-    assert study.storage is not None
-    return study.storage.engine
+def engine_of(session: SearchSession) -> sqlalchemy.Engine:
+    assert session.study.storage is not None
+    return session.study.storage.engine
 
 
-def as_optuna_reads(study: Study) -> list[tuple[int, int, str, dict[str, Any]]]:
-    trials = optuna.load_study(study_name=study.name, storage=study.url).get_trials()
+def as_optuna_reads(session: SearchSession) -> list[tuple[int, int, str, dict[str, Any]]]:
+    trials = optuna.load_study(study_name=session.study.name, storage=session.study.url).get_trials()
     return [(t._trial_id, t.number, t.state.name, t.user_attrs) for t in trials]
 
 
 def test_both_readings_agree(tmp_path: Path) -> None:
     """Every state that Optuna has, an attribute of somebody else's, and another study in the same database."""
-    study, other = make_study(tmp_path), make_study(tmp_path, "other")
+    session, other = make_study(tmp_path), make_study(tmp_path, "other")
     for result in (scored(0.4), {"outcome": "failed", "reason": "é \u2028"}, {"outcome": "oom", "reason": "x"}):
-        run_one(study, result)
+        run_one(session, result)
         run_one(other, result)
-    study.ask(fake_estimate)  # type: ignore[arg-type]
-    raw = study._study
+    session.ask(fake_estimate)  # type: ignore[arg-type]
+    raw = session.study.optuna_study()
     raw.add_trial(optuna.create_trial(state=TrialState.PRUNED, user_attrs={"theirs": [1, None]}))
     raw.enqueue_trial({"lr": 0.01})
-    for one in (study, other):
-        found = read_trials(engine_of(one), one.name, after=-1)
+    for one in (session, other):
+        found = read_trials(engine_of(one), one.study.name, after=-1)
         assert [(t.trial_id, t.number, t.state, t.user_attrs) for t in found] == as_optuna_reads(one)
-    assert {t.state for t in read_trials(engine_of(study), "made", after=-1)} == {state.name for state in TrialState}
+    assert {t.state for t in read_trials(engine_of(session), "made", after=-1)} == {state.name for state in TrialState}
 
 
 def test_which_trials_are_finished() -> None:
@@ -56,12 +57,12 @@ def test_which_trials_are_finished() -> None:
 
 
 def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
+    session = make_study(tmp_path)
     for i in range(5):
-        run_one(study, scored(0.1 * i))
-    ids = [trial.trial_id for trial in read_trials(engine_of(study), study.name, after=-1)]
+        run_one(session, scored(0.1 * i))
+    ids = [trial.trial_id for trial in read_trials(engine_of(session), session.study.name, after=-1)]
     for after, also, expected in ((ids[2], [], ids[3:]), (ids[2], [ids[0]], [ids[0], *ids[3:]]), (ids[-1], [], [])):
-        assert [t.trial_id for t in read_trials(engine_of(study), study.name, after, also)] == expected
+        assert [t.trial_id for t in read_trials(engine_of(session), session.study.name, after, also)] == expected
 
 
 # --- SQLite's log ---------------------------------------------------------------------------------------------------
@@ -75,34 +76,34 @@ def mode(path: Path) -> str:
 
 
 def test_a_log_lies_ahead_while_a_launch_works(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
+    session = make_study(tmp_path)
     assert mode(tmp_path / "studies.db") == "delete"
-    study.begin_launch()
+    session.begin_launch()
     assert mode(tmp_path / "studies.db") == "wal"
-    with engine_of(study).connect() as connection:
+    with engine_of(session).connect() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1  # NORMAL
-    run_one(study, scored(0.4))
-    reader = Study.open(study.url, study.name)
-    assert len(reader.info().trials) == 1  # at the same time
+    run_one(session, scored(0.4))
+    reader = open_session(session.study.url, session.study.name)
+    assert len(reader.study.info().trials) == 1  # at the same time
     engine_of(reader).dispose()
-    study.end_launch()
+    session.end_launch()
     assert {path.name for path in tmp_path.iterdir()} == {"studies.db", "studies.db.lock"}
     assert mode(tmp_path / "studies.db") == "delete"
 
 
 def test_a_reader_holds_nothing_up(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    study.begin_launch()
-    run_one(study, scored(0.4))
+    session = make_study(tmp_path)
+    session.begin_launch()
+    run_one(session, scored(0.4))
     reader = sqlite3.connect(tmp_path / "studies.db")
     reader.execute("BEGIN")
     assert reader.execute("SELECT count(*) FROM trials").fetchone() == (1,)
-    run_one(study, scored(0.5))
+    run_one(session, scored(0.5))
     assert reader.execute("SELECT count(*) FROM trials").fetchone() == (1,)
-    study.end_launch()  # the log stays as long as somebody reads
+    session.end_launch()  # the log stays as long as somebody reads
     reader.close()
     assert mode(tmp_path / "studies.db") == "wal"
-    assert Study.open(study.url, study.name).info().n_ran() == 2
+    assert Study.open(session.study.url, session.study.name).info().n_ran() == 2
 
 
 DIES = """
@@ -124,10 +125,10 @@ def test_what_a_killed_launch_wrote_is_there(tmp_path: Path) -> None:
     )
     assert ended.returncode == -9
     assert (tmp_path / "studies.db-wal").stat().st_size > 0
-    study = make_study(tmp_path)
-    assert study.info().n_ran() == 3
-    study.begin_launch()
-    study.end_launch()
+    session = make_study(tmp_path)
+    assert session.study.info().n_ran() == 3
+    session.begin_launch()
+    session.end_launch()
     assert {path.name for path in tmp_path.iterdir()} == {"studies.db", "studies.db.lock"}
 
 
@@ -146,8 +147,8 @@ def test_on_a_network_there_is_no_log(
 ) -> None:
     parts = [SimpleNamespace(mountpoint=point.format(home=tmp_path), fstype=kind) for point, kind in mounts]
     monkeypatch.setattr(psutil, "disk_partitions", lambda all: parts)
-    study = make_study(tmp_path)
-    study.begin_launch()
+    session = make_study(tmp_path)
+    session.begin_launch()
     assert mode(tmp_path / "studies.db") == expected
 
 
@@ -165,8 +166,8 @@ def test_what_was_read_stays_true_while_others_write(tmp_path: Path) -> None:
     views = [make_study(tmp_path) for _ in range(3)]
     views[0].begin_launch()
     for view in views:
-        view._launches.id = views[0].launch_id  # so that what they hand out counts as running
-    running: list[tuple[Study, int]] = []
+        view.study.launch_registry.id = views[0].launch_id  # so that what they hand out counts as running
+    running: list[tuple[SearchSession, int]] = []
     for step in range(60):
         view = rng.choice(views)
         action = rng.random()
@@ -178,23 +179,23 @@ def test_what_was_read_stays_true_while_others_write(tmp_path: Path) -> None:
             owner, number = running.pop(rng.randrange(len(running)))
             result = rng.choice(results)
             told = owner.tell(number, result)
-            assert told == Study.open(owner.url, owner.name).info().by_number(number)
+            assert told == Study.open(owner.study.url, owner.study.name).info().by_number(number)
         if step % 4 == 0:
             view = rng.choice(views)
-            fresh = Study.open(view.url, view.name)
-            info = view.info()
+            fresh = Study.open(view.study.url, view.study.name)
+            info = view.study.info()
             assert info == fresh.info()
             done = [record for record in info.trials if record.state not in ("running", "interrupted")]
-            assert sorted(view.finished(), key=lambda record: record.trial) == done  # each of them once
+            assert sorted(view.study.finished(), key=lambda record: record.trial) == done  # each of them once
             unfinished = {number for number, *_ in ((n,) for _, n in running)}
-            assert view.first_running() == min(unfinished, default=len(info.trials))
+            assert view.study.first_running() == min(unfinished, default=len(info.trials))
     assert {record.state for record in info.trials} == {"complete", "infeasible", "failed", "running"}
 
 
 def test_a_finish_reads_what_is_new_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that our reading fetches and records that are made, for one more trial after 3 and after 60."""
-    study = make_study(tmp_path)
-    study.begin_launch()
+    session = make_study(tmp_path)
+    session.begin_launch()
     made, read = [], []
     record, reading = stored.trial_record, database.read_trials
 
@@ -207,14 +208,14 @@ def test_a_finish_reads_what_is_new_alone(tmp_path: Path, monkeypatch: pytest.Mo
         read.extend(found)
         return found
 
-    monkeypatch.setattr("cst_search.search.session.trial_record", count_record)
-    monkeypatch.setattr("cst_search.search.session.read_trials", count_reading)
+    monkeypatch.setattr("cst_search.study.reader.trial_record", count_record)
+    monkeypatch.setattr("cst_search.study.reader.read_trials", count_reading)
     costs = []
     for i in range(61):
         made.clear(), read.clear()
-        seen = len(study.finished())
-        number = run_one(study, scored(0.01 * i), cst__reduction=8, batch_size=2, lr=0.001 + 1e-5 * i).trial
-        assert [r.trial for r in study.finished(since=seen)][-1] == number
-        study.first_running()
+        seen = len(session.study.finished())
+        number = run_one(session, scored(0.01 * i), cst__reduction=8, batch_size=2, lr=0.001 + 1e-5 * i).trial
+        assert [r.trial for r in session.study.finished(since=seen)][-1] == number
+        session.study.first_running()
         costs.append((len(made), len(read)))
     assert costs[3] == costs[60] == (1, 3)  # as it waits in the queue, runs, and has ended

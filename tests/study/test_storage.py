@@ -15,12 +15,13 @@ import optuna
 import pytest
 import sqlalchemy
 from postgres import PASSWORD, Server, find_binaries, server
-from studies import fake_estimate, make_spec, run_one, scored
+from studies import fake_estimate, make_spec, open_session, run_one, scored
 
 from cst_search.errors import RunError, StudyError
-from cst_search.search.session import Study, list_studies
+from cst_search.search.session import SearchSession
 from cst_search.study import storage
 from cst_search.study.storage import Storage, open_storage, try_storage
+from cst_search.study.study import Study, list_studies
 
 NEEDS_POSTGRES = pytest.mark.skipif(find_binaries() is None, reason="PostgreSQL is not installed")
 
@@ -34,27 +35,27 @@ def restarting() -> Iterator[Server]:
         yield made
 
 
-def make(url: str, **changes: Any) -> Study:
-    return Study.create(url, "made", make_spec(**changes))
+def make(url: str, **changes: Any) -> SearchSession:
+    return SearchSession(Study.create(url, "made", make_spec(**changes)))
 
 
 def test_a_study_lives_in_every_kind_of_database(storage_url: str) -> None:
     """From its making to its end and on: suggestions, progress, every outcome, another launch, another reader."""
     assert try_storage(storage_url) == (None if storage_url.startswith("sqlite") else 0)
-    study = make(storage_url, sampler="pareto")
-    study.begin_launch()
+    session = make(storage_url, sampler="pareto")
+    session.begin_launch()
     faults = [{"outcome": outcome, "reason": "x"} for outcome in ("oom", "nonfinite", "failed")]
     results = [scored(0.3), scored(0.5, device_bytes=1500), *faults, scored(0.4)]
     for result in results:
-        run_one(study, result)
-    cut = study.ask(fake_estimate)  # type: ignore[arg-type]
+        run_one(session, result)
+    cut = session.ask(fake_estimate)  # type: ignore[arg-type]
     assert cut is not None
-    study.progress(cut.trial, {"epoch": 1, "map": 0.1})
-    study.describe_launch({"trials": 9})
-    study.end_launch()
-    reader = Study.open(storage_url, "made")
-    assert reader.info() == study.info() and list_studies(storage_url) == ["made"]
-    assert [r.state for r in reader.info().trials if r.ran] == [
+    session.progress(cut.trial, {"epoch": 1, "map": 0.1})
+    session.describe_launch({"trials": 9})
+    session.end_launch()
+    reader = open_session(storage_url, "made")
+    assert reader.study.info() == session.study.info() and list_studies(storage_url) == ["made"]
+    assert [r.state for r in reader.study.info().trials if r.ran] == [
         "complete", "infeasible", "infeasible", "failed", "failed", "complete", "interrupted",
     ]  # fmt: skip
     reader.begin_launch()
@@ -62,7 +63,7 @@ def test_a_study_lives_in_every_kind_of_database(storage_url: str) -> None:
     assert again is not None and (again.trial, again.again) == (cut.trial, True)
     reader.tell(again.trial, scored(0.45))
     reader.end_launch()
-    assert [launch.state for launch in reader.launches()] == ["ended"]
+    assert [launch.state for launch in reader.study.launches()] == ["ended"]
     assert try_storage(storage_url) == 1
 
 
@@ -131,17 +132,17 @@ def test_who_is_killed_within_leaves_it(storage_url: str) -> None:
 def test_a_restart_is_waited_for(restarting: Server, mode: str) -> None:
     """A whole search goes on through it: nothing is lost, nothing is there twice. Of two who wait one says so."""
     url = restarting.database(f"restart-{mode}")
-    study = make(url)
+    session = make(url)
     said: list[str] = []
-    assert study.storage is not None
-    study.storage.say = said.append
-    study.begin_launch()
+    assert session.study.storage is not None
+    session.study.storage.say = said.append
+    session.begin_launch()
     is_down = threading.Event()
 
     def restart() -> None:
         restarting.stop(mode)
         is_down.set()
-        beside = threading.Thread(target=study.storage.now)  # as a heartbeat
+        beside = threading.Thread(target=session.study.storage.now)  # as a heartbeat
         beside.start()
         time.sleep(2.5)
         restarting.start()
@@ -153,13 +154,13 @@ def test_a_restart_is_waited_for(restarting: Server, mode: str) -> None:
         if i == 3:
             restarter.start()
             assert is_down.wait(60)
-        suggestion = study.ask(fake_estimate)  # type: ignore[arg-type]
+        suggestion = session.ask(fake_estimate)  # type: ignore[arg-type]
         assert suggestion is not None
-        study.progress(suggestion.trial, {"epoch": 1, "map": 0.1})
-        study.tell(suggestion.trial, scored(0.01 * i))
+        session.progress(suggestion.trial, {"epoch": 1, "map": 0.1})
+        session.tell(suggestion.trial, scored(0.01 * i))
         told.append(suggestion.trial)
     restarter.join()
-    study.end_launch()
+    session.end_launch()
     info = Study.open(url, "made").info()
     assert [r.trial for r in info.trials if r.ran] == told and {r.state for r in info.trials if r.ran} == {"complete"}
     assert len(said) == 2 and "is away" in said[0] and "waiting for it" in said[0] and "is back after" in said[1]
@@ -174,8 +175,8 @@ def test_who_loses_the_lock_while_choosing_chooses_again(
     """As in a restart of the server: another launch of the same seed comes in between, and takes the same."""
     url = postgres.database(f"lock-{len(when)}")
     first, second = make(url, sampler="random"), make(url, sampler="random")
-    for study in (first, second):
-        study.begin_launch(shares_machine=True)
+    for session in (first, second):
+        session.begin_launch(shares_machine=True)
     between: list[Any] = []
 
     def lose() -> None:
@@ -194,51 +195,51 @@ def test_who_loses_the_lock_while_choosing_chooses_again(
         return fake_estimate(config)
 
     if "before" in when:
-        ask = first._study.ask
-        monkeypatch.setattr(first._study, "ask", lambda: (lose(), ask())[1])
+        ask = first.study.optuna_study().ask
+        monkeypatch.setattr(first.study.optuna_study(), "ask", lambda: (lose(), ask())[1])
     if "dead" in when:  # by the other: without a configuration, and its launch does not hold the lock
-        sample = first._study.sampler.sample_independent
+        sample = first.study.optuna_study().sampler.sample_independent
 
         def sampled(study: Any, trial: Any, *arguments: Any) -> Any:
             if not between:
                 lose()
             return sample(study, trial, *arguments)
 
-        monkeypatch.setattr(first._study.sampler, "sample_independent", sampled)
+        monkeypatch.setattr(first.study.optuna_study().sampler, "sample_independent", sampled)
     chosen = first.ask(estimate)  # type: ignore[arg-type]
     assert chosen is not None and between[0] is not None and chosen.config != between[0].config
-    for study, suggestion in ((first, chosen), (second, between[0])):
-        assert study.tell(suggestion.trial, scored(0.4)) is not None
-        study.end_launch()
+    for session, suggestion in ((first, chosen), (second, between[0])):
+        assert session.tell(suggestion.trial, scored(0.4)) is not None
+        session.end_launch()
     info = Study.open(url, "made").info()
     assert [r.state for r in info.trials] == ["complete"] * 2
 
 
 def test_a_server_that_stays_away_ends_it_with_a_word(restarting: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = make(restarting.database("away"))
-    study.begin_launch()
+    session = make(restarting.database("away"))
+    session.begin_launch()
     monkeypatch.setattr(storage, "WAIT_SECONDS", 1.0)
     restarting.stop()
     try:
         with pytest.raises(RunError, match=r"was away for .* what is finished is kept; go on with `cst-search resume`"):
-            study.ask(fake_estimate)  # type: ignore[arg-type]
+            session.ask(fake_estimate)  # type: ignore[arg-type]
         monkeypatch.setattr(storage, "WAIT_SECONDS", 60.0)
         begun = time.monotonic()
         with pytest.raises(RunError):  # on the way out, say; it does not wait again
-            study.end_launch()
+            session.end_launch()
         assert time.monotonic() - begun < 30
     finally:
         restarting.start()
     monkeypatch.undo()
-    study.end_launch()
+    session.end_launch()
 
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_an_end_whose_answer_was_lost_is_one_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
     """The server had done it when the connection broke: the second call finds the trial ended, as it was to be."""
-    study = make(f"sqlite:///{tmp_path / 'studies.db'}")
-    study.begin_launch()
-    suggestion = study.ask(fake_estimate)  # type: ignore[arg-type]
+    session = make(f"sqlite:///{tmp_path / 'studies.db'}")
+    session.begin_launch()
+    suggestion = session.ask(fake_estimate)  # type: ignore[arg-type]
     assert suggestion is not None
     real, n_calls = optuna.storages.RDBStorage.set_trial_state_values, 0
 
@@ -252,9 +253,9 @@ def test_an_end_whose_answer_was_lost_is_one_end(tmp_path: Path, monkeypatch: py
         return real(self, *arguments)
 
     monkeypatch.setattr(optuna.storages.RDBStorage, "set_trial_state_values", breaks)
-    record = study.tell(suggestion.trial, scored(0.4))
+    record = session.tell(suggestion.trial, scored(0.4))
     assert record is not None and record.map == 0.4 and n_calls == 2
-    assert [r.state for r in study.info().trials] == ["complete"]
+    assert [r.state for r in session.study.info().trials] == ["complete"]
 
 
 def test_another_fault_is_not_waited_for(tmp_path: Path) -> None:
@@ -284,9 +285,9 @@ def test_a_database_of_a_newer_optuna_is_refused(storage_url: str) -> None:
 
 
 def test_a_study_of_a_newer_format_is_refused(storage_url: str) -> None:
-    study = make(storage_url)
-    stamp = study._study.user_attrs["cst_study"]
-    study._study.set_user_attr("cst_study", stamp | {"format": 99, "version": "9.9"})
+    session = make(storage_url)
+    stamp = session.study.optuna_study().user_attrs["cst_study"]
+    session.study.optuna_study().set_user_attr("cst_study", stamp | {"format": 99, "version": "9.9"})
     with pytest.raises(StudyError, match=r"was written by cst-search 9\.9, which is newer; update cst-search"):
         Study.open(storage_url, "made")
 

@@ -35,10 +35,10 @@ def test_a_run_is_named_by_what_it_is_and_what_came_out(changes: dict[str, Any],
 
 
 def test_a_description_without_a_front_says_where_to_look(tmp_path: Path) -> None:
-    study = make_study(tmp_path, data="a | `b` <i>")
-    study.begin_launch()
-    run_one(study, {"outcome": "failed", "reason": "x"})
-    text = description(study.info(), "1", "run", {})
+    session = make_study(tmp_path, data="a | `b` <i>")
+    session.begin_launch()
+    run_one(session, {"outcome": "failed", "reason": "x"})
+    text = description(session.study.info(), "1", "run", {})
     assert r"budget 1 kB; data a \| \`b\` \<i\>; CUDA" in text
     assert text.startswith(
         "**0 of 1 trials on the front**, hypervolume 0.0000; budget 1 kB; data a \\| \\`b\\` \\<i\\>;"
@@ -47,11 +47,11 @@ def test_a_description_without_a_front_says_where_to_look(tmp_path: Path) -> Non
 
 
 def test_the_front_in_a_description_links_to_its_runs(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    study.begin_launch()
+    session = make_study(tmp_path)
+    session.begin_launch()
     for quality, used in ((0.5, 700), (0.3, 500), (0.2, 900)):
-        run_one(study, scored(quality, device_bytes=used), batch_size=2, lr=quality / 100)
-    text = description(study.info(), "4", "abc", {0: "run-of-0"})
+        run_one(session, scored(quality, device_bytes=used), batch_size=2, lr=quality / 100)
+    text = description(session.study.info(), "4", "abc", {0: "run-of-0"})
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 2 and rows[0].startswith("| [0 cst") and "](#/experiments/4/runs/run-of-0)" in rows[0]
     assert rows[1].startswith("| 1 cst")  # one whose run MLflow has not yet
@@ -65,8 +65,8 @@ def test_what_markdown_would_take_for_its_own() -> None:
 
 
 def test_the_command_in_a_description_can_be_pasted(tmp_path: Path) -> None:
-    study = make_study(tmp_path, "my `best` study")
-    study.begin_launch()
-    run_one(study, scored(0.5, device_bytes=700))
-    text = description(study.info(), "4", "abc", {})
+    session = make_study(tmp_path, "my `best` study")
+    session.begin_launch()
+    run_one(session, scored(0.5, device_bytes=700))
+    text = description(session.study.info(), "4", "abc", {})
     assert "`` cst-search export 'my `best` study' --pick knee -o best.yaml `` writes" in text

@@ -60,17 +60,17 @@ class Looked:
 @pytest.fixture(scope="module")
 def looked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Looked]:
     home = tmp_path_factory.mktemp("home")
-    study = make_study(home, HOSTILE[:60])
-    study.begin_launch()
+    session = make_study(home, HOSTILE[:60])
+    session.begin_launch()
     for quality, used in ((0.3, 500), (0.5, 700), (0.4, 600), (0.2, 650), (0.1, 900)):
-        run_one(study, scored(quality, device_bytes=used), cst__reduction=4, batch_size=4, lr=0.002 + quality / 100)
-    study.enqueue({"method": "cst", "cst.reduction": 1, "batch_size": 8})  # over the budget
-    run_one(study, {"outcome": "failed", "reason": HOSTILE})
+        run_one(session, scored(quality, device_bytes=used), cst__reduction=4, batch_size=4, lr=0.002 + quality / 100)
+    session.enqueue({"method": "cst", "cst.reduction": 1, "batch_size": 8})  # over the budget
+    run_one(session, {"outcome": "failed", "reason": HOSTILE})
     mirror = MlflowRecord(default_tracking_uri(home), home / "artifacts", warn=pytest.fail)
-    mirror.start(study.info(), study.describe_launch({"name": HOSTILE}))
-    mirror.sync(study.info())
-    study.end_launch()
-    info = study.info()
+    mirror.start(session.study.info(), session.describe_launch({"name": HOSTILE}))
+    mirror.sync(session.study.info())
+    session.end_launch()
+    info = session.study.info()
     files = write_report(info, home / "report")
     pages = [files[kind] for kind in ("html", "png", "json")]
     mirror.finish(info, {"pareto": pages, "export": export_best(info, files)}, "FINISHED")
@@ -186,15 +186,15 @@ def test_hostile_names_stay_text_and_nothing_failed(looked: Looked) -> None:
 
 
 def test_a_view_that_a_person_changed_stays_theirs(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    study.begin_launch()
-    run_one(study, scored(0.4))
-    launch = study.describe_launch({})
+    session = make_study(tmp_path)
+    session.begin_launch()
+    run_one(session, scored(0.4))
+    launch = session.describe_launch({})
     uri = default_tracking_uri(tmp_path)
 
     def start() -> dict[str, str]:
         mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=pytest.fail)
-        mirror.start(study.info(), launch)
+        mirror.start(session.study.info(), launch)
         assert mirror.close()
         experiment = MlflowClient(uri).get_experiment_by_name("made")
         assert experiment is not None
@@ -204,7 +204,7 @@ def test_a_view_that_a_person_changed_stays_theirs(tmp_path: Path) -> None:
     assert len(first) == 2 and all(map(is_ours, first.values()))
     theirs = json.dumps(json.loads(first[f"{TAG}cst-front"]) | {"updatedAt": 1795454860765})
     MlflowClient(uri).set_experiment_tag("1", f"{TAG}cst-front", theirs)
-    run_one(study, scored(0.5), batch_size=4)
+    run_one(session, scored(0.5), batch_size=4)
     second = start()
     assert second[f"{TAG}cst-front"] == theirs
     assert second[f"{TAG}cst-trials"] != first[f"{TAG}cst-trials"]  # the dimensions have become known

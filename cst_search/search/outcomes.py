@@ -1,0 +1,126 @@
+"""How the end of a trial is told to Optuna's samplers, and what its measured memory teaches.
+
+Measured reasons in docs/searching.md:
+
+    complete             COMPLETE with its values; budget constraints from the measured bytes, else the predicted
+    over the budget      COMPLETE with the known costs and map = -inf, constraint > 0; no worker was used
+    out of memory        COMPLETE likewise, memory constraint > 0 whatever was measured, as what was refused would have
+                         gone above the limit: told as FAIL, samplers would learn nothing from it
+    loss not finite      COMPLETE likewise, constraint `finite` = 1
+    stopped early        nothing while it may be promoted; then PRUNED with constraints as of a complete one. Optuna's
+                         intermediate values are not used: with several objectives its TPE sampler fails on them
+    anything else        FAIL with the reason
+    a repeat             FAIL, and no parameters at any time: for no sampler is it there (see docs/searching.md)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from optuna.trial import Trial
+from optuna.trial import TrialState as OptunaState
+
+from cst_search.memory.correction import Correction
+from cst_search.study.states import TrialState
+from cst_search.study.storage import set_dashboard_constraint
+from cst_search.study.study import Study
+from cst_search.study.trial_attributes import RESULT, Progress, Result, Suggested
+from cst_search.trial.outcome import Outcome
+
+CONSTRAINTS = ("memory", "params", "finite")  # in every trial, in this order: the GP sampler needs that
+# What an out-of-memory trial counts as over the budget at least. Its figures say that it needed more, and not how much:
+# at the first refusal the rest of the step was still to come.
+_OOM_VIOLATION = 0.1
+
+
+class Outcomes:
+    """Tells Optuna how trials of a study ended, and learns the correction of predicted memory from them.
+
+    Attributes:
+        memory_ratios: measured over predicted reserved bytes, of each measured trial once; see
+            `Suggested.memory_ratio`.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._study, self._optuna = study, study.optuna_study()
+        self.memory_ratios: list[float] = []
+        self._measured: set[int] = set()  # trials that are in memory_ratios
+
+    def correction(self) -> Correction:
+        """The correction that the measured trials give."""
+        return Correction.learned(self.memory_ratios)
+
+    def learn(self, number: int, suggested: Suggested, result: Result) -> None:
+        """Take a trial's measured memory into the correction, once: a trial that was stopped may end again."""
+        ratio = None if number in self._measured else suggested.memory_ratio(result)
+        if ratio is not None:
+            self._measured.add(number)
+            self.memory_ratios.append(ratio)
+
+    def tell(self, trial: Trial, suggested: Suggested, result: Result) -> None:
+        """Store how a trial ended: a result of any outcome but ``stopped``."""
+        measured = result.get("device_bytes") is not None
+        device_bytes = result.get("device_bytes") if measured else suggested.device_bytes
+        violations = self._study.spec.budget.violations(device_bytes, suggested.trainable_params)
+        result = result.with_(ran=True, memory_source="measured" if measured else "predicted")
+        self.learn(trial.number, suggested, result)
+        finite = 0.0
+        if result.outcome == Outcome.COMPLETE and result.get("map") is not None:
+            over = [f"{name} {value:+.1%}" for name, value in violations.items() if value > 0]
+            result = result.with_(state=TrialState.INFEASIBLE if over else TrialState.COMPLETE)
+            if over:
+                result = result.with_(reason=f"measured over the budget: {', '.join(over)}")
+        elif result.outcome == Outcome.OOM:
+            violations["memory"] = max(violations["memory"], result.over_limit(), _OOM_VIOLATION)
+            result = result.with_(state=TrialState.INFEASIBLE, reason=result.oom_reason())
+        elif result.outcome == Outcome.NONFINITE:
+            result, finite = result.with_(state=TrialState.FAILED), 1.0
+        else:
+            trial.set_user_attr(RESULT, result.with_(state=TrialState.FAILED).to_dict())
+            self._optuna.tell(trial, state=OptunaState.FAIL)
+            return
+        self._finish(trial, suggested, result, violations, finite)
+
+    def reject(self, trial: Trial, suggested: Suggested, violations: Mapping[str, float], bound: str) -> None:
+        """Store a configuration that the prediction finds over its bounds, as infeasible. No worker was used.
+
+        Args:
+            violations: see `Budget.violations`.
+            bound: name of what it is over, for the reason.
+        """
+        over = ", ".join(f"{name} {value:+.0%}" for name, value in violations.items() if value > 0)
+        result = Result({"state": TrialState.INFEASIBLE, "reason": f"predicted over {bound}: {over}"})
+        self._finish(trial, suggested, result, violations)
+
+    def prune(self, trial: Trial, suggested: Suggested, progress: Progress) -> None:
+        """Store that a trial that was stopped early is stopped for good."""
+        result = progress.so_far()
+        reason = result.stopped_reason(self._study.spec.full_epochs)
+        result = result.with_(outcome=Outcome.STOPPED, state=TrialState.PRUNED, ran=True, reason=reason)
+        device_bytes = ({**suggested.estimate, **result.plain})["device_bytes"]
+        self._constrain(trial, self._study.spec.budget.violations(device_bytes, suggested.trainable_params))
+        trial.set_user_attr(RESULT, result.to_dict())
+        self._optuna.tell(trial, state=OptunaState.PRUNED)
+
+    def _finish(
+        self, trial: Trial, suggested: Suggested, result: Result, violations: Mapping[str, float], finite: float = 0.0
+    ) -> None:
+        self._constrain(trial, violations, finite)
+        trial.set_user_attr(RESULT, result.to_dict())
+        if suggested.repeat is not None:
+            self._optuna.tell(trial, state=OptunaState.FAIL)
+            return
+        figures = {**suggested.estimate, **result.figures()}
+        reached = result.state != TrialState.FAILED and figures.get("map") is not None
+        values = []
+        for objective in self._study.spec.objectives:
+            known = objective.name in figures and (reached or objective.goal == "min")
+            values.append(float(figures[objective.name]) if known else -math.inf)
+        self._optuna.tell(trial, values)
+
+    def _constrain(self, trial: Trial, violations: Mapping[str, float], finite: float = 0.0) -> None:
+        constraints = dict(violations) | {"finite": finite}
+        for name in CONSTRAINTS:
+            trial.set_constraint(name, constraints[name])
+        set_dashboard_constraint(self._optuna, trial, max(constraints.values()))

@@ -1,0 +1,113 @@
+"""Early stopping in a study: which trials stop at a rung, and which of them go on later."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from optuna.trial import Trial
+
+from cst_search.search.early_stopping import Rungs
+from cst_search.search.outcomes import Outcomes
+from cst_search.search.suggestion import Suggestion
+from cst_search.study.study import Study
+from cst_search.study.trial_attributes import PROGRESS, SUGGESTED, Progress, Suggested
+
+
+class Promotion:
+    """The rungs of a study, and the trials that this launch stopped or took over stopped.
+
+    Args:
+        rungs: epochs after which a trial may be stopped, ascending; empty: never.
+        outcomes: is told of the trials that are stopped for good.
+    """
+
+    def __init__(self, study: Study, rungs: Sequence[int], outcomes: Outcomes) -> None:
+        self._study, self._rungs, self._outcomes = study, tuple(rungs), outcomes
+        self._table = Rungs(study.spec.objectives, self._rungs, study.spec.eta or 0)
+        self.stopped: dict[int, Trial] = {}
+        self._due: int | None = None
+        self._due_is_known = False
+
+    def reach(self, number: int, estimate: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+        """Enter what a trial of any launch has at a rung; an epoch that is no rung is passed over.
+
+        Args:
+            estimate: its predicted cost.
+            entry: of its history.
+        """
+        if entry["epoch"] not in self._rungs or self._table.has(number, entry["epoch"]):
+            return
+        figures = {**estimate, **{name: value for name, value in entry.items() if value is not None}}
+        over = self._study.spec.budget.violations(figures["device_bytes"], figures["trainable_params"])
+        values = [figures.get(objective.name, math.nan) for objective in self._study.spec.objectives]
+        self._table.report(number, entry["epoch"], values, sum(max(0.0, value) for value in over.values()))
+        self._due_is_known = False
+
+    def goes_on(self, number: int, suggested: Suggested, entry: Mapping[str, Any]) -> bool:
+        """Enter what a trial of this launch has at a rung, and return whether it goes on. A repeat always does."""
+        if suggested.repeat is not None:
+            return True
+        self.reach(number, suggested.estimate, entry)
+        return self._table.goes_on(number, entry["epoch"])
+
+    def hold(self, number: int, trial: Trial) -> None:
+        """Keep a trial that was stopped until it is promoted or stopped for good."""
+        self.stopped[number] = trial
+        self._study.reader.hold(number)
+        self._due_is_known = False
+
+    def adopt(self, number: int, trial: Trial, suggested: Suggested) -> None:
+        """Take over a trial that a launch which died had stopped."""
+        self.hold(number, trial)
+        trial.set_user_attr(SUGGESTED, replace(suggested, launch=self._study.launch_registry.id).to_dict())
+
+    def let_go(self) -> None:
+        """Leave all stopped trials to the next launch."""
+        for number in list(self.stopped):
+            self._release(number)
+
+    def due(self) -> int | None:
+        """Number of the stopped trial that would go on by now; None: there is none."""
+        if not self._due_is_known:  # it is asked for ten times a second
+            self._due = self._table.promotable(list(self.stopped)) if self.stopped else None
+            self._due_is_known = True
+        return self._due
+
+    def promote(self) -> tuple[Trial, Suggestion, Progress] | None:
+        """Have the trial that is due go on from its checkpoint; None: none is due, or another launch has taken it."""
+        number = self.due()
+        if number is None:
+            return None
+        trial = self._release(number)
+        if not self._study.is_ours(number):
+            return None
+        suggested, progress = _attributes(trial)
+        trial.set_user_attr(SUGGESTED, replace(suggested, launch=self._study.launch_registry.id).to_dict())
+        trial.set_user_attr(PROGRESS, replace(progress, stopped=False).to_dict())
+        return trial, Suggestion.of(number, suggested, promoted_from=progress.history[-1]["epoch"]), progress
+
+    def close(self) -> list[int]:
+        """Stop all stopped trials for good, unless one is due to go on. Returns their numbers."""
+        if self.due() is not None:
+            return []
+        closed = sorted(self.stopped)
+        for number in closed:
+            trial = self._release(number)
+            if self._study.is_ours(number):
+                self._outcomes.prune(trial, *_attributes(trial))
+        return closed
+
+    def _release(self, number: int) -> Trial:
+        self._study.reader.release(number)
+        self._due_is_known = False
+        return self.stopped.pop(number)
+
+
+def _attributes(trial: Trial) -> tuple[Suggested, Progress]:
+    attributes = trial.user_attrs
+    suggested = Suggested.of(attributes)
+    assert suggested is not None
+    return suggested, Progress.of(attributes)

@@ -1,0 +1,146 @@
+"""New configurations for a study: the sampler, held to the budget by predicted cost, and to what was not tried yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial
+from optuna.trial import TrialState as OptunaState
+
+from cst_search.config.recipe import renamed_fields
+from cst_search.search.optuna_space import params_of, pick
+from cst_search.search.outcomes import Outcomes
+from cst_search.search.pareto_sampler import ParetoSampler
+from cst_search.search.samplers import make_sampler
+from cst_search.search.suggestion import Suggestion
+from cst_search.study.launch_registry import now
+from cst_search.study.records import Budget
+from cst_search.study.study import Study
+from cst_search.study.trial_attributes import SUGGESTED, Suggested, learning_curve
+from cst_search.units import format_bytes
+
+if TYPE_CHECKING:
+    from cst_search.memory.estimate import Estimate
+
+_MOST_KNOWN = 10  # configurations that a sampler suggests again, in a row, before one is drawn at random
+
+
+class NotAlone(Exception):
+    """The lock of the study was lost, with its server, while it was needed."""
+
+
+class Suggester:
+    """Suggests feasible configurations that the study does not have yet.
+
+    Args:
+        outcomes: is told of what is over the bounds, and has the correction of predicted memory.
+        bounds: what a prediction must not pass: the study's budget, or less where the GPU has less.
+    """
+
+    def __init__(self, study: Study, outcomes: Outcomes, bounds: Budget) -> None:
+        self._study, self._optuna = study, study.optuna_study()
+        self._outcomes, self._bounds = outcomes, bounds
+        self._estimate: Callable[[dict[str, Any]], Estimate]  # of the last `suggest`
+        self._corrected_by = 1.0  # factor of the costs that the sampler keeps
+        self._chosen: set[str] = set()  # configurations that the study has
+        self._random: optuna.samplers.RandomSampler | None = None  # of this launch; a new one would draw the same again
+
+    def sampler(self) -> optuna.samplers.BaseSampler:
+        """Make the sampler that the study names, seeded by the trials that were read."""
+        spec = self._study.spec
+        # a continued study must not draw the same random points again
+        seed = (spec.seed + 7919 * self._study.reader.n_trials) % 2**31
+        name = next((objective.name for objective in spec.objectives if objective.goal == "max"), "map")
+
+        def curve(trial: FrozenTrial) -> dict[int, float]:
+            return learning_curve(trial.user_attrs, name)
+
+        return make_sampler(replace(spec, budget=self._bounds), self._study.space, self._cost, curve, seed)
+
+    def begin(self) -> None:
+        """Have Optuna's study use `sampler`."""
+        self._optuna.sampler = self.sampler()
+
+    def note(self, config: Mapping[str, Any]) -> None:
+        """Note a configuration that the study has, whichever launch chose it."""
+        self._chosen.add(_key(config))
+
+    def suggest(
+        self, estimate: Callable[[dict[str, Any]], Estimate], max_rejects: int, is_alone: Callable[[], bool]
+    ) -> tuple[Trial, Suggestion] | None:
+        """Suggest a configuration as a running trial; None: ``max_rejects`` in a row were over the bounds, or not new.
+
+        Args:
+            estimate: predicted cost of a configuration, uncorrected.
+            is_alone: tells whether the study's lock is still held.
+
+        Raises:
+            NotAlone: it is not, and another launch may have chosen the same meanwhile.
+        """
+        self._estimate = estimate
+        n_known = 0  # in a row
+        for _ in range(max_rejects + 1):
+            self._forget_costs()
+            trial = self._optuna.ask() if n_known < _MOST_KNOWN else self._ask_at_random()
+            config = self._study.space.configure(lambda dimension, trial=trial: pick(trial, dimension))  # type: ignore[misc]
+            if _key(config) in self._chosen:
+                n_known += 1
+                self._optuna.tell(trial, state=OptunaState.FAIL)  # without what was suggested it is no trial
+                continue
+            n_known = 0
+            cost = self._cost(config)
+            suggested = Suggested(
+                config=config, estimate=asdict(cost), correction=asdict(self._outcomes.correction()),
+                launch=self._study.launch_registry.id, at=now(),
+            )  # fmt: skip
+            if not is_alone():
+                self._optuna.tell(trial, state=OptunaState.FAIL, skip_if_finished=True)
+                raise NotAlone
+            trial.set_user_attr(SUGGESTED, suggested.to_dict())
+            self.note(config)
+            violations = self._bounds.violations(cost.device_bytes, cost.trainable_params)
+            if all(value <= 0 for value in violations.values()):
+                return trial, Suggestion(trial.number, config, asdict(cost))
+            self._outcomes.reject(trial, suggested, violations, self._bound_words(violations))
+        return None
+
+    def _bound_words(self, violations: Mapping[str, float]) -> str:
+        if self._bounds != self._study.spec.budget and violations["memory"] > 0:
+            return f"the GPU's {format_bytes(self._bounds.memory_bytes)}"
+        return "the budget"
+
+    def _ask_at_random(self) -> Trial:
+        """For a sampler that knows one answer: GP's best point is its best point until something else is told."""
+        sampler, seed = self._optuna.sampler, self._study.spec.seed + self._study.reader.n_trials
+        self._random = self._random or optuna.samplers.RandomSampler(seed=seed % 2**31)
+        self._optuna.sampler = self._random
+        try:
+            trial = self._optuna.ask()
+            self._study.space.configure(lambda dimension: pick(trial, dimension))
+            return trial
+        finally:
+            self._optuna.sampler = sampler
+
+    def _cost(self, config: dict[str, Any]) -> Estimate:
+        return self._estimate(config).corrected(self._outcomes.correction())
+
+    def _forget_costs(self) -> None:
+        """Costs that the sampler keeps are wrong once the study has learned that its device needs more or less."""
+        factor = self._outcomes.correction().factor
+        if isinstance(self._optuna.sampler, ParetoSampler) and abs(factor / self._corrected_by - 1) > 0.01:
+            self._optuna.sampler.forget_prices()
+            self._corrected_by = factor
+
+
+def enqueue(study: Study, config: Mapping[str, Any]) -> None:
+    """Have a configuration tried first, as far as the study's space contains it."""
+    study.optuna_study().enqueue_trial(params_of(study.space, config), skip_if_exists=True)
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    """Configurations are the same if this is."""
+    return json.dumps(renamed_fields(config), sort_keys=True)

@@ -1,0 +1,116 @@
+"""Reading the trials of a study: what is new since the last time, whichever launch wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import optuna
+
+from cst_search.study.fast_reads import StoredTrial, read_trials
+from cst_search.study.records import TrialRecord
+from cst_search.study.storage import Storage, trials_in_memory
+from cst_search.study.trial_attributes import Progress, Suggested, trial_record
+
+
+class TrialReader:
+    """Trials of one study as far as they were read. Finished ones never change, and are read once.
+
+    Args:
+        full_epochs: length of a trial of the search.
+
+    Attributes:
+        finished: records of finished trials and repeats, in the order in which they were read.
+        unfinished: number -> trial; one that has no `Suggested` yet was asked for, and its configuration is not known.
+        n_trials: number of trials in Optuna's study, of any kind.
+        n_ran: number of finished trials of the search that used a worker.
+    """
+
+    def __init__(self, study: optuna.Study, storage: Storage | None, full_epochs: int) -> None:
+        self._study, self._storage, self._full_epochs = study, storage, full_epochs
+        self.restart()
+
+    def restart(self, on_read: Callable[[StoredTrial], None] | None = None) -> None:
+        """Forget all trials; the next `read` reads the whole study.
+
+        Args:
+            on_read: called with each trial that is read, a finished one once, from now on.
+        """
+        self._on_read = on_read
+        self.finished: list[TrialRecord] = []
+        self.unfinished: dict[int, StoredTrial] = {}
+        self.n_trials = self.n_ran = 0
+        self._last_id = -1
+        self._held: set[int] = set()
+
+    def hold(self, number: int) -> None:
+        """Take an unfinished trial for one that only this process changes: `read` does not read it again."""
+        self._held.add(number)
+
+    def release(self, number: int) -> None:
+        """Undo `hold`."""
+        self._held.discard(number)
+
+    def read(self, number: int | None = None) -> None:
+        """Read trials that were made since the last time, and those that had not finished.
+
+        Args:
+            number: of a trial to read even if it is held.
+        """
+        again = [t.trial_id for n, t in self.unfinished.items() if n not in self._held or n == number]
+        for trial in self._stored(again):
+            self._last_id = max(self._last_id, trial.trial_id)
+            self.n_trials = max(self.n_trials, trial.number + 1)
+            if self._on_read is not None:
+                self._on_read(trial)
+            if not trial.is_finished:
+                self.unfinished[trial.number] = trial
+                continue
+            self.unfinished.pop(trial.number, None)
+            if Suggested.of(trial.user_attrs) is not None:
+                record = trial_record(trial, set(), self._full_epochs)
+                self.finished.append(record)
+                self.n_ran += record.ran and record.repeat_of is None
+
+    def _stored(self, again: Collection[int]) -> list[StoredTrial]:
+        last_id = self._last_id
+        if self._storage is None:
+            return trials_in_memory(self._study, last_id, again)
+        engine, name = self._storage.engine, self._study.study_name
+        return self._storage.patiently(lambda: read_trials(engine, name, last_id, again))
+
+    def record(self, number: int, live_launches: Callable[[], Collection[str]]) -> TrialRecord:
+        """Record of one trial as it was last read."""
+        if number in self.unfinished:
+            return trial_record(self.unfinished[number], live_launches(), self._full_epochs)
+        # the one that is asked for has just ended, mostly
+        return next(record for record in reversed(self.finished) if record.trial == number)
+
+    def records(self, live_launches: Callable[[], Collection[str]]) -> Sequence[TrialRecord]:
+        """Records of all trials and repeats as they were last read, by number."""
+        live = live_launches() if self.unfinished else set()
+        asked = [trial for trial in self.unfinished.values() if Suggested.of(trial.user_attrs) is not None]
+        unfinished = [trial_record(trial, live, self._full_epochs) for trial in asked]
+        return sorted([*self.finished, *unfinished], key=lambda record: record.trial)
+
+    def suggested(self) -> dict[int, Suggested]:
+        """Number -> `Suggested` of the unfinished trials whose configuration is known."""
+        found = {number: Suggested.of(trial.user_attrs) for number, trial in self.unfinished.items()}
+        return {number: suggested for number, suggested in found.items() if suggested is not None}
+
+    def suggested_of(self, number: int) -> Suggested | None:
+        """`Suggested` of one unfinished trial; None: it has finished, or its configuration is not known."""
+        trial = self.unfinished.get(number)
+        return None if trial is None else Suggested.of(trial.user_attrs)
+
+    def first_running(self) -> int:
+        """The number below which no trial is at work, as far as was read: all ended, or were stopped.
+
+        Repeats do not count: a launch does not take up what a confirmation left.
+        """
+        at_work = []
+        for number, trial in self.unfinished.items():
+            suggested = Suggested.of(trial.user_attrs)
+            is_repeat = suggested is not None and suggested.repeat is not None
+            if not is_repeat and not Progress.of(trial.user_attrs).stopped:
+                at_work.append(number)
+        return min(at_work, default=self.n_trials)
