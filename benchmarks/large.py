@@ -43,7 +43,7 @@ from rich.console import Console
 
 from cst_search.commands.search_loop import follow
 from cst_search.config.loading import load_recipe, load_space
-from cst_search.memory.estimate import Estimate, InputShape, predict
+from cst_search.memory.estimate import Estimate, InputShape
 from cst_search.report.html import write_front
 from cst_search.report.progress import View
 from cst_search.search import session as suggest
@@ -53,6 +53,7 @@ from cst_search.study.pareto import OBJECTIVES
 from cst_search.study.records import Budget, LaunchRecord, StudyInfo, StudySpec, front_report, page_report
 from cst_search.study.study import Study
 from cst_search.tracking.mlflow_record import MlflowRecord
+from cst_search.trial.cost import predict
 
 SHAPE, N_CLASSES = InputShape(128, 128, 8), 3  # the demo's
 BUDGET = Budget(memory_bytes=885_000_000)  # of demo trials that need 870 to 911 MB

@@ -4,8 +4,8 @@
     python benchmarks/memory.py --dry-run          # on a CPU: everything but the figures
 
 Needs torch and torchvision alone. Random configurations of all methods, detectors and ResNets are trained for a few
-steps on their worst batch (`cst_search.trial.measure`). Printed: the errors of active, reserved and device bytes, how many
-need over 10 % more than predicted, and with --fit the constants of cst_search/memory/memory.yaml as this device has them.
+steps on their worst batch (`cst_search.trial.measure`). Printed: the errors of active, reserved and device bytes, how
+many need over 10 % more than predicted, and with --fit the constants of memory/memory.yaml as this device has them.
 With --jobs several run at a time: the allocator's figures are each process's own, and the device's are kept only where
 the driver says them of the process. The first few run alone, so there are device figures in any case.
 With --hold the allocator refuses each more than was predicted: what runs out then is one that a search would lose,
@@ -34,8 +34,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cst_search.config.recipe import BACKBONES, DETECTORS, Recipe
-from cst_search.memory.estimate import InputShape, predict, worst_input
+from cst_search.memory.estimate import InputShape, worst_input
 from cst_search.petl import METHODS
+from cst_search.trial.cost import predict
 from cst_search.trial.measure import measure, synthetic_batch
 from cst_search.trial.run import choose_device
 

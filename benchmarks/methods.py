@@ -46,8 +46,9 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData, load_data
 from cst_search.data.demo import write_demo
 from cst_search.errors import ConfigError, UserError
-from cst_search.memory.estimate import InputShape, predict, worst_input
+from cst_search.memory.estimate import InputShape, worst_input
 from cst_search.petl import METHODS, get_method
+from cst_search.trial.cost import predict
 from cst_search.trial.run import choose_device
 
 ROOT = Path(__file__).resolve().parent.parent

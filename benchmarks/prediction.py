@@ -35,6 +35,7 @@ from cst_search.config.search_space import Space
 from cst_search.detector.build import build_detector
 from cst_search.memory import estimate as memory
 from cst_search.petl import METHODS
+from cst_search.trial import cost
 from cst_search.trial.engine import make_optimiser
 
 CPU_FP32_OPS = frozenset({"bce"})  # of those that the prediction knows, what autocast on a CPU runs in four bytes
@@ -121,7 +122,7 @@ def _calm(model: nn.Module) -> None:
 
 def predicted_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple[int, int]:
     """By arithmetic, for a CPU under a dispatch mode: its rules of autocast, no rounding, new sums, no workspaces."""
-    step = memory.predict_step(
+    step = cost.predict_step(
         recipe, n_classes, shape, fp32_ops=CPU_FP32_OPS, block=1, sums_in_place=False, workspaces=False
     )
     return step.kept, step.active_bytes
@@ -266,7 +267,7 @@ def seconds_for_predictions(n: int, seed: int) -> float:
     recipes = [Recipe(weights="DEFAULT").configured(space.sample(rng)) for _ in range(n)]
     begun = time.perf_counter()
     for recipe in recipes:
-        memory.predict_step(recipe, 80, memory.InputShape(800, 1344, 100))
+        cost.predict_step(recipe, 80, memory.InputShape(800, 1344, 100))
     return time.perf_counter() - begun
 
 
@@ -289,7 +290,7 @@ def main() -> None:
         "seconds_for_1000_predictions": seconds_for_predictions(1000, args.seed),
     }
     witness = [
-        memory.predict_step(recipe, 80, WITNESS_SHAPE, block=1).kept / kept_on_cuda(recipe, 80, WITNESS_SHAPE)
+        cost.predict_step(recipe, 80, WITNESS_SHAPE, block=1).kept / kept_on_cuda(recipe, 80, WITNESS_SHAPE)
         for recipe in (
             Recipe(detector=d, method=m, precision=p, batch_size=2, recompute="none")
             for d in DETECTORS for m in METHODS for p in ("fp32", "bf16")

@@ -40,7 +40,7 @@ import optuna
 
 from cst_search.commands.study_setup import default_config
 from cst_search.config.loading import load_recipe, load_space
-from cst_search.memory.estimate import depends_on, predict_step, worst_input
+from cst_search.memory.estimate import worst_input
 from cst_search.search.early_stopping import Rungs, rung_epochs
 from cst_search.search.optuna_space import layout, params_of, pick
 from cst_search.search.pareto_sampler import Known, Model, ParetoSampler
@@ -48,6 +48,7 @@ from cst_search.search.samplers import pareto_sampler
 from cst_search.search.transfer_prior import Prior
 from cst_search.study.records import Budget, StudySpec, choose_objectives
 from cst_search.study.study import ETA
+from cst_search.trial.cost import depends_on, predict_step
 
 TABLE = Path("benchmarks/results/search-table.json.gz")
 OBJECTIVES = choose_objectives("map,device_bytes,trainable_params")

@@ -31,7 +31,8 @@ from cst_search.config.loading import load_recipe, load_space
 from cst_search.data.coco import DetectionData, load_data
 from cst_search.data.demo import write_demo
 from cst_search.data.disk_cache import Cache
-from cst_search.memory.estimate import predict, worst_input
+from cst_search.memory.estimate import worst_input
+from cst_search.trial.cost import predict
 from cst_search.trial.run import run_trial
 
 SIDE_PX = 96

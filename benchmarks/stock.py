@@ -23,7 +23,8 @@ from cst_search.commands.dataset import image_sizes
 from cst_search.config.loading import apply_settings, load_recipe
 from cst_search.data.coco import load_data
 from cst_search.data.demo import write_demo
-from cst_search.memory.estimate import predict, worst_input
+from cst_search.memory.estimate import worst_input
+from cst_search.trial.cost import predict
 from cst_search.trial.run import run_trial
 
 METRICS = {"map": "max", "device_bytes": "min", "trainable_params": "min"}

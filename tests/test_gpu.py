@@ -16,10 +16,11 @@ from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import DETECTORS, Recipe
 from cst_search.data.coco import DetectionData
 from cst_search.data.disk_cache import Cache
-from cst_search.memory.estimate import CONTEXT_BYTES, InputShape, predict
+from cst_search.memory.estimate import CONTEXT_BYTES, InputShape
 from cst_search.petl import METHODS
 from cst_search.study.study import Study
 from cst_search.trial import feature_cache as module
+from cst_search.trial.cost import predict
 from cst_search.trial.feature_cache import Decision
 from cst_search.trial.measure import measure, synthetic_batch
 from cst_search.trial.run import choose_device, run_trial

@@ -25,10 +25,12 @@ from cst_search.commands.doctor import _plugins, examine
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData
-from cst_search.detector.build import build_detector, count_parameters, get_detector
+from cst_search.detector.build import build_detector, count_parameters
+from cst_search.detector.registry import get_detector
 from cst_search.errors import ConfigError
-from cst_search.memory.estimate import InputShape, describe, predict
+from cst_search.memory.estimate import InputShape
 from cst_search.petl import METHODS, get_method, method_names
+from cst_search.trial.cost import describe, predict
 from cst_search.trial.run import run_trial
 
 Make = Callable[..., Recipe]
@@ -211,7 +213,7 @@ def test_names_that_clash(brought: Callable[..., None], tmp_path: Path) -> None:
 
 DETECTOR = """
 from dataclasses import replace
-from cst_search.detector.build import DETECTORS
+from cst_search.detector.registry import DETECTORS
 DETECTOR = replace(DETECTORS["retinanet"], name="mine")
 """
 

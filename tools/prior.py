@@ -1,4 +1,4 @@
-"""Makes `cst_search/search/prior.json.gz`, what a search expects before its first trial, from tables of search_table.py.
+"""Make `cst_search/search/prior.json.gz`, what a search expects before its first trial, from the search tables.
 
     python tools/prior.py benchmarks/results/search-table.json.gz benchmarks/results/search-table-bccd.json.gz
 

@@ -10,8 +10,8 @@
 
 The source domain: nine outlines are the classes; colour and marking mean nothing, and most pieces differ from the
 ground in hue alone. So the early stages must see colours and the deep ones learn to ignore which. The demo asks the
-opposite: which colour, which marking (`cst_search/data/demo.py`). On it, FCOS as in `trials/demo.yaml` but 6 epochs of batch
-4 and anchor_scale 1, validation mAP and core-seconds of training and evaluation:
+opposite: which colour, which marking (`cst_search/data/demo.py`). On it, FCOS as in `trials/demo.yaml` but 6 epochs of
+batch 4 and anchor_scale 1, validation mAP and core-seconds of training and evaluation:
 
     head    lr 1e-3 0.432, lr 3e-3 0.408 and 0.412 (seeds 0, 1), lr 1e-2 0.386     21 s
     cst     lr 3e-3 0.569, 0.561, 0.566 (seeds 0, 1, 2)                            23 s

@@ -13,9 +13,10 @@ from cst_search.commands.dataset import image_sizes
 from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
 from cst_search.data.coco import DetectionData
-from cst_search.memory.estimate import Estimate, InputShape, predict, worst_input
+from cst_search.memory.estimate import Estimate, InputShape, worst_input
 from cst_search.petl import get_method
 from cst_search.study.records import Budget
+from cst_search.trial.cost import predict
 from cst_search.units import format_bytes, format_count
 
 _SURVEY = 24  # random configurations whose predicted cost tells how a budget lies in the space

@@ -84,7 +84,7 @@ def examine(
 def _plugins() -> Iterator[Finding]:
     """Methods and detectors of other packages: each is loaded."""
     from cst_search import plugins
-    from cst_search.detector.build import get_detector
+    from cst_search.detector.registry import get_detector
     from cst_search.petl import get_method
 
     for kind in plugins.KINDS:

@@ -69,8 +69,9 @@ def estimate(
     recipe = apply_settings(load_recipe(given), settings, shown_name(given))
     card = None if device is None else find_card(device)
     budget = memory_budget(fit, card)
-    from cst_search.memory.estimate import predict, worst_input  # torch, which a misspelt flag need not wait for
+    from cst_search.memory.estimate import worst_input  # torch, which a misspelt flag need not wait for
     from cst_search.petl import get_method, method_names
+    from cst_search.trial.cost import predict  # torch, which a misspelt flag need not wait for
 
     methods = method_names()
     compared = None if compare is None else named(compare, methods)

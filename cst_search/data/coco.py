@@ -25,6 +25,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cst_search.data.disk_cache import Slots, Store
+from cst_search.data.resize import resized_hw
 from cst_search.data.validation import (
     FAULTS,
     FORMATS,
@@ -52,7 +53,6 @@ __all__ = [
     "find_splits",
     "load_data",
     "loader",
-    "resized_hw",
 ]
 
 _NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # split -> how people call it
@@ -311,20 +311,6 @@ def coco_ground_truth(split: Split) -> dict[str, Any]:
         "categories": [{"id": i, "name": name} for i, name in zip(ids, names, strict=True)],
         "annotations": [{"id": i} | annotation for i, annotation in enumerate(annotations, start=1)],
     }
-
-
-def resized_hw(height: int, width: int, image_size_px: int, max_size_px: int) -> tuple[int, int]:
-    """(height, width) after resizing: scale = min(image_size / short side, max_size / long side), sizes rounded down.
-
-    The rule of torchvision's GeneralizedRCNNTransform, in whole numbers: the side that decides gets exactly its size
-    (floats may give one pixel less), so that the transform, applied afterwards, finds a scale of 1 and changes nothing.
-    """
-    short, long = min(height, width), max(height, width)
-    if image_size_px * long <= max_size_px * short:
-        new_short, new_long = image_size_px, long * image_size_px // short
-    else:
-        new_short, new_long = max(1, short * max_size_px // long), max_size_px
-    return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
 class _Pixels:

@@ -1,8 +1,8 @@
 """What fits into a memory budget, what would have to change, and methods side by side: arithmetic over a prediction.
 
-The prediction comes in as a callable (`memory.predict`, or a formula in a test), so nothing here needs torch. Sizes are
-found by bisection, which takes for granted that more images and more pixels never need less (`tests/memory/test_fit.py` checks
-that the prediction keeps to it). Where it did not, what is found would still fit, but might not be the largest.
+The prediction comes in as a callable (`trial.cost.predict`, or a formula in a test). Sizes are found by bisection,
+which assumes that more images and more pixels never need less (`tests/memory/test_fit.py` checks that the prediction
+keeps to it). Where it did not, what is found would still fit, but might not be the largest.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 A `Tape` replays what eager PyTorch does with memory: an operation makes a tensor, autograd keeps some of what it read
 or made, names go out of scope, and the backward pass walks the operations in reverse, making gradients and letting go
 of what was kept. Nothing is computed. Storages are freed by Python's own reference counts, as PyTorch's are, so code
-that is written like the model's (`footprint.py`) frees its temporaries where the model does. Standard library only.
+that is written like the model's (`training_step.py`) frees its temporaries where the model does. Standard library only.
 
-What an operation keeps is a fact about PyTorch; each is stated where it is used, and tests/memory/test_estimate.py checks the
-whole against autograd on a CPU.
+What an operation keeps is a fact about PyTorch; each is stated where it is used, and tests/memory/test_estimate.py
+checks the whole against autograd on a CPU.
 """
 
 from __future__ import annotations

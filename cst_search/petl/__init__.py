@@ -17,7 +17,7 @@ from cst_search.petl import (
     side_tuning,
     ssf,
 )
-from cst_search.petl.base import HasBody, Method, SideNetwork
+from cst_search.petl.base import HasBody, Method
 
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD
@@ -37,7 +37,7 @@ METHODS: dict[str, Method] = {
     )
 }
 
-__all__ = ["METHODS", "HasBody", "Method", "SideNetwork", "get_method", "method_names"]
+__all__ = ["METHODS", "HasBody", "Method", "get_method", "method_names"]
 
 
 def method_names() -> tuple[str, ...]:

@@ -8,32 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor, nn
-
-from cst_search.backbone.resnet import Body
 from cst_search.config.recipe import wrong_kinds
 from cst_search.errors import ConfigError
 from cst_search.memory.resnet_shapes import BackboneShape
 from cst_search.memory.training_step import Plan
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-class SideNetwork(nn.Module):
-    """A network beside the body: states first, then each level of the pyramid calibrated with its state.
-
-    Called with the features ``{"image", "c1".."c5"}`` (and ``"c3.0"`` ... where the body taps its blocks), it gives
-    the states of the stages that the pyramid reads, ``{"c3": (B, s_3, H / 8, W / 8), ...}``.
-
-    Attributes:
-        recompute: its blocks keep their inputs only and are computed again in the backward pass.
-    """
-
-    recompute = False
-
-    def calibrate(self, key: str, feature: Tensor, state: Tensor) -> Tensor:
-        """What the pyramid reads in the place of a feature, of its shape."""
-        raise NotImplementedError
+    from cst_search.backbone.resnet import Body
+    from cst_search.petl.modules.side_network import SideNetwork
 
 
 class HasBody(Protocol):

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cst_search.lazy import deferred
 from cst_search.memory.resnet_shapes import BackboneShape
 from cst_search.memory.training_step import Plan
-from cst_search.petl.base import HasBody, Method, check, from_stage
-from cst_search.petl.layers import OpenNorm, replace_norms
-from cst_search.petl.norm import merge
+from cst_search.petl.base import Method, check, from_stage
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,6 @@ class BitfitOptions:
         check("bitfit", {"first_stage": from_stage(self.first_stage, 1)})
 
 
-def _apply(backbone: HasBody, options: BitfitOptions) -> None:
-    replace_norms(backbone.body, options.first_stage, lambda norm: OpenNorm(norm, ("bias",)))
-    backbone.body.grad_from = options.first_stage - 1
-
-
 def petl_params(shape: BackboneShape, options: BitfitOptions) -> int:
     """One per channel of every opened norm."""
     return shape.n_norm_channels(options.first_stage)
@@ -41,14 +35,16 @@ def footprint(shape: BackboneShape, options: BitfitOptions) -> Plan:
     return Plan(grad_from=options.first_stage - 1, norm="bias", norm_from=options.first_stage)
 
 
+_MODULES = "cst_search.petl.modules.norm"
+
 METHOD = Method(
     name="bitfit",
     options=BitfitOptions,
     lr=1e-3,
     side=False,
     source="Ben Zaken et al., BitFit, ACL 2022; github.com/benzakenelad/BitFit (learning rate 1e-3)",
-    apply=_apply,
+    apply=deferred(_MODULES, "open_bias"),
     petl_params=petl_params,
     footprint=footprint,
-    merge=merge,
+    merge=deferred(_MODULES, "merge"),
 )

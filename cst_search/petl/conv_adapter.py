@@ -12,16 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
+from cst_search.lazy import deferred
 from cst_search.memory.resnet_shapes import BackboneShape, ConvShape
 from cst_search.memory.tape import Tape
 from cst_search.memory.tape import Tensor as Shape
 from cst_search.memory.training_step import Plan
-from cst_search.petl.base import HasBody, Method, check, from_stage, whole
-from cst_search.petl.layers import add_parallel, path, residual_blocks
+from cst_search.petl.base import Method, check, from_stage, whole
 
 
 @dataclass(frozen=True)
@@ -47,33 +43,8 @@ class ConvAdapterOptions:
         )
 
 
-def _width(c_in: int, gamma: int) -> int:
+def adapter_width(c_in: int, gamma: int) -> int:
     return next(width for width in range(max(1, c_in // gamma), 0, -1) if c_in % width == 0)
-
-
-class ConvAdapter(nn.Module):
-    """(B, c_in, H, W) -> (B, c_out, H / stride, W / stride), zero at the start."""
-
-    def __init__(self, conv: nn.Conv2d, options: ConvAdapterOptions) -> None:
-        super().__init__()
-        width, k = _width(conv.in_channels, options.gamma), options.kernel
-        self.spatial = nn.Conv2d(conv.in_channels, width, k, conv.stride[0], k // 2, groups=width)
-        self.pointwise = nn.Conv2d(width, conv.out_channels, 1)
-        self.scale = nn.Parameter(torch.ones(conv.out_channels, 1, 1))
-        nn.init.zeros_(self.pointwise.weight)
-        nn.init.zeros_(self.pointwise.bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.pointwise(F.relu(self.spatial(x)))
-        return out * self.scale.to(out.dtype)
-
-
-def _apply(backbone: HasBody, options: ConvAdapterOptions) -> None:
-    for block in residual_blocks(backbone.body, options.first_stage):
-        for conv in path(block):
-            if conv.kernel_size == (3, 3):
-                add_parallel(conv, ConvAdapter(conv, options))
-    backbone.body.grad_from = options.first_stage - 1
 
 
 def petl_params(shape: BackboneShape, options: ConvAdapterOptions) -> int:
@@ -82,7 +53,7 @@ def petl_params(shape: BackboneShape, options: ConvAdapterOptions) -> int:
     for block in shape.blocks(options.first_stage):
         for c_in, c_out, kernel in block.path:
             if kernel == 3:
-                w = _width(c_in, options.gamma)
+                w = adapter_width(c_in, options.gamma)
                 total += c_in * options.kernel**2 + w + w * c_out + 2 * c_out
     return total
 
@@ -91,7 +62,7 @@ def footprint(shape: BackboneShape, options: ConvAdapterOptions) -> Plan:
     def beside(tape: Tape, x: Shape, stage: int, place: int, conv: ConvShape, stride: int) -> Shape | None:
         if stage < options.first_stage or conv.kernel != 3:
             return None
-        width = _width(conv.c_in, options.gamma)
+        width = adapter_width(conv.c_in, options.gamma)
         out = tape.relu(tape.conv(x, width, options.kernel, stride, bias=True, groups=width), inplace=False)
         out = tape.conv(out, conv.c_out, 1, bias=True)
         return tape.op(out.shape, out, save=[out], params=4 * conv.c_out, transient=out.nbytes)
@@ -99,13 +70,15 @@ def footprint(shape: BackboneShape, options: ConvAdapterOptions) -> Plan:
     return Plan(grad_from=options.first_stage - 1, beside=beside)
 
 
+_MODULES = "cst_search.petl.modules.conv_adapter"
+
 METHOD = Method(
     name="conv_adapter",
     options=ConvAdapterOptions,
     lr=1e-3,
     side=False,
     source="Chen et al., Conv-Adapter, arXiv 2208.07463; github.com/Hhhhhhao/Conv-Adapter @97e1fc8 (gamma 8, lr 1e-3)",
-    apply=_apply,
+    apply=deferred(_MODULES, "apply"),
     petl_params=petl_params,
     footprint=footprint,
 )

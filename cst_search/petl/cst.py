@@ -25,25 +25,17 @@ MTC operators, with the gate g = sigmoid(a / T) (Ladder Side-Tuning's form; its 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from cst_search.backbone.lean_layers import recompute
-from cst_search.backbone.resnet import Body
 from cst_search.errors import ConfigError
+from cst_search.lazy import deferred
 from cst_search.memory.resnet_shapes import BackboneShape, ConvShape
 from cst_search.memory.tape import Tape
 from cst_search.memory.tape import Tensor as Shape
 from cst_search.memory.training_step import Plan
-from cst_search.petl.base import HasBody, Method, SideNetwork
-from cst_search.petl.layers import BLOCKS, NORMS, block_params, make_block, make_norm, norm_params, residual_blocks
-from cst_search.petl.pruning import fisher, l1, prune
+from cst_search.petl.base import Method
+from cst_search.petl.side_blocks import BLOCKS, NORMS, block_params, norm_params
 
 OPERATORS = ("max", "lst", "tanh", "sum")
 GATES = ("scalar", "channel")
@@ -112,160 +104,16 @@ class CstOptions:
             raise ConfigError("cst: " + "; ".join(faults))
 
 
-class Mtc(nn.Module):
-    """The gate that fuses the backbone's view u with the side state t, both (B, C, H, W). See the module's table."""
-
-    def __init__(self, operator: str, gate: str, channels: int, gate_init: float, temperature: float) -> None:
-        super().__init__()
-        self.operator, self.temperature = operator, temperature
-        if operator != "sum":
-            shape = (1,) if gate == "scalar" else (channels, 1, 1)
-            self.gate = nn.Parameter(torch.full(shape, gate_init * temperature))
-
-    def opening(self) -> Tensor:
-        """sigmoid(a / T), or tanh(a / T) for the tanh operator."""
-        logit = self.gate / self.temperature
-        return torch.tanh(logit) if self.operator == "tanh" else torch.sigmoid(logit)
-
-    def forward(self, u: Tensor, t: Tensor) -> Tensor:
-        if self.operator == "sum":
-            return u + t
-        g = self.opening().to(u.dtype)
-        if self.operator == "lst":
-            return torch.lerp(t, u, g)
-        if self.operator == "tanh":
-            return t + g * u
-        return torch.lerp(t, torch.maximum(u, t), g)
-
-
-class _Node(nn.Module):
-    """One side step: reduce the backbone's feature, fuse it with the side state, transform."""
-
-    def __init__(
-        self, c_backbone: int, c_before: int, c: int, halves: bool, moves: bool, mtc: bool, o: CstOptions
-    ) -> None:
-        super().__init__()
-        self.down = nn.Conv2d(c_backbone, c, 1, bias=o.norm == "none")
-        self.down_norm = make_norm(o.norm, c)
-        self.halves = halves
-        self.trans = nn.Conv2d(c_before, c, 1, bias=True) if moves else None
-        self.mtc = Mtc(o.operator if mtc else "sum", o.gate, c, o.gate_init, o.temperature)
-        self.block = make_block(o.block, o.norm, c)
-
-    def forward(self, feature: Tensor, h: Tensor) -> Tensor:
-        u = self.down_norm(self.down(feature))
-        t = F.avg_pool2d(h, 2, ceil_mode=True) if self.halves else h  # ceil: as the backbone's strided 3x3 rounds
-        if self.trans is not None:
-            t = self.trans(t)
-        z = self.mtc(u, t)
-        return z + self.block(z)
-
-
-class Ladder(SideNetwork):
-    """The nodes, stage by stage or block by block; its states are the h_i."""
-
-    def __init__(self, shape: BackboneShape, options: CstOptions) -> None:
-        super().__init__()
-        self.out_stages = shape.used_stages
-        first = _side_channels(shape.stage_channels[0], options)
-        self.stem = nn.Sequential(
-            nn.Conv2d(shape.stage_channels[0], first, 1, bias=options.norm == "none"), make_norm(options.norm, first)
-        )
-        self.keys: list[str] = []
-        self.nodes = nn.ModuleList()
-        before = first
-        last = max(shape.used_stages)
-        for stage in range(2, last + 1):
-            c_backbone = shape.stage_channels[stage - 1]
-            c = _side_channels(c_backbone, options)
-            n = shape.stage_blocks[stage - 2]
-            kept = _kept(n, options)
-            for j in kept:
-                enters = j == kept[0]
-                self.keys.append(f"c{stage}" if j == n - 1 else f"c{stage}.{j}")
-                self.nodes.append(
-                    _Node(c_backbone, before, c, enters and stage > 2, enters, stage in options.mtc_stages, options)
-                )
-                before = c
-        self.up = nn.ModuleDict()
-        for stage in shape.used_stages:
-            c_backbone = shape.stage_channels[stage - 1]
-            self.up[f"c{stage}"] = nn.Conv2d(_side_channels(c_backbone, options), c_backbone, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for module in self.up.values():
-            assert isinstance(module, nn.Conv2d)
-            nn.init.zeros_(module.weight)
-
-    def forward(self, features: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
-        states: OrderedDict[str, Tensor] = OrderedDict()
-        h = self.stem(features["c1"])
-        for key, node in zip(self.keys, self.nodes, strict=True):
-            h = recompute(node, features[key], h) if self.recompute else node(features[key], h)
-            if key in self.up:
-                states[key] = h
-        return states
-
-    def calibrate(self, key: str, feature: Tensor, state: Tensor) -> Tensor:
-        """C_i + Up_i(h_i), of C_i's shape."""
-        return feature + self.up[key](state)
-
-
-def _side_channels(channels: int, options: CstOptions) -> int:
+def side_channels(channels: int, options: CstOptions) -> int:
     return max(1, channels // options.reduction)
 
 
-def _kept(n_blocks: int, options: CstOptions) -> list[int]:
+def kept_blocks(n_blocks: int, options: CstOptions) -> list[int]:
     """Indices of the blocks of a stage that have a side block; the last always has."""
     if options.granularity == "stage" or options.keep == "last_per_stage":
         return [n_blocks - 1]
     step = 2 if options.keep == "every_second" else 1
     return list(range(n_blocks - 1, -1, -step))[::-1]
-
-
-# the convolutions of a residual block that the dense ones of a side block are pruned from; others have no counterpart
-_COUNTERPARTS = {"3x3": ("conv2",), "bottleneck": ("conv1", "conv2", "conv3")}
-
-
-def _counterparts(side: Ladder, body: Body, kind: str) -> Iterator[tuple[nn.Conv2d, nn.Conv2d]]:
-    """(convolution of a side block, that of the residual block beside it which it can be pruned from).
-
-    What has no counterpart stays random: depth-wise and 1x1 side blocks, and in a bottleneck all but the 3x3 where the
-    backbone (ResNet-18, 34) has no bottlenecks. The ladders (Down_i) are random, as in Ladder Side-Tuning.
-    """
-    for key, node in zip(side.keys, side.nodes, strict=True):
-        stage, _, j = key.removeprefix("c").partition(".")
-        block = residual_blocks(body, int(stage))[: body.stage_blocks[int(stage) - 2]][int(j or -1)]
-        convs = [layer for layer in node.block.children() if isinstance(layer, nn.Conv2d)]  # type: ignore[union-attr]
-        for conv, name in zip(convs, _COUNTERPARTS.get(kind, ()), strict=False):
-            source = getattr(block, name, None)
-            if source is not None and source.kernel_size == conv.kernel_size:
-                yield conv, source
-
-
-def _apply(backbone: HasBody, options: CstOptions) -> None:
-    backbone.body.taps_blocks = options.granularity == "block" and options.keep != "last_per_stage"
-    side = Ladder(backbone.body.shape(backbone.used_stages), options)
-    if options.init == "prune_l1":
-        for conv, source in _counterparts(side, backbone.body, options.block):
-            prune(conv, source, l1(source))
-    backbone.side = side
-
-
-def prepare(backbone: HasBody, options: CstOptions, losses: Iterator[Tensor]) -> None:
-    """Prune by Fisher information, which needs data."""
-    if options.init != "prune_fisher":
-        return
-    assert isinstance(backbone.side, Ladder)
-    pairs = list(_counterparts(backbone.side, backbone.body, options.block))
-    if not pairs:
-        return
-    found = fisher(backbone, [source for _, source in pairs], losses)
-    for (conv, source), importance in zip(pairs, found, strict=True):
-        prune(conv, source, importance)
 
 
 def petl_params(shape: BackboneShape, options: CstOptions) -> int:
@@ -275,20 +123,20 @@ def petl_params(shape: BackboneShape, options: CstOptions) -> int:
     Trans s_{i-1} s_i + s_i where a stage begins; two affine parameters, or a bias, per channel of Down and stem.
     """
     channel = {i + 1: c for i, c in enumerate(shape.stage_channels)}
-    side = {i: _side_channels(c, options) for i, c in channel.items()}
+    side = {i: side_channels(c, options) for i, c in channel.items()}
     total = channel[1] * side[1] + norm_params(options.norm, side[1])
     for stage in range(2, max(shape.used_stages) + 1):
         s = side[stage]
         gated = stage in options.mtc_stages and options.operator != "sum"
         gate = (1 if options.gate == "scalar" else s) if gated else 0
         node = channel[stage] * s + norm_params(options.norm, s) + gate + block_params(options.block, options.norm, s)
-        total += len(_kept(shape.stage_blocks[stage - 2], options)) * node + side[stage - 1] * s + s
+        total += len(kept_blocks(shape.stage_blocks[stage - 2], options)) * node + side[stage - 1] * s + s
     return total + sum(side[i] * channel[i] + channel[i] for i in shape.used_stages)
 
 
 def footprint(shape: BackboneShape, options: CstOptions) -> Plan:
     o, bias = options, options.norm == "none"
-    side = [_side_channels(c, o) for c in shape.stage_channels]
+    side = [side_channels(c, o) for c in shape.stage_channels]
 
     def mtc(tape: Tape, stage: int, u: Shape, t: Shape) -> Shape:
         operator = o.operator if stage in o.mtc_stages else "sum"
@@ -316,7 +164,7 @@ def footprint(shape: BackboneShape, options: CstOptions) -> Plan:
         states = {}
         for stage in range(2, max(shape.used_stages) + 1):
             n = shape.stage_blocks[stage - 2]
-            kept = _kept(n, o)
+            kept = kept_blocks(n, o)
             for j in kept:
                 key = f"c{stage}" if j == n - 1 else f"c{stage}.{j}"
                 enters = j == kept[0]
@@ -349,15 +197,17 @@ def _fisher_pass(shape: BackboneShape, options: CstOptions) -> Plan | None:
     return Plan(grad_from=1, conv=conv, recompute=True)
 
 
+_MODULES = "cst_search.petl.modules.cst"
+
 METHOD = Method(
     name="cst",
     options=CstOptions,
     lr=3e-3,
     side=True,
     source="Chen, arXiv 2402.12736 (idea; our reading of it, see cst_search/petl/cst.py); learning rate: LST's 3e-3",
-    apply=_apply,
+    apply=deferred(_MODULES, "apply"),
     petl_params=petl_params,
     footprint=footprint,
     shapeless=("gate_init", "temperature"),
-    prepare=prepare,
+    prepare=deferred(_MODULES, "prepare"),
 )

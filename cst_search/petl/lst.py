@@ -17,14 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from cst_search.errors import ConfigError
 from cst_search.memory.resnet_shapes import BackboneShape
 from cst_search.memory.training_step import Plan
 from cst_search.petl import cst
 from cst_search.petl.base import HasBody, Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def _apply(backbone: HasBody, options: LstOptions) -> None:
 
 
 def _prepare(backbone: HasBody, options: LstOptions, losses: Iterator[Tensor]) -> None:
-    cst.prepare(backbone, options.as_cst(), losses)
+    assert cst.METHOD.prepare is not None
+    cst.METHOD.prepare(backbone, options.as_cst(), losses)
 
 
 def petl_params(shape: BackboneShape, options: LstOptions) -> int:

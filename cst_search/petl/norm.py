@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cst_search.lazy import deferred
 from cst_search.memory.resnet_shapes import BackboneShape
 from cst_search.memory.training_step import Plan
-from cst_search.petl.base import HasBody, Method, check, from_stage
-from cst_search.petl.layers import OpenNorm, replace_all, replace_norms, still_norm
+from cst_search.petl.base import Method, check, from_stage
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,6 @@ class NormOptions:
         check("norm", {"first_stage": from_stage(self.first_stage, 1)})
 
 
-def _apply(backbone: HasBody, options: NormOptions) -> None:
-    replace_norms(backbone.body, options.first_stage, lambda norm: OpenNorm(norm, ("weight", "bias")))
-    backbone.body.grad_from = options.first_stage - 1
-
-
-def merge(backbone: HasBody, options: object) -> None:
-    """Close the opened norms again, with what was learned."""
-    replace_all(backbone.body, OpenNorm, still_norm)
-
-
 def petl_params(shape: BackboneShape, options: NormOptions) -> int:
     """Two per channel of every opened norm."""
     return 2 * shape.n_norm_channels(options.first_stage)
@@ -46,14 +36,16 @@ def footprint(shape: BackboneShape, options: NormOptions) -> Plan:
     return Plan(grad_from=options.first_stage - 1, norm="affine", norm_from=options.first_stage)
 
 
+_MODULES = "cst_search.petl.modules.norm"
+
 METHOD = Method(
     name="norm",
     options=NormOptions,
     lr=1e-3,
     side=False,
     source="mode norm of github.com/Hhhhhhao/Conv-Adapter @97e1fc8; learning rate: SSF's",
-    apply=_apply,
+    apply=deferred(_MODULES, "open_affine"),
     petl_params=petl_params,
     footprint=footprint,
-    merge=merge,
+    merge=deferred(_MODULES, "merge"),
 )

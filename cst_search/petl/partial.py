@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cst_search.backbone.resnet import STAGES
 from cst_search.memory.resnet_shapes import BackboneShape
 from cst_search.memory.training_step import Plan
 from cst_search.petl.base import HasBody, Method, check, nothing_to_merge, whole
@@ -23,6 +22,8 @@ class PartialOptions:
 
 
 def _apply(backbone: HasBody, options: PartialOptions) -> None:
+    from cst_search.backbone.resnet import STAGES  # torch
+
     body = backbone.body
     body.grad_from = len(STAGES) - options.stages
     for stage in STAGES[body.grad_from :]:

@@ -15,19 +15,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-from torch.nn import functional as F
-
+from cst_search.lazy import deferred
 from cst_search.memory.resnet_shapes import BackboneShape, ConvShape
 from cst_search.memory.tape import Tape
 from cst_search.memory.tape import Tensor as Shape
 from cst_search.memory.training_step import Plan
-from cst_search.petl.base import HasBody, Method, check, from_stage, one_of, whole
-from cst_search.petl.layers import NORMS, add_behind, add_parallel, make_norm, norm_params, path, residual_blocks
+from cst_search.petl.base import Method, check, from_stage, one_of, whole
+from cst_search.petl.side_blocks import NORMS, norm_params
 
 POSITIONS = ("transition", "front", "middle", "back")
 KINDS = ("bottleneck", "basic")
-_CONV = {"front": 0, "middle": 1, "back": -1}  # in a basic block, which has two, the middle is the last
+PLACES = {"front": 0, "middle": 1, "back": -1}  # in a basic block, which has two, the middle is the last
 
 
 @dataclass(frozen=True)
@@ -59,38 +57,6 @@ class SerialAdapterOptions:
         )
 
 
-def _adapter(c_in: int, c_out: int, stride: int, o: SerialAdapterOptions) -> nn.Sequential:
-    inner = max(1, c_in // o.reduction) if o.kind == "bottleneck" else c_out
-    bias = o.norm == "none"
-    layers = [nn.Conv2d(c_in, inner, 1, stride, bias=bias), make_norm(o.norm, inner)]
-    if o.kind == "bottleneck":
-        layers += [nn.ReLU(inplace=True), nn.Conv2d(inner, c_out, 1, bias=bias), make_norm(o.norm, c_out)]
-    last = layers[-2] if bias else layers[-1]
-    for parameter in last.parameters():
-        nn.init.zeros_(parameter)
-    return nn.Sequential(*layers)
-
-
-class _Transition(nn.Module):
-    def __init__(self, adapter: nn.Module) -> None:
-        super().__init__()
-        self.layers = adapter
-
-    def forward(self, y: Tensor) -> Tensor:
-        return F.relu(y + self.layers(y))
-
-
-def _apply(backbone: HasBody, options: SerialAdapterOptions) -> None:
-    for block in residual_blocks(backbone.body, options.first_stage):
-        if options.position == "transition":
-            c = path(block)[-1].out_channels
-            add_behind(block, _Transition(_adapter(c, c, 1, options)))
-        else:
-            conv = path(block)[_CONV[options.position]]
-            add_parallel(conv, _adapter(conv.in_channels, conv.out_channels, conv.stride[0], options))
-    backbone.body.grad_from = options.first_stage - 1
-
-
 def petl_params(shape: BackboneShape, options: SerialAdapterOptions) -> int:
     """Per block c_in s + s c_out for a bottleneck of s channels, else c_in c_out; two or a bias per normed channel."""
     total = 0
@@ -98,7 +64,7 @@ def petl_params(shape: BackboneShape, options: SerialAdapterOptions) -> int:
         if options.position == "transition":
             c_in = c_out = block.c_out
         else:
-            c_in, c_out, _ = block.path[_CONV[options.position]]
+            c_in, c_out, _ = block.path[PLACES[options.position]]
         if options.kind == "bottleneck":
             s = max(1, c_in // options.reduction)
             total += c_in * s + norm_params(options.norm, s) + s * c_out + norm_params(options.norm, c_out)
@@ -124,7 +90,7 @@ def footprint(shape: BackboneShape, options: SerialAdapterOptions) -> Plan:
         return tape.relu(tape.add(x, adapter(tape, x, x.shape[1], 1)), inplace=False)
 
     def beside(tape: Tape, x: Shape, stage: int, place: int, conv: ConvShape, stride: int) -> Shape | None:
-        wanted = _CONV[options.position] % (last + 1)
+        wanted = PLACES[options.position] % (last + 1)
         return adapter(tape, x, conv.c_out, stride) if stage >= options.first_stage and place == wanted else None
 
     if options.position == "transition":
@@ -132,13 +98,15 @@ def footprint(shape: BackboneShape, options: SerialAdapterOptions) -> Plan:
     return Plan(grad_from=options.first_stage - 1, beside=beside)
 
 
+_MODULES = "cst_search.petl.modules.serial_adapter"
+
 METHOD = Method(
     name="serial_adapter",
     options=SerialAdapterOptions,
     lr=1e-3,
     side=False,
     source="Houlsby et al., ICML 2019; on ResNets VisualAdapter of github.com/ylsung/Ladder-Side-Tuning @1798e82",
-    apply=_apply,
+    apply=deferred(_MODULES, "apply"),
     petl_params=petl_params,
     footprint=footprint,
 )

@@ -10,21 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cst_search.errors import ConfigError
+from cst_search.lazy import deferred
 from cst_search.memory.resnet_shapes import BackboneShape
 from cst_search.memory.tape import Tape
 from cst_search.memory.tape import Tensor as Shape
 from cst_search.memory.training_step import Plan
-from cst_search.petl.base import HasBody, Method, check, from_stage, one_of
-from cst_search.petl.layers import (
-    ScaledNorm,
-    ScaleShift,
-    add_behind,
-    path,
-    replace_all,
-    replace_norms,
-    residual_blocks,
-)
+from cst_search.petl.base import Method, check, from_stage, one_of
 
 
 @dataclass(frozen=True)
@@ -51,23 +42,6 @@ class SsfOptions:
         )
 
 
-def _apply(backbone: HasBody, options: SsfOptions) -> None:
-    body = backbone.body
-    if options.after == "norm":
-        replace_norms(body, options.first_stage, lambda norm: ScaledNorm(norm, options.init_std))
-        body.grad_from = options.first_stage - 1
-        return
-    for block in residual_blocks(body, options.first_stage):
-        add_behind(block, ScaleShift(path(block)[-1].out_channels, options.init_std))
-    body.grad_from = max(1, options.first_stage - 1)
-
-
-def _merge(backbone: HasBody, options: SsfOptions) -> None:
-    if options.after == "block":
-        raise ConfigError("ssf: after a block it cannot be merged, a ReLU and a sum stand before it; use after: norm")
-    replace_all(backbone.body, ScaledNorm, ScaledNorm.folded)
-
-
 def petl_params(shape: BackboneShape, options: SsfOptions) -> int:
     """Two per channel of every norm, or of every block's output."""
     if options.after == "norm":
@@ -85,15 +59,17 @@ def footprint(shape: BackboneShape, options: SsfOptions) -> Plan:
     return Plan(grad_from=max(1, options.first_stage - 1), behind=behind)
 
 
+_MODULES = "cst_search.petl.modules.ssf"
+
 METHOD = Method(
     name="ssf",
     options=SsfOptions,
     lr=1e-3,
     side=False,
     source="Lian et al., SSF, NeurIPS 2022; github.com/dongzelian/SSF (learning rate 1e-3)",
-    apply=_apply,
+    apply=deferred(_MODULES, "apply"),
     petl_params=petl_params,
     footprint=footprint,
     shapeless=("init_std",),
-    merge=_merge,
+    merge=deferred(_MODULES, "merge"),
 )

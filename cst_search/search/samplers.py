@@ -69,7 +69,7 @@ def pareto_sampler(
     prior: Prior | None = None,
 ) -> ParetoSampler:
     """The sampler of a space within a budget. Raises StudyError, as `check_sampler`."""
-    from cst_search.memory.estimate import depends_on  # it loads torch, for seconds, and who reads a study needs none
+    from cst_search.trial.cost import depends_on  # it loads torch, for seconds, and who reads a study needs none
 
     objectives = spec.objectives
     check_sampler("pareto", objectives)

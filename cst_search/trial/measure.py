@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import CocoImages, DetectionData, ImageEntry, Split, resized_hw
+from cst_search.data.coco import CocoImages, DetectionData, ImageEntry, Split
+from cst_search.data.resize import resized_hw
 from cst_search.detector.build import build_detector, count_parameters, prepare
 from cst_search.errors import ConfigError, UserError
-from cst_search.memory.estimate import CONTEXT_BYTES, InputShape, predict, worst_input
+from cst_search.memory.estimate import CONTEXT_BYTES, InputShape, worst_input
 from cst_search.petl import get_method
+from cst_search.trial.cost import predict
 from cst_search.trial.engine import (
     NonFiniteLoss,
     choose_precision,

@@ -19,7 +19,7 @@ from cst_search.memory.tape import Tape
 from cst_search.memory.tape import Tensor as Shape
 from cst_search.memory.training_step import Plan
 from cst_search.petl.base import HasBody, Method, check, from_stage, whole
-from cst_search.petl.layers import add_behind, path, residual_blocks
+from cst_search.petl.modules.layers import add_behind, path, residual_blocks
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from cst_search.cli import app
 from cst_search.config import catalog
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
-from cst_search.memory import estimate as memory
 from cst_search.petl import METHODS
 from cst_search.search.session import SearchSession
 from cst_search.study.study import Study
+from cst_search.trial import cost
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
@@ -426,7 +426,7 @@ def formula(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe], int]:
         parts = {"weights": 10**8, "rest_of_it": n - 10**8}
         return FakeEstimate(n, trainable_params=1000, reserved_bytes=n - 10, active_bytes=n - 20, breakdown=parts)
 
-    monkeypatch.setattr(memory, "predict", predict)
+    monkeypatch.setattr(cost, "predict", predict)
     return needed
 
 

@@ -29,10 +29,11 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData
 from cst_search.detector.weights import load_trained
 from cst_search.errors import ConfigError, RunError, StudyError
-from cst_search.memory.estimate import predict, worst_input
+from cst_search.memory.estimate import worst_input
 from cst_search.search.session import SearchSession
 from cst_search.study.records import Budget, StudyInfo
 from cst_search.tracking.mlflow_record import MlflowRecord, default_tracking_uri
+from cst_search.trial.cost import predict
 
 
 @pytest.fixture

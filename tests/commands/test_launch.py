@@ -36,7 +36,7 @@ from cst_search.config.search_space import Space
 from cst_search.data.coco import DetectionData
 from cst_search.errors import ConfigError
 from cst_search.execution.workers import SearchJob
-from cst_search.memory.estimate import CONTEXT_BYTES, predict, worst_input
+from cst_search.memory.estimate import CONTEXT_BYTES, worst_input
 from cst_search.petl import get_method
 from cst_search.report.progress import View
 from cst_search.search.samplers import check_sampler, default_sampler
@@ -45,6 +45,7 @@ from cst_search.study import reader
 from cst_search.study.records import Budget, StudyInfo, choose_objectives
 from cst_search.study.study import Study
 from cst_search.tracking.mlflow_record import default_tracking_uri
+from cst_search.trial.cost import predict
 from cst_search.trial.run import run_trial
 
 GB = 10**9

@@ -26,9 +26,9 @@ from cst_search.data.coco import (
     find_splits,
     load_data,
     loader,
-    resized_hw,
 )
 from cst_search.data.disk_cache import Cache, Store
+from cst_search.data.resize import resized_hw
 from cst_search.data.validation import FAULTS, Findings, check_box, inspect_image, locate
 from cst_search.errors import DataError
 

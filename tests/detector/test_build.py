@@ -29,7 +29,7 @@ from cst_search.detector.build import build_detector, count_parameters, merge, p
 from cst_search.errors import ConfigError
 from cst_search.petl import METHODS, get_method
 from cst_search.petl.cst import GATES, GRANULARITIES, OPERATORS
-from cst_search.petl.layers import BLOCKS, NORMS
+from cst_search.petl.side_blocks import BLOCKS, NORMS
 from cst_search.trial.engine import Precision, losses, make_optimiser, make_schedule, train_one_epoch
 
 Make = Callable[..., Recipe]

@@ -11,7 +11,8 @@ from studies import fake_estimate, make_study, run_one, scored
 
 from cst_search.config.recipe import Recipe
 from cst_search.memory.correction import Correction
-from cst_search.memory.estimate import InputShape, predict
+from cst_search.memory.estimate import InputShape
+from cst_search.trial.cost import predict
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import prediction
 
 from cst_search.config.recipe import DETECTORS, Recipe
+from cst_search.data.resize import resized_hw
 from cst_search.detector.build import build_detector, count_parameters, prepare
 from cst_search.errors import ConfigError
 from cst_search.memory import estimate as memory
@@ -30,11 +31,13 @@ from cst_search.memory.estimate import (
     FRAGMENTATION,
     SLACK_BYTES,
     InputShape,
-    predict,
     worst_input,
 )
 from cst_search.memory.tape import Tape
-from cst_search.petl import METHODS, cst
+from cst_search.petl import METHODS
+from cst_search.petl.modules import cst as ladder
+from cst_search.trial import cost
+from cst_search.trial.cost import predict
 from cst_search.trial.engine import Precision, losses
 
 Make = Callable[..., Recipe]
@@ -116,7 +119,7 @@ def test_on_cuda_fake_tensors_agree(tiny_recipe: Make, detector: str, method: st
     fixed = {"method": method, "options": options, "precision": "bf16", "recompute": "none", "memsave": False}
     recipe = real(tiny_recipe, detector=detector, **fixed)
     kept = prediction.kept_on_cuda(recipe, 3, SHAPE)
-    assert memory.predict_step(recipe, 3, SHAPE, block=1).kept == pytest.approx(kept, rel=0.02)
+    assert cost.predict_step(recipe, 3, SHAPE, block=1).kept == pytest.approx(kept, rel=0.02)
 
 
 @families
@@ -159,7 +162,7 @@ def test_a_look_at_the_data_before_training_is_counted(
 ) -> None:
     options = options | {"init": "prune_fisher"}
     recipe = real(tiny_recipe, detector=detector, backbone=backbone, options=options, batch_size=1, **how)
-    step, plan = memory.describe(recipe, 3, SHAPE)
+    step, plan = cost.describe(recipe, 3, SHAPE)
     assert plan.start is not None
     half = recipe.precision != "fp32"
     tape = Tape(half=half, fp32_ops=prediction.CPU_FP32_OPS, drops=True, sums_in_place=False)
@@ -179,7 +182,7 @@ def test_a_look_at_the_data_before_training_is_counted(
         prepare(model, recipe, losses(model, batches(), device=torch.device("cpu"), precision=precision))
     side, body = model.backbone.side, model.backbone.body  # type: ignore[union-attr]
     kind = options.get("block", "3x3")
-    sources = [source for _, source in cst._counterparts(side, body, kind)]  # type: ignore[arg-type]
+    sources = [source for _, source in ladder._counterparts(side, body, kind)]  # type: ignore[arg-type]
     real_peak = live.peak - sum(4 * s.weight.shape[0] * s.weight.shape[1] for s in sources)  # sums are on the host
     print(f"{guess / real_peak:.3f} of {real_peak / 1e6:.1f} MB")
     # the neck is taken for trained, whose copies in two bytes weigh as much here as the activations of one small image
@@ -194,9 +197,9 @@ def test_a_look_at_the_data_is_in_the_estimate_where_it_is_the_peak(tiny_recipe:
         estimate = predict(recipe, 80)
         assert (estimate.active_bytes > plain.active_bytes) == ("start" in estimate.breakdown) == is_peak
         assert sum(estimate.breakdown.values()) == estimate.device_bytes
-    assert memory.describe(recipe, 80, SHAPE)[1].start is not None
+    assert cost.describe(recipe, 80, SHAPE)[1].start is not None
     for options in ({}, {"init": "prune_l1"}, {"init": "prune_fisher", "block": "1x1"}):  # the last has no counterpart
-        assert memory.describe(dataclasses.replace(recipe, options=options), 80, SHAPE)[1].start is None
+        assert cost.describe(dataclasses.replace(recipe, options=options), 80, SHAPE)[1].start is None
 
 
 @families
@@ -298,7 +301,7 @@ def test_what_changes_no_shape_is_predicted_once(
     def again(*args: Any) -> None:
         raise AssertionError("predicted again")
 
-    monkeypatch.setattr(memory, "predict_step", again)
+    monkeypatch.setattr(cost, "predict_step", again)
     assert predict(dataclasses.replace(recipe, **changes), 3, SHAPE) == expected
 
 
@@ -418,7 +421,7 @@ def test_the_worst_input_is_torchvisions_padded_batch(
 ) -> None:
     recipe = Recipe(image_size_px=image_size, max_size_px=max_size)
     transform = GeneralizedRCNNTransform(image_size, max_size, [0.0] * 3, [1.0] * 3)
-    resized = [memory.resized_hw(h, w, image_size, max_size) for h, w in sizes]  # as CocoImages hands them over
+    resized = [resized_hw(h, w, image_size, max_size) for h, w in sizes]  # as CocoImages hands them over
     batch, _ = transform([torch.zeros(3, h, w) for h, w in resized])
     worst = worst_input(recipe, sizes, max_boxes=7)
     assert (worst.height_px, worst.width_px, worst.max_boxes) == (*batch.tensors.shape[2:], 7)

@@ -25,6 +25,7 @@ from cst_search.memory.fit import (
     named,
     what_fits,
 )
+from cst_search.trial import cost
 
 # nothing more to save but by the precision
 COCO = Recipe(image_size_px=800, max_size_px=1333, batch_size=4, precision="fp32", memsave=True, recompute="all")
@@ -293,7 +294,7 @@ def test_more_images_and_more_pixels_never_need_less(
     recipe = tiny_recipe(detector=detector, method=method)
 
     def bytes_of(candidate: Recipe) -> int:
-        return memory.predict(candidate, 3, memory.worst_input(candidate, max_boxes=20)).device_bytes
+        return cost.predict(candidate, 3, memory.worst_input(candidate, max_boxes=20)).device_bytes
 
     by_batch = [bytes_of(replace(recipe, batch_size=n)) for n in (1, 2, 3, 32)]
     by_size = [bytes_of(at_size(recipe, px)) for px in (32, 64, 96, 320)]

@@ -16,17 +16,21 @@ from torch.nn import functional as F
 from cst_search.backbone.resnet import Body
 from cst_search.config.recipe import BACKBONES, DETECTORS, Recipe
 from cst_search.data.coco import CocoImages, DetectionData, loader
-from cst_search.detector.build import Backbone, build_detector, count_parameters, prepare
+from cst_search.detector.build import build_detector, count_parameters, prepare
+from cst_search.detector.pyramid import Backbone
 from cst_search.errors import ConfigError
 from cst_search.petl import METHODS, get_method
-from cst_search.petl.conv_adapter import ConvAdapter
-from cst_search.petl.conv_lora import LoraConv2d
-from cst_search.petl.cst import GATES, GRANULARITIES, INITS, KEEPS, OPERATORS, CstOptions, Ladder, Mtc
-from cst_search.petl.layers import BLOCKS, NORMS, OpenNorm, ScaledNorm, make_block, make_norm, path
+from cst_search.petl.cst import GATES, GRANULARITIES, INITS, KEEPS, OPERATORS, CstOptions
 from cst_search.petl.lst import LstOptions
-from cst_search.petl.pruning import N_IMAGES, fisher, l1, prune
+from cst_search.petl.modules.conv_adapter import ConvAdapter
+from cst_search.petl.modules.conv_lora import LoraConv2d
+from cst_search.petl.modules.cst import Ladder, Mtc
+from cst_search.petl.modules.layers import OpenNorm, ScaledNorm, make_block, make_norm, path
+from cst_search.petl.modules.pruning import N_IMAGES, fisher, l1, prune
+from cst_search.petl.modules.side_tuning import ImageSideNetwork
 from cst_search.petl.serial_adapter import KINDS, POSITIONS
-from cst_search.petl.side_tuning import ImageSideNetwork, SideTuningOptions
+from cst_search.petl.side_blocks import BLOCKS, NORMS
+from cst_search.petl.side_tuning import SideTuningOptions
 from cst_search.trial.engine import Precision, losses
 
 # --- the registry ----------------------------------------------------------------------------------------------------

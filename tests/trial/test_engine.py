@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cst_search.config.recipe import DETECTORS, Recipe
 from cst_search.detector.build import build_detector
 from cst_search.petl import METHODS
-from cst_search.petl.layers import OpenNorm
+from cst_search.petl.modules.layers import OpenNorm
 from cst_search.trial.engine import (
     EpochStats,
     NonFiniteLoss,

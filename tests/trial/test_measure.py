@@ -20,8 +20,9 @@ from cst_search.config.recipe import DETECTORS, Recipe
 from cst_search.data.coco import DetectionData, load_data
 from cst_search.detector.build import build_detector, count_parameters
 from cst_search.errors import ConfigError
-from cst_search.memory.estimate import CONTEXT_BYTES, InputShape, predict, worst_input
+from cst_search.memory.estimate import CONTEXT_BYTES, InputShape, worst_input
 from cst_search.trial import measure as module
+from cst_search.trial.cost import predict
 from cst_search.trial.engine import EpochStats
 from cst_search.trial.measure import Batch, dataset_batch, measure, read_recipe, synthetic_batch
 

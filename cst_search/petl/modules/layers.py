@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 from cst_search.backbone.resnet import STAGES, Body, FrozenNorm
 
-BLOCKS = ("3x3", "depthwise", "bottleneck", "1x1")
-NORMS = ("bn", "gn", "none")
 Norm = FrozenNorm | nn.BatchNorm2d
 
 # --- layers of a side network or an adapter --------------------------------------------------------------------------
@@ -60,23 +58,6 @@ def make_block(kind: str, norm: str, channels: int) -> nn.Sequential:
         inner = max(1, channels // 4)
         layers = [conv(channels, inner, 1), conv(inner, inner, 3), conv(inner, channels, 1)]
     return nn.Sequential(*layers, make_norm(norm, channels), nn.ReLU(inplace=True))
-
-
-def norm_params(norm: str, channels: int) -> int:
-    """Parameters of a norm, or of the bias that stands in its place."""
-    return channels if norm == "none" else 2 * channels
-
-
-def block_params(kind: str, norm: str, channels: int) -> int:
-    """Parameters of `make_block`, in closed form."""
-    bias, inner = int(norm == "none"), max(1, channels // 4)
-    convs = {
-        "3x3": 9 * channels**2,
-        "1x1": channels**2,
-        "depthwise": 9 * channels + channels**2 + bias * channels,
-        "bottleneck": 2 * channels * inner + 9 * inner**2 + 2 * bias * inner,
-    }[kind]
-    return convs + norm_params(norm, channels)
 
 
 # --- surgery on a body -----------------------------------------------------------------------------------------------

@@ -1,0 +1,110 @@
+"""Body, side network and feature pyramid of every detector."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from cst_search.backbone.lean_layers import recompute
+from cst_search.backbone.resnet import Body, load_weights
+from cst_search.config.recipe import Recipe
+from cst_search.detector.registry import get_detector
+from cst_search.memory.training_step import images_at_once
+from cst_search.petl.modules.side_network import SideNetwork
+
+
+class Pyramid(FeaturePyramidNetwork):
+    """torchvision's feature pyramid, level by level, so that a level can be calibrated and recomputed as one.
+
+    Attributes:
+        recompute: levels keep their inputs only and are computed again in the backward pass, of large maps some images
+            at a time.
+    """
+
+    recompute = False
+
+    def forward(
+        self, features: OrderedDict[str, Tensor], side: SideNetwork | None = None, states: Mapping[str, Tensor] = {}
+    ) -> OrderedDict[str, Tensor]:
+        """Features ``{"c3": (B, c_3, H / 8, W / 8), ...}`` and the states of a side network -> levels, finest first."""
+        levels: list[Tensor] = []
+        above: Tensor | None = None
+        for index, (key, feature) in reversed(list(enumerate(features.items()))):
+            calibrate = None if side is None else partial(side.calibrate, key)
+            if not self.recompute or not torch.is_grad_enabled():
+                above, level = self._level(index, calibrate, feature, states.get(key), above)
+            else:
+                n = images_at_once(feature[0].numel())
+                given = (feature.split(n), _split(states.get(key), feature, n), _split(above, feature, n))
+                parts = [recompute(self._level, index, calibrate, *each) for each in zip(*given, strict=True)]
+                above = _cat([inner for inner, _ in parts]) if index else None  # nothing stands below the finest
+                level = _cat([level for _, level in parts])
+                del parts
+            levels.insert(0, level)
+        names = [str(index) for index in range(len(levels))]
+        levels, names = self.extra_blocks(levels, levels, names)  # of the maps below it reads none
+        return OrderedDict(zip(names, levels, strict=True))
+
+    def _level(
+        self,
+        index: int,
+        calibrate: Callable[[Tensor, Tensor], Tensor] | None,
+        feature: Tensor,
+        state: Tensor | None,
+        above: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        if calibrate is not None and state is not None:
+            feature = calibrate(feature, state)
+        inner = self.inner_blocks[index](feature)
+        if above is not None:
+            inner = inner + F.interpolate(above, size=inner.shape[-2:], mode="nearest")
+        return inner, self.layer_blocks[index](inner)
+
+
+def _split(x: Tensor | None, like: Tensor, n: int) -> Sequence[Tensor | None]:
+    return [None] * len(like.split(n)) if x is None else x.split(n)
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class Backbone(nn.Module):
+    """Body -> side network (if any; it may see the image too) -> feature pyramid.
+
+    Attributes:
+        used_stages: the stages that the pyramid reads: 2..5 for Faster R-CNN, 3..5 for RetinaNet and FCOS.
+        features: called in the place of the body where it is set; see `features.FrozenFeatures`.
+        base_hash: identity of the pre-trained body, see `backbone.fingerprint`.
+    """
+
+    def __init__(self, recipe: Recipe, shapes_only: bool = False) -> None:
+        super().__init__()
+        self.body = Body(recipe.backbone, recipe.width, frozen_norm=recipe.weights != "none")
+        self.base_hash = "" if shapes_only else load_weights(self.body, recipe.backbone, recipe.weights)
+        self.side: SideNetwork | None = None
+        self.features: Callable[[Tensor], OrderedDict[str, Tensor]] | None = None
+        self.used_stages = recipe.used_stages
+        channels = [self.body.stage_channels[stage - 1] for stage in self.used_stages]
+        self.out_channels = recipe.fpn_channels
+        extra = (
+            LastLevelMaxPool()
+            if get_detector(recipe.detector).pooled
+            else LastLevelP6P7(self.out_channels, self.out_channels)
+        )
+        self.fpn = Pyramid(channels, self.out_channels, extra)
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """(B, 3, H, W) -> pyramid levels, each (B, out_channels, H / stride, W / stride), finest first."""
+        features = self.body(images) if self.features is None else self.features(images)
+        features["image"] = images
+        states = {} if self.side is None else self.side(features)
+        read = OrderedDict((f"c{stage}", features[f"c{stage}"]) for stage in self.used_stages)
+        return self.fpn(read, self.side, states)

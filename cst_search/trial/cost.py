@@ -1,0 +1,117 @@
+"""The cost of a configuration before it runs: predicted memory and exact parameters. Needs no torch.
+
+Joins what recipe, method and detector say of their shapes with the arithmetic of `cst_search.memory`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from cst_search.config.recipe import Recipe, resolve_recompute
+from cst_search.detector.registry import get_detector
+from cst_search.memory.estimate import (
+    BLOCK_BYTES,
+    CUDA_FP32_OPS,
+    Estimate,
+    InputShape,
+    StepBytes,
+    estimate_of,
+    step_bytes,
+    worst_input,
+)
+from cst_search.memory.resnet_shapes import resnet_shape
+from cst_search.memory.training_step import Plan, Step
+from cst_search.petl import get_method
+
+# fields of a recipe that change no tensor's shape, and a value for each
+_SHAPELESS: dict[str, Any] = {
+    "lr": None, "weight_decay": 0.0, "seed": 0, "epochs": 1, "search_epochs": 1, "warmup": 0.0, "data": "demo",
+    "hflip": True, "eval_every": 1, "loader_workers": 0, "clip_norm": 1.0,
+}  # fmt: skip
+
+
+def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> Estimate:
+    """Predict the memory of training a recipe.
+
+    Args:
+        n_classes: without background.
+        shape: of the worst batch, from `worst_input`.
+
+    Raises:
+        ConfigError: the method or its options are wrong.
+    """
+    shape = worst_input(recipe) if shape is None else shape
+    # what does not change a shape must not cost another trace
+    method = get_method(recipe.method)
+    method.make_options(recipe.options)  # refuses what is wrong, also where it changes no shape
+    options = {name: value for name, value in recipe.options.items() if name not in method.shapeless}
+    plain = replace(
+        recipe, options=options, origin=None, accumulate=min(recipe.accumulate, 2),
+        weights="none" if recipe.weights == "none" else "demo", **_SHAPELESS,
+    )  # fmt: skip
+    return _predict(json.dumps(plain.to_dict(), sort_keys=True), n_classes, shape)
+
+
+def depends_on(key: str) -> bool:
+    """Whether a prediction depends on a key of a configuration (``lr``, ``cst.reduction``), see `Recipe.configured`."""
+    method, dot, option = key.partition(".")
+    return option not in get_method(method).shapeless if dot else key not in _SHAPELESS
+
+
+@lru_cache(maxsize=4096)
+def _predict(recipe_json: str, n_classes: int, shape: InputShape) -> Estimate:
+    values: dict[str, Any] = json.loads(recipe_json)
+    return estimate_of(predict_step(Recipe(**values), n_classes, shape))
+
+
+def predict_step(
+    recipe: Recipe,
+    n_classes: int,
+    shape: InputShape,
+    *,
+    fp32_ops: frozenset[str] = CUDA_FP32_OPS,
+    block: int = BLOCK_BYTES,
+    sums_in_place: bool = True,
+    workspaces: bool = True,
+) -> StepBytes:
+    """Predict the live bytes of one training step of a recipe; options as in `memory.estimate.step_bytes`."""
+    method = get_method(recipe.method)
+    step, plan = describe(recipe, n_classes, shape)
+    return step_bytes(
+        step,
+        plan,
+        method.petl_params(step.shape, method.make_options(recipe.options)),
+        half=recipe.precision != "fp32",
+        accumulates=recipe.accumulate > 1,
+        fp32_ops=fp32_ops,
+        block=block,
+        sums_in_place=sums_in_place,
+        workspaces=workspaces,
+    )
+
+
+def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[Step, Plan]:
+    """What the arithmetic needs to know of a recipe."""
+    detector = get_detector(recipe.detector)
+    backbone = resnet_shape(recipe.backbone, recipe.width, recipe.used_stages, frozen_norm=recipe.weights != "none")
+    method = get_method(recipe.method)
+    plan = method.footprint(backbone, method.make_options(recipe.options))
+    step = Step(
+        heads=detector.heads,
+        head_params=detector.head_params,
+        pooled=detector.pooled,
+        shape=backbone,
+        channels=recipe.fpn_channels,
+        head_convs=recipe.head_convs,
+        n_classes=n_classes,
+        batch=recipe.batch_size,
+        height_px=shape.height_px,
+        width_px=shape.width_px,
+        max_boxes=shape.max_boxes,
+        memsave=recipe.memsave,
+        recompute=resolve_recompute(recipe.recompute, has_side=plan.side is not None),
+    )
+    return step, plan
