@@ -1,6 +1,6 @@
-"""ResNets: torchvision's, at any width, stage by stage, with or without weights.
+"""torchvision's ResNets as detection backbones: any width, run stage by stage, with or without pre-trained weights.
 
-Names of tensors are torchvision's (``conv1.weight``, ``layer1.0.bn1.running_mean`` ...), so its weight files load.
+Tensors keep torchvision's names (``conv1.weight``, ``layer1.0.bn1.running_mean`` ...), so its weight files load.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torchvision.models import get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from cst_search.backbone.lean_layers import recompute
+from cst_search.backbone.recompute import recompute
 from cst_search.errors import ConfigError
 from cst_search.memory.resnet_shapes import RESNETS, BackboneShape, resnet_planes, resnet_shape
 
@@ -27,10 +27,11 @@ STAGES = (("conv1", "bn1", "relu", "maxpool"), ("layer1",), ("layer2",), ("layer
 
 
 class FrozenNorm(FrozenBatchNorm2d):
-    """torchvision's FrozenBatchNorm2d that stays in the type of its input.
+    """torchvision's FrozenBatchNorm2d, with the output in the dtype of the input.
 
-    torchvision multiplies by an fp32 scale, which under autocast turns every feature back into fp32: full fine-tuning
-    of a ResNet-50 Faster R-CNN then keeps more bytes in bf16 than in fp32. In fp32 the two are equal bit for bit.
+    torchvision multiplies by an fp32 scale, which under autocast turns every feature map back into fp32: full
+    fine-tuning of a ResNet-50 Faster R-CNN then keeps more bytes in bf16 than in fp32. In fp32 both are equal bit for
+    bit.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class FrozenNorm(FrozenBatchNorm2d):
 
 
 class _WideResNet(ResNet):
-    """torchvision's ResNet without its classifier, with every channel count multiplied by ``width``."""
+    """torchvision's ResNet without classifier, with every channel count multiplied by ``width``."""
 
     def __init__(self, name: str, width: float, norm_layer: Callable[..., nn.Module]) -> None:
         nn.Module.__init__(self)
@@ -62,19 +63,19 @@ class _WideResNet(ResNet):
 
 
 class Body(nn.Module):
-    """The convolutional part of a ResNet, run stage by stage.
+    """Convolutional part of a ResNet, run stage by stage.
 
     Attributes:
         stage_channels: channels of C1 (after the stem's pooling) to C5.
-        grad_from: index into STAGES of the first stage that is run with autograd; ``len(STAGES)`` for none.
-            Stages before it run under ``no_grad`` and in eval mode: they keep no activation and change no statistic.
-            From it on, a batch norm whose affine part is frozen keeps its statistics too.
-        recompute: residual blocks from grad_from on keep their inputs only and are computed again in the backward pass.
-        taps_blocks: also hand out the output of every residual block, as ``c3.0`` for the first of stage 3.
+        grad_from: index into STAGES of the first stage that runs with autograd; ``len(STAGES)`` for none.
+            Earlier stages run under ``no_grad`` and in eval mode: they keep no activation and update no statistic.
+            From it on, a batch norm whose affine part is frozen does not update its statistics either.
+        recompute: residual blocks from grad_from on keep their inputs only and are recomputed in the backward pass.
+        taps_blocks: the output of every residual block is returned too, as ``c3.0`` for the first block of stage 3.
     """
 
     def __init__(self, name: str, width: float = 1.0, frozen_norm: bool = True) -> None:
-        """Args: frozen_norm: FrozenNorm, as in torchvision's pre-trained detectors; else BatchNorm2d."""
+        """Build it; ``frozen_norm``: FrozenNorm as in torchvision's pre-trained detectors, else BatchNorm2d."""
         super().__init__()
         net = _WideResNet(name, width, FrozenNorm if frozen_norm else nn.BatchNorm2d)
         self.name, self.width, self.frozen_norm = name, width, frozen_norm
@@ -119,7 +120,7 @@ class Body(nn.Module):
 
 
 def load_weights(body: Body, name: str, weights: str) -> str:
-    """Fill the body and return the SHA-256 (first 16 hex digits) of what it then holds.
+    """Load weights into the body and return its fingerprint, the first 16 hex digits of a SHA-256.
 
     Args:
         name: the ResNet's name, for ``DEFAULT``.
@@ -194,7 +195,11 @@ def _read(name: str, weights: str) -> dict[str, Tensor]:
 
 
 def fetch_default(name: str) -> dict[str, Tensor]:
-    """torchvision's weights of a ResNet, from torch's folder of downloads, else from the net. Raises ConfigError."""
+    """Return torchvision's default weights of a ResNet, from torch's download cache or the network.
+
+    Raises:
+        ConfigError: they could not be fetched.
+    """
     default = get_model_weights(name).DEFAULT
     try:
         return default.get_state_dict(progress=False, check_hash=True)
@@ -206,7 +211,7 @@ def fetch_default(name: str) -> dict[str, Tensor]:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names and bytes of all tensors, first 16 hex digits: the identity of a base."""
+    """Return the first 16 hex digits of a SHA-256 over names and bytes of all tensors: the identity of a base."""
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(key.encode())

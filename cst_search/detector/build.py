@@ -12,9 +12,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from cst_search.backbone.lean_layers import once_norms, recompute_heads, save_memory
+from cst_search.backbone.lean_layers import save_memory
+from cst_search.backbone.recompute import once_norms
 from cst_search.backbone.resnet import STAGES
 from cst_search.config.recipe import Recipe, resolve_recompute
+from cst_search.detector.lean_heads import recompute_heads
 from cst_search.detector.pyramid import Backbone
 from cst_search.detector.registry import get_detector
 from cst_search.errors import ConfigError

@@ -6,9 +6,9 @@ from torch import nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from cst_search.backbone.lean_layers import box_iou
 from cst_search.config.recipe import Recipe
 from cst_search.detector.base import SCORE_THRESHOLD
+from cst_search.detector.lean_heads import box_iou
 from cst_search.detector.pyramid import Backbone
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from cst_search.backbone.lean_layers import recompute
+from cst_search.backbone.recompute import recompute
 from cst_search.backbone.resnet import Body, load_weights
 from cst_search.config.recipe import Recipe
 from cst_search.detector.registry import get_detector

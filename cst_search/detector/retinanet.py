@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from cst_search.backbone.lean_layers import LeanRetinaNet
 from cst_search.config.recipe import Recipe
 from cst_search.detector.base import SCORE_THRESHOLD
+from cst_search.detector.lean_heads import LeanRetinaNet
 from cst_search.detector.pyramid import Backbone
 
 

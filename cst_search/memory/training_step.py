@@ -242,7 +242,7 @@ def images_at_once(values: int) -> int:
 def _by_level(
     tape: Tape, step: Step, levels: list[Tensor], run: Callable[[Tensor], list[Tensor]]
 ) -> list[list[Tensor]]:
-    """`lean._ByLevel`: the outputs of a head for every level."""
+    """`lean_heads._ByLevel`: the outputs of a head for every level."""
     if step.recompute == "none":
         return [run(level) for level in levels]
     outputs = []
@@ -340,11 +340,11 @@ def focal_loss(tape: Tape, x: Tensor, targets: Tensor) -> Tensor:
 # Bytes that matching holds at once for every pair of an anchor and a box, counted in torchvision's code (0.26).
 BOX_IOU_PAIR = 36  # box_iou: two corners and their difference (x, y each), intersection, a sum, the union; 4 bytes each
 FCOS_PAIR = 33  # four distances in a list, and stacked; one flag
-IOU_PAIRS = 2_000_000  # pairs that `lean.box_iou` works on at once
+IOU_PAIRS = 2_000_000  # pairs that `lean_heads.box_iou` works on at once
 
 
 def _matching(tape: Tape, n_anchors: int, n_boxes: int) -> None:
-    """`lean.box_iou`, then torchvision's Matcher: best box and value of every anchor, flags of the best anchors."""
+    """`lean_heads.box_iou`, then torchvision's Matcher: best box and value of every anchor, flags of the best anchors."""
     n_boxes = max(1, n_boxes)
     overlaps = Storage(tape, 4 * n_boxes * n_anchors)
     Storage(tape, BOX_IOU_PAIR * n_anchors * min(n_boxes, max(1, IOU_PAIRS // n_anchors)))

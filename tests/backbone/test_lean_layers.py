@@ -10,22 +10,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import RetinaNet
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops import box_iou as torchvision_box_iou
 
-from cst_search.backbone import lean_layers as lean
 from cst_search.backbone.lean_layers import (
     LeanBatchNorm2d,
     LeanConv2d,
     LeanMaxPool2d,
     LeanReLU,
-    OnceBatchNorm2d,
     pack_bits,
-    recompute,
     save_memory,
     unpack_bits,
 )
+from cst_search.backbone.recompute import OnceBatchNorm2d, recompute
 from cst_search.backbone.resnet import FrozenNorm
 from cst_search.config.recipe import Recipe
 from cst_search.detector.build import build_detector
@@ -170,32 +166,6 @@ def test_statistics_move_once_when_computed_twice() -> None:
     assert torch.equal(x.grad, expected)
     assert all(torch.equal(once.state_dict()[name], value) for name, value in norm.state_dict().items())
     assert int(once.num_batches_tracked) == 1
-
-
-@pytest.mark.parametrize("pairs", [1, 25, 10_000])  # one box at a time, some, all
-def test_overlaps_are_torchvisions(monkeypatch: pytest.MonkeyPatch, pairs: int) -> None:
-    monkeypatch.setattr(lean, "IOU_PAIRS", pairs)
-    corner = torch.rand(19, 2) * 50
-    boxes = torch.cat([corner, corner + torch.rand(19, 2) * 40], 1)
-    assert torch.equal(lean.box_iou(boxes[:7], boxes[7:]), torchvision_box_iou(boxes[:7], boxes[7:]))
-    assert lean.box_iou(boxes[:0], boxes).shape == (0, 19)
-
-
-@pytest.mark.parametrize("n_boxes", [0, 1, 12])
-def test_retinanet_matches_as_torchvision_does(
-    tiny_recipe: Make, monkeypatch: pytest.MonkeyPatch, n_boxes: int
-) -> None:
-    monkeypatch.setattr(lean, "IOU_PAIRS", 1)
-    ours = build_detector(tiny_recipe(detector="retinanet", method="head", recompute="none"), 3).train()
-    corner = torch.rand(n_boxes, 2) * 40
-    boxes = torch.cat([corner, corner + 20], 1)
-    labels = torch.ones(n_boxes, dtype=torch.int64)
-    images = [torch.rand(3, 64, 96) for _ in range(2)]
-    losses = []
-    for kind in (lean.LeanRetinaNet, RetinaNet):
-        ours.__class__ = kind
-        losses.append(ours(images, [{"boxes": boxes, "labels": labels} for _ in images]))
-    assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[1])
 
 
 # --- whole detectors --------------------------------------------------------------------------------------------------

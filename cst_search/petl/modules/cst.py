@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cst_search.backbone.lean_layers import recompute
+from cst_search.backbone.recompute import recompute
 from cst_search.backbone.resnet import Body
 from cst_search.memory.resnet_shapes import BackboneShape
 from cst_search.petl.base import HasBody

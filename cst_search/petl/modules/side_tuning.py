@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from cst_search.backbone.lean_layers import recompute
+from cst_search.backbone.recompute import recompute
 from cst_search.memory.resnet_shapes import BackboneShape
 from cst_search.petl.base import HasBody
 from cst_search.petl.modules.layers import (
