@@ -64,7 +64,7 @@ def depends_on(key: str) -> bool:
 @lru_cache(maxsize=4096)
 def _predict(recipe_json: str, n_classes: int, shape: InputShape) -> Estimate:
     values: dict[str, Any] = json.loads(recipe_json)
-    return estimate_of(predict_step(Recipe(**values), n_classes, shape))
+    return estimate_of(predict_step(Recipe.from_dict(values), n_classes, shape))
 
 
 def predict_step(
