@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from wall import machine
 
 from cst_search.study.study import Study, default_storage
-from cst_search.tracking.mlflow_record import default_tracking_uri
+from cst_search.tracking.connection import default_tracking_uri
 
 MADE_UP = Path(__file__).resolve().parent.parent / "tests" / "faults" / "made_up.py"
 

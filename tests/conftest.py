@@ -25,7 +25,7 @@ from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData, load_data
 from cst_search.detector import faster_rcnn
-from cst_search.tracking.mlflow_record import default_tracking_uri
+from cst_search.tracking.connection import default_tracking_uri
 
 # tensors of a few thousand numbers: handing them to a second thread costs more than it saves
 torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from cst_search.errors import StudyError
 from cst_search.study.records import StudyInfo
 from cst_search.study.study import Study
-from cst_search.tracking.mlflow_record import default_tracking_uri
+from cst_search.tracking.connection import default_tracking_uri
 
 MADE_UP = Path(__file__).parent / "faults" / "made_up.py"
 

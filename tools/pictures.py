@@ -27,7 +27,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from cst_search.study.study import Study, default_storage
-from cst_search.tracking.mlflow_record import default_tracking_uri
+from cst_search.tracking.connection import default_tracking_uri
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs/pictures"
 MOST_BYTES = 200_000

@@ -38,7 +38,7 @@ def doctor(
 
     from cst_search.commands.doctor import examine
     from cst_search.study.study import default_storage
-    from cst_search.tracking.mlflow_record import default_tracking_uri
+    from cst_search.tracking.connection import default_tracking_uri
 
     url, uri = storage or default_storage(home_of(home)), tracking_uri or default_tracking_uri(home_of(home))
     found = []
@@ -89,7 +89,7 @@ def ui(
         # its job runner would be seven more processes and 1.5 GB that a viewer does not need
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    from cst_search.tracking.mlflow_record import (
+    from cst_search.tracking.connection import (
         newest_fronts,  # the server needs MLflow too, and will find it loaded from disk
     )
 

@@ -246,7 +246,8 @@ def sync(
     from cst_search.commands.report_files import export_best, write_report
     from cst_search.config.catalog import check_folder
     from cst_search.redaction import shown_address
-    from cst_search.tracking.mlflow_record import MlflowRecord, default_tracking_uri
+    from cst_search.tracking.connection import default_tracking_uri
+    from cst_search.tracking.mlflow_record import MlflowRecord
 
     check_tracking(tracking_uri)
     check_folder("--home", home_of(home))

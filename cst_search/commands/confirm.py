@@ -121,7 +121,8 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
         session.begin_launch(kind="confirm")
         session.plan(wanted)
 
-    from cst_search.tracking.mlflow_record import MlflowRecord, default_tracking_uri  # mlflow takes seconds to import
+    from cst_search.tracking.connection import default_tracking_uri  # mlflow takes seconds to import
+    from cst_search.tracking.mlflow_record import MlflowRecord
 
     tracking_uri = options.tracking_uri or default_tracking_uri(options.home)
     record = MlflowRecord(tracking_uri, options.home / "artifacts", warn=say)

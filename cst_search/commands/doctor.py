@@ -235,7 +235,7 @@ def _storage(url: str) -> Iterator[Finding]:
 
 
 def _mlflow(uri: str) -> Iterator[Finding]:
-    from cst_search.tracking.mlflow_record import try_tracking
+    from cst_search.tracking.connection import try_tracking
 
     begun = time.perf_counter()
     found = try_tracking(uri)

@@ -112,7 +112,8 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     n_before = study.info().n_ran()
 
     workers.prepare()
-    from cst_search.tracking.mlflow_record import MlflowRecord, default_tracking_uri  # mlflow takes seconds to import
+    from cst_search.tracking.connection import default_tracking_uri  # mlflow takes seconds to import
+    from cst_search.tracking.mlflow_record import MlflowRecord
 
     tracking_uri = options.tracking_uri or default_tracking_uri(options.home)
     record = MlflowRecord(tracking_uri, options.home / "artifacts", warn=say)

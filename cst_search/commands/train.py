@@ -118,7 +118,8 @@ def _record(
     origin = recipe.origin
     if origin is None and tracking_uri is None:
         return  # a recipe that no study made belongs to no experiment
-    from cst_search.tracking.mlflow_record import MlflowRecord, default_tracking_uri
+    from cst_search.tracking.connection import default_tracking_uri
+    from cst_search.tracking.mlflow_record import MlflowRecord
 
     uri = tracking_uri or default_tracking_uri(home)
     record = MlflowRecord(uri, home / "artifacts", warn=say)

@@ -1,4 +1,8 @@
-"""What MLflow is told of one training: parameters, curves, files, and the model as MLflow loads it."""
+"""The entries of one run in MLflow: parameters, metrics, tags, artifacts, and the model as MLflow loads it.
+
+Every tag of ours begins with ``cst.``; `launch_tags`, `trial_tags` and `training_tags` set them, except ``cst.verdict``
+and a changed ``cst.pareto``, which `mlflow_mirror` writes later.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import io
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +22,30 @@ from mlflow.models import Model
 from PIL import Image
 
 from cst_search import __version__
-from cst_search.tracking.descriptions import model_description
+from cst_search.study.records import LaunchRecord, TrialRecord
+from cst_search.study.seed_statistics import Sample
+from cst_search.study.states import TrialState
+from cst_search.tracking.descriptions import model_description, run_name
 from cst_search.trial.outcome import Outcome
 
 NOTE = "mlflow.note.content"  # of a run and of a model: its description
-METRICS = ("map", "map50", "loss", "images_per_second")  # of an epoch
+EPOCH_METRICS = ("map", "map50", "loss", "images_per_second")
+_COST_METRICS = ("device_bytes", "active_bytes", "trainable_params", "petl_params")
+RUN_STATUS = {
+    TrialState.COMPLETE: "FINISHED", TrialState.INFEASIBLE: "FINISHED", TrialState.PRUNED: "FINISHED",
+    TrialState.FAILED: "FAILED",
+}  # fmt: skip
+_BATCH = 1000  # metrics and params that MLflow takes in one call, of which 100 may be params
+
+
+# --- parameters and metrics ------------------------------------------------------------------------------------------
 
 
 def params(values: Mapping[str, Any]) -> list[Param]:
-    """Flat parameters; a tuple as ``[3, 4, 5]``, None as ``none``; MLflow takes 6,000 characters a value."""
+    """Return flat parameters: a tuple as ``[3, 4, 5]``, None as ``none``, at most 100 of 6,000 characters each.
+
+    MLflow takes no more in one call, and no longer value.
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -36,18 +56,140 @@ def params(values: Mapping[str, Any]) -> list[Param]:
     return [Param(key, value[:6000]) for key, value in text.items()][:100]
 
 
+def log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> None:
+    """Log any number of metrics, 1,000 a call."""
+    for start in range(0, len(metrics), _BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+
+
+def hypervolume_metrics(volumes: Sequence[tuple[int, float]]) -> list[Metric]:
+    """Return the curve of a launch: (trial, hypervolume after it) with the trial's number as the step."""
+    now = _now_ms()
+    return [Metric("hypervolume", value, now, trial) for trial, value in volumes]
+
+
+def seed_metrics(sample: Sample) -> list[Metric]:
+    """Return mAP over the seeds of a confirmed trial, with the number of seeds as the step."""
+    values = {"map_mean": sample.mean, "map_std": sample.std, "map_new_mean": sample.new_mean, "n_seeds": sample.n}
+    now = _now_ms()
+    return [Metric(key, float(v), now, sample.n) for key, v in values.items() if v is not None]
+
+
+def _epoch_metrics(history: Sequence[Mapping[str, Any]], time_ms: int) -> list[Metric]:
+    return [
+        Metric(name, float(entry[name]), time_ms, int(entry["epoch"]))
+        for entry in history
+        for name in EPOCH_METRICS
+        if entry.get(name) is not None
+    ]
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+# --- the run of a launch, a trial, a repeat ---------------------------------------------------------------------------
+
+
+def launch_tags(study: str, launch: LaunchRecord) -> dict[str, str]:
+    """Return the tags of a launch's run; ``cst.kind`` is ``launch`` or ``confirm``."""
+    return {"cst.kind": launch.kind, "cst.study": study, "cst.launch": launch.id}
+
+
+def create_launch_run(client: MlflowClient, experiment: str, study: str, launch: LaunchRecord) -> str:
+    """Make the run of a launch, without its settings, and return its id."""
+    begun = datetime.fromisoformat(launch.begun)
+    run = client.create_run(
+        experiment,
+        start_time=int(begun.timestamp() * 1000),
+        run_name=f"{launch.kind} {begun.astimezone():%Y-%m-%d %H:%M}",
+        tags=launch_tags(study, launch),
+    )
+    return str(run.info.run_id)
+
+
+def trial_tags(study: str, record: TrialRecord, on_front: bool) -> dict[str, str]:
+    """Return the tags of a trial's run; those of a repeat also say which trial it repeats, with which seed."""
+    tags = {
+        "cst.kind": "trial",
+        "cst.study": study,
+        "cst.trial": str(record.trial),
+        "cst.method": str(record.config.get("method")),
+        "cst.state": record.state,
+        "cst.feasible": str(record.feasible).lower(),
+        "cst.pareto": str(on_front).lower(),
+        "cst.memory_source": record.memory_source,
+        "cst.memory_correction": f"{record.memory_correction:.3f}",
+    }
+    if record.repeat_of is not None:
+        tags |= {"cst.kind": "repeat", "cst.repeat_of": str(record.repeat_of), "cst.seed": str(record.seed),
+                 "cst.epochs": str(record.epochs)}  # fmt: skip
+    if record.reason:
+        tags["cst.reason"] = record.reason[:5000]
+    return tags
+
+
+def create_trial_run(
+    client: MlflowClient, experiment: str, study: str, record: TrialRecord, on_front: bool, parent: str | None
+) -> str:
+    """Make the run of a finished trial, without parameters and metrics, and return its id.
+
+    Args:
+        parent: run of the launch in which the trial ran.
+    """
+    tags = trial_tags(study, record, on_front)
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent
+    begin = _now_ms() - round((record.seconds or 0.0) * 1000)
+    run = client.create_run(experiment, start_time=begin, run_name=run_name(record), tags=tags)
+    return str(run.info.run_id)
+
+
+def fill_trial_run(client: MlflowClient, run_id: str, record: TrialRecord) -> None:
+    """Log a trial's parameters, its metrics of every epoch and its costs, and end its run."""
+    now, last = _now_ms(), len(record.history)
+    costs = {name: getattr(record, name) for name in _COST_METRICS}
+    metrics = _epoch_metrics(record.history, now)
+    metrics += [Metric(name, float(value), now, last) for name, value in costs.items() if value is not None]
+    first = _BATCH - 100
+    client.log_batch(run_id, metrics=metrics[:first], params=params(record.config))
+    log_metrics(client, run_id, metrics[first:])
+    client.set_terminated(run_id, RUN_STATUS[record.state])
+
+
+# --- the run of a full training ---------------------------------------------------------------------------------------
+
+
+def training_tags(
+    study: str, key: str, origin: Mapping[str, Any], result: Mapping[str, Any], trial_run: str | None, parent: str
+) -> dict[str, str]:
+    """Return the tags of a full training's run.
+
+    Args:
+        key: the training's own, by which a run that was cut off is found again.
+        origin: ``trial`` that the training comes from.
+        trial_run: that trial's run, or None if MLflow does not have it.
+        parent: run of the launch of ``trial_run``.
+    """
+    tags = {"cst.kind": "training", "cst.study": study, "cst.trial": str(origin.get("trial")),
+            "cst.state": result["outcome"], "cst.training": key}  # fmt: skip
+    if trial_run is not None:
+        tags |= {"cst.trial_run": trial_run, "mlflow.parentRunId": parent}
+    return tags
+
+
 def log_training(
     client: MlflowClient, experiment: str, tags: Mapping[str, str], result: Mapping[str, Any],
     configuration: Sequence[Param], files: Sequence[Path],
 ) -> None:  # fmt: skip
-    """A run for a full-length training.
+    """Log a full training: parameters, metrics, files and the trained model.
 
     Args:
-        tags: of the run; one that has the same ``cst.training`` is gone on with.
-        result: as `trial.TrialResult.to_dict`.
+        tags: as `training_tags`; a run that has the same ``cst.training`` is completed.
+        result: as `TrialResult.to_dict`.
         files: weights (``.safetensors``) become a logged model of the run, others artifacts.
     """
-    end = int(time.time() * 1000)
+    end = _now_ms()
     begin = end - round(result["seconds"] * 1000)
     name = f"training of trial {tags['cst.trial']}"
     found = client.search_runs([experiment], f"tags.`cst.training` = '{tags['cst.training']}'", max_results=1)
@@ -59,17 +201,11 @@ def log_training(
             model_id = _log_model(client, experiment, run_id, path, result["epochs"], tags)
         else:
             client.log_artifact(run_id, str(path))
-    metrics = [
-        Metric(name, float(entry[name]), end, int(entry["epoch"]))
-        for entry in result["history"]
-        for name in METRICS
-        if entry.get(name) is not None
-    ]
+    metrics = _epoch_metrics(result["history"], end)
     for split, scores in result["final"].items():
         for name in ("map", "map50", "map75"):
             metrics.append(Metric(f"{split}_{name}", scores[name], end, result["epochs"], model_id=model_id))
-    for start in range(0, len(metrics), 1000):
-        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+    log_metrics(client, run_id, metrics)
     client.log_batch(run_id, params=configuration)
     client.set_terminated(run_id, "FINISHED" if result["outcome"] == Outcome.COMPLETE else "FAILED")
 
@@ -77,7 +213,10 @@ def log_training(
 def _log_model(
     client: MlflowClient, experiment: str, run_id: str, weights: Path, epochs: int, tags: Mapping[str, str]
 ) -> str:
-    """Log trained weights as a model of the run; its id. By the client alone: nothing global of MLflow's changes."""
+    """Log trained weights as a model of the run and return its id.
+
+    Only the client is used, so that no global setting of MLflow changes.
+    """
     import torch
     import torchvision
 
@@ -109,7 +248,7 @@ def _log_model(
 
 
 def _grey_png() -> str:
-    """An image file in base64: how an image goes to a served model."""
+    """Return a small image file in base64, the form in which a served model takes images."""
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "grey").save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()

@@ -20,7 +20,7 @@ from cst_search.report.progress import View
 from cst_search.study.records import StudyInfo
 from cst_search.study.study import Study
 from cst_search.study.trial_attributes import Repeat
-from cst_search.tracking.mlflow_record import default_tracking_uri
+from cst_search.tracking.connection import default_tracking_uri
 
 EPOCHS = 2  # of a trial in `searched`
 SPACE: dict[str, Any] = {

@@ -19,7 +19,7 @@ from studies import make_study, run_cli
 from cst_search.commands import doctor
 from cst_search.commands.doctor import Finding, examine
 from cst_search.study.study import Study, default_storage
-from cst_search.tracking.mlflow_record import default_tracking_uri
+from cst_search.tracking.connection import default_tracking_uri
 
 
 def found(home: Path, **changes: Any) -> dict[str, Finding]:

@@ -32,7 +32,8 @@ from cst_search.errors import ConfigError, RunError, StudyError
 from cst_search.memory.estimate import worst_input
 from cst_search.search.session import SearchSession
 from cst_search.study.records import Budget, StudyInfo
-from cst_search.tracking.mlflow_record import MlflowRecord, default_tracking_uri
+from cst_search.tracking.connection import default_tracking_uri
+from cst_search.tracking.mlflow_record import MlflowRecord
 from cst_search.trial.cost import predict
 
 

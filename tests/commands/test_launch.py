@@ -44,7 +44,7 @@ from cst_search.search.session import SearchSession
 from cst_search.study import reader
 from cst_search.study.records import Budget, StudyInfo, choose_objectives
 from cst_search.study.study import Study
-from cst_search.tracking.mlflow_record import default_tracking_uri
+from cst_search.tracking.connection import default_tracking_uri
 from cst_search.trial.cost import predict
 from cst_search.trial.run import run_trial
 

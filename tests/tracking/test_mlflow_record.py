@@ -21,7 +21,8 @@ from cst_search.search.session import SearchSession
 from cst_search.study.pareto import hypervolume_by_trial
 from cst_search.study.records import Tally
 from cst_search.study.trial_attributes import Repeat
-from cst_search.tracking.mlflow_record import MlflowRecord, default_tracking_uri
+from cst_search.tracking.connection import default_tracking_uri
+from cst_search.tracking.mlflow_record import MlflowRecord
 
 SETTINGS = {"recipe": {"detector": "fcos", "lr": None}, "space": "cst", "trials": 8, "objectives": "map,device_bytes"}
 
@@ -49,7 +50,7 @@ def session(tmp_path: Path, request: pytest.FixtureRequest) -> SearchSession:
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cst_search.tracking.mlflow_record._PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("cst_search.tracking.connection._PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -266,7 +267,7 @@ def test_trial_by_trial_it_is_as_at_once(
         calls.clear()
         mirror.add(session.study.name, new, tally)
         taken = threading.Event()
-        mirror._jobs.put(taken.set)
+        mirror._calls.put(taken.set)
         assert taken.wait(120)
         if i >= 7:
             assert calls["create_run"] == calls["set_terminated"] == len(new)
@@ -391,7 +392,7 @@ def test_a_launch_that_begins_before_its_server_has_its_run(
         patch.setattr(MlflowClient, "get_experiment_by_name", lambda *_: 1 / 0)
         mirror.start(session.study.info(), session.describe_launch(SETTINGS))
         done = threading.Event()
-        mirror._jobs.put(done.set)
+        mirror._calls.put(done.set)
         assert done.wait(60) and len(warnings) == 1
     mirror.sync(session.study.info())
     mirror.finish(session.study.info(), {}, "FINISHED")

@@ -22,7 +22,8 @@ from studies import make_study, run_one, scored
 
 from cst_search.commands.report_files import export_best, write_report
 from cst_search.study.records import StudyInfo
-from cst_search.tracking.mlflow_record import MlflowRecord, default_tracking_uri
+from cst_search.tracking.connection import default_tracking_uri
+from cst_search.tracking.mlflow_record import MlflowRecord
 from cst_search.tracking.views import TAG, is_ours
 
 playwright = pytest.importorskip("playwright.sync_api")

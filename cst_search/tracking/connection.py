@@ -1,0 +1,187 @@
+"""Reach MLflow: its default address, its database, the experiment of a study, and calls that outlast an outage."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+
+from cst_search.errors import RunError
+from cst_search.redaction import DATABASES_OF_MLFLOW, shown_address, without_password
+from cst_search.study.fast_reads import check_connection
+from cst_search.tracking.views import TAG
+
+for noisy in ("mlflow", "alembic"):
+    logging.getLogger(noisy).setLevel(logging.ERROR)
+
+_PAUSE_SECONDS = 3.0  # before a call that failed is made again
+
+
+def default_tracking_uri(home: Path) -> str:
+    """Return the address of the SQLite database beside the studies, ``<home>/mlflow.db``."""
+    return f"sqlite:///{os.fspath((home / 'mlflow.db').absolute())}"
+
+
+def try_tracking(uri: str) -> str | None:
+    """Ask a tracking server or database once.
+
+    Returns:
+        The server's version, empty if it gives none or ``uri`` is a database; None for a SQLite file not made yet.
+
+    Raises:
+        RunError: it does not answer.
+    """
+    path = uri.removeprefix("sqlite:///")
+    if path != uri and not Path(path).exists():
+        return None
+    try:
+        if uri.startswith(DATABASES_OF_MLFLOW):
+            check_connection(uri)
+        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+        if not uri.startswith(("http://", "https://")):
+            return ""
+        said = str(http_request(get_default_host_creds(uri), "/version", "GET").text).strip()
+        return said if re.fullmatch(r"\d+\.[\w.]+", said) else ""  # a proxy may say something else
+    except Exception as error:  # of the client, of requests, of SQLAlchemy
+        raise RunError(f"{shown_address(uri)} does not answer: {failure_reason(error, uri)}") from None
+
+
+def newest_fronts(uri: str, base: str, most: int = 3) -> list[tuple[str, str]]:
+    """Return the studies last worked on, newest first, each with the address of its front in the UI.
+
+    Args:
+        base: address of the MLflow server, e.g. ``http://127.0.0.1:5000``.
+        most: number of studies at most.
+    """
+    try:
+        found = MlflowClient(tracking_uri=uri).search_experiments(order_by=["last_update_time DESC"], max_results=50)
+    except Exception:  # a courtesy: the server says better what is wrong with its database
+        return []
+    return [
+        (one.name, f"{base}/#/experiments/{one.experiment_id}/runs?viewStateShareKey=cst-front")
+        for one in found
+        if f"{TAG}cst-front" in one.tags
+    ][:most]
+
+
+def failure_reason(error: BaseException, uri: str) -> str:
+    """Say in one line, without a password, why a call failed.
+
+    For a failed connection this is the operating system's message; MLflow's own line is long.
+    """
+    inner = error
+    while (below := inner.__cause__ or inner.__context__) is not None:
+        inner = below
+    if isinstance(inner, OSError) and inner.strerror:
+        return inner.strerror
+    return without_password((str(error).splitlines() or [type(error).__name__])[0], uri)[:300]
+
+
+def open_experiment(uri: str, study: str, artifact_root: Path) -> tuple[MlflowClient, str]:
+    """Connect, and find or make the experiment of a study; return the client and the experiment's id.
+
+    Args:
+        artifact_root: folder for artifacts if ``uri`` is a database (MLflow would put them into ``./mlruns``);
+            a server has a place of its own.
+    """
+    _make_database(uri)
+    is_database = uri.startswith(DATABASES_OF_MLFLOW)
+    if is_database:
+        check_connection(uri)  # MLflow asks a database that is down ten times, for two minutes
+    client = MlflowClient(tracking_uri=uri)
+    found: Experiment | None = client.get_experiment_by_name(study)
+    if found is not None:
+        if found.lifecycle_stage == "deleted":
+            raise MlflowException(f"the experiment {study!r} was deleted in MLflow; restore it there")
+        return client, found.experiment_id
+    location = (artifact_root / study).absolute().as_uri() if is_database else None
+    # the UI opens such an experiment on its runs, not on traces of language models
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    try:
+        return client, client.create_experiment(study, artifact_location=location, tags=tags)
+    except MlflowException:  # another launch of the study was quicker
+        found = client.get_experiment_by_name(study)
+        if found is None:
+            raise
+        return client, found.experiment_id
+
+
+def _make_database(uri: str) -> None:
+    """Make MLflow's SQLite database whole or not at all.
+
+    MLflow makes its tables one by one, for seconds; a launch that is killed in between would leave a file that MLflow
+    never takes again ("table review_queues already exists").
+    """
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or "?" in uri or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    part.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=f"sqlite:///{part}").search_experiments(max_results=1)
+    with contextlib.suppress(FileExistsError):  # another launch was quicker
+        os.link(part, path)
+    part.unlink()
+
+
+class CallQueue:
+    """A thread that makes calls to MLflow one after the other, so that a slow or absent server delays nobody.
+
+    A call that fails is made once more after a pause; while the server stays down, later calls are tried once each.
+    Only the first failure is reported.
+
+    Args:
+        uri: address that failures are reported for.
+        warn: takes the line that reports the first failure.
+        on_failure: called after every failed try.
+    """
+
+    def __init__(self, uri: str, warn: Callable[[str], None], on_failure: Callable[[], None]) -> None:
+        self._uri, self._warn, self._on_failure = uri, warn, on_failure
+        self._warned = False
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def put(self, job: Callable[[], None]) -> None:
+        """Queue a call and return at once."""
+        self._jobs.put(job)
+
+    def close(self, timeout_seconds: float) -> bool:
+        """Wait for the queued calls; return whether all of them were made in time and none has failed."""
+        self._jobs.put(None)
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive() and not self._warned
+
+    def _work(self) -> None:
+        is_down = False
+        while (job := self._jobs.get()) is not None:
+            error = self._try(job)
+            if error is not None and not is_down:
+                time.sleep(_PAUSE_SECONDS)
+                error = self._try(job)
+            is_down = error is not None
+            if error is not None and not self._warned:
+                reason = failure_reason(error, self._uri)
+                self._warn(f"MLflow did not take a record ({type(error).__name__}: {reason}); the study keeps it")
+                self._warned = True
+
+    def _try(self, job: Callable[[], None]) -> Exception | None:
+        try:
+            job()
+        except Exception as error:  # whatever it is, the search must go on
+            self._on_failure()
+            return error
+        return None
