@@ -37,8 +37,8 @@ from cst_search.config.recipe import BACKBONES, DETECTORS, Recipe
 from cst_search.memory.estimate import InputShape, worst_input
 from cst_search.petl import METHODS
 from cst_search.trial.cost import predict
+from cst_search.trial.device import choose_device
 from cst_search.trial.measure import measure, synthetic_batch
-from cst_search.trial.run import choose_device
 
 N_CLASSES = 80
 N_ALONE = 4

@@ -49,7 +49,7 @@ from cst_search.errors import ConfigError, UserError
 from cst_search.memory.estimate import InputShape, worst_input
 from cst_search.petl import METHODS, get_method
 from cst_search.trial.cost import predict
-from cst_search.trial.run import choose_device
+from cst_search.trial.device import choose_device
 
 ROOT = Path(__file__).resolve().parent.parent
 # --size: a recipe of trials/, and what is laid over it (torchvision's weights would be fetched)

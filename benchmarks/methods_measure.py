@@ -29,8 +29,9 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.coco import CocoImages, DetectionData, load_data, loader
 from cst_search.detector.build import build_detector, trained_tensors
 from cst_search.detector.weights import save_trained
-from cst_search.trial.engine import choose_precision, detect, make_optimiser, make_schedule, train_one_epoch
-from cst_search.trial.run import choose_device, run_trial
+from cst_search.trial.device import choose_device
+from cst_search.trial.engine import choose_precision, detect, make_lr_schedule, make_optimiser, train_one_epoch
+from cst_search.trial.run import run_trial
 
 N_RANDOM_CLASSES, N_RANDOM_BOXES = 80, 10  # of random images; COCO has 80 classes and 7.3 boxes an image
 Batches = list[tuple[list[Tensor], list[dict[str, Any]]]]
@@ -121,7 +122,7 @@ class Timed:
         self.model = build_detector(recipe, N_RANDOM_CLASSES if data is None else len(data.class_names)).to(device)
         self.batches = {split: load_batches(recipe, data, split, n_batches) for split in ("train", "val")}
         self.optimiser = make_optimiser(self.model, 1e-9, recipe.weight_decay)
-        self.schedule = make_schedule(self.optimiser, 10**6, 0)
+        self.schedule = make_lr_schedule(self.optimiser, 10**6, 0)
         self.precision = choose_precision(recipe.precision, self.device)
         self.scaler = torch.amp.GradScaler(device, enabled=self.precision.scaled)
 

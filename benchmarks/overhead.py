@@ -57,7 +57,7 @@ def nothing(notes: str, seconds: float, recipe: Any, data: Any, *, report: Any =
     import os
     import time
 
-    from cst_search.trial.run import TrialResult
+    from cst_search.trial.result import TrialResult
 
     begun = time.time()
     time.sleep(seconds)

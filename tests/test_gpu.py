@@ -21,9 +21,10 @@ from cst_search.petl import METHODS
 from cst_search.study.study import Study
 from cst_search.trial import feature_cache as module
 from cst_search.trial.cost import predict
+from cst_search.trial.device import choose_device
 from cst_search.trial.feature_cache import Decision
 from cst_search.trial.measure import measure, synthetic_batch
-from cst_search.trial.run import choose_device, run_trial
+from cst_search.trial.run import run_trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -20,7 +20,8 @@ from cst_search.detector.build import build_detector
 from cst_search.detector.weights import save_trained
 from cst_search.errors import ConfigError
 from cst_search.petl import get_method
-from cst_search.trial.run import check_device, run_trial
+from cst_search.trial.device import check_device
+from cst_search.trial.run import run_trial
 from cst_search.units import format_bytes, format_count, format_seconds
 
 

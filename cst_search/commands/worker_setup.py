@@ -13,7 +13,7 @@ from cst_search.errors import ConfigError, check_choice
 from cst_search.execution.gpu_sharing import Fleet, Placement, cpus_of_each
 from cst_search.execution.workers import InProcess, Workers
 from cst_search.memory.estimate import CONTEXT_BYTES
-from cst_search.trial.run import allowance, check_device
+from cst_search.trial.device import allowance, check_device
 
 if TYPE_CHECKING:
     from cst_search.execution.ray_cluster import Cluster

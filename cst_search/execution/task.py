@@ -48,9 +48,10 @@ def execute(
     """Run one trial, from its checkpoint if it has one. Any error in it becomes a result with a reason."""
     import torch
 
+    from cst_search.trial.device import choose_device
     from cst_search.trial.isolated_process import fault, run_in_own_process
     from cst_search.trial.memory_limit import CPU_IS_LIMITED
-    from cst_search.trial.run import choose_device, run_trial
+    from cst_search.trial.run import run_trial
 
     limit = task.memory_limit_bytes
     options: dict[str, Any] = {

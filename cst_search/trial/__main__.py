@@ -1,6 +1,44 @@
-"""``python -m cst_search.trial``: one trial from a plain shell, see `cst_search.trial.run`."""
+"""One trial from a plain shell: ``python -m cst_search.trial trials/demo.yaml --data DIR``; see `cst_search.trial.run`."""
 
-from cst_search.trial.run import main
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import yaml
+
+from cst_search.config.recipe import Recipe
+from cst_search.data.coco import load_data
+from cst_search.data.disk_cache import Cache, default_bound
+from cst_search.errors import UserError
+from cst_search.trial.device import allowance, choose_device
+from cst_search.trial.run import run_trial
+from cst_search.units import parse_bytes
+
+
+def main() -> None:
+    """Run the trial that the command line describes; print a line of JSON per epoch, then the result."""
+    parser = argparse.ArgumentParser(description="Run one trial without ray, optuna or mlflow and print its result.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--limit-mem", help="as in cst-search launch, such as 6GB")
+    parser.add_argument("--cache", type=Path, help="folder to keep resized images and frozen maps in, up to 10 GB")
+    args = parser.parse_args()
+    try:
+        limit = args.limit_mem and allowance(parse_bytes(args.limit_mem), choose_device(), "--limit-mem")
+        data, _ = load_data(args.data)
+        recipe = Recipe.from_dict(yaml.safe_load(args.recipe.read_text()))
+    except UserError as error:
+        parser.exit(error.exit_code, f"{error}\n")
+    result = run_trial(
+        recipe, data, epochs=args.epochs, memory_limit_bytes=limit,
+        cache=args.cache and Cache(args.cache, default_bound(args.cache)),
+        report=lambda entry: print(json.dumps(entry), flush=True),
+    )  # fmt: skip
+    print(json.dumps(result.to_dict(), indent=2))
+
 
 if __name__ == "__main__":
     main()

@@ -89,7 +89,9 @@ def make_optimiser(model: nn.Module, lr: float, weight_decay: float) -> torch.op
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr)
 
 
-def make_schedule(optimiser: torch.optim.Optimizer, n_updates: int, warmup: float) -> torch.optim.lr_scheduler.LambdaLR:
+def make_lr_schedule(
+    optimiser: torch.optim.Optimizer, n_updates: int, warmup: float
+) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear rise over the first ``warmup`` share of updates, then half a cosine down to zero (Loshchilov 2017)."""
     n_warm = max(1, round(warmup * n_updates)) if warmup > 0 else 0
 

@@ -13,8 +13,8 @@ from cst_search.data.coco import CocoImages, ImageEntry, Split, loader
 from cst_search.data.validation import FORMATS, BadImage, inspect_image
 from cst_search.detector.weights import load_trained, weights_file
 from cst_search.errors import ConfigError
+from cst_search.trial.device import check_device
 from cst_search.trial.engine import choose_precision, detect
-from cst_search.trial.run import check_device
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # colours that stay apart for the colour-blind: Okabe and Ito, Color Universal Design, 2008

@@ -33,8 +33,8 @@ from cst_search.trial.engine import (
     NonFiniteLoss,
     choose_precision,
     losses,
+    make_lr_schedule,
     make_optimiser,
-    make_schedule,
     train_one_epoch,
 )
 from cst_search.trial.memory_limit import memory_limit
@@ -155,7 +155,7 @@ def measure(
                 model,
                 batches(),
                 optimiser,
-                make_schedule(optimiser, -(-steps // accumulate), recipe.warmup),
+                make_lr_schedule(optimiser, -(-steps // accumulate), recipe.warmup),
                 torch.amp.GradScaler(device.type, enabled=precision.scaled),
                 device=device,
                 precision=precision,
@@ -335,7 +335,7 @@ def main() -> None:
     import json
     import sys
 
-    from cst_search.trial.run import allowance, choose_device
+    from cst_search.trial.device import allowance, choose_device
     from cst_search.units import parse_bytes
 
     parser = argparse.ArgumentParser(

@@ -362,7 +362,7 @@ def test_an_exported_recipe_trains_elsewhere(
 def test_a_training_that_fails_says_so(tmp_path: Path, info: StudyInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 1: the person has done nothing wrong."""
     from cst_search.commands import train as training
-    from cst_search.trial.run import TrialResult
+    from cst_search.trial.result import TrialResult
 
     def explode(*arguments: Any, **options: Any) -> TrialResult:
         return TrialResult("nonfinite", petl_params=1, trainable_params=1, reason="the loss is nan at step 3")

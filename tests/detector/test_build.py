@@ -30,7 +30,7 @@ from cst_search.errors import ConfigError
 from cst_search.petl import METHODS, get_method
 from cst_search.petl.cst import GATES, GRANULARITIES, OPERATORS
 from cst_search.petl.side_blocks import BLOCKS, NORMS
-from cst_search.trial.engine import Precision, losses, make_optimiser, make_schedule, train_one_epoch
+from cst_search.trial.engine import Precision, losses, make_lr_schedule, make_optimiser, train_one_epoch
 
 Make = Callable[..., Recipe]
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
@@ -57,7 +57,7 @@ def without_boxes(n: int = 2) -> Batch:
 
 def train(model: nn.Module, steps: list[Batch], lr: float = 1e-3) -> float:
     optimiser = make_optimiser(model, lr, 1e-4)
-    schedule = make_schedule(optimiser, 10 * len(steps), 0.0)
+    schedule = make_lr_schedule(optimiser, 10 * len(steps), 0.0)
     cpu = torch.device("cpu")
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     return train_one_epoch(

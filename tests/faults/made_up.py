@@ -23,7 +23,7 @@ def run_trial(
     folder: str, seconds: float, recipe: Any, data: Any, *, epochs: int, report: Any = None, rungs: Any = (),
     checkpoint: Path | None = None, **_: Any,
 ) -> Any:  # fmt: skip
-    from cst_search.trial.run import TrialResult
+    from cst_search.trial.result import TrialResult
 
     begun = time.monotonic()
     history: list[dict[str, Any]] = []

@@ -16,10 +16,12 @@ from test_run import without_times
 
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData
+from cst_search.detector.build import build_detector
 from cst_search.trial import checkpoints
-from cst_search.trial import run as trial
+from cst_search.trial import epochs as loop
 from cst_search.trial.checkpoints import Checkpoints
-from cst_search.trial.run import TrialResult, run_trial
+from cst_search.trial.result import TrialResult
+from cst_search.trial.run import run_trial
 
 pytestmark = pytest.mark.usefixtures("few_boxes")
 
@@ -98,7 +100,7 @@ def test_a_trial_that_is_killed_goes_on_from_its_last_rung(
     straight, killed = make("straight", method="cst"), make("killed", method="cst")
     through = straight()
     with monkeypatch.context() as patch:
-        real, calls = trial.train_one_epoch, []
+        real, calls = loop.train_one_epoch, []
 
         def train_one_epoch(*arguments: Any, **options: Any) -> Any:
             calls.append(1)
@@ -106,7 +108,7 @@ def test_a_trial_that_is_killed_goes_on_from_its_last_rung(
                 raise KeyboardInterrupt
             return real(*arguments, **options)
 
-        patch.setattr(trial, "train_one_epoch", train_one_epoch)
+        patch.setattr(loop, "train_one_epoch", train_one_epoch)
         with pytest.raises(KeyboardInterrupt):
             killed()
     # the last report comes again: whether it stopped there may not have been known
@@ -248,7 +250,7 @@ def test_when_it_is_written(
 ) -> None:
     """At every fifth, rounded up, and at the rungs; not at the end, which needs none."""
     written: list[int] = []
-    monkeypatch.setattr(trial, "_write", lambda work, *_: written.append(len(work.history)))
+    monkeypatch.setattr(loop, "_write", lambda work, *_: written.append(len(work.history)))
     make(eval_every=99)(rungs=rungs, epochs=epochs)
     assert written == expected
 
@@ -256,7 +258,7 @@ def test_when_it_is_written(
 def test_a_checkpoint_holds_what_is_trained_and_no_more(make: Callable[..., Run]) -> None:
     run = make(method="cst", width=0.25, weights="none")
     run(stop_at=1)
-    whole = sum(tensor.nbytes for tensor in trial.build_detector(run.recipe, 3).state_dict().values())
+    whole = sum(tensor.nbytes for tensor in build_detector(run.recipe, 3).state_dict().values())
     trained = sum(t.nbytes for t in torch.load(run.path, weights_only=True)["tensors"].values())
     assert trained < 0.8 * whole
     assert run.path.stat().st_size < 3 * trained + 400_000  # twice again for the optimiser, and names

@@ -20,8 +20,8 @@ from cst_search.trial.engine import (
     Precision,
     choose_precision,
     evaluate,
+    make_lr_schedule,
     make_optimiser,
-    make_schedule,
     train_one_epoch,
 )
 
@@ -65,7 +65,7 @@ def test_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch, name: str, has_bf16
 
 def rates(n_updates: int, warmup: float, lr: float = 2.0) -> list[float]:
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
-    schedule = make_schedule(optimiser, n_updates, warmup)
+    schedule = make_lr_schedule(optimiser, n_updates, warmup)
     seen = []
     for _ in range(n_updates):
         seen.append(optimiser.param_groups[0]["lr"])
@@ -99,7 +99,7 @@ def test_warm_up_then_half_a_cosine(n_updates: int, warmup: float, n_warm: int) 
 
 def test_more_updates_than_announced_stay_at_zero() -> None:
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = make_schedule(optimiser, 4, 0.0)
+    schedule = make_lr_schedule(optimiser, 4, 0.0)
     for _ in range(6):
         optimiser.step()
         schedule.step()
@@ -299,7 +299,7 @@ def test_under_a_scaler_such_a_step_is_skipped_and_the_scale_lowered() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     optimiser = torch.optim.SGD([model.w], lr=0.1)
     stats = train_one_epoch(
-        model, in_batches(pictures(1), 1), optimiser, make_schedule(optimiser, 1, 0.0), scaler,
+        model, in_batches(pictures(1), 1), optimiser, make_lr_schedule(optimiser, 1, 0.0), scaler,
         device=CPU, precision=Precision(None, scaled=True), accumulate=1, clip_norm=1.0, n_batches=1,
     )  # fmt: skip
     assert torch.equal(model.w, before) and scaler.get_scale() == 4.0

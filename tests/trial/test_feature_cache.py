@@ -28,7 +28,8 @@ from cst_search.trial.feature_cache import (
     frozen_features,
     is_frozen,
 )
-from cst_search.trial.run import TrialResult, run_trial
+from cst_search.trial.result import TrialResult
+from cst_search.trial.run import run_trial
 
 pytestmark = pytest.mark.usefixtures("few_boxes")
 

@@ -18,7 +18,8 @@ from cst_search.data.coco import DetectionData
 from cst_search.trial import isolated_process as trial_process
 from cst_search.trial.isolated_process import run_in_own_process
 from cst_search.trial.memory_limit import CPU_IS_LIMITED
-from cst_search.trial.run import TrialResult, run_trial
+from cst_search.trial.result import TrialResult
+from cst_search.trial.run import run_trial
 
 Make = Callable[..., Recipe]
 MB = 10**6

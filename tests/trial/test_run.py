@@ -20,9 +20,13 @@ from cst_search.detector.build import build_detector, count_parameters
 from cst_search.errors import ConfigError
 from cst_search.memory.estimate import CONTEXT_BYTES
 from cst_search.petl import METHODS
+from cst_search.trial import device as device_module
+from cst_search.trial import epochs as loop
 from cst_search.trial import run as trial
+from cst_search.trial.device import allowance, choose_device
 from cst_search.trial.engine import EpochStats
-from cst_search.trial.run import TrialResult, allowance, choose_device, run_trial
+from cst_search.trial.result import TrialResult
+from cst_search.trial.run import run_trial
 
 pytestmark = pytest.mark.usefixtures("few_boxes")
 
@@ -129,7 +133,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         seen.append(options | {"rates": rates, "sizes": [len(images) for images, _ in batches], "scaler": scaler})
         return EpochStats(1.0, 1.0, steps, 1.0)
 
-    monkeypatch.setattr(trial, "train_one_epoch", spy)
+    monkeypatch.setattr(loop, "train_one_epoch", spy)
     return seen
 
 
@@ -169,7 +173,7 @@ def test_the_schedule_spans_all_updates_of_all_epochs(
 
 
 def failing_in(monkeypatch: pytest.MonkeyPatch, epoch: int, error: BaseException) -> None:
-    real, calls = trial.train_one_epoch, []
+    real, calls = loop.train_one_epoch, []
 
     def train_one_epoch(*args: Any, **options: Any) -> EpochStats:
         calls.append(1)
@@ -177,7 +181,7 @@ def failing_in(monkeypatch: pytest.MonkeyPatch, epoch: int, error: BaseException
             raise error
         return real(*args, **options)
 
-    monkeypatch.setattr(trial, "train_one_epoch", train_one_epoch)
+    monkeypatch.setattr(loop, "train_one_epoch", train_one_epoch)
 
 
 MIB = 2**20
@@ -209,17 +213,17 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    ("function", "stage"),
-    [("build_detector", "building the model"), ("evaluate", "evaluating, epoch 1")],
+    ("module", "function", "stage"),
+    [(trial, "build_detector", "building the model"), (loop, "evaluate", "evaluating, epoch 1")],
 )
 def test_running_out_of_memory_elsewhere_too(
-    tiny_recipe: Make, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch, function: str, stage: str
+    tiny_recipe: Make, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch, module: Any, function: str, stage: str
 ) -> None:
     recipe, real = tiny_recipe(method="head"), build_detector
     expected = count_parameters(build_detector(recipe, 3))
     fails = raising(OOM)
     # the parameters of a model that could not be built are counted on one without contents
-    monkeypatch.setattr(trial, function, lambda *a, **o: real(*a, **o) if o.get("shapes_only") else fails())
+    monkeypatch.setattr(module, function, lambda *a, **o: real(*a, **o) if o.get("shapes_only") else fails())
     result = run_trial(recipe, tiny_data)
     assert (result.outcome, result.stage, result.epochs) == ("oom", stage, 0)
     assert (result.petl_params, result.trainable_params) == expected
@@ -242,9 +246,7 @@ def test_nothing_of_a_trial_that_ran_out_is_held(
     alone = run_trial(recipe, tiny_data)
     with monkeypatch.context() as patch:
         # a new one: OOM itself would be there afterwards, with its traceback
-        patch.setattr(
-            trial, "train_one_epoch", lambda *a, **o: raising(torch.OutOfMemoryError("CUDA out of memory."))()
-        )
+        patch.setattr(loop, "train_one_epoch", lambda *a, **o: raising(torch.OutOfMemoryError("CUDA out of memory."))())
         assert run_trial(recipe, tiny_data).outcome == "oom"
         assert built[-1]() is None
     assert without_times(run_trial(recipe, tiny_data)) == without_times(alone)
@@ -350,8 +352,8 @@ def test_segments_of_a_gpu_grow_unless_the_person_says_how(
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(trial.sys, "platform", "linux")
-    monkeypatch.setattr(trial.platform, "release", lambda: kernel)
+    monkeypatch.setattr(device_module.sys, "platform", "linux")
+    monkeypatch.setattr(device_module.platform, "release", lambda: kernel)
     monkeypatch.setattr(torch.version, "hip", hip)
     choose_device(device)
     assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected

@@ -1,0 +1,253 @@
+"""Epochs of one trial: train, evaluate, write the checkpoint, report; from the first one or from a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cst_search.config.recipe import Recipe
+from cst_search.data.coco import CocoImages, DetectionData, coco_ground_truth, loader
+from cst_search.data.disk_cache import Store
+from cst_search.memory.estimate import CONTEXT_BYTES
+from cst_search.petl import get_method
+from cst_search.trial.checkpoints import Training, Unusable, restore, save
+from cst_search.trial.engine import (
+    EpochStats,
+    Precision,
+    Scores,
+    choose_precision,
+    evaluate,
+    losses,
+    make_lr_schedule,
+    make_optimiser,
+    train_one_epoch,
+)
+from cst_search.trial.feature_cache import FrozenFeatures, following, frozen_features
+from cst_search.trial.memory_limit import MemoryLimit
+
+_SAVES = 5  # parts of a trial, after each of which but the last its checkpoint is written, rungs aside
+
+
+@dataclass(frozen=True)
+class TrialSetup:
+    """Everything that the epochs of a trial depend on, besides the model.
+
+    Attributes:
+        epochs: passes over the training split.
+        store: cache of resized images and feature maps; None: none on disk.
+        rungs: epochs after which the trial is evaluated and its checkpoint is written, whatever the recipe says.
+        checkpoint: file to write and to go on from; None: none.
+    """
+
+    recipe: Recipe
+    data: DetectionData
+    epochs: int
+    device: torch.device
+    store: Store | None
+    rungs: tuple[int, ...]
+    checkpoint: Path | None
+
+    @cached_property
+    def precision(self) -> Precision:
+        """How a step computes on this device."""
+        return choose_precision(self.recipe.precision, self.device)
+
+    @property
+    def evaluated(self) -> set[int]:
+        """Epochs, from 1 on, after which the trial is evaluated."""
+        always = (*self.rungs, self.epochs)
+        return {e for e in range(1, self.epochs + 1) if e % self.recipe.eval_every == 0 or e in always}
+
+    @property
+    def saved(self) -> set[int]:
+        """Epochs, from 1 on, after which the checkpoint is written: at every fifth part of the trial and at rungs."""
+        part = -(-self.epochs // _SAVES)
+        return {*self.rungs, *range(part, self.epochs, part)}
+
+    def images(self, split: str) -> CocoImages:
+        """Return the images of a split, resized and, for training, flipped as the recipe says."""
+        return CocoImages(
+            self.data.splits[split],
+            image_size_px=self.recipe.image_size_px,
+            max_size_px=self.recipe.max_size_px,
+            hflip=self.recipe.hflip and split == "train",
+            store=self.store,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same for a trial to go on from a checkpoint."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "epochs": self.epochs,
+            "classes": list(self.data.class_names),
+            "images": {name: len(split.images) for name, split in self.data.splits.items()},
+            "device": self.device.type,
+        }
+
+
+@dataclass
+class TrialProgress:
+    """How far a trial has come; read after a trial that broke, too.
+
+    Attributes:
+        stage: what the trial is doing, for people.
+        model: None until it is built.
+        history: one dict per epoch, see `TrialResult`.
+        scores: last evaluation by split.
+        begun, trained_from: times of `time.perf_counter` in this process.
+        before: seconds and peaks that the trial took before the checkpoint it goes on from.
+        stopped: ``report`` ended the trial.
+    """
+
+    stage: str = "building the model"
+    model: nn.Module | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    scores: dict[str, Scores] = field(default_factory=dict)
+    begun: float = field(default_factory=time.perf_counter)
+    trained_from: float = field(default_factory=time.perf_counter)
+    limit: MemoryLimit | None = None
+    before: dict[str, Any] = field(default_factory=dict)
+    stopped: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def taken(self, device: torch.device) -> dict[str, Any]:
+        """Return seconds and peak bytes of the whole trial so far; a peak is None where nothing is measured."""
+        now = time.perf_counter()
+        held = self.limit.peak_bytes() if self.limit is not None else None
+        peaks = {
+            "held_bytes": held,
+            "reserved_bytes": held if device.type == "cuda" else None,
+            "active_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        }
+        return {
+            "seconds": now - self.begun + self.before.get("seconds", 0.0),
+            "train_seconds": now - self.trained_from + self.before.get("train_seconds", 0.0),
+        } | {name: max((p for p in (peak, self.before.get(name)) if p is not None), default=None)
+             for name, peak in peaks.items()}  # fmt: skip
+
+
+def image_losses(model: nn.Module, setup: TrialSetup) -> Iterator[Tensor]:
+    """Yield the training loss of one image after the other, in the order of the first epoch."""
+    images = loader(setup.images("train"), batch_size=1, shuffle=True, seed=setup.recipe.seed)
+    yield from losses(model, images, device=setup.device, precision=setup.precision)
+
+
+def run_epochs(progress: TrialProgress, model: nn.Module, setup: TrialSetup) -> Iterator[dict[str, Any]]:
+    """Train and evaluate; yield the history's entry after every epoch, and first the last one of a checkpoint."""
+    recipe, train, val = setup.recipe, setup.images("train"), setup.images("val")
+    n_batches = -(-len(train) // recipe.batch_size)
+    lr = recipe.lr if recipe.lr is not None else get_method(recipe.method).lr
+    optimiser = make_optimiser(model, lr, recipe.weight_decay)
+    lr_schedule = make_lr_schedule(optimiser, setup.epochs * -(-n_batches // recipe.accumulate), recipe.warmup)
+    scaler = torch.amp.GradScaler(setup.device.type, enabled=setup.precision.scaled)
+    evaluated, saved = setup.evaluated, setup.saved
+    features = frozen_features(
+        model, recipe, setup.store, {train: setup.epochs, val: len(evaluated)},
+        device=setup.device, precision=setup.precision,
+    )  # fmt: skip
+    training = Training(model, optimiser, lr_schedule, scaler, setup.device)
+    if setup.checkpoint is not None and _go_on(progress, setup.checkpoint, setup.identity(), training):
+        # whoever decided whether to stop there may have been killed before it was known
+        yield progress.history[-1]
+    for epoch in range(len(progress.history) + 1, setup.epochs + 1):
+        progress.stage = f"training, epoch {epoch}"
+        stats = _train_epoch(training, setup, train, features, epoch, n_batches)
+        entry: dict[str, Any] = {
+            "epoch": epoch,
+            "loss": stats.loss,
+            "images_per_second": stats.images_per_second,
+            "grad_norm": stats.max_grad_norm,
+        }
+        if epoch in evaluated:
+            progress.stage = f"evaluating, epoch {epoch}"
+            progress.scores["val"] = score = evaluate_split(model, setup, val, features)
+            entry |= {"map": score.map, "map50": score.map50}
+        progress.history.append(entry)
+        taken = progress.taken(setup.device) if epoch in saved else {}
+        if epoch in setup.rungs:
+            entry |= _so_far(taken)
+        if setup.checkpoint is not None and epoch in saved:  # before the report: who stops it may end this process
+            _write(progress, setup.checkpoint, setup.identity(), training, taken)
+        yield entry
+    if features is not None:
+        features.detach()
+
+
+def _train_epoch(
+    training: Training, setup: TrialSetup, train: CocoImages, features: FrozenFeatures | None, epoch: int,
+    n_batches: int,
+) -> EpochStats:  # fmt: skip
+    recipe = setup.recipe
+    batches = loader(
+        train, batch_size=recipe.batch_size, shuffle=True, seed=recipe.seed, epoch=epoch - 1,
+        workers=recipe.loader_workers, pin_memory=setup.device.type == "cuda",
+    )  # fmt: skip
+    return train_one_epoch(
+        training.model,
+        following(features, train, batches),
+        training.optimiser,
+        training.schedule,
+        training.scaler,
+        device=setup.device,
+        precision=setup.precision,
+        accumulate=recipe.accumulate,
+        clip_norm=recipe.clip_norm,
+        n_batches=n_batches,
+    )
+
+
+def _so_far(taken: dict[str, Any]) -> dict[str, Any]:
+    """Figures of the trial so far that a rung's entry of the history has besides."""
+    reserved = taken["reserved_bytes"]
+    if reserved is None:
+        return {"seconds": taken["seconds"]}
+    return {"seconds": taken["seconds"], "device_bytes": reserved + CONTEXT_BYTES, "reserved_bytes": reserved,
+            "active_bytes": taken["active_bytes"]}  # fmt: skip
+
+
+def _write(
+    progress: TrialProgress, path: Path, identity: dict[str, Any], training: Training, taken: dict[str, Any]
+) -> None:
+    scores = {split: asdict(score) for split, score in progress.scores.items()}
+    found = {"history": progress.history, "scores": scores, "before": taken | {"epochs": len(progress.history)}}
+    try:
+        save(path, identity, training, found)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's, when the disk is full
+        progress.notes.append(f"its checkpoint could not be written: {str(error).splitlines()[0]}")
+
+
+def _go_on(progress: TrialProgress, path: Path, identity: dict[str, Any], training: Training) -> bool:
+    """Bring a trial to where its checkpoint was written; False: there is none, or none that can be used."""
+    if not path.exists():
+        return False
+    try:
+        found = restore(path, identity, training)
+    except Unusable as error:
+        progress.notes.append(f"began anew: {path.name} was left aside, as {error}")
+        return False
+    progress.history, progress.before = found["history"], found["before"]
+    progress.scores = {split: Scores(**score) for split, score in found["scores"].items()}
+    return True
+
+
+def evaluate_split(
+    model: nn.Module, setup: TrialSetup, images: CocoImages, features: FrozenFeatures | None = None
+) -> Scores:
+    """Return the COCO scores of a model on the images of a split."""
+    recipe = setup.recipe
+    batches = loader(images, batch_size=recipe.batch_size, shuffle=False, seed=0, workers=recipe.loader_workers)
+    return evaluate(
+        model,
+        following(features, images, batches),
+        coco_ground_truth(images.split),
+        setup.data.category_ids,
+        device=setup.device,
+        precision=setup.precision,
+    )

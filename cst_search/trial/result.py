@@ -1,0 +1,66 @@
+"""Result of one trial, as a typed record. Standard library only: the study reads it without torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cst_search.trial.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """Result of one trial. Figures that were never reached are None.
+
+    Attributes:
+        outcome: how the trial ended: ``complete``; ``stopped`` (``report`` returned False); ``oom`` (memory ran out);
+            ``nonfinite`` (loss or gradient NaN or infinite). The last two are results with a ``reason``, not exceptions.
+        petl_params: parameters that the method adds to the backbone or opens in it.
+        trainable_params: all trainable parameters: method, neck and head.
+        map, map50: mAP@[.50:.95] and AP50 of the last evaluation, 0..1.
+        loss, images_per_second: of the last epoch; loss is the mean per image.
+        active_bytes: measured peak of live tensors; None on a CPU, as are the next two.
+        reserved_bytes: measured peak of the caching allocator.
+        device_bytes: reserved bytes and the CUDA context; of ``oom``, the refused allocation too.
+        seconds: wall time of the whole trial; ``train_seconds`` is the part spent in training and evaluation.
+        epochs: epochs trained, those from a checkpoint included.
+        reason: why the outcome is not ``complete``, for people.
+        device: name of the GPU, or ``cpu``.
+        history: one dict per epoch: epoch, loss, grad_norm, images_per_second; map, map50 where evaluated; at a rung
+            the seconds so far, and on a GPU the peaks so far.
+        final: scores of the last evaluation, by split (`engine.Scores`).
+        limit_bytes: memory that the trial was held to: the allocator's on a GPU, the growth of the process on a CPU.
+        held_bytes: peak of the memory that ``limit_bytes`` bounds. See `memory_limit`.
+        asked_bytes: of ``oom``, size of the refused allocation, if the message says so.
+        stage: of ``oom``, what the trial was doing.
+        notes: one line each: what the cache did and why, and what was odd about the checkpoint.
+        resumed_epochs: epochs that came from a checkpoint. Seconds, peaks and history cover the whole trial.
+    """
+
+    outcome: Outcome
+    petl_params: int
+    trainable_params: int
+    map: float | None = None
+    map50: float | None = None
+    loss: float | None = None
+    device_bytes: int | None = None
+    reserved_bytes: int | None = None
+    active_bytes: int | None = None
+    images_per_second: float | None = None
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    epochs: int = 0
+    reason: str | None = None
+    device: str = "cpu"
+    history: list[dict[str, Any]] = field(default_factory=list)
+    final: dict[str, Any] = field(default_factory=dict)
+    limit_bytes: int | None = None
+    held_bytes: int | None = None
+    asked_bytes: int | None = None
+    stage: str | None = None
+    notes: list[str] = field(default_factory=list)
+    resumed_epochs: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return asdict(self)
