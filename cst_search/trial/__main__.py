@@ -1,4 +1,7 @@
-"""One trial from a plain shell: ``python -m cst_search.trial trials/demo.yaml --data DIR``; see `cst_search.trial.run`."""
+"""One trial from a plain shell; see `cst_search.trial.run`.
+
+    python -m cst_search.trial trials/demo.yaml --data DIR
+"""
 
 from __future__ import annotations
 

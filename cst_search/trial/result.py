@@ -14,7 +14,7 @@ class TrialResult:
 
     Attributes:
         outcome: how the trial ended: ``complete``; ``stopped`` (``report`` returned False); ``oom`` (memory ran out);
-            ``nonfinite`` (loss or gradient NaN or infinite). The last two are results with a ``reason``, not exceptions.
+            ``nonfinite`` (loss or gradient NaN or infinite). The last two are results with a reason, not exceptions.
         petl_params: parameters that the method adds to the backbone or opens in it.
         trainable_params: all trainable parameters: method, neck and head.
         map, map50: mAP@[.50:.95] and AP50 of the last evaluation, 0..1.

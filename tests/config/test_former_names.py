@@ -109,8 +109,9 @@ def test_an_old_study_is_read_and_continued(old_home: Path) -> None:
     with pytest.raises(StudyError, match="made with another --recipe;"):
         Study.create(url, "old", replace(today, recipe={**today.recipe, "recompute": "all"}))
 
-    again.begin_launch()
-    suggested = again.ask(fake_estimate)
+    session = SearchSession(again)
+    session.begin_launch()
+    suggested = session.ask(fake_estimate)
     assert suggested is not None and suggested.config["recompute"] in ("none", "neck", "all")
     assert study.optuna_study().trials[-1].params.keys() & {"checkpoint", "norm.checkpoint"}
 
