@@ -1,6 +1,6 @@
 """One trial from a plain shell; see `cst_search.trial.run`.
 
-    python -m cst_search.trial trials/demo.yaml --data DIR
+python -m cst_search.trial trials/demo.yaml --data DIR
 """
 
 from __future__ import annotations
