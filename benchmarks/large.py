@@ -46,9 +46,10 @@ from cst_search.config.loading import load_recipe, load_space
 from cst_search.memory.estimate import Estimate, InputShape
 from cst_search.report.html import write_front
 from cst_search.report.progress import View
-from cst_search.search import session as suggest
 from cst_search.search.samplers import SAMPLERS
+from cst_search.search.session import SearchSession
 from cst_search.study import pareto
+from cst_search.study import study as studies
 from cst_search.study.pareto import OBJECTIVES
 from cst_search.study.records import Budget, LaunchRecord, StudyInfo, StudySpec, front_report, page_report
 from cst_search.study.study import Study
@@ -122,21 +123,22 @@ def made_up_result(config: Mapping[str, Any], estimate: Mapping[str, Any], rng: 
 
 def make_trials(n: int) -> list[optuna.trial.FrozenTrial]:
     """n finished trials, through `ask` and `tell` of a study in memory."""
-    with mock.patch.object(suggest, "open_storage", lambda url, make=False: optuna.storages.InMemoryStorage()):
+    with mock.patch.object(studies, "open_storage", lambda url, make=False: optuna.storages.InMemoryStorage()):
         study = Study.create("", "made up", make_spec())
-    study.begin_launch()
+    session = SearchSession(study)
+    session.begin_launch()
     rng, estimate = random.Random(0), rough_estimator()
     while True:
-        suggestion = study.ask(estimate)
+        suggestion = session.ask(estimate)
         assert suggestion is not None
-        study.tell(suggestion.trial, made_up_result(suggestion.config, suggestion.estimate, rng))
+        session.tell(suggestion.trial, made_up_result(suggestion.config, suggestion.estimate, rng))
         if suggestion.trial >= n - 1:
-            return study._study.get_trials(deepcopy=False)[:n]
+            return study.optuna_study().get_trials(deepcopy=False)[:n]
 
 
 def fill(url: str, name: str, trials: list[optuna.trial.FrozenTrial]) -> None:
     """A study with these trials; rows in one transaction, as Optuna's own way takes a minute per thousand."""
-    study_id = Study.create(url, name, make_spec())._study._study_id
+    study_id = Study.create(url, name, make_spec()).optuna_study()._study_id
     engine = sqlalchemy.create_engine(url)
     tables = sqlalchemy.MetaData()
     tables.reflect(engine)
@@ -305,12 +307,13 @@ def work(url: str, name: str, home: Path, samplers: Sequence[str], figures: Figu
     rng, estimate = random.Random(0), estimator()
     with Clock() as clock:
         study = Study.open(url, name)
-        study.begin_launch()
+        session = SearchSession(study)
+        session.begin_launch()
     figures.note("resume", clock.wall, clock.cpu)
     # the first suggestion of a launch waits for it
-    figures.take("resume: Optuna's own reading", lambda: study._study.get_trials(deepcopy=False))
+    figures.take("resume: Optuna's own reading", lambda: study.optuna_study().get_trials(deepcopy=False))
     record = MlflowRecord(f"sqlite:///{home / 'mlflow.db'}", home / "artifacts", warn=print)
-    record.start(study.info(), study.describe_launch({"trials": 10**6}))
+    record.start(study.info(), session.describe_launch({"trials": 10**6}))
     on_finished = follow(study, record)
     figures.take("resume: tally", on_finished)
     figures.take("resume: MLflow's thread", lambda: delivered(record))
@@ -327,25 +330,26 @@ def work(url: str, name: str, home: Path, samplers: Sequence[str], figures: Figu
 
     for sampler in samplers:
         # nothing is rejected, so that each suggestion is one
-        study.spec, study._bounds = replace(study.spec, sampler=sampler, budget=Budget()), Budget()
-        timed_sampler = study._study.sampler = _TimedSampler(study._sampler())
+        study.spec = replace(study.spec, sampler=sampler, budget=Budget())
+        session.suggester.bounds = Budget()
+        timed_sampler = study.optuna_study().sampler = _TimedSampler(session.suggester.sampler())
         for i in range(repeat + 1):
             timed_sampler.wall = timed_sampler.cpu = 0.0
             with Clock() as clock:
-                suggestion = study.ask(timed_estimate)
+                suggestion = session.ask(timed_estimate)
             assert suggestion is not None
             result = made_up_result(suggestion.config, suggestion.estimate, rng)
             if i == 0:  # caches of this process
-                study.tell(suggestion.trial, result)
+                session.tell(suggestion.trial, result)
                 continue
             figures.note(f"suggest: sampler {sampler}", timed_sampler.wall, timed_sampler.cpu)
             figures.note("suggest: predicted cost", *spent)
             rest = (clock.wall - timed_sampler.wall - spent[0], clock.cpu - timed_sampler.cpu - spent[1])
             figures.note("suggest: storing it, and all else", *rest)
-            told = figures.take("record: tell", lambda s=suggestion, r=result: study.tell(s.trial, r))
+            told = figures.take("record: tell", lambda s=suggestion, r=result: session.tell(s.trial, r))
             figures.take("record: tally and screen", lambda t=told: view.finished(t))
             figures.take("record: MLflow's thread", lambda: delivered(record))
-    study.end_launch()
+    session.end_launch()
     record.close()
 
 

@@ -43,7 +43,7 @@ class Suggester:
 
     def __init__(self, study: Study, outcomes: Outcomes, bounds: Budget) -> None:
         self._study, self._optuna = study, study.optuna_study()
-        self._outcomes, self._bounds = outcomes, bounds
+        self._outcomes, self.bounds = outcomes, bounds
         self._estimate: Callable[[dict[str, Any]], Estimate]  # of the last `suggest`
         self._corrected_by = 1.0  # factor of the costs that the sampler keeps
         self._chosen: set[str] = set()  # configurations that the study has
@@ -59,7 +59,7 @@ class Suggester:
         def curve(trial: FrozenTrial) -> dict[int, float]:
             return learning_curve(trial.user_attrs, name)
 
-        return make_sampler(replace(spec, budget=self._bounds), self._study.space, self._cost, curve, seed)
+        return make_sampler(replace(spec, budget=self.bounds), self._study.space, self._cost, curve, seed)
 
     def begin(self) -> None:
         """Have Optuna's study use `sampler`."""
@@ -102,15 +102,15 @@ class Suggester:
                 raise NotAlone
             trial.set_user_attr(SUGGESTED, suggested.to_dict())
             self.note(config)
-            violations = self._bounds.violations(cost.device_bytes, cost.trainable_params)
+            violations = self.bounds.violations(cost.device_bytes, cost.trainable_params)
             if all(value <= 0 for value in violations.values()):
                 return trial, Suggestion(trial.number, config, asdict(cost))
             self._outcomes.reject(trial, suggested, violations, self._bound_words(violations))
         return None
 
     def _bound_words(self, violations: Mapping[str, float]) -> str:
-        if self._bounds != self._study.spec.budget and violations["memory"] > 0:
-            return f"the GPU's {format_bytes(self._bounds.memory_bytes)}"
+        if self.bounds != self._study.spec.budget and violations["memory"] > 0:
+            return f"the GPU's {format_bytes(self.bounds.memory_bytes)}"
         return "the budget"
 
     def _ask_at_random(self) -> Trial:
