@@ -46,12 +46,13 @@ from cst_search.config.loading import load_recipe, load_space
 from cst_search.memory.estimate import Estimate, InputShape
 from cst_search.report.html import write_front
 from cst_search.report.progress import View
+from cst_search.report.summary import front_report, page_report
 from cst_search.search.samplers import SAMPLERS
 from cst_search.search.session import SearchSession
 from cst_search.study import pareto
 from cst_search.study import study as studies
-from cst_search.study.pareto import OBJECTIVES
-from cst_search.study.records import Budget, LaunchRecord, StudyInfo, StudySpec, front_report, page_report
+from cst_search.study.objectives import OBJECTIVES
+from cst_search.study.records import Budget, LaunchRecord, StudyInfo, StudySpec
 from cst_search.study.study import Study
 from cst_search.tracking.mlflow_record import MlflowRecord
 from cst_search.trial.cost import predict

@@ -30,7 +30,7 @@ from cst_search.report.figure import plain
 from cst_search.report.html import write_front
 from cst_search.report.importance import importance
 from cst_search.report.page_data import page_data
-from cst_search.study.records import page_report
+from cst_search.report.summary import page_report
 
 # each: what is done in a frame, in the page's own words; k counts frames
 ACTIONS = {

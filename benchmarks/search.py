@@ -46,7 +46,8 @@ from cst_search.search.optuna_space import layout, params_of, pick
 from cst_search.search.pareto_sampler import Known, Model, ParetoSampler
 from cst_search.search.samplers import pareto_sampler
 from cst_search.search.transfer_prior import Prior
-from cst_search.study.records import Budget, StudySpec, choose_objectives
+from cst_search.study.objectives import choose_objectives
+from cst_search.study.records import Budget, StudySpec
 from cst_search.study.study import ETA
 from cst_search.trial.cost import depends_on, predict_step
 

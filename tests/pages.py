@@ -15,7 +15,7 @@ import pytest
 
 from cst_search.config.loading import load_space
 from cst_search.config.recipe import Recipe
-from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.records import Budget, StudyInfo, TrialRecord
 
 EPOCHS = 4

@@ -20,7 +20,7 @@ from cst_search.memory.correction import Correction
 from cst_search.search import session as suggest
 from cst_search.search.early_stopping import rung_epochs
 from cst_search.search.session import SearchSession
-from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.records import Budget, StudySpec, TrialRecord
 from cst_search.study.study import Study
 

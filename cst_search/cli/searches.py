@@ -160,7 +160,7 @@ def resume(
 
 def _end_of_search(result: Any, json_: bool) -> None:
     """What a launch prints for a program, and its exit code."""
-    from cst_search.study.records import front_report
+    from cst_search.report.summary import front_report
 
     if json_:
         print_json(front_report(result.info) | {"seconds": result.seconds, "interrupted": result.interrupted})

@@ -43,7 +43,7 @@ def status(
     from rich.table import Table
     from rich.text import Text
 
-    from cst_search.study.records import describe, repeat_words
+    from cst_search.study.wording import describe, repeat_words
     from cst_search.units import format_bytes, format_count, format_seconds
 
     info = open_study(study, home, storage).info()
@@ -148,7 +148,8 @@ def front(
     json_: JsonOption = False,
 ) -> None:
     """The Pareto front of a study, or those of several."""
-    from cst_search.study.records import common_reference, front_report, page_report
+    from cst_search.report.summary import front_report, page_report
+    from cst_search.study.records import common_reference
 
     infos = [open_study(study, home, storage).info() for study in dict.fromkeys(studies)]
     if output is not None:
@@ -169,7 +170,7 @@ def front(
         print_json(reports[0] if len(reports) == 1 else reports)
         return
     from cst_search.report.progress import comparison_table, front_table
-    from cst_search.study.records import metric_words
+    from cst_search.study.wording import metric_words
 
     for info in infos:
         if not info.front():
@@ -212,7 +213,7 @@ def export(
         return
     from shlex import quote
 
-    from cst_search.study.records import over_seeds_words
+    from cst_search.study.wording import over_seeds_words
     from cst_search.units import format_bytes, format_count
 
     if verified is not None:

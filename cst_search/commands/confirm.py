@@ -45,12 +45,14 @@ from cst_search.execution.workers import SearchJob, Workers
 from cst_search.memory.estimate import Estimate
 from cst_search.redaction import shown_address
 from cst_search.report.progress import View
+from cst_search.report.summary import front_report
 from cst_search.search.session import SearchSession
-from cst_search.study import seed_statistics as seeds
-from cst_search.study.records import StudyInfo, TrialRecord, describe, front_report
+from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
 from cst_search.study.study import Study
 from cst_search.study.trial_attributes import Repeat
+from cst_search.study.verdicts import noise, quality, verdicts
+from cst_search.study.wording import describe
 from cst_search.trial.checkpoints import checkpoints_of
 from cst_search.units import format_seconds
 
@@ -106,7 +108,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
     check_folder("--home", options.home)
     check_tracking(options.tracking_uri)
     info = study.info()
-    seeds.quality(info)
+    quality(info)
     epochs = choose_epochs(info, options.epochs)
     points = choose_points(info, options.picks)
     wanted = missing(info, points, options.seeds, epochs)
@@ -350,10 +352,10 @@ def confirm_report(info: StudyInfo, points: Sequence[int], epochs: int, before: 
         points: trials that were confirmed.
         before: trials on the front before.
     """
-    name, spread = seeds.quality(info), seeds.noise(info, epochs)
+    name, spread = quality(info), noise(info, epochs)
     of_search = epochs == info.full_epochs
     entries = []
-    for verdict in seeds.verdicts(info, points, epochs):
+    for verdict in verdicts(info, points, epochs):
         record = info.by_number(verdict.trial)
         assert record is not None
         sample = info.over_seeds(record, name, epochs)

@@ -16,8 +16,9 @@ from typing import Any
 from cst_search.config.loading import make_recipe, write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.errors import ConfigError, RunError, StudyError
-from cst_search.study.records import StudyInfo, TrialRecord, over_seeds_words
+from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
+from cst_search.study.wording import over_seeds_words
 from cst_search.trial.outcome import Outcome
 from cst_search.units import format_bytes, format_count
 

@@ -40,7 +40,8 @@ from cst_search.redaction import shown_address
 from cst_search.report.progress import View, front_table
 from cst_search.search.samplers import check_sampler
 from cst_search.search.session import SearchSession
-from cst_search.study.records import StudyInfo, choose_objectives
+from cst_search.study.objectives import choose_objectives
+from cst_search.study.records import StudyInfo
 from cst_search.study.states import TrialState
 from cst_search.study.storage import check_storage
 from cst_search.study.study import default_storage

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cst_search.study.records import StudyInfo, page_report
+from cst_search.report.summary import page_report
+from cst_search.study.records import StudyInfo
 
 
 def write_report(info: StudyInfo, folder: Path) -> dict[str, Path]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cst_search.study.records import Tally
 from cst_search.study.study import Study
+from cst_search.study.tally import Tally
 
 if TYPE_CHECKING:
     from cst_search.tracking.mlflow_record import MlflowRecord

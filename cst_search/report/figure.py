@@ -1,6 +1,6 @@
 """The front as an image, ``front.png``: what is drawn, and the drawing. Only this module knows matplotlib.
 
-`picture` turns a report (`results.page_report`) into points in the axes' units, ranges, lines and sentences; `paint`
+`picture` turns a report (`summary.page_report`) into points in the axes' units, ranges, lines and sentences; `paint`
 draws that. The page draws for itself, in any two metrics: see `cst_search.report.page_data`.
 """
 
@@ -15,7 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cst_search.study.pareto import OBJECTIVES, front
+from cst_search.study.objectives import OBJECTIVES
+from cst_search.study.pareto import front
 from cst_search.study.states import TrialState
 from cst_search.units import format_bytes, format_count
 

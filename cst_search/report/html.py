@@ -18,7 +18,7 @@ from cst_search.config.catalog import shipped_folder
 from cst_search.errors import ConfigError
 from cst_search.report.figure import facts, over_seeds, paint, picture, plain
 from cst_search.report.page_data import comparison_data, page_data, value_text, worker
-from cst_search.study.records import metric_words
+from cst_search.study.wording import metric_words
 from cst_search.units import format_bytes, format_count
 
 
@@ -26,7 +26,7 @@ def write_front(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     """Write ``front.html``, ``front.png`` (1600 x 1000) and ``front.json`` (NaN as null); their paths by ending.
 
     Args:
-        report: of `results.page_report`. ``front.json`` is that without the learning curves.
+        report: of `summary.page_report`. ``front.json`` is that without the learning curves.
         folder: is made if it is not there.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def write_comparison(reports: Sequence[Mapping[str, Any]], folder: Path) -> dict
     """Write ``comparison.html`` and ``comparison.json``: the fronts of several studies; their paths by ending.
 
     Args:
-        reports: of `results.page_report`, two or more, of different studies.
+        reports: of `summary.page_report`, two or more, of different studies.
 
     Raises:
         ConfigError: fewer than two, or one twice.

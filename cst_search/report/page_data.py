@@ -14,7 +14,7 @@ from typing import Any
 from cst_search.config.search_space import Space
 from cst_search.report.figure import GROUPS, METRICS, axes_of, budget_words, group_of, lasting_notes, over_seeds, plain
 from cst_search.study import pareto
-from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.seed_statistics import NOISY
 from cst_search.units import format_bytes, format_count
 

@@ -15,8 +15,9 @@ from rich.text import Text
 
 from cst_search.search.suggestion import Suggestion
 from cst_search.study import pareto
-from cst_search.study.records import StudyInfo, TrialRecord, common_reference, describe, repeat_words
+from cst_search.study.records import StudyInfo, TrialRecord, common_reference
 from cst_search.study.states import TrialState
+from cst_search.study.wording import describe, repeat_words
 from cst_search.units import format_bytes, format_count, format_seconds
 
 _STYLE = {

@@ -23,7 +23,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cst_search.study.pareto import Floats, Objective, as_costs, nondominated
+from cst_search.study.objectives import Objective
+from cst_search.study.pareto import Floats, as_costs, nondominated
 
 # No rung before this share of the full length, and none at the first epoch: learning rates still rise there, and what
 # has the most mAP says little about the end. Of 202 trials of 9 epochs, rank correlation with the end by epoch: 0.44,

@@ -13,7 +13,7 @@ from cst_search.errors import StudyError
 from cst_search.search.optuna_space import conditions, distributions, value_of
 from cst_search.search.pareto_sampler import Known, ParetoSampler
 from cst_search.search.transfer_prior import Prior
-from cst_search.study.pareto import Objective
+from cst_search.study.objectives import Objective
 from cst_search.study.records import StudySpec
 from cst_search.study.storage import experimental
 

@@ -25,36 +25,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cst_search.errors import ConfigError
+from cst_search.study.objectives import Objective
 
 Floats = NDArray[np.float64]
 
 # the best value that a metric to be maximised can have; all of ours are shares (mAP is an average of precisions)
 BEST_SHARE = 1.0
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A metric of a trial and the direction in which it gets better."""
-
-    name: str
-    goal: Literal["max", "min"]
-
-
-OBJECTIVES: dict[str, Objective] = {
-    "map": Objective("map", "max"),
-    "device_bytes": Objective("device_bytes", "min"),
-    "trainable_params": Objective("trainable_params", "min"),
-    "map50": Objective("map50", "max"),
-    "petl_params": Objective("petl_params", "min"),
-}
 
 
 def front(values: ArrayLike, objectives: Sequence[Objective]) -> list[int]:

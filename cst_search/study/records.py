@@ -1,4 +1,4 @@
-"""The record of a study as plain values, and the report of its front. Standard library and `pareto` only."""
+"""The record of a study as plain values. Standard library and `pareto` only."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from cst_search import __version__
 from cst_search.study import pareto
-from cst_search.study.pareto import OBJECTIVES, Objective
+from cst_search.study.objectives import Objective
 from cst_search.study.seed_statistics import NOISY, Sample
 from cst_search.study.states import LaunchState, TrialState
-from cst_search.units import format_bytes, format_count
 
 
 @dataclass(frozen=True)
@@ -249,138 +247,9 @@ class StudyInfo(StudySpec):
         return next((record for record in self.trials if record.trial == number), None)
 
 
-class Tally:
-    """What a launch shows of a study while its trials end, brought up to date by the new ones alone.
-
-    Attributes:
-        front: numbers of the trials on the front, and the hypervolume.
-        n_rejected: trials that the prediction rejected.
-        volumes: (trial, the hypervolume of all trials up to it), in the order of numbers. A trial that is at work has
-            none yet, and those after it wait for it. One that was stopped and went on comes late: the last is given
-            again then, if it grew.
-    """
-
-    def __init__(self, info: StudyInfo) -> None:
-        """Args: the study as it was before them, which need not have been read again since; its repeats count."""
-        self._values_of, objectives, reference = info.values_of, info.objectives, info.reference
-        self.front = pareto.GrowingFront(objectives, reference)
-        self.n_rejected = 0
-        self.volumes: list[tuple[int, float]] = []
-        self._by_number = pareto.GrowingFront(objectives, reference)
-        self._waiting: dict[int, TrialRecord] = {}
-
-    def add(self, finished: Sequence[TrialRecord], first_running: int) -> None:
-        """Args: what was not added before, in any order, and the number below which no trial is at work."""
-        for record in finished:
-            if record.repeat_of is None:
-                self.n_rejected += not record.ran
-                self.front.add(record.trial, self._values_of(record))
-                self._waiting[record.trial] = record
-        for number in sorted(number for number in self._waiting if number < first_running):
-            self._by_number.add(number, self._values_of(self._waiting.pop(number)))
-            last = self.volumes[-1][0] if self.volumes else number
-            self.volumes.append((max(number, last), self._by_number.volume))
-
-
-def front_report(info: StudyInfo) -> dict[str, Any]:
-    """The shape of ``cst-search front STUDY --json`` (DESIGN section 8)."""
-    counts = info.counts()
-    counts[TrialState.RUNNING] += counts.pop(TrialState.INTERRUPTED)
-    return {
-        "study": info.name,
-        "objectives": [{"name": o.name, "goal": o.goal} for o in info.objectives],
-        "budget": {"memory_bytes": info.budget.memory_bytes, "params": info.budget.params},
-        "trials": counts,
-        "reference_point": dict(info.reference_point),
-        "hypervolume": info.hypervolume(),
-        "knee": info.knee(),
-        "front": [info.brief(record) for record in info.front()],
-    }
-
-
 def common_reference(infos: Sequence[StudyInfo]) -> list[float] | None:
     """The worst of the reference points of several studies; None: their data or objectives differ."""
     first = infos[0]
     if any((info.data, info.objectives) != (first.data, first.objectives) for info in infos):
         return None
     return pareto.common_reference([info.reference_point for info in infos], first.objectives)
-
-
-def page_report(info: StudyInfo) -> dict[str, Any]:
-    """`front_report` with what the page shows besides.
-
-    Every trial with its learning curve, the hypervolume after each, the study's setting, which dimensions matter.
-    """
-    from cst_search.report.importance import importance
-
-    on_front = {record.trial for record in info.front()}
-    growth = pareto.hypervolume_by_trial(info.values(), info.objectives, info.reference)
-    return front_report(info) | {
-        "all": [
-            info.brief(record)
-            | {
-                "state": record.state,
-                "reason": record.reason,
-                "seconds": record.seconds,
-                "feasible": record.feasible,
-                "on_front": record.trial in on_front,
-                "history": [dict(entry) for entry in record.history],
-                "notes": list(record.notes),
-            }
-            for record in info.trials
-        ],
-        "hypervolume_by_trial": [[record.trial, v] for record, v in zip(info.trials, growth, strict=True)],
-        "importance": importance(info),
-        "space": dict(info.space),
-        "recipe": dict(info.recipe),
-        "data": info.data,
-        "target_device": info.target_device,
-        "started": info.started,
-        "version": __version__,
-    }
-
-
-def choose_objectives(text: str) -> tuple[Objective, ...]:
-    """``map,device_bytes`` -> objectives in that order. Raises ConfigError."""
-    from cst_search.errors import ConfigError
-
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in OBJECTIVES]
-    if not names or unknown or len(set(names)) != len(names):
-        raise ConfigError(f"--objectives takes different names from {', '.join(OBJECTIVES)}, with commas; got {text!r}")
-    return tuple(OBJECTIVES[name] for name in names)
-
-
-def repeat_words(repeat_of: int | None, seed: Any) -> str:
-    """What goes before the words of a repeat's configuration; nothing for a trial of the search."""
-    return "" if repeat_of is None else f"trial {repeat_of} again, seed {seed}: "
-
-
-def over_seeds_words(entry: Mapping[str, Any]) -> str:
-    """``map 0.561 +- 0.012 over 3 seeds`` of a front's entry (`StudyInfo.brief`); nothing for one seed."""
-    if entry["n_seeds"] < 2:
-        return ""
-    return f"map {entry['map_mean']:.3f} +- {entry['map_std']:.3f} over {entry['n_seeds']} seeds"
-
-
-def metric_words(values: Mapping[str, float]) -> str:
-    """``map 0, device_bytes 637 MB, trainable_params 1.44M``"""
-
-    def show(name: str, value: float) -> str:
-        if name == "device_bytes":
-            return format_bytes(value)
-        return format_count(value) if name.endswith("params") else f"{value:g}"
-
-    return ", ".join(f"{name} {show(name, value)}" for name, value in values.items())
-
-
-def describe(config: Mapping[str, Any], n_dimensions: int = 4) -> str:
-    """A configuration in a few words: the method and its first dimensions, ``cst reduction 8, block 3x3 ...``."""
-
-    def show(value: Any) -> str:
-        if isinstance(value, tuple | list):
-            return f"[{','.join(map(str, value))}]"
-        return f"{value:.2g}" if isinstance(value, float) else str(value)
-
-    parts = [f"{key.rpartition('.')[2]} {show(value)}" for key, value in config.items() if key != "method"]
-    return " ".join([str(config.get("method", "?")), ", ".join(parts[:n_dimensions])]).strip()

@@ -18,7 +18,7 @@ from cst_search.config.recipe import renamed_fields
 from cst_search.config.search_space import Space, renamed_dimensions
 from cst_search.errors import StudyError
 from cst_search.study.launch_registry import Launches, now
-from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.reader import TrialReader
 from cst_search.study.records import Budget, LaunchRecord, StudyInfo, StudySpec, TrialRecord
 from cst_search.study.storage import Storage, alone, check_storage, experimental, open_storage, study_names

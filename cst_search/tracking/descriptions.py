@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from shlex import quote
 from typing import Any
 
-from cst_search.study.records import StudyInfo, TrialRecord, repeat_words
+from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
+from cst_search.study.wording import repeat_words
 from cst_search.tracking.views import ON_FRONT
 from cst_search.units import format_bytes, format_count, format_seconds
 

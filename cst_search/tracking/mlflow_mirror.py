@@ -17,9 +17,9 @@ from mlflow.entities import Run
 from PIL import Image
 
 from cst_search.study import pareto
-from cst_search.study import seed_statistics as seeds
 from cst_search.study.records import LaunchRecord, StudyInfo, TrialRecord
 from cst_search.study.states import LaunchState, TrialState
+from cst_search.study.verdicts import verdicts
 from cst_search.tracking.connection import open_experiment
 from cst_search.tracking.descriptions import description
 from cst_search.tracking.runs import (
@@ -273,7 +273,7 @@ class MlflowMirror:
         records = [r for r in info.trials if r.trial in existing.trials and info.over_seeds(r).n > 1]
         if not records:
             return
-        for record, verdict in zip(records, seeds.verdicts(info, [r.trial for r in records]), strict=True):
+        for record, verdict in zip(records, verdicts(info, [r.trial for r in records]), strict=True):
             run_id, sample = existing.trials[record.trial], info.over_seeds(record)
             if existing.verdicts.get(record.trial) == (sample.n, verdict.text):
                 continue

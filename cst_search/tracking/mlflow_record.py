@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cst_search.study.records import LaunchRecord, StudyInfo, Tally, TrialRecord
+from cst_search.study.records import LaunchRecord, StudyInfo, TrialRecord
+from cst_search.study.tally import Tally
 from cst_search.tracking.connection import CallQueue
 from cst_search.tracking.mlflow_mirror import MlflowMirror, study_state
 

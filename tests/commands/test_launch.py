@@ -42,7 +42,8 @@ from cst_search.report.progress import View
 from cst_search.search.samplers import check_sampler, default_sampler
 from cst_search.search.session import SearchSession
 from cst_search.study import reader
-from cst_search.study.records import Budget, StudyInfo, choose_objectives
+from cst_search.study.objectives import choose_objectives
+from cst_search.study.records import Budget, StudyInfo
 from cst_search.study.study import Study
 from cst_search.tracking.connection import default_tracking_uri
 from cst_search.trial.cost import predict

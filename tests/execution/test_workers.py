@@ -25,7 +25,7 @@ from cst_search.execution.task import Task, execute
 from cst_search.execution.workers import InProcess, SearchJob, Supply, Workers
 from cst_search.search.session import SearchSession
 from cst_search.search.suggestion import Suggestion
-from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.records import Budget, StudyInfo, TrialRecord
 from cst_search.study.study import Study
 from cst_search.trial.checkpoints import Checkpoints

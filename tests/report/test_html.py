@@ -19,8 +19,10 @@ from cst_search.errors import ConfigError
 from cst_search.report.figure import GROUPS, picture, plain
 from cst_search.report.html import write_comparison, write_front
 from cst_search.report.page_data import page_data
-from cst_search.study.pareto import OBJECTIVES, front, hypervolume, hypervolume_by_trial, knee
-from cst_search.study.records import StudyInfo, page_report
+from cst_search.report.summary import page_report
+from cst_search.study.objectives import OBJECTIVES
+from cst_search.study.pareto import front, hypervolume, hypervolume_by_trial, knee
+from cst_search.study.records import StudyInfo
 
 
 def make_report(

@@ -16,7 +16,8 @@ from pages import EPOCHS, chromium, made_info
 
 from cst_search.report import html as dashboard
 from cst_search.report.html import write_comparison, write_front
-from cst_search.study.records import StudyInfo, page_report
+from cst_search.report.summary import page_report
+from cst_search.study.records import StudyInfo
 
 N = 90
 SCRIPT = "</script><script>document.title='OWNED'</script>"

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from cst_search.search.early_stopping import Rungs, order, rung_epochs
-from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.objectives import OBJECTIVES
 
 TWO = (OBJECTIVES["map"], OBJECTIVES["device_bytes"])
 

@@ -38,7 +38,7 @@ from cst_search.search.samplers import SAMPLERS
 from cst_search.search.session import SearchSession
 from cst_search.study import launch_registry as launches
 from cst_search.study.launch_registry import DEAD_SECONDS
-from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.records import Budget
 from cst_search.study.storage import check_storage
 from cst_search.study.study import Study, list_studies

@@ -11,7 +11,8 @@ import pytest
 
 from cst_search.errors import ConfigError
 from cst_search.study import pareto
-from cst_search.study.pareto import OBJECTIVES, GrowingFront, Objective, front, hypervolume, hypervolume_by_trial, knee
+from cst_search.study.objectives import OBJECTIVES, Objective
+from cst_search.study.pareto import GrowingFront, front, hypervolume, hypervolume_by_trial, knee
 
 NAN = math.nan
 MAP_MEMORY = [OBJECTIVES["map"], OBJECTIVES["device_bytes"]]

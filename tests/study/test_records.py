@@ -11,19 +11,13 @@ from typing import Any
 import pytest
 
 from cst_search.errors import ConfigError
+from cst_search.report.summary import front_report, page_report
 from cst_search.study import pareto
-from cst_search.study.pareto import OBJECTIVES
-from cst_search.study.records import (
-    Budget,
-    StudyInfo,
-    Tally,
-    TrialRecord,
-    choose_objectives,
-    describe,
-    front_report,
-    page_report,
-)
+from cst_search.study.objectives import OBJECTIVES, choose_objectives
+from cst_search.study.records import Budget, StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
+from cst_search.study.tally import Tally
+from cst_search.study.wording import describe
 
 # map over memory, drawn by hand; the budget is 600:
 #

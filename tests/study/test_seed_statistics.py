@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from cst_search.errors import StudyError
-from cst_search.study import seed_statistics as seeds
-from cst_search.study.pareto import OBJECTIVES
+from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.records import Budget, StudyInfo, TrialRecord
 from cst_search.study.seed_statistics import Noise, Sample
+from cst_search.study.verdicts import quality, verdicts
 
 # map over memory:
 #   .6 |                  A
@@ -144,20 +144,20 @@ def test_another_length_is_kept_apart() -> None:
     assert info.over_seeds(info.trials[A]).values == (0.6,)
     assert info.over_seeds(info.trials[A], "map", 18).values == (0.7, 0.7)  # without the trial's own, of 5 epochs
     assert [r.trial for r in info.front(18)] == [B]  # of those that have that length
-    assert [v.text for v in seeds.verdicts(info, [A, B, C], 18)] == [
+    assert [v.text for v in verdicts(info, [A, B, C], 18)] == [
         "dominated by trial 1", "on the front", "no run completed",
     ]  # fmt: skip
 
 
 def test_map50_is_a_mean_too_where_it_is_the_objective() -> None:
     info = make_info({A: [0.3, 0.45]}, names="map50,device_bytes")
-    assert seeds.quality(info) == "map50"
+    assert quality(info) == "map50"
     assert [r.trial for r in info.front()] == [B, C]
 
 
 def test_costs_alone_cannot_be_confirmed() -> None:
     with pytest.raises(StudyError, match="has the objectives device_bytes, which are the same with every seed"):
-        seeds.quality(make_info({}, names="device_bytes"))
+        quality(make_info({}, names="device_bytes"))
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------
@@ -200,13 +200,13 @@ def test_costs_alone_cannot_be_confirmed() -> None:
     ],
 )  # fmt: skip
 def test_verdicts(why: str, repeats: dict[int, list[float | None]], expected: list[str]) -> None:
-    assert [v.text for v in seeds.verdicts(make_info(repeats), [A, B, C])] == expected
+    assert [v.text for v in verdicts(make_info(repeats), [A, B, C])] == expected
 
 
 def test_a_difference_above_the_noise_is_a_plain_verdict() -> None:
     info = make_info({B: [0.5, 0.5], C: [0.61, 0.6]})
     info = replace(info, trials=tuple(replace(r, map=0.605 if r.trial == C else r.map) for r in info.trials))
-    (verdict,) = seeds.verdicts(info, [B])
+    (verdict,) = verdicts(info, [B])
     assert verdict.text == "dominated by trial 2"
     assert verdict.difference == pytest.approx(0.5 - 0.605)
     # squares: C 2 * 0.005^2; dof 4, t 2.776
@@ -214,9 +214,9 @@ def test_a_difference_above_the_noise_is_a_plain_verdict() -> None:
 
 
 def test_without_a_second_seed_nothing_is_said_of_noise() -> None:
-    for verdict in seeds.verdicts(make_info({}), [A, D]):
+    for verdict in verdicts(make_info({}), [A, D]):
         assert verdict.least is None and not verdict.in_noise
-    assert [v.text for v in seeds.verdicts(make_info({}), [A, D])] == [
+    assert [v.text for v in verdicts(make_info({}), [A, D])] == [
         "on the front, not confirmed", "dominated by trial 0 (one seed), not confirmed",
     ]  # fmt: skip
 
@@ -224,6 +224,6 @@ def test_without_a_second_seed_nothing_is_said_of_noise() -> None:
 def test_twins_are_both_on_the_front() -> None:
     info = make_info({})
     info = replace(info, trials=(*info.trials, replace(info.trials[A], trial=4)))
-    first, second = seeds.verdicts(info, [A, 4])
+    first, second = verdicts(info, [A, 4])
     assert (first.on_front, first.rival, second.on_front, second.rival) == (True, 4, True, A)
     assert first.difference == 0.0

@@ -19,7 +19,7 @@ from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.search.session import SearchSession
 from cst_search.study.pareto import hypervolume_by_trial
-from cst_search.study.records import Tally
+from cst_search.study.tally import Tally
 from cst_search.study.trial_attributes import Repeat
 from cst_search.tracking.connection import default_tracking_uri
 from cst_search.tracking.mlflow_record import MlflowRecord

@@ -1,0 +1,59 @@
+"""Reports of a study as plain values: the shapes of ``front --json`` and of the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cst_search import __version__
+from cst_search.report.importance import importance
+from cst_search.study import pareto
+from cst_search.study.records import StudyInfo
+from cst_search.study.states import TrialState
+
+
+def front_report(info: StudyInfo) -> dict[str, Any]:
+    """The shape of ``cst-search front STUDY --json`` (DESIGN section 8)."""
+    counts = info.counts()
+    counts[TrialState.RUNNING] += counts.pop(TrialState.INTERRUPTED)
+    return {
+        "study": info.name,
+        "objectives": [{"name": o.name, "goal": o.goal} for o in info.objectives],
+        "budget": {"memory_bytes": info.budget.memory_bytes, "params": info.budget.params},
+        "trials": counts,
+        "reference_point": dict(info.reference_point),
+        "hypervolume": info.hypervolume(),
+        "knee": info.knee(),
+        "front": [info.brief(record) for record in info.front()],
+    }
+
+
+def page_report(info: StudyInfo) -> dict[str, Any]:
+    """`front_report` with what the page shows besides.
+
+    Every trial with its learning curve, the hypervolume after each, the study's setting, which dimensions matter.
+    """
+    on_front = {record.trial for record in info.front()}
+    growth = pareto.hypervolume_by_trial(info.values(), info.objectives, info.reference)
+    return front_report(info) | {
+        "all": [
+            info.brief(record)
+            | {
+                "state": record.state,
+                "reason": record.reason,
+                "seconds": record.seconds,
+                "feasible": record.feasible,
+                "on_front": record.trial in on_front,
+                "history": [dict(entry) for entry in record.history],
+                "notes": list(record.notes),
+            }
+            for record in info.trials
+        ],
+        "hypervolume_by_trial": [[record.trial, v] for record, v in zip(info.trials, growth, strict=True)],
+        "importance": importance(info),
+        "space": dict(info.space),
+        "recipe": dict(info.recipe),
+        "data": info.data,
+        "target_device": info.target_device,
+        "started": info.started,
+        "version": __version__,
+    }

@@ -1,0 +1,34 @@
+"""Objectives: the metrics that a search can optimise, and in which direction each gets better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cst_search.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric of a trial and the direction in which it gets better."""
+
+    name: str
+    goal: Literal["max", "min"]
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "map": Objective("map", "max"),
+    "device_bytes": Objective("device_bytes", "min"),
+    "trainable_params": Objective("trainable_params", "min"),
+    "map50": Objective("map50", "max"),
+    "petl_params": Objective("petl_params", "min"),
+}
+
+
+def choose_objectives(text: str) -> tuple[Objective, ...]:
+    """``map,device_bytes`` -> objectives in that order. Raises ConfigError."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in OBJECTIVES]
+    if not names or unknown or len(set(names)) != len(names):
+        raise ConfigError(f"--objectives takes different names from {', '.join(OBJECTIVES)}, with commas; got {text!r}")
+    return tuple(OBJECTIVES[name] for name in names)

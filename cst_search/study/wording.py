@@ -1,0 +1,43 @@
+"""Configurations, metrics and repeats in a few words, as the terminal, the page and MLflow show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cst_search.units import format_bytes, format_count
+
+
+def describe(config: Mapping[str, Any], n_dimensions: int = 4) -> str:
+    """A configuration in a few words: the method and its first dimensions, ``cst reduction 8, block 3x3 ...``."""
+
+    def show(value: Any) -> str:
+        if isinstance(value, tuple | list):
+            return f"[{','.join(map(str, value))}]"
+        return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+    parts = [f"{key.rpartition('.')[2]} {show(value)}" for key, value in config.items() if key != "method"]
+    return " ".join([str(config.get("method", "?")), ", ".join(parts[:n_dimensions])]).strip()
+
+
+def metric_words(values: Mapping[str, float]) -> str:
+    """``map 0, device_bytes 637 MB, trainable_params 1.44M``"""
+
+    def show(name: str, value: float) -> str:
+        if name == "device_bytes":
+            return format_bytes(value)
+        return format_count(value) if name.endswith("params") else f"{value:g}"
+
+    return ", ".join(f"{name} {show(name, value)}" for name, value in values.items())
+
+
+def over_seeds_words(entry: Mapping[str, Any]) -> str:
+    """``map 0.561 +- 0.012 over 3 seeds`` of a front's entry (`StudyInfo.brief`); nothing for one seed."""
+    if entry["n_seeds"] < 2:
+        return ""
+    return f"map {entry['map_mean']:.3f} +- {entry['map_std']:.3f} over {entry['n_seeds']} seeds"
+
+
+def repeat_words(repeat_of: int | None, seed: Any) -> str:
+    """What goes before the words of a repeat's configuration; nothing for a trial of the search."""
+    return "" if repeat_of is None else f"trial {repeat_of} again, seed {seed}: "
