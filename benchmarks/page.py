@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from pages import chromium, made_info
 from wall import machine
 
-from cst_search.report.figure import plain
 from cst_search.report.html import write_front
 from cst_search.report.importance import importance
+from cst_search.report.labels import plain
 from cst_search.report.page_data import page_data
 from cst_search.report.summary import page_report
 

@@ -169,7 +169,7 @@ def front(
         reports = [front_report(info) for info in infos]
         print_json(reports[0] if len(reports) == 1 else reports)
         return
-    from cst_search.report.progress import comparison_table, front_table
+    from cst_search.report.tables import comparison_table, front_table
     from cst_search.study.wording import metric_words
 
     for info in infos:

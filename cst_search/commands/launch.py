@@ -37,7 +37,8 @@ from cst_search.execution.task import Task
 from cst_search.execution.workers import SearchJob
 from cst_search.petl import get_method
 from cst_search.redaction import shown_address
-from cst_search.report.progress import View, front_table
+from cst_search.report.progress import View
+from cst_search.report.tables import front_table
 from cst_search.search.samplers import check_sampler
 from cst_search.search.session import SearchSession
 from cst_search.study.objectives import choose_objectives

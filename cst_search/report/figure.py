@@ -1,50 +1,31 @@
-"""The front as an image, ``front.png``: what is drawn, and the drawing. Only this module knows matplotlib.
+"""The front as an image, ``front.png``: what is drawn, and the drawing. matplotlib is imported here only.
 
 `picture` turns a report (`summary.page_report`) into points in the axes' units, ranges, lines and sentences; `paint`
-draws that. The page draws for itself, in any two metrics: see `cst_search.report.page_data`.
+draws that. The page draws its own plots, of any two metrics: see `cst_search.report.page_data`.
 """
 
 from __future__ import annotations
 
 import math
-import numbers
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cst_search.report.labels import GROUPS, METRICS, axes_of, facts, group_of, lasting_notes, over_seeds, plain
 from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.pareto import front
 from cst_search.study.states import TrialState
 from cst_search.units import format_bytes, format_count
 
-# a metric's words, short ones, and how its values are written
-METRICS: dict[str, tuple[str, str, str]] = {
-    "map": ("COCO mAP@[.50:.95]", "mAP", "share"),
-    "map50": ("mAP@.50", "mAP50", "share"),
-    "device_bytes": ("device memory", "memory", "bytes"),
-    "trainable_params": ("trainable parameters", "trainable", "count"),
-    "petl_params": ("PETL parameters", "PETL", "count"),
-    "seconds": ("training time", "time", "seconds"),
-}
 _UNITS = {"share": ("", 1.0), "bytes": ("GB", 1e9), "count": ("M", 1e6)}  # of the image's axes
-# what a trial is drawn as: words, matplotlib marker. The shapes differ so that colour is not needed
-GROUPS: dict[str, tuple[str, str]] = {
-    "unfinished": ("not finished", "D"),
-    TrialState.FAILED: ("failed", "x"),
-    TrialState.PRUNED: ("pruned", "v"),
-    TrialState.INFEASIBLE: ("infeasible", "^"),
-    "dominated": ("dominated", "s"),
-    "front": ("on the front", "o"),
-}
 SMALLEST, LARGEST, STRIP = 8.0, 24.0, 9.0  # marker diameters, pt
 INK, MUTED, GREY, GRID, ACCENT, LIMIT = "#1b2330", "#5d6878", "#7a8696", "#e4e8ee", "#0b6bcb", "#b3261e"  # as page.css
 
 
 def picture(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What is drawn, in the units of the axes (GB, millions, mAP 0..1); all text is plain.
+    """Return what is drawn, in the units of the axes (GB, millions, mAP 0..1); all text is plain.
 
     ``groups``: one per kind of trial with its ``points``; a point without a known quality has ``y`` None and belongs
     into the strip below the plot; one that was confirmed has as ``spread`` a standard deviation over its seeds.
@@ -98,29 +79,6 @@ def _axis(name: str) -> tuple[str, float]:
     """A metric's words with the unit, and the size of that in the record's."""
     unit, size = _UNITS[METRICS[name][2]]
     return METRICS[name][0] + (f", {unit}" if unit else ""), size
-
-
-def axes_of(report: Mapping[str, Any]) -> tuple[str, str]:
-    """The metrics on x (a cost, memory if it is an objective) and on y (a quality)."""
-    goals = {objective["name"]: objective["goal"] for objective in report["objectives"]}
-    costs = [name for name in ("device_bytes", *goals) if goals.get(name) == "min"]
-    qualities = [name for name, goal in goals.items() if goal == "max"]
-    return (costs or ["device_bytes"])[0], (qualities or ["map"])[0]
-
-
-def over_seeds(trial: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
-    """A metric's mean and standard deviation over seeds; of a trial that was not confirmed its value and None."""
-    if (trial.get("n_seeds") or 0) > 1:
-        return trial[f"{name}_mean"], trial[f"{name}_std"]
-    return trial[name], None
-
-
-def group_of(trial: Mapping[str, Any]) -> str:
-    if trial["on_front"]:
-        return "front"
-    if trial["state"] in (TrialState.COMPLETE, TrialState.INFEASIBLE):
-        return "dominated" if trial["feasible"] else TrialState.INFEASIBLE
-    return trial["state"] if trial["state"] in GROUPS else "unfinished"
 
 
 def _sizes(counts: Sequence[int | None]) -> tuple[Any, list[dict[str, Any]]]:
@@ -201,72 +159,8 @@ def _notes(
     return notes + lasting_notes(report)
 
 
-def lasting_notes(report: Mapping[str, Any]) -> list[str]:
-    """What holds in any plane."""
-    y_name = axes_of(report)[1]
-    sources = {trial["memory_source"] for trial in report["all"] if trial["device_bytes"] is not None}
-    notes = []
-    if any(over_seeds(trial, y_name)[1] is not None for trial in report["all"]):
-        notes.append(
-            "Points with a bar were confirmed: drawn at the mean over their seeds, one standard deviation up and down."
-        )
-    if any(
-        trial["state"] not in (TrialState.COMPLETE, TrialState.INFEASIBLE) and trial[y_name] is not None
-        for trial in report["all"]
-    ):
-        notes.append("Trials that were pruned, or have not finished, are drawn at the mAP of their last epoch.")
-    if "predicted" in sources:
-        which = (
-            "Memory is"
-            if sources == {"predicted"}
-            else "Memory is measured for the trials that ran on it and otherwise"
-        )
-        notes.append(f"{which} predicted for {report['target_device']}.")
-    return notes
-
-
-def plain(value: Any) -> Any:
-    """The same value for strict JSON: NaN and infinities become None, numpy numbers Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    return float(value) if math.isfinite(value) else None
-
-
-def _started(iso: str) -> str:
-    try:
-        return f"{datetime.fromisoformat(iso):%Y-%m-%d %H:%M %Z}".strip()
-    except ValueError:
-        return iso
-
-
-def budget_words(budget: Mapping[str, Any]) -> str:
-    memory, params = budget["memory_bytes"], budget["params"]
-    limits = [*([format_bytes(memory)] if memory else []), *([f"{format_count(params)} parameters"] if params else [])]
-    return " and ".join(limits) or "none"
-
-
-def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The header's facts, as label and text."""
-    counts, words = report["trials"], {"max": "highest", "min": "lowest"}
-    states = [f"{counts[state]} {state}" for state in counts if state != "total" and counts[state]]
-    return [
-        ("data", str(report["data"])),
-        ("budget", budget_words(report["budget"])),
-        ("device", str(report["target_device"])),
-        ("trials", f"{counts['total']}" + (f": {', '.join(states)}" if states else "")),
-        ("objectives", ", ".join(f"{words[o['goal']]} {o['name']}" for o in report["objectives"])),
-        ("started", _started(report["started"])),
-    ]
-
-
 def paint(report: Mapping[str, Any], drawn: Mapping[str, Any], path: Path) -> None:
-    """An image of 1600 x 1000 px, without pyplot: its state is global and not for threads."""
+    """Write the image, 1600 x 1000 px. Without pyplot, whose state is global and not safe for threads."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -3,7 +3,7 @@
 The page is one file that asks no network for anything and stores nothing, so it also works in the sandboxed frame in
 which MLflow shows artifacts. Its charts are our own, on canvas (dashboards/*.js): plotly.js puts 4.8 MB into every page
 and takes ten times as long to dim some of 10,000 points, three times with WebGL (`benchmarks/page.py --plotly`, on two
-busy cores); and its parallel coordinates know neither absent dimensions nor a keyboard. Only this module knows Jinja2.
+busy cores); and its parallel coordinates know neither absent dimensions nor a keyboard. Jinja2 is imported here only.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 
 from cst_search.config.catalog import shipped_folder
 from cst_search.errors import ConfigError
-from cst_search.report.figure import facts, over_seeds, paint, picture, plain
+from cst_search.report.figure import paint, picture
+from cst_search.report.labels import facts, over_seeds, plain
 from cst_search.report.page_data import comparison_data, page_data, value_text, worker
-from cst_search.study.wording import metric_words
+from cst_search.study.wording import format_quality, metric_words
 from cst_search.units import format_bytes, format_count
 
 
@@ -27,7 +28,7 @@ def write_front(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
 
     Args:
         report: of `summary.page_report`. ``front.json`` is that without the learning curves.
-        folder: is made if it is not there.
+        folder: made if it is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     whole = plain(report)
@@ -95,7 +96,7 @@ def _render(template: str, **values: Any) -> str:
     filters: dict[str, Callable[..., str]] = {
         "bytes": format_bytes,
         "count": format_count,
-        "quality": lambda value: "-" if value is None else f"{value:.3f}",
+        "quality": format_quality,
         "percent": lambda value: f"{100 * value:.1f} %",
         "value": value_text,
         "metrics": metric_words,

@@ -1,8 +1,8 @@
-"""Which dimensions of the search space decide about mAP: conditional PED-ANOVA, by Optuna, on the records of a study.
+"""Importance of the dimensions of a search space for mAP: Optuna's conditional PED-ANOVA on the records of a study.
 
-A dimension matters as much as its distribution among the best trials differs from that among all of them. One that
-only some methods have counts by how often it is there among either, so that a dimension of a rare method cannot look
-decisive for the whole study; one that has other ranges under other methods is compared range by range.
+A dimension is important if its distribution among the best trials differs from that among all trials. A dimension that
+only some methods have is weighted by how often it occurs in either set, so that one of a rare method cannot look
+decisive for the whole study; one whose range depends on the method is compared range by range.
 
 References.
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 FEWEST = 20  # trials; with fewer the best are less than 5, which [Watanabe2023] and Optuna ask for, of a quarter
 BEST_SHARE, FEWEST_BEST = 0.1, 5
-MOST = 500  # trials looked at, drawn at random from more: bounds the time
+MOST = 500  # trials used, drawn at random if there are more; bounds the time
 N_SHUFFLES, NOISE_QUANTILE = 20, 0.95
 
 
 def importance(info: StudyInfo, seed: int = 0) -> dict[str, Any]:
-    """How much each dimension decides whether a trial is among the best by mAP, within the budget.
+    """Return how much each dimension decides whether a trial within the budget is among the best by mAP.
 
-    The same for the same records and seed. Bounded in time whatever the number of trials (`MOST`).
+    Deterministic for the same records and seed. At most `MOST` trials are used, which bounds the time.
 
     Returns:
         ``n``: trials that were looked at: feasible and trained. One that was stopped early counts with the mAP of its
@@ -91,7 +91,7 @@ def _evaluate(
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # as `suggest`
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # as in `study.storage`
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.add_trials([_frozen(space, record) for record in records])
     evaluator = PedAnovaImportanceEvaluator(target_quantile=share)

@@ -1,7 +1,7 @@
-"""What the report page holds of a study, as compact columns: `page_data` for one, `comparison_data` for several.
+"""The data of the report page as compact columns: `page_data` for one study, `comparison_data` for several.
 
-Columns and codes rather than an object per trial: 10,000 trials come to about a fifth of it. Arithmetic and `space`
-only; the page draws it (dashboards/front.js), `dashboard` writes it.
+Columns and codes take about a fifth of the room of an object per trial, for 10,000 trials. Arithmetic only: the page
+draws the data (dashboards/front.js), `html` writes it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cst_search.config.search_space import Space
-from cst_search.report.figure import GROUPS, METRICS, axes_of, budget_words, group_of, lasting_notes, over_seeds, plain
+from cst_search.report.labels import GROUPS, METRICS, axes_of, group_of, lasting_notes, over_seeds, plain
 from cst_search.study import pareto
 from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.seed_statistics import NOISY
+from cst_search.study.wording import budget_words
 from cst_search.units import format_bytes, format_count
 
 _DIGITS = 6  # significant, of what is not a whole number
@@ -24,7 +25,7 @@ _FEW = 12  # different numbers that a dimension outside the space may have and s
 
 
 def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report (`results.page_report`, as `plain`) for the page; index i stands for the same trial in every column.
+    """Return the page's data of a report (`summary.page_report`, as `plain`); index i is one trial in all columns.
 
     ``columns``: per metric its values in the record's units, None where unknown; of a confirmed trial the mean over
     its seeds. ``seeds``: of those trials, by index, the trial's own values and the standard deviations. ``trials``:
@@ -79,12 +80,12 @@ def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def worker(report: Mapping[str, Any]) -> str:
-    """What the search's hours are hours of: memory is measured on a GPU alone."""
+    """Return whose hours the search took, ``GPU`` or ``worker``: memory is measured on a GPU only."""
     return "GPU" if any(row["memory_source"] == "measured" for row in report["all"]) else "worker"
 
 
 def comparison_data(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The fronts of several studies in one plane, and what to know before they are compared.
+    """Return the fronts of several studies in one plane, with warnings on what makes them hard to compare.
 
     Returns:
         As `page_data`: ``metrics``, ``columns``, ``axes``, ``budgets``; index i is a point of a front, ``study[i]`` the
@@ -125,7 +126,7 @@ def comparison_data(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "reference": reference,
         "table": [
             {"study": report["study"], "data": report["data"], "device": report["target_device"],
-             "budget": budget_words(report["budget"]), "objectives": ", ".join(name for name, _ in goals[k]),
+             "budget": budget_words(**report["budget"]), "objectives": ", ".join(name for name, _ in goals[k]),
              "trials": report["trials"]["total"], "front": len(report["front"]), "knee": report["knee"],
              "best": max((v for row in report["front"] if (v := _value_of(row, "map")) is not None), default=None),
              "epochs": report["recipe"].get("search_epochs"), "own_volume": report["hypervolume"],
@@ -137,7 +138,7 @@ def comparison_data(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def value_text(value: Any) -> str:
-    """A configuration's value, short: 0.00099999 -> 0.001, [2, 3] -> 2,3, True -> true."""
+    """Write a configuration's value in short: 0.00099999 -> 0.001, [2, 3] -> 2,3, True -> true."""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     if isinstance(value, float):

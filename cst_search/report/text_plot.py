@@ -17,10 +17,9 @@ _LEFT = 7  # of a line: the value of mAP, and the axis
 
 
 def front_plot(infos: Sequence[StudyInfo], width: int, *, height: int = 12, ascii_only: bool = False) -> Text:
-    """Complete trials of a study, its front and its knee; of several studies their fronts, a letter each.
+    """Draw the complete trials of a study, its front and its knee; for several studies their fronts, a letter each.
 
-    A later mark covers an earlier one: the knee the front, and the front other trials. mAP is the mean over seeds where
-    a point was confirmed.
+    The knee covers the front, and the front covers other trials. mAP is the mean over seeds for a confirmed point.
 
     Args:
         width: of the terminal, in characters; more than 100 are not used.

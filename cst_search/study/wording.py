@@ -41,3 +41,15 @@ def over_seeds_words(entry: Mapping[str, Any]) -> str:
 def repeat_words(repeat_of: int | None, seed: Any) -> str:
     """What goes before the words of a repeat's configuration; nothing for a trial of the search."""
     return "" if repeat_of is None else f"trial {repeat_of} again, seed {seed}: "
+
+
+def format_quality(value: float | None) -> str:
+    """Write an mAP or its spread (0..1) with three decimals: 0.4123 -> ``0.412``; None -> ``-``."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def budget_words(memory_bytes: int | None, params: int | None) -> str:
+    """Write a budget as ``6 GB and 2M parameters``; without a bound ``none``."""
+    limits = [format_bytes(memory_bytes)] if memory_bytes else []
+    limits += [f"{format_count(params)} parameters"] if params else []
+    return " and ".join(limits) or "none"

@@ -1,4 +1,4 @@
-"""What a study's record says to a person in MLflow: names of runs, and the description of a launch in Markdown."""
+"""Texts that people read in MLflow: names of runs, and descriptions of launches and models in Markdown."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
-from cst_search.study.wording import repeat_words
+from cst_search.study.wording import budget_words, format_quality, repeat_words
 from cst_search.tracking.views import ON_FRONT
 from cst_search.units import format_bytes, format_count, format_seconds
 
-# a dimension's letters in a name; of these, the first two that a method has are shown
+# letters of a dimension in a run's name, which shows the first two of them that a method has
 _SHORT = {"reduction": "r", "rank": "r", "gamma": "g", "mtc_stages": "mtc", "first_stage": "from", "stages": "last"}
 _GAP = " &emsp;"  # MLflow draws tables without space between columns
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+\-!|~&])")
 
 
 def run_name(record: TrialRecord) -> str:
-    """``7 cst r16 mtc[3,4,5] map .412 3.12GB``: the trial's number, what it is, what came out."""
+    """Name the run of a trial: its number, configuration and result, as ``7 cst r16 mtc[3,4,5] map .412 3.12GB``."""
     config = record.config
     parts = [str(record.trial), repeat_words(record.repeat_of, record.seed) + str(config.get("method", "?"))]
     shown = [(key.rpartition(".")[2], value) for key, value in config.items()]
@@ -41,22 +41,19 @@ def _value(value: Any) -> str:
 
 
 def description(info: StudyInfo, experiment: str, run: str, runs: Mapping[int, str]) -> str:
-    """The description of a launch's run: the front as table and picture, and what to do with it.
+    """Describe a launch: the front as table and picture, and the commands that use it.
 
     Args:
-        experiment: its id in MLflow.
-        run: the launch's, whose artifacts hold the picture.
+        experiment: id of the experiment in MLflow.
+        run: the launch's run, whose artifacts hold the picture.
         runs: trial -> its run, which the table links to.
     """
     front, counts = info.front(), info.counts()
-    limits = [text for bound, text in (
-        (info.budget.memory_bytes, format_bytes(info.budget.memory_bytes)),
-        (info.budget.params, f"{format_count(info.budget.params)} parameters"),
-    ) if bound]  # fmt: skip
+    budget = budget_words(info.budget.memory_bytes, info.budget.params)
     seconds = sum(record.seconds or 0.0 for record in info.trials)
     lines = [
         f"**{len(front)} of {counts['total']} trials on the front**, hypervolume {info.hypervolume():.4f}; "
-        f"budget {' and '.join(limits) or 'none'}; data {escape(info.data)}; {escape(info.target_device)}; "
+        f"budget {budget}; data {escape(info.data)}; {escape(info.target_device)}; "
         f"{format_seconds(seconds)} of training",
         "",
     ]
@@ -70,7 +67,7 @@ def description(info: StudyInfo, experiment: str, run: str, runs: Mapping[int, s
         name = escape(run_name(record))
         link = f"[{name}](#/experiments/{experiment}/runs/{runs[record.trial]})" if record.trial in runs else name
         lines.append(
-            f"| {link}{_GAP}| {quality}{_GAP}| {'-' if record.map50 is None else f'{record.map50:.3f}'}{_GAP}"
+            f"| {link}{_GAP}| {quality}{_GAP}| {format_quality(record.map50)}{_GAP}"
             f"| {format_bytes(record.device_bytes)}{_GAP}| {format_count(record.trainable_params)}{_GAP}"
             f"| {'**knee**' if record.trial == knee else ''} |"
         )
@@ -85,7 +82,7 @@ def description(info: StudyInfo, experiment: str, run: str, runs: Mapping[int, s
 
 
 def model_description(study: str, trial: str, epochs: int, model: str) -> str:
-    """What a logged model is, and how it is loaded. ``model``: its id in MLflow."""
+    """Describe a logged model and how it is loaded. ``model``: its id in MLflow."""
     return "\n".join([
         f"Trial {escape(trial)} of study {escape(study)} after {epochs} epochs of full training: the trained tensors; "
         "the base's weights are fetched as in training. `cst-search` must be installed where it is loaded:", "",
@@ -98,11 +95,11 @@ def model_description(study: str, trial: str, epochs: int, model: str) -> str:
 
 
 def code(text: str) -> str:
-    """Text as code, on one line, between more backticks than it has in a row (CommonMark 0.31, 6.1)."""
+    """Write text as code on one line, between more backticks than it has in a row (CommonMark 0.31, 6.1)."""
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shall show as it is, on one line."""
+    """Escape text so that Markdown shows it as it is, on one line."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))

@@ -1,6 +1,6 @@
-"""A trained detector as MLflow loads it: this file is the code of such a model ("models from code", no pickle).
+"""Code of a logged detector, as MLflow loads it ("models from code", no pickle).
 
-MLflow copies the file beside the weights and runs the copy, so it leans on nothing but the installed packages.
+MLflow copies this file beside the weights and runs the copy, so it may use installed packages only.
 """
 
 import base64
@@ -14,20 +14,20 @@ from mlflow.pyfunc import PythonModel
 
 
 class DetectorModel(PythonModel):
-    """``mlflow.pyfunc.load_model("models:/ID").predict([...], params={"score": 0.5})``
+    """A detector with ``mlflow.pyfunc.load_model("models:/ID").predict([...], params={"score": 0.5})``.
 
     Images are given as paths, or as image files in base64, as to a served model.
     """
 
     def load_context(self, context: Any) -> None:
-        """Build the detector of the weights' recipe; the base's weights come from where that says, as in training."""
+        """Build the detector of the recipe in the weights; the base's weights come from where the recipe says."""
         from cst_search.trial.inference import Predictor
 
         self.predictor = Predictor(Path(context.artifacts["weights"]))
 
     # MLflow makes the signature from these hints; it has none for what comes back
     def predict(self, model_input: list[str], params: dict[str, Any] | None = None):  # type: ignore[no-untyped-def, override]
-        """Per image the ``width``, ``height`` and ``detections`` of `cst_search.trial.inference`."""
+        """Return ``width``, ``height`` and ``detections`` of each image, as `cst_search.trial.inference` gives them."""
         with tempfile.TemporaryDirectory(prefix="cst-search-") as folder:
             paths = [_as_file(text, Path(folder) / f"{i}.image") for i, text in enumerate(model_input)]
             found = list(self.predictor.detect(paths, (params or {}).get("score", 0.5)))

@@ -1,8 +1,8 @@
-"""Views that MLflow's own UI offers under "Views" for a study: which columns, which filter, which charts.
+"""Saved views of a study in MLflow's own UI, under "Views": their columns, filter and charts.
 
 MLflow 3.17 keeps a saved view as a tag of the experiment: ``mlflow.sharedViewState.ID`` with a name, two times and the
 state of the page (https://mlflow.org/docs/latest/ml/tracking/). An older UI does not know the tag and shows nothing;
-what it shows by itself is not changed. No call to MLflow here: `record` writes the tags.
+its own defaults stay as they are. `mlflow_mirror` writes the tags; nothing here calls MLflow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_PARAMS = 6  # axes beside the metrics; the chart is small, and the UI can 
 
 
 def make_views(info: StudyInfo) -> dict[str, str]:
-    """Tags of the experiment: ``front`` and ``trials`` as tables, the second with charts of all trials."""
+    """Return the tags of the experiment that hold the views ``front`` and ``trials``, each a table with charts."""
     metrics = list(dict.fromkeys(["map", *(o.name for o in info.objectives)]))
     columns = [f"metrics.`{name}`" for name in [*metrics, *({"device_bytes", "trainable_params"} - {*metrics})]]
     columns = sorted(columns, key=lambda column: "map" not in column)
@@ -37,7 +37,7 @@ def make_views(info: StudyInfo) -> dict[str, str]:
 
 
 def is_ours(value: str) -> bool:
-    """Whether a view is as `make_views` wrote it: one that a person has changed since is theirs."""
+    """Return whether a view is as `make_views` wrote it, that is, no person has changed it since."""
     try:
         view = json.loads(value)
         return bool(view["createdAt"] == view["updatedAt"])

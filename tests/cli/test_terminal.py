@@ -21,7 +21,7 @@ from cst_search.cli import app
 from cst_search.config import catalog
 from cst_search.config.recipe import Recipe
 from cst_search.petl import METHODS
-from cst_search.report.progress import front_table
+from cst_search.report.tables import front_table
 from cst_search.report.text_plot import front_plot
 from cst_search.search.session import SearchSession
 from cst_search.study.records import StudyInfo

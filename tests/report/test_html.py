@@ -16,8 +16,9 @@ from pages import METHODS, made_info
 
 from cst_search.config.catalog import shipped_folder
 from cst_search.errors import ConfigError
-from cst_search.report.figure import GROUPS, picture, plain
+from cst_search.report.figure import picture
 from cst_search.report.html import write_comparison, write_front
+from cst_search.report.labels import GROUPS, plain
 from cst_search.report.page_data import page_data
 from cst_search.report.summary import page_report
 from cst_search.study.objectives import OBJECTIVES

@@ -1,0 +1,116 @@
+"""The words and kinds that the image and the page share: metrics, kinds of trials, axes, notes and facts of a report.
+
+All functions take a report (`summary.page_report`), or the entry of one trial in it.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from cst_search.study.states import TrialState
+from cst_search.study.wording import budget_words
+
+# metric: its words, its short words, and how its values are written
+METRICS: dict[str, tuple[str, str, str]] = {
+    "map": ("COCO mAP@[.50:.95]", "mAP", "share"),
+    "map50": ("mAP@.50", "mAP50", "share"),
+    "device_bytes": ("device memory", "memory", "bytes"),
+    "trainable_params": ("trainable parameters", "trainable", "count"),
+    "petl_params": ("PETL parameters", "PETL", "count"),
+    "seconds": ("training time", "time", "seconds"),
+}
+# kind of trial: its words and its matplotlib marker. The shapes differ, so that colour is not needed
+GROUPS: dict[str, tuple[str, str]] = {
+    "unfinished": ("not finished", "D"),
+    TrialState.FAILED: ("failed", "x"),
+    TrialState.PRUNED: ("pruned", "v"),
+    TrialState.INFEASIBLE: ("infeasible", "^"),
+    "dominated": ("dominated", "s"),
+    "front": ("on the front", "o"),
+}
+
+
+def axes_of(report: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the metrics on x (a cost; memory if it is an objective) and on y (a quality)."""
+    goals = {objective["name"]: objective["goal"] for objective in report["objectives"]}
+    costs = [name for name in ("device_bytes", *goals) if goals.get(name) == "min"]
+    qualities = [name for name, goal in goals.items() if goal == "max"]
+    return (costs or ["device_bytes"])[0], (qualities or ["map"])[0]
+
+
+def over_seeds(trial: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
+    """Return a metric's mean and standard deviation over seeds; for a trial not confirmed, its value and None."""
+    if (trial.get("n_seeds") or 0) > 1:
+        return trial[f"{name}_mean"], trial[f"{name}_std"]
+    return trial[name], None
+
+
+def group_of(trial: Mapping[str, Any]) -> str:
+    """Return the kind of a trial, a key of `GROUPS`."""
+    if trial["on_front"]:
+        return "front"
+    if trial["state"] in (TrialState.COMPLETE, TrialState.INFEASIBLE):
+        return "dominated" if trial["feasible"] else TrialState.INFEASIBLE
+    return trial["state"] if trial["state"] in GROUPS else "unfinished"
+
+
+def lasting_notes(report: Mapping[str, Any]) -> list[str]:
+    """Return the sentences of the caption that hold for any pair of axes."""
+    y_name = axes_of(report)[1]
+    sources = {trial["memory_source"] for trial in report["all"] if trial["device_bytes"] is not None}
+    notes = []
+    if any(over_seeds(trial, y_name)[1] is not None for trial in report["all"]):
+        notes.append(
+            "Points with a bar were confirmed: drawn at the mean over their seeds, one standard deviation up and down."
+        )
+    if any(
+        trial["state"] not in (TrialState.COMPLETE, TrialState.INFEASIBLE) and trial[y_name] is not None
+        for trial in report["all"]
+    ):
+        notes.append("Trials that were pruned, or have not finished, are drawn at the mAP of their last epoch.")
+    if "predicted" in sources:
+        which = (
+            "Memory is"
+            if sources == {"predicted"}
+            else "Memory is measured for the trials that ran on it and otherwise"
+        )
+        notes.append(f"{which} predicted for {report['target_device']}.")
+    return notes
+
+
+def plain(value: Any) -> Any:
+    """Return the value for strict JSON: NaN and infinities become None, numpy numbers become Python numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if math.isfinite(value) else None
+
+
+def _started(iso: str) -> str:
+    try:
+        return f"{datetime.fromisoformat(iso):%Y-%m-%d %H:%M %Z}".strip()
+    except ValueError:
+        return iso
+
+
+def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the facts of the header, as (label, text)."""
+    counts, words = report["trials"], {"max": "highest", "min": "lowest"}
+    states = [f"{counts[state]} {state}" for state in counts if state != "total" and counts[state]]
+    return [
+        ("data", str(report["data"])),
+        ("budget", budget_words(**report["budget"])),
+        ("device", str(report["target_device"])),
+        ("trials", f"{counts['total']}" + (f": {', '.join(states)}" if states else "")),
+        ("objectives", ", ".join(f"{words[o['goal']]} {o['name']}" for o in report["objectives"])),
+        ("started", _started(report["started"])),
+    ]

@@ -1,0 +1,87 @@
+"""Tables of a study's front, and of several studies side by side, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cst_search.study import pareto
+from cst_search.study.records import StudyInfo, common_reference
+from cst_search.study.wording import describe, format_quality
+from cst_search.units import format_bytes, format_count
+
+_BESIDE = 120  # terminal width in characters from which on configurations have a column of their own
+
+
+def seed_cells(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the cells for mean, standard deviation and number of seeds of a front's entry (`StudyInfo.brief`)."""
+    mean, std = entry["map_mean"], entry["map_std"]
+    return format_quality(mean), format_quality(std), str(entry["n_seeds"])
+
+
+def front_table(info: StudyInfo, width: int) -> Group:
+    """Return the front, best mAP first, with the knee marked; what all its points share is below the table.
+
+    Args:
+        width: of the terminal, in characters. On a narrow one the configurations are listed below the table, over
+            the whole width.
+    """
+    front, knee = info.front(), info.knee()
+    first = front[0].config if front else {}
+    shared = {key for key in first if all(key in r.config and r.config[key] == first[key] for r in front)}
+    shared -= {"method"} if len(front) > 1 else set(first)
+    sources = {record.memory_source for record in front}
+    entries = [info.brief(record) for record in front]
+    confirmed = any(entry["n_seeds"] > 1 for entry in entries)
+    table = Table(title=f"Front of {info.name}", title_justify="left", title_style="bold")
+    memory = f"memory ({sources.pop()})" if len(sources) == 1 else "memory"
+    seeds = ("mean", "std", "seeds") if confirmed else ()
+    beside = width >= _BESIDE
+    for name in ("trial", *seeds, "map", "map50", memory, "trainable", "petl", *(["configuration"] if beside else [])):
+        table.add_column(name, justify="left" if name == "configuration" else "right")
+    below = Table.grid(padding=(0, 1))
+    for record, entry in zip(front, entries, strict=True):
+        words = Text(describe({k: v for k, v in record.config.items() if k not in shared}, 20))
+        below.add_row(f"trial {record.trial}:", words)
+        table.add_row(
+            Text(f"{'knee ' if record.trial == knee else ''}{record.trial}"),
+            *seed_cells(entry)[: len(seeds)],
+            format_quality(record.map),
+            format_quality(record.map50),
+            format_bytes(record.device_bytes) + (f" {record.memory_source}" if sources else ""),
+            format_count(record.trainable_params),
+            format_count(record.petl_params),
+            *([words] if beside else []),
+        )
+    parts: list[RenderableType] = [table] if beside else [table, below]
+    if shared:
+        parts.append(
+            Text("in all of them: " + describe({k: v for k, v in first.items() if k in shared}, 20).removeprefix("? "))
+        )
+    return Group(*parts)
+
+
+def comparison_table(infos: Sequence[StudyInfo]) -> Table:
+    """Return one row per study. Hypervolumes are comparable if the studies have a common reference point."""
+    reference = common_reference(infos)
+    table = Table(title="Side by side", title_justify="left", title_style="bold")
+    table.add_column("study")
+    for name in ("trials", "points", "best map", "least memory", "hypervolume", "common hypervolume"):
+        table.add_column(name, justify="right")
+    for info in infos:
+        front, best = info.front(), info.best_map()
+        common = None if reference is None else pareto.hypervolume(info.values(), info.objectives, reference)
+        table.add_row(
+            Text(info.name),
+            str(len(info.trials)),
+            str(len(front)),
+            format_quality(best),
+            format_bytes(min((record.device_bytes or 0 for record in front), default=None)),
+            f"{info.hypervolume():.4f}",
+            "-" if common is None else f"{common:.4f}",
+        )
+    return table
