@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -31,20 +32,52 @@ from cst_search.tracking.connection import default_tracking_uri
 torch.set_num_threads(1)
 
 
-# files with many processes each: side by side they starve each other, until Ray gives its own up
-_CROWDS = ("test_faults", "test_cluster_faults", "test_cluster", "test_stock", "test_workers", "test_placement")
+# Files with many processes each, which mostly wait for one another. Side by side they starve each other, until Ray
+# gives its own up: those of a lane run one after the other, in one process, from the beginning.
+_LANES = {
+    "test_faults": "one machine",
+    "test_workers": "one machine",
+    "test_ray_cluster": "cluster",
+    "test_cluster_faults": "cluster",
+    "test_stock": "cluster",
+    "test_gpu_sharing": "cluster",
+}
+_LONG = ("test_estimate", "test_bad_input", "test_launch", "test_checkpoints", "test_docs")  # next: none is the tail
+
+
+def _turn(item: pytest.Item) -> tuple[int, str]:
+    stem = item.path.stem
+    return (0, _LANES[stem]) if stem in _LANES else (1 if stem in _LONG else 2, "")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in _CROWDS)
+    items.sort(key=_turn)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Return one process more than there are cores, as those of the lanes mostly wait; None: xdist decides."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else n_cores + 1
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let processes of the lanes go first: what waits for them ends after so many seconds."""
+    if "PYTEST_XDIST_WORKER" in os.environ and item.path.stem not in _LANES:
+        _give_way()
+
+
+@lru_cache
+def _give_way() -> None:
+    if hasattr(os, "nice"):
+        os.nice(15)  # as Ray's workers have it
 
 
 class _Scheduling(LoadFileScheduling):
-    """A file is run by one process, so that its fixtures are made once; all crowds by the same, from the beginning."""
+    """A file is run by one process, so that its fixtures are made once; a lane too."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::", 1)[0]
-        return "crowds" if Path(path).stem in _CROWDS else path
+        return _LANES.get(Path(path).stem, path)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduling:
