@@ -25,6 +25,7 @@ from cst_search.data.coco import DetectionData
 from cst_search.detector.build import build_detector
 from cst_search.detector.weights import load_trained, save_trained
 from cst_search.errors import ConfigError, StudyError
+from cst_search.search.session import SearchSession
 from cst_search.study.study import Study
 from cst_search.trial.run import run_trial
 from tests.studies import fake_estimate, run_cli
