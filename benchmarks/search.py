@@ -42,8 +42,9 @@ from cst_search.commands.study_setup import default_config
 from cst_search.config.loading import load_recipe, load_space
 from cst_search.memory.estimate import worst_input
 from cst_search.search.early_stopping import Rungs, rung_epochs
+from cst_search.search.gaussian_process import Model
 from cst_search.search.optuna_space import layout, params_of, pick
-from cst_search.search.pareto_sampler import Known, Model, ParetoSampler
+from cst_search.search.pareto_sampler import KnownValues, ParetoSampler
 from cst_search.search.samplers import pareto_sampler
 from cst_search.search.transfer_prior import Prior
 from cst_search.study.objectives import choose_objectives
@@ -457,9 +458,9 @@ def solve(job: tuple[str, str, int]) -> dict[str, Any]:
         f, g = problem.evaluate(np.array([[params[name] for name in space]]), return_values_of=["F", "G"])
         return f[0].tolist(), g[0].tolist()
 
-    def known(params: dict[str, Any]) -> Known:
+    def known(params: dict[str, Any]) -> KnownValues:
         values, constraints = evaluate(params)
-        return Known(values[:-1], sum(max(0.0, c) for c in constraints))
+        return KnownValues(values[:-1], sum(max(0.0, c) for c in constraints))
 
     samplers = optuna.samplers
     make: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {

@@ -14,7 +14,7 @@ from cst_search.study.pareto import Floats
 _STEPS = 0.15, 0.05, 0.015  # standard deviations of changes of a number, as shares of its range
 
 
-class Layout:
+class ParameterLayout:
     """A column for every parameter of a space; a configuration is a row of p codes.
 
     A code is the index of a choice, or the number itself; NaN where the configuration does not have the parameter.

@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial
 
 from cst_search.config.search_space import Dimension, Space
-from cst_search.search.encoding import Layout
+from cst_search.search.encoding import ParameterLayout
 
 
 def pick(trial: Trial, dimension: Dimension) -> Any:
@@ -54,8 +54,8 @@ def conditions(space: Space) -> dict[str, tuple[str, list[str]]]:
     return {name: (Space.METHOD, of) for name, of in having.items() if len(of) < len(space.methods)}
 
 
-def layout(space: Space) -> Layout:
-    return Layout(distributions(space), conditions(space))
+def layout(space: Space) -> ParameterLayout:
+    return ParameterLayout(distributions(space), conditions(space))
 
 
 def value_of(dimension: Dimension, name: Any) -> Any:

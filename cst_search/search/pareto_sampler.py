@@ -3,27 +3,14 @@
 Stock multi-objective samplers treat every objective alike and learn from trials what memory and parameters of a
 configuration are. Here they are known before a trial runs, so candidates are drawn in numbers, those over the budget
 are dropped, and the rest are compared by the expected improvement of the dominated hypervolume, in which only the
-costly objective y is random. With the known costs c of a candidate and the front P,
-
-    EHVI(c) = integral over y' from the reference to infinity of  A(y', c) * Pr(Y > y') dy'
-    A(y', c) = volume of the costs that c dominates, up to the reference, and that no point of P with y >= y' does
-
-A is constant between the values y of the front, so that the integral is a finite sum of terms
-A_k * (psi(y_k) - psi(y_k+1)), psi(t) = E[max(Y - t, 0)]: exact, no sampling. This is [Emmerich2011] with all but one
-objective degenerate.
+costly objective y is random (`ehvi`).
 
 References.
 
-[Emmerich2011] M. T. M. Emmerich, A. H. Deutz, J. W. Klinkenberg. Hypervolume-based expected improvement: monotonicity
-    properties and exact computation. IEEE Congress on Evolutionary Computation, 2011.
 [Ginsbourger2010] D. Ginsbourger, R. Le Riche, L. Carraro. Kriging is well-suited to parallelize optimization. In
     Computational Intelligence in Expensive Optimization Problems, Springer, 2010. The Kriging believer.
 [Hutter2011] F. Hutter, H. H. Hoos, K. Leyton-Brown. Sequential model-based optimization for general algorithm
     configuration. LION 5, 2011. Random configurations between those of the model.
-[Hvarfner2024] C. Hvarfner, E. O. Hellsten, L. Nardi. Vanilla Bayesian optimization performs great in high dimensions.
-    ICML 2024. The prior of the lengthscales: their median grows with the root of the number of dimensions.
-[Jones1998] D. R. Jones, M. Schonlau, W. J. Welch. Efficient global optimization of expensive black-box functions.
-    Journal of Global Optimization 13, 1998.
 """
 
 from __future__ import annotations
@@ -31,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,160 +27,17 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from scipy.special import ndtr
 from threadpoolctl import ThreadpoolController
 
-from cst_search.search.encoding import Layout
-from cst_search.study.pareto import Floats, dominated_volume, nondominated
+from cst_search.search.ehvi import ehvi
+from cst_search.search.encoding import ParameterLayout
+from cst_search.search.observations import END, Observation
+from cst_search.search.surrogate import MOST_MODELLED, Surrogate
+from cst_search.study.pareto import Floats, nondominated
 
 Params = dict[str, Any]
-Prediction = tuple[Floats, Floats]
 
 
-# --- expected hypervolume improvement ---------------------------------------------------------------------------------
-
-
-def ehvi(mean: Floats, std: Floats, costs: Floats, front_y: Floats, front_costs: Floats, reference: Floats) -> Floats:
-    """Expected improvement of the hypervolume by each of n candidates; y is to be maximised, costs to be minimised.
-
-    Args:
-        mean, std: n, of the normal distribution of y.
-        costs: ``n x m``, known; m may be 0, which gives the expected improvement of [Jones1998].
-        front_y, front_costs: k and ``k x m``; points that do not matter (dominated, beyond the reference) do no harm.
-        reference: m + 1: the worst y that counts, then the largest cost of each.
-    """
-    floor, bound = reference[0], reference[1:]
-    inside = (front_y > floor) & (front_costs < bound).all(axis=1)
-    by = np.argsort(-front_y[inside], kind="stable")
-    y, known = front_y[inside][by], front_costs[inside][by]
-    std = np.maximum(std, 1e-12)
-
-    def psi(t: Floats) -> Floats:
-        z = (mean[:, None] - t) / std[:, None]
-        return std[:, None] * (z * ndtr(z) + np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi))
-
-    # between levels[k + 1] and levels[k] the first k points of the front are in the way
-    levels = np.append(y, floor)
-    beyond = psi(levels)
-    gained = np.diff(beyond, axis=1, prepend=0.0)
-    return np.asarray((uncovered(costs, known, bound) * gained).sum(axis=1))
-
-
-def uncovered(costs: Floats, taken: Floats, bound: Floats) -> Floats:
-    """Volume between each of n points and the bound that none of the first 0, 1, .. k taken points dominates.
-
-    Args:
-        costs: ``n x m``. taken: ``k x m``. bound: m.
-
-    Returns:
-        ``n x (k + 1)``, along which it does not grow.
-    """
-    whole = np.maximum(bound - costs, 0.0).prod(axis=1)
-    n, m = costs.shape
-    k = len(taken)
-    if m == 0:  # one point is all of the space
-        return np.hstack([np.ones((n, 1)), np.zeros((n, k))])
-    if m > 2:
-        covered = [[dominated_volume(np.maximum(taken[:i], c), bound) for i in range(1, k + 1)] for c in costs]
-        return whole[:, None] - np.hstack([np.zeros((n, 1)), np.array(covered).reshape(n, k)])
-    if m == 1:  # as two, the second of which is the same for all
-        taken, costs = np.pad(taken, ((0, 0), (0, 1))), np.pad(costs, ((0, 0), (0, 1)))
-        bound = np.append(bound, 1.0)
-    by = np.argsort(taken[:, 0], kind="stable")
-    # a staircase: from one first cost to the next, the least second cost so far is what is dominated
-    first = np.minimum(np.maximum(taken[by, 0], costs[:, :1]), bound[0])
-    widths = np.diff(first, axis=1, append=bound[0])
-    counts = by < np.arange(k + 1)[:, None]  # of each level: the points that are among its first
-    least = np.minimum.accumulate(np.where(counts, taken[by, 1], bound[1]), axis=1)
-    heights = np.maximum(bound[1] - np.maximum(least, costs[:, 1, None, None]), 0.0)
-    return whole[:, None] - np.einsum("nk,nlk->nl", widths, heights)
-
-
-# --- the model of the costly objective --------------------------------------------------------------------------------
-
-
-class Model:
-    """A Gaussian process of the costly objective.
-
-    Matern 5/2 with a lengthscale per column and a noise of its own, as trials with other seeds differ. With as many
-    columns as trials, lengthscales need a prior: they lie around a common one, which grows with the root of the number
-    of columns [Hvarfner2024]. Independent wide priors were far too sure of themselves on 15 to 40 real trials.
-    """
-
-    def __init__(self, theta: Floats | None = None) -> None:
-        self.theta = theta
-        self.tuned_at = 0  # of how many trials theta is
-        self.evidence = 0.0  # logarithm of the likelihood of the y that it was fitted to
-
-    def fit(self, rows: Floats, y: Floats, variances: Floats, *, tune: bool, least_spread: float = 0.0) -> None:
-        """Fit to n observations.
-
-        Args:
-            rows, y: ``n x d`` and n.
-            variances: n, of the noise of each y beyond what all have.
-            tune: choose lengthscales and noise anew, rather than keep those of the last time.
-            least_spread: standard deviation of y that is taken for granted, where few y happen to be alike.
-        """
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-
-        self._mean, self._scale = float(y.mean()), max(float(y.std()), least_spread) or 1.0
-        lengths = Matern(np.full(rows.shape[1], _length(rows.shape[1])), (1e-2, 1e4), nu=2.5)
-        kernel = ConstantKernel(1.0, (0.05, 20.0)) * lengths + WhiteKernel(_NOISE, (1e-4, 2.0))
-        if self.theta is not None:
-            kernel = kernel.clone_with_theta(self.theta)
-        optimiser = _maximise if tune or self.theta is None else None
-        self._gp = GaussianProcessRegressor(kernel, alpha=variances / self._scale**2 + 1e-8, optimizer=optimiser)
-        self._gp.fit(rows, (y - self._mean) / self._scale)
-        self.theta = self._gp.kernel_.theta
-        self.evidence = self._gp.log_marginal_likelihood_value_ - len(y) * math.log(self._scale)
-
-    @property
-    def kernel(self) -> Any:
-        """Fitted, of observations with a standard deviation of 1."""
-        return self._gp.kernel_
-
-    def mean(self, rows: Floats) -> Floats:
-        """Mean of what n configurations have."""
-        return self._gp.predict(rows) * self._scale + self._mean
-
-    def predict(self, rows: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of what n configurations have without noise."""
-        mean, std = self._gp.predict(rows, return_std=True)
-        noise = self._gp.kernel_.k2.noise_level
-        return mean * self._scale + self._mean, np.sqrt(np.maximum(std**2 - noise, 1e-10)) * self._scale
-
-
-_NOISE = 0.03  # median of the prior: share of the variance of all observations
-_SPREAD = 0.3  # of the logarithms of lengthscales around their mean; 0.15 to 0.6 did alike
-
-
-def _length(d: int) -> float:
-    return 0.7 * math.sqrt(d)
-
-
-def _maximise(obj_func: Callable[..., tuple[float, Floats]], theta: Floats, bounds: Floats) -> tuple[Floats, float]:
-    """Maximum a posteriori of (log variance, log lengthscales, log noise)."""
-    from scipy.optimize import minimize
-
-    centre = math.log(_length(len(theta) - 2))
-
-    def loss(theta: Floats) -> tuple[float, Floats]:
-        value, gradient = obj_func(theta, eval_gradient=True)  # of -log likelihood
-        variance, lengths, noise = theta[0], theta[1:-1], (theta[-1] - math.log(_NOISE)) / 0.5
-        common = lengths.mean()
-        off = lengths - common
-        value += 0.5 * (variance**2 + noise**2 + float(off @ off) / _SPREAD**2 + (common - centre) ** 2)
-        pull = np.concatenate([[variance], off / _SPREAD**2 + (common - centre) / len(lengths), [noise / 0.5]])
-        return value, gradient + pull
-
-    found = minimize(loss, theta, jac=True, bounds=bounds, method="L-BFGS-B", options={"maxiter": 50})
-    return found.x, found.fun
-
-
-# --- the sampler ------------------------------------------------------------------------------------------------------
-
-_END = 1 << 30  # the epoch of a result at full length
 _FIRST_PRICED = 5  # times ``n_priced`` are priced for the first choice: what is cheapest of all is soon found
 _CHANGES = 0.5, 0.25, 0.125  # shares of parameters that change, of what is like another
 _MOST_PRICED = 4096  # structures whose costs are kept
@@ -202,16 +46,10 @@ _CYCLE = 8
 # The model is one fit out of many that a few trials allow, and surer than all of them together: where it chooses, its
 # standard deviation counts so many times, and less the more trials a column of it has (docs/searching.md).
 _BOLD = 2.0
-# With a prior there are two models from so many results on, with it and without: within one method it may know little.
-# Which one suggests is drawn by their evidence, and neither is ever left out.
-_FIRST_DOUBT = 3
-_LEAST_BELIEF = 0.1
-_FIRST_SPREAD = 0.1  # standard deviation of y around its prior, where fewer than three y are known; of mAP's size
-_MOST_MODELLED = 300  # trials that the model is made of: a suggestion is to take milliseconds
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownValues:
     """What is known of a configuration before it runs.
 
     Attributes:
@@ -221,27 +59,6 @@ class Known:
 
     values: Sequence[float]
     violation: float = 0.0
-
-
-@dataclass
-class _Point:
-    """A trial as the model sees it: y to be maximised, costs to be minimised.
-
-    Attributes:
-        codes: of its configuration, as `Layout` has them.
-        costs: None until they are needed.
-        curve: {epoch: y}, `_END` for the result; empty while nothing is known. y is -inf where the trial broke.
-        counts: it is a feasible result, or may become one: what is suggested is to improve on it.
-    """
-
-    codes: Floats
-    costs: Floats | None
-    curve: Mapping[int, float]
-    counts: bool
-
-    @property
-    def last(self) -> float:
-        return self.curve[max(self.curve)]
 
 
 class ParetoSampler(BaseSampler):
@@ -254,11 +71,11 @@ class ParetoSampler(BaseSampler):
         known: of the parameters of a trial.
         space: every parameter that may occur, with its distribution.
         costly: index of the objective to be modelled.
-        conditions: of parameters that not every configuration has, as `candidates.Layout` takes them.
+        conditions: of parameters that not every configuration has, as `encoding.ParameterLayout` takes them.
         free: names of parameters on which nothing known depends, so that what is known is shared by all their values.
         reference: the worst values that count, in the order of the objectives; None: of the known ones the worst seen.
         curve: what a trial reached before its end: {epoch: value of the costly objective}.
-        prior: what n configurations, ``n x p`` as `candidates.Layout` has them, are expected to have of the costly
+        prior: what n configurations, ``n x p`` as `ParameterLayout` has them, are expected to have of the costly
             objective before any trial, up to a constant, in its units. It weighs as much as three trials, and is
             believed by its evidence. Of more than 300 trials none is used.
         n_priced: ``known`` is called some so often for a suggestion, five times as often for the first, and while
@@ -271,7 +88,7 @@ class ParetoSampler(BaseSampler):
 
     def __init__(
         self,
-        known: Callable[[Params], Known],
+        known: Callable[[Params], KnownValues],
         space: Mapping[str, BaseDistribution],
         *,
         costly: int = 0,
@@ -288,16 +105,15 @@ class ParetoSampler(BaseSampler):
         self.known = known
         self._space, self._costly, self._reference = dict(space), costly, reference
         self._curve = curve or (lambda trial: trial.intermediate_values)
-        self._prior = prior or _no_prior
         self._n_startup = 0 if prior else n_startup
         self._n_priced, self._n_candidates = n_priced, n_candidates
         self._rng = np.random.default_rng(seed)
         self._independent = RandomSampler(seed)
-        self._layout = Layout(space, conditions)
-        self._models = Model(), Model()  # of y, and of what is left of its prior
+        self._layout = ParameterLayout(space, conditions)
+        self._surrogate = Surrogate(self._layout, prior, self._rng)
         self._free = self._layout.mask(free)
-        self._priced: dict[bytes, tuple[Floats, Known]] = {}
-        self._ended: dict[int, _Point | None] = {}
+        self._priced: dict[bytes, tuple[Floats, KnownValues]] = {}
+        self._ended: dict[int, Observation | None] = {}
 
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
@@ -330,11 +146,11 @@ class ParetoSampler(BaseSampler):
 
     # --- what is known ---
 
-    def _price(self, codes: Floats) -> Known:
+    def _price(self, codes: Floats) -> KnownValues:
         """What is known of a configuration; asked once for all values of the free parameters."""
         return self._prices(codes[None])[0]
 
-    def _prices(self, rows: Floats) -> list[Known]:
+    def _prices(self, rows: Floats) -> list[KnownValues]:
         found = []
         for row, bound in zip(rows, np.where(self._free, 0.0, rows), strict=True):
             key = bound.tobytes()
@@ -345,7 +161,7 @@ class ParetoSampler(BaseSampler):
             found.append(self._priced[key][1])
         return found
 
-    def _costs(self, prices: Sequence[Known], signs: Floats) -> Floats:
+    def _costs(self, prices: Sequence[KnownValues], signs: Floats) -> Floats:
         """``n x m``, to be minimised."""
         return -np.delete(signs, self._costly) * np.array([known.values for known in prices]).reshape(len(prices), -1)
 
@@ -376,7 +192,7 @@ class ParetoSampler(BaseSampler):
 
     # --- what was seen ---
 
-    def _points(self, study: Study, number: int, signs: Floats) -> list[_Point]:
+    def _points(self, study: Study, number: int, signs: Floats) -> list[Observation]:
         """Every other trial that says something, or will."""
         found = []
         for trial in study.get_trials(deepcopy=False):
@@ -392,7 +208,7 @@ class ParetoSampler(BaseSampler):
                 found.append(point)
         return found
 
-    def _point(self, trial: FrozenTrial, signs: Floats) -> _Point | None:
+    def _point(self, trial: FrozenTrial, signs: Floats) -> Observation | None:
         if trial.state in (TrialState.WAITING, TrialState.FAIL):
             return None
         try:
@@ -402,103 +218,20 @@ class ParetoSampler(BaseSampler):
         sign = signs[self._costly]
         curve = {epoch: sign * y for epoch, y in self._curve(trial).items() if math.isfinite(y)}
         if trial.state != TrialState.COMPLETE:
-            return _Point(codes, None, curve, trial.state == TrialState.RUNNING)
+            return Observation(codes, None, curve, trial.state == TrialState.RUNNING)
         y = trial.values[self._costly]
         if math.isfinite(y):
-            curve[_END] = sign * y
+            curve[END] = sign * y
             counts = all(violation <= 0 for violation in trial.constraints.values())
         elif self._price(codes).violation > 0:  # refused before it ran
             return None
         else:
-            curve, counts = {_END: -math.inf}, False
-        return _Point(codes, -np.delete(signs * trial.values, self._costly), curve, counts)
-
-    def _observations(self, points: Sequence[_Point]) -> tuple[Floats, Floats]:
-        """(y at full length, variance beyond the noise that all have) of points that have a curve.
-
-        What a trial had at an epoch is taken to its end by the line through those that have both, its slope drawn
-        towards 1 while they are few; what is left of these is the variance.
-        """
-        ends = [p.curve[_END] for p in points if _END in p.curve and math.isfinite(p.curve[_END])]
-        finite = [y for p in points for y in p.curve.values() if math.isfinite(y)]
-        if not finite:
-            return np.zeros(len(points)), np.zeros(len(points))
-        worst, spread = min(finite), (float(np.std(ends)) if len(ends) > 1 else 0.0) or 0.1
-        lines: dict[int, tuple[float, float, float]] = {}
-
-        def line(epoch: int) -> tuple[float, float, float]:
-            if epoch not in lines:
-                both = [(p.curve[epoch], p.curve[_END]) for p in points if _END in p.curve and epoch in p.curve]
-                x, y = np.array([pair for pair in both if math.isfinite(pair[1])]).reshape(-1, 2).T
-                lines[epoch] = _line(x, y, spread)
-            return lines[epoch]
-
-        y, variance = np.empty(len(points)), np.zeros(len(points))
-        for i, point in enumerate(points):
-            epoch = max(point.curve)
-            y[i] = point.curve[epoch]
-            if epoch != _END:
-                start, slope, variance[i] = line(epoch)
-                y[i] = start + slope * y[i]
-            elif not math.isfinite(y[i]):
-                y[i] = worst
-        return y, variance
-
-    def _fitted(
-        self, points: Sequence[_Point], n_told: int, n: int, sign: float, believes: bool
-    ) -> tuple[Callable[[Floats], Prediction], float]:
-        """What a model says of configurations, mean and standard deviation of y; and its evidence.
-
-        Points after the first ``n_told`` have no y, and count as if they had the mean.
-
-        Args:
-            n: trials there are: lengthscales are chosen anew where these have grown by a tenth.
-            sign: -1 where the costly objective is to be minimised.
-            believes: the model is of what is left of y after its regression on the prior.
-        """
-        model, prior = self._models[believes], self._prior if believes else _no_prior
-        codes = np.stack([p.codes for p in points])
-        rows, priors = self._layout.encode(codes), sign * prior(codes)
-        y, variance = self._observations(points[:n_told])
-        start, slope, rest = 0.0, 0.0, 0.0
-        if believes:
-            spread = float(y.std()) if n_told > 2 else _FIRST_SPREAD
-            start, slope, rest = _line(priors[:n_told], y, spread)
-        left = y - start - slope * priors[:n_told]
-        fit = partial(model.fit, least_spread=math.sqrt(rest))
-        tune = n_told < 30 or abs(n - model.tuned_at) > 0.1 * model.tuned_at
-        if tune:
-            model.tuned_at = n
-        if n_told:
-            fit(rows[:n_told], left, variance, tune=tune)
-        evidence = model.evidence - believes * 0.5 * math.log(max(n_told, 1))  # for the slope
-        if n_told < len(points):
-            believed = model.predict(rows[n_told:])[0] if n_told else np.zeros(len(points))
-            variance = np.append(variance, np.zeros(len(believed)))
-            fit(rows, np.append(left, believed), variance, tune=False)
-
-        def predict(codes: Floats) -> Prediction:
-            mean, std = model.predict(self._layout.encode(codes))
-            return mean + start + slope * sign * prior(codes), std
-
-        return predict, evidence
-
-    def _believed(self, points: Sequence[_Point], n_told: int, n: int, sign: float) -> Callable[[Floats], Prediction]:
-        """The model with the prior or the one without, drawn by their evidence."""
-        fitted = partial(self._fitted, points, n_told, n, sign)
-        if self._prior is _no_prior or n > _MOST_MODELLED:  # a prior that weighs as much as three trials
-            return fitted(False)[0]
-        with_prior, evidence = fitted(True)
-        if n_told < _FIRST_DOUBT:
-            return with_prior
-        without, rival = fitted(False)
-        belief = 1 / (1 + math.exp(min(rival - evidence, 50.0)))
-        belief = min(max(belief, _LEAST_BELIEF), 1 - _LEAST_BELIEF)
-        return with_prior if self._rng.random() < belief else without
+            curve, counts = {END: -math.inf}, False
+        return Observation(codes, -np.delete(signs * trial.values, self._costly), curve, counts)
 
     # --- what is best ---
 
-    def _best(self, points: Sequence[_Point], signs: Floats) -> Floats:
+    def _best(self, points: Sequence[Observation], signs: Floats) -> Floats:
         """The candidate with the largest expected improvement."""
         told = self._some([point for point in points if point.curve])
         everyone = told + [point for point in points if not point.curve]
@@ -506,7 +239,7 @@ class ParetoSampler(BaseSampler):
             if point.costs is None:
                 point.costs = self._costs([self._price(point.codes)], signs)[0]
         codes, costs = np.stack([p.codes for p in everyone]), np.array([p.costs for p in everyone])
-        predict = self._believed(everyone, len(told), len(points), signs[self._costly])
+        predict = self._surrogate.predictor(everyone, len(told), len(points), signs[self._costly])
         # the front as the model sees it: the highest of many noisy values is high by luck, too
         smooth, _ = predict(codes)
         front = np.flatnonzero([point.counts for point in everyone])
@@ -514,7 +247,7 @@ class ParetoSampler(BaseSampler):
         taken = {point.codes.tobytes() for point in points}
 
         # in thirds: anything, and twice what is near the best; by then a large study has seen what matters
-        late = len(points) > _MOST_MODELLED
+        late = len(points) > MOST_MODELLED
         n, n_priced = self._n_candidates // (6 if late else 3), max(1, self._n_priced // (24 if late else 3))
         candidates = self._anywhere(n, n_priced)
         if len(candidates) == 0:  # nothing feasible was drawn yet
@@ -571,17 +304,17 @@ class ParetoSampler(BaseSampler):
             return best
         return np.vstack([best, self._layout.like(parents, change, self._rng, keep=~self._free)])
 
-    def _some(self, points: list[_Point]) -> list[_Point]:
-        """At most `_MOST_MODELLED`: the front, the latest, and others at random."""
-        if len(points) <= _MOST_MODELLED:
+    def _some(self, points: list[Observation]) -> list[Observation]:
+        """At most `MOST_MODELLED`: the front, the latest, and others at random."""
+        if len(points) <= MOST_MODELLED:
             return points
-        results = [i for i, point in enumerate(points) if point.counts and _END in point.curve]
+        results = [i for i, point in enumerate(points) if point.counts and END in point.curve]
         values = np.array([[-points[i].last, *points[i].costs] for i in results])  # type: ignore[misc]
         front = np.asarray(results)[nondominated(values)]
-        latest = np.arange(len(points) - _MOST_MODELLED // 4, len(points))
-        kept = np.union1d(front[: _MOST_MODELLED // 2], latest)
+        latest = np.arange(len(points) - MOST_MODELLED // 4, len(points))
+        kept = np.union1d(front[: MOST_MODELLED // 2], latest)
         rest = np.setdiff1d(np.arange(len(points)), kept)
-        others = self._rng.choice(rest, size=_MOST_MODELLED - len(kept), replace=False)
+        others = self._rng.choice(rest, size=MOST_MODELLED - len(kept), replace=False)
         return [points[i] for i in np.union1d(kept, others)]
 
     def _reference_point(self, y: Floats, costs: Floats, front: NDArray[np.intp], signs: Floats) -> Floats:
@@ -599,27 +332,8 @@ class ParetoSampler(BaseSampler):
         return np.append(floor, bound[1:])
 
 
-def _no_prior(rows: Floats) -> Floats:
-    return np.zeros(len(rows))
-
-
 @cache
 def _blas() -> ThreadpoolController:
     import sklearn.gaussian_process  # noqa: F401  # so that all of them are loaded
 
     return ThreadpoolController().select(user_api="blas")
-
-
-def _line(x: Floats, y: Floats, spread: float) -> tuple[float, float, float]:
-    """(start, slope, variance of what is left) of y over x, as if three more points had slope 1.
-
-    Args:
-        spread: standard deviation of y where there are too few points to tell.
-    """
-    if len(x) == 0:
-        return 0.0, 1.0, spread**2
-    prior = 3 * (float(x.var()) or spread**2)
-    slope = (((x - x.mean()) * (y - y.mean())).sum() + prior) / (((x - x.mean()) ** 2).sum() + prior)
-    start = y.mean() - slope * x.mean()
-    rest = (((y - start - slope * x) ** 2).sum() + 3 * (0.5 * spread) ** 2) / (len(x) + 3)
-    return float(start), float(slope), float(rest)

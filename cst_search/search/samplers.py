@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 from cst_search.config.search_space import Space
 from cst_search.errors import StudyError
 from cst_search.search.optuna_space import conditions, distributions, value_of
-from cst_search.search.pareto_sampler import Known, ParetoSampler
+from cst_search.search.pareto_sampler import KnownValues, ParetoSampler
 from cst_search.search.transfer_prior import Prior
 from cst_search.study.objectives import Objective
 from cst_search.study.records import StudySpec
@@ -76,11 +76,11 @@ def pareto_sampler(
     costly = [objective.goal for objective in objectives].index("max")
     dimensions = {dimension.name: dimension for dimension in space.dimensions()}
 
-    def known(params: dict[str, Any]) -> Known:
+    def known(params: dict[str, Any]) -> KnownValues:
         predicted = cost(space.configure(lambda d: value_of(d, params[d.name])))
         over = spec.budget.violations(predicted.device_bytes, predicted.trainable_params)
         values = [float(getattr(predicted, o.name)) for o in objectives if o.goal == "min"]
-        return Known(values, sum(max(0.0, violation) for violation in over.values()))
+        return KnownValues(values, sum(max(0.0, violation) for violation in over.values()))
 
     return ParetoSampler(
         known,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from cst_search.search.encoding import Layout
+from cst_search.search.encoding import ParameterLayout
 
 SPACE: dict[str, BaseDistribution] = {
     "kind": CategoricalDistribution(["a", "b", "c"]),
@@ -31,7 +31,7 @@ OF = {
     "b": {"kind", "lr", "share", "rank", "ab.norm"},
     "c": {"kind", "lr", "share", "rank", "c.only"},
 }
-LAYOUT = Layout(SPACE, CONDITIONS)
+LAYOUT = ParameterLayout(SPACE, CONDITIONS)
 
 
 def check(params: dict[str, Any]) -> None:
@@ -86,14 +86,14 @@ def test_a_neighbour_is_another_value_within_the_range() -> None:
 
 def test_steps_are_of_several_sizes() -> None:
     """Long ones leave a bad place, short ones find the best of a good one."""
-    layout = Layout({"x": FloatDistribution(0.0, 1.0)})
+    layout = ParameterLayout({"x": FloatDistribution(0.0, 1.0)})
     steps = np.abs(layout.like(np.full((3000, 1), 0.5), 1.0, np.random.default_rng(0)) - 0.5)
     assert (steps < 0.02).mean() > 0.3 and (steps > 0.15).mean() > 0.08
 
 
 def test_a_step_in_order_is_likelier_than_two() -> None:
     rng = np.random.default_rng(0)
-    layout = Layout({"rank": CategoricalDistribution([1, 4, 2])})
+    layout = ParameterLayout({"rank": CategoricalDistribution([1, 4, 2])})
     codes = layout.like(np.tile(layout.row({"rank": 4}), (2000, 1)), np.ones(2000), rng)
     found = [layout.params(row)["rank"] for row in codes]
     assert found.count(2) / 2000 == pytest.approx(0.75, abs=0.05) and found.count(1) / 2000 == pytest.approx(
@@ -119,7 +119,7 @@ def test_how_much_changes_and_what_is_kept() -> None:
 
 
 def test_columns() -> None:
-    layout = Layout({name: SPACE[name] for name in ("lr", "rank", "ab.norm", "a.n")})
+    layout = ParameterLayout({name: SPACE[name] for name in ("lr", "rank", "ab.norm", "a.n")})
     rows = np.stack([layout.row({"lr": 1e-3, "rank": 8, "ab.norm": "bn", "a.n": 1}), np.full(4, np.nan)])
     assert layout.encode(rows)[0] == pytest.approx([0.5, 1.0, 0.0, 1.0, 0.0])
     assert layout.encode(rows)[1] == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.5])  # inactive: in the middle
@@ -127,7 +127,7 @@ def test_columns() -> None:
 
 
 def test_one_value_is_all_there_is() -> None:
-    layout = Layout({"x": FloatDistribution(1.0, 1.0), "y": CategoricalDistribution([3])})
+    layout = ParameterLayout({"x": FloatDistribution(1.0, 1.0), "y": CategoricalDistribution([3])})
     rows = layout.draw(5, np.random.default_rng(0))
     rows = layout.like(rows, np.ones(5), np.random.default_rng(0))
     assert rows.tolist() == [[1.0, 0.0]] * 5 and layout.encode(rows).tolist() == [[0.5, 0.0]] * 5

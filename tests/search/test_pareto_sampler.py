@@ -14,7 +14,11 @@ from optuna.trial import TrialState
 from threadpoolctl import ThreadpoolController
 
 from cst_search.search import pareto_sampler as sampler_module
-from cst_search.search.pareto_sampler import Known, Model, ParetoSampler, _line, ehvi, uncovered
+from cst_search.search import surrogate
+from cst_search.search.ehvi import ehvi, uncovered
+from cst_search.search.gaussian_process import Model
+from cst_search.search.observations import at_full_length, fit_line
+from cst_search.search.pareto_sampler import KnownValues, ParetoSampler
 
 # --- expected hypervolume improvement ---------------------------------------------------------------------------------
 
@@ -110,7 +114,7 @@ def test_a_doubtful_observation_weighs_less() -> None:
 )
 def test_what_is_expected_weighs_as_much_as_three_points(n: int, of: float, slope: float) -> None:
     x = np.linspace(0.2, 0.5, n)
-    start, found, rest = _line(x, 0.7 + of * x, 0.1)
+    start, found, rest = fit_line(x, 0.7 + of * x, 0.1)
     assert found == pytest.approx(slope, abs=0.02)
     if n == 60:
         assert start + found * x.mean() == pytest.approx(0.7 + of * x.mean()) and math.sqrt(rest) < 0.03
@@ -125,8 +129,8 @@ SPACE = {
 }
 
 
-def known(params: dict[str, Any]) -> Known:
-    return Known([params["x"]], params["x"] - 0.8)
+def known(params: dict[str, Any]) -> KnownValues:
+    return KnownValues([params["x"]], params["x"] - 0.8)
 
 
 def truth(params: dict[str, Any]) -> float:
@@ -158,7 +162,7 @@ def test_it_finds_more_than_chance_and_never_asks_for_the_infeasible() -> None:
 
 
 def test_it_works_with_optimize_and_a_single_objective() -> None:
-    sampler = ParetoSampler(lambda params: Known([]), {"z": SPACE["z"]}, n_startup=4, n_priced=30, seed=0)
+    sampler = ParetoSampler(lambda params: KnownValues([]), {"z": SPACE["z"]}, n_startup=4, n_priced=30, seed=0)
     study = optuna.create_study(direction="minimize", sampler=sampler)
     study.optimize(lambda trial: (trial.suggest_float("z", 0.0, 1.0) - 0.3) ** 2, n_trials=14)
     assert study.best_params["z"] == pytest.approx(0.3, abs=0.05)
@@ -180,7 +184,7 @@ def test_suggestions_at_a_time_differ() -> None:
 
 def test_a_discrete_space_is_not_tried_twice() -> None:
     space = {"x": IntDistribution(0, 3), "kind": CategoricalDistribution(["a", "b"])}
-    sampler = ParetoSampler(lambda p: Known([p["x"]]), space, n_startup=2, n_priced=24, n_candidates=30, seed=0)
+    sampler = ParetoSampler(lambda p: KnownValues([p["x"]]), space, n_startup=2, n_priced=24, n_candidates=30, seed=0)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     for i in range(6):
         trial = study.ask(space)
@@ -193,8 +197,8 @@ def test_where_next_to_nothing_is_feasible_it_looks_near_what_is_the_least_over(
     """One draw in a million is feasible: at random it would not be found."""
     space = {name: FloatDistribution(0.0, 1.0) for name in "abcdef"}
 
-    def tight(params: dict[str, Any]) -> Known:
-        return Known([params["a"]], sum(max(0.0, abs(value - 0.5) - 0.05) for value in params.values()))
+    def tight(params: dict[str, Any]) -> KnownValues:
+        return KnownValues([params["a"]], sum(max(0.0, abs(value - 0.5) - 0.05) for value in params.values()))
 
     sampler = ParetoSampler(tight, space, n_priced=60, seed=0)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
@@ -211,8 +215,8 @@ def test_the_less_is_feasible_the_more_it_looks() -> None:
     """One draw in ten million million, and what is feasible in most of it is over by the rest."""
     space = {f"x{i}": FloatDistribution(0.0, 1.0) for i in range(12)}
 
-    def tight(params: dict[str, Any]) -> Known:
-        return Known([params["x0"]], sum(max(0.0, abs(value - 0.5) - 0.04) for value in params.values()))
+    def tight(params: dict[str, Any]) -> KnownValues:
+        return KnownValues([params["x0"]], sum(max(0.0, abs(value - 0.5) - 0.04) for value in params.values()))
 
     sampler = ParetoSampler(tight, space, n_priced=100, seed=0)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
@@ -255,7 +259,7 @@ def test_forgotten_prices_are_asked_anew_of_stopped_trials_too() -> None:
     """As where a study has learned that its device needs more than was predicted."""
     factor = 1.0
     sampler = ParetoSampler(
-        lambda p: Known([factor * p["x"]]), SPACE, curve=lambda trial: {1: 0.3}, n_startup=2, n_priced=12, seed=0
+        lambda p: KnownValues([factor * p["x"]]), SPACE, curve=lambda trial: {1: 0.3}, n_startup=2, n_priced=12, seed=0
     )
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     for _ in range(4):
@@ -272,7 +276,7 @@ def test_what_is_priced_is_what_the_model_thinks_worth_it() -> None:
     asked: list[str] = []
     later: list[str] = []
 
-    def priced(params: dict[str, Any]) -> Known:
+    def priced(params: dict[str, Any]) -> KnownValues:
         asked.append(params["kind"])
         return known(params)
 
@@ -300,7 +304,7 @@ def test_conditional_parameters() -> None:
 
     conditions = {"a.x": ("kind", ["a"]), "b.n": ("kind", ["b"])}
     sampler = ParetoSampler(
-        lambda p: Known([p.get("a.x", 0.5)]),
+        lambda p: KnownValues([p.get("a.x", 0.5)]),
         space,
         conditions=conditions,
         n_startup=3,
@@ -320,7 +324,7 @@ def test_conditional_parameters() -> None:
 def test_free_parameters_are_not_priced() -> None:
     asked: list[Any] = []
 
-    def priced(params: dict[str, Any]) -> Known:
+    def priced(params: dict[str, Any]) -> KnownValues:
         asked.append((params["x"], params["kind"]))
         return known(params)
 
@@ -343,7 +347,7 @@ def test_what_broke_is_avoided_and_what_was_refused_is_not_learnt_from() -> None
         study.tell(trial, [value, params["x"]])
     points = sampler._points(study, -1, np.array([1.0, -1.0]))
     assert [point.codes[1] for point in points] == [0.5, 0.1, 0.9]  # z
-    assert sampler._observations(points)[0].tolist() == [0.4, 0.2, 0.2]
+    assert at_full_length(points)[0].tolist() == [0.4, 0.2, 0.2]
 
 
 def test_a_curve_is_taken_to_its_end() -> None:
@@ -359,7 +363,7 @@ def test_a_curve_is_taken_to_its_end() -> None:
     curves[stopped.number] = {3: 0.2}
     study.tell(stopped, state=TrialState.PRUNED)
     points = sampler._points(study, -1, np.array([1.0, -1.0]))
-    y, variance = sampler._observations(points)
+    y, variance = at_full_length(points)
     assert y[-1] == pytest.approx(0.3, abs=0.01)
     assert variance[-1] > 0 and not variance[:-1].any()
     assert not points[-1].counts  # a stopped one is no result
@@ -373,7 +377,7 @@ def test_results_that_are_all_equal() -> None:
         study.tell(trial, [0.5, 0.1])
     study.tell(study.ask(SPACE), state=TrialState.PRUNED)
     points = sampler._points(study, -1, np.array([1.0, -1.0]))
-    assert sampler._observations(points)[0] == pytest.approx([0.5] * 7)
+    assert at_full_length(points)[0] == pytest.approx([0.5] * 7)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +388,7 @@ def test_where_it_chooses_the_model_is_less_sure(
 ) -> None:
     """Why is measured (benchmarks/search.py); that it is so, the less the more trials a column has, shows here."""
     seen: dict[str, Any] = {}
-    predict, improvement = sampler_module.Model.predict, sampler_module.ehvi
+    predict, improvement = Model.predict, sampler_module.ehvi
 
     def predicted(self: Any, rows: Any) -> Any:
         seen["model"] = predict(self, rows)[1]
@@ -394,17 +398,18 @@ def test_where_it_chooses_the_model_is_less_sure(
         seen["ratio"] = std / seen["model"]
         return improvement(mean, std, *arguments)
 
-    monkeypatch.setattr(sampler_module.Model, "predict", predicted)
+    monkeypatch.setattr(Model, "predict", predicted)
     monkeypatch.setattr(sampler_module, "ehvi", chosen)
     run(ParetoSampler(known, SPACE, prior=prior, n_startup=3, n_priced=12, n_candidates=30, seed=0), n)
     assert seen["ratio"] == pytest.approx(ratio)  # four columns
 
 
 def test_a_large_study_costs_less_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampler_module, "_MOST_MODELLED", 20)
+    for module in (sampler_module, surrogate):
+        monkeypatch.setattr(module, "MOST_MODELLED", 20)
     asked: list[float] = []
 
-    def priced(params: dict[str, Any]) -> Known:
+    def priced(params: dict[str, Any]) -> KnownValues:
         asked.append(params["x"])
         return known(params)
 

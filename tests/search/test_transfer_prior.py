@@ -18,10 +18,11 @@ from studies import make_spec
 from cst_search.config.loading import load_space
 from cst_search.config.search_space import Space
 from cst_search.search import pareto_sampler as sampler_module
-from cst_search.search import samplers
-from cst_search.search.encoding import Layout
+from cst_search.search import samplers, surrogate
+from cst_search.search.encoding import ParameterLayout
 from cst_search.search.optuna_space import layout, params_of
-from cst_search.search.pareto_sampler import Known, ParetoSampler
+from cst_search.search.pareto_sampler import KnownValues, ParetoSampler
+from cst_search.search.surrogate import Surrogate
 from cst_search.search.transfer_prior import FILE, Prior
 
 SMALL = Space.from_dict(
@@ -114,12 +115,12 @@ def truth(params: dict[str, Any]) -> float:
 
 
 def truths(rows: np.ndarray) -> np.ndarray:
-    return np.array([truth(Layout(XZ).params(row)) for row in rows])
+    return np.array([truth(ParameterLayout(XZ).params(row)) for row in rows])
 
 
 def search(n: int, prior: Callable[[np.ndarray], np.ndarray] | None, seed: int) -> list[float]:
     """y of each trial of a search with one more objective, which is known."""
-    sampler = ParetoSampler(lambda p: Known([p["x"]]), XZ, prior=prior, n_candidates=300, seed=seed)
+    sampler = ParetoSampler(lambda p: KnownValues([p["x"]]), XZ, prior=prior, n_candidates=300, seed=seed)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     for _ in range(n):
         trial = study.ask(XZ)
@@ -144,9 +145,9 @@ def beliefs(
 ) -> list[bool]:
     """Whether the model with the prior suggested, of each trial whose suggestion was a model's."""
     used: dict[int, bool] = {}
-    fitted = ParetoSampler._fitted
+    fitted = Surrogate._fitted
 
-    def noted(self: ParetoSampler, points: Any, n_told: int, number: int, sign: float, believes: bool) -> Any:
+    def noted(self: Surrogate, points: Any, n_told: int, number: int, sign: float, believes: bool) -> Any:
         predict, evidence = fitted(self, points, n_told, number, sign, believes)
 
         def logged(codes: np.ndarray) -> Any:
@@ -156,7 +157,7 @@ def beliefs(
         return logged, evidence
 
     with monkeypatch.context() as patch:
-        patch.setattr(ParetoSampler, "_fitted", noted)
+        patch.setattr(Surrogate, "_fitted", noted)
         search(n, prior, seed)
     return list(used.values())
 
@@ -175,14 +176,15 @@ def test_a_prior_is_believed_by_its_evidence(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_large_study_does_without_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampler_module, "_MOST_MODELLED", 12)
+    for module in (sampler_module, surrogate):
+        monkeypatch.setattr(module, "MOST_MODELLED", 12)
     seen = beliefs(monkeypatch, truths, 24, 0)
     assert any(seen[:8]) and not any(seen[-6:])
 
 
 def test_the_first_suggestions_do_not_wait_for_a_result() -> None:
     """With several workers nothing is known yet when the second trial is to begin."""
-    sampler = ParetoSampler(lambda p: Known([p["x"]]), XZ, prior=truths, n_candidates=300, seed=0)
+    sampler = ParetoSampler(lambda p: KnownValues([p["x"]]), XZ, prior=truths, n_candidates=300, seed=0)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     asked = [study.ask(XZ).params for _ in range(4)]
     assert all(p["kind"] == "a" and abs(p["z"] - 0.3) < 0.3 for p in asked[1:])

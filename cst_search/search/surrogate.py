@@ -1,0 +1,96 @@
+"""The model of the costly objective that suggests: with a prior, or without it, by their evidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from cst_search.search.encoding import ParameterLayout
+from cst_search.search.gaussian_process import Model
+from cst_search.search.observations import Observation, at_full_length, fit_line
+from cst_search.study.pareto import Floats
+
+Prediction = tuple[Floats, Floats]
+Prior = Callable[[Floats], Floats]
+
+MOST_MODELLED = 300  # trials that the model is made of: a suggestion is to take milliseconds
+# With a prior there are two models from so many results on, with it and without: within one method it may know little.
+# Which one suggests is drawn by their evidence, and neither is ever left out.
+_FIRST_DOUBT = 3
+_LEAST_BELIEF = 0.1
+_FIRST_SPREAD = 0.1  # standard deviation of y around its prior, where fewer than three y are known; of mAP's size
+
+
+class Surrogate:
+    """Two Gaussian processes: of y, and of what is left of y after its regression on a prior.
+
+    Args:
+        layout: of the configurations.
+        prior: what n configurations are expected to have, see `ParetoSampler`; None: there is none.
+        rng: draws which of the two predicts.
+    """
+
+    def __init__(self, layout: ParameterLayout, prior: Prior | None, rng: np.random.Generator) -> None:
+        self._layout, self._prior, self._rng = layout, prior or _no_prior, rng
+        self._models = Model(), Model()
+
+    def _fitted(
+        self, points: Sequence[Observation], n_told: int, n: int, sign: float, believes: bool
+    ) -> tuple[Callable[[Floats], Prediction], float]:
+        """What a model says of configurations, mean and standard deviation of y; and its evidence.
+
+        Points after the first ``n_told`` have no y, and count as if they had the mean.
+
+        Args:
+            n: trials there are: lengthscales are chosen anew where these have grown by a tenth.
+            sign: -1 where the costly objective is to be minimised.
+            believes: the model is of what is left of y after its regression on the prior.
+        """
+        model, prior = self._models[believes], self._prior if believes else _no_prior
+        codes = np.stack([p.codes for p in points])
+        rows, priors = self._layout.encode(codes), sign * prior(codes)
+        y, variance = at_full_length(points[:n_told])
+        start, slope, rest = 0.0, 0.0, 0.0
+        if believes:
+            spread = float(y.std()) if n_told > 2 else _FIRST_SPREAD
+            start, slope, rest = fit_line(priors[:n_told], y, spread)
+        left = y - start - slope * priors[:n_told]
+        fit = partial(model.fit, least_spread=math.sqrt(rest))
+        tune = n_told < 30 or abs(n - model.tuned_at) > 0.1 * model.tuned_at
+        if tune:
+            model.tuned_at = n
+        if n_told:
+            fit(rows[:n_told], left, variance, tune=tune)
+        evidence = model.evidence - believes * 0.5 * math.log(max(n_told, 1))  # for the slope
+        if n_told < len(points):
+            believed = model.predict(rows[n_told:])[0] if n_told else np.zeros(len(points))
+            variance = np.append(variance, np.zeros(len(believed)))
+            fit(rows, np.append(left, believed), variance, tune=False)
+
+        def predict(codes: Floats) -> Prediction:
+            mean, std = model.predict(self._layout.encode(codes))
+            return mean + start + slope * sign * prior(codes), std
+
+        return predict, evidence
+
+    def predictor(
+        self, points: Sequence[Observation], n_told: int, n: int, sign: float
+    ) -> Callable[[Floats], Prediction]:
+        """The prediction with the prior or the one without, drawn by their evidence; see `_fitted`."""
+        fitted = partial(self._fitted, points, n_told, n, sign)
+        if self._prior is _no_prior or n > MOST_MODELLED:  # a prior that weighs as much as three trials
+            return fitted(False)[0]
+        with_prior, evidence = fitted(True)
+        if n_told < _FIRST_DOUBT:
+            return with_prior
+        without, rival = fitted(False)
+        belief = 1 / (1 + math.exp(min(rival - evidence, 50.0)))
+        belief = min(max(belief, _LEAST_BELIEF), 1 - _LEAST_BELIEF)
+        return with_prior if self._rng.random() < belief else without
+
+
+def _no_prior(rows: Floats) -> Floats:
+    return np.zeros(len(rows))
