@@ -498,15 +498,15 @@ def test_what_a_server_missed_at_the_end_of_a_launch_comes_with_sync(
     second = open_session(session.study.url, session.study.name)
     second.begin_launch()
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=lambda _: None)
-    mirror.start(second.info(), second.describe_launch(SETTINGS))
+    mirror.start(second.study.info(), second.describe_launch(SETTINGS))
     assert mirror.close()
     second.end_launch()  # its record was killed before it could say so
     third = open_session(session.study.url, session.study.name)
     third.begin_launch()
     mirror = MlflowRecord(uri, tmp_path / "artifacts", warn=lambda _: None)
-    mirror.start(third.info(), third.describe_launch(SETTINGS))
-    mirror.sync(third.info())
-    mirror.finish(third.info(), {}, "FINISHED")
+    mirror.start(third.study.info(), third.describe_launch(SETTINGS))
+    mirror.sync(third.study.info())
+    mirror.finish(third.study.info(), {}, "FINISHED")
     assert mirror.close()
     assert [run.info.status for run in runs(uri, session, "launch")] == ["FINISHED"] * 3
 
@@ -611,7 +611,7 @@ def test_launches_side_by_side_bring_each_trial_once(uri: str, tmp_path: Path, r
     """Two at work bring their own, each told of both; one dies without, and the other brings the rest at its end."""
     first = make_study(tmp_path, request.node.name)
     first.begin_launch(shares_machine=True)
-    second = open_session(first.url, first.name)
+    second = open_session(first.study.url, first.study.name)
     second.begin_launch(shares_machine=True)
     warnings: list[str] = []
     mirrors = [MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append) for _ in range(2)]
@@ -624,14 +624,14 @@ def test_launches_side_by_side_bring_each_trial_once(uri: str, tmp_path: Path, r
             session.study.info()  # reads of the other's
         for report in reports:
             report()
-    mirrors[0].sync(first.info())
+    mirrors[0].sync(first.study.info())
     silent = run_one(second, scored(0.9))  # of which its mirror is not told
     second.end_launch()
     mirrors[1].close()
     assert not warnings
-    info = first.info()
+    info = first.study.info()
     mirrors[0].sync(info)
-    mirrors[0].finish(first.info(), {}, "FINISHED")
+    mirrors[0].finish(first.study.info(), {}, "FINISHED")
     assert mirrors[0].close()
     found = {int(run.data.tags["cst.trial"]): run for run in runs(uri, first)}
     wanted = [r.trial for r in info.trials if r.state not in ("running", "interrupted")]
