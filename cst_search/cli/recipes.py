@@ -25,7 +25,7 @@ from cst_search.cli.app import (
     say,
 )
 from cst_search.config.catalog import home_of
-from cst_search.trial.outcome import Outcome
+from cst_search.trial.result import Outcome
 
 
 @app.command()

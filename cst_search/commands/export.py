@@ -19,7 +19,7 @@ from cst_search.errors import ConfigError, RunError, StudyError
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
 from cst_search.study.wording import over_seeds_words
-from cst_search.trial.outcome import Outcome
+from cst_search.trial.result import Outcome
 from cst_search.units import format_bytes, format_count
 
 

@@ -30,7 +30,7 @@ from ray.tune.search import Searcher  # isort: skip
 from cst_search.errors import CstSearchError, RunError
 from cst_search.execution.task import Task, execute
 from cst_search.execution.workers import Supply, Workers
-from cst_search.trial.outcome import Outcome
+from cst_search.trial.result import Outcome
 
 if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
     from concurrent.futures import Future

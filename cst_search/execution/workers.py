@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cst_search.execution.task import Task, execute
-from cst_search.trial.outcome import Outcome
+from cst_search.trial.result import Outcome
 
 if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
     from cst_search.memory.estimate import Estimate

@@ -26,7 +26,7 @@ from cst_search.study.states import TrialState
 from cst_search.study.storage import set_dashboard_constraint
 from cst_search.study.study import Study
 from cst_search.study.trial_attributes import RESULT, Progress, Result, Suggested
-from cst_search.trial.outcome import Outcome
+from cst_search.trial.result import Outcome
 
 CONSTRAINTS = ("memory", "params", "finite")  # in every trial, in this order: the GP sampler needs that
 # What an out-of-memory trial counts as over the budget at least. Its figures say that it needed more, and not how much:

@@ -22,7 +22,7 @@ from cst_search.study.records import Budget, LaunchRecord, TrialRecord
 from cst_search.study.storage import alone
 from cst_search.study.study import Study
 from cst_search.study.trial_attributes import PROGRESS, SUGGESTED, Progress, Repeat, Result, Suggested
-from cst_search.trial.outcome import Outcome
+from cst_search.trial.result import Outcome
 
 if TYPE_CHECKING:
     from cst_search.memory.estimate import Estimate

@@ -15,7 +15,7 @@ from cst_search.config.recipe import renamed_fields
 from cst_search.study.fast_reads import StoredTrial
 from cst_search.study.records import FIGURES, TrialRecord
 from cst_search.study.states import TrialState
-from cst_search.trial.outcome import Outcome
+from cst_search.trial.result import Outcome
 from cst_search.units import format_bytes
 
 SUGGESTED = "cst_suggested"

@@ -26,7 +26,7 @@ from cst_search.study.records import LaunchRecord, TrialRecord
 from cst_search.study.seed_statistics import Sample
 from cst_search.study.states import TrialState
 from cst_search.tracking.descriptions import model_description, run_name
-from cst_search.trial.outcome import Outcome
+from cst_search.trial.result import Outcome
 
 NOTE = "mlflow.note.content"  # of a run and of a model: its description
 EPOCH_METRICS = ("map", "map50", "loss", "images_per_second")

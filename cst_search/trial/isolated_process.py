@@ -29,7 +29,7 @@ from typing import Any
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData
 from cst_search.data.disk_cache import Cache
-from cst_search.trial.outcome import Outcome
+from cst_search.trial.result import Outcome
 from cst_search.units import format_bytes
 
 _START = "import sys; sys.path[:] = {path!r}; from cst_search.trial.isolated_process import serve; serve()"

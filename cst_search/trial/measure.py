@@ -38,7 +38,7 @@ from cst_search.trial.engine import (
     train_one_epoch,
 )
 from cst_search.trial.memory_limit import memory_limit
-from cst_search.trial.outcome import Outcome
+from cst_search.trial.result import Outcome
 
 _STRIDE = 32  # torchvision pads a batch to multiples of it
 # the first step makes the optimiser's state, and gradients that are added up live beside the next step's activations:

@@ -1,11 +1,30 @@
-"""Result of one trial, as a typed record. Standard library only: the study reads it without torch."""
+"""How a trial ended and its result, as typed values. Standard library only: the study reads them without torch."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
-from cst_search.trial.outcome import Outcome
+
+class Outcome(StrEnum):
+    """How the training and evaluation of one configuration ended.
+
+    Each member is the string that results and studies store, and prints as that string.
+    """
+
+    __repr__ = str.__repr__
+
+    #: trained for all its epochs and evaluated
+    COMPLETE = "complete"
+    #: ended at a rung by early stopping; it may go on from its checkpoint
+    STOPPED = "stopped"
+    #: the loss became infinite or NaN
+    NONFINITE = "nonfinite"
+    #: refused memory by the device or by its limit
+    OOM = "oom"
+    #: any other fault, such as a worker process that died
+    FAILED = "failed"
 
 
 @dataclass(frozen=True)

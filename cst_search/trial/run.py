@@ -26,8 +26,7 @@ from cst_search.trial.device import choose_device
 from cst_search.trial.engine import NonFiniteLoss
 from cst_search.trial.epochs import TrialProgress, TrialSetup, evaluate_split, image_losses, run_epochs
 from cst_search.trial.memory_limit import memory_limit
-from cst_search.trial.outcome import Outcome
-from cst_search.trial.result import TrialResult
+from cst_search.trial.result import Outcome, TrialResult
 
 Report = Callable[[dict[str, Any]], object]
 
