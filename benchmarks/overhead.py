@@ -133,31 +133,21 @@ def launch_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
     from cst_search.commands import launch as launching
+    from cst_search.commands import study_setup, worker_setup
     from cst_search.commands.options import LaunchOptions
     from cst_search.report.progress import View
-    from cst_search.study.records import Budget
 
     parts: dict[str, list[float]] = {"imports": [begun, time.time()]}
-    load = launching.load_dataset
-    launching.load_dataset = lambda *a: carried(load(*a), args)  # type: ignore[assignment]
+    load = study_setup.load_dataset
+    study_setup.load_dataset = lambda *a: carried(load(*a), args)  # type: ignore[assignment]
     options = LaunchOptions(
-        budget=Budget(), home=args.home, settings=("search_epochs=1",), trials=args.trials, workers=args.workers,
+        home=args.home, settings=("search_epochs=1",), trials=args.trials, workers=args.workers,
         device="cpu", in_process=side == "in-process", study="overhead",
     )  # fmt: skip
     with contextlib.ExitStack() as stack, open(os.devnull, "w") as nowhere:
-        stack.enter_context(
-            stamped(
-                parts,
-                launching,
-                "load_dataset",
-                "build_detector",
-                "survey_costs",
-                "make_workers",
-                "make_study",
-                "settings_of",
-                "write_report",
-            )
-        )
+        stack.enter_context(stamped(parts, study_setup, "load_dataset", "build_detector", "survey_costs"))
+        stack.enter_context(stamped(parts, worker_setup, "make_workers"))
+        stack.enter_context(stamped(parts, launching, "open_or_make_study", "recorded_settings", "write_report"))
         stack.enter_context(stamped(parts, View, "__enter__"))
         if side == "launch":
             begun = time.time()
@@ -238,7 +228,7 @@ def startup(begun: float, parts: Mapping[str, Sequence[float]], first: float) ->
         "detector": took["build_detector"],
         "survey": took["survey_costs"],
         "ray, imported": took.get("import ray", 0.0) + took["make_workers"],
-        "study": parts["settings_of"][0] - parts["make_workers"][1],
+        "study": parts["recorded_settings"][0] - parts["make_workers"][1],
     }
     if "run" in parts:
         found["study"] = parts["prepare"][0] - parts["make_workers"][1]

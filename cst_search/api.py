@@ -80,15 +80,10 @@ def launch(
     >>> search.front()["trial"].tolist() == [record.trial for record in search.info.front()]
     True
     """
-    from cst_search.commands.options import launch_options
+    given = {name: value for name, value in locals().items() if name != "quiet"}
+    from cst_search.commands.options import LaunchOptions
 
-    options = launch_options(
-        budget_mem=budget_mem, budget_params=budget_params, data=None if data is None else str(data), recipe=recipe,
-        space=space, settings=settings, study=study, trials=trials, time_limit=time_limit, seed=seed, workers=workers,
-        device=device, objectives=objectives, sampler=sampler, home=home, storage=storage, tracking_uri=tracking_uri,
-        skip_bad=skip_bad, in_process=in_process, address=address, limit_mem=limit_mem, cache_size=cache_size,
-        stop_early=stop_early, eta=eta,
-    )  # fmt: skip
+    options = LaunchOptions.read(**given | {"data": None if data is None else str(data)})
     from cst_search.commands.launch import launch as run
 
     result = run(options, console(quiet))
@@ -222,13 +217,12 @@ class Search:
         Args:
             trials: that it shall have in the end; None: as it was.
         """
+        given = {name: value for name, value in locals().items() if name not in ("self", "quiet")}
         from cst_search.commands.launch import launch as run
-        from cst_search.commands.options import resumed
+        from cst_search.commands.options import ResumeOptions, resumed
 
-        options = resumed(
-            self._study, self.home, trials, time_limit=time_limit, workers=workers, device=device,
-            storage=self._storage, tracking_uri=tracking_uri, in_process=in_process, address=address,
-        )  # fmt: skip
+        asked = ResumeOptions.read(**given, home=self.home, storage=self._storage)
+        options = resumed(self._study.info(), self._study.n_wanted(), asked)
         if run(options, console(quiet)).interrupted:
             raise KeyboardInterrupt
         return self
@@ -247,13 +241,11 @@ class Search:
         quiet: bool = True,
     ) -> dict[str, Any]:
         """Train points again with other seeds: ``cst-search confirm``. Returns the report of its ``--json``."""
-        from cst_search.commands.confirm import ConfirmOptions
+        given = {name: value for name, value in locals().items() if name not in ("self", "quiet")}
         from cst_search.commands.confirm import confirm as run
+        from cst_search.commands.options import ConfirmOptions
 
-        options = ConfirmOptions(
-            self.home, seeds, str(epochs), picks, workers=workers, device=device, tracking_uri=tracking_uri,
-            in_process=in_process, address=address,
-        )  # fmt: skip
+        options = ConfirmOptions.read(**given | {"epochs": str(epochs)}, home=self.home)
         result = run(self._study, options, console(quiet))
         if result.interrupted:
             raise KeyboardInterrupt

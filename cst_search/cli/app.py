@@ -1,4 +1,4 @@
-"""What all commands share: the application, its consoles, options and words."""
+"""The application, and the consoles, options and output functions that its commands share."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rich.console import Console
 
 from cst_search import __version__
 from cst_search.cli import completion
+from cst_search.cli.options import launch_option
 from cst_search.config.catalog import home_of
-from cst_search.redaction import read_address
 
 if TYPE_CHECKING:
     from cst_search.study.records import StudyInfo
@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-job_app = typer.Typer(help="Searches that were handed to a cluster with `submit`.", no_args_is_help=True)
+job_app = typer.Typer(help="Searches that `submit` handed to a cluster.", no_args_is_help=True)
 app.add_typer(job_app, name="job")
 # not a terminal (a file, a pipe): room for the tables instead of 80 columns
 out = Console(width=None if sys.stdout.isatty() else 160)
@@ -40,70 +40,23 @@ err = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 only_checking: ContextVar[bool] = ContextVar("only_checking", default=False)  # see `submit`
 
 
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", help="Folder of studies and records [default: $CST_SEARCH_HOME, else ./cst-runs]"),
-]
-
-
-def address_of(value: str | None) -> str | None:
-    if value is not None and not value.strip():  # of a shell variable that is not set: the default would surprise
-        raise typer.BadParameter("must not be empty; leave it out for the default")
-    return None if value is None else read_address(value)
-
-
-StorageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--storage",
-        callback=address_of,
-        help="Database URL of the studies, or @FILE that holds it [default: SQLite in --home]",
-    ),
-]
-TrackingOption = Annotated[
-    str | None,
-    typer.Option(
-        "--tracking-uri",
-        callback=address_of,
-        help="MLflow server or database, or @FILE that holds its address [default: SQLite in --home].",
-    ),
-]
-DeviceOption = Annotated[
-    str, typer.Option("--device", help="auto, cpu or cuda.", autocompletion=completion.one_of("auto", "cpu", "cuda"))
-]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Trials at a time [default: one per core; on a GPU as fit].")
-]
-TimeLimitOption = Annotated[
-    str | None, typer.Option("--time-limit", help="Start no trial after this time, such as 30m or 8h.")
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        help="Ray cluster that runs the trials: auto, HOST:PORT or ray://HOST:PORT [default: this machine].",
-    ),
-]
-InProcessOption = Annotated[
-    bool, typer.Option("--in-process", help="One trial after the other in this process, without Ray.")
-]
-SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Drop broken images and boxes instead of stopping.")]
-CacheOption = Annotated[
-    str | None,
-    typer.Option(
-        "--cache-size",
-        help="Bound of what trials share on the disk (images, maps of frozen bodies) in --home, such as 20GB; 0: off "
-        "[default: 10GB or a tenth of the free disk].",
-    ),
-]
+# of launch's options those that other commands have too
+HomeOption = Annotated[Path | None, launch_option("home")]
+StorageOption = Annotated[str | None, launch_option("storage")]
+TrackingOption = Annotated[str | None, launch_option("tracking_uri")]
+DeviceOption = Annotated[str, launch_option("device")]
+AddressOption = Annotated[str | None, launch_option("address")]
+SkipBadOption = Annotated[bool, launch_option("skip_bad")]
+CacheOption = Annotated[str | None, launch_option("cache_size")]
 JobServerOption = Annotated[
-    str, typer.Option("--address", help="Job server of the cluster, such as http://HEAD:8265.", show_default=False)
+    str, typer.Option("--address", help="Job server of the cluster, e.g. http://HEAD:8265.", show_default=False)
 ]
-JobArgument = Annotated[str, typer.Argument(help="Its id, as `submit` printed it.", show_default=False)]
+JobArgument = Annotated[str, typer.Argument(help="Job id, as printed by `submit`.", show_default=False)]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 PlotOption = Annotated[
-    bool | None, typer.Option("--plot/--no-plot", help="Draw the front [default: on a terminal].", show_default=False)
+    bool | None,
+    typer.Option("--plot/--no-plot", help="Draw the front as text (default: on a terminal).", show_default=False),
 ]
 StudyArgument = Annotated[
     str,
@@ -114,11 +67,13 @@ StudyArgument = Annotated[
 
 
 def complain(what: object) -> None:
+    """Print an error message."""
     style = "red" if err.is_terminal else ""
     err.print(f"cst-search: {what}", markup=False, highlight=False, soft_wrap=True, style=style)
 
 
 def print_json(value: Any) -> None:
+    """Print a value as JSON; numbers that are not finite become null."""
     from math import isfinite
 
     def plain(item: Any) -> Any:
@@ -132,16 +87,17 @@ def print_json(value: Any) -> None:
 
 
 def say(text: str = "") -> None:
+    """Print one line as it is."""
     out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def console_of(json_: bool, quiet: bool = False) -> Console:
-    """Where a command that works tells what it does: standard output is a program's with ``--json``."""
+    """Return the console for messages of a running command: with ``--json`` standard output is for the program."""
     return Console(quiet=True, force_terminal=False) if quiet else err if json_ else out
 
 
 def show_plot(infos: Sequence[StudyInfo], wanted: bool | None) -> None:
-    """The front as characters; where nobody said so, on a terminal alone."""
+    """Draw the front as text; by default only on a terminal."""
     if not (out.is_terminal if wanted is None else wanted):
         return
     from cst_search.report.text_plot import front_plot
@@ -153,6 +109,7 @@ def show_plot(infos: Sequence[StudyInfo], wanted: bool | None) -> None:
 
 
 def open_study(study: str, home: Path | None, storage: str | None) -> Study:
+    """Open a study by the options of a command. Raises StudyError if it does not exist."""
     from cst_search.study.study import open_study as find
 
     return find(study, home_of(home), storage)
@@ -160,8 +117,8 @@ def open_study(study: str, home: Path | None, storage: str | None) -> Study:
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
-    no_color: Annotated[bool, typer.Option("--no-color", help="No colours; NO_COLOR=1 likewise.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="Print without colours, as NO_COLOR=1 does.")] = False,
 ) -> None:
     if version:
         print(f"cst-search {__version__}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cst_search.commands.dataset import image_sizes
+from cst_search.commands.output import Say
 from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
 from cst_search.data.coco import DetectionData
@@ -24,7 +25,7 @@ _SURVEY = 24  # random configurations whose predicted cost tells how a budget li
 
 @dataclass(frozen=True)
 class Survey:
-    """Predicted costs of random configurations: device bytes and trainable parameters, ascending."""
+    """Predicted costs of random configurations, each ascending."""
 
     device_bytes: tuple[int, ...]
     trainable_params: tuple[int, ...]
@@ -32,6 +33,7 @@ class Survey:
 
 
 def estimator(recipe: Recipe, data: DetectionData) -> Callable[[dict[str, Any]], Estimate]:
+    """Return the function configuration -> predicted cost, at the dataset's worst input."""
     sizes, max_boxes = image_sizes(data), data.summary()["max_boxes"]
     n_classes = len(data.class_names)
 
@@ -44,6 +46,7 @@ def estimator(recipe: Recipe, data: DetectionData) -> Callable[[dict[str, Any]],
 
 
 def survey_costs(space: Space, recipe: Recipe, estimate: Callable[[dict[str, Any]], Estimate]) -> Survey:
+    """Predict the costs of random configurations, always the same ones."""
     rng = random.Random(0)
     found = [estimate(space.sample(rng)) for _ in range(_SURVEY)]
     return Survey(
@@ -54,7 +57,7 @@ def survey_costs(space: Space, recipe: Recipe, estimate: Callable[[dict[str, Any
 
 
 def expected_sharers(space: Space, recipe: Recipe, n_trials: int) -> int:
-    """How many of so many random configurations read the same maps of a frozen body as one of them, on average."""
+    """Mean number of ``n_trials`` random configurations that read the same feature maps of a frozen backbone as one."""
     rng = random.Random(0)
     found: Counter[tuple[Any, ...]] = Counter()
     for _ in range(_SURVEY):
@@ -66,8 +69,8 @@ def expected_sharers(space: Space, recipe: Recipe, n_trials: int) -> int:
     return max(1, round(n_trials * sum(count * count for count in found.values()) / (n * _SURVEY))) if n else 1
 
 
-def show_budget(budget: Budget, survey: Survey, say: Callable[[str], None]) -> None:
-    """Say where the budget lies in the space."""
+def show_budget(budget: Budget, survey: Survey, say: Say) -> None:
+    """Print how much of the search space is within the budget."""
     for flag, bound, values, show in (
         ("--budget-mem", budget.memory_bytes, survey.device_bytes, format_bytes),
         ("--budget-params", budget.params, survey.trainable_params, format_count),

@@ -1,25 +1,60 @@
-"""Checks of what the person gave, before anything is started."""
+"""Checks of what a person gave, before anything is started."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from urllib.parse import urlsplit
 
+from cst_search.commands.options import LaunchOptions
+from cst_search.config.catalog import check_folder
 from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
 from cst_search.errors import ConfigError, StudyError
 from cst_search.petl import get_method
 from cst_search.redaction import DATABASES_OF_MLFLOW, shown_address
+from cst_search.search.samplers import check_sampler
+from cst_search.study.objectives import Objective, choose_objectives
 from cst_search.study.records import StudyInfo
 from cst_search.study.storage import check_storage
-from cst_search.study.study import list_studies
+from cst_search.study.study import default_storage, list_studies
 
 _STORES = "mlflow.tracking_store"  # entry points of MLflow's plugins, named as their scheme
 
 
+@dataclass(frozen=True)
+class Request:
+    """A launch that was asked for, checked as far as that needs no data.
+
+    Attributes:
+        storage: database URL of the studies.
+        shown_storage: the same without a password.
+    """
+
+    objectives: tuple[Objective, ...]
+    storage: str
+    shown_storage: str
+
+
+def check_request(options: LaunchOptions) -> Request:
+    """Check the options of a launch. Raises UserError."""
+    if options.of_study is not None:
+        check_left(options.of_study, options.trials)
+    objectives = choose_objectives(options.objectives)
+    if options.sampler is not None:
+        check_sampler(options.sampler, objectives)
+    storage = options.storage or default_storage(options.home)
+    shown_storage = check_storage(storage)
+    check_tracking(options.tracking_uri)
+    check_folder("--home", options.home)
+    if options.study is not None:
+        check_name(options.study)
+    return Request(tuple(objectives), storage, shown_storage)
+
+
 def check_tracking(uri: str | None) -> None:
-    """Raise UserError: no address that MLflow takes. Whether it answers is not asked, as a study is kept without it."""
+    """Raise UserError if MLflow takes no such address. It need not answer, as a study is kept without it."""
     if uri is None:
         return
     try:
@@ -39,7 +74,7 @@ def check_tracking(uri: str | None) -> None:
 
 
 def check_space(space: Space, recipe: Recipe, where: str) -> None:
-    """Raise ConfigError when the recipe or the method does not take a value of the space: now, not in trial 40."""
+    """Raise ConfigError if the recipe or a method rejects a value of the search space: now, not in trial 40."""
     for config in space.ends():
         try:
             configured = recipe.configured(config)
@@ -56,6 +91,7 @@ _TAKEN = ("studies.db", "mlflow.db", "artifacts", "demo-data", "checked-images.j
 
 
 def check_name(name: str) -> None:
+    """Raise ConfigError if a study cannot have this name, which is a folder's too."""
     shows = name.isprintable() and len(name.encode()) <= 100  # a folder has it too: 255 bytes with an ending at most
     if not shows or not _NAME.match(name) or name.strip(". ") == "" or name in _TAKEN:
         raise ConfigError(
@@ -65,13 +101,14 @@ def check_name(name: str) -> None:
 
 
 def new_name(storage: str, base: str) -> str:
+    """Return ``base-1``, or the first number that no study has."""
     base = re.sub(r"[^\w.-]+", "-", base).strip("-.") or "study"
     taken = set(list_studies(storage, make=True))
     return next(name for i in range(1, len(taken) + 2) if (name := f"{base}-{i}") not in taken)
 
 
 def check_left(info: StudyInfo, n_trials: int) -> None:
-    """Raise StudyError where nothing is left to do: before a launch enters itself into the study."""
+    """Raise StudyError if nothing is left to do, before a launch is registered in the study."""
     if (n := info.n_ran()) >= n_trials and not any(record.waits for record in info.trials):
         raise StudyError(
             f"study {info.name!r} already has {n} trials, so nothing is left to do; give --trials above that to go on"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cst_search.commands.options import LaunchOptions
+from cst_search.commands.output import Say
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData, load_data
 from cst_search.data.demo import write_demo
 
 
 def open_data(
-    folder: str, home: Path, *, skip_bad: bool, say: Callable[[str], None], need: tuple[str, ...] = ("train", "val")
+    folder: str, home: Path, *, skip_bad: bool, say: Say, need: tuple[str, ...] = ("train", "val")
 ) -> DetectionData:
     """Load and check the dataset of a recipe; ``demo`` is drawn first. Raises DataError with every fault."""
     path = write_demo(home / "demo-data") if folder == "demo" else Path(folder)
@@ -25,7 +25,8 @@ def open_data(
     return data
 
 
-def load_dataset(options: LaunchOptions, recipe: Recipe, say: Callable[[str], None]) -> DetectionData:
+def load_dataset(options: LaunchOptions, recipe: Recipe, say: Say) -> DetectionData:
+    """Load and check the dataset of a launch, and print its size."""
     data = open_data(recipe.data, options.home, skip_bad=options.skip_bad, say=say)
     summary = data.summary()
     parts = ", ".join(
@@ -41,10 +42,10 @@ def image_sizes(data: DetectionData) -> tuple[tuple[int, int], ...]:
 
 
 def dataset_inputs(data: DetectionData) -> dict[str, Any]:
-    """What `worst_input` and `predict` take of a dataset, for who has the study and not the data.
+    """Return the figures of a dataset that `worst_input` and `predict` need, for readers of a study without its data.
 
-    Of the image sizes three give the same worst input as all: resizing goes by the ratio of the sides, and the largest
-    height and width come of the tallest, the widest, or the squarest.
+    Three image sizes give the same worst input as all: resizing depends on the ratio of the sides, and the largest
+    height and width come from the tallest, the widest, or the squarest image.
     """
     ratios = {height / width: (height, width) for height, width in image_sizes(data)}
     chosen = {ratios[r] for r in (min(ratios), max(ratios), min(ratios, key=lambda r: abs(math.log(r))))}

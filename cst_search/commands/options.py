@@ -1,132 +1,338 @@
-"""What the person may say of a launch, and how it is read."""
+"""Options of the commands that run trials, declared once.
+
+The command line is made from these declarations (`cli.options`), a test compares the signatures of the Python API with
+them field by field, and `study_setup.recorded_settings` takes from them what a study and MLflow keep of a launch.
+
+This module is imported for `--help`: nothing here may load torch, Optuna or pydantic.
+"""
+
+# ruff: noqa: RUF009  a field is declared by a call of `_option`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from cst_search.config.catalog import home_of
-from cst_search.config.loading import RecipeLike, Settings, SpaceLike
 from cst_search.config.recipe import DEVICES
 from cst_search.errors import ConfigError, StudyError, check_choice
-from cst_search.search.samplers import SAMPLERS
-from cst_search.study.records import Budget, StudyInfo
-from cst_search.study.study import ETA, Study
 from cst_search.units import parse_bytes, parse_count, parse_seconds
+
+if TYPE_CHECKING:
+    from cst_search.config.loading import RecipeLike, Settings, SpaceLike
+    from cst_search.study.records import Budget, StudyInfo
+
+# groups of options in --help, in this order
+SEARCH, BUDGET, TRIALS, RECORD = "What is searched", "Budget and length", "Where trials run", "Where results go"
+PANELS = (SEARCH, BUDGET, TRIALS, RECORD)
 
 
 @dataclass(frozen=True)
-class LaunchOptions:
-    """What the command line says. ``None``: chosen by `launch`.
+class Option:
+    """The declaration of one option.
 
     Attributes:
-        limit_bytes: what the process of a trial is held to. On a GPU device bytes, and the budget's where None; on a
-            CPU what it may grow by, and None is no limit: its memory is not the GPU's that the budget is about.
-        cache_bytes: of images and maps that trials share, in ``home / "cache"``; 0: nothing is shared.
-        eta: of early stopping; see `results.StudySpec`.
-        of_study: the study to go on with, whose recipe and space are taken rather than these; see `resumed`.
-        address: of the Ray cluster that runs the trials, as `cluster.Cluster` takes it; None: this machine does.
+        flag: as on the command line; ``--yes/--no`` for a choice of two.
+        help: what `--help` says. A default that is not a value stands at its end, "(default: ...)".
+        panel: group of options in `--help`.
+        kind: type of the value on the command line; `list` may be repeated.
+        default: value where the option is not given, on the command line and in Python alike.
+        parse: reads a given value, a text or a number; it also gets ``None``. None: the value is taken as it is.
+        least, most: bounds of a number.
+        completion: words that a shell offers, or the name of the function in `cli.completion` that finds them.
+        is_address: a URL, which `@FILE` may hold.
+        recorded: kept in the study and in MLflow as a setting of the launch.
     """
 
-    budget: Budget
-    home: Path
-    data: str | None = None
-    recipe: RecipeLike | None = None
-    space: SpaceLike = "cst"
-    settings: Settings = ()
-    study: str | None = None
-    trials: int = 16
-    time_limit_seconds: float | None = None
-    seed: int = 0
-    workers: int | None = None
-    device: str = "auto"
-    objectives: str = "map,device_bytes,trainable_params"
-    sampler: str | None = None
-    storage: str | None = None
-    tracking_uri: str | None = None
-    skip_bad: bool = False
-    in_process: bool = False
-    limit_bytes: int | None = None
-    cache_bytes: int | None = None
-    eta: int | None = None
-    of_study: StudyInfo | None = None
-    address: str | None = None
+    flag: str
+    help: str
+    panel: str
+    kind: Any = str
+    default: Any = None
+    parse: Callable[[Any], Any] | None = None
+    least: int | None = None
+    most: int | None = None
+    completion: str | tuple[str, ...] = ()
+    is_address: bool = False
+    recorded: bool = False
 
 
-def launch_options(
-    *,
-    home: Path | str | None,
-    budget_mem: str | float | None,
-    budget_params: str | float | None,
-    time_limit: str | float | None,
-    limit_mem: str | float | None,
-    cache_size: str | float | None,
-    stop_early: bool | None,
-    eta: int | None,
-    settings: Settings | None,
-    **others: Any,
-) -> LaunchOptions:
-    """Options as a person or a program gives them, units as text or as numbers. Raises UserError: one is misspelt.
+def _option(flag: str, help: str, panel: str, **more: Any) -> Any:
+    """Declare a field of an options class that is an option at the same time."""
+    option = Option(flag, help, panel, **more)
+    if option.parse is not None:  # a default is read like a given value: --home has one in the environment
+        return field(default_factory=partial(option.parse, option.default), metadata={"option": option})
+    return field(default=option.default, metadata={"option": option})
 
-    Args:
-        others: fields of `LaunchOptions` as they are.
-    """
-    if eta is not None and stop_early is False:
-        raise ConfigError(f"--eta {eta} says how trials are stopped early, and --no-stop-early that none is; give one")
-    check_choice("--device", others["device"], DEVICES)
-    if others["sampler"] is not None:
-        check_choice("--sampler", others["sampler"], SAMPLERS)
-    return LaunchOptions(
-        budget=Budget(
-            None if budget_mem is None else parse_bytes(budget_mem),
-            None if budget_params is None else parse_count(budget_params),
-        ),
-        home=home_of(home),
-        settings=settings or (),
-        time_limit_seconds=None if time_limit is None else parse_seconds(time_limit),
-        limit_bytes=None if limit_mem is None else parse_bytes(limit_mem),
-        cache_bytes=parse_cache(cache_size),
-        eta=0 if stop_early is False else eta or (ETA if stop_early else None),
-        **others,
-    )
+
+def declared(owner: type[RunOptions]) -> dict[str, Option]:
+    """Name of the field -> its option, by group and in the order of declaration."""
+    found = {f.name: f.metadata["option"] for f in fields(owner) if "option" in f.metadata}
+    return dict(sorted(found.items(), key=lambda item: PANELS.index(item[1].panel)))
+
+
+def _bytes(value: str | float | None) -> int | None:
+    return None if value is None else parse_bytes(value)
+
+
+def _count(value: str | float | None) -> int | None:
+    return None if value is None else parse_count(value)
+
+
+def _seconds(value: str | float | None) -> float | None:
+    return None if value is None else parse_seconds(value)
 
 
 def parse_cache(size: str | float | None) -> int | None:
-    """Bytes of ``--cache-size``; 0: nothing is shared. Raises UnitError."""
-    if size is None:
-        return None
-    return 0 if str(size).strip() == "0" else parse_bytes(size)
+    """Return the bytes of ``--cache-size``; 0: nothing is shared. Raises UnitError."""
+    return 0 if str(size).strip() == "0" else _bytes(size)
 
 
-def resumed(study: Study, home: Path, n_trials: int | None, **others: Any) -> LaunchOptions:
-    """Options of a launch that goes on with a study: of what it was made with nothing may change.
+def _device(name: str) -> str:
+    check_choice("--device", name, DEVICES)
+    return name
+
+
+def _sampler(name: str | None) -> str | None:
+    if name is not None:
+        from cst_search.search.samplers import SAMPLERS  # Optuna, which --help need not load
+
+        check_choice("--sampler", name, SAMPLERS)
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of every command that runs trials: `launch`, `resume` and `confirm`."""
+
+    workers: int | None = _option(
+        "--workers", "Concurrent trials (default: one per core; on a GPU, as many as fit).", TRIALS, kind=int, least=1,
+        recorded=True,
+    )  # fmt: skip
+    device: str = _option(
+        "--device", "auto, cpu or cuda.", TRIALS, default="auto", parse=_device, completion=("auto", "cpu", "cuda"),
+        recorded=True,
+    )  # fmt: skip
+    in_process: bool = _option(
+        "--in-process", "Run trials one after the other in this process, without Ray.", TRIALS, kind=bool, default=False
+    )
+    address: str | None = _option(
+        "--address",
+        "Ray cluster that runs the trials: auto, HOST:PORT or ray://HOST:PORT (default: this machine).",
+        TRIALS,
+    )
+    skip_bad: bool = _option(
+        "--skip-bad", "Drop broken images and boxes instead of stopping.", SEARCH, kind=bool, default=False
+    )
+    home: Path = _option(
+        "--home", "Folder of studies and records (default: $CST_SEARCH_HOME, else ./cst-runs).", RECORD, kind=Path,
+        parse=home_of,
+    )  # fmt: skip
+    storage: str | None = _option(
+        "--storage", "Database URL of the studies, or @FILE that holds it (default: SQLite in --home).", RECORD,
+        is_address=True,
+    )  # fmt: skip
+    tracking_uri: str | None = _option(
+        "--tracking-uri",
+        "MLflow server or database, or @FILE that holds its address (default: SQLite in --home).",
+        RECORD,
+        is_address=True,
+    )
+
+    @classmethod
+    def read(cls, **given: Any) -> Self:
+        """Read options as a person or a program gives them, sizes and times as text or numbers.
+
+        What is not given has its default. Raises UserError if a value is not valid.
+        """
+        options = declared(cls)
+        if unknown := given.keys() - options.keys():
+            raise TypeError(f"no such options of {cls.__name__}: {', '.join(sorted(unknown))}")
+        values = {name: given.get(name, option.default) for name, option in options.items()}
+        parsers = {name: option.parse for name, option in options.items() if option.parse is not None}
+        return cls(**values | {name: parse(values[name]) for name, parse in parsers.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions(RunOptions):
+    """Options of `resume`: those that a study does not fix.
+
+    Attributes:
+        time_limit: seconds.
+        cache_size: bytes of images and feature maps that trials share in ``home / "cache"``; 0: nothing is shared.
+    """
+
+    trials: int | None = _option(
+        "--trials", "Total trials in the study, including earlier launches (default: as before).", BUDGET, kind=int,
+        least=1, recorded=True,
+    )  # fmt: skip
+    time_limit: float | None = _option(
+        "--time-limit", "Start no trial after this time, e.g. 30m or 8h.", BUDGET, parse=_seconds
+    )
+    cache_size: int | None = _option(
+        "--cache-size",
+        "Disk space in --home for what trials share (images, feature maps of frozen backbones), e.g. 20GB; 0: off "
+        "(default: 10GB or a tenth of the free disk).",
+        TRIALS,
+        parse=parse_cache,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions(ResumeOptions):
+    """Options of `launch`. ``None``: `launch` chooses.
+
+    Attributes:
+        budget_mem: bytes of device memory.
+        limit_mem: memory limit of a trial's process in bytes. On a GPU: device memory, and None means the budget. On a
+            CPU: growth of the process, and None means no limit, as the budget is about GPU memory.
+        eta: of early stopping; see `early_stopping_eta`.
+        of_study: the study to go on with, whose recipe and space are used instead of these; see `resumed`.
+    """
+
+    budget_mem: int | None = _option("--budget-mem", "GPU memory budget per trial, e.g. 6GB or 6GiB.", BUDGET,
+                                     parse=_bytes)  # fmt: skip
+    budget_params: int | None = _option("--budget-params", "Budget of trainable parameters, e.g. 2M.", BUDGET,
+                                        parse=_count)  # fmt: skip
+    data: str | None = _option("--data", "COCO-format folder (default: the embedded demo).", SEARCH, recorded=True)
+    recipe: RecipeLike | None = _option(
+        "--recipe",
+        "Settings that all trials share: a shipped name or a YAML file (default: demo; with --data, resnet50 on a GPU, "
+        "small on a CPU).",
+        SEARCH,
+        completion="recipes",
+    )
+    space: SpaceLike = _option(
+        "--space", "Search space: a shipped name or a YAML file.", SEARCH, default="cst", completion="spaces",
+        recorded=True,
+    )  # fmt: skip
+    settings: Settings | None = _option(
+        "--set", "Change a field of the recipe: name=value. Repeatable.", SEARCH, kind=list, completion="settings"
+    )
+    study: str | None = _option(
+        "--study", "Name of the study; an existing one is continued.", SEARCH, completion="studies"
+    )
+    objectives: str = _option(
+        "--objectives", "From map, device_bytes, trainable_params, map50, petl_params.", SEARCH,
+        default="map,device_bytes,trainable_params", recorded=True,
+    )  # fmt: skip
+    sampler: str | None = _option(
+        "--sampler",
+        "pareto, pareto-no-prior, tpe, nsga2, gp or random (default: pareto, or tpe if pareto cannot optimise "
+        "--objectives).",
+        SEARCH,
+        parse=_sampler,
+        completion=("pareto", "pareto-no-prior", "tpe", "nsga2", "gp", "random"),
+        recorded=True,
+    )
+    seed: int = _option(
+        "--seed", "Seed of the sampler and of every trial.", SEARCH, kind=int, default=0, least=0, most=2**31 - 1,
+        recorded=True,
+    )  # fmt: skip
+    trials: int = _option(
+        "--trials", "Total trials in the study, including earlier launches.", BUDGET, kind=int, default=16, least=1,
+        recorded=True,
+    )  # fmt: skip
+    limit_mem: int | None = _option(
+        "--limit-mem",
+        "Memory limit of each trial: device memory on a GPU (default: --budget-mem), growth of its process on a CPU "
+        "(default: no limit).",
+        BUDGET,
+        parse=_bytes,
+        recorded=True,
+    )
+    stop_early: bool | None = _option(
+        "--stop-early/--no-stop-early",
+        "Stop a trial part-way unless it is among the best 1/eta at that epoch (default: as the study, else yes).",
+        BUDGET,
+        kind=bool,
+    )
+    eta: int | None = _option(
+        "--eta", "Early stopping: one in eta trials goes on (default: as the study, else 2).", BUDGET, kind=int,
+        least=2, recorded=True,
+    )  # fmt: skip
+    of_study: StudyInfo | None = None
+
+    @classmethod
+    def read(cls, **given: Any) -> Self:
+        eta = given.get("eta")
+        if eta is not None and given.get("stop_early") is False:
+            raise ConfigError(
+                f"--eta {eta} says how trials are stopped early, and --no-stop-early that none is; give one"
+            )
+        return super().read(**given)
+
+    @property
+    def budget(self) -> Budget:
+        from cst_search.study.records import Budget
+
+        return Budget(self.budget_mem, self.budget_params)
+
+    @property
+    def early_stopping_eta(self) -> int | None:
+        """Eta of early stopping; 0: off; None: as the study has it, else the default."""
+        from cst_search.study.study import ETA
+
+        return 0 if self.stop_early is False else self.eta or (ETA if self.stop_early else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmOptions(RunOptions):
+    """Options of `confirm`.
+
+    Attributes:
+        seeds: seeds per point in the end; at the search's length the trial itself is one of them.
+        epochs: ``search``, ``full`` or a number.
+        picks: ``front``, ``knee``, ``best``, or trial numbers with commas.
+        data: current folder of the study's dataset; None: where it was.
+    """
+
+    seeds: int = _option(
+        "--seeds",
+        "Total seeds per point. The trial of the search is one of them, so 3 means two more runs; with another "
+        "--epochs it does not count.",
+        SEARCH,
+        kind=int,
+        default=3,
+        least=2,
+        most=100,
+    )
+    epochs: str = _option(
+        "--epochs",
+        "Length of a run: search (as the trials of the front, comparable with them), full (as `train`) or a number. "
+        "Only the search's length changes the front; others are compared among themselves.",
+        SEARCH,
+        default="search",
+    )
+    picks: str = _option(
+        "--picks", "front, knee, best, or numbers of complete trials, e.g. 3,7.", SEARCH, default="front"
+    )
+    data: str | None = _option("--data", "Folder in which the study's data is now (default: where it was).", SEARCH)
+
+
+def resumed(info: StudyInfo, n_wanted: int | None, options: ResumeOptions) -> LaunchOptions:
+    """Options of a launch that goes on with a study: everything that the study was made with stays.
 
     Args:
-        n_trials: that the study shall have in the end; None: as many as its last launch was to reach.
-        others: of `launch_options`, as far as a study does not fix them; what is left out has its default.
+        n_wanted: total trials that the study's last launch was to reach; ``options.trials`` replaces it.
 
     Raises:
-        StudyError: nobody said how many.
-        UserError: as `launch_options`.
+        StudyError: neither is known.
     """
-    unsaid = dict.fromkeys(
-        ("budget_mem", "budget_params", "time_limit", "limit_mem", "cache_size", "stop_early", "eta", "settings",
-         "sampler")
-    )  # fmt: skip
-    options = launch_options(**(unsaid | {"device": "auto", "home": home} | others))
-    info = study.info()
-    n_trials = n_trials or study.n_wanted()
+    n_trials = options.trials or n_wanted
     if n_trials is None:
         raise StudyError(f"study {info.name!r} does not say how many trials it shall have; give --trials N")
-    return replace(
-        options,
-        trials=n_trials,
-        of_study=info,
-        study=info.name,
-        budget=info.budget,
-        data=None if info.data == "demo" else info.data,
-        objectives=",".join(objective.name for objective in info.objectives),
-        seed=info.seed,
-        limit_bytes=info.limit_bytes,
-    )
+    given: dict[str, Any] = vars(options) | {
+        "trials": n_trials,
+        "study": info.name,
+        "budget_mem": info.budget.memory_bytes,
+        "budget_params": info.budget.params,
+        "data": None if info.data == "demo" else info.data,
+        "objectives": ",".join(objective.name for objective in info.objectives),
+        "seed": info.seed,
+        "limit_mem": info.limit_bytes,
+    }
+    return LaunchOptions(**given, of_study=info)

@@ -1,21 +1,84 @@
-"""The running part of a launch: workers, and what happens as each trial finishes."""
+"""The run of a launch or a confirmation: its record in MLflow, its workers, and what happens as each trial finishes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cst_search.commands.options import RunOptions
+from cst_search.commands.output import Say
+from cst_search.commands.worker_setup import WorkerSetup
+from cst_search.config.recipe import Recipe
+from cst_search.data.coco import DetectionData
+from cst_search.data.disk_cache import Cache
+from cst_search.errors import CstSearchError
+from cst_search.execution.task import Task
+from cst_search.execution.workers import SearchJob
+from cst_search.report.progress import View
 from cst_search.study.study import Study
 from cst_search.study.tally import Tally
+from cst_search.trial.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
     from cst_search.tracking.mlflow_record import MlflowRecord
 
 
-def follow(study: Study, record: MlflowRecord) -> Callable[[], tuple[float, int]]:
-    """What a launch does after every finished trial: it takes what is new, tells MLflow, and returns what `View` shows.
+@dataclass(frozen=True)
+class OpenRecord:
+    """The record of a launch in MLflow, and where it is."""
 
-    What the study has read is enough, see `Study.finished`: a finish must not cost more because there were many.
+    mlflow: MlflowRecord
+    uri: str
+
+
+def open_record(options: RunOptions, say: Say) -> OpenRecord:
+    """Begin to record in MLflow, in the background."""
+    from cst_search.tracking.connection import default_tracking_uri  # mlflow takes seconds to import
+    from cst_search.tracking.mlflow_record import MlflowRecord
+
+    uri = options.tracking_uri or default_tracking_uri(options.home)
+    return OpenRecord(MlflowRecord(uri, options.home / "artifacts", warn=say), uri)
+
+
+def make_task(
+    recipe: Recipe, data: DetectionData, epochs: int, workers: WorkerSetup, cache: Cache | None,
+    checkpoints: Checkpoints, rungs: tuple[int, ...] = (),
+) -> Task:  # fmt: skip
+    """Everything that the trials of a launch share, as it is sent to the workers."""
+    machines = workers.machines
+    return Task(
+        recipe, data, epochs, str(machines.device), workers.threads, machines.limit_bytes, cache, rungs, checkpoints
+    )
+
+
+def run_trials(job: SearchJob, workers: WorkerSetup, view: View, go_on: str) -> bool:
+    """Run a job in its registered launch, and end the launch. Returns whether Ctrl-C ended it.
+
+    Args:
+        go_on: the command that continues, named where the head of the cluster is gone.
+    """
+    interrupted = False
+    if workers.machines.cluster is not None:
+        workers.machines.cluster.watch(go_on)
+    try:
+        with view:
+            workers.workers.run(job)
+    except KeyboardInterrupt:
+        interrupted = True
+    except BaseException:
+        with suppress(CstSearchError):  # it may be the storage that is gone
+            job.session.end_launch()
+        raise
+    job.session.end_launch()
+    return interrupted
+
+
+def follow(study: Study, record: MlflowRecord) -> Callable[[], tuple[float, int]]:
+    """Return what to call after every finished trial: it logs new trials to MLflow and returns what `View` shows.
+
+    It uses what the study has read, see `Study.finished`: the cost of a finish must not grow with the number of trials.
     """
     tally, n_taken = Tally(study.info()), 0
 

@@ -1,31 +1,75 @@
-"""The recipe and the study of a launch, and what is recorded of it."""
+"""What a launch searches: recipe, space and data, the study it writes to, and what is recorded of it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cst_search.commands.options import LaunchOptions
+from cst_search.commands.budget_survey import Survey, estimator, show_budget, survey_costs
+from cst_search.commands.checks import Request, check_space, new_name
+from cst_search.commands.dataset import dataset_inputs, load_dataset
+from cst_search.commands.options import LaunchOptions, declared
+from cst_search.commands.output import Say
+from cst_search.commands.worker_setup import Machines, WorkerSetup
 from cst_search.config.catalog import own_path
-from cst_search.config.loading import apply_settings, load_recipe, shown_name
+from cst_search.config.loading import apply_settings, load_recipe, load_space, make_recipe, shown_name
 from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
+from cst_search.data.coco import DetectionData
+from cst_search.detector.build import build_detector
 from cst_search.errors import ConfigError
+from cst_search.memory.estimate import Estimate
 from cst_search.petl import get_method
 from cst_search.search.samplers import default_sampler
 from cst_search.search.suggester import enqueue
-from cst_search.study.records import StudySpec
+from cst_search.study.records import Budget, StudySpec
 from cst_search.study.study import Study
 
 
+@dataclass(frozen=True)
+class SearchSetup:
+    """The subject of a search.
+
+    Attributes:
+        recipe: shared by all trials.
+        estimate: configuration -> predicted cost.
+        survey: predicted costs of random configurations of the space.
+    """
+
+    recipe: Recipe
+    space: Space
+    data: DetectionData
+    estimate: Callable[[dict[str, Any]], Estimate]
+    survey: Survey
+
+
+def set_up_search(options: LaunchOptions, machines: Machines, say: Say) -> SearchSetup:
+    """Load recipe, space and data, and print how the budget lies in the space. Raises UserError."""
+    known = options.of_study
+    space = load_space(options.space) if known is None else Space.from_dict(known.space, where=f"study {known.name!r}")
+    for method in space.methods:
+        get_method(method)
+    if known is None:
+        recipe = base_recipe(options, machines.device)
+        check_space(space, recipe, shown_name(options.space))
+    else:
+        recipe = make_recipe(known.recipe, f"study {known.name!r}")
+    data = load_dataset(options, recipe, say)
+    build_detector(recipe, len(data.class_names))  # fetches weights for all workers; faults show here, not in trials
+    estimate = estimator(recipe, data)
+    survey = survey_costs(space, recipe, estimate)
+    show_budget(options.budget, survey, say)
+    return SearchSetup(recipe, space, data, estimate, survey)
+
+
 def base_recipe(options: LaunchOptions, device: Any) -> Recipe:
-    """The recipe that all trials share, with the dataset's absolute path in it."""
+    """Return the recipe that all trials share, with absolute paths of dataset and weights."""
     chosen = options.recipe or ("demo" if options.data is None else "small" if device.type == "cpu" else "resnet50")
     name = shown_name(chosen)
-    recipe = apply_settings(load_recipe(chosen), options.settings, name)
+    recipe = apply_settings(load_recipe(chosen), options.settings or (), name)
     get_method(recipe.method).make_options(recipe.options)
     folder, weights = options.data or recipe.data, recipe.weights
     if folder != "demo":
@@ -37,34 +81,47 @@ def base_recipe(options: LaunchOptions, device: Any) -> Recipe:
     return replace(recipe, data=folder, weights=weights, seed=options.seed)
 
 
-def make_study(
-    storage: str, name: str, space: Space, recipe: Recipe, options: LaunchOptions, objectives: Sequence[Any],
-    reference: dict[str, float], inputs: dict[str, Any],
-) -> Study:  # fmt: skip
+def open_or_make_study(options: LaunchOptions, request: Request, setup: SearchSetup) -> Study:
+    """Open the study of a launch, or make it with the recipe as its first configuration. Raises StudyError."""
+    recipe = setup.recipe
+    name = options.study or new_name(request.storage, "demo" if options.data is None else Path(recipe.data).name)
+    reference = reference_point(setup.survey, options.budget)
     spec = StudySpec(
-        objectives=tuple(objectives),
+        objectives=request.objectives,
         budget=options.budget,
-        reference_point={o.name: reference[o.name] for o in objectives},
+        reference_point={o.name: reference[o.name] for o in request.objectives},
         recipe=recipe.to_dict(),
-        space=json.loads(json.dumps(space.source)),
+        space=json.loads(json.dumps(setup.space.source)),
         data=recipe.data,
         seed=options.seed,
-        sampler=options.sampler or default_sampler(objectives),
+        sampler=options.sampler or default_sampler(request.objectives),
         target_device="CUDA GPU (generic)",
-        limit_bytes=options.limit_bytes,
-        inputs=inputs,
-        eta=options.eta,
+        limit_bytes=options.limit_mem,
+        inputs=dataset_inputs(setup.data),
+        eta=options.early_stopping_eta,
     )
-    study = Study.create(storage, name, spec)
+    study = Study.create(request.storage, name, spec)
     if not study.info().trials:
-        enqueue(study, default_config(space, recipe))
+        enqueue(study, default_config(setup.space, recipe))
     return study
 
 
-def default_config(space: Space, recipe: Recipe) -> dict[str, Any]:
-    """The recipe as a configuration, of its method or the first of the space: a search should not end below it.
+def reference_point(survey: Survey, budget: Budget) -> dict[str, float]:
+    """Reference point of the hypervolume: the budget, or the space's costs and 5 % more where they are lower.
 
-    Of one method alone: those of all twelve as first trials were worse than what a search found in their place.
+    A budget far above the space would make every hypervolume look alike.
+    """
+    ceiling = {name: values[-1] * 1.05 + 1 for name, values in vars(survey).items()}
+    reference = {"map": 0.0, "map50": 0.0, **ceiling}
+    for cost, bound in (("device_bytes", budget.memory_bytes), ("trainable_params", budget.params)):
+        reference[cost] = min(reference[cost], bound or reference[cost])
+    return reference
+
+
+def default_config(space: Space, recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as a configuration of its method, or the space's first: a search should not end below it.
+
+    Only one method is tried like this: with all twelve as first trials, searches ended worse.
     """
     method = get_method(recipe.method if recipe.method in space.methods else space.methods[0])
     own = method.name == recipe.method
@@ -74,20 +131,23 @@ def default_config(space: Space, recipe: Recipe) -> dict[str, Any]:
     return config | {f"{method.name}.{key}": value for key, value in vars(made).items()}
 
 
-def settings_of(study: Study, options: LaunchOptions, n_workers: int, device: Any) -> dict[str, Any]:
+def recorded_settings(study: Study, options: LaunchOptions, workers: WorkerSetup) -> dict[str, Any]:
+    """Settings of a launch that its study and MLflow keep, as the study and the machines have them."""
     spec = study.spec
+    actual = replace(
+        options,
+        space=shown_name(options.space),
+        data=spec.data,
+        limit_mem=spec.limit_bytes,
+        objectives=",".join(o.name for o in spec.objectives),
+        sampler=spec.sampler,
+        eta=spec.eta,
+        seed=spec.seed,
+        workers=workers.n_workers,
+        device=str(workers.machines.device),
+    )
     return {
         "recipe": {key: value for key, value in spec.recipe.items() if key not in ("options", "origin")},
         "options": spec.recipe.get("options", {}),
-        "space": shown_name(options.space),
-        "data": spec.data,
         "budget": {"memory_bytes": spec.budget.memory_bytes, "params": spec.budget.params},
-        "limit_mem": spec.limit_bytes,
-        "objectives": ",".join(o.name for o in spec.objectives),
-        "sampler": spec.sampler,
-        "eta": spec.eta,
-        "seed": spec.seed,
-        "trials": options.trials,
-        "workers": n_workers,
-        "device": str(device),
-    }
+    } | {name: getattr(actual, name) for name, option in declared(LaunchOptions).items() if option.recorded}

@@ -1,29 +1,91 @@
-"""Where trials run: the cluster or this machine, its device, the memory limit and the workers."""
+"""Where trials run: this machine or a cluster, the device, the memory limit of a trial, and the workers."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cst_search.commands.budget_survey import Survey
+from cst_search.commands.options import RunOptions
+from cst_search.commands.output import Say
 from cst_search.config.recipe import DEVICES, Recipe
 from cst_search.data.coco import DetectionData
 from cst_search.errors import ConfigError, check_choice
 from cst_search.execution.gpu_sharing import Fleet, Placement, cpus_of_each
 from cst_search.execution.workers import InProcess, Workers
 from cst_search.memory.estimate import CONTEXT_BYTES
+from cst_search.study.records import Budget
 from cst_search.trial.device import allowance, check_device
 
 if TYPE_CHECKING:
+    import torch
+
     from cst_search.execution.ray_cluster import Cluster
 
-from cst_search.commands.budget_survey import Survey
-from cst_search.commands.options import LaunchOptions
+
+@dataclass(frozen=True)
+class Machines:
+    """The machines of a launch.
+
+    Attributes:
+        cluster: the Ray cluster that runs the trials; None: this machine does.
+        device: of the trials.
+        limit_bytes: memory limit of each trial, as `trial.run.run_trial` takes it; None: no limit.
+    """
+
+    cluster: Cluster | None
+    device: torch.device
+    limit_bytes: int | None
 
 
-def connect(options: LaunchOptions, storage: str, say: Callable[[str], None]) -> Cluster | None:
-    """The cluster of ``--address``, if it is given. Raises UserError: it cannot be had, or not with these options."""
+@dataclass(frozen=True)
+class WorkerSetup:
+    """The workers of a launch.
+
+    Attributes:
+        n_workers: concurrent trials at most.
+        threads: CPU threads of each trial; 0: torch's default.
+        placement: how trials share GPUs; None: they run on CPUs.
+    """
+
+    machines: Machines
+    workers: Workers
+    n_workers: int
+    threads: int
+    placement: Placement | Fleet | None
+
+    @property
+    def gpu_bytes(self) -> int | None:
+        """Memory of the GPU that trials share, which bounds what is suggested; None: they run on CPUs."""
+        return None if self.placement is None else self.placement.gpu_bytes
+
+    def __str__(self) -> str:
+        return f"{self.n_workers} worker(s) on {self.machines.device}, {self.threads or 'all'} CPU thread(s) each"
+
+
+def find_machines(options: RunOptions, storage: str, budget: Budget, limit_bytes: int | None, say: Say) -> Machines:
+    """Connect to the cluster, if there is one, and choose the device. Raises UserError."""
+    cluster = connect(options, storage, say)
+    device = device_of(options.device, cluster)
+    return Machines(cluster, device, memory_limit_of(budget, limit_bytes, device))
+
+
+def set_up_workers(
+    options: RunOptions, machines: Machines, recipe: Recipe, data: DetectionData, survey: Survey, n_trials: int
+) -> WorkerSetup:
+    """Check the nodes of a cluster, and make the workers; nothing is started. Raises ConfigError."""
+    cluster = machines.cluster
+    if cluster is not None:
+        check_nodes(cluster, options.home, recipe, data, machines.device)
+    placement = None if machines.device.type != "cuda" else gpu_placement(machines.limit_bytes, cluster)
+    workers, n_workers, threads = make_workers(options, n_trials, placement, recipe, survey, cluster)
+    return WorkerSetup(machines, workers, n_workers, threads, placement)
+
+
+def connect(options: RunOptions, storage: str, say: Say) -> Cluster | None:
+    """Connect to the cluster of ``--address``; None if that is not given. Raises UserError."""
     if options.address is None:
         return None
     if options.in_process:
@@ -36,10 +98,10 @@ def connect(options: LaunchOptions, storage: str, say: Callable[[str], None]) ->
 
 
 def check_nodes(cluster: Cluster, home: Path, recipe: Recipe, data: DetectionData, device: Any) -> None:
-    """Have every node looked at. Raises ConfigError: what each lacks.
+    """Inspect every node. Raises ConfigError that says what each lacks.
 
     Args:
-        home: that nodes should share, as checkpoints are in it.
+        home: folder that nodes should share, as checkpoints are in it.
     """
     from cst_search.execution import node_check
 
@@ -48,23 +110,23 @@ def check_nodes(cluster: Cluster, home: Path, recipe: Recipe, data: DetectionDat
 
 
 def device_of(name: str, cluster: Cluster | None) -> Any:
-    """The torch device of ``--device``, here or on a cluster. Raises ConfigError: there is no GPU."""
+    """Return the torch device for ``--device``, here or on a cluster. Raises ConfigError if there is no GPU."""
     check_choice("--device", name, DEVICES)
     return check_device(name) if cluster is None else cluster.device(name)
 
 
-def memory_limit_of(options: LaunchOptions, device: Any) -> int | None:
-    """What each trial is held to, as `run_trial` takes it. Raises ConfigError: --limit-mem leaves nothing."""
-    if options.limit_bytes is not None:
-        return allowance(options.limit_bytes, device, "--limit-mem")
-    if device.type != "cuda" or options.budget.memory_bytes is None:
+def memory_limit_of(budget: Budget, limit_bytes: int | None, device: Any) -> int | None:
+    """Memory limit of each trial, as `run_trial` takes it. Raises ConfigError if --limit-mem leaves nothing."""
+    if limit_bytes is not None:
+        return allowance(limit_bytes, device, "--limit-mem")
+    if device.type != "cuda" or budget.memory_bytes is None:
         return None
     # a budget below the context lets no suggestion through, which is said where the space is surveyed
-    return max(1, options.budget.memory_bytes - CONTEXT_BYTES)
+    return max(1, budget.memory_bytes - CONTEXT_BYTES)
 
 
 def gpu_placement(limit: int | None, cluster: Cluster | None = None) -> Placement | Fleet:
-    """The GPUs at hand, for trials to share."""
+    """Return how trials share the GPUs of this machine or of a cluster."""
     if cluster is not None:
         fleet = Fleet(on_gpus=True, context_bytes=CONTEXT_BYTES, most_bytes=limit)
         fleet.set_nodes(cluster.nodes.values())
@@ -77,22 +139,23 @@ def gpu_placement(limit: int | None, cluster: Cluster | None = None) -> Placemen
 
 
 def make_workers(
-    options: LaunchOptions,
+    options: RunOptions,
+    n_trials: int,
     placement: Placement | Fleet | None,
     recipe: Recipe,
     survey: Survey,
     cluster: Cluster | None = None,
 ) -> tuple[Workers, int, int]:
-    """(workers, how many trials at a time at most, CPU threads of each; 0: torch's default)."""
+    """Return (workers, concurrent trials at most, CPU threads of each; 0: torch's default)."""
     if cluster is not None:
-        return _cluster_workers(options, placement, recipe, survey, cluster)
+        return _cluster_workers(options, n_trials, placement, recipe, survey, cluster)
     assert not isinstance(placement, Fleet)
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    n_workers = options.workers or max(1, min(n_cores, options.trials))
+    n_workers = options.workers or max(1, min(n_cores, n_trials))
     if placement is not None and not options.workers:
         # as many as fit of the smallest, and a core for each of their processes; but every GPU is used
         most = min(placement.n_at_once(survey.device_bytes[0]), n_cores // (1 + recipe.loader_workers))
-        n_workers = min(max(most, placement.n_gpus), options.trials)
+        n_workers = min(max(most, placement.n_gpus), n_trials)
     threads = max(1, n_cores // n_workers)
     if options.in_process:
         return InProcess(), 1, threads if placement is None else 0
@@ -103,9 +166,14 @@ def make_workers(
 
 
 def _cluster_workers(
-    options: LaunchOptions, placement: Placement | Fleet | None, recipe: Recipe, survey: Survey, cluster: Cluster
+    options: RunOptions,
+    n_trials: int,
+    placement: Placement | Fleet | None,
+    recipe: Recipe,
+    survey: Survey,
+    cluster: Cluster,
 ) -> tuple[Workers, int, int]:
-    """Likewise on a cluster, where ``--workers`` alone bounds what its nodes have room for, now and later."""
+    """As `make_workers` on a cluster, where only ``--workers`` bounds what its nodes have room for, now and later."""
     nodes = list(cluster.nodes.values())
     if isinstance(placement, Fleet):
         fleet = placement
@@ -113,12 +181,12 @@ def _cluster_workers(
         n_on = {node: fleet.n_on(node, survey.device_bytes[0]) for node in nodes}
         threads = min((max(1, int(node.n_cpus) // n) for node, n in n_on.items() if n), default=1)
     else:
-        threads = cpus_of_each(nodes, options.workers or options.trials)
+        threads = cpus_of_each(nodes, options.workers or n_trials)
         fleet = Fleet(cpus=float(threads))
     fleet.n_most = options.workers
     fleet.set_nodes(nodes)
     cluster.fleet = fleet
-    n_workers = max(1, min(fleet.n_at_once(survey.device_bytes[0]), options.trials))
+    n_workers = max(1, min(fleet.n_at_once(survey.device_bytes[0]), n_trials))
     from cst_search.execution.ray_tune import Ray
 
     return Ray(n_workers, fleet.cpus, cluster=cluster), n_workers, threads

@@ -27,7 +27,6 @@ from studies import Ran, run_cli, scored
 
 from cst_search.commands.budget_survey import expected_sharers
 from cst_search.commands.dataset import dataset_inputs, image_sizes
-from cst_search.commands.options import LaunchOptions
 from cst_search.commands.study_setup import default_config
 from cst_search.commands.worker_setup import memory_limit_of
 from cst_search.config.loading import write_yaml
@@ -197,16 +196,14 @@ def test_a_study_is_not_continued_by_mistake(
     ],
 )
 def test_what_each_trial_is_held_to(
-    tmp_path: Path, why: str, device: str, budget: int | None, limit: int | None, allowed: int | None
+    why: str, device: str, budget: int | None, limit: int | None, allowed: int | None
 ) -> None:
-    options = LaunchOptions(budget=Budget(budget, None), home=tmp_path, limit_bytes=limit)
-    assert memory_limit_of(options, torch.device(device)) == allowed
+    assert memory_limit_of(Budget(budget, None), limit, torch.device(device)) == allowed
 
 
-def test_a_limit_below_what_cuda_takes_is_the_persons_mistake(tmp_path: Path) -> None:
-    options = LaunchOptions(budget=Budget(), home=tmp_path, limit_bytes=CONTEXT_BYTES)
+def test_a_limit_below_what_cuda_takes_is_the_persons_mistake() -> None:
     with pytest.raises(ConfigError, match=r"--limit-mem must be above the .* that CUDA itself takes of a GPU; got "):
-        memory_limit_of(options, torch.device("cuda"))
+        memory_limit_of(Budget(), CONTEXT_BYTES, torch.device("cuda"))
 
 
 def test_a_limit_that_is_no_size(tmp_path: Path) -> None:
@@ -298,7 +295,7 @@ def test_what_a_finish_costs_does_not_grow(
 ) -> None:
     shutil.copy(tables, tmp_path)
     workers = MadeUp(monkeypatch)
-    monkeypatch.setattr("cst_search.commands.launch.make_workers", lambda *_: (workers, 1, 1))
+    monkeypatch.setattr("cst_search.commands.worker_setup.make_workers", lambda *_: (workers, 1, 1))
     for n_trials in (12, 24):  # the second launch goes on
         ran = run_cli("launch", *base(tmp_path, "lr"), "--study", "many", "--trials", n_trials)
         assert ran.code == 0, ran
@@ -569,7 +566,7 @@ def test_a_home_that_is_relative_is_one_for_all(
             super().run(job)
 
     workers = Noting(monkeypatch)
-    monkeypatch.setattr("cst_search.commands.launch.make_workers", lambda *_: (workers, 1, 1))
+    monkeypatch.setattr("cst_search.commands.worker_setup.make_workers", lambda *_: (workers, 1, 1))
     flags = [*base(Path("runs"), "lr", search_epochs=20), "--study", "cut", "--trials", "1"]
     assert run_cli("launch", *flags).code == 0
     (task,) = seen

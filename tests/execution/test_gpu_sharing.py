@@ -92,9 +92,9 @@ def test_workers_on_gpus(
 ) -> None:  # fmt: skip
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     placement = Placement(n_gpus, 24 * GB, GB // 2)
-    options = LaunchOptions(Budget(), Path("."), workers=asked, trials=trials)
+    options = LaunchOptions(workers=asked)
     survey = Survey((smallest, 9 * smallest), (1, 2), (1, 2))
-    workers, n_workers, threads = make_workers(options, placement, Recipe(loader_workers=loaders), survey)
+    workers, n_workers, threads = make_workers(options, trials, placement, Recipe(loader_workers=loaders), survey)
     assert isinstance(workers, search.Ray) and workers.placement is placement
     assert n_workers == workers.n_workers == expected
     assert (workers.cpus, threads) == (1.0, max(1, cores // expected))

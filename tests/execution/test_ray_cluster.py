@@ -34,7 +34,6 @@ from cst_search.execution import ray_tune as search
 from cst_search.execution.gpu_sharing import Node
 from cst_search.execution.node_check import NodeReport, NodeRequirements
 from cst_search.redaction import read_address
-from cst_search.study.records import Budget
 from cst_search.study.study import Study
 from cst_search.tracking import mlflow_record as record
 
@@ -138,8 +137,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def options(home: Path, recipe: Recipe, **changes: Any) -> LaunchOptions:
     (home / "recipe.yaml").write_text(json.dumps(recipe.to_dict()))
     values: dict[str, Any] = {
-        "budget": Budget(6 * 10**9, None), "home": home, "data": recipe.data, "recipe": str(home / "recipe.yaml"),
-        "study": "s", "sampler": "random", "eta": 0, "device": "cpu",
+        "budget_mem": 6 * 10**9, "home": home, "data": recipe.data, "recipe": str(home / "recipe.yaml"),
+        "study": "s", "sampler": "random", "stop_early": False, "device": "cpu",
     }  # fmt: skip
     return LaunchOptions(**values | changes)
 

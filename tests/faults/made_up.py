@@ -74,21 +74,21 @@ class Carrier(DetectionData):
 
 def main() -> None:
     from cst_search import cli
-    from cst_search.commands import launch as launching
+    from cst_search.commands import study_setup
     from cst_search.execution import ray_cluster as cluster
 
     cluster._GONE_SECONDS = 10.0
 
     Carrier.notes_folder, Carrier.pace = sys.argv[1], float(sys.argv[2])
     sys.argv[1:] = sys.argv[3:]
-    load = launching.load_dataset
+    load = study_setup.load_dataset
 
     def carried(*arguments: Any) -> DetectionData:
         values = {f.name: getattr(data, f.name) for data in [load(*arguments)] for f in fields(DetectionData)}
         arrive(Carrier.notes_folder, Carrier.pace, values)  # for trials in this process
         return Carrier(**values)
 
-    launching.load_dataset = carried
+    study_setup.load_dataset = carried
     cli.main()
 
 

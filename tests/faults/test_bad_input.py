@@ -27,8 +27,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from studies import FakeEstimate, Ran, make_study, run_cli, run_one, scored
 
-from cst_search.commands import budget_survey
-from cst_search.commands import launch as launching
+from cst_search.commands import budget_survey, study_setup, worker_setup
 from cst_search.commands import train as training
 from cst_search.commands.dataset import dataset_inputs
 from cst_search.config.loading import write_yaml
@@ -793,8 +792,8 @@ def nothing_slow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = FakeEstimate(10**9, trainable_params=10**6)
     for owner in (budget_survey, memory):
         monkeypatch.setattr(owner, "predict", lambda *_, **__: fake)
-    monkeypatch.setattr(launching, "make_workers", reached)
-    monkeypatch.setattr(launching, "build_detector", lambda *_, **__: None)
+    monkeypatch.setattr(worker_setup, "make_workers", reached)
+    monkeypatch.setattr(study_setup, "build_detector", lambda *_, **__: None)
     monkeypatch.setattr(training, "build_detector", reached)
 
 
