@@ -21,6 +21,7 @@ import cst_search
 from cst_search import api
 from cst_search.api import Search
 from cst_search.commands import dataset
+from cst_search.commands.options import ConfirmOptions, LaunchOptions, ResumeOptions, declared
 from cst_search.config.loading import load_recipe
 from cst_search.config.recipe import Recipe
 from cst_search.data.demo import write_demo
@@ -116,6 +117,18 @@ def test_functions_take_what_the_commands_take() -> None:
         options.pop(None, None)
         options.pop("quiet", None)
         assert parameters == options, function
+
+
+def test_the_api_declares_what_the_options_declare() -> None:
+    """The signatures are written out for readers and type checkers; names and defaults are those of the options."""
+    for function, options, left_out in (
+        (api.launch, LaunchOptions, set()),
+        (Search.resume, ResumeOptions, {"home", "storage", "skip_bad", "cache_size"}),
+        (Search.confirm, ConfirmOptions, {"home", "storage", "skip_bad", "data"}),
+    ):
+        parameters = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+        expected = {name: option.default for name, option in declared(options).items() if name not in left_out}
+        assert {name: parameters[name] for name in parameters.keys() - {"self", "quiet"}} == expected, function
 
 
 # --- a study ---------------------------------------------------------------------------------------------------------

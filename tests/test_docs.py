@@ -121,7 +121,11 @@ def test_the_reference_has_every_command(made: dict[str, str]) -> None:
     text = made["reference/commands.md"]
     assert re.findall(r"^## (.+)$", text, flags=re.M) == list(COMMANDS)
     rows = rows_of(text, "launch")
-    assert rows["--trials"] == ["whole number from 1 on", "`16`", "Trials that the study shall have in the end."]
+    assert rows["--trials"] == [
+        "whole number from 1 on",
+        "`16`",
+        "Total trials in the study, including earlier launches.",
+    ]
     assert rows["--data"][1] == "the embedded demo" and rows["--stop-early`, `--no-stop-early"][0] == ""
     assert rows_of(text, "job stop")["JOB"][0] == "required"
 

@@ -138,7 +138,7 @@ class Parameter:
         return text if said is None else re.sub(r" +\.?$", "", text.replace(said[0], "")).rstrip(".") + "."
 
     def _said(self) -> re.Match[str] | None:
-        return re.search(r"\[default: ([^\]]*)\]", self.info.help or "")
+        return re.search(r"\(default: ([^)]*)\)", self.info.help or "")
 
 
 def commands() -> Iterator[tuple[str, Callable[..., Any], list[Parameter]]]:

@@ -34,7 +34,7 @@ def submit(
     json_: Annotated[bool, typer.Option("--json", help="Print the job's state as JSON; its output to stderr.")] = False,
 ) -> None:
     """Hand a search to a Ray cluster, where it goes on without this machine."""
-    from cst_search.execution import ray_jobs as jobs
+    from cst_search.commands import submit as jobs
 
     check_choice("submit's command", words[0], jobs.COMMANDS)
     jobs.check_words(words[0], _understood(words))
@@ -86,7 +86,7 @@ def _exit_as(state: Any) -> None:
 @job_app.command("status")
 def job_status(job: JobArgument, address: JobServerOption, json_: JsonOption = False) -> None:
     """How a job is doing."""
-    from cst_search.execution.ray_jobs import Jobs
+    from cst_search.commands.submit import Jobs
 
     state = Jobs(address).state(job)
     if json_:
@@ -106,7 +106,7 @@ def job_logs(
     json_: JsonOption = False,
 ) -> None:
     """What a job has printed."""
-    from cst_search.execution.ray_jobs import Jobs, write_out
+    from cst_search.commands.submit import Jobs, write_out
 
     server = Jobs(address)
     if follow:
@@ -123,7 +123,7 @@ def job_logs(
 @job_app.command("stop")
 def job_stop(job: JobArgument, address: JobServerOption, json_: JsonOption = False) -> None:
     """End a job as Ctrl-C would: what is finished is kept, and `resume` goes on."""
-    from cst_search.execution.ray_jobs import Jobs
+    from cst_search.commands.submit import Jobs
 
     server = Jobs(address)
     state = server.state(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -534,3 +535,17 @@ def test_ui_becomes_mlflow_on_loopback_without_telemetry(home: Path, monkeypatch
     command = seen["command"]
     assert command[command.index("--host") + 1] == "127.0.0.1" and command[command.index("--port") + 1] == "5055"
     assert seen["environment"]["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.mark.parametrize("name", ["launch", "resume", "confirm", "train", "status"])
+def test_defaults_in_words_are_in_the_rendered_help(name: str) -> None:
+    """Rich takes "[default: ...]" in a help text for markup and drops it."""
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    said = [d for p in command.params for d in re.findall(r"\(default: [^)]*\)", getattr(p, "help", None) or "")]
+    assert said and not [p.name for p in command.params if "[default" in (getattr(p, "help", None) or "")]
+    done = subprocess.run(
+        [sys.executable, "-m", "cst_search.cli", name, "--help"], capture_output=True, text=True, check=True,
+        env={**os.environ, "COLUMNS": "400", "TERMINAL_WIDTH": "400"},
+    )  # fmt: skip
+    shown = " ".join(done.stdout.replace("\u2502", " ").split())
+    assert [words for words in said if " ".join(words.split()) not in shown] == []

@@ -38,7 +38,7 @@ from cst_search.detector.weights import save_trained
 from cst_search.errors import UserError
 from cst_search.execution.ray_tune import Ray
 from cst_search.execution.workers import InProcess
-from cst_search.memory import estimate as memory
+from cst_search.trial import cost
 
 Document = dict[str, Any]
 
@@ -790,7 +790,7 @@ def nothing_slow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CST_SEARCH_HOME", str(tmp_path / "home"))
     fake = FakeEstimate(10**9, trainable_params=10**6)
-    for owner in (budget_survey, memory):
+    for owner in (budget_survey, cost):
         monkeypatch.setattr(owner, "predict", lambda *_, **__: fake)
     monkeypatch.setattr(worker_setup, "make_workers", reached)
     monkeypatch.setattr(study_setup, "build_detector", lambda *_, **__: None)
