@@ -25,7 +25,6 @@ from cst_search.backbone.resnet import Body
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData, load_data
-from cst_search.detector import faster_rcnn
 from cst_search.tracking.connection import default_tracking_uri
 
 # tensors of a few thousand numbers: handing them to a second thread costs more than it saves
@@ -143,7 +142,7 @@ def tiny_data(tiny_folder: Path) -> DetectionData:
 def few_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Faster R-CNN with a twentieth of its proposals: of a tiny trial its box head takes four fifths of the time."""
     few = {"rpn_post_nms_top_n_train": 100, "rpn_post_nms_top_n_test": 50, "box_batch_size_per_image": 32}
-    monkeypatch.setattr(faster_rcnn, "FasterRCNN", partial(FasterRCNN, **few))
+    monkeypatch.setattr("torchvision.models.detection.FasterRCNN", partial(FasterRCNN, **few))
 
 
 def random_body_state(backbone: str, width: float, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -229,6 +229,47 @@ def test_a_detector(brought: Callable[..., None], tiny_recipe: Make, tiny_data: 
     assert [(finding.state, "detector mine of dets 1.0" in finding.text) for finding in _plugins()] == [("ok", True)]
 
 
+TOWER = """
+from dataclasses import replace
+from torchvision.models.detection.fcos import FCOSHead
+from cst_search.detector import DETECTORS, DenseTower
+
+def heads(tape, step, levels):  # a function of its own, that works as FCOS does
+    return DETECTORS["fcos"].heads(tape, step, levels)
+
+def build(backbone, n_labels, recipe):
+    model = DETECTORS["fcos"].build(backbone, n_labels, recipe)
+    model.head = FCOSHead(backbone.out_channels, 1, n_labels, num_convs=3)
+    return model
+
+DETECTOR = replace(
+    DETECTORS["fcos"], name="mine", build=build, heads=heads,
+    tower=lambda recipe: DenseTower(3, anchors_per_cell=1, group_norm=True, inplace_relu=False),
+)
+"""
+
+
+def test_the_tower_of_a_detector_is_the_one_that_it_declares(brought: Callable[..., None], tiny_recipe: Make) -> None:
+    """Its number of convolutions, its norm and its anchors: not RetinaNet's because its function is not FCOS's."""
+    brought("towers", TOWER, detectors="mine = towers:DETECTOR")
+    shape = InputShape(256, 320, 3)
+    sizes = {"image_size_px": 256, "max_size_px": 320, "recompute": "none", "memsave": False, "fpn_channels": 64}
+    recipe = tiny_recipe(detector="mine", method="head", **sizes)
+    own = predict(recipe, 3, shape)
+    assert own == predict(tiny_recipe(detector="fcos", method="head", head_convs=3, **sizes), 3, shape)
+    assert count_parameters(build_detector(recipe, 3))[1] == own.trainable_params
+    kept, active = prediction.real_step(recipe, 3, shape)
+    guess_kept, guess_active = prediction.predicted_step(recipe, 3, shape)
+    assert guess_kept / kept == pytest.approx(1, abs=0.03) and guess_active / active == pytest.approx(1, abs=0.06)
+
+
+def test_dense_heads_without_a_declared_tower_are_refused(brought: Callable[..., None], tiny_recipe: Make) -> None:
+    code = DETECTOR.replace('name="mine"', 'name="mine", tower=None')
+    brought("towerless", code, detectors="mine = towerless:DETECTOR")
+    with pytest.raises(ConfigError, match="must declare its tower"):
+        predict(tiny_recipe(detector="mine", method="head"), 3)
+
+
 def test_a_detector_that_is_none() -> None:
     with pytest.raises(ConfigError, match="detector must be one of fasterrcnn, retinanet, fcos; got 'mine'"):
         Recipe(detector="mine")

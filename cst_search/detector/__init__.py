@@ -1,25 +1,51 @@
-"""torchvision detectors with a PETL method in place, and their weights on disk."""
+"""torchvision detectors with a PETL method in place, and their weights on disk.
+
+Everything that a detector of another package needs to describe itself is exported here; none of it imports torch. What builds
+a detector is imported when it is first named.
+"""
 
 from typing import TYPE_CHECKING
 
+from cst_search.detector.base import SCORE_THRESHOLD, Detector
+from cst_search.detector.registry import DETECTORS, get_detector
 from cst_search.lazy import lazy_names
+from cst_search.memory.dense_heads import (
+    dense_head_params,
+    dense_heads,
+    flatten_anchors,
+    focal_loss,
+    join_anchors,
+    matching,
+    run_by_level,
+)
+from cst_search.memory.plan import DenseTower, StepShape
+from cst_search.memory.tape import Allocation, ShapeTensor, Tape
 
 if TYPE_CHECKING:
-    from cst_search.detector.base import Detector as Detector
-    from cst_search.detector.build import build_detector as build_detector
-    from cst_search.detector.build import count_parameters as count_parameters
-    from cst_search.detector.build import trained_tensors as trained_tensors
-    from cst_search.detector.registry import DETECTORS as DETECTORS
-    from cst_search.detector.registry import get_detector as get_detector
+    from cst_search.detector.build import build_detector, count_parameters, trained_tensors
 else:
     __getattr__ = lazy_names(
-        __name__,
-        {
-            "build_detector": "build",
-            "count_parameters": "build",
-            "trained_tensors": "build",
-            "Detector": "base",
-            "DETECTORS": "registry",
-            "get_detector": "registry",
-        },
+        __name__, {"build_detector": "build", "count_parameters": "build", "trained_tensors": "build"}
     )
+
+__all__ = [
+    "DETECTORS",
+    "SCORE_THRESHOLD",
+    "Allocation",
+    "DenseTower",
+    "Detector",
+    "ShapeTensor",
+    "StepShape",
+    "Tape",
+    "build_detector",
+    "count_parameters",
+    "dense_head_params",
+    "dense_heads",
+    "flatten_anchors",
+    "focal_loss",
+    "get_detector",
+    "join_anchors",
+    "matching",
+    "run_by_level",
+    "trained_tensors",
+]

@@ -1,4 +1,4 @@
-"""The contract of a detector."""
+"""The contract between a detector and the rest. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cst_search.config.recipe import Recipe
-from cst_search.memory.tape import Tape
-from cst_search.memory.tape import Tensor as Shape
-from cst_search.memory.training_step import Step
+from cst_search.memory.plan import DenseTower, StepShape
+from cst_search.memory.tape import ShapeTensor, Tape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,15 +19,18 @@ SCORE_THRESHOLD = 0.05
 
 @dataclass(frozen=True)
 class Detector:
-    """What stands behind backbone and pyramid: the whole contract of a detector, for those of other packages too.
+    """A detector behind backbone and pyramid: the whole contract, for detectors of other packages too.
 
     Attributes:
-        name: as in recipes.
+        name: name in recipes.
         build: (backbone of `detector.pyramid`, number of labels with background, recipe) -> a module with torchvision's
             interface, whose ``backbone`` is the one given.
-        used_stages: of 2..5, those that the pyramid reads.
-        heads: the training step behind the pyramid as shapes, for the prediction of memory; see `footprint.Step`.
+        used_stages: stages that the pyramid reads, of 2..5.
+        heads: training step behind the pyramid as shapes, (tape, step, levels) -> losses, for the predicted memory; see
+            `memory.plan.StepShape`.
         head_params: closed formula of the parameters behind the pyramid.
+        tower: towers of the dense heads for a recipe; `dense_heads` and `dense_head_params` read it. None: the detector
+            has no dense heads, or describes them without these two.
         pooled: the pyramid has one more level, by pooling (torchvision's LastLevelMaxPool); else two, by convolutions
             (LastLevelP6P7).
     """
@@ -36,6 +38,7 @@ class Detector:
     name: str
     build: Callable[[Any, int, Recipe], nn.Module]
     used_stages: tuple[int, ...]
-    heads: Callable[[Tape, Step, list[Shape]], list[Shape]]
-    head_params: Callable[[Step], int]
+    heads: Callable[[Tape, StepShape, list[ShapeTensor]], list[ShapeTensor]]
+    head_params: Callable[[StepShape], int]
+    tower: Callable[[Recipe], DenseTower] | None = None
     pooled: bool = False

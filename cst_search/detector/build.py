@@ -24,11 +24,11 @@ from cst_search.petl import get_method, method_names
 
 
 def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False) -> nn.Module:
-    """The detector of a recipe, its method applied, ready to train.
+    """Build the detector of a recipe with its method applied, ready to train.
 
     Args:
-        n_classes: without background; labels are 1..n_classes.
-        shapes_only: read no weights; for counting, under ``torch.device("meta")`` or with fake tensors.
+        n_classes: number of classes without background; labels are 1..n_classes.
+        shapes_only: read no weights; for counting parameters, under ``torch.device("meta")`` or with fake tensors.
 
     Raises:
         ConfigError: unknown method or option, or weights that do not fit.
@@ -36,7 +36,7 @@ def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False)
     method, detector = get_method(recipe.method), get_detector(recipe.detector)
     options = method.make_options(recipe.options)
     torch.manual_seed(recipe.seed)
-    backbone = Backbone(recipe, shapes_only)
+    backbone = Backbone(recipe, shapes_only, pooled=detector.pooled)
     # neck and head first, then the method: they start equal whatever the method draws from the generator
     model = detector.build(backbone, n_classes + 1, recipe)
     backbone.body.requires_grad_(False)
@@ -48,13 +48,12 @@ def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False)
 
 
 def prepare(model: nn.Module, recipe: Recipe, losses: Iterator[Tensor]) -> None:
-    """Let the recipe's method look at training images, see `petl.Method.prepare`; for most it does nothing.
+    """Run the `petl.Method.prepare` of the recipe's method on training images; most methods have none.
 
-    To be called before the optimiser is made, on the device of the training. What else draws random numbers draws the
-    same with and without it.
+    Call it before the optimiser is made, on the training device. Later random numbers are the same with and without it.
 
     Args:
-        losses: of single images, through the model, as `engine.losses` makes them; drawn from only if there is a need.
+        losses: training losses of single images, as `trial.engine.losses` makes them; drawn only as far as needed.
     """
     method = get_method(recipe.method)
     if method.prepare is None:
@@ -64,7 +63,7 @@ def prepare(model: nn.Module, recipe: Recipe, losses: Iterator[Tensor]) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     device = trained[0].device
     try:
-        for parameter in trained:  # their gradients are nobody's business here, and would take memory
+        for parameter in trained:  # their gradients are not needed here and would take memory
             parameter.requires_grad_(False)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(recipe.seed)  # Faster R-CNN samples its regions
@@ -75,7 +74,7 @@ def prepare(model: nn.Module, recipe: Recipe, losses: Iterator[Tensor]) -> None:
 
 
 def _recompute(model: nn.Module, backbone: Backbone, what: str) -> None:
-    """Recompute in the backward pass what a recipe's ``recompute`` says."""
+    """Recompute in the backward pass the parts that a recipe's ``recompute`` names."""
     what = resolve_recompute(what, has_side=backbone.side is not None)
     if what == "none":
         return
@@ -88,7 +87,7 @@ def _recompute(model: nn.Module, backbone: Backbone, what: str) -> None:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(petl_params, trainable_params): what the method adds to or opens in the backbone; all that is trained."""
+    """Return (petl_params, trainable_params): parameters added to or opened in the backbone, and all trained ones."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     backbone = model.backbone
     assert isinstance(backbone, Backbone)
@@ -98,12 +97,12 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def merge(model: nn.Module, recipe: Recipe) -> None:
-    """Fold what the recipe's method trained into the body, in place, with the same output.
+    """Merge what the recipe's method trained into the body, in place, with the same output.
 
-    The body then holds torchvision's tensors and nothing else, all frozen: the detector is that of method ``head``.
+    The body then holds only torchvision's tensors, all frozen: the detector is that of method ``head``.
 
     Raises:
-        ConfigError: that cannot be exact for this method or its options.
+        ConfigError: an exact merge is impossible for this method or its options.
     """
     method, backbone = get_method(recipe.method), model.backbone
     assert isinstance(backbone, Backbone)
@@ -119,7 +118,7 @@ def merge(model: nn.Module, recipe: Recipe) -> None:
 
 
 def trained_tensors(model: nn.Module) -> OrderedDict[str, Tensor]:
-    """What training changes and nothing else: trainable parameters, and the statistics of norms that are not frozen."""
+    """Return exactly the tensors that training changes: trainable parameters, and statistics of norms not frozen."""
     backbone = model.backbone
     assert isinstance(backbone, Backbone)
     frozen = {f"backbone.body.{name}" for name, _ in backbone.body.named_parameters()}

@@ -1,18 +1,35 @@
-"""Faster R-CNN, as torchvision builds it."""
+"""Faster R-CNN: how torchvision builds it, its training step and parameters as shapes. Needs torch only to build."""
 
 from __future__ import annotations
 
-from torch import nn
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
+from typing import TYPE_CHECKING
 
-from cst_search.config.recipe import Recipe
-from cst_search.detector.base import SCORE_THRESHOLD
-from cst_search.detector.lean_heads import box_iou
-from cst_search.detector.pyramid import Backbone
+from cst_search.config.recipe import USED_STAGES, Recipe
+from cst_search.detector.base import SCORE_THRESHOLD, Detector
+from cst_search.memory.dense_heads import (
+    BOX_IOU_PAIR,
+    conv3x3_params,
+    flatten_anchors,
+    join_anchors,
+    matching,
+    run_by_level,
+)
+from cst_search.memory.plan import StepShape
+from cst_search.memory.tape import Allocation, ShapeTensor, Tape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cst_search.detector.pyramid import Backbone
 
 
 def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
+    """Build torchvision's Faster R-CNN on a backbone; ``n_labels`` counts the background."""
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    from cst_search.detector.lean_heads import box_iou
+
     sizes = tuple((round(size * recipe.anchor_scale),) for size in (32, 64, 128, 256, 512))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     model = FasterRCNN(
@@ -25,3 +42,91 @@ def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
     )
     model.rpn.box_similarity = box_iou
     return model
+
+
+def run_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[ShapeTensor]:
+    """Mirror the forward pass of the detector behind the pyramid: levels -> losses."""
+    b = step.batch
+
+    def rpn_head(x: ShapeTensor) -> list[ShapeTensor]:
+        x = tape.relu(tape.conv(x, step.channels, 3, bias=True, key="rpn"))
+        return [tape.conv(x, 3, 1, bias=True, key="rpn.logits"), tape.conv(x, 12, 1, bias=True, key="rpn.deltas")]
+
+    def concatenated(outputs: list[list[ShapeTensor]]) -> list[ShapeTensor]:
+        flat = [[flatten_anchors(tape, logits, 1), flatten_anchors(tape, deltas, 4)] for logits, deltas in outputs]
+        return [join_anchors(tape, [each[i] for each in flat]) for i in (0, 1)]
+
+    def rpn_loss() -> tuple[list[ShapeTensor], int]:
+        outputs = run_by_level(tape, step, levels, rpn_head)
+        n = sum(logits.shape[1] * logits.shape[2] * logits.shape[3] for logits, _ in outputs)
+        anchors = Allocation(tape, 16 * b * n)
+        logits, deltas = concatenated(outputs)
+        del outputs
+        width = deltas.width
+        # decode: the anchors again, their four measures, four codes, two clamped, four results, four corners, stacked
+        Allocation(tape, b * n * (16 + 22 * width))
+        proposals = Allocation(tape, 4 * width * b * n)
+        Allocation(tape, 24 * n)  # levels of the anchors, twice while they are concatenated
+        kept = []
+        for _ in range(b):
+            matching(tape, n, step.max_boxes)
+            kept.append(Allocation(tape, 20 * n))  # labels and matched boxes
+        # encode: both kinds of boxes again, four measures of each, four codes, then all four of them in one
+        Allocation(tape, 96 * b * n)
+        kept.append(Allocation(tape, 16 * b * n))
+        # the sampler's indices of one image, and its masks of all; labels and codes again
+        Allocation(tape, 16 * n)
+        kept.append(Allocation(tape, 22 * b * n))
+        objectness = tape.op((1,), logits)
+        boxes = tape.op((1,), deltas)
+        del anchors, proposals, kept
+        return [objectness, boxes], n
+
+    losses, n_anchors = rpn_loss()
+    n_proposals = min(2000, n_anchors) + step.max_boxes
+    for _ in range(b):
+        Allocation(tape, BOX_IOU_PAIR * n_proposals * max(1, step.max_boxes))
+    n_rois = min(512, n_proposals) * b
+    return [*losses, *_roi_heads(tape, step, levels[:4], n_rois)]
+
+
+def _roi_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor], n_rois: int) -> list[ShapeTensor]:
+    def pool() -> ShapeTensor:
+        """MultiScaleRoIAlign: the result is filled level by level."""
+        width = levels[0].width
+        result = tape.tensor(n_rois, step.channels, 7, 7, width=width)
+        # which level a region falls on depends on its size; most are small, so here the finest takes them all
+        for level in levels:
+            wide = tape.cast(level, 4)
+            found = tape.op((n_rois if level is levels[0] else 1, step.channels, 7, 7), wide, width=4)
+            del wide
+            if found.width != width:
+                found = tape.cast(found, width)
+            # index_put: the gradient of what is overwritten is a copy of the result's
+            result = tape.op(result.shape, result, found, alias=True)
+        return result
+
+    x = pool()
+    flat = tape.op((n_rois, step.channels * 49), x, alias=True, passes=True)
+    del x
+    hidden = tape.relu(tape.linear(flat, 1024), inplace=False)
+    del flat
+    hidden = tape.relu(tape.linear(hidden, 1024), inplace=False)
+    scores, deltas = tape.linear(hidden, step.n_labels), tape.linear(hidden, 4 * step.n_labels)
+    return [tape.op((1,), scores, save=[tape.cast(scores, 4)]), tape.op((1,), deltas)]
+
+
+def head_params(step: StepShape) -> int:
+    """Return the parameters of region proposal network and box head in closed form."""
+    f, k = step.channels, step.n_labels
+    return conv3x3_params(step) + 15 * (f + 1) + (49 * f + 1) * 1024 + 1025 * 1024 + 1025 * 5 * k
+
+
+DETECTOR = Detector(
+    name="fasterrcnn",
+    build=build,
+    used_stages=USED_STAGES["fasterrcnn"],
+    heads=run_heads,
+    head_params=head_params,
+    pooled=True,
+)

@@ -1,18 +1,27 @@
-"""FCOS, as torchvision builds it."""
+"""FCOS: how torchvision builds it, its training step and parameters as shapes. Needs torch only to build."""
 
 from __future__ import annotations
 
-from torch import nn
-from torchvision.models.detection import FCOS
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.fcos import FCOSHead
+from typing import TYPE_CHECKING
 
-from cst_search.config.recipe import Recipe
-from cst_search.detector.base import SCORE_THRESHOLD
-from cst_search.detector.pyramid import Backbone
+from cst_search.config.recipe import USED_STAGES, Recipe
+from cst_search.detector.base import SCORE_THRESHOLD, Detector
+from cst_search.memory.dense_heads import dense_head_params, dense_heads, focal_loss
+from cst_search.memory.plan import DenseTower, StepShape
+from cst_search.memory.tape import Allocation, ShapeTensor, Tape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cst_search.detector.pyramid import Backbone
 
 
 def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
+    """Build torchvision's FCOS on a backbone; ``n_labels`` counts the background."""
+    from torchvision.models.detection import FCOS
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.fcos import FCOSHead
+
     # an FCOS "anchor" is a level's unit of size: it takes objects of 4 to 8 times that (torchvision: its stride)
     sizes = tuple((round(size * recipe.anchor_scale),) for size in (8, 16, 32, 64, 128))
     anchors = AnchorGenerator(sizes, ((1.0,),) * len(sizes))
@@ -25,3 +34,50 @@ def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
         head=FCOSHead(backbone.out_channels, 1, n_labels, num_convs=recipe.head_convs),
         score_thresh=SCORE_THRESHOLD,
     )
+
+
+# bytes per pair of a cell and a box in FCOS's matching, counted in torchvision's code (0.26): four distances in a
+# list and stacked, 4 bytes each, and one flag
+FCOS_PAIR = 33
+
+
+def run_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[ShapeTensor]:
+    """Mirror the forward pass of the detector behind the pyramid: levels -> losses."""
+    logits, deltas, centres = dense_heads(tape, step, levels, [[(step.n_labels, False)], [(4, True), (1, False)]])
+    b, n, k = logits.shape
+    kept = [Allocation(tape, 16 * b * n)]  # anchors
+    for _ in range(b):
+        Allocation(tape, (FCOS_PAIR * max(1, step.max_boxes) + 24) * n)
+        kept.append(Allocation(tape, 8 * n))
+
+    def losses(_held: object = kept) -> ShapeTensor:  # where recomputed, they are arguments
+        stacked = Allocation(tape, (8 + 16 + 16) * b * n)  # classes, boxes and anchors
+        targets = tape.tensor(b, n, k, width=logits.width)
+        classes = focal_loss(tape, logits, targets)
+        size = tape.tensor(b, n, 4)
+        boxes = tape.op((b, n, 4), deltas, save=[size], width=4)
+        del size
+        for _ in range(2):  # corners, then all in one
+            boxes = tape.op((b, n, 4), boxes)
+        box_loss = tape.op((1,), boxes)
+        Allocation(tape, 32 * b * n)
+        centre_loss = tape.op((1,), centres)
+        del stacked
+        return tape.op((1,), classes, box_loss, centre_loss, passes=True)
+
+    return [tape.recompute(losses) if step.recompute != "none" else losses()]
+
+
+def head_params(step: StepShape) -> int:
+    """Return the parameters of both towers and their outputs in closed form."""
+    return dense_head_params(step, step.n_labels + 5)
+
+
+DETECTOR = Detector(
+    name="fcos",
+    build=build,
+    used_stages=USED_STAGES["fcos"],
+    heads=run_heads,
+    head_params=head_params,
+    tower=lambda recipe: DenseTower(recipe.head_convs, anchors_per_cell=1, group_norm=True, inplace_relu=False),
+)

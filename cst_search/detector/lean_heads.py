@@ -21,7 +21,8 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import boxes as box_ops
 
 from cst_search.backbone.recompute import recompute
-from cst_search.memory.training_step import IOU_PAIRS, images_at_once
+from cst_search.memory.dense_heads import IOU_PAIRS
+from cst_search.memory.plan import images_at_once
 
 
 def box_iou(boxes: Tensor, anchors: Tensor) -> Tensor:

@@ -15,17 +15,16 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from cst_search.backbone.recompute import recompute
 from cst_search.backbone.resnet import Body, load_weights
 from cst_search.config.recipe import Recipe
-from cst_search.detector.registry import get_detector
-from cst_search.memory.training_step import images_at_once
+from cst_search.memory.plan import images_at_once
 from cst_search.petl.modules.side_network import SideNetwork
 
 
 class Pyramid(FeaturePyramidNetwork):
-    """torchvision's feature pyramid, level by level, so that a level can be calibrated and recomputed as one.
+    """torchvision's feature pyramid, run level by level, so that a level can be calibrated and recomputed as one.
 
     Attributes:
-        recompute: levels keep their inputs only and are computed again in the backward pass, of large maps some images
-            at a time.
+        recompute: levels keep their inputs only and are recomputed in the backward pass, large maps some images at a
+            time.
     """
 
     recompute = False
@@ -33,7 +32,7 @@ class Pyramid(FeaturePyramidNetwork):
     def forward(
         self, features: OrderedDict[str, Tensor], side: SideNetwork | None = None, states: Mapping[str, Tensor] = {}
     ) -> OrderedDict[str, Tensor]:
-        """Features ``{"c3": (B, c_3, H / 8, W / 8), ...}`` and the states of a side network -> levels, finest first."""
+        """Return the levels, finest first, of feature maps ``{"c3": (B, c_3, H / 8, W / 8), ...}`` and side states."""
         levels: list[Tensor] = []
         above: Tensor | None = None
         for index, (key, feature) in reversed(list(enumerate(features.items()))):
@@ -49,7 +48,7 @@ class Pyramid(FeaturePyramidNetwork):
                 del parts
             levels.insert(0, level)
         names = [str(index) for index in range(len(levels))]
-        levels, names = self.extra_blocks(levels, levels, names)  # of the maps below it reads none
+        levels, names = self.extra_blocks(levels, levels, names)  # it reads none of the maps below
         return OrderedDict(zip(names, levels, strict=True))
 
     def _level(
@@ -80,12 +79,13 @@ class Backbone(nn.Module):
     """Body -> side network (if any; it may see the image too) -> feature pyramid.
 
     Attributes:
-        used_stages: the stages that the pyramid reads: 2..5 for Faster R-CNN, 3..5 for RetinaNet and FCOS.
-        features: called in the place of the body where it is set; see `features.FrozenFeatures`.
-        base_hash: identity of the pre-trained body, see `backbone.fingerprint`.
+        used_stages: stages that the pyramid reads: 2..5 for Faster R-CNN, 3..5 for RetinaNet and FCOS.
+        features: called instead of the body where it is set; see `trial.feature_cache.FrozenFeatures`.
+        base_hash: identity of the pre-trained body, see `backbone.resnet.fingerprint`.
     """
 
-    def __init__(self, recipe: Recipe, shapes_only: bool = False) -> None:
+    def __init__(self, recipe: Recipe, shapes_only: bool = False, *, pooled: bool = False) -> None:
+        """Build it; ``shapes_only``: read no weights; ``pooled``: see `detector.base.Detector`."""
         super().__init__()
         self.body = Body(recipe.backbone, recipe.width, frozen_norm=recipe.weights != "none")
         self.base_hash = "" if shapes_only else load_weights(self.body, recipe.backbone, recipe.weights)
@@ -94,11 +94,7 @@ class Backbone(nn.Module):
         self.used_stages = recipe.used_stages
         channels = [self.body.stage_channels[stage - 1] for stage in self.used_stages]
         self.out_channels = recipe.fpn_channels
-        extra = (
-            LastLevelMaxPool()
-            if get_detector(recipe.detector).pooled
-            else LastLevelP6P7(self.out_channels, self.out_channels)
-        )
+        extra = LastLevelMaxPool() if pooled else LastLevelP6P7(self.out_channels, self.out_channels)
         self.fpn = Pyramid(channels, self.out_channels, extra)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:

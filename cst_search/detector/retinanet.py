@@ -1,17 +1,28 @@
-"""RetinaNet, as torchvision builds it."""
+"""RetinaNet: how torchvision builds it, its training step and parameters as shapes. Needs torch only to build."""
 
 from __future__ import annotations
 
-from torch import nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
+from functools import partial
+from typing import TYPE_CHECKING
 
-from cst_search.config.recipe import Recipe
-from cst_search.detector.base import SCORE_THRESHOLD
-from cst_search.detector.lean_heads import LeanRetinaNet
-from cst_search.detector.pyramid import Backbone
+from cst_search.config.recipe import USED_STAGES, Recipe
+from cst_search.detector.base import SCORE_THRESHOLD, Detector
+from cst_search.memory.dense_heads import dense_head_params, dense_heads, focal_loss, matching, unbind_images
+from cst_search.memory.plan import DenseTower, StepShape
+from cst_search.memory.tape import Allocation, ShapeTensor, Tape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cst_search.detector.pyramid import Backbone
 
 
 def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
+    """Build torchvision's RetinaNet on a backbone; ``n_labels`` counts the background."""
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    from cst_search.detector.lean_heads import LeanRetinaNet
+
     # three octaves a level, as in Lin et al. 2017 and torchvision
     octaves = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     sizes = tuple(tuple(int(size * recipe.anchor_scale * o) for o in octaves) for size in (32, 64, 128, 256, 512))
@@ -24,3 +35,44 @@ def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
         anchor_generator=anchors,
         score_thresh=SCORE_THRESHOLD,
     )
+
+
+def run_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[ShapeTensor]:
+    """Mirror the forward pass of the detector behind the pyramid: levels -> losses."""
+    logits, deltas = dense_heads(tape, step, levels, [[(step.n_labels, False)], [(4, False)]])
+    b, n, k = logits.shape
+    anchors = Allocation(tape, 16 * b * n)
+    matched = []
+    for _ in range(b):
+        matching(tape, n, step.max_boxes)
+        matched.append(Allocation(tape, 8 * n))
+
+    def image_loss(one: ShapeTensor, _held: object = matched) -> ShapeTensor:  # where recomputed, they are an argument
+        targets = tape.tensor(n, k, width=one.width)
+        mine = tape.op(one.shape, one, save=[Allocation(tape, n)])  # the flags of the anchors that count
+        valid = tape.tensor(n, k, width=one.width)
+        loss = focal_loss(tape, mine, valid)
+        del targets
+        return loss
+
+    again = step.recompute != "none"
+    # an image's part of the logits is a view; the gradients of all of them are stacked
+    images = unbind_images(tape, logits)
+    losses = [tape.recompute(partial(image_loss, one)) if again else image_loss(one) for one in images]
+    del images, anchors, matched
+    return [*losses, tape.op((1,), deltas)]
+
+
+def head_params(step: StepShape) -> int:
+    """Return the parameters of both towers and their outputs in closed form."""
+    return dense_head_params(step, step.n_labels + 4)
+
+
+DETECTOR = Detector(
+    name="retinanet",
+    build=build,
+    used_stages=USED_STAGES["retinanet"],
+    heads=run_heads,
+    head_params=head_params,
+    tower=lambda recipe: DenseTower(n_convs=4, anchors_per_cell=9),
+)

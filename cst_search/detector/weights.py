@@ -1,4 +1,4 @@
-"""What training wrote: only trained tensors, as safetensors, with the recipe and the identity of the base."""
+"""Trained weights on disk: only trained tensors, as safetensors, with the recipe and the identity of the base."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def save_trained(model: nn.Module, recipe: Recipe, class_names: tuple[str, ...],
 
 
 class Trained(NamedTuple):
-    """A trained detector: in eval mode, on the CPU; ``class_names[label - 1]`` is the name of a label."""
+    """Trained detector in eval mode on the CPU; ``class_names[label - 1]`` is the name of a label."""
 
     model: nn.Module
     recipe: Recipe
@@ -41,7 +41,7 @@ class Trained(NamedTuple):
 
 
 def weights_file(run: Path) -> Path:
-    """Of a folder that `cst-search train` wrote, or its weights file. Raises ConfigError: it is neither."""
+    """Return the weights file of a folder that `cst-search train` wrote, or of its own path. Raises ConfigError."""
     path = run / "weights.safetensors" if run.is_dir() else run
     if not path.is_file():
         raise ConfigError(f"{run} is neither a folder written by `cst-search train` nor its weights file")
@@ -49,7 +49,7 @@ def weights_file(run: Path) -> Path:
 
 
 def load_trained(run: Path | str) -> Trained:
-    """The detector that training wrote, from its folder or its weights file.
+    """Load a trained detector from its folder or its weights file.
 
     Raises:
         ConfigError: not such a file, another base than it was trained on, or tensors that do not fit.

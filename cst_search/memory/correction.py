@@ -1,4 +1,4 @@
-"""What a study learns about the memory of its device from trials that were measured there. Standard library only."""
+"""Correction of predicted memory, learned from trials that a study measured on its device. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# a correction counts as if so many trials before the first had met their prediction exactly
+# a correction counts as if this many earlier trials had met their prediction exactly
 _PRIOR_TRIALS = 2
 _LEAST_FACTOR, _LARGEST_FACTOR = 0.9, 1.5
 
 
 @dataclass(frozen=True)
 class Correction:
-    """How reserved bytes on the device at hand compare with the prediction: a factor, from so many measured trials."""
+    """Factor from predicted to measured reserved bytes on a study's device, and the number of trials it rests on."""
 
     factor: float = 1.0
     n_trials: int = 0
 
     @classmethod
     def learned(cls, ratios: Sequence[float]) -> Correction:
-        """From measured over predicted reserved bytes: their geometric mean, drawn to 1 while they are few.
+        """Return the geometric mean of ``ratios``, measured over predicted bytes, drawn to 1 while they are few.
 
-        Bounded: what is far off has another cause, and a trial that never met its largest batch measures too little.
+        The bytes are reserved ones. The factor is bounded to 0.9..1.5: a larger error has another cause, and a trial
+        that never met its largest batch measures too little.
         """
         if not ratios:
             return cls()

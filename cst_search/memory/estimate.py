@@ -1,7 +1,7 @@
-"""What one training step will need, before it runs: no GPU, no weights, no data.
+"""Predicted memory of a training step, before it runs: no GPU, no weights, no data. Standard library only.
 
-The step is replayed in shapes alone (`tape.py`, `footprint.py`), which gives the peak of its live tensors, and of the
-workspaces of cuDNN and cuBLAS, to within a few percent of a real one in a few milliseconds. Around it:
+The step is replayed in shapes alone (`tape.py`, `training_step.py`). This gives the peak of its live tensors and of the
+workspaces of cuDNN and cuBLAS, to within a few percent of a real step, in a few milliseconds. In bytes:
 
     active   = weights + optimiser state + max(step, update) + cuBLAS's workspaces
     reserved = active * FRAGMENTATION + SLACK_BYTES
@@ -17,9 +17,10 @@ from pathlib import Path
 from cst_search.config.recipe import Recipe
 from cst_search.data.resize import resized_hw
 from cst_search.memory.correction import Correction
+from cst_search.memory.plan import MemoryPlan, StepShape
 from cst_search.memory.resnet_shapes import BackboneShape
 from cst_search.memory.tape import Tape
-from cst_search.memory.training_step import Plan, Step, neck_and_head_params, training_step
+from cst_search.memory.training_step import neck_and_head_params, training_step
 
 
 def _constants() -> dict[str, float]:
@@ -44,7 +45,7 @@ _TARGET_DEVICE = "CUDA GPU (generic)"
 
 @dataclass(frozen=True)
 class InputShape:
-    """The worst training batch: padded height and width in pixels, and the most boxes in one image."""
+    """Worst training batch: padded height and width in pixels, and the most boxes in one image."""
 
     height_px: int
     width_px: int
@@ -64,7 +65,7 @@ class Estimate:
     target_device: str = _TARGET_DEVICE
 
     def corrected(self, correction: Correction) -> Estimate:
-        """With what a study has learned about its device; the context stays as stated."""
+        """Return the estimate with a study's correction of reserved bytes; the context stays as it is."""
         reserved = round(self.reserved_bytes * correction.factor)
         change = reserved - self.reserved_bytes
         if not change:
@@ -74,12 +75,12 @@ class Estimate:
 
 
 def worst_input(recipe: Recipe, sizes: tuple[tuple[int, int], ...] = (), max_boxes: int = 100) -> InputShape:
-    """The largest padded batch that a dataset can give.
+    """Return the largest padded batch that a dataset can give.
 
     Args:
         sizes: distinct (height, width) of the dataset's images in pixels; empty: the largest that the recipe allows, in
             landscape (COCO: 800 x 1344).
-        max_boxes: the most boxes in one image (COCO's training images: 93).
+        max_boxes: most boxes in one image (COCO's training images: 93).
 
     torchvision scales the short side to image_size_px unless the long side would pass max_size_px, pads a batch to its
     largest height and width, and rounds up to a multiple of 32.
@@ -93,7 +94,12 @@ def worst_input(recipe: Recipe, sizes: tuple[tuple[int, int], ...] = (), max_box
 
 @dataclass(frozen=True)
 class StepBytes:
-    """A training step in bytes: ``parts`` add up to its peak of live tensors; ``kept``: by autograd, of the forward."""
+    """Bytes of a training step.
+
+    Attributes:
+        parts: add up to the peak of live tensors.
+        kept: bytes that autograd keeps of the forward pass.
+    """
 
     parts: Mapping[str, int]
     kept: int
@@ -106,8 +112,8 @@ class StepBytes:
 
 
 def step_bytes(
-    step: Step,
-    plan: Plan,
+    step: StepShape,
+    plan: MemoryPlan,
     petl_params: int,
     *,
     half: bool,
@@ -166,8 +172,8 @@ def estimate_of(step: StepBytes) -> Estimate:
     return Estimate(device, reserved, active, step.trainable_params, step.petl_params, breakdown)
 
 
-def start_pass(tape: Tape, step: Step, plan: Plan) -> int:
-    """Peak of live bytes of `petl.Method.prepare`: one image, forward and backward, on a tape that drops gradients.
+def start_pass(tape: Tape, step: StepShape, plan: MemoryPlan) -> int:
+    """Return the peak of live bytes of `petl.Method.prepare`: one image, forward and backward, gradients dropped.
 
     Somewhat above the real one, where the pyramid and the heads are frozen.
     """
@@ -175,8 +181,8 @@ def start_pass(tape: Tape, step: Step, plan: Plan) -> int:
     return tape.peak
 
 
-def _body_values(shape: BackboneShape, plan: Plan, petl_params: int) -> int:
-    """Values of parameters and buffers of body and side network."""
+def _body_values(shape: BackboneShape, plan: MemoryPlan, petl_params: int) -> int:
+    """Return the number of values in parameters and buffers of body and side network."""
     # four a channel of a norm: weight, bias, mean and variance, be they parameters or buffers
     own = shape.n_params + (4 if shape.frozen_norm else 2) * shape.n_norm_channels()
     opened = plan.trained_from <= 5 or plan.norm in ("bias", "affine")

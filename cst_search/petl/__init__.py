@@ -1,8 +1,17 @@
-"""The PETL methods: one file each, one registry. Other packages may bring more, see `plugins`."""
+"""PETL methods: one file each, one registry. Other packages may bring more, see `plugins`.
+
+Everything that a method of another package needs is exported here. Importing it loads no torch; the helpers of
+`modules.layers`, which do need it, are loaded when they are first named.
+"""
 
 from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from cst_search import plugins
+from cst_search.memory.plan import MemoryPlan
+from cst_search.memory.resnet_shapes import BackboneShape, BlockShape, ConvShape
+from cst_search.memory.tape import ShapeTensor, Tape
 from cst_search.petl import (
     bitfit,
     conv_adapter,
@@ -17,7 +26,17 @@ from cst_search.petl import (
     side_tuning,
     ssf,
 )
-from cst_search.petl.base import HasBody, Method
+from cst_search.petl.base import (
+    HasBody,
+    Method,
+    NoOptions,
+    check,
+    from_stage,
+    nothing_to_merge,
+    one_of,
+    whole,
+)
+from cst_search.petl.side_blocks import block_params, norm_params
 
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD
@@ -37,15 +56,57 @@ METHODS: dict[str, Method] = {
     )
 }
 
-__all__ = ["METHODS", "HasBody", "Method", "get_method", "method_names"]
+if TYPE_CHECKING:
+    from cst_search.petl.modules.layers import add_behind, make_block, make_norm, path, residual_blocks
+    from cst_search.petl.modules.side_network import SideNetwork
+
+_BUILDING = {
+    **dict.fromkeys(("add_behind", "make_block", "make_norm", "path", "residual_blocks"), "layers"),
+    "SideNetwork": "side_network",
+}
+
+__all__ = [
+    "METHODS",
+    "BackboneShape",
+    "BlockShape",
+    "ConvShape",
+    "HasBody",
+    "MemoryPlan",
+    "Method",
+    "NoOptions",
+    "ShapeTensor",
+    "SideNetwork",
+    "Tape",
+    "add_behind",
+    "block_params",
+    "check",
+    "from_stage",
+    "get_method",
+    "make_block",
+    "make_norm",
+    "method_names",
+    "norm_params",
+    "nothing_to_merge",
+    "one_of",
+    "path",
+    "residual_blocks",
+    "whole",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what methods are built from, which needs torch, when it is first named."""
+    if name not in _BUILDING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.modules.{_BUILDING[name]}"), name)
 
 
 def method_names() -> tuple[str, ...]:
-    """All methods: ours, then those of other packages."""
+    """Return the names of all methods: ours, then those of other packages."""
     return tuple(dict.fromkeys((*METHODS, *plugins.names("methods"))))
 
 
 @cache
 def get_method(name: str) -> Method:
-    """The method of that name. Raises ConfigError, naming those that exist."""
+    """Return the method of that name. Raises ConfigError, naming those that exist."""
     return plugins.get("methods", name, Method, METHODS)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cst_search.config.recipe import wrong_kinds
 from cst_search.errors import ConfigError
+from cst_search.memory.plan import MemoryPlan
 from cst_search.memory.resnet_shapes import BackboneShape
-from cst_search.memory.training_step import Plan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ class Method:
         shapeless: options that change no tensor's shape, so that predictions of memory are shared across their values.
         prepare: changes the start with a look at training images, before the optimiser is made. It gets the training
             loss of one image after the other, through the detector as built; it opens what it wants gradients of, and
-            closes that again. Saved weights are loaded without it. `Plan.start` has its memory.
+            closes that again. Saved weights are loaded without it. `MemoryPlan.start` has its memory.
         merge: turns a body that the method changed back into plain torchvision tensors with the same output, in place;
             None where that cannot be exact. It may raise ConfigError for some options.
     """
@@ -62,7 +62,7 @@ class Method:
     source: str
     apply: Callable[[HasBody, Any], None]
     petl_params: Callable[[BackboneShape, Any], int]
-    footprint: Callable[[BackboneShape, Any], Plan]
+    footprint: Callable[[BackboneShape, Any], MemoryPlan]
     shapeless: tuple[str, ...] = ()
     prepare: Callable[[HasBody, Any, Iterator[Tensor]], None] | None = None
     merge: Callable[[HasBody, Any], None] | None = None

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cst_search.lazy import deferred
+from cst_search.memory.plan import MemoryPlan
 from cst_search.memory.resnet_shapes import BackboneShape
-from cst_search.memory.training_step import Plan
 from cst_search.petl.base import Method, check, from_stage
 
 
@@ -31,8 +31,8 @@ def petl_params(shape: BackboneShape, options: BitfitOptions) -> int:
     return shape.n_norm_channels(options.first_stage)
 
 
-def footprint(shape: BackboneShape, options: BitfitOptions) -> Plan:
-    return Plan(grad_from=options.first_stage - 1, norm="bias", norm_from=options.first_stage)
+def footprint(shape: BackboneShape, options: BitfitOptions) -> MemoryPlan:
+    return MemoryPlan(grad_from=options.first_stage - 1, norm="bias", norm_from=options.first_stage)
 
 
 _MODULES = "cst_search.petl.modules.norm"

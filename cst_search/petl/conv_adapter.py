@@ -13,10 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cst_search.lazy import deferred
+from cst_search.memory.plan import MemoryPlan
 from cst_search.memory.resnet_shapes import BackboneShape, ConvShape
-from cst_search.memory.tape import Tape
-from cst_search.memory.tape import Tensor as Shape
-from cst_search.memory.training_step import Plan
+from cst_search.memory.tape import ShapeTensor, Tape
 from cst_search.petl.base import Method, check, from_stage, whole
 
 
@@ -58,8 +57,8 @@ def petl_params(shape: BackboneShape, options: ConvAdapterOptions) -> int:
     return total
 
 
-def footprint(shape: BackboneShape, options: ConvAdapterOptions) -> Plan:
-    def beside(tape: Tape, x: Shape, stage: int, place: int, conv: ConvShape, stride: int) -> Shape | None:
+def footprint(shape: BackboneShape, options: ConvAdapterOptions) -> MemoryPlan:
+    def beside(tape: Tape, x: ShapeTensor, stage: int, place: int, conv: ConvShape, stride: int) -> ShapeTensor | None:
         if stage < options.first_stage or conv.kernel != 3:
             return None
         width = adapter_width(conv.c_in, options.gamma)
@@ -67,7 +66,7 @@ def footprint(shape: BackboneShape, options: ConvAdapterOptions) -> Plan:
         out = tape.conv(out, conv.c_out, 1, bias=True)
         return tape.op(out.shape, out, save=[out], params=4 * conv.c_out, transient=out.nbytes)
 
-    return Plan(grad_from=options.first_stage - 1, beside=beside)
+    return MemoryPlan(grad_from=options.first_stage - 1, beside=beside)
 
 
 _MODULES = "cst_search.petl.modules.conv_adapter"

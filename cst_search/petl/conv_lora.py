@@ -11,10 +11,9 @@ import math
 from dataclasses import dataclass
 
 from cst_search.lazy import deferred
+from cst_search.memory.plan import MemoryPlan
 from cst_search.memory.resnet_shapes import BackboneShape, ConvShape
-from cst_search.memory.tape import Tape
-from cst_search.memory.tape import Tensor as Shape
-from cst_search.memory.training_step import Plan
+from cst_search.memory.tape import ShapeTensor, Tape
 from cst_search.petl.base import Method, check, from_stage, one_of, whole
 
 
@@ -54,13 +53,13 @@ def petl_params(shape: BackboneShape, options: ConvLoraOptions) -> int:
     )
 
 
-def footprint(shape: BackboneShape, options: ConvLoraOptions) -> Plan:
-    def conv(tape: Tape, x: Shape, stage: int, conv: ConvShape, stride: int) -> Shape | None:
+def footprint(shape: BackboneShape, options: ConvLoraOptions) -> MemoryPlan:
+    def conv(tape: Tape, x: ShapeTensor, stage: int, conv: ConvShape, stride: int) -> ShapeTensor | None:
         if stage < options.first_stage or (options.targets == "3x3" and conv.kernel != 3):
             return None
         return tape.lora_conv(x, conv.c_out, conv.kernel, stride, options.rank)
 
-    return Plan(grad_from=options.first_stage - 1, conv=conv)
+    return MemoryPlan(grad_from=options.first_stage - 1, conv=conv)
 
 
 _MODULES = "cst_search.petl.modules.conv_lora"

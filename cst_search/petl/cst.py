@@ -30,10 +30,9 @@ from functools import partial
 
 from cst_search.errors import ConfigError
 from cst_search.lazy import deferred
+from cst_search.memory.plan import MemoryPlan
 from cst_search.memory.resnet_shapes import BackboneShape, ConvShape
-from cst_search.memory.tape import Tape
-from cst_search.memory.tape import Tensor as Shape
-from cst_search.memory.training_step import Plan
+from cst_search.memory.tape import ShapeTensor, Tape
 from cst_search.petl.base import Method
 from cst_search.petl.side_blocks import BLOCKS, NORMS, block_params, norm_params
 
@@ -134,11 +133,11 @@ def petl_params(shape: BackboneShape, options: CstOptions) -> int:
     return total + sum(side[i] * channel[i] + channel[i] for i in shape.used_stages)
 
 
-def footprint(shape: BackboneShape, options: CstOptions) -> Plan:
+def footprint(shape: BackboneShape, options: CstOptions) -> MemoryPlan:
     o, bias = options, options.norm == "none"
     side = [side_channels(c, o) for c in shape.stage_channels]
 
-    def mtc(tape: Tape, stage: int, u: Shape, t: Shape) -> Shape:
+    def mtc(tape: Tape, stage: int, u: ShapeTensor, t: ShapeTensor) -> ShapeTensor:
         operator = o.operator if stage in o.mtc_stages else "sum"
         gate = 4 * (1 if o.gate == "scalar" else u.shape[1])
         if operator == "sum":
@@ -150,7 +149,7 @@ def footprint(shape: BackboneShape, options: CstOptions) -> Plan:
         # lerp: the gradient of the gate is a product over both ends
         return tape.op(t.shape, t, u, save=[t, u], params=gate, transient=2 * t.nbytes)
 
-    def node(tape: Tape, feature: Shape, h: Shape, stage: int, halves: bool, moves: bool) -> Shape:
+    def node(tape: Tape, feature: ShapeTensor, h: ShapeTensor, stage: int, halves: bool, moves: bool) -> ShapeTensor:
         c = side[stage - 1]
         u = tape.norm(o.norm, tape.conv(feature, c, 1, bias=bias))
         t = tape.op((*h.shape[:2], *u.shape[2:]), h, save=[h]) if halves else h
@@ -159,7 +158,7 @@ def footprint(shape: BackboneShape, options: CstOptions) -> Plan:
         z = mtc(tape, stage, u, t)
         return tape.add(z, tape.side_block(o.block, o.norm, z))
 
-    def run_side(tape: Tape, features: dict[str, Shape], again: bool) -> dict[str, Shape]:
+    def run_side(tape: Tape, features: dict[str, ShapeTensor], again: bool) -> dict[str, ShapeTensor]:
         h = tape.norm(o.norm, tape.conv(features["c1"], side[0], 1, bias=bias))
         states = {}
         for stage in range(2, max(shape.used_stages) + 1):
@@ -174,10 +173,10 @@ def footprint(shape: BackboneShape, options: CstOptions) -> Plan:
                 states[f"c{stage}"] = h
         return states
 
-    def calibrate(tape: Tape, key: str, feature: Shape, state: Shape) -> Shape:
+    def calibrate(tape: Tape, key: str, feature: ShapeTensor, state: ShapeTensor) -> ShapeTensor:
         return tape.add(feature, tape.conv(state, feature.shape[1], 1, bias=True, key=f"up.{key}"))
 
-    return Plan(
+    return MemoryPlan(
         side=run_side,
         calibrate=calibrate,
         taps=o.granularity == "block" and o.keep != "last_per_stage",
@@ -185,16 +184,16 @@ def footprint(shape: BackboneShape, options: CstOptions) -> Plan:
     )
 
 
-def _fisher_pass(shape: BackboneShape, options: CstOptions) -> Plan | None:
+def _fisher_pass(shape: BackboneShape, options: CstOptions) -> MemoryPlan | None:
     """`pruning.fisher` as shapes: residual blocks are recomputed, and keep what the gradients of the sources need."""
     kernels = {"3x3": (3,), "bottleneck": (1, 3) if len(shape.blocks()[0].path) == 3 else (3,)}.get(options.block)
     if kernels is None:
         return None
 
-    def conv(tape: Tape, x: Shape, stage: int, conv: ConvShape, stride: int) -> Shape | None:
+    def conv(tape: Tape, x: ShapeTensor, stage: int, conv: ConvShape, stride: int) -> ShapeTensor | None:
         return tape.conv(x, conv.c_out, conv.kernel, stride) if conv.kernel in kernels else None
 
-    return Plan(grad_from=1, conv=conv, recompute=True)
+    return MemoryPlan(grad_from=1, conv=conv, recompute=True)
 
 
 _MODULES = "cst_search.petl.modules.cst"

@@ -1,6 +1,6 @@
 """`full`: every convolution of the backbone is trained, as a user without PETL would do."""
 
-from cst_search.memory.training_step import Plan
+from cst_search.memory.plan import MemoryPlan
 from cst_search.petl.base import HasBody, Method, NoOptions, nothing_to_merge
 
 
@@ -17,6 +17,6 @@ METHOD = Method(
     source="ordinary fine-tuning; torchvision's detectors with trainable_backbone_layers=5",
     apply=_apply,
     petl_params=lambda shape, options: shape.n_params,
-    footprint=lambda shape, options: Plan(grad_from=0, trained_from=1),
+    footprint=lambda shape, options: MemoryPlan(grad_from=0, trained_from=1),
     merge=nothing_to_merge,
 )

@@ -1,6 +1,6 @@
 """`head`: the backbone stays frozen; only the neck and the head are trained."""
 
-from cst_search.memory.training_step import Plan
+from cst_search.memory.plan import MemoryPlan
 from cst_search.petl.base import Method, NoOptions, nothing_to_merge
 
 METHOD = Method(
@@ -11,6 +11,6 @@ METHOD = Method(
     source="Vasconcelos et al., Proper Reuse of Image Classification Features Improves Object Detection, CVPR 2022",
     apply=lambda backbone, options: None,
     petl_params=lambda shape, options: 0,
-    footprint=lambda shape, options: Plan(),
+    footprint=lambda shape, options: MemoryPlan(),
     merge=nothing_to_merge,
 )

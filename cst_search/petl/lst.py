@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from cst_search.errors import ConfigError
+from cst_search.memory.plan import MemoryPlan
 from cst_search.memory.resnet_shapes import BackboneShape
-from cst_search.memory.training_step import Plan
 from cst_search.petl import cst
 from cst_search.petl.base import HasBody, Method
 
@@ -71,7 +71,7 @@ def petl_params(shape: BackboneShape, options: LstOptions) -> int:
     return cst.petl_params(shape, options.as_cst())
 
 
-def footprint(shape: BackboneShape, options: LstOptions) -> Plan:
+def footprint(shape: BackboneShape, options: LstOptions) -> MemoryPlan:
     return cst.footprint(shape, options.as_cst())
 
 

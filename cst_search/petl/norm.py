@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cst_search.lazy import deferred
+from cst_search.memory.plan import MemoryPlan
 from cst_search.memory.resnet_shapes import BackboneShape
-from cst_search.memory.training_step import Plan
 from cst_search.petl.base import Method, check, from_stage
 
 
@@ -32,8 +32,8 @@ def petl_params(shape: BackboneShape, options: NormOptions) -> int:
     return 2 * shape.n_norm_channels(options.first_stage)
 
 
-def footprint(shape: BackboneShape, options: NormOptions) -> Plan:
-    return Plan(grad_from=options.first_stage - 1, norm="affine", norm_from=options.first_stage)
+def footprint(shape: BackboneShape, options: NormOptions) -> MemoryPlan:
+    return MemoryPlan(grad_from=options.first_stage - 1, norm="affine", norm_from=options.first_stage)
 
 
 _MODULES = "cst_search.petl.modules.norm"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cst_search.memory.plan import MemoryPlan
 from cst_search.memory.resnet_shapes import BackboneShape
-from cst_search.memory.training_step import Plan
 from cst_search.petl.base import HasBody, Method, check, nothing_to_merge, whole
 
 
@@ -38,8 +38,8 @@ def petl_params(shape: BackboneShape, options: PartialOptions) -> int:
     return sum(conv.c_in * conv.c_out * conv.kernel**2 + affine * conv.c_out for conv in convs)
 
 
-def footprint(shape: BackboneShape, options: PartialOptions) -> Plan:
-    return Plan(grad_from=5 - options.stages, trained_from=6 - options.stages)
+def footprint(shape: BackboneShape, options: PartialOptions) -> MemoryPlan:
+    return MemoryPlan(grad_from=5 - options.stages, trained_from=6 - options.stages)
 
 
 METHOD = Method(

@@ -16,10 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cst_search.lazy import deferred
+from cst_search.memory.plan import MemoryPlan
 from cst_search.memory.resnet_shapes import BackboneShape, ConvShape
-from cst_search.memory.tape import Tape
-from cst_search.memory.tape import Tensor as Shape
-from cst_search.memory.training_step import Plan
+from cst_search.memory.tape import ShapeTensor, Tape
 from cst_search.petl.base import Method, check, from_stage, one_of, whole
 from cst_search.petl.side_blocks import NORMS, norm_params
 
@@ -73,10 +72,10 @@ def petl_params(shape: BackboneShape, options: SerialAdapterOptions) -> int:
     return total
 
 
-def footprint(shape: BackboneShape, options: SerialAdapterOptions) -> Plan:
+def footprint(shape: BackboneShape, options: SerialAdapterOptions) -> MemoryPlan:
     last = len(shape.blocks()[0].path) - 1
 
-    def adapter(tape: Tape, x: Shape, c_out: int, stride: int) -> Shape:
+    def adapter(tape: Tape, x: ShapeTensor, c_out: int, stride: int) -> ShapeTensor:
         inner = max(1, x.shape[1] // options.reduction) if options.kind == "bottleneck" else c_out
         bias = options.norm == "none"
         x = tape.norm(options.norm, tape.conv(x, inner, 1, stride, bias=bias))
@@ -84,18 +83,18 @@ def footprint(shape: BackboneShape, options: SerialAdapterOptions) -> Plan:
             x = tape.norm(options.norm, tape.conv(tape.relu(x), c_out, 1, bias=bias))
         return x
 
-    def behind(tape: Tape, x: Shape, stage: int) -> Shape:
+    def behind(tape: Tape, x: ShapeTensor, stage: int) -> ShapeTensor:
         if stage < options.first_stage:
             return x
         return tape.relu(tape.add(x, adapter(tape, x, x.shape[1], 1)), inplace=False)
 
-    def beside(tape: Tape, x: Shape, stage: int, place: int, conv: ConvShape, stride: int) -> Shape | None:
+    def beside(tape: Tape, x: ShapeTensor, stage: int, place: int, conv: ConvShape, stride: int) -> ShapeTensor | None:
         wanted = PLACES[options.position] % (last + 1)
         return adapter(tape, x, conv.c_out, stride) if stage >= options.first_stage and place == wanted else None
 
     if options.position == "transition":
-        return Plan(grad_from=options.first_stage - 1, behind=behind)
-    return Plan(grad_from=options.first_stage - 1, beside=beside)
+        return MemoryPlan(grad_from=options.first_stage - 1, behind=behind)
+    return MemoryPlan(grad_from=options.first_stage - 1, beside=beside)
 
 
 _MODULES = "cst_search.petl.modules.serial_adapter"

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from cst_search.lazy import deferred
+from cst_search.memory.plan import MemoryPlan
 from cst_search.memory.resnet_shapes import BackboneShape
-from cst_search.memory.tape import Tape
-from cst_search.memory.tape import Tensor as Shape
-from cst_search.memory.training_step import Plan
+from cst_search.memory.tape import ShapeTensor, Tape
 from cst_search.petl.base import Method, check, one_of, whole
 from cst_search.petl.side_blocks import NORMS, block_params, norm_params
 
@@ -66,14 +65,14 @@ def petl_params(shape: BackboneShape, options: SideTuningOptions) -> int:
     return total
 
 
-def footprint(shape: BackboneShape, options: SideTuningOptions) -> Plan:
+def footprint(shape: BackboneShape, options: SideTuningOptions) -> MemoryPlan:
     side = [max(1, c // options.reduction) for c in shape.stage_channels]
     bias = options.norm == "none"
 
-    def halve(tape: Tape, x: Shape, c: int) -> Shape:
+    def halve(tape: Tape, x: ShapeTensor, c: int) -> ShapeTensor:
         return tape.relu(tape.norm(options.norm, tape.conv(x, c, 3, 2, bias=bias)))
 
-    def run_stage(tape: Tape, x: Shape, stage: int) -> Shape:
+    def run_stage(tape: Tape, x: ShapeTensor, stage: int) -> ShapeTensor:
         if stage == 2:
             x = halve(tape, x, side[0])
         x = halve(tape, x, side[stage - 1])
@@ -81,7 +80,7 @@ def footprint(shape: BackboneShape, options: SideTuningOptions) -> Plan:
             x = tape.add(x, tape.side_block("3x3", options.norm, x))
         return x
 
-    def run_side(tape: Tape, features: dict[str, Shape], again: bool) -> dict[str, Shape]:
+    def run_side(tape: Tape, features: dict[str, ShapeTensor], again: bool) -> dict[str, ShapeTensor]:
         states, x = {}, features["image"]
         for stage in range(2, max(shape.used_stages) + 1):
             run = partial(run_stage, tape, x, stage)
@@ -90,12 +89,12 @@ def footprint(shape: BackboneShape, options: SideTuningOptions) -> Plan:
                 states[f"c{stage}"] = x
         return states
 
-    def calibrate(tape: Tape, key: str, feature: Shape, state: Shape) -> Shape:
+    def calibrate(tape: Tape, key: str, feature: ShapeTensor, state: ShapeTensor) -> ShapeTensor:
         change = tape.conv(state, feature.shape[1], 1, bias=True, key=f"up.{key}")
         scaled = tape.op(change.shape, change, save=[change], params=4, key=f"gate.{key}", transient=change.nbytes)
         return tape.add(feature, scaled)
 
-    return Plan(side=run_side, calibrate=calibrate)
+    return MemoryPlan(side=run_side, calibrate=calibrate)
 
 
 _MODULES = "cst_search.petl.modules.side_tuning"

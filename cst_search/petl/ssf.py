@@ -11,10 +11,9 @@ import math
 from dataclasses import dataclass
 
 from cst_search.lazy import deferred
+from cst_search.memory.plan import MemoryPlan
 from cst_search.memory.resnet_shapes import BackboneShape
-from cst_search.memory.tape import Tape
-from cst_search.memory.tape import Tensor as Shape
-from cst_search.memory.training_step import Plan
+from cst_search.memory.tape import ShapeTensor, Tape
 from cst_search.petl.base import Method, check, from_stage, one_of
 
 
@@ -49,14 +48,14 @@ def petl_params(shape: BackboneShape, options: SsfOptions) -> int:
     return 2 * sum(block.c_out for block in shape.blocks(options.first_stage))
 
 
-def footprint(shape: BackboneShape, options: SsfOptions) -> Plan:
+def footprint(shape: BackboneShape, options: SsfOptions) -> MemoryPlan:
     if options.after == "norm":
-        return Plan(grad_from=options.first_stage - 1, norm="ssf", norm_from=options.first_stage)
+        return MemoryPlan(grad_from=options.first_stage - 1, norm="ssf", norm_from=options.first_stage)
 
-    def behind(tape: Tape, x: Shape, stage: int) -> Shape:
+    def behind(tape: Tape, x: ShapeTensor, stage: int) -> ShapeTensor:
         return tape.open_norm(x, weight=True) if stage >= options.first_stage else x
 
-    return Plan(grad_from=max(1, options.first_stage - 1), behind=behind)
+    return MemoryPlan(grad_from=max(1, options.first_stage - 1), behind=behind)
 
 
 _MODULES = "cst_search.petl.modules.ssf"

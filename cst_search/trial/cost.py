@@ -22,8 +22,8 @@ from cst_search.memory.estimate import (
     step_bytes,
     worst_input,
 )
+from cst_search.memory.plan import MemoryPlan, StepShape
 from cst_search.memory.resnet_shapes import resnet_shape
-from cst_search.memory.training_step import Plan, Step
 from cst_search.petl import get_method
 
 # fields of a recipe that change no tensor's shape, and a value for each
@@ -93,19 +93,19 @@ def predict_step(
     )
 
 
-def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[Step, Plan]:
+def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[StepShape, MemoryPlan]:
     """What the arithmetic needs to know of a recipe."""
     detector = get_detector(recipe.detector)
     backbone = resnet_shape(recipe.backbone, recipe.width, recipe.used_stages, frozen_norm=recipe.weights != "none")
     method = get_method(recipe.method)
     plan = method.footprint(backbone, method.make_options(recipe.options))
-    step = Step(
+    step = StepShape(
         heads=detector.heads,
         head_params=detector.head_params,
+        tower=None if detector.tower is None else detector.tower(recipe),
         pooled=detector.pooled,
         shape=backbone,
         channels=recipe.fpn_channels,
-        head_convs=recipe.head_convs,
         n_classes=n_classes,
         batch=recipe.batch_size,
         height_px=shape.height_px,

@@ -14,12 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cst_search.memory.resnet_shapes import BackboneShape
-from cst_search.memory.tape import Tape
-from cst_search.memory.tape import Tensor as Shape
-from cst_search.memory.training_step import Plan
-from cst_search.petl.base import HasBody, Method, check, from_stage, whole
-from cst_search.petl.modules.layers import add_behind, path, residual_blocks
+from cst_search.petl import (
+    BackboneShape,
+    HasBody,
+    MemoryPlan,
+    Method,
+    ShapeTensor,
+    Tape,
+    add_behind,
+    check,
+    from_stage,
+    path,
+    residual_blocks,
+    whole,
+)
 
 
 @dataclass(frozen=True)
@@ -74,10 +82,10 @@ def petl_params(shape: BackboneShape, options: ChannelAttentionOptions) -> int:
     return total
 
 
-def footprint(shape: BackboneShape, options: ChannelAttentionOptions) -> Plan:
+def footprint(shape: BackboneShape, options: ChannelAttentionOptions) -> MemoryPlan:
     """The operations of `Gate.forward` in shapes: what each gives, and what autograd keeps for its backward."""
 
-    def behind(tape: Tape, y: Shape, stage: int) -> Shape:
+    def behind(tape: Tape, y: ShapeTensor, stage: int) -> ShapeTensor:
         if stage < options.first_stage:
             return y
         b, c, _, _ = y.shape
@@ -87,7 +95,7 @@ def footprint(shape: BackboneShape, options: ChannelAttentionOptions) -> Plan:
         # the product keeps both; the gradient of the scale is summed up from one of y's size
         return tape.op(y.shape, y, scale, save=[y, scale], transient=y.nbytes)
 
-    return Plan(grad_from=options.first_stage - 1, behind=behind)
+    return MemoryPlan(grad_from=options.first_stage - 1, behind=behind)
 
 
 METHOD = Method(

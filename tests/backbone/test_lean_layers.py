@@ -285,7 +285,7 @@ def test_a_bottleneck_keeps_less(tiny_recipe: Make, method: str, at_most: float)
 def test_some_images_at_a_time(tiny_recipe: Make, monkeypatch: pytest.MonkeyPatch, detector: str, method: str) -> None:
     """Large maps are recomputed in pieces, whose gradients are then summed in another order."""
     stock, _, _ = one_step(tiny_recipe(detector=detector, method=method, memsave=False, recompute="none"))
-    monkeypatch.setattr("cst_search.memory.training_step.MAP_VALUES", 1)
+    monkeypatch.setattr("cst_search.memory.plan.MAP_VALUES", 1)
     grads, _, _ = one_step(tiny_recipe(detector=detector, method=method, memsave=False, recompute="neck"))
     assert grads.keys() == stock.keys()
     for name in stock:

@@ -55,8 +55,8 @@ def fisher(backbone: HasBody, sources: Sequence[nn.Conv2d], losses: Iterator[Ten
 
     A gradient has to cross the frozen body here, once, before training. So that this does not become the peak of a
     trial, residual blocks are computed again, a weight's gradient is squared, summed and dropped as soon as it is made,
-    and the side network is left out: what it adds is zero at the start, so the gradients are the same. `Plan.start` has
-    what it takes. All that is opened is closed again, and no tensor changes.
+    and the side network is left out: what it adds is zero at the start, so the gradients are the same. Its memory is
+    `MemoryPlan.start`. All that is opened is closed again, and no tensor changes.
 
     Args:
         losses: of single images, see `Method.prepare`; the first N_IMAGES are taken.

@@ -1,0 +1,292 @@
+"""PyTorch's memory in shapes alone: which tensors live when, by arithmetic. Nothing is computed.
+
+A `Recorder` replays what eager PyTorch does with memory: an operation makes a tensor, autograd keeps some of what it
+read or made, names go out of scope, and the backward pass walks the operations in reverse, making gradients and
+freeing what was kept. Allocations are freed by Python's own reference counts, as PyTorch's are, so code that is written
+like the model's (`training_step`) frees its temporaries where the model does. Standard library only.
+
+What an operation keeps is a fact about PyTorch; each is stated where it is used, and tests/memory/test_estimate.py
+checks the whole against autograd on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Allocation:
+    """Bytes of a device that live as long as something refers to them."""
+
+    __slots__ = ("nbytes", "shared", "tape")
+
+    def __init__(self, tape: Recorder, nbytes: int) -> None:
+        if tape.block > 1:
+            nbytes = -(-nbytes // tape.block) * tape.block
+        self.tape, self.nbytes, self.shared = tape, nbytes, False
+        tape.live += nbytes
+        if tape.live > tape.peak:
+            tape.peak = tape.live
+
+    def __del__(self) -> None:
+        self.tape.live -= self.nbytes
+
+
+class ShapeTensor:
+    """Tensor without values: a shape over an `Allocation`.
+
+    Attributes:
+        shape: as in PyTorch.
+        width: bytes per value.
+        node: the operation that made it, if a gradient will be needed.
+    """
+
+    __slots__ = ("node", "shape", "storage", "width")
+
+    def __init__(self, storage: Allocation, shape: tuple[int, ...], width: int, node: Node | None = None) -> None:
+        self.storage, self.shape, self.width, self.node = storage, shape, width, node
+
+    @property
+    def numel(self) -> int:
+        n = 1
+        for size in self.shape:
+            n *= size
+        return n
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.width
+
+
+class Node:
+    """Operation that the backward pass will visit."""
+
+    __slots__ = ("edges", "frame", "grad", "key", "params", "passes", "saved", "slots", "transient")
+
+    def __init__(self) -> None:
+        self.edges: list[tuple[Node, int]] = []  # who made the inputs, and the bytes of their gradients
+        self.saved: list[Allocation] = []
+        self.grad: Allocation | None = None
+        self.passes = False  # the gradient goes on as it is (a sum, a view)
+        self.params = 0  # bytes of the gradients of parameters that are made here
+        self.key = ""  # the name of those parameters, where they are shared
+        self.transient = 0  # further bytes while the operation's backward runs
+        self.frame: _Frame | None = None
+        self.slots: list[int] = []
+
+
+class _Frame:
+    """Recomputed part of a step: the closure keeps its inputs, what it saves is not kept."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.function, self.n_slots = function, 0
+        self.found: list[Allocation | None] | None = None
+
+
+class _Stop(Exception):
+    pass
+
+
+class Recorder:
+    """Live and peak bytes of one step, relative to its beginning, by autograd's rules.
+
+    Args:
+        half: autocast to a type of two bytes.
+        fp32_ops: operations that autocast runs in four bytes; they differ between devices.
+        block: allocations are rounded up to multiples of this (CUDA's allocator: 512 bytes).
+        adds_up: gradients of parameters exist already (accumulation); new ones are added to them.
+        drops: gradients of parameters are dropped as soon as they are made.
+        sums_in_place: several gradients of one tensor are summed in the first of them, where nothing else holds it.
+            (Autograd makes a new tensor of every sum while a dispatch mode watches it.)
+        conv_copies: convolutions take a workspace as large as what they read and make. cuDNN's kernels for tensor
+            cores want channels last, and copy what is not. (Fitted on an H100, docs/memory.md; not documented.)
+
+    Attributes:
+        live, peak: bytes now, and the most so far.
+        multiplies: matrices were multiplied outside of convolutions, so cuBLAS has its workspace.
+    """
+
+    def __init__(
+        self,
+        *,
+        half: bool = False,
+        fp32_ops: frozenset[str] = frozenset(),
+        block: int = 1,
+        adds_up: bool = False,
+        drops: bool = False,
+        sums_in_place: bool = True,
+        conv_copies: bool = False,
+    ) -> None:
+        self.conv_copies, self.multiplies = conv_copies, False
+        self.half, self.fp32_ops, self.block = half, fp32_ops, block
+        self.adds_up, self.drops, self.sums_in_place = adds_up, drops, sums_in_place
+        self.live = self.peak = 0
+        self.recording = True  # grad mode
+        self._nodes: list[Node] = []
+        self._frame: _Frame | None = None
+        self._again: _Frame | None = None
+        self._casts: dict[
+            str, Allocation
+        ] = {}  # autocast's copies of trained weights, kept until the forward pass is over
+        self._grads: dict[str, Allocation] = {}  # of parameters
+
+    # --- recording ----------------------------------------------------------------------------------------------------
+
+    def tensor(self, *shape: int, width: int = 4) -> ShapeTensor:
+        n = width
+        for size in shape:
+            n *= size
+        return ShapeTensor(Allocation(self, n), shape, width)
+
+    @contextlib.contextmanager
+    def no_grad(self, on: bool = True) -> Iterator[None]:
+        before, self.recording = self.recording, self.recording and not on
+        try:
+            yield
+        finally:
+            self.recording = before
+
+    def op(
+        self,
+        shape: tuple[int, ...],
+        *inputs: ShapeTensor,
+        save: Sequence[ShapeTensor | Allocation] = (),
+        save_out: bool = False,
+        width: int = 0,
+        alias: bool = False,
+        passes: bool = False,
+        params: int = 0,
+        key: str = "",
+        transient: int = 0,
+        transient_forward: int = 0,
+    ) -> ShapeTensor:
+        """Record an operation.
+
+        Args:
+            shape: of the result.
+            save: what autograd keeps of the inputs, if a gradient will be asked for; ``save_out`` adds the result.
+            width: of the result; 0: the widest of the inputs.
+            alias: the result is in the storage of the first input (in place, or a view).
+            passes: the gradient of each input is the result's, not a new tensor.
+            params: bytes of parameters that are trained here.
+            key: their name, where several operations share them; their gradients are then added up in one place.
+            transient: bytes that live beside the gradients while the backward of this operation runs.
+            transient_forward: bytes that live beside inputs and result while it runs.
+        """
+        node = None
+        if self.recording and (params or any(t.node is not None for t in inputs)):
+            node = Node()
+            self._keep(node, save)
+        width = width or max(t.width for t in inputs)
+        if alias:
+            storage = inputs[0].storage
+        else:
+            n = width
+            for size in shape:
+                n *= size
+            storage = Allocation(self, n)
+        if transient_forward:
+            Allocation(self, transient_forward)
+        out = ShapeTensor(storage, shape, width, node)
+        if node is not None:
+            if save_out:
+                self._keep(node, (out,))
+            node.edges = [(t.node, t.nbytes) for t in inputs if t.node is not None]
+            node.passes, node.params, node.key, node.transient = passes, params, key, transient
+            if self._again is None:
+                self._nodes.append(node)
+        return out
+
+    def _keep(self, node: Node, tensors: Sequence[ShapeTensor | Allocation]) -> None:
+        if not tensors:
+            return
+        storages = [t if isinstance(t, Allocation) else t.storage for t in tensors]
+        if self._again is not None:
+            self._again.found.extend(storages)  # type: ignore[union-attr]
+            if len(self._again.found) >= self._again.n_slots:  # type: ignore[arg-type]
+                raise _Stop
+        elif self._frame is not None:
+            node.frame = self._frame
+            node.slots.extend(range(self._frame.n_slots, self._frame.n_slots + len(storages)))
+            self._frame.n_slots += len(storages)
+        else:
+            node.saved.extend(storages)
+
+    def recompute(self, function: Callable[[], T]) -> T:
+        """Run a function and keep only what its closure holds (torch.utils.checkpoint, the non-reentrant form)."""
+        if not self.recording:
+            return function()
+        assert self._frame is None and self._again is None, "recomputed parts do not nest"
+        self._frame = _Frame(function)
+        try:
+            return function()
+        finally:
+            self._frame = None
+
+    def _run_again(self, frame: _Frame) -> None:
+        frame.found, self._again = [], frame
+        recording, self.recording = self.recording, True
+        with contextlib.suppress(_Stop):
+            frame.function()
+        self._again, self.recording = None, recording
+
+    # --- the backward pass --------------------------------------------------------------------------------------------
+
+    def end_forward(self) -> None:
+        """Leave autocast, which frees its copies of weights."""
+        self._casts.clear()
+
+    def backward(self) -> None:
+        """Walk back from the last operation. Gradients of parameters live as long as the tape."""
+        self.recording = False
+        if self._nodes:
+            self._nodes[-1].grad = Allocation(self, 4)
+        while self._nodes:
+            node = self._nodes.pop()
+            grad = node.grad
+            if grad is None:
+                continue
+            if node.slots:
+                frame = node.frame
+                assert frame is not None
+                if frame.found is None:
+                    self._run_again(frame)
+                node.saved.extend(frame.found[slot] for slot in node.slots)  # type: ignore[index, misc]
+                for slot in node.slots:
+                    frame.found[slot] = None  # type: ignore[index]
+                del frame
+            beside = Allocation(self, node.transient) if node.transient else None
+            mine: Allocation | None = None
+            made = self._make_grads(node) if node.params and not self.half else None
+            if node.passes and len(node.edges) > 1:
+                grad.shared = True
+            for target, nbytes in node.edges:
+                mine = grad if node.passes else Allocation(self, nbytes)
+                if target.grad is None:
+                    target.grad = mine
+                elif target.grad.shared or not self.sums_in_place:
+                    target.grad = Allocation(self, nbytes)
+                mine = None
+            # an operation's gradient and what it kept live until it is done
+            node.saved, node.frame, node.grad, node.edges = [], None, None, []
+            del grad
+            if node.params and self.half:  # cast from the gradients in two bytes, which are `beside`
+                made = self._make_grads(node)
+            del beside, made
+        self.recording = True
+
+    def _make_grads(self, node: Node) -> Allocation:
+        """Return the gradients of a node's parameters; shared parameters add up in one place."""
+        mine = Allocation(self, node.params)
+        if self.drops:
+            return mine
+        key = node.key or str(len(self._grads))
+        if key not in self._grads:
+            if node.key or not self.adds_up:
+                self._grads[key] = mine
+        elif not self.sums_in_place:
+            self._grads[key] = Allocation(self, node.params)
+        return mine
