@@ -176,7 +176,7 @@ def fill(url: str, name: str, trials: list[optuna.trial.FrozenTrial]) -> None:
 
 
 def fill_mlflow(uri: str, artifacts: Path, url: str, name: str) -> None:
-    """The study's runs in MLflow: a few by `record.sync`, all others as copies of the first's rows."""
+    """The study's runs in MLflow: a few by `MlflowRecord.sync`, all others as copies of the first's rows."""
     info = Study.open(url, name).info()
     front = {record_.trial for record_ in info.front()}
     few = replace(info, trials=info.trials[:1])

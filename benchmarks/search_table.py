@@ -1,4 +1,4 @@
-"""Real results of random configurations, feasible and not: what `search.py` replays instead of training again.
+"""Real results of random configurations, feasible and not: what benchmarks/search.py replays instead of training again.
 
     python benchmarks/search_table.py --home DIR [--n 240] [--workers 2] [--out benchmarks/results/search-table.json.gz]
     python benchmarks/search_table.py --data BCCD --first 1000 --n 100 --epochs 6 --eval-every 3 --out OUT  (as a prior)

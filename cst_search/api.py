@@ -2,7 +2,7 @@
 
 Everything raises `errors.CstSearchError`: `errors.UserError` where something must be changed, with what;
 `errors.RunError` where the work failed. Sizes, counts and durations are texts (``"6GB"``, ``"2M"``, ``"30m"``) or
-numbers (bytes, parameters, seconds). A recipe is a shipped name, the path of a YAML file, or a `recipe.Recipe`.
+numbers (bytes, parameters, seconds). A recipe is a shipped name, the path of a YAML file, or a `config.recipe.Recipe`.
 """
 
 from __future__ import annotations

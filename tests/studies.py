@@ -43,7 +43,7 @@ SPACE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class FakeEstimate:
-    """What `memory.Estimate` has, without torch."""
+    """What `memory.estimate.Estimate` has, without torch."""
 
     device_bytes: int
     trainable_params: int

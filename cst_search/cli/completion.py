@@ -147,7 +147,7 @@ def _methods() -> list[str]:
 
 
 def _options(method: str) -> list[str]:
-    import yaml  # not `config.read_yaml`, which brings pydantic: a quarter of a second
+    import yaml  # not `config.loading.read_yaml`, which brings pydantic: a quarter of a second
 
     from cst_search.config import catalog
 

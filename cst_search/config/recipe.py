@@ -3,7 +3,7 @@
 The search holds a recipe fixed and lays a *configuration* over it: ``{"method": "cst", "cst.reduction": 8, ...}``;
 the result is again a recipe, complete by itself. That is what a trial runs, what ``export`` writes and what ``train``
 reads. Standard library only: a trial must run where there is just torch, torchvision and pycocotools.
-(`config.py` reads recipes from YAML with pydantic, which checks the types; the ranges are checked here.)
+(`config.loading` reads recipes from YAML with pydantic, which checks the types; the ranges are checked here.)
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Recipe:
             return USED_STAGES[self.detector]
         plugin = plugins.of_name("detectors", self.detector, ours=False)
         assert plugin is not None  # see _rules
-        stages: tuple[int, ...] = plugins.load(plugin, object).used_stages  # `detector.get_detector` has checked it
+        stages: tuple[int, ...] = plugins.load(plugin, object).used_stages  # `registry.get_detector` has checked it
         return stages
 
     def _rules(self) -> list[tuple[str, bool, str]]:

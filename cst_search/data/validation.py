@@ -1,7 +1,7 @@
 """What can be wrong with a COCO-format folder, found before any training starts, all of it in one report.
 
 Coordinates are COCO's: ``bbox`` is (x, y, width, height) in pixels, the origin at the top left corner, of the pixels
-as they are stored. EXIF orientation is ignored here and in `data.py`, as pycocotools and torchvision's COCO do; images
+as they are stored. EXIF orientation is ignored here and in `coco`, as pycocotools and torchvision's COCO do; images
 that carry one are counted in a note.
 """
 

@@ -59,7 +59,7 @@ class StudySearcher(_Stays, Searcher):
     No metric is given to Ray: with one, a trial without it ends the whole search, and several are not supported outside
     Ray's own OptunaSearch, which loses constraints.
 
-    On a cluster it also says to which node a trial goes (`placement.Fleet`). A suggestion that finds no room waits
+    On a cluster it also says to which node a trial goes (`gpu_sharing.Fleet`). A suggestion that finds no room waits
     here, and those after it behind it, so that a large one is not passed by for ever.
     """
 

@@ -27,7 +27,7 @@ _MAX_ACCUMULATE = 1024
 # it), then recomputation in the backward pass. What this version's recipes do not have is passed over.
 _SAVINGS: tuple[tuple[str, Any], ...] = (("precision", "auto"), ("memsave", True), ("recompute", "all"))
 
-# device bytes of training a recipe; asked more than once for the same, so it should remember (`memory.predict` does)
+# device bytes of training a recipe; asked more than once for the same, so it should remember (`cost.predict` does)
 Bytes = Callable[[Recipe], int]
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class HasBody(Protocol):
-    """The part of `detector.Backbone` that methods work on."""
+    """The part of `detector.pyramid.Backbone` that methods work on."""
 
     body: Body
     side: SideNetwork | None

@@ -3,7 +3,7 @@
 What works on one data set mostly works on another: gates and widths, which method, which learning rate. So results of
 random configurations of all methods on other data (`prior.json.gz`, by tools/prior.py) are shipped, and a search begins
 with what a Gaussian process expects from them. It is a mean to start from [Golovin2017]: the sampler regresses what a
-study finds on it, and where that says something else the slope goes to zero (see `sampler.ParetoSampler`).
+study finds on it, and where that says something else the slope goes to zero (see `pareto_sampler.ParetoSampler`).
 
 References.
 
@@ -36,7 +36,7 @@ class Prior:
     Args:
         space: that the results were drawn from.
         tables: by data set: (configuration, map at the end) of each trial.
-        theta: of `sampler.Model`; None: fitted, which takes some seconds.
+        theta: of `gaussian_process.Model`; None: fitted, which takes some seconds.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Prior:
         return [float(value) for value in self._model.theta]
 
     def over(self, space: Space) -> Callable[[Floats], Floats]:
-        """Expected map of n trials of another space, ``n x p`` as `parameters.layout` has them.
+        """Expected map of n trials of another space, ``n x p`` as `optuna_space.layout` has them.
 
         What the two spaces do not share (a method, an option, a value that is no number) says nothing; a number beyond
         the range that was tried counts as the end of it.

@@ -95,7 +95,7 @@ class Launches:
                 )
 
     def describe(self, settings: Mapping[str, Any]) -> LaunchRecord:
-        """Keep what this launch was told, see `results.LaunchRecord`."""
+        """Keep what this launch was told, see `records.LaunchRecord`."""
         assert self.id is not None
         key = _LAUNCH + self.id
         launch = self._study.user_attrs[key] | {"settings": json.loads(json.dumps(dict(settings)))}

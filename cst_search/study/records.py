@@ -109,7 +109,7 @@ class StudySpec:
     """What a study is made with; stored in it, and compared when it is continued.
 
     Attributes:
-        limit_bytes: what a trial's process is held to where that is not ``budget``; see `preparation.LaunchOptions`. It
+        limit_bytes: what a trial's process is held to where that is not ``budget``; see `options.LaunchOptions`. It
             is the study's, as a trial that ran out of it is recorded as one that violates a constraint.
         inputs: of the dataset, as far as memory and parameters depend on it: ``n_classes``, ``max_boxes``, ``sizes``
             (height, width). For an export where the dataset is not.

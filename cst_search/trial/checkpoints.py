@@ -2,7 +2,7 @@
 
 Only what training changes is written: the trained tensors, the optimiser, the schedule, the scaler, the states of
 torch's random generators, and what the trial had found. The frozen rest is built anew from the recipe, and data is in
-an order that depends on seed and epoch alone (`data.loader`). A file that is damaged or another trial's is `Unusable`.
+an order that depends on seed and epoch alone (`coco.loader`). A file that is damaged or another trial's is `Unusable`.
 """
 
 from __future__ import annotations

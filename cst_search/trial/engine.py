@@ -198,7 +198,7 @@ def detect(
     device: torch.device,
     precision: Precision,
 ) -> Iterator[Detections]:
-    """Run a detector over batches; each target holds ``image_id`` and ``scale_xy``, as `data.CocoImages` makes them."""
+    """Run a detector over batches; each target holds ``image_id`` and ``scale_xy``, as `coco.CocoImages` makes them."""
     model.eval()
     for images, targets in batches:
         images = [image.to(device, non_blocking=True) for image in images]

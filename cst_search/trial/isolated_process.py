@@ -1,6 +1,6 @@
 """A process of its own for a trial whose memory is limited on a CPU.
 
-The limit is one of a process (`memory_limit.py`). In a worker's process it would bind Ray's threads too, and an
+The limit is one of a process (`memory_limit`). In a worker's process it would bind Ray's threads too, and an
 allocation refused to one of those ends the worker; nor does a process give back all that a trial took, so the next
 trial there would be held to something else. So a worker starts one *server*, which imports torch and then forks a
 process for each trial: 10 ms instead of 3 s, the same memory at the beginning every time, all of it given back at the
@@ -57,7 +57,7 @@ def run_in_own_process(
     rungs: tuple[int, ...] = (),
     checkpoint: Path | None = None,
 ) -> dict[str, Any]:
-    """`trial.run_trial` on the CPU in a process of its own. Returns what `TrialResult.to_dict` gives.
+    """`run.run_trial` on the CPU in a process of its own. Returns what `TrialResult.to_dict` gives.
 
     No fault of the trial is raised: what it raises, and its death, are results too.
 

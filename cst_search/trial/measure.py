@@ -72,7 +72,7 @@ class Measured:
         process_bytes: what the device itself says that this process holds at the end, and ``process_source`` who says
             it: ``nvidia-smi`` (of this process), ``nvidia-smi of the device`` (the difference to before: right when
             nobody else is on it) or ``mem_get_info without context`` (likewise, from after the context was made).
-        predicted_bytes: `memory.predict` of device bytes for the same batch.
+        predicted_bytes: `cost.predict` of device bytes for the same batch.
         step_seconds: median without the first step.
     """
 
@@ -116,7 +116,7 @@ def measure(
     Args:
         n_classes: without background.
         steps: at least; enough are made for two updates.
-        memory_limit_bytes: as `trial.run_trial` takes it.
+        memory_limit_bytes: as `run.run_trial` takes it.
         read_weights: False: the weights' shapes only, with random values. Memory does not depend on them.
 
     Raises:

@@ -9,7 +9,7 @@ On a CPU under Linux (4.7 or later) it is the process's RLIMIT_DATA, set to what
 counts the heap and every private writable mapping, so all tensors, but also thread stacks; it counts neither shared
 mappings (the cache of decoded images) nor what is only read (code, mapped files). The bound is on the process:
 whatever else runs in it can be refused memory too, so a search gives a trial a process of its own
-(`trial_process.py`). On other systems a CPU's memory is not limited: macOS accepts RLIMIT_DATA and ignores it.
+(`isolated_process`). On other systems a CPU's memory is not limited: macOS accepts RLIMIT_DATA and ignores it.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def _grown(before: dict[str, int], now: dict[str, int]) -> int:
 
     Linux keeps the peak of the whole address space only. What it has lost since is private memory given back, for the
     rest (code, shared maps) hardly shrinks; it is known only once the peak is a new one. glibc trims each new arena by
-    64 MB, which passes for memory given back: with MALLOC_ARENA_MAX=1, as in `trial_process`, there is none.
+    64 MB, which passes for memory given back: with MALLOC_ARENA_MAX=1, as in `isolated_process`, there is none.
     """
     lost = now["VmPeak"] - now["VmSize"] if now["VmPeak"] > before["VmPeak"] else 0
     return max(0, now["VmData"] - before["VmData"] + lost)

@@ -16,7 +16,7 @@ Norm = FrozenNorm | nn.BatchNorm2d
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm that stays in the type of its input, as `backbone.FrozenNorm` does.
+    """GroupNorm that stays in the type of its input, as `resnet.FrozenNorm` does.
 
     Autocast on CUDA runs the stock one in fp32: it then keeps twice the bytes, and an operation that wants one type for
     its inputs, such as lerp, refuses what comes out. Its sums are in fp32 inside either way. Weight and bias are cast
