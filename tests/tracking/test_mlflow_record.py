@@ -617,7 +617,7 @@ def test_launches_side_by_side_bring_each_trial_once(uri: str, tmp_path: Path, r
     mirrors = [MlflowRecord(uri, tmp_path / "artifacts", warn=warnings.append) for _ in range(2)]
     for session, mirror in zip((first, second), mirrors, strict=True):
         mirror.start(session.study.info(), session.describe_launch(SETTINGS))
-    reports = [follow(session, mirror) for session, mirror in zip((first, second), mirrors, strict=True)]
+    reports = [follow(session.study, mirror) for session, mirror in zip((first, second), mirrors, strict=True)]
     for turn in range(4):
         run_one((first, second)[turn % 2], scored(0.1 * turn))
         for session in (first, second):
