@@ -1,7 +1,7 @@
 """torchvision detectors with a PETL method in place, and their weights on disk.
 
-Everything that a detector of another package needs to describe itself is exported here; none of it imports torch. What builds
-a detector is imported when it is first named.
+Everything that a detector of another package needs to describe itself is exported here; none of it imports torch.
+The functions that build and count are imported when they are first named.
 """
 
 from typing import TYPE_CHECKING

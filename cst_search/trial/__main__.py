@@ -9,8 +9,6 @@ import argparse
 import json
 from pathlib import Path
 
-import yaml
-
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import load_data
 from cst_search.data.disk_cache import Cache, default_bound
@@ -21,6 +19,8 @@ from cst_search.units import parse_bytes
 
 
 def main() -> None:
+    import yaml  # PyYAML is needed for this command alone
+
     """Run the trial that the command line describes; print a line of JSON per epoch, then the result."""
     parser = argparse.ArgumentParser(description="Run one trial without ray, optuna or mlflow and print its result.")
     parser.add_argument("recipe", type=Path)

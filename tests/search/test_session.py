@@ -982,7 +982,8 @@ def test_rungs_are_rebuilt_after_a_kill(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert session.study.info().n_ran() == 3
     session.begin_launch()
-    assert {at: {t: values for t, (values, _) in seen.items()} for at, seen in session.promotion._table._reached.items()} == {
+    reached = session.promotion._table._reached
+    assert {at: {t: values for t, (values, _) in seen.items()} for at, seen in reached.items()} == {
         1: {0: [0.5], 1: [0.3], 2: [0.1], 3: [0.6]}, 2: {0: [0.5], 3: [0.7]},
     }  # fmt: skip
     again = ask(session)
