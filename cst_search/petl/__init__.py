@@ -1,7 +1,7 @@
-"""PETL methods: one file each, one registry. Other packages may bring more, see `plugins`.
+"""PETL methods and their registry, one file per method. Other packages can add methods, see `plugins`.
 
-Everything that a method of another package needs is exported here. Importing it loads no torch; the helpers of
-`modules.layers`, which do need it, are loaded when they are first named.
+Exports everything that a method in another package needs. Importing this package does not load torch; the helpers in
+`modules.layers`, which need torch, are imported on first use.
 """
 
 from functools import cache
@@ -95,18 +95,18 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what methods are built from, which needs torch, when it is first named."""
+    """Import the building blocks of methods on first use, since they need torch."""
     if name not in _BUILDING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.modules.{_BUILDING[name]}"), name)
 
 
 def method_names() -> tuple[str, ...]:
-    """Return the names of all methods: ours, then those of other packages."""
+    """Return the names of all methods: built-in ones first, then those of other packages."""
     return tuple(dict.fromkeys((*METHODS, *plugins.names("methods"))))
 
 
 @cache
 def get_method(name: str) -> Method:
-    """Return the method of that name. Raises ConfigError, naming those that exist."""
+    """Return the method called ``name``. Raises ConfigError, listing the known methods, if there is none."""
     return plugins.get("methods", name, Method, METHODS)

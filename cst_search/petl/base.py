@@ -1,7 +1,7 @@
-"""What every method has in common: one small contract.
+"""The contract that every PETL method implements.
 
-A method gets a backbone whose body is wholly frozen and whose every stage runs without autograd. It may open or replace
-things in the body (and then says from which stage on autograd is needed), or hang a side network beside it, or both.
+A method receives a backbone whose body is entirely frozen; all stages run without autograd. The method may unfreeze or
+replace modules of the body (and then sets the first stage that needs autograd), attach a side network, or both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class HasBody(Protocol):
-    """The part of `detector.pyramid.Backbone` that methods work on."""
+    """Part of `detector.pyramid.Backbone` that methods modify."""
 
     body: Body
     side: SideNetwork | None
@@ -32,27 +32,27 @@ class HasBody(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """One PETL method: the whole contract between a method and the rest, for those of other packages too.
+    """PETL method, built-in or from another package: the whole contract between a method and the rest of cst_search.
 
-    From ``options`` come the names and defaults in recipes, ``--set NAME.option=value`` and search spaces;
-    ``footprint`` and ``petl_params`` say what a configuration costs before it runs, without which it could not be
-    searched within a budget: there is no guess in their place.
+    ``options`` defines the names and defaults used in recipes, in ``--set NAME.option=value`` and in search spaces.
+    ``footprint`` and ``petl_params`` give the cost of a configuration before it runs. A search within a budget needs
+    both; there is no fallback guess.
 
     Attributes:
-        name: as in recipes and search spaces.
+        name: name in recipes and search spaces.
         options: frozen dataclass; its defaults are the method's defaults, its ``__post_init__`` checks ranges.
-        lr: prior of the peak learning rate with AdamW.
-        side: nothing re-enters the body, so no gradient crosses it (a tested invariant).
-        source: where the method and its defaults come from.
-        apply: changes the backbone in place.
-        petl_params: the closed formula of the parameters it adds or opens.
-        footprint: what it changes in a backbone as shapes, for the prediction of memory.
-        shapeless: options that change no tensor's shape, so that predictions of memory are shared across their values.
-        prepare: changes the start with a look at training images, before the optimiser is made. It gets the training
-            loss of one image after the other, through the detector as built; it opens what it wants gradients of, and
-            closes that again. Saved weights are loaded without it. `MemoryPlan.start` has its memory.
-        merge: turns a body that the method changed back into plain torchvision tensors with the same output, in place;
-            None where that cannot be exact. It may raise ConfigError for some options.
+        lr: default peak learning rate with AdamW.
+        side: True if nothing re-enters the body, so that no gradient crosses it (a tested invariant).
+        source: origin of the method and its defaults.
+        apply: function that changes the backbone in place.
+        petl_params: closed formula for the number of parameters that the method adds or unfreezes.
+        footprint: changes to the backbone as shapes, for predicted memory.
+        shapeless: options that change no tensor's shape, so that their values share one memory prediction.
+        prepare: data-dependent initialisation, run before the optimiser is made. It receives the training losses of
+            single images, one at a time, through the detector as built; it unfreezes the tensors whose gradients it
+            needs and freezes them again. Loading saved weights skips it. `MemoryPlan.start` describes its memory.
+        merge: function that turns the changed body back into plain torchvision tensors with the same output, in place;
+            None where an exact merge is impossible. It may raise ConfigError for some options.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Method:
     merge: Callable[[HasBody, Any], None] | None = None
 
     def make_options(self, values: Mapping[str, Any]) -> Any:
-        """Options with their defaults filled in. Raises ConfigError: unknown name or value out of range."""
+        """Return the options with defaults filled in. Raises ConfigError on an unknown name or a value out of range."""
         known = [f.name for f in fields(self.options)]
         unknown = [name for name in values if name not in known]
         if unknown:
@@ -84,30 +84,30 @@ class Method:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """For methods without a choice."""
+    """Options of a method that has none."""
 
 
 def check(method: str, rules: Mapping[str, tuple[bool, str, Any]]) -> None:
-    """Refuse options: ``rules`` maps an option to (it holds, what it must be, its value). Raises ConfigError."""
+    """Raise ConfigError if an option breaks its rule; ``rules``: option -> (rule holds, rule in words, value)."""
     faults = [f"{name} must be {must}; got {value!r}" for name, (holds, must, value) in rules.items() if not holds]
     if faults:
         raise ConfigError(f"{method}: " + "; ".join(faults))
 
 
 def from_stage(value: int, lowest: int) -> tuple[bool, str, int]:
-    """The rule of ``first_stage``, for `check`."""
+    """Return the rule for ``first_stage``, for `check`."""
     return value in range(lowest, 6), f"a stage from {lowest} to 5", value
 
 
 def one_of(value: str, names: tuple[str, ...]) -> tuple[bool, str, str]:
-    """The rule of a choice, for `check`."""
+    """Return the rule for a choice among names, for `check`."""
     return value in names, "one of " + ", ".join(names), value
 
 
 def whole(value: int, low: int, high: int) -> tuple[bool, str, int]:
-    """The rule of a whole number, for `check`."""
+    """Return the rule for a whole number, for `check`."""
     return low <= value <= high, f"a whole number from {low} to {high}", value
 
 
 def nothing_to_merge(backbone: HasBody, options: Any) -> None:
-    """For methods whose body holds plain torchvision tensors already."""
+    """Do nothing: merge of a method whose body already holds plain torchvision tensors."""

@@ -1,7 +1,7 @@
-"""`bitfit`: only biases are trained. On a ResNet those are the biases of its norms: its convolutions have none.
+"""`bitfit`: train biases only. In a ResNet these are the biases of the norms, as its convolutions have none.
 
-torchvision's detectors keep them as buffers of FrozenBatchNorm2d, where BitFit would find nothing to train; they are
-opened as in `norm`.
+torchvision's detectors store these biases as buffers of FrozenBatchNorm2d, so plain BitFit would find nothing to train.
+They are turned into parameters as in `norm`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from cst_search.petl.base import Method, check, from_stage
 
 @dataclass(frozen=True)
 class BitfitOptions:
-    """Attributes:
-    first_stage: biases from this stage on are trained, 1 is the stem; stages before it keep no activation.
+    """Options of `bitfit`.
+
+    Attributes:
+        first_stage: first stage whose biases are trained, 1 is the stem; earlier stages keep no activations.
     """
 
     first_stage: int = 1
@@ -27,7 +29,7 @@ class BitfitOptions:
 
 
 def petl_params(shape: BackboneShape, options: BitfitOptions) -> int:
-    """One per channel of every opened norm."""
+    """Return one parameter per channel of every trained norm."""
     return shape.n_norm_channels(options.first_stage)
 
 

@@ -1,11 +1,11 @@
-"""`conv_adapter`: a light convolution parallel to every 3x3 of the residual blocks.
+"""`conv_adapter`: a light convolution parallel to every 3x3 convolution of the residual blocks.
 
-    conv(x) + scale * W2 ReLU(W1 x)      W1: k x k in as many groups as it has outputs, c_in / gamma; W2: 1x1
+    conv(x) + scale * W2 ReLU(W1 x)      W1: k x k, c_in / gamma outputs and as many groups; W2: 1x1
 
-The layers, their biases and the scale are those of the reference repository. There the adapter of a bottleneck is added
-behind the norm and the ReLU that follow the 3x3, that of a basic block before the norm; here it is always added to the
-convolution's output, before the norm, which is the paper's "convolution parallel". W2 starts at zero (the reference: as
-drawn), so that step 0 is the pre-trained detector.
+The layers, their biases and the scale follow the reference repository. The reference adds the adapter of a bottleneck
+after the norm and ReLU that follow the 3x3, and the adapter of a basic block before the norm. Here the adapter is
+always added to the convolution's output, before the norm, which is the paper's "convolution parallel". W2 starts at
+zero (in the reference: at random), so that step 0 is the pre-trained detector.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from cst_search.petl.base import Method, check, from_stage, whole
 
 @dataclass(frozen=True)
 class ConvAdapterOptions:
-    """Attributes:
-    gamma: the adapter is c_in / gamma wide (the next smaller width that divides c_in).
-    kernel: k, 3 or 5.
-    first_stage: from this stage on; stages before it keep no activation.
+    """Options of `conv_adapter`.
+
+    Attributes:
+        gamma: reduction; the adapter is c_in / gamma wide (the next smaller width that divides c_in).
+        kernel: kernel size k, 3 or 5.
+        first_stage: first stage with adapters; earlier stages keep no activations.
     """
 
     gamma: int = 8
@@ -47,7 +49,7 @@ def adapter_width(c_in: int, gamma: int) -> int:
 
 
 def petl_params(shape: BackboneShape, options: ConvAdapterOptions) -> int:
-    """With width w: c_in k^2 + w, then w c_out + c_out, then c_out, per 3x3."""
+    """Return, per 3x3 convolution and with width w: (c_in k^2 + w) + (w c_out + c_out) + c_out, summed."""
     total = 0
     for block in shape.blocks(options.first_stage):
         for c_in, c_out, kernel in block.path:

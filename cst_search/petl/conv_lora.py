@@ -1,8 +1,8 @@
-"""`conv_lora`: a low-rank change of frozen convolutions, in loralib's form.
+"""`conv_lora`: a low-rank update of frozen convolutions, in loralib's form.
 
     W + (alpha / r) * view(B A)      A: (r k, c_in k), B: (c_out k, r k), B zero at the start
 
-The sum is formed at every step, so a convolution costs what it did, and merging writes it down.
+The sum is formed at every step, so the convolution itself costs the same as before; merging stores the sum.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from cst_search.petl.base import Method, check, from_stage, one_of, whole
 
 @dataclass(frozen=True)
 class ConvLoraOptions:
-    """Attributes:
-    rank: r.
-    scale: alpha / r. Given as the quotient, so that it means the same at every rank.
-    targets: the ``3x3`` convolutions, or ``all`` (the stem's never is one).
-    first_stage: from this stage on; stages before it keep no activation.
+    """Options of `conv_lora`.
+
+    Attributes:
+        rank: rank r of the update.
+        scale: alpha / r. Given as the quotient, so that it means the same at every rank.
+        targets: convolutions that get an update, the ``3x3`` ones or ``all`` (never the stem's).
+        first_stage: first stage with updates; earlier stages keep no activations.
     """
 
     rank: int = 8
@@ -44,7 +46,7 @@ class ConvLoraOptions:
 
 
 def petl_params(shape: BackboneShape, options: ConvLoraOptions) -> int:
-    """r k^2 (c_in + c_out) per convolution that is a target."""
+    """Return r k^2 (c_in + c_out) per target convolution, summed."""
     return sum(
         options.rank * conv.kernel**2 * (conv.c_in + conv.c_out)
         for block in shape.blocks(options.first_stage)

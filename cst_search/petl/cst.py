@@ -2,21 +2,21 @@
 
 Source: Feng Chen, "CST: Calibration Side-Tuning for Parameter and Memory Efficient Transfer Learning", arXiv
 2402.12736. Its abstract gives the idea (a lightweight side network; Maximal Transition Calibration, MTC, a gate that
-fuses backbone and side features) but no formula was available to us: this is our reading of it, and we claim no figure
-of the paper.
+fuses backbone and side features), but no formula was available to us. This is our reading of it; we claim no figure of
+the paper.
 
-With C_i the frozen feature of stage (or block) i, r the reduction, h_1 = Down_1(C_1):
+With C_i the frozen feature map of stage (or block) i, r the reduction, h_1 = Down_1(C_1):
 
-    u_i = Norm(Down_i(C_i))                      1x1 convolution, c_i -> c_i / r: the reduced view of the backbone
+    u_i = Norm(Down_i(C_i))                      1x1 convolution, c_i -> c_i / r: the reduced feature map
     t_i = Trans_i(h_{i-1})                       2x2 mean where the stage halves the grid, then 1x1 to c_i / r
     z_i = MTC(u_i, t_i)  for i in mtc_stages, else u_i + t_i
     h_i = z_i + ReLU(Norm(Conv(z_i)))            the side block
     C_i <- C_i + Up_i(h_i)                       1x1 convolution, zero at the start: step 0 is the pre-trained detector
 
-Only what the pyramid reads gets an Up_i. Nothing re-enters the backbone, so no gradient crosses it.
+Only the levels that the pyramid reads have an Up_i. Nothing re-enters the backbone, so no gradient crosses it.
 
 MTC operators, with the gate g = sigmoid(a / T) (Ladder Side-Tuning's form; its defaults a = 0, T = 0.1):
-    max   z = t + g * (max(u, t) - t)      ours: closed, the side network alone; open, the maximum across the transition
+    max   z = t + g * (max(u, t) - t)      ours: closed, side network alone; open, the maximum across the transition
     lst   z = g * u + (1 - g) * t          Sung et al., LST, NeurIPS 2022 (arXiv 2206.06522)
     tanh  z = t + tanh(a / T) * u          Diao et al., SHERL, ECCV 2024 (arXiv 2407.07523)
     sum   z = u + t                        no gate
@@ -45,24 +45,27 @@ INITS = ("random", "prune_l1", "prune_fisher")
 
 @dataclass(frozen=True)
 class CstOptions:
-    """The design choices of CST.
+    """Options of `cst`.
 
     Attributes:
-        reduction: r; the side network has max(1, c_i // r) channels beside c_i.
+        reduction: reduction r; the side network has max(1, c_i // r) channels beside the backbone's c_i.
         granularity: one side block per ``stage`` or per residual ``block``.
-        block: ``3x3``; ``depthwise`` (3x3 depth-wise, then 1x1); ``bottleneck`` (1x1 to a quarter, 3x3, 1x1); ``1x1``.
-        norm: of the side network: batch, group (batch-size independent), or none.
-        mtc_stages: stages with the gate, a non-empty subset of 2..5.
-        operator: of MTC, see the module.
+        block: kind of the side blocks: ``3x3``; ``depthwise`` (3x3 depth-wise, then 1x1); ``bottleneck`` (1x1 to a
+            quarter, 3x3, 1x1); ``1x1``.
+        norm: norm of the side network: batch, group (batch-size independent), or none.
+        mtc_stages: stages with a gate, a non-empty subset of 2..5.
+        operator: MTC operator, see the module.
         gate: one gate per fusion (``scalar``) or one per channel.
-        gate_init: the logit a / T at the start, so that the gate opens with sigmoid(gate_init) whatever T is.
-            (-1.39 and 1.39 are an opening of 0.2 and 0.8; Side-Tuning starts at either 0.5 or 0.8.)
-        temperature: T; a small one makes the gate move faster for the same learning rate.
+        gate_init: initial logit a / T, so that the gate starts at sigmoid(gate_init) for any T.
+            (-1.39 and 1.39 give an opening of 0.2 and 0.8; Side-Tuning starts at either 0.5 or 0.8.)
+        temperature: temperature T; with a smaller T the gate moves faster at the same learning rate.
         keep: residual blocks that get a side block, where the granularity is ``block``: ``all``; ``every_second``,
-            counted back from the last of a stage, which the pyramid reads (Ladder Side-Tuning drops every second layer
-            of T5-large); ``last_per_stage`` (its pattern 3, 7, 11 of 12 layers), the same as granularity ``stage``.
-        init: of the side blocks: ``random``; ``prune_l1``, ``prune_fisher``: residual blocks of the backbone, pruned to
-            what matters most by magnitude or by Fisher information, see `petl.pruning`. Up_i is zero with all three.
+            counted back from the last block of a stage, which the pyramid reads (Ladder Side-Tuning drops every second
+            layer of T5-large); ``last_per_stage`` (its pattern 3, 7, 11 of 12 layers), the same as granularity
+            ``stage``.
+        init: initialisation of the side blocks: ``random``; ``prune_l1``, ``prune_fisher``: residual blocks of the
+            backbone, pruned to the most important channels by magnitude or by Fisher information, see `petl.pruning`.
+            Up_i starts at zero with all three.
     """
 
     reduction: int = 4
@@ -108,7 +111,7 @@ def side_channels(channels: int, options: CstOptions) -> int:
 
 
 def kept_blocks(n_blocks: int, options: CstOptions) -> list[int]:
-    """Indices of the blocks of a stage that have a side block; the last always has."""
+    """Return the indices of the blocks of a stage that have a side block; the last block always has one."""
     if options.granularity == "stage" or options.keep == "last_per_stage":
         return [n_blocks - 1]
     step = 2 if options.keep == "every_second" else 1
@@ -116,7 +119,7 @@ def kept_blocks(n_blocks: int, options: CstOptions) -> list[int]:
 
 
 def petl_params(shape: BackboneShape, options: CstOptions) -> int:
-    """The parameters of the side network, in closed form (pinned to the module by a test).
+    """Return the parameters of the side network in closed form (a test compares it with the module).
 
     With s_i = max(1, c_i // r): stem c_1 s_1; Up s_i c_i + c_i; per node Down c_i s_i, the block and the gate;
     Trans s_{i-1} s_i + s_i where a stage begins; two affine parameters, or a bias, per channel of Down and stem.
@@ -144,7 +147,7 @@ def footprint(shape: BackboneShape, options: CstOptions) -> MemoryPlan:
             return tape.add(u, t)
         if operator == "tanh":
             return tape.add(t, tape.op(u.shape, u, save=[u], params=gate, transient=u.nbytes))
-        if operator == "max":  # keeps two masks' worth of comparison: both inputs
+        if operator == "max":  # the comparison keeps both inputs, as much as two masks
             u = tape.pointwise(u, t, save=[u, t])
         # lerp: the gradient of the gate is a product over both ends
         return tape.op(t.shape, t, u, save=[t, u], params=gate, transient=2 * t.nbytes)
@@ -185,7 +188,7 @@ def footprint(shape: BackboneShape, options: CstOptions) -> MemoryPlan:
 
 
 def _fisher_pass(shape: BackboneShape, options: CstOptions) -> MemoryPlan | None:
-    """`pruning.fisher` as shapes: residual blocks are recomputed, and keep what the gradients of the sources need."""
+    """Describe `pruning.fisher` as shapes: residual blocks are recomputed and keep what the sources' gradients need."""
     kernels = {"3x3": (3,), "bottleneck": (1, 3) if len(shape.blocks()[0].path) == 3 else (3,)}.get(options.block)
     if kernels is None:
         return None

@@ -1,4 +1,4 @@
-"""`full`: every convolution of the backbone is trained, as a user without PETL would do."""
+"""`full`: train every convolution of the backbone, i.e. ordinary fine-tuning without PETL."""
 
 from cst_search.memory.plan import MemoryPlan
 from cst_search.petl.base import HasBody, Method, NoOptions, nothing_to_merge

@@ -1,4 +1,4 @@
-"""`head`: the backbone stays frozen; only the neck and the head are trained."""
+"""`head`: train only the neck and the head; the backbone stays frozen."""
 
 from cst_search.memory.plan import MemoryPlan
 from cst_search.petl.base import Method, NoOptions, nothing_to_merge

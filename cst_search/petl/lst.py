@@ -1,16 +1,16 @@
 """`lst`: Ladder Side-Tuning on a ResNet, a ladder of reduced blocks beside the frozen backbone.
 
 Source: Sung et al., LST, NeurIPS 2022 (arXiv 2206.06522), github.com/ylsung/Ladder-Side-Tuning @1798e82. With u_i the
-reduced feature of residual block i, h the side state, g_i = sigmoid(alpha_i / T), alpha_i = 0 at the start and T = 0.1:
+reduced feature map of residual block i, h the side state, g_i = sigmoid(alpha_i / T), initial alpha_i = 0 and T = 0.1:
 
     h_i = Block_i(g_i u_i + (1 - g_i) h_{i-1})
 
-It is `cst` with its operator ``lst``, a gate at every block, and LST's defaults: one side block per residual block,
-reduction 8, side blocks that start as pruned blocks of the backbone. LST's scripts prune by Fisher information, which
-needs a look at the data; the default here is pruning by L1 norm. Three things are ours, for convolutions and pyramids:
-a 1x1 that carries h from stage to stage, a norm behind every ladder, and the output. LST replaces the backbone's last
-state by its own, projected up; here every level that the pyramid reads gets C_i + Up_i(h_i), Up_i zero at the start:
-step 0 is the pre-trained detector.
+This is `cst` with the operator ``lst``, a gate at every block, and LST's defaults: one side block per residual block,
+reduction 8, side blocks initialised as pruned blocks of the backbone. LST's scripts prune by Fisher information, which
+needs training data; the default here is pruning by L1 norm. Three parts are ours, for convolutions and pyramids: a 1x1
+convolution that carries h from stage to stage, a norm after every ladder (Down_i), and the output. LST replaces the
+backbone's last state by its own, projected up; here every level that the pyramid reads becomes C_i + Up_i(h_i). Up_i
+starts at zero, so that step 0 is the pre-trained detector.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LstOptions:
-    """Those of `cst` that LST has.
+    """Options of `lst`: the subset of `cst`'s options that LST has.
 
     Attributes:
-        reduction: r; LST has 8 (T5) and 4 (vision and language).
-        block, norm: of the side blocks and of the side network.
+        reduction: reduction r; LST uses 8 (T5) and 4 (vision and language).
+        block: kind of the side blocks, as in `cst`.
+        norm: norm of the side network, as in `cst`.
         keep: residual blocks that have a side block; LST's layer dropping.
-        init: of the side blocks, ``prune_l1``, ``prune_fisher`` or ``random``.
-        temperature: T of the gate.
+        init: initialisation of the side blocks, ``prune_l1``, ``prune_fisher`` or ``random``.
+        temperature: temperature T of the gate.
     """
 
     reduction: int = 8
@@ -50,7 +51,7 @@ class LstOptions:
 
     def __post_init__(self) -> None:
         try:
-            self.as_cst()  # its ranges
+            self.as_cst()  # CstOptions checks the ranges
         except ConfigError as error:
             raise ConfigError(str(error).replace("cst:", "lst:", 1)) from error
 

@@ -1,8 +1,8 @@
-"""`norm`: weight and bias of the frozen norms are trained; their statistics stay.
+"""`norm`: train weight and bias of the frozen norms; their statistics stay fixed.
 
-torchvision's detectors have FrozenBatchNorm2d, whose weight and bias are no parameters: training "the norm parameters"
-of such a detector trains nothing. Here they are opened under their old names. BatchNorm2d (weights: none) becomes the
-same: a norm with fixed statistics.
+In torchvision's detectors weight and bias of FrozenBatchNorm2d are buffers, so training "the norm parameters" of such a
+detector trains nothing. Here they become parameters under their old names. BatchNorm2d (weights: none) is replaced
+likewise by a norm with fixed statistics.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from cst_search.petl.base import Method, check, from_stage
 
 @dataclass(frozen=True)
 class NormOptions:
-    """Attributes:
-    first_stage: norms from this stage on are trained, 1 is the stem; stages before it keep no activation.
+    """Options of `norm`.
+
+    Attributes:
+        first_stage: first stage whose norms are trained, 1 is the stem; earlier stages keep no activations.
     """
 
     first_stage: int = 1
@@ -28,7 +30,7 @@ class NormOptions:
 
 
 def petl_params(shape: BackboneShape, options: NormOptions) -> int:
-    """Two per channel of every opened norm."""
+    """Return two parameters per channel of every trained norm."""
     return 2 * shape.n_norm_channels(options.first_stage)
 
 

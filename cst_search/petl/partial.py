@@ -1,4 +1,4 @@
-"""`partial`: the last stages of the backbone are trained, the earlier ones stay frozen and keep no activation."""
+"""`partial`: train the last stages of the backbone; earlier stages stay frozen and keep no activations."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from cst_search.petl.base import HasBody, Method, check, nothing_to_merge, whole
 
 @dataclass(frozen=True)
 class PartialOptions:
-    """Attributes:
-    stages: how many of the stages 2..5 are trained, counted from the last. (4 is `full` without the stem.)
+    """Options of `partial`.
+
+    Attributes:
+        stages: number of trained stages out of 2..5, counted from the last. (4 is `full` without the stem.)
     """
 
     stages: int = 1
@@ -32,7 +34,7 @@ def _apply(backbone: HasBody, options: PartialOptions) -> None:
 
 
 def petl_params(shape: BackboneShape, options: PartialOptions) -> int:
-    """c_in c_out k^2 per convolution of the trained stages; with BatchNorm2d two more per output channel."""
+    """Return c_in c_out k^2 per convolution of the trained stages, with BatchNorm2d two more per output channel."""
     convs = [conv for block in shape.blocks(first_stage=6 - options.stages) for conv in block.convs]
     affine = 0 if shape.frozen_norm else 2
     return sum(conv.c_in * conv.c_out * conv.kernel**2 + affine * conv.c_out for conv in convs)

@@ -1,14 +1,14 @@
-"""`serial_adapter`: a bottleneck behind every residual block, or beside one of its convolutions.
+"""`serial_adapter`: a bottleneck after every residual block, or parallel to one of its convolutions.
 
-    transition             ReLU(y + Adapter(y)), behind the block's output y
+    transition             ReLU(y + Adapter(y)), after the block's output y
     front, middle, back    conv(x) + Adapter(x), the block's first, second, last convolution, before its norm
 
     Adapter = Norm W2 ReLU Norm W1 (``bottleneck``: 1x1 to c_in / r and 1x1 back), or Norm W (``basic``: one 1x1)
 
-Positions and kinds are those of the ResNet adapters in Ladder Side-Tuning's repository. Its adapters beside a layer
-are added behind the norm if they have norms themselves, else before it; here always before. Its variant with a zero
-gate trains one number in the first step; here the last norm (without norms: the last 1x1) starts at zero instead: step
-0 is the pre-trained detector, and every output channel learns from the start.
+Positions and kinds follow the ResNet adapters in Ladder Side-Tuning's repository. There an adapter parallel to a layer
+is added after the norm if it has norms itself, else before it; here it is always added before. The repository's
+variant with a zero gate trains a single number in the first step. Here the last norm (without norms: the last 1x1)
+starts at zero instead: step 0 is the pre-trained detector, and every output channel learns from the start.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ from cst_search.petl.side_blocks import NORMS, norm_params
 
 POSITIONS = ("transition", "front", "middle", "back")
 KINDS = ("bottleneck", "basic")
-PLACES = {"front": 0, "middle": 1, "back": -1}  # in a basic block, which has two, the middle is the last
+PLACES = {"front": 0, "middle": 1, "back": -1}  # a basic block has two convolutions: its middle one is the last
 
 
 @dataclass(frozen=True)
 class SerialAdapterOptions:
-    """Attributes:
-    reduction: r; a bottleneck has max(1, c_in // r) channels. Not used by ``basic``.
-    position: ``transition``, ``front``, ``middle`` or ``back``, see the module.
-    kind: ``bottleneck`` or ``basic``.
-    norm: of the adapter: ``gn``, ``bn`` (the reference's) or ``none``.
-    first_stage: from this stage on; stages before it keep no activation.
+    """Options of `serial_adapter`.
+
+    Attributes:
+        reduction: reduction r; a bottleneck has max(1, c_in // r) channels. Not used by ``basic``.
+        position: place of the adapter, ``transition``, ``front``, ``middle`` or ``back``, see the module.
+        kind: kind of the adapter, ``bottleneck`` or ``basic``.
+        norm: norm of the adapter, ``gn``, ``bn`` (the reference's) or ``none``.
+        first_stage: first stage with adapters; earlier stages keep no activations.
     """
 
     reduction: int = 32
@@ -57,7 +59,10 @@ class SerialAdapterOptions:
 
 
 def petl_params(shape: BackboneShape, options: SerialAdapterOptions) -> int:
-    """Per block c_in s + s c_out for a bottleneck of s channels, else c_in c_out; two or a bias per normed channel."""
+    """Return, summed over blocks, c_in s + s c_out (bottleneck of s channels) or c_in c_out (basic).
+
+    Each normalised channel adds two parameters, or one bias without norms.
+    """
     total = 0
     for block in shape.blocks(options.first_stage):
         if options.position == "transition":

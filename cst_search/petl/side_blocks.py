@@ -1,16 +1,16 @@
-"""Kinds of the small layers that methods add, and closed formulas of their parameters (built by `modules.layers`)."""
+"""Kinds of small layers that methods add (built by `modules.layers`), and closed formulas for their parameters."""
 
 BLOCKS = ("3x3", "depthwise", "bottleneck", "1x1")
 NORMS = ("bn", "gn", "none")
 
 
 def norm_params(norm: str, channels: int) -> int:
-    """Parameters of a norm, or of the bias that stands in its place."""
+    """Return the parameters of a norm, or of the bias that replaces it."""
     return channels if norm == "none" else 2 * channels
 
 
 def block_params(kind: str, norm: str, channels: int) -> int:
-    """Parameters of `make_block`, in closed form."""
+    """Return the parameters of `make_block` in closed form."""
     bias, inner = int(norm == "none"), max(1, channels // 4)
     convs = {
         "3x3": 9 * channels**2,

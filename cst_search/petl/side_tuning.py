@@ -1,14 +1,14 @@
-"""`side_tuning`: a small network on the image, merged with the frozen backbone at the end.
+"""`side_tuning`: a small side network on the image, merged with the frozen backbone at the end.
 
 Source: Zhang et al., Side-Tuning, ECCV 2020: ``sigmoid(a) base(x) + (1 - sigmoid(a)) side(x)``, one output, the side
-network distilled from the base before it is trained. A detector reads a pyramid, so here every level that it reads is
-merged, and a level of the side network is the base's plus a projection of its own features, zero at the start: what
-distillation brings near the base begins there exactly. With s_i the features of the side network at the grid of C_i:
+network distilled from the base before it is trained. A detector reads a pyramid, so here every level is merged. A level
+of the side network is the base's plus a projection of its own feature map, zero at the start: distillation only brings
+the side network near the base, this starts exactly there. With s_i the side network's feature map at the grid of C_i:
 
     side_i = C_i + Up_i(s_i)         Up_i: 1x1, zero at the start: step 0 is the pre-trained detector
     C_i <- sigmoid(a_i) C_i + (1 - sigmoid(a_i)) side_i  =  C_i + (1 - sigmoid(a_i)) Up_i(s_i)
 
-This is our reading for pyramids. The side network sees the image alone, never a feature of the backbone.
+This is our reading for pyramids. The side network sees only the image, never a feature map of the backbone.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from cst_search.petl.side_blocks import NORMS, block_params, norm_params
 
 @dataclass(frozen=True)
 class SideTuningOptions:
-    """Attributes:
-    reduction: r; the side network has max(1, c_i // r) channels at the grid of C_i.
-    blocks: further 3x3 residual blocks at every grid; 0: a fully convolutional net of five layers (the reference's FCN5
-        has as many), 1: a small ResNet of nine.
-    norm: of the side network: ``gn``, ``bn`` or ``none``.
-    gate_init: a at the start; the reference has 0 (half base, half side) or 1.39 (0.8 base).
+    """Options of `side_tuning`.
+
+    Attributes:
+        reduction: reduction r; the side network has max(1, c_i // r) channels at the grid of C_i.
+        blocks: further 3x3 residual blocks at every grid; 0: a fully convolutional net of five layers (as many as the
+            reference's FCN5), 1: a small ResNet of nine.
+        norm: norm of the side network, ``gn``, ``bn`` or ``none``.
+        gate_init: initial a; the reference uses 0 (half base, half side) or 1.39 (0.8 base).
     """
 
     reduction: int = 8
@@ -54,7 +56,10 @@ class SideTuningOptions:
 
 
 def petl_params(shape: BackboneShape, options: SideTuningOptions) -> int:
-    """With s_i = max(1, c_i // r), s_0 = 3: 9 s_{i-1} s_i and a norm per layer, the blocks, Up_i, a gate per level."""
+    """Return the parameters of the side network in closed form.
+
+    With s_i = max(1, c_i // r), s_0 = 3: 9 s_{i-1} s_i and a norm per layer, the blocks, Up_i, a gate per level.
+    """
     side = [max(1, c // options.reduction) for c in shape.stage_channels]
     total = 27 * side[0] + norm_params(options.norm, side[0])
     for stage in range(2, max(shape.used_stages) + 1):

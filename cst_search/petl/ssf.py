@@ -1,8 +1,9 @@
 """`ssf`: Scaling and Shifting of deep Features, ``x * scale + shift`` per channel.
 
-The reference code draws scale from N(1, 0.02) and shift from N(0, 0.02). Ours start at exactly 1 and 0, so that step 0
-is the pre-trained detector; ``init_std: 0.02`` is the reference's start. After a norm SSF is norm tuning in other
-coordinates (the product of two scales is trained), and merges into it; after a block a ReLU and a sum stand between.
+The reference code draws scale from N(1, 0.02) and shift from N(0, 0.02). Here they start at exactly 1 and 0, so that
+step 0 is the pre-trained detector; ``init_std: 0.02`` restores the reference's initialisation. After a norm, SSF is
+norm tuning in other coordinates (the product of two scales is trained) and merges into the norm. After a block it
+cannot be merged, because a ReLU and a sum lie between.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from cst_search.petl.base import Method, check, from_stage, one_of
 
 @dataclass(frozen=True)
 class SsfOptions:
-    """Attributes:
-    after: every ``norm``, or every residual ``block``.
-    first_stage: from this stage on, 1 is the stem (which has a norm and no block).
-    init_std: standard deviation of the start around 1 and 0; the reference's is 0.02.
+    """Options of `ssf`.
+
+    Attributes:
+        after: place of scale and shift, after every ``norm`` or every residual ``block``.
+        first_stage: first stage with scale and shift, 1 is the stem (which has a norm and no block).
+        init_std: standard deviation of the initial values around 1 and 0; the reference uses 0.02.
     """
 
     after: str = "norm"
@@ -42,7 +45,7 @@ class SsfOptions:
 
 
 def petl_params(shape: BackboneShape, options: SsfOptions) -> int:
-    """Two per channel of every norm, or of every block's output."""
+    """Return two parameters per channel of every norm, or of every block's output."""
     if options.after == "norm":
         return 2 * shape.n_norm_channels(options.first_stage)
     return 2 * sum(block.c_out for block in shape.blocks(options.first_stage))

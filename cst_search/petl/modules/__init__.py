@@ -1,1 +1,1 @@
-"""The torch modules of the methods, a file each. Imported when a method is applied, so that costs need no torch."""
+"""Torch modules of the methods, one file each, imported only when a method is applied: costs need no torch."""

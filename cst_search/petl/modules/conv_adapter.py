@@ -1,4 +1,4 @@
-"""The adapter of `conv_adapter`. The method itself: `cst_search.petl.conv_adapter`."""
+"""Adapter of the method `conv_adapter`, see `cst_search.petl.conv_adapter`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cst_search.petl.modules.layers import (
 
 
 class ConvAdapter(nn.Module):
-    """(B, c_in, H, W) -> (B, c_out, H / stride, W / stride), zero at the start."""
+    """Adapter parallel to a convolution: (B, c_in, H, W) -> (B, c_out, H / stride, W / stride), zero at the start."""
 
     def __init__(self, conv: nn.Conv2d, options: ConvAdapterOptions) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The convolution of `conv_lora`. The method itself: `cst_search.petl.conv_lora`."""
+"""Convolution of the method `conv_lora`, see `cst_search.petl.conv_lora`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cst_search.petl.modules.layers import (
 
 
 class LoraConv2d(nn.Conv2d):
-    """A frozen convolution without bias and its low-rank change; ``weight`` is the frozen one."""
+    """Frozen convolution without bias, plus a low-rank update; ``weight`` is the frozen one."""
 
     def __init__(self, conv: nn.Conv2d, rank: int, scale: float) -> None:
         c_out, c_in, k, _ = conv.weight.shape
@@ -25,10 +25,10 @@ class LoraConv2d(nn.Conv2d):
         self.scale = scale
         self.lora_A = nn.Parameter(torch.empty(rank * k, c_in * k))
         self.lora_B = nn.Parameter(torch.zeros(c_out * k, rank * k))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # loralib: as nn.Linear
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as loralib, which follows nn.Linear
 
     def summed(self) -> Tensor:
-        """The weight that it computes with, (c_out, c_in, k, k)."""
+        """Return the effective weight W + scale B A, (c_out, c_in, k, k)."""
         return self.weight + self.scale * (self.lora_B @ self.lora_A).view(self.weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,5 +49,5 @@ def apply(backbone: HasBody, options: ConvLoraOptions) -> None:
 
 
 def merge(backbone: HasBody, options: ConvLoraOptions) -> None:
-    """Write W + scale B A into plain convolutions."""
+    """Replace every LoraConv2d by a plain convolution with the weight W + scale B A."""
     replace_all(backbone.body, LoraConv2d, LoraConv2d.merged)

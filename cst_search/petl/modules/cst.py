@@ -1,6 +1,6 @@
-"""The side network of `cst` and `lst`: a ladder of reduced blocks, fused with the backbone by MTC gates.
+"""Side network of `cst` and `lst`: a ladder of reduced blocks, fused with the backbone by MTC gates.
 
-The methods themselves: `cst_search.petl.cst`, which has the formulas, and `cst_search.petl.lst`.
+See `cst_search.petl.cst` for the formulas, and `cst_search.petl.lst`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cst_search.petl.modules.side_network import SideNetwork
 
 
 class Mtc(nn.Module):
-    """The gate that fuses the backbone's view u with the side state t, both (B, C, H, W). The operators: `petl.cst`."""
+    """Gate that fuses the reduced feature map u with the side state t, both (B, C, H, W). Operators: see `petl.cst`."""
 
     def __init__(self, operator: str, gate: str, channels: int, gate_init: float, temperature: float) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Mtc(nn.Module):
             self.gate = nn.Parameter(torch.full(shape, gate_init * temperature))
 
     def opening(self) -> Tensor:
-        """sigmoid(a / T), or tanh(a / T) for the tanh operator."""
+        """Return the gate's opening: sigmoid(a / T), or tanh(a / T) for the tanh operator."""
         logit = self.gate / self.temperature
         return torch.tanh(logit) if self.operator == "tanh" else torch.sigmoid(logit)
 
@@ -53,7 +53,7 @@ class Mtc(nn.Module):
 
 
 class _Node(nn.Module):
-    """One side step: reduce the backbone's feature, fuse it with the side state, transform."""
+    """Step of the side network: reduce the feature map, fuse it with the side state, apply the side block."""
 
     def __init__(
         self, c_backbone: int, c_before: int, c: int, halves: bool, moves: bool, mtc: bool, o: CstOptions
@@ -68,7 +68,7 @@ class _Node(nn.Module):
 
     def forward(self, feature: Tensor, h: Tensor) -> Tensor:
         u = self.down_norm(self.down(feature))
-        t = F.avg_pool2d(h, 2, ceil_mode=True) if self.halves else h  # ceil: as the backbone's strided 3x3 rounds
+        t = F.avg_pool2d(h, 2, ceil_mode=True) if self.halves else h  # ceil, like the backbone's strided 3x3
         if self.trans is not None:
             t = self.trans(t)
         z = self.mtc(u, t)
@@ -76,7 +76,7 @@ class _Node(nn.Module):
 
 
 class Ladder(SideNetwork):
-    """The nodes, stage by stage or block by block; its states are the h_i."""
+    """Ladder of side blocks, one per stage or per residual block; its states are the h_i."""
 
     def __init__(self, shape: BackboneShape, options: CstOptions) -> None:
         super().__init__()
@@ -124,19 +124,19 @@ class Ladder(SideNetwork):
         return states
 
     def calibrate(self, key: str, feature: Tensor, state: Tensor) -> Tensor:
-        """C_i + Up_i(h_i), of C_i's shape."""
+        """Return C_i + Up_i(h_i), of C_i's shape."""
         return feature + self.up[key](state)
 
 
-# the convolutions of a residual block that the dense ones of a side block are pruned from; others have no counterpart
+# convolutions of a residual block from which the dense ones of a side block are pruned; other kinds have none
 _COUNTERPARTS = {"3x3": ("conv2",), "bottleneck": ("conv1", "conv2", "conv3")}
 
 
 def _counterparts(side: Ladder, body: Body, kind: str) -> Iterator[tuple[nn.Conv2d, nn.Conv2d]]:
-    """(convolution of a side block, that of the residual block beside it which it can be pruned from).
+    """Yield (convolution of a side block, convolution of the residual block beside it to prune it from).
 
-    What has no counterpart stays random: depth-wise and 1x1 side blocks, and in a bottleneck all but the 3x3 where the
-    backbone (ResNet-18, 34) has no bottlenecks. The ladders (Down_i) are random, as in Ladder Side-Tuning.
+    Convolutions without a counterpart stay random: depth-wise and 1x1 side blocks, and in a bottleneck all but the 3x3
+    where the backbone (ResNet-18, 34) has no bottlenecks. The ladders (Down_i) are random, as in Ladder Side-Tuning.
     """
     for key, node in zip(side.keys, side.nodes, strict=True):
         stage, _, j = key.removeprefix("c").partition(".")
@@ -158,7 +158,7 @@ def apply(backbone: HasBody, options: CstOptions) -> None:
 
 
 def prepare(backbone: HasBody, options: CstOptions, losses: Iterator[Tensor]) -> None:
-    """Prune by Fisher information, which needs data."""
+    """Prune the side blocks by Fisher information, which needs training data."""
     if options.init != "prune_fisher":
         return
     assert isinstance(backbone.side, Ladder)

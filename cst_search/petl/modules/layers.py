@@ -1,4 +1,4 @@
-"""What methods are built from: small layers, and surgery on a body that keeps torchvision's tensor names."""
+"""Building blocks of methods: small layers, and changes to a body that keep torchvision's tensor names."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Norm = FrozenNorm | nn.BatchNorm2d
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm that stays in the type of its input, as `resnet.FrozenNorm` does.
+    """GroupNorm that returns the dtype of its input, as `resnet.FrozenNorm` does.
 
-    Autocast on CUDA runs the stock one in fp32: it then keeps twice the bytes, and an operation that wants one type for
-    its inputs, such as lerp, refuses what comes out. Its sums are in fp32 inside either way. Weight and bias are cast
-    as autocast casts a convolution's: CUDA's kernel, unlike a CPU's, refuses them in another type than the input's.
+    Autocast on CUDA runs the stock GroupNorm in fp32: it then keeps twice the bytes, and operations that need inputs of
+    one dtype, such as lerp, reject its output. Its sums are in fp32 either way. Weight and bias are cast as autocast
+    casts those of a convolution: the CUDA kernel, unlike the CPU's, rejects them in another dtype than the input's.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,19 +30,21 @@ class GroupNorm(nn.GroupNorm):
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
-    """A norm for layers that a method adds: ``bn``, ``gn`` or ``none``."""
+    """Return a norm for layers that a method adds: ``bn``, ``gn`` or ``none``."""
     if kind == "bn":
         return nn.BatchNorm2d(channels)
     if kind == "gn":
-        # at least four channels a group: with fewer, GroupNorm wipes out what a channel says about the whole image
+        # at least four channels per group: with fewer, GroupNorm removes what a channel says about the whole image
         groups = next(n for n in range(min(32, max(1, channels // 4)), 0, -1) if channels % n == 0)
         return GroupNorm(groups, channels)
     return nn.Identity()
 
 
 def make_block(kind: str, norm: str, channels: int) -> nn.Sequential:
-    """A side block, (B, channels, H, W) -> the same: ``3x3``; ``depthwise`` (3x3 depth-wise, then 1x1); ``bottleneck``
-    (1x1 to a quarter, 3x3, 1x1); ``1x1``. Norm and ReLU follow; a convolution has a bias where there is no norm.
+    """Return a side block, (B, channels, H, W) -> the same shape.
+
+    Kinds: ``3x3``; ``depthwise`` (3x3 depth-wise, then 1x1); ``bottleneck`` (1x1 to a quarter, 3x3, 1x1); ``1x1``. Norm
+    and ReLU follow; the convolutions have a bias if there is no norm.
     """
 
     def conv(c_in: int, c_out: int, k: int, groups: int = 1) -> nn.Conv2d:
@@ -60,11 +62,14 @@ def make_block(kind: str, norm: str, channels: int) -> nn.Sequential:
     return nn.Sequential(*layers, make_norm(norm, channels), nn.ReLU(inplace=True))
 
 
-# --- surgery on a body -----------------------------------------------------------------------------------------------
+# --- changes to a body -----------------------------------------------------------------------------------------------
 
 
 def modules_from(body: Body, first_stage: int) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """(parent, name below it, module) of every module in the stages first_stage..5; 1 is the stem. May be replaced."""
+    """Yield (parent, name in the parent, module) for the stages first_stage..5; 1 is the stem.
+
+    Modules may be replaced during iteration.
+    """
     children = [child for stage in STAGES[first_stage - 1 :] for child in stage]
     for parent_name, parent in list(body.named_modules()):
         for name, module in list(parent.named_children()):
@@ -73,21 +78,21 @@ def modules_from(body: Body, first_stage: int) -> Iterator[tuple[nn.Module, str,
 
 
 def replace_norms(body: Body, first_stage: int, make: Callable[[Norm], nn.Module]) -> None:
-    """Put ``make(norm)`` in the place of every norm from a stage on."""
+    """Replace every norm from a stage on by ``make(norm)``."""
     for parent, name, module in modules_from(body, first_stage):
         if isinstance(module, Norm):
             setattr(parent, name, make(module))
 
 
 def replace_all(body: Body, kind: type[nn.Module], make: Callable[..., nn.Module]) -> None:
-    """Put ``make(module)`` in the place of every module of exactly that kind."""
+    """Replace every module of exactly the type ``kind`` by ``make(module)``."""
     for parent, name, module in modules_from(body, 1):
         if type(module) is kind:
             setattr(parent, name, make(module))
 
 
 def still_norm(norm: Norm) -> FrozenNorm:
-    """A FrozenNorm with the tensors (not copied) of another or of a BatchNorm2d."""
+    """Return a FrozenNorm that shares the tensors (not copied) of another FrozenNorm or of a BatchNorm2d."""
     still = FrozenNorm(norm.weight.numel(), norm.eps)
     _take_tensors(still, norm)
     return still
@@ -99,7 +104,7 @@ def _take_tensors(still: FrozenNorm, norm: Norm) -> None:
 
 
 class OpenNorm(FrozenNorm):
-    """A FrozenNorm whose ``weight`` or ``bias``, or both, are parameters under their old names; statistics stay."""
+    """FrozenNorm whose ``weight`` or ``bias``, or both, are parameters under their old names; statistics stay fixed."""
 
     def __init__(self, norm: Norm, opened: tuple[str, ...]) -> None:
         super().__init__(norm.weight.numel(), norm.eps)
@@ -111,7 +116,7 @@ class OpenNorm(FrozenNorm):
 
 
 class ScaleShift(nn.Module):
-    """``x * scale + shift`` per channel; scale ~ N(1, std), shift ~ N(0, std)."""
+    """Layer ``x * scale + shift`` per channel; initial scale ~ N(1, std), shift ~ N(0, std)."""
 
     def __init__(self, channels: int, std: float) -> None:
         super().__init__()
@@ -123,7 +128,7 @@ class ScaleShift(nn.Module):
 
 
 class ScaledNorm(FrozenNorm):
-    """A FrozenNorm and a ScaleShift behind it, ``ssf``."""
+    """FrozenNorm followed by a ScaleShift, ``ssf``."""
 
     def __init__(self, norm: Norm, std: float) -> None:
         super().__init__(norm.weight.numel(), norm.eps)
@@ -134,7 +139,7 @@ class ScaledNorm(FrozenNorm):
         return self.ssf(super().forward(x))
 
     def folded(self) -> FrozenNorm:
-        """The FrozenNorm that does both."""
+        """Return one FrozenNorm equal to norm and ScaleShift together."""
         still = still_norm(self)
         scale, shift = self.ssf.scale.detach(), self.ssf.shift.detach()
         still.weight, still.bias = self.weight * scale, self.bias * scale + shift
@@ -142,17 +147,17 @@ class ScaledNorm(FrozenNorm):
 
 
 def residual_blocks(body: Body, first_stage: int) -> list[nn.Module]:
-    """The residual blocks from a stage on, in the order of `BackboneShape.blocks`."""
+    """Return the residual blocks from a stage on, in the order of `BackboneShape.blocks`."""
     return [block for stage in STAGES[max(1, first_stage - 1) :] for child in stage for block in getattr(body, child)]
 
 
 def path(block: nn.Module) -> list[nn.Conv2d]:
-    """The convolutions of a residual block in order, its shortcut left out."""
+    """Return the convolutions of a residual block in order, without its shortcut."""
     return [getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
 
 
 def add_parallel(conv: nn.Conv2d, adapter: nn.Module) -> None:
-    """From now on the convolution gives ``conv(x) + adapter(x)``; its own tensors keep their names."""
+    """Make a convolution return ``conv(x) + adapter(x)``, in place; its own tensors keep their names."""
     conv.add_module("adapter", adapter)
     conv.register_forward_hook(_parallel)
 
@@ -162,7 +167,7 @@ def _parallel(conv: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
 
 
 def add_behind(block: nn.Module, adapter: nn.Module) -> None:
-    """From now on the block gives ``adapter(block(x))``; its own tensors keep their names."""
+    """Make a block return ``adapter(block(x))``, in place; its own tensors keep their names."""
     block.add_module("adapter", adapter)
     block.register_forward_hook(_behind)
 

@@ -1,4 +1,4 @@
-"""Opening the frozen norms of a body, for `norm` and `bitfit`."""
+"""Unfreezing of a body's norms, for the methods `norm` and `bitfit`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class _FromStage(Protocol):
 
 
 def open_affine(backbone: HasBody, options: _FromStage) -> None:
-    """Make weight and bias of every norm from ``first_stage`` on parameters."""
+    """Turn weight and bias of every norm from ``first_stage`` on into parameters."""
     _open(backbone, options, ("weight", "bias"))
 
 
 def open_bias(backbone: HasBody, options: _FromStage) -> None:
-    """Make the bias of every norm from ``first_stage`` on a parameter."""
+    """Turn the bias of every norm from ``first_stage`` on into a parameter."""
     _open(backbone, options, ("bias",))
 
 
@@ -29,5 +29,5 @@ def _open(backbone: HasBody, options: _FromStage, names: tuple[str, ...]) -> Non
 
 
 def merge(backbone: HasBody, options: object) -> None:
-    """Close the opened norms again, with what was learned."""
+    """Replace the trained norms by frozen ones with the trained values."""
     replace_all(backbone.body, OpenNorm, still_norm)

@@ -1,9 +1,9 @@
-"""Narrow convolutions that start as the part of a wide one that matters most: Ladder Side-Tuning's structural pruning.
+"""Structural pruning as in Ladder Side-Tuning: narrow convolutions start as the most important part of a wide one.
 
-Its repository (github.com/ylsung/Ladder-Side-Tuning @c09bf67, ``seq2seq/pruning``) ranks channels by the sum of the
-importance of all weights of a channel: their magnitude, or their Fisher information (``fisher-v2``, which the shipped
-scripts use). Outputs first, then inputs, each layer by itself, is ours: a side block reads a reduced feature, not the
-layer that stands before its counterpart in the backbone.
+LST's repository (github.com/ylsung/Ladder-Side-Tuning @c09bf67, ``seq2seq/pruning``) ranks channels by the summed
+importance of their weights: magnitude, or Fisher information (``fisher-v2``, which the shipped scripts use). Pruning
+outputs first, then inputs, each layer by itself, is ours: a side block reads a reduced feature map, not the output of
+the layer before its counterpart in the backbone.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from torch import Tensor, nn
 from cst_search.backbone.resnet import STAGES
 from cst_search.petl.base import HasBody
 
-N_IMAGES = 32  # that Fisher information is the mean over
-_SCALE = 2.0**10  # of a loss: in fp16 a small gradient would become zero before it is squared
+N_IMAGES = 32  # images that Fisher information is averaged over
+_SCALE = 2.0**10  # factor on the loss: in fp16 a small gradient would become zero before it is squared
 
 
 def prune(conv: nn.Conv2d, source: nn.Conv2d, importance: Tensor) -> None:
-    """Fill a narrow convolution with the most important part of a wide one.
+    """Copy the most important part of a wide convolution into a narrow one.
 
-    First the output channels are chosen, then, of what is left, the input channels; their order stays. Where the source
-    has fewer channels than are asked for, the rest stays as it was.
+    Output channels are chosen first, then input channels among the remaining weights; the order of channels is kept. If
+    the source has too few channels, the other weights of the narrow convolution stay unchanged.
 
     Args:
-        importance: of every pair of channels of the source, (c_out, c_in), >= 0; that of a channel is its sum.
+        importance: importance of each pair of channels of the source, (c_out, c_in), >= 0; that of a channel is its
+            sum.
     """
     weight, importance = source.weight.detach(), importance.to(source.weight.device)
     for dim in (0, 1):
@@ -41,25 +42,25 @@ def prune(conv: nn.Conv2d, source: nn.Conv2d, importance: Tensor) -> None:
 
 
 def l1(source: nn.Conv2d) -> Tensor:
-    """Sum of magnitudes of the weights between two channels, (c_out, c_in)."""
+    """Return the sum of magnitudes of the weights between two channels, (c_out, c_in)."""
     return source.weight.detach().abs().sum((2, 3))
 
 
 def fisher(backbone: HasBody, sources: Sequence[nn.Conv2d], losses: Iterator[Tensor]) -> list[Tensor]:
-    """Empirical Fisher information of the weights between two channels, (c_out, c_in) for every source, on the host:
+    """Return the empirical Fisher information of weights between two channels, (c_out, c_in) per source, on the host:
 
         F[o, i] = 1 / N sum_n sum_{y, x} (dL_n / dW[o, i, y, x])^2
 
     with L_n the training loss of image n alone: the diagonal of the empirical Fisher matrix (Sung et al., FISH Mask,
     NeurIPS 2021), as ``calculate_the_importance_label`` of LST's repository computes it, batch size 1.
 
-    A gradient has to cross the frozen body here, once, before training. So that this does not become the peak of a
-    trial, residual blocks are computed again, a weight's gradient is squared, summed and dropped as soon as it is made,
-    and the side network is left out: what it adds is zero at the start, so the gradients are the same. Its memory is
-    `MemoryPlan.start`. All that is opened is closed again, and no tensor changes.
+    Gradients have to cross the frozen body here, once, before training. To keep this below a trial's peak memory,
+    residual blocks are recomputed, each weight's gradient is squared, summed and freed as soon as it is made, and the
+    side network is left out: its output is zero at the start, so the gradients are the same. `MemoryPlan.start`
+    describes the memory of this pass. Everything is frozen again afterwards, and no tensor changes.
 
     Args:
-        losses: of single images, see `Method.prepare`; the first N_IMAGES are taken.
+        losses: losses of single images, see `Method.prepare`; only the first N_IMAGES are used.
     """
     body, side, found = backbone.body, backbone.side, [torch.zeros(source.weight.shape[:2]) for source in sources]
     before = body.grad_from, body.recompute
@@ -73,7 +74,7 @@ def fisher(backbone: HasBody, sources: Sequence[nn.Conv2d], losses: Iterator[Ten
         assert weight.grad is not None
         with torch.no_grad():
             squares = weight.grad.div_(_SCALE).square_().sum((2, 3)).cpu()
-        total += squares.nan_to_num(0.0, 0.0)  # an image whose gradient overflowed all the same says nothing
+        total += squares.nan_to_num(0.0, 0.0)  # ignore an image whose gradient overflowed
         weight.grad = None
 
     hooks = []

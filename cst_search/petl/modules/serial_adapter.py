@@ -1,4 +1,4 @@
-"""The adapters of `serial_adapter`. The method itself: `cst_search.petl.serial_adapter`."""
+"""Adapters of the method `serial_adapter`, see `cst_search.petl.serial_adapter`."""
 
 from __future__ import annotations
 

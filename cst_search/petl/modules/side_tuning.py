@@ -1,4 +1,4 @@
-"""The side network of `side_tuning`. The method itself: `cst_search.petl.side_tuning`."""
+"""Side network of the method `side_tuning`, see `cst_search.petl.side_tuning`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class _Residual(nn.Module):
 
 
 class ImageSideNetwork(SideNetwork):
-    """Of the features it reads the image alone; its states are the s_i."""
+    """Side network that reads only the image; its states are the s_i."""
 
     def __init__(self, shape: BackboneShape, options: SideTuningOptions) -> None:
         super().__init__()
         side = [max(1, c // options.reduction) for c in shape.stage_channels]
 
-        def halve(c_in: int, c_out: int) -> list[nn.Module]:  # 3x3, padded: the grid rounds up, as the backbone's does
+        def halve(c_in: int, c_out: int) -> list[nn.Module]:  # padded 3x3: the grid rounds up, like the backbone's
             conv = nn.Conv2d(c_in, c_out, 3, stride=2, padding=1, bias=options.norm == "none")
             return [conv, make_norm(options.norm, c_out), nn.ReLU(inplace=True)]
 
@@ -63,7 +63,7 @@ class ImageSideNetwork(SideNetwork):
         return states
 
     def calibrate(self, key: str, feature: Tensor, state: Tensor) -> Tensor:
-        """C_i + (1 - sigmoid(a_i)) Up_i(s_i), of C_i's shape."""
+        """Return C_i + (1 - sigmoid(a_i)) Up_i(s_i), of C_i's shape."""
         change = self.up[key](state)
         return feature + (1 - torch.sigmoid(self.gates[key])).to(change.dtype) * change
 

@@ -1,4 +1,4 @@
-"""Surgery of `ssf`: scale and shift behind norms or residual blocks. The method itself: `cst_search.petl.ssf`."""
+"""Scale and shift after norms or residual blocks, for the method `ssf`, see `cst_search.petl.ssf`."""
 
 from __future__ import annotations
 
