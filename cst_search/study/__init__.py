@@ -1,1 +1,1 @@
-"""What was tried: trials, fronts and launches in the study database."""
+"""The study database: trials, Pareto fronts and launches."""

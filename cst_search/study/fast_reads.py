@@ -1,8 +1,8 @@
-"""Optuna's database beside Optuna: reading what is new in it at a stroke, and SQLite that does not wait for the disk.
+"""Direct access to Optuna's database: bulk reads of new trials, and SQLite that does not wait for the disk.
 
-Optuna makes objects of every parameter, value and attribute of every trial, about 20 rows each. A record needs two of
-them, and they are read here by two statements, of those trials alone that have not been read. That both readings agree
-is tested, so that a change of Optuna's tables shows.
+Optuna builds objects for every parameter, value and attribute of every trial, about 20 rows each. A record needs two of
+them. Two statements read these here, and only for trials that have not been read. A test checks that both ways of
+reading agree, so a change of Optuna's tables is noticed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _STUDIES = table("studies", column("study_id"), column("study_name"))
 _TRIALS = table("trials", column("trial_id"), column("study_id"), column("number"), column("state", sqlalchemy.String))
 _ATTRIBUTES = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
 
-# where a file is one machine's own; on a network two machines would each have their own memory of SQLite's log
+# File systems local to one machine. On a network each machine would have its own shared memory of SQLite's log.
 _LOCAL = {"apfs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "ntfs", "overlay", "tmpfs", "xfs", "zfs"}
 
 
 @dataclass(frozen=True)
 class StoredTrial:
-    """A trial as it stands in the database. ``state``: Optuna's name of it, such as RUNNING."""
+    """A trial as stored in the database. ``state`` is Optuna's name, e.g. RUNNING."""
 
     trial_id: int
     number: int
@@ -38,17 +38,17 @@ class StoredTrial:
 
     @property
     def is_finished(self) -> bool:
-        """A finished trial never changes again: Optuna refuses to write to it."""
+        """True once the trial can no longer change: Optuna refuses to write to a finished trial."""
         return self.state not in ("RUNNING", "WAITING")
 
 
 def read_trials(engine: sqlalchemy.Engine, study: str, after: int, also: Collection[int] = ()) -> list[StoredTrial]:
-    """Trials of a study in the order in which they were made.
+    """Read trials of a study, in the order in which they were created.
 
     Args:
-        after: only those with a greater trial_id. Within a study ids grow as trials are made, in every database:
-            Optuna locks the study meanwhile.
-        also: trial_ids to read besides, smaller ones.
+        after: read only trials with a greater trial_id. Within a study, ids grow as trials are created, in every
+            database, because Optuna locks the study meanwhile.
+        also: smaller trial_ids to read as well.
     """
     found = []
     with engine.connect() as connection:
@@ -58,7 +58,7 @@ def read_trials(engine: sqlalchemy.Engine, study: str, after: int, also: Collect
                 == sqlalchemy.select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == study).scalar_subquery(),
                 chosen,
             )
-            # the state first: a trial that ends in between is taken for running, and read again
+            # Read the state first: a trial that ends in between counts as running and is read again.
             trials = connection.execute(
                 sqlalchemy.select(_TRIALS.c.trial_id, _TRIALS.c.number, _TRIALS.c.state).where(where)
             ).all()
@@ -69,42 +69,42 @@ def read_trials(engine: sqlalchemy.Engine, study: str, after: int, also: Collect
                 sqlalchemy.select(_ATTRIBUTES).join(_TRIALS, _TRIALS.c.trial_id == _ATTRIBUTES.c.trial_id).where(where)
             )
             for trial_id, key, value in rows:
-                if trial_id in attributes:  # else it was made in between
+                if trial_id in attributes:  # otherwise the trial was created in between
                     attributes[trial_id][key] = json.loads(value)
             found += [StoredTrial(row.trial_id, row.number, row.state, attributes[row.trial_id]) for row in trials]
     return sorted(found, key=lambda trial: trial.trial_id)
 
 
 def log_ahead(engine: sqlalchemy.Engine, on: bool) -> None:
-    """Have SQLite write a log ahead of its file (WAL) while a launch works, and one plain file again after it.
+    """Switch SQLite to write-ahead logging (WAL) during a launch, or back to one plain file after it.
 
-    Without it every one of the 20 writes of a trial waits for the disk several times, with it none does, and readers
-    no longer wait for the writer. What a killed process wrote is there either way; a machine that loses power may lose
-    the last trials, never the file. Nothing is done for other databases, and where the file may be on a network.
+    Without WAL each of the 20 writes of a trial waits for the disk several times; with WAL none does, and readers do
+    not wait for the writer. The writes of a killed process survive either way. A machine that loses power may lose the
+    last trials, but never the file. Does nothing for other databases, or if the file may be on a network.
     """
     path = engine.url.database
     if engine.dialect.name != "sqlite" or not path or not Path(path).is_file() or not _is_local(Path(path)):
         return
-    engine.dispose()  # connections that are open hold the mode fast
+    engine.dispose()  # open connections keep the mode from changing
     with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=0)) as connection:  # another process reads it
         connection.execute(f"PRAGMA journal_mode = {'WAL' if on else 'DELETE'}")
 
 
 def dont_wait_for_the_disk(connection: sqlite3.Connection, _: Any) -> None:
-    """For a new connection. With a log ahead, waiting when the log is full keeps the file whole: sqlite.org/wal.html"""
+    """Relax syncing of a new connection in WAL mode. Syncs at checkpoints keep the file intact: sqlite.org/wal.html"""
     if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
         connection.execute("PRAGMA synchronous = NORMAL")
 
 
 def check_connection(url: str) -> None:
-    """Raises what SQLAlchemy raises where a database does not let us in, within seconds where it is another machine."""
+    """Open and close a connection. Raises SQLAlchemy's error if that fails, within seconds for a remote database."""
     patience = {"connect_timeout": 10} if url.startswith("postgresql") else {}
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=patience)
     engine.connect().close()
 
 
 def is_of_optuna(path: Path) -> bool:
-    """Whether a SQLite file has Optuna's tables, or none yet. Also true where that cannot be seen: Optuna says why."""
+    """Return whether a SQLite file has Optuna's tables or no tables; True if unreadable, as Optuna then says why."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

@@ -1,6 +1,6 @@
-"""Launches and confirmations at work on a study: who is there, who lives, who died. There may be several at a time.
+"""Registry of the launches and confirmations of a study: running, ended or died. Several may run at a time.
 
-Each stands in the study's attributes, and says now and then that it lives: on another host its process cannot be seen.
+Each has an entry in the study's attributes and writes a heartbeat, because its process is not visible from other hosts.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from cst_search.study.states import LaunchState
 from cst_search.study.storage import Storage
 
 _LAUNCH = "cst_launch:"
-_BEAT = "cst_beat:"  # of a launch: when it last said that it lives, by the clock of the database
+_BEAT = "cst_beat:"  # time of a launch's last heartbeat, by the database's clock
 BEAT_SECONDS, DEAD_SECONDS = 10.0, 60.0
 
 
 class Launches:
-    """Those of one study, and this process as one of them.
+    """Launches of one study, including this process's own.
 
     Attributes:
-        id: of this process; None: it has not entered.
+        id: ID of this process's launch, or None before `enter`.
     """
 
     def __init__(self, study: optuna.Study, storage: Storage | None) -> None:
@@ -58,7 +58,7 @@ class Launches:
         self._study.set_user_attr(_LAUNCH + self.id, launch)
 
     def leave(self) -> None:
-        """Say that this process works no longer, if it did."""
+        """Mark this process's launch as ended, if it entered."""
         if self.id is None:
             return
         self._ended.set()
@@ -72,11 +72,11 @@ class Launches:
     def _keep_beating(self) -> None:
         assert self._storage is not None
         while not self._ended.wait(BEAT_SECONDS):
-            with suppress(CstSearchError):  # a storage that stays away ends the search elsewhere
+            with suppress(CstSearchError):  # an unreachable storage ends the search elsewhere
                 self._study.set_user_attr(_BEAT + str(self.id), self._storage.now())
 
     def check_others(self, kind: str, shares_machine: bool) -> None:
-        """Raise StudyError: another is at work, and this may not work beside it; see `Study.begin_launch`."""
+        """Raise StudyError if a running launch rules out this one; see `SearchSession.begin_launch`."""
         launches, live = self._all(), self.live()
         study = self._study.study_name
         for name in live:
@@ -95,7 +95,7 @@ class Launches:
                 )
 
     def describe(self, settings: Mapping[str, Any]) -> LaunchRecord:
-        """Keep what this launch was told, see `records.LaunchRecord`."""
+        """Store the settings of this launch; see `records.LaunchRecord`."""
         assert self.id is not None
         key = _LAUNCH + self.id
         launch = self._study.user_attrs[key] | {"settings": json.loads(json.dumps(dict(settings)))}
@@ -103,7 +103,7 @@ class Launches:
         return LaunchRecord(self.id, launch["kind"], launch["begun"], launch["settings"])
 
     def described(self) -> tuple[LaunchRecord, ...]:
-        """Launches and confirmations that said what they are, in the order of their beginning."""
+        """Return launches and confirmations that stored their settings, by start time."""
         live = self.live()
         found = []
         for name, launch in self._all().items():
@@ -118,7 +118,7 @@ class Launches:
         return {key.removeprefix(_LAUNCH): value for key, value in attrs.items() if key.startswith(_LAUNCH)}
 
     def live(self) -> set[str]:
-        """Launches that work: on this host those whose process is there, elsewhere those whose heart has beaten."""
+        """Return IDs of running launches: on this host by process, on other hosts by a recent heartbeat."""
         attrs = self._study.user_attrs
         found, clock = set(), None
         for key, launch in attrs.items():
@@ -130,7 +130,7 @@ class Launches:
             elif self._storage is None:
                 is_alive = False
             else:
-                clock = self._storage.now() if clock is None else clock  # one clock, not the hosts' own
+                clock = self._storage.now() if clock is None else clock  # one shared clock instead of the hosts' own
                 is_alive = clock - attrs.get(_BEAT + name, 0.0) < DEAD_SECONDS
             if is_alive:
                 found.add(name)
@@ -138,10 +138,10 @@ class Launches:
 
 
 def _process_lives(launch: Mapping[str, Any]) -> bool:
-    """Whether the process of a launch on this host is still there."""
+    """Return whether the process of a launch on this host still exists."""
     try:
         process = psutil.Process(launch["pid"])
-        # the pid may have been given to another process since
+        # the pid may have been reused since
         return abs(process.create_time() - launch["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False

@@ -1,4 +1,4 @@
-"""Objectives: the metrics that a search can optimise, and in which direction each gets better."""
+"""Objectives: the metrics that a search can optimise, each with its goal (max or min)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cst_search.errors import ConfigError
 
 @dataclass(frozen=True)
 class Objective:
-    """A metric of a trial and the direction in which it gets better."""
+    """A metric of a trial and its goal: max if larger is better, min if smaller is better."""
 
     name: str
     goal: Literal["max", "min"]
@@ -26,7 +26,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def choose_objectives(text: str) -> tuple[Objective, ...]:
-    """``map,device_bytes`` -> objectives in that order. Raises ConfigError."""
+    """Return the objectives named in text such as ``map,device_bytes``, in that order. Raises ConfigError."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in OBJECTIVES]
     if not names or unknown or len(set(names)) != len(names):

@@ -1,11 +1,11 @@
-"""Which points are on the Pareto front, how good the front is, and which point of it to suggest. Arithmetic only.
+"""Pareto front, hypervolume and knee of a set of points. Arithmetic only.
 
-Everywhere ``values`` has the shape ``n x m``: one row per trial, one column per objective, in the units of the record
-(`map` as a share 0..1, bytes, counts), **not** sign-flipped: each `Objective` says which way is better, and `as_costs`
-turns everything into "smaller is better" once, at the entrance.
+``values`` always has shape ``n x m``: one row per trial, one column per objective, in the units of the record
+(mAP as a share 0..1, bytes, counts), **not** sign-flipped. Each `Objective` has its goal, and `as_costs` converts
+everything to "smaller is better" once, on entry.
 
-The NaN rule: a row with a NaN in any column (a trial that failed, or is infeasible) is never on the front and adds
-nothing to a hypervolume. An infinity is no measurement either and counts as NaN.
+The NaN rule: a row with a NaN in any column (a failed or infeasible trial) is never on the front and adds nothing to a
+hypervolume. An infinity is not a measurement either and counts as NaN.
 
 References.
 
@@ -36,19 +36,19 @@ from cst_search.study.objectives import Objective
 
 Floats = NDArray[np.float64]
 
-# the best value that a metric to be maximised can have; all of ours are shares (mAP is an average of precisions)
+# Best possible value of a maximised metric; all of ours are shares (mAP is an average of precisions).
 BEST_SHARE = 1.0
 
 
 def front(values: ArrayLike, objectives: Sequence[Objective]) -> list[int]:
-    """Indices of the non-dominated rows, ascending.
+    """Return the indices of the non-dominated rows, ascending.
 
     Row a dominates row b if it is no worse in every objective and better in at least one. Equal rows do not dominate
     one another: duplicates of a front point are all kept. Rows with a NaN are left out; no rows give [].
 
     Args:
         values: ``n x m``, NaN where unknown.
-        objectives: m of them, one per column.
+        objectives: m objectives, one per column.
     """
     costs = as_costs(values, objectives)
     known = np.flatnonzero(~np.isnan(costs).any(axis=1))
@@ -56,9 +56,9 @@ def front(values: ArrayLike, objectives: Sequence[Objective]) -> list[int]:
 
 
 def hypervolume(values: ArrayLike, objectives: Sequence[Objective], reference: Sequence[float]) -> float:
-    """Share, 0..1, of the box between the ideal and the reference point that the rows dominate [Zitzler1999].
+    """Return the share, 0..1, of the box between ideal and reference point that the rows dominate [Zitzler1999].
 
-    Each objective is divided so that this box has volume 1, which makes studies with other units comparable:
+    Each objective is scaled so that this box has volume 1, which makes studies with different units comparable:
 
         min:  u = value / reference                     (ideal 0)
         max:  u = (1 - value) / (1 - reference)         (ideal 1: map and map50 are shares)
@@ -68,8 +68,8 @@ def hypervolume(values: ArrayLike, objectives: Sequence[Objective], reference: S
 
     Args:
         values: ``n x m``; dominated rows and duplicates do not change the result.
-        objectives: m of them, one per column.
-        reference: m values, the worst that still counts: above 0 where the goal is min, below 1 where it is max.
+        objectives: m objectives, one per column.
+        reference: m values, the worst that still count: above 0 if the goal is min, below 1 if it is max.
 
     Raises:
         ConfigError: if the reference point is not worse than the ideal, or has the wrong length.
@@ -78,10 +78,10 @@ def hypervolume(values: ArrayLike, objectives: Sequence[Objective], reference: S
 
 
 def hypervolume_by_trial(values: ArrayLike, objectives: Sequence[Objective], reference: Sequence[float]) -> list[float]:
-    """The `hypervolume` of rows 0..i, for each i: n numbers, non-decreasing; no rows give [].
+    """Return the `hypervolume` of rows 0..i for each i: n numbers, non-decreasing; no rows give [].
 
-    Rows that must not count (infeasible, failed) are passed with a NaN. The volume is computed again only when a row
-    is not covered by the front so far; see `GrowingFront`.
+    Pass rows that must not count (infeasible, failed) with a NaN. The volume is recomputed only when a row is not
+    covered by the front so far; see `GrowingFront`.
     """
     growing = GrowingFront(objectives, reference)
     volumes = []
@@ -92,15 +92,15 @@ def hypervolume_by_trial(values: ArrayLike, objectives: Sequence[Objective], ref
 
 
 class GrowingFront:
-    """The `front` and the `hypervolume` of rows that come one after the other.
+    """Incremental `front` and `hypervolume` of rows added one at a time.
 
-    A row costs a comparison with the front so far; the volume is computed again only when the row joins the front,
-    which is rare: about (log n)^(m-1) times among n random rows. If every one of n rows joins it, all of them are
-    O(n^2 log n) for up to three objectives.
+    Adding a row costs one comparison with the front so far. The volume is recomputed only when the row joins the front,
+    which is rare: about (log n)^(m-1) times among n random rows. If every row joins, adding n rows costs O(n^2 log n)
+    in total for up to three objectives.
 
     Attributes:
-        members: the keys of the rows on the front, in the order in which they came.
-        volume: share of the box, 0..1; it never falls.
+        members: keys of the rows on the front, in the order in which they were added.
+        volume: share of the box, 0..1; it never decreases.
     """
 
     def __init__(self, objectives: Sequence[Objective], reference: Sequence[float]) -> None:
@@ -112,14 +112,14 @@ class GrowingFront:
         self._costs = np.empty((0, len(objectives)))
 
     def add(self, key: Any, values: Sequence[float]) -> bool:
-        """Whether the row joins the front. One with a NaN or an infinity does not; one equal to a member does."""
+        """Add a row; return whether it joins the front. A NaN or infinity never does; a duplicate of a member does."""
         if not all(map(math.isfinite, values)):
             return False
         row = np.asarray(values, dtype=np.float64) * self._signs
         no_worse = self._costs[(self._costs <= row).all(axis=1)]
         if (no_worse < row).any():
             return False
-        if len(no_worse) == 0:  # else it is equal to a member, and beats what that did
+        if len(no_worse) == 0:  # otherwise it equals a member, and dominates nothing more
             stays = np.flatnonzero((row > self._costs).any(axis=1))
             self.members = [self.members[i] for i in stays]
             self._costs = self._costs[stays]
@@ -132,12 +132,12 @@ class GrowingFront:
 
 
 def knee(values: ArrayLike, objectives: Sequence[Objective]) -> int | None:
-    """Index of the front's point nearest to the ideal: compromise programming [Zeleny1973], [Miettinen1999].
+    """Return the index of the front's point nearest to the ideal: compromise programming [Zeleny1973], [Miettinen1999].
 
-    Every objective is scaled so that its best value on the front is 0 and its worst is 1; the ideal is then the origin
+    Each objective is scaled so that its best value on the front is 0 and its worst is 1. The ideal is then the origin
     (the best of each, usually reached by no point), and the nearest point by Euclidean distance is the knee. An
-    objective in which the whole front agrees does not count. Among equals the one with the higher `map` wins (the
-    objectives to be maximised, in order), then the earlier row. One point is its own knee; an empty front has None.
+    objective that is constant over the front does not count. Ties go to the point with the higher mAP (the maximised
+    objectives, in order), then to the earlier row. A single point is its own knee; an empty front gives None.
     """
     candidates = front(values, objectives)
     if not candidates:
@@ -145,7 +145,7 @@ def knee(values: ArrayLike, objectives: Sequence[Objective]) -> int | None:
     costs = as_costs(values, objectives)[candidates]
     low, high = costs.min(axis=0), costs.max(axis=0)
     scaled = (costs - low) / np.where(high > low, high - low, 1.0)
-    # 1e-12 is far above rounding and far below any difference that matters: mirrored points must tie
+    # Mirrored points must tie: 1e-12 is far above rounding errors and far below any difference that matters.
     distance = np.round(np.linalg.norm(scaled, axis=1), 12)
     ties = [costs[:, j] for j, objective in enumerate(objectives) if objective.goal == "max"]
     order = np.lexsort([np.arange(len(candidates)), *reversed(ties), distance])  # the last key is the first criterion
@@ -153,7 +153,7 @@ def knee(values: ArrayLike, objectives: Sequence[Objective]) -> int | None:
 
 
 def as_costs(values: ArrayLike, objectives: Sequence[Objective]) -> Floats:
-    """``n x m`` with every column to be minimised, NaN for what is not finite; signs are turned only here."""
+    """Return ``n x m`` costs, all to be minimised, NaN where not finite. The only place where signs are flipped."""
     table = np.asarray(values, dtype=np.float64)
     if table.size == 0:
         return np.empty((0, len(objectives)))
@@ -167,13 +167,13 @@ def _signs(objectives: Sequence[Objective]) -> Floats:
 
 
 def _unit_costs(values: ArrayLike, objectives: Sequence[Objective], reference: Sequence[float]) -> Floats:
-    """``n x m``, 0 at the ideal and 1 at the reference point; clipped below at 0, NaN kept."""
+    """Return ``n x m`` costs, 0 at the ideal and 1 at the reference point; clipped below at 0, NaN kept."""
     ideal, span = _box(objectives, reference)
     return np.maximum((as_costs(values, objectives) - ideal) / span, 0.0)
 
 
 def _box(objectives: Sequence[Objective], reference: Sequence[float]) -> tuple[Floats, Floats]:
-    """(the ideal point as costs, by how much the reference point is worse), m each. Raises ConfigError."""
+    """Return (ideal point as costs, distance from it to the reference point), m values each. Raises ConfigError."""
     n, m = len(reference), len(objectives)
     if n != m:
         raise ConfigError(f"the reference point needs {m} values, one per objective; got {n}")
@@ -189,14 +189,14 @@ def _box(objectives: Sequence[Objective], reference: Sequence[float]) -> tuple[F
 
 
 def nondominated(costs: Floats) -> NDArray[np.bool_]:
-    """Mask of length n of the rows that no other dominates; ``costs`` is ``n x m`` without NaN, smaller is better."""
+    """Return a mask of the n non-dominated rows; ``costs`` is ``n x m`` without NaN, smaller is better."""
     if len(costs) == 0:
         return np.zeros(0, dtype=np.bool_)
     return np.asarray(moocore.is_nondominated(costs, keep_weakly=True), dtype=np.bool_)
 
 
 def dominated_volume(costs: Floats, bound: Floats) -> float:
-    """Volume between ``n x m`` costs and their bound; rows with a NaN or a cost at or above its bound add nothing."""
+    """Return the volume between ``n x m`` costs and m bounds; rows with a NaN or a cost >= its bound add nothing."""
     inside = costs[(costs < bound).all(axis=1)]
     if len(inside) == 0:
         return 0.0
@@ -204,11 +204,11 @@ def dominated_volume(costs: Floats, bound: Floats) -> float:
 
 
 def _volume(units: Floats) -> float:
-    """Of the unit box."""
+    """Return the share of the unit box that ``n x m`` costs in 0..1 dominate."""
     return dominated_volume(units, np.ones(units.shape[1]))
 
 
 def common_reference(points: Sequence[Mapping[str, float]], objectives: Sequence[Objective]) -> list[float]:
-    """The worst of several reference points (by name), objective by objective: hypervolumes at it are comparable."""
+    """Return the worst of several reference points, per objective, so that hypervolumes can be compared at it."""
     worst = {"min": max, "max": min}
     return [worst[o.goal](point[o.name] for point in points) for o in objectives]

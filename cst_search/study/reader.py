@@ -1,4 +1,4 @@
-"""Reading the trials of a study: what is new since the last time, whichever launch wrote it."""
+"""Incremental reader of a study's trials, written by any launch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cst_search.study.trial_attributes import Progress, Suggested, trial_record
 
 
 class TrialReader:
-    """Trials of one study as far as they were read. Finished ones never change, and are read once.
+    """Trials of one study, as last read. Finished trials never change and are read once.
 
     Args:
-        full_epochs: length of a trial of the search.
+        full_epochs: length of a search trial, in epochs.
 
     Attributes:
         finished: records of finished trials and repeats, in the order in which they were read.
-        unfinished: number -> trial; one that has no `Suggested` yet was asked for, and its configuration is not known.
+        unfinished: {number: trial}. A trial without `Suggested` was asked for, but its configuration is not known yet.
         n_trials: number of trials in Optuna's study, of any kind.
         n_ran: number of finished trials of the search that used a worker.
     """
@@ -33,7 +33,7 @@ class TrialReader:
         """Forget all trials; the next `read` reads the whole study.
 
         Args:
-            on_read: called with each trial that is read, a finished one once, from now on.
+            on_read: called from now on with each trial that is read; once for a finished trial.
         """
         self._on_read = on_read
         self.finished: list[TrialRecord] = []
@@ -43,7 +43,7 @@ class TrialReader:
         self._held: set[int] = set()
 
     def hold(self, number: int) -> None:
-        """Take an unfinished trial for one that only this process changes: `read` does not read it again."""
+        """Mark an unfinished trial as changed by this process only: `read` does not read it again."""
         self._held.add(number)
 
     def release(self, number: int) -> None:
@@ -51,10 +51,10 @@ class TrialReader:
         self._held.discard(number)
 
     def read(self, number: int | None = None) -> None:
-        """Read trials that were made since the last time, and those that had not finished.
+        """Read trials created since the last call, and those that had not finished.
 
         Args:
-            number: of a trial to read even if it is held.
+            number: trial to read even if it is held.
         """
         again = [t.trial_id for n, t in self.unfinished.items() if n not in self._held or n == number]
         for trial in self._stored(again):
@@ -79,33 +79,33 @@ class TrialReader:
         return self._storage.patiently(lambda: read_trials(engine, name, last_id, again))
 
     def record(self, number: int, live_launches: Callable[[], Collection[str]]) -> TrialRecord:
-        """Record of one trial as it was last read."""
+        """Return the record of one trial as last read."""
         if number in self.unfinished:
             return trial_record(self.unfinished[number], live_launches(), self._full_epochs)
-        # the one that is asked for has just ended, mostly
+        # the requested trial has usually just ended
         return next(record for record in reversed(self.finished) if record.trial == number)
 
     def records(self, live_launches: Callable[[], Collection[str]]) -> Sequence[TrialRecord]:
-        """Records of all trials and repeats as they were last read, by number."""
+        """Return records of all trials and repeats as last read, by number."""
         live = live_launches() if self.unfinished else set()
         asked = [trial for trial in self.unfinished.values() if Suggested.of(trial.user_attrs) is not None]
         unfinished = [trial_record(trial, live, self._full_epochs) for trial in asked]
         return sorted([*self.finished, *unfinished], key=lambda record: record.trial)
 
     def suggested(self) -> dict[int, Suggested]:
-        """Number -> `Suggested` of the unfinished trials whose configuration is known."""
+        """Return {number: `Suggested`} of the unfinished trials whose configuration is known."""
         found = {number: Suggested.of(trial.user_attrs) for number, trial in self.unfinished.items()}
         return {number: suggested for number, suggested in found.items() if suggested is not None}
 
     def suggested_of(self, number: int) -> Suggested | None:
-        """`Suggested` of one unfinished trial; None: it has finished, or its configuration is not known."""
+        """Return `Suggested` of an unfinished trial, or None if it has finished or its configuration is not known."""
         trial = self.unfinished.get(number)
         return None if trial is None else Suggested.of(trial.user_attrs)
 
     def first_running(self) -> int:
-        """The number below which no trial is at work, as far as was read: all ended, or were stopped.
+        """Return the number below which no trial is running, as last read: all have ended or were stopped.
 
-        Repeats do not count: a launch does not take up what a confirmation left.
+        Repeats do not count: a launch does not resume what a confirmation left.
         """
         at_work = []
         for number, trial in self.unfinished.items():

@@ -1,4 +1,4 @@
-"""The record of a study as plain values. Standard library and `pareto` only."""
+"""Records of studies, trials and launches as plain values. Standard library and `pareto` only."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from cst_search.study.states import LaunchState, TrialState
 
 @dataclass(frozen=True)
 class Budget:
-    """Upper bounds; None: unbounded."""
+    """Upper bounds on GPU memory (bytes) and trainable parameters; None means unbounded."""
 
     memory_bytes: int | None = None
     params: int | None = None
 
     def violations(self, device_bytes: float | None, trainable_params: float | None) -> dict[str, float]:
-        """``{"memory": (bytes - budget) / budget, "params": ...}``: <= 0 is feasible. Always both, 0 where unbounded.
+        """Return ``{"memory": (bytes - budget) / budget, "params": ...}``: <= 0 is feasible, 0 if unbounded.
 
-        Optuna's sign. The same keys in the same order for every trial: its GP sampler needs that.
+        The sign is Optuna's. Both keys are always present, in this order: Optuna's GP sampler needs that.
         """
 
         def over(value: float | None, bound: int | None) -> float:
@@ -36,10 +36,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as the study has it. Figures that were never reached are None.
+    """One trial of a study. Figures that were never reached are None.
 
     Attributes:
-        repeat_of: of a repeat, the trial whose configuration it trains again, with ``seed``, for ``epochs``.
+        repeat_of: for a repeat, the trial whose configuration it trains again, with ``seed``, for ``epochs``.
     """
 
     trial: int
@@ -52,35 +52,35 @@ class TrialRecord:
     reserved_bytes: int | None = None
     active_bytes: int | None = None
     memory_source: str = "predicted"
-    memory_correction: float = 1.0  # by which the prediction was multiplied, from the study's measured trials
+    memory_correction: float = 1.0  # factor on the predicted memory, learned from the study's measured trials
     trainable_params: int | None = None
     petl_params: int | None = None
     images_per_second: float | None = None
     seconds: float | None = None
     reason: str | None = None
     feasible: bool = False
-    ran: bool = False  # False: rejected by the prediction, no worker was used
+    ran: bool = False  # False: rejected by predicted cost, no worker was used
     history: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    notes: Sequence[str] = ()  # what the cache did and why; of a checkpoint, why it was not used
-    waits: bool = False  # of a pruned one: it may still be promoted
+    notes: Sequence[str] = ()  # what the cache did and why; why a checkpoint was not used
+    waits: bool = False  # pruned, but may still be promoted
     repeat_of: int | None = None
     seed: int | None = None
     epochs: int | None = None
-    launch: str | None = None  # that it ran in, the last of them
+    launch: str | None = None  # ID of the last launch that ran it
 
     def values(self, objectives: Sequence[Objective]) -> list[float]:
-        """The objectives, NaN for all unless the trial is complete and feasible: the form that `pareto` takes."""
+        """Return the objectives in the form that `pareto` takes; all NaN unless the trial is complete and feasible."""
         if self.state != TrialState.COMPLETE or not self.feasible:
             return [math.nan] * len(objectives)
         return [math.nan if (v := getattr(self, o.name)) is None else float(v) for o in objectives]
 
     def brief(self) -> dict[str, Any]:
-        """What a front's entry in ``cst-search front --json`` holds of the trial alone; see `StudyInfo.brief`."""
+        """Return the trial's own part of a front entry in ``cst-search front --json``; see `StudyInfo.brief`."""
         names = ("trial", "config", "map", "map50", "device_bytes", "memory_source", "trainable_params", "petl_params")
         return {name: dict(self.config) if name == "config" else getattr(self, name) for name in names}
 
 
-# fields of a record that a trial's result may bring, rather than its suggestion
+# Fields of a record that come from a trial's result, not from its suggestion.
 FIGURES = (
     "map", "map50", "loss", "device_bytes", "reserved_bytes", "active_bytes", "memory_source",
     "images_per_second", "seconds", "reason", "ran", "history", "notes", "waits",
@@ -93,8 +93,8 @@ class LaunchRecord:
 
     Attributes:
         kind: launch or confirm.
-        begun: time in UTC, ISO 8601.
-        settings: what it was told, for people.
+        begun: start time in UTC, ISO 8601.
+        settings: its settings, for display.
     """
 
     id: str
@@ -106,15 +106,15 @@ class LaunchRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StudySpec:
-    """What a study is made with; stored in it, and compared when it is continued.
+    """Settings that define a study; stored in it, and compared when it is continued.
 
     Attributes:
-        limit_bytes: what a trial's process is held to where that is not ``budget``; see `options.LaunchOptions`. It
-            is the study's, as a trial that ran out of it is recorded as one that violates a constraint.
-        inputs: of the dataset, as far as memory and parameters depend on it: ``n_classes``, ``max_boxes``, ``sizes``
-            (height, width). For an export where the dataset is not.
-        eta: of early stopping: of the trials that reach a rung one in eta goes on; 0: all do. None: `ETA` for a new
-            study, and for one that is continued whatever it was made with.
+        limit_bytes: memory limit of a trial's process, if it differs from ``budget``; see `options.LaunchOptions`. It
+            belongs to the study because a trial that exceeds it is recorded as infeasible.
+        inputs: properties of the dataset that memory and parameters depend on: ``n_classes``, ``max_boxes``, ``sizes``
+            (height, width). Needed to export on a machine without the dataset.
+        eta: early stopping: one in eta of the trials that reach a rung goes on; 0: all do. None: `ETA` for a new
+            study, the stored value for an existing one.
     """
 
     objectives: tuple[Objective, ...]
@@ -132,7 +132,7 @@ class StudySpec:
 
     @property
     def full_epochs(self) -> int:
-        """Length of the trials that the front is made of."""
+        """Length of a search trial, in epochs; the front consists of such trials."""
         return int(self.recipe["search_epochs"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,13 +143,13 @@ class StudySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyInfo(StudySpec):
-    """What a study was made with, and its trials.
+    """A study's spec with its trials, repeats and launches.
 
-    A trial whose configuration was trained again with other seeds (`repeats`) counts with the mean over its seeds, here
-    and wherever its mAP decides: front, knee, hypervolume, best. Its repeats are no points of their own.
+    A trial that was repeated with other seeds (`repeats`) counts with its mean over seeds, here and wherever mAP
+    decides: front, knee, hypervolume, best. Its repeats are not points of their own.
 
     Attributes:
-        trials: of the search, without repeats.
+        trials: trials of the search, without repeats.
         repeats: configurations of ``trials`` trained again, of any state and length; see `cst_search.commands.confirm`.
     """
 
@@ -157,7 +157,7 @@ class StudyInfo(StudySpec):
     started: str
     trials: tuple[TrialRecord, ...]
     repeats: tuple[TrialRecord, ...] = ()
-    launches: tuple[LaunchRecord, ...] = ()  # in the order of their beginning
+    launches: tuple[LaunchRecord, ...] = ()  # by start time
 
     @property
     def reference(self) -> list[float]:
@@ -165,7 +165,7 @@ class StudyInfo(StudySpec):
 
     @cached_property
     def repeated(self) -> Mapping[int, tuple[TrialRecord, ...]]:
-        """Trial number -> its repeats that are complete, of any length, by seed."""
+        """Complete repeats of any length by trial number, ordered by seed."""
         found: dict[int, list[TrialRecord]] = {}
         for record in sorted(self.repeats, key=lambda record: (record.seed or 0, record.trial)):
             if record.state == TrialState.COMPLETE and record.repeat_of is not None:
@@ -173,7 +173,7 @@ class StudyInfo(StudySpec):
         return {trial: tuple(records) for trial, records in found.items()}
 
     def over_seeds(self, record: TrialRecord, name: str = "map", epochs: int | None = None) -> Sample:
-        """A metric of a trial and of its complete repeats of a length; None: that of the search, the trial's own."""
+        """Return a metric of a trial and its complete repeats over ``epochs``; None: the search's length."""
         repeats = self.repeated.get(record.trial, ())
         if epochs is None or epochs == self.full_epochs:
             runs = [record, *(r for r in repeats if r.epochs == self.full_epochs)]
@@ -182,15 +182,15 @@ class StudyInfo(StudySpec):
         return Sample(tuple(v for r in runs if (v := getattr(r, name)) is not None), own=record in runs)
 
     def values(self, epochs: int | None = None) -> list[list[float]]:
-        """The objectives of every trial, means over seeds where there are several: the form that `pareto` takes.
+        """Return the objectives of every trial, means over seeds if there are several, in the form that `pareto` takes.
 
         Args:
-            epochs: of a length other than the search's there are the values of those trials that were repeated at it.
+            epochs: training length. At a length other than the search's, only trials repeated at it have values.
         """
         return [self.values_of(record, epochs) for record in self.trials]
 
     def values_of(self, record: TrialRecord, epochs: int | None = None) -> list[float]:
-        """Likewise of one trial, which may have ended after this was read."""
+        """Return the objectives of one trial, as `values` does. The trial may have ended after this was read."""
         row = record.values(self.objectives)
         if epochs is not None or record.trial in self.repeated:
             for i, objective in enumerate(self.objectives):
@@ -200,7 +200,7 @@ class StudyInfo(StudySpec):
         return row
 
     def front(self, epochs: int | None = None) -> list[TrialRecord]:
-        """Non-dominated feasible trials, best mAP (the mean over seeds) first."""
+        """Return the non-dominated feasible trials, best mAP (the mean over seeds) first."""
         found = [self.trials[i] for i in pareto.front(self.values(epochs), self.objectives)]
 
         def place(record: TrialRecord) -> tuple[float, int, int]:
@@ -209,12 +209,12 @@ class StudyInfo(StudySpec):
         return sorted(found, key=place)
 
     def best_map(self) -> float | None:
-        """The highest mAP on the front, a mean over seeds where that point was confirmed."""
+        """Return the highest mAP on the front, the mean over seeds if that point was confirmed; None: empty front."""
         front = self.front()
         return self.over_seeds(front[0]).mean or 0.0 if front else None
 
     def knee(self) -> int | None:
-        """Trial number of the front's knee."""
+        """Return the trial number of the front's knee; None: the front is empty."""
         index = pareto.knee(self.values(), self.objectives)
         return None if index is None else self.trials[index].trial
 
@@ -228,16 +228,16 @@ class StudyInfo(StudySpec):
         return counts | {"repeats": len(self.repeats)}
 
     def n_ran(self) -> int:
-        """Trials that count against ``--trials``: those that ended after they had a worker."""
+        """Return the number of trials that count against ``--trials``: those that ended after running on a worker."""
         return sum(
             record.ran and record.state not in (TrialState.RUNNING, TrialState.INTERRUPTED) for record in self.trials
         )
 
     def brief(self, record: TrialRecord) -> dict[str, Any]:
-        """The shape of a front's entry in ``cst-search front --json``.
+        """Return a front entry of ``cst-search front --json``.
 
-        ``map`` and ``map50`` are the trial's own. ``n_seeds`` of its runs count, itself among them, ``map_mean`` and
-        ``map_std`` (n - 1, None for one run) are over these; likewise of ``map50``.
+        ``map`` and ``map50`` are the trial's own values. ``n_seeds`` is the number of its runs, itself included;
+        ``map_mean`` and ``map_std`` (n - 1, None for one run) are over these runs, and so for ``map50``.
         """
         samples = {name: self.over_seeds(record, name) for name in NOISY}
         spread = {f"{name}_{key}": getattr(samples[name], key) for name in NOISY for key in ("mean", "std")}
@@ -248,7 +248,7 @@ class StudyInfo(StudySpec):
 
 
 def common_reference(infos: Sequence[StudyInfo]) -> list[float] | None:
-    """The worst of the reference points of several studies; None: their data or objectives differ."""
+    """Return the worst of several studies' reference points; None: their data or objectives differ."""
     first = infos[0]
     if any((info.data, info.objectives) != (first.data, first.objectives) for info in infos):
         return None

@@ -1,4 +1,4 @@
-"""States of trials and launches in a study. Each member is the string that is stored and shown, and prints as it."""
+"""States of trials and launches in a study. Each member equals, and prints as, the string that is stored and shown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class TrialState(StrEnum):
-    """State of a trial in a study. Optuna's own states, which differ, are `optuna.trial.TrialState`."""
+    """State of a trial in a study. It differs from Optuna's own `optuna.trial.TrialState`."""
 
     __repr__ = str.__repr__
 
@@ -20,7 +20,7 @@ class TrialState(StrEnum):
     PRUNED = "pruned"
     #: on a worker now
     RUNNING = "running"
-    #: was on a worker of a launch that is no more; the next launch takes it up
+    #: was running in a launch that died; the next launch resumes it
     INTERRUPTED = "interrupted"
 
 
@@ -31,5 +31,5 @@ class LaunchState(StrEnum):
 
     RUNNING = "running"
     ENDED = "ended"
-    #: it did not say that it ended, and its process is gone
+    #: its process is gone without having recorded an end
     DIED = "died"

@@ -1,6 +1,6 @@
-"""Where studies are kept: Optuna's storage in SQLite, for one machine, or PostgreSQL, for many.
+"""Storage of studies: Optuna's, in SQLite for one machine or PostgreSQL for many.
 
-A server may restart in the middle of a search: `Storage` asks again until it is back. Several launches may work on one
+A server may restart in the middle of a search: `Storage` retries until it is back. Several launches may work on one
 study: `Storage.alone` lets one of them at a time choose what to run, and `Storage.now` is a clock that they share.
 """
 
@@ -26,20 +26,20 @@ from cst_search.errors import RunError, StudyError
 from cst_search.redaction import shown_address, without_password
 from cst_search.study.fast_reads import StoredTrial, dont_wait_for_the_disk, is_of_optuna
 
-WAIT_SECONDS = 900  # for a server that is away; an operating system's update takes less
+WAIT_SECONDS = 900  # maximum wait for an unreachable server; an operating system update takes less
 _KINDS = ("sqlite", "postgresql")
 _T = TypeVar("_T")
 
 
 def check_storage(url: str, flag: str = "--storage", kinds: Collection[str] = _KINDS) -> str:
-    """The URL with its password hidden. Raises StudyError: no URL of a database that we take, or without its driver."""
+    """Return the URL with its password hidden. Raises StudyError if it is unsupported or its driver is missing."""
     example = f"{flag} takes a database URL such as sqlite:///studies.db or postgresql+psycopg://host/name"
     try:
         made = sqlalchemy.make_url(url)
         dialect = made.get_dialect()
     except sqlalchemy.exc.NoSuchModuleError:
         raise StudyError(f"{example}; there is no kind of database for {shown_address(url)}") from None
-    except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: a port that is no number
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: a port that is not a number
         raise StudyError(f"{example}; got {shown_address(url)!r}") from None
     if made.get_backend_name() not in kinds:
         raise StudyError(f"{example}; {made.get_backend_name()} is not among them")
@@ -59,7 +59,7 @@ def is_sqlite(url: str) -> bool:
 
 
 def _is_away(error: BaseException | None) -> bool:
-    """Whether a server did not answer, or its connection broke; SQLite: another process held the file too long."""
+    """Return whether the server is unreachable or the connection broke; SQLite: another process locked it too long."""
     while error is not None:
         if isinstance(error, sqlalchemy.exc.DBAPIError):
             if type(error.orig).__module__.startswith("sqlite3"):
@@ -79,16 +79,16 @@ def _first_line(error: BaseException) -> str:
 
 
 class Storage(optuna.storages.RDBStorage):
-    """Optuna's storage, whose calls are made again while the server is away, for `WAIT_SECONDS` at most.
+    """Optuna's storage with retries: calls are repeated while the server is unreachable, for at most `WAIT_SECONDS`.
 
-    A call that is made again may find its work done: an attribute is the same when it is set twice, a trial that was
-    made twice has one with nothing in it (see `SearchSession.begin_launch`), one that had ended is looked at.
+    A retried call may find its work already done. Setting an attribute twice is harmless; creating a trial twice leaves
+    an empty one (see `SearchSession.begin_launch`); a trial that had already ended is checked.
 
     Attributes:
-        say: is told, once, that the server is away, and that it is back.
+        say: called once with a message when the server is unreachable, and once when it is back.
 
     Raises (every call):
-        RunError: the server stayed away; or SQLite cannot write, as its disk is full.
+        RunError: the server stayed unreachable, or SQLite cannot write because its disk is full.
     """
 
     def __init__(self, url: str) -> None:
@@ -96,7 +96,7 @@ class Storage(optuna.storages.RDBStorage):
         self.say: Callable[[str], None] = lambda line: None
         self._gave_up = self._said_away = False
         sqlite = is_sqlite(url)
-        # SQLite: several processes write; wait for the lock rather than fail
+        # SQLite: several processes write, so wait for the lock rather than fail
         connect_args: dict[str, Any] = {"timeout": 60} if sqlite else {"connect_timeout": 10}
         pool = {} if sqlite else {"pool_size": 3, "max_overflow": 5}
         super().__init__(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True, **pool})
@@ -107,7 +107,7 @@ class Storage(optuna.storages.RDBStorage):
         return without_password(_first_line(error), self.url)
 
     def patiently(self, call: Callable[[], _T]) -> _T:
-        """Make a call, and make it again while the server is away."""
+        """Return the result of a call, retrying it while the server is unreachable."""
         begun, said, pause = time.monotonic(), False, 0.2
         while True:
             try:
@@ -122,12 +122,12 @@ class Storage(optuna.storages.RDBStorage):
                         ) from error
                     raise
                 if self._gave_up or time.monotonic() - begun > WAIT_SECONDS:
-                    self._gave_up, self._said_away = True, False  # what is called on the way out shall not wait as long
+                    self._gave_up, self._said_away = True, False  # calls during shutdown must not wait as long
                     raise RunError(
                         f"the storage {self.shown} was away for {WAIT_SECONDS / 60:.0f} minutes "
                         f"({self._reason(error)}); what is finished is kept; go on with `cst-search resume`"
                     ) from error
-                if not self._said_away and time.monotonic() - begun > 1:  # whoever else waits, on another thread
+                if not self._said_away and time.monotonic() - begun > 1:  # once, also if other threads wait
                     said = self._said_away = True
                     self.say(f"the storage {self.shown} is away ({self._reason(error)}); waiting for it")
                 time.sleep(pause * random.uniform(0.5, 1.5))
@@ -148,7 +148,7 @@ class Storage(optuna.storages.RDBStorage):
             try:
                 return super(Storage, self).set_trial_state_values(trial_id, state, values)
             except optuna.exceptions.UpdateFinishedTrialError:
-                # the answer to the first call may have been lost on its way
+                # the reply to the first call may have been lost
                 if n_tries > 1 and self.get_trial(trial_id).state == state:
                     return True
                 raise
@@ -156,7 +156,7 @@ class Storage(optuna.storages.RDBStorage):
         return self.patiently(call)
 
     def now(self) -> float:
-        """Seconds of the database's clock, that all launches share; as Unix time."""
+        """Return the time of the database's clock, which all launches share, in seconds as Unix time."""
         kind = (
             "strftime('%s', 'now')" if self.engine.dialect.name == "sqlite" else "extract(epoch from clock_timestamp())"
         )
@@ -169,9 +169,10 @@ class Storage(optuna.storages.RDBStorage):
 
     @contextmanager
     def alone(self, study: str) -> Iterator[Callable[[], bool]]:
-        """While it lasts no other process is within, of those that work on the study. It ends with the process.
+        """Hold the study's lock: no other process that works on the study is inside. The lock ends with the process.
 
-        Gives what tells whether it still lasts: with a restart of the server it does not.
+        Yields:
+            A function that returns whether the lock is still held; a restart of the server releases it.
         """
         if self.engine.dialect.name == "sqlite":
             with self._file_lock():
@@ -182,7 +183,7 @@ class Storage(optuna.storages.RDBStorage):
         try:
             yield lambda: _answers(connection)
         finally:
-            with suppress(sqlalchemy.exc.SQLAlchemyError):  # a connection that broke holds nothing
+            with suppress(sqlalchemy.exc.SQLAlchemyError):  # a broken connection holds no lock
                 connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
             with suppress(sqlalchemy.exc.SQLAlchemyError):
                 connection.close()
@@ -190,7 +191,7 @@ class Storage(optuna.storages.RDBStorage):
     def _lock(self, key: int) -> sqlalchemy.Connection:
         connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         try:
-            # asked for, not waited for: so Ctrl-C gets through
+            # poll instead of blocking, so that Ctrl-C works
             while not connection.execute(sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
                 time.sleep(0.05)
         except BaseException:
@@ -235,7 +236,7 @@ def _patient(name: str) -> Any:
     return call
 
 
-# what Optuna's cache, which stands before the storage, calls; and `set_trial_state_values` above
+# The methods that Optuna's cache in front of the storage calls; `set_trial_state_values` is above.
 for _name in (
     "create_new_study", "delete_study", "set_study_user_attr", "set_study_system_attr", "get_study_id_from_name",
     "get_study_name_from_id", "get_study_directions", "get_study_user_attrs", "get_study_system_attrs",
@@ -246,9 +247,9 @@ for _name in (
 
 
 def _make(url: str, n_tries: int = 8) -> Storage:
-    """A storage whose tables another launch may be making at this moment: then ours are refused, until they are there.
+    """Return a storage, creating its tables. Retries while another launch is creating them at the same moment.
 
-    RuntimeError: Optuna reads a version that is not written yet, and takes it for another one.
+    RuntimeError is caught because Optuna reads a version that is not written yet, and takes it for a different one.
     """
     for left in reversed(range(n_tries)):
         try:
@@ -266,26 +267,26 @@ def _make(url: str, n_tries: int = 8) -> Storage:
 
 
 def open_storage(url: str, *, make: bool = False) -> Storage:
-    """Raises StudyError: it cannot be used, with the reason."""
+    """Open a storage; ``make`` creates one that does not exist. Raises StudyError with the reason if it is unusable."""
     shown = check_storage(url)
     path = sqlalchemy.make_url(url).database if is_sqlite(url) else None
     try:
         if path and path != ":memory:" and not path.startswith("file:") and not Path(path).exists():
-            if not make:  # SQLite would make an empty database of a misspelt path
+            if not make:  # SQLite would create an empty database at a misspelt path
                 raise StudyError(f"the storage {shown} does not exist; `cst-search launch` makes it")
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        elif path and not is_of_optuna(Path(path)):  # Optuna would put its tables beside those of another program
+        elif path and not is_of_optuna(Path(path)):  # Optuna would add its tables to another program's
             raise StudyError(f"{shown} is not a storage of studies but another database; choose another file")
         return _make(url) if make else Storage(url)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError, OSError) as error:
-        # RuntimeError: made by another version of Optuna, which says how to go on
+        # RuntimeError: created by another version of Optuna; its message says how to proceed
         raise StudyError(f"the storage {shown} cannot be used: {without_password(_first_line(error), url)}") from None
 
 
 def try_storage(url: str) -> int | None:
-    """Write to a storage and clean up; the number of its studies. None: a file that does not exist yet.
+    """Return the number of studies in a storage after a trial write, cleaned up; None: its file does not exist yet.
 
-    Raises StudyError: it cannot be used.
+    Raises StudyError if the storage cannot be used.
     """
     check_storage(url)
     path = sqlalchemy.make_url(url).database if is_sqlite(url) else None
@@ -297,36 +298,36 @@ def try_storage(url: str) -> int | None:
         storage.delete_study(storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], name))
         return len(storage.get_all_studies())
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RunError) as error:
-        # Optuna takes whatever a database refuses to insert for a name that is there, and says nothing
+        # Optuna reports any insert that the database refuses as a duplicate name, without the reason
         raise StudyError(f"the storage {storage.shown} cannot be written: {storage._reason(error)}") from None
     finally:
         storage.engine.dispose()
 
 
 def alone(storage: optuna.storages.BaseStorage | None, study: str) -> AbstractContextManager[Callable[[], bool]]:
-    """`Storage.alone`; in memory a process is alone anyway."""
+    """Return `Storage.alone`, or a no-op lock for a study in memory, which no other process can reach."""
     return storage.alone(study) if isinstance(storage, Storage) else nullcontext(lambda: True)
 
 
-# --- what Optuna does not offer by public names -----------------------------------------------------------------------
+# --- Optuna internals: no public names --------------------------------------------------------------------------------
 
 
 @contextmanager
 def experimental() -> Iterator[None]:
-    """Silence Optuna's warnings of experimental parts used on purpose: `group` of TPE, GP, names of metrics."""
+    """Silence Optuna's warnings about experimental features used on purpose: `group` of TPE, GP, metric names."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
 
 
 def study_names(storage: Storage, having: str) -> list[str]:
-    """Names of the studies that have a user attribute, in the order they were made."""
-    studies = storage.get_all_studies()  # their summaries would read every trial
+    """Return the names of the studies that have a user attribute, in the order they were created."""
+    studies = storage.get_all_studies()  # study summaries would read every trial
     return [study.study_name for study in sorted(studies, key=lambda s: s._study_id) if having in study.user_attrs]
 
 
 def trials_in_memory(study: optuna.Study, after: int, also: Collection[int]) -> list[StoredTrial]:
-    """Trials of a study that has no database, as `fast_reads.read_trials` reads them."""
+    """Return trials of a study without a database, as `fast_reads.read_trials` does."""
     return [
         StoredTrial(trial._trial_id, trial.number, trial.state.name, trial.user_attrs)
         for trial in study.get_trials(deepcopy=False)
@@ -337,17 +338,17 @@ def trials_in_memory(study: optuna.Study, after: int, also: Collection[int]) -> 
 def add_running_trial(study: optuna.Study, user_attrs: Mapping[str, Any]) -> Trial:
     """Add a running trial without parameters.
 
-    A trial that is asked for has parameters: TPE takes a running one for a bad one, GP for one whose value is about to
-    be known.
+    A trial from ``ask`` would have parameters: TPE counts a running trial as a bad one, GP as one whose value is
+    pending.
     """
     begun = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=dict(user_attrs))
     return Trial(study, study._storage.create_new_trial(study._study_id, begun))
 
 
 def set_dashboard_constraint(study: optuna.Study, trial: Trial, violation: float) -> None:
-    """Store a constraint where optuna-dashboard 0.21 looks for it: <= 0 is feasible.
+    """Store a constraint where optuna-dashboard 0.21 looks for it; <= 0 is feasible.
 
-    It reads only the list that Optuna 4 wrote; without it infeasible trials look feasible. Optuna 5 adds that list to
-    the named constraints, and its GP sampler fits a model to each: one is enough.
+    The dashboard reads only the list that Optuna 4 wrote; without it infeasible trials look feasible. Optuna 5 adds
+    that list to the named constraints, and its GP sampler fits a model to each, so one entry is enough.
     """
     study._storage.set_trial_system_attr(trial._trial_id, "constraints", [violation])

@@ -1,8 +1,7 @@
-"""A study in its database: what it was made with, and every trial that was tried. What to try next is `search`.
+"""A study in its database: its spec and all its trials. Choosing the next trial is the job of `search`.
 
-The study's database is the single source of truth. Every trial that was suggested is in it with its configuration, its
-predicted cost and its result, so whoever holds the storage URL can continue, report or rebuild. Reading it loads no
-sampler.
+The study's database is the single source of truth. It has every suggested trial with its configuration, predicted cost
+and result, so anyone with the storage URL can continue, report or rebuild. Reading it loads no sampler.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from cst_search.study.reader import TrialReader
 from cst_search.study.records import Budget, LaunchRecord, StudyInfo, StudySpec, TrialRecord
 from cst_search.study.storage import Storage, alone, check_storage, experimental, open_storage, study_names
 
-ETA = 2  # of early stopping, for a study that does not say
-_FORMAT = 3  # of what is stored; a reader refuses a newer one
+ETA = 2  # default of early stopping for a new study
+_FORMAT = 3  # version of the stored form; a reader refuses a newer one
 _STUDY = "cst_study"  # user attribute of the study: format, version, time and spec
 
 _DIRECTION = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
@@ -33,10 +32,10 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def list_studies(url: str, *, make: bool = False) -> list[str]:
-    """Names of the studies of cst-search in a storage, in the order they were made. Raises StudyError: no storage.
+    """Return the names of the cst-search studies in a storage, by creation. Raises StudyError if there is no storage.
 
     Args:
-        make: make a storage that does not exist yet, rather than raise.
+        make: create a storage that does not exist yet, rather than raise.
     """
     storage = open_storage(url, make=make)
     names = study_names(storage, having=_STUDY)
@@ -45,15 +44,15 @@ def list_studies(url: str, *, make: bool = False) -> list[str]:
 
 
 class Study:
-    """One study in its storage. `create` makes it or continues it, `open` reads one that exists.
+    """A study in its storage. `create` creates or continues one, `open` reads an existing one.
 
     Attributes:
-        url: of the storage.
-        storage: None: Optuna's own, in memory.
-        spec: what the study was made with.
-        started: time when it was made, in UTC, ISO 8601.
-        reader: its trials, as far as they were read.
-        launch_registry: its launches, and this process as one of them.
+        url: URL of the storage.
+        storage: the storage; None for Optuna's own, in memory.
+        spec: the settings that define the study.
+        started: time of creation in UTC, ISO 8601.
+        reader: the reader of its trials, with those read so far.
+        launch_registry: its launches, including this process's own.
     """
 
     def __init__(self, study: optuna.Study, url: str, storage: optuna.storages.BaseStorage) -> None:
@@ -78,7 +77,7 @@ class Study:
 
     @classmethod
     def open(cls, url: str, name: str) -> Study:
-        """Open a study that exists. Raises StudyError, naming the studies that exist."""
+        """Open an existing study. Raises StudyError, which names the existing studies."""
         storage = open_storage(url)
         try:
             study = optuna.load_study(study_name=name, storage=storage)
@@ -96,16 +95,16 @@ class Study:
 
     @classmethod
     def create(cls, url: str, name: str, spec: StudySpec) -> Study:
-        """Make the study, or continue it when it exists and was made with the same objectives, space, recipe and data.
+        """Create the study, or continue an existing one that has the same objectives, space, recipe and data.
 
         Raises:
-            StudyError: it exists and differs, with what differs.
+            StudyError: the study exists and differs; the message says in what.
         """
         from cst_search import __version__
 
         storage = open_storage(url, make=True)
         directions = [_DIRECTION[o.goal] for o in spec.objectives]
-        with alone(storage, name):  # another launch must not find it half made
+        with alone(storage, name):  # another launch must not find it half created
             try:
                 study = optuna.create_study(storage=storage, study_name=name, directions=directions)
             except optuna.exceptions.DuplicatedStudyError:
@@ -130,7 +129,7 @@ class Study:
             each["space"] = renamed_dimensions(each["space"], f"space of study {self.name!r}")
         if spec.eta is None:
             new["eta"] = old["eta"]
-        if not old["inputs"]:  # made before they were kept
+        if not old["inputs"]:  # created before inputs were stored
             new["inputs"] = old["inputs"]
         differs = [flag for key, flag in named.items() if new[key] != old[key]]
         if differs:
@@ -140,22 +139,22 @@ class Study:
             )
 
     def optuna_study(self) -> optuna.Study:
-        """The study as Optuna has it, to be read. A trial told to it from outside is no trial of cst-search."""
+        """Return the underlying Optuna study, for reading only. A trial told to it directly is not one of ours."""
         return self._study
 
     # --- launches ---------------------------------------------------------------------------------------------------
 
     def launches(self) -> tuple[LaunchRecord, ...]:
-        """Launches and confirmations that stored their settings, in the order of their beginning."""
+        """Return launches and confirmations that stored their settings, by start time."""
         return self.launch_registry.described()
 
     def n_wanted(self) -> int | None:
-        """Total trials that the last launch asked for; None: there was no launch."""
+        """Return the total trials that the last launch asked for; None: there was no launch."""
         said = [launch.settings["trials"] for launch in self.launches() if launch.kind == "launch"]
         return int(said[-1]) if said else None
 
     def others_at_work(self) -> int:
-        """Number of trials that other launches are working on now."""
+        """Return the number of trials that other launches are running now."""
         self.reader.read()
         others = self.launch_registry.live() - {self.launch_registry.id}
         return sum(suggested.launch in others for suggested in self.reader.suggested().values())
@@ -163,29 +162,29 @@ class Study:
     # --- trials -----------------------------------------------------------------------------------------------------
 
     def record(self, number: int) -> TrialRecord:
-        """Record of one trial as it stands now."""
+        """Return the current record of one trial."""
         self.reader.read(number)
         return self.reader.record(number, self.launch_registry.live)
 
     def is_ours(self, number: int) -> bool:
-        """Return whether a trial is still this launch's: one that seems dead, as its host slept, loses its trials."""
-        self.reader.read(number)  # an Optuna trial keeps what it once read
+        """Return whether a trial is still this launch's: one that seemed dead (its host slept) loses its trials."""
+        self.reader.read(number)  # an Optuna trial caches what it once read
         suggested = self.reader.suggested_of(number)
         return suggested is not None and suggested.launch == self.launch_registry.id
 
     def finished(self, since: int = 0) -> Sequence[TrialRecord]:
-        """Finished trials and repeats in the order in which this process read them, from the ``since``-th on.
+        """Return finished trials and repeats from the ``since``-th on, in the order in which this process read them.
 
-        Nothing is read for it: telling a result, `record` and `info` read what is new, also of other processes.
+        Reads nothing from the database: telling a result, `record` and `info` read what is new, from all processes.
         """
         return self.reader.finished[since:]
 
     def first_running(self) -> int:
-        """The number below which no trial is at work, see `TrialReader.first_running`. Nothing is read for it."""
+        """Return the number below which no trial is running, without reading; see `TrialReader.first_running`."""
         return self.reader.first_running()
 
     def info(self) -> StudyInfo:
-        """The study as plain values; trials in the order of their numbers."""
+        """Return the study as plain values, with trials ordered by number."""
         self.reader.read()
         records = self.reader.records(self.launch_registry.live)
         return StudyInfo(
@@ -199,12 +198,12 @@ class Study:
 
 
 def open_study(name: str, home: Path, storage: str | None = None) -> Study:
-    """Open a study by name, of a storage or of the one in ``home``. Raises StudyError, naming those that exist."""
+    """Open a study by name, in a storage or in the one in ``home``. Raises StudyError, which names existing studies."""
     if storage is None and not (home / "studies.db").exists():
         raise StudyError(f"there are no studies in {home} yet; `cst-search launch` makes one, --home looks elsewhere")
     return Study.open(storage or default_storage(home), name)
 
 
 def default_storage(home: Path) -> str:
-    """URL of a SQLite database beside the records of the studies."""
+    """Return the URL of the SQLite database in ``home``, beside the records of the studies."""
     return f"sqlite:///{os.fspath((home / 'studies.db').absolute())}"

@@ -1,4 +1,4 @@
-"""The front and the hypervolume of a study, brought up to date as its trials end."""
+"""Running front and hypervolume of a study, updated as its trials end."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from cst_search.study.records import StudyInfo, TrialRecord
 
 
 class Tally:
-    """What a launch shows of a study while its trials end, brought up to date by the new ones alone.
+    """Incremental front and hypervolume that a launch displays; only new trials are added.
 
     Attributes:
-        front: numbers of the trials on the front, and the hypervolume.
-        n_rejected: trials that the prediction rejected.
-        volumes: (trial, the hypervolume of all trials up to it), in the order of numbers. A trial that is at work has
-            none yet, and those after it wait for it. One that was stopped and went on comes late: the last is given
-            again then, if it grew.
+        front: trial numbers on the front, and the hypervolume.
+        n_rejected: number of trials rejected by predicted cost.
+        volumes: (trial, hypervolume of all trials up to it), by trial number. A running trial has no entry yet, and
+            trials after it wait for it. A trial that was stopped and promoted comes late: the last entry's number is
+            then repeated with the new volume.
     """
 
     def __init__(self, info: StudyInfo) -> None:
-        """Args: the study as it was before them, which need not have been read again since; its repeats count."""
+        """Args: the study as it was before the trials to add; it need not be reread, and its repeats count."""
         self._values_of, objectives, reference = info.values_of, info.objectives, info.reference
         self.front = pareto.GrowingFront(objectives, reference)
         self.n_rejected = 0
@@ -29,7 +29,7 @@ class Tally:
         self._waiting: dict[int, TrialRecord] = {}
 
     def add(self, finished: Sequence[TrialRecord], first_running: int) -> None:
-        """Args: what was not added before, in any order, and the number below which no trial is at work."""
+        """Add records that were not added before, in any order, and the number below which no trial is running."""
         for record in finished:
             if record.repeat_of is None:
                 self.n_rejected += not record.ran

@@ -1,7 +1,7 @@
-"""Attributes that a study stores with each trial, as typed values, and the trial's record made of them.
+"""Typed attributes that a study stores with each trial, and the trial record built from them.
 
 A trial has up to three attributes, each a JSON object: `Suggested` from the moment it is asked for, `Progress` while it
-trains, `Result` once it has ended. Objects written by earlier versions lack some keys and are read all the same.
+trains, `Result` once it has ended. Objects from earlier versions lack some keys and can still be read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RESULT = "cst_result"
 
 @dataclass(frozen=True)
 class Repeat:
-    """A trial's configuration to be trained again, with another seed or for another length."""
+    """A repeat: a trial's configuration trained again with a different seed or length."""
 
     repeat_of: int
     seed: int
@@ -34,17 +34,17 @@ class Repeat:
 
 @dataclass(frozen=True, kw_only=True)
 class Suggested:
-    """The configuration of a trial, its predicted cost, and the launch that has it.
+    """The configuration of a trial, its predicted cost, and the launch that runs it.
 
     Attributes:
         config: values of the space's dimensions; tuples are lists, as JSON has no tuples.
-        estimate: the predicted cost as ``asdict(memory.estimate.Estimate)`` gives it, corrected.
-        launch: ID of the launch that runs the trial, the last of them.
+        estimate: the corrected predicted cost, as ``asdict(memory.estimate.Estimate)``.
+        launch: ID of the last launch that runs the trial.
         at: time of the suggestion in UTC, ISO 8601.
-        correction: ``asdict(memory.correction.Correction)`` of the estimate; None in studies made before there was one.
-        repeat: what the trial repeats; None: it is a trial of the search.
-        again: number of times that a later launch, or this one, took the trial up again.
-        lost: its worker ended once without a result.
+        correction: ``asdict(memory.correction.Correction)`` of the estimate; None in studies older than corrections.
+        repeat: the repeat that the trial is; None for a trial of the search.
+        again: number of times that a later launch, or this one, resumed the trial.
+        lost: True if its worker once ended without a result.
     """
 
     config: Mapping[str, Any]
@@ -58,7 +58,7 @@ class Suggested:
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> Suggested | None:
-        """Read it from a trial's user attributes; None: the trial was asked for, but its configuration is not known."""
+        """Read it from a trial's user attributes; None: the trial was asked for but has no configuration yet."""
         plain = attributes.get(SUGGESTED)
         if plain is None:
             return None
@@ -75,7 +75,7 @@ class Suggested:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the stored form, JSON types only. Keys that say nothing are left out."""
+        """Return the stored form, JSON types only. Keys without information are left out."""
         plain: dict[str, Any] = {"config": self.config, "estimate": self.estimate}
         if self.correction is not None:
             plain["correction"] = self.correction
@@ -92,7 +92,7 @@ class Suggested:
 
     @property
     def factor(self) -> float:
-        """Factor by which the predicted reserved bytes were multiplied, learned from the study's measured trials."""
+        """Correction factor on the predicted reserved bytes, learned from the study's measured trials."""
         return float((self.correction or {}).get("factor", 1.0))
 
     @property
@@ -104,13 +104,13 @@ class Suggested:
         return int(self.estimate["trainable_params"])
 
     def recipe_values(self) -> dict[str, Any]:
-        """The configuration with lists as tuples: values as the space and the recipe have them."""
+        """Return the configuration with tuples in place of lists, as in the space and the recipe."""
         return tuples(self.config)
 
     def memory_ratio(self, result: Result) -> float | None:
-        """Reserved bytes on a GPU over the uncorrected prediction; None where nothing usable was measured.
+        """Return measured reserved GPU bytes over uncorrected prediction; None: nothing usable was measured.
 
-        A trial that ran out of memory needed at least what it held and what it was refused.
+        A trial that ran out of memory needed at least what it held plus what it was refused.
         """
         measured = result.get("reserved_bytes")
         predicted = self.estimate["reserved_bytes"] / self.factor
@@ -124,11 +124,11 @@ class Suggested:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a trial that has not ended has reached.
+    """Progress of a trial that has not ended.
 
     Attributes:
-        history: an entry per epoch, see `TrialResult.history`.
-        stopped: it was stopped at a rung, and waits to be promoted.
+        history: one entry per epoch; see `TrialResult.history`.
+        stopped: True if it was stopped at a rung and waits to be promoted.
     """
 
     history: Sequence[Mapping[str, Any]] = ()
@@ -145,7 +145,7 @@ class Progress:
         return {"history": list(self.history), "stopped": self.stopped}
 
     def so_far(self) -> Result:
-        """The result of a trial that has not ended: of each figure the last that an epoch had."""
+        """Return the result so far: the last value that any epoch had of each figure."""
         found: dict[str, Any] = {"history": list(self.history), "outcome": Outcome.STOPPED}
         for entry in self.history:
             found |= {name: value for name, value in entry.items() if value is not None}
@@ -154,9 +154,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """How a trial ended: `TrialResult.to_dict`, and what the study made of it.
+    """The result of a trial: `TrialResult.to_dict` with the study's additions.
 
-    The study adds ``state`` (`TrialState`), ``ran`` (False: rejected by the prediction), ``memory_source`` (measured or
+    The study adds ``state`` (`TrialState`), ``ran`` (False: rejected by predicted cost), ``memory_source`` (measured or
     predicted) and a ``reason``.
 
     Attributes:
@@ -167,7 +167,7 @@ class Result:
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> Result | None:
-        """Read it from a trial's user attributes; None: it has not ended, or ended without one."""
+        """Read it from a trial's user attributes; None: the trial has not ended, or ended without a result."""
         plain = attributes.get(RESULT)
         return None if plain is None else cls(plain)
 
@@ -176,11 +176,11 @@ class Result:
         return _plain(self.plain)
 
     def get(self, name: str) -> Any:
-        """A figure, such as ``reserved_bytes``; None: it was not reached."""
+        """Return a figure, e.g. ``reserved_bytes``; None: it was not reached."""
         return self.plain.get(name)
 
     def with_(self, **more: Any) -> Result:
-        """The result with further or other entries."""
+        """Return a copy with entries added or replaced."""
         return Result({**self.plain, **more})
 
     @property
@@ -196,16 +196,16 @@ class Result:
         return self.plain.get("history", ())
 
     def figures(self) -> dict[str, Any]:
-        """Everything that was reached."""
+        """Return all figures that were reached."""
         return {name: value for name, value in self.plain.items() if value is not None}
 
     def over_limit(self) -> float:
-        """Share by which a trial that ran out of memory went above its limit, at least; 0 where that is not known."""
+        """Return the least share by which an out-of-memory trial exceeded its limit; 0 if unknown."""
         limit, held, asked = (self.get(key) for key in ("limit_bytes", "held_bytes", "asked_bytes"))
         return 0.0 if limit is None or held is None else (held + (asked or 0)) / limit - 1
 
     def oom_reason(self) -> str:
-        """The reason of a trial that ran out of memory: at which stage, and how much it held of its limit."""
+        """Return the reason for an out-of-memory trial: the stage, and how much of its limit it held."""
         stage, limit, held = (self.get(key) for key in ("stage", "limit_bytes", "held_bytes"))
         reason = f"out of memory{f' ({stage})' if stage else ''}: {self.get('reason')}"
         if limit is None or held is None:
@@ -213,12 +213,12 @@ class Result:
         return f"{reason}; it held {format_bytes(held)} of {format_bytes(limit)}"
 
     def stopped_reason(self, full_epochs: int) -> str:
-        """The reason of a trial that was stopped early."""
+        """Return the reason for a trial that was stopped early."""
         return f"stopped after epoch {self.plain['epoch']} of {full_epochs}"
 
 
 def learning_curve(attributes: Mapping[str, Any], name: str) -> dict[int, float]:
-    """{epoch: value} of a metric in a trial's user attributes, for the epochs that have one."""
+    """Return {epoch: value} of a metric from a trial's user attributes, for the epochs that have one."""
     result = Result.of(attributes) or Progress.of(attributes)
     return {entry["epoch"]: entry[name] for entry in result.history if entry.get(name) is not None}
 
@@ -227,8 +227,8 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
     """Build the record of a trial that was suggested.
 
     Args:
-        live_launches: IDs; a trial that has not ended, and is none of theirs, is interrupted.
-        full_epochs: length of a trial of the search.
+        live_launches: IDs of running launches; an unfinished trial of any other launch is interrupted.
+        full_epochs: length of a search trial, in epochs.
     """
     suggested, result = Suggested.of(trial.user_attrs), Result.of(trial.user_attrs)
     assert suggested is not None
@@ -263,7 +263,7 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
 
 
 def tuples(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration: lists are tuples again, and recipe fields have the names of today."""
+    """Return a stored configuration with tuples in place of lists and recipe fields by their current names."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in renamed_fields(config).items()}
 
 

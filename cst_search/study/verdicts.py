@@ -1,4 +1,4 @@
-"""Which differences between the confirmed trials of a study are more than noise. Standard library only."""
+"""Verdicts on confirmed trials: on the front or dominated, and whether by more than noise. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cst_search.study.seed_statistics import NOISY, Noise
 
 @dataclass(frozen=True)
 class Verdict:
-    """Where a trial stands by the means over seeds.
+    """A trial's standing by its mean over seeds.
 
     Attributes:
-        on_front: no mean beats it.
+        on_front: True if the trial is non-dominated by the means.
         rival: the trial with the best mean among those that are no worse in every other objective; None: there is none.
-        rival_seeds: values that the rival's mean is of.
-        difference: its mean less the rival's; below 0 where the rival dominates it.
-        least: the least difference that is more than noise; None where the noise is not known.
+        rival_seeds: number of values in the rival's mean.
+        difference: the trial's mean minus the rival's; below 0 if the rival dominates it.
+        least: the least significant difference; None if the noise is not known.
     """
 
     trial: int
@@ -48,7 +48,7 @@ class Verdict:
 
 
 def quality(info: StudyInfo) -> str:
-    """The metric that seeds change and the study maximises, the first of them. Raises StudyError: it has none."""
+    """Return the study's first maximised objective that varies with the seed. Raises StudyError: it has none."""
     for objective in info.objectives:
         if objective.name in NOISY:
             return objective.name
@@ -59,13 +59,13 @@ def quality(info: StudyInfo) -> str:
 
 
 def noise(info: StudyInfo, epochs: int | None = None) -> Noise | None:
-    """Of all trials of a study that have several seeds at a length; None: that of the search."""
+    """Return the noise over all trials with several seeds at a length in epochs (None: the search's); None: unknown."""
     name = quality(info)
     return Noise.of(info.over_seeds(record, name, epochs) for record in info.trials if record.trial in info.repeated)
 
 
 def verdicts(info: StudyInfo, trials: Iterable[int], epochs: int | None = None) -> list[Verdict]:
-    """Of some trials among all of the study that have a mean at a length; None: that of the search."""
+    """Return verdicts on some trials, against all trials with a mean at a length in epochs; None: the search's."""
     name, spread = quality(info), noise(info, epochs)
     place = next(i for i, objective in enumerate(info.objectives) if objective.name == name)
     signs = [-1.0 if objective.goal == "max" else 1.0 for objective in info.objectives]

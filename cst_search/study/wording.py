@@ -1,4 +1,4 @@
-"""Configurations, metrics and repeats in a few words, as the terminal, the page and MLflow show them."""
+"""Short text for configurations, metrics and repeats, as shown in the terminal, the page and MLflow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cst_search.units import format_bytes, format_count
 
 
 def describe(config: Mapping[str, Any], n_dimensions: int = 4) -> str:
-    """A configuration in a few words: the method and its first dimensions, ``cst reduction 8, block 3x3 ...``."""
+    """Return a short description: the method and its first dimensions, e.g. ``cst reduction 8, block 3x3 ...``."""
 
     def show(value: Any) -> str:
         if isinstance(value, tuple | list):
@@ -21,7 +21,7 @@ def describe(config: Mapping[str, Any], n_dimensions: int = 4) -> str:
 
 
 def metric_words(values: Mapping[str, float]) -> str:
-    """``map 0, device_bytes 637 MB, trainable_params 1.44M``"""
+    """Return metrics as text such as ``map 0, device_bytes 637 MB, trainable_params 1.44M``."""
 
     def show(name: str, value: float) -> str:
         if name == "device_bytes":
@@ -32,24 +32,24 @@ def metric_words(values: Mapping[str, float]) -> str:
 
 
 def over_seeds_words(entry: Mapping[str, Any]) -> str:
-    """``map 0.561 +- 0.012 over 3 seeds`` of a front's entry (`StudyInfo.brief`); nothing for one seed."""
+    """Return ``map 0.561 +- 0.012 over 3 seeds`` for a front entry (`StudyInfo.brief`); empty text for one seed."""
     if entry["n_seeds"] < 2:
         return ""
     return f"map {entry['map_mean']:.3f} +- {entry['map_std']:.3f} over {entry['n_seeds']} seeds"
 
 
 def repeat_words(repeat_of: int | None, seed: Any) -> str:
-    """What goes before the words of a repeat's configuration; nothing for a trial of the search."""
+    """Return the prefix for a repeat's description; empty text for a trial of the search."""
     return "" if repeat_of is None else f"trial {repeat_of} again, seed {seed}: "
 
 
 def format_quality(value: float | None) -> str:
-    """Write an mAP or its spread (0..1) with three decimals: 0.4123 -> ``0.412``; None -> ``-``."""
+    """Return an mAP or its spread (0..1) with three decimals: 0.4123 -> ``0.412``; None -> ``-``."""
     return "-" if value is None else f"{value:.3f}"
 
 
 def budget_words(memory_bytes: int | None, params: int | None) -> str:
-    """Write a budget as ``6 GB and 2M parameters``; without a bound ``none``."""
+    """Return a budget as text such as ``6 GB and 2M parameters``; ``none`` without a bound."""
     limits = [format_bytes(memory_bytes)] if memory_bytes else []
     limits += [f"{format_count(params)} parameters"] if params else []
     return " and ".join(limits) or "none"
