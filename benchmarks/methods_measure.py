@@ -26,7 +26,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import CocoImages, DetectionData, load_data, loader
+from cst_search.data.coco import DetectionData, load_data
+from cst_search.data.images import CocoImages, loader
 from cst_search.detector.build import build_detector, trained_tensors
 from cst_search.detector.weights import save_trained
 from cst_search.trial.device import choose_device

@@ -54,26 +54,23 @@ def launch(
     eta: int | None = None,
     quiet: bool = True,
 ) -> Search:
-    """Search for the best configurations within a budget: ``cst-search launch``, whose options these are.
-
-    What a trial prints goes nowhere, and nothing is shown of the search itself while ``quiet``.
+    """Search for the best configurations within a budget: ``cst-search launch``, with the same options.
 
     Args:
-        budget_mem: most device memory.
-        budget_params: most trainable parameters.
+        budget_mem: GPU memory budget per trial.
+        budget_params: budget of trainable parameters.
         data: COCO-format folder; None: the embedded demo.
-        recipe: what is held fixed; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
-        space: what may vary: a shipped name, a YAML file, or the mapping that such a file holds.
+        recipe: fixed settings; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
+        space: search space: a shipped name, a YAML file, or the mapping that such a file holds.
         settings: fields of the recipe to change, ``{"search_epochs": 2}`` or ``["search_epochs=2"]``.
         study: name; an existing study is continued.
-        trials: that the study shall have in the end.
-        in_process: one trial after the other in this process, without Ray.
-        address: Ray cluster that runs the trials.
+        trials: total trials in the study, including earlier launches.
+        in_process: run the trials one after the other in this process, without Ray; address: on a Ray cluster.
+        quiet: show nothing of the search. Output of trials is never shown.
 
     Raises:
         UserError: something must be changed; nothing was started.
-        KeyboardInterrupt: Ctrl-C. What is finished is kept: `open_study`, and `Search.resume` goes on. What has not
-            ended 15 seconds after it is killed, and with it this process.
+        KeyboardInterrupt: Ctrl-C. Finished trials are kept, and `Search.resume` goes on. Trials get 15 seconds to end.
 
     >>> import cst_search
     >>> search = cst_search.launch("6GB", trials=2, settings={"search_epochs": 1}, study="first", in_process=True)

@@ -1,9 +1,10 @@
-"""Final training: the same trial code as in a search, with the full-length recipe, and what it leaves behind."""
+"""Train a recipe at full length with the trial code of a search, and write weights, metrics and recipe."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cst_search.detector.weights import save_trained
 from cst_search.errors import ConfigError
 from cst_search.petl import get_method
 from cst_search.trial.device import check_device
+from cst_search.trial.result import TrialResult
 from cst_search.trial.run import run_trial
 from cst_search.units import format_bytes, format_count, format_seconds
 
@@ -40,28 +42,17 @@ def train(
 ) -> dict[str, Any]:
     """Train and write ``weights.safetensors``, ``metrics.json`` and ``recipe.yaml``. Returns the metrics.
 
-    At every fifth of the epochs a checkpoint is written into the folder. Where one of the same recipe, data and device
-    is all that the folder holds, training goes on from it.
-
-    A recipe that a study exported is recorded in that study's MLflow experiment, linked to its trial.
+    A checkpoint is written into the folder at every fifth of the epochs. Where the folder holds nothing else, training
+    goes on from it. A recipe that a study exported is recorded in that study's MLflow experiment.
     """
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    recipe = apply_settings(load_recipe(given), settings, shown_name(given))
-    get_method(recipe.method).make_options(recipe.options)
-    check_device(device)
+    recipe = _checked_recipe(given, settings, device, data)
     check_tracking(tracking_uri)
-    if data is not None:
-        recipe = replace(recipe, data=data if data == "demo" else str(own_path(data).absolute()))
     checkpoint = folder / "checkpoint.pt"
-    taken = folder.exists() and (
-        not folder.is_dir() or not all(path.name.startswith(checkpoint.name) for path in folder.iterdir())
-    )
-    if taken:
-        raise ConfigError(f"--out {folder}: exists and is not empty; choose another folder")
-    check_folder("--out", folder)
+    _check_free(folder, checkpoint)
     check_folder("--home", home)
     detection = open_data(recipe.data, home, skip_bad=skip_bad, say=say)
     build_detector(recipe, len(detection.class_names))  # weights that do not fit show before anything is written
@@ -70,20 +61,13 @@ def train(
     say(line)
     say(f"{recipe.detector} {recipe.backbone}, {recipe.method}, {recipe.epochs} epochs on {recipe.data}")
 
-    def report(entry: dict[str, Any]) -> None:
-        scores = f", map {entry['map']:.3f}, map50 {entry['map50']:.3f}" if "map" in entry else ""
-        say(
-            f"epoch {entry['epoch']}/{recipe.epochs}: loss {entry['loss']:.4f}, "
-            f"{entry['images_per_second']:.1f} images/s{scores}"
-        )
-
     weights = folder / "weights.safetensors"
     try:
         result = run_trial(
             recipe,
             detection,
             device=device,
-            report=report,
+            report=lambda entry: say(_epoch_line(entry, recipe.epochs)),
             keep=lambda model: save_trained(model, recipe, detection.class_names, weights),
             final_splits=("val", "test"),
             cache=cache,
@@ -93,12 +77,43 @@ def train(
         if checkpoint.exists():
             say(f"the same command goes on from {checkpoint}")
         raise
-    for note in result.notes:
-        say(note)
     metrics = result.to_dict()
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     header = f"cst-search train recipe.yaml --out DIR\n\nmap {metrics['map']} on val after {result.epochs} epochs"
     write_yaml(folder / "recipe.yaml", recipe.to_dict(), header)
+    _say_result(result, weights, say)
+    for path in folder.glob(f"{checkpoint.name}*"):  # half written ones of a killed process too
+        path.unlink()
+    _record(recipe, metrics, folder, home, tracking_uri, say)
+    return metrics
+
+
+def _checked_recipe(given: RecipeLike, settings: Settings, device: str, data: str | None) -> Recipe:
+    recipe = apply_settings(load_recipe(given), settings, shown_name(given))
+    get_method(recipe.method).make_options(recipe.options)
+    check_device(device)
+    return recipe if data is None else replace(recipe, data=data if data == "demo" else str(own_path(data).absolute()))
+
+
+def _check_free(folder: Path, checkpoint: Path) -> None:
+    """Raise ConfigError where a folder holds more than a checkpoint to go on from, or cannot be written."""
+    taken = folder.exists() and (
+        not folder.is_dir() or not all(path.name.startswith(checkpoint.name) for path in folder.iterdir())
+    )
+    if taken:
+        raise ConfigError(f"--out {folder}: exists and is not empty; choose another folder")
+    check_folder("--out", folder)
+
+
+def _epoch_line(entry: dict[str, Any], n_epochs: int) -> str:
+    scores = f", map {entry['map']:.3f}, map50 {entry['map50']:.3f}" if "map" in entry else ""
+    speed = f"{entry['images_per_second']:.1f} images/s"
+    return f"epoch {entry['epoch']}/{n_epochs}: loss {entry['loss']:.4f}, {speed}{scores}"
+
+
+def _say_result(result: TrialResult, weights: Path, say: Callable[[str], None]) -> None:
+    for note in result.notes:
+        say(note)
     for split, scores in result.final.items():
         say(f"{split}: map {scores['map']:.3f}, map50 {scores['map50']:.3f}, map75 {scores['map75']:.3f}")
     if weights.exists():
@@ -106,11 +121,7 @@ def train(
             f"{format_count(result.trainable_params)} trained parameters, "
             f"{format_bytes(weights.stat().st_size)} in {weights}, {format_seconds(result.seconds)}"
         )
-        say(f"next:  cst-search predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER --out pictures")
-    for path in folder.glob(f"{checkpoint.name}*"):  # half written ones of a process that was killed, too
-        path.unlink()
-    _record(recipe, metrics, folder, home, tracking_uri, say)
-    return metrics
+        say(f"next:  cst-search predict {shlex.quote(str(weights.parent))} IMAGE_OR_FOLDER --out pictures")
 
 
 def _record(

@@ -19,9 +19,9 @@ from cst_search.units import parse_bytes
 
 
 def main() -> None:
+    """Run the trial that the command line describes; print a line of JSON per epoch, then the result."""
     import yaml  # PyYAML is needed for this command alone
 
-    """Run the trial that the command line describes; print a line of JSON per epoch, then the result."""
     parser = argparse.ArgumentParser(description="Run one trial without ray, optuna or mlflow and print its result.")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data", required=True)

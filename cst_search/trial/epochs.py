@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import CocoImages, DetectionData, coco_ground_truth, loader
+from cst_search.data.coco import DetectionData, coco_ground_truth
 from cst_search.data.disk_cache import Store
+from cst_search.data.images import CocoImages, loader
 from cst_search.memory.estimate import CONTEXT_BYTES
 from cst_search.petl import get_method
 from cst_search.trial.checkpoints import Training, Unusable, restore, save

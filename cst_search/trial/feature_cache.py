@@ -34,8 +34,8 @@ from torch import Tensor, nn
 
 from cst_search.backbone.resnet import STAGES, Body
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import CocoImages
 from cst_search.data.disk_cache import Slots, Store
+from cst_search.data.images import CocoImages
 from cst_search.detector.pyramid import Backbone
 from cst_search.petl import get_method
 from cst_search.trial.engine import Precision

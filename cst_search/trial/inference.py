@@ -9,7 +9,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from cst_search.config.catalog import check_folder
-from cst_search.data.coco import CocoImages, ImageEntry, Split, loader
+from cst_search.data.coco import ImageEntry, Split
+from cst_search.data.images import CocoImages, loader
 from cst_search.data.validation import FORMATS, BadImage, inspect_image
 from cst_search.detector.weights import load_trained, weights_file
 from cst_search.errors import ConfigError

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import CocoImages, DetectionData, ImageEntry, Split
+from cst_search.data.coco import DetectionData, ImageEntry, Split
+from cst_search.data.images import CocoImages
 from cst_search.data.resize import resized_hw
 from cst_search.detector.build import build_detector, count_parameters, prepare
 from cst_search.errors import ConfigError, UserError
@@ -101,6 +102,56 @@ class Measured:
     process_source: str | None = None
 
 
+def _train_steps(
+    model: nn.Module, recipe: Recipe, batch: Batch, steps: int, device: torch.device, times: list[float]
+) -> float:
+    """Train on one batch and return the mean loss. Appends the time after each step to ``times``."""
+    accumulate = min(recipe.accumulate, _ENOUGH)
+    precision = choose_precision(recipe.precision, device)
+
+    def after_step(_: int) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter())
+
+    def batches() -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
+        for _ in range(steps):
+            yield list(batch.images), [dict(target) for target in batch.targets]
+
+    model.to(device)
+    first = ([batch.images[0]], [dict(batch.targets[0])])
+    prepare(model, recipe, losses(model, [first], device=device, precision=precision))
+    optimiser = make_optimiser(model, recipe.lr or get_method(recipe.method).lr, recipe.weight_decay)
+    return train_one_epoch(
+        model,
+        batches(),
+        optimiser,
+        make_lr_schedule(optimiser, -(-steps // accumulate), recipe.warmup),
+        torch.amp.GradScaler(device.type, enabled=precision.scaled),
+        device=device,
+        precision=precision,
+        accumulate=accumulate,
+        clip_norm=recipe.clip_norm,
+        n_batches=steps,
+        after_step=after_step,
+    ).loss
+
+
+def _measured_figures(
+    device: torch.device, asked_bytes: int | None, process: tuple[int | None, str | None]
+) -> dict[str, Any]:
+    """Return the memory of this process on a GPU; what was refused counts as needed."""
+    reserved = torch.cuda.max_memory_reserved(device)
+    return {
+        "memory_source": "measured",
+        "device_bytes": reserved + (asked_bytes or 0) + CONTEXT_BYTES,
+        "active_bytes": torch.cuda.max_memory_allocated(device),
+        "reserved_bytes": reserved,
+        "process_bytes": process[0],
+        "process_source": process[1],
+    }
+
+
 def measure(
     recipe: Recipe,
     n_classes: int,
@@ -124,8 +175,7 @@ def measure(
     """
     on_gpu = device.type == "cuda"
     used_before = _device_used()
-    accumulate = min(recipe.accumulate, _ENOUGH)
-    steps = max(steps, _ENOUGH * accumulate)
+    steps = max(steps, _ENOUGH * min(recipe.accumulate, _ENOUGH))
     outcome, reason, asked = Outcome.COMPLETE, None, None
     loss: float | None = None
     if on_gpu:
@@ -133,38 +183,10 @@ def measure(
         torch.cuda.reset_peak_memory_stats(device)
     model = build_detector(recipe, n_classes, shapes_only=not read_weights)
     petl_params, trainable_params = count_parameters(model)
-    precision = choose_precision(recipe.precision, device)
     times = [time.perf_counter()]
-
-    def after_step(_: int) -> None:
-        if on_gpu:
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter())
-
-    def batches() -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
-        for _ in range(steps):
-            yield list(batch.images), [dict(target) for target in batch.targets]
-
     with memory_limit(device, memory_limit_bytes) as limit:
         try:
-            model.to(device)
-            first = ([batch.images[0]], [dict(batch.targets[0])])
-            prepare(model, recipe, losses(model, [first], device=device, precision=precision))
-            optimiser = make_optimiser(model, recipe.lr or get_method(recipe.method).lr, recipe.weight_decay)
-            stats = train_one_epoch(
-                model,
-                batches(),
-                optimiser,
-                make_lr_schedule(optimiser, -(-steps // accumulate), recipe.warmup),
-                torch.amp.GradScaler(device.type, enabled=precision.scaled),
-                device=device,
-                precision=precision,
-                accumulate=accumulate,
-                clip_norm=recipe.clip_norm,
-                n_batches=steps,
-                after_step=after_step,
-            )
-            loss = stats.loss
+            loss = _train_steps(model, recipe, batch, steps, device, times)
         except NonFiniteLoss as error:
             outcome, reason = Outcome.NONFINITE, str(error)
         except Exception as error:
@@ -175,36 +197,16 @@ def measure(
     seconds = [after - before for before, after in itertools.pairwise(times)]
     figures: dict[str, Any] = {"memory_source": "predicted"}
     if on_gpu:
-        reserved = torch.cuda.max_memory_reserved(device)
-        process_bytes, source = _process_used(device, used_before, free_before)
-        figures = {
-            "memory_source": "measured",
-            "device_bytes": reserved + (asked or 0) + CONTEXT_BYTES,
-            "active_bytes": torch.cuda.max_memory_allocated(device),
-            "reserved_bytes": reserved,
-            "process_bytes": process_bytes,
-            "process_source": source,
-        }
+        figures = _measured_figures(device, asked, _process_used(device, used_before, free_before))
     return Measured(
-        outcome=outcome,
-        reason=reason,
-        device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        torch=torch.__version__,
-        height_px=batch.shape.height_px,
-        width_px=batch.shape.width_px,
-        max_boxes=batch.shape.max_boxes,
-        n_classes=n_classes,
-        batch_size=len(batch.images),
-        steps=len(seconds),
-        step_seconds=statistics.median(seconds[1:] or seconds) if seconds else None,
-        loss=loss,
-        petl_params=petl_params,
-        trainable_params=trainable_params,
+        outcome=outcome, reason=reason, loss=loss,
+        device=torch.cuda.get_device_name(device) if on_gpu else "cpu", torch=torch.__version__,
+        **asdict(batch.shape), n_classes=n_classes, batch_size=len(batch.images),
+        steps=len(seconds), step_seconds=statistics.median(seconds[1:] or seconds) if seconds else None,
+        petl_params=petl_params, trainable_params=trainable_params,
         predicted_bytes=predict(recipe, n_classes, batch.shape).device_bytes,
-        limit_bytes=limit.limit_bytes,
-        asked_bytes=asked,
-        **figures,
-    )
+        limit_bytes=limit.limit_bytes, asked_bytes=asked, **figures,
+    )  # fmt: skip
 
 
 # --- the worst batch ------------------------------------------------------------------------------------------------

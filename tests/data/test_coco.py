@@ -16,18 +16,10 @@ import torch
 from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from cst_search.data import coco as data_module
-from cst_search.data.coco import (
-    CocoImages,
-    DetectionData,
-    ImageEntry,
-    Split,
-    coco_ground_truth,
-    find_splits,
-    load_data,
-    loader,
-)
+from cst_search.data import images as images_module
+from cst_search.data.coco import DetectionData, ImageEntry, Split, coco_ground_truth, find_splits, load_data
 from cst_search.data.disk_cache import Cache, Store
+from cst_search.data.images import CocoImages, loader
 from cst_search.data.resize import resized_hw
 from cst_search.data.validation import FAULTS, Findings, check_box, inspect_image, locate
 from cst_search.errors import DataError
@@ -724,8 +716,8 @@ def shared(split: Split, folder: Path, image_size_px: int = 30, bound: int = 10*
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Filled with the names of the files that are decoded."""
     found: list[str] = []
-    read = data_module._read_resized
-    monkeypatch.setattr(data_module, "_read_resized", lambda e, size: found.append(e.file_name) or read(e, size))
+    read = images_module._read_resized
+    monkeypatch.setattr(images_module, "_read_resized", lambda e, size: found.append(e.file_name) or read(e, size))
     return found
 
 

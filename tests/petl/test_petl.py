@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from cst_search.backbone.resnet import Body
 from cst_search.config.recipe import BACKBONES, DETECTORS, Recipe
-from cst_search.data.coco import CocoImages, DetectionData, loader
+from cst_search.data.coco import DetectionData
+from cst_search.data.images import CocoImages, loader
 from cst_search.detector.build import build_detector, count_parameters, prepare
 from cst_search.detector.pyramid import Backbone
 from cst_search.errors import ConfigError

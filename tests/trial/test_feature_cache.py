@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from cst_search.config.recipe import DETECTORS, Recipe
-from cst_search.data.coco import CocoImages, DetectionData, loader
+from cst_search.data.coco import DetectionData
 from cst_search.data.disk_cache import Cache, Store
+from cst_search.data.images import CocoImages, loader
 from cst_search.detector.build import build_detector
 from cst_search.petl import METHODS
 from cst_search.trial import feature_cache as module
