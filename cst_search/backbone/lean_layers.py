@@ -2,8 +2,8 @@
 
 PyTorch keeps the input of a frozen convolution, and of a batch norm in eval mode, whenever a gradient passes through
 (pytorch#133566), although only the gradient of the weight would need it. ReLU keeps its whole output, of which the
-backward pass reads one bit per value. `save_memory` drops both. TinyTL (Cai et al., NeurIPS 2020) and memsave_torch
-(Bhatia and Dangel, 2024) go the same way. Activation checkpointing, the other way to keep less, is in `recompute`.
+backward pass reads one bit per value. `save_memory` avoids both, as do TinyTL (Cai et al., NeurIPS 2020) and
+memsave_torch (Bhatia and Dangel, 2024). Activation checkpointing, the other way to keep less, is in `recompute`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class _Conv(torch.autograd.Function):
-    """Convolution with a constant weight; its backward pass needs that weight alone."""
+    """Convolution with a constant weight; its backward pass needs only the weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -33,7 +33,7 @@ class _Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (weight,), conv = ctx.saved_tensors, ctx.conv
-        # under autocast the convolution ran in the type of its gradient; the weight is cast again, not kept twice
+        # under autocast the convolution ran in the dtype of its gradient; the weight is cast again, not kept twice
         grad_x = conv2d_input(
             ctx.shape, weight.to(grad.dtype), grad, conv.stride, conv.padding, conv.dilation, conv.groups
         )
@@ -41,10 +41,10 @@ class _Conv(torch.autograd.Function):
 
 
 class LeanConv2d(nn.Conv2d):
-    """Frozen convolution without bias that does not keep its input; with a trainable weight it is the stock one."""
+    """Frozen convolution without bias that does not keep its input; a trainable weight makes it the stock one."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.requires_grad:  # for a moment, in `petl.pruning.fisher`
+        if self.weight.requires_grad:  # temporarily, in `petl.pruning.fisher`
             return super().forward(x)
         return _Conv.apply(x, self.weight, self)
 
@@ -83,7 +83,7 @@ class _MaxPool(torch.autograd.Function):
         out, indices = F.max_pool2d(
             x, pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, return_indices=True
         )
-        ctx.save_for_backward(indices.int())  # they count within one plane
+        ctx.save_for_backward(indices.int())  # indices within one plane fit in 4 bytes
         ctx.pool, ctx.shape = pool, x.shape
         return out
 
@@ -110,7 +110,7 @@ class LeanMaxPool2d(nn.MaxPool2d):
 
 
 class LeanBatchNorm2d(nn.BatchNorm2d):
-    """Frozen batch norm as ``x * scale + shift``, which keeps no input; in training mode it is the stock one."""
+    """Frozen batch norm as ``x * scale + shift``, without keeping its input; in training mode it is the stock one."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
@@ -147,11 +147,11 @@ def unpack_bits(packed: Tensor, n: int) -> Tensor:
 
 
 def save_memory(body: nn.Module) -> None:
-    """Make the frozen layers of a body, in place, keep only what their backward pass reads.
+    """Replace the frozen layers of a body by lean ones, in place.
 
-    Call it after the method has been applied, which decides what is frozen. The ReLUs of a residual block whose
-    convolutions are trained stay as they are: those convolutions keep the ReLUs' outputs anyway. Tensors and their
-    names do not change.
+    Call it after the PETL method has been applied, since the method decides which layers are frozen. The ReLUs of a
+    residual block with trained convolutions are left alone: those convolutions keep the ReLUs' outputs anyway. Tensors
+    and their names do not change.
     """
 
     def frozen(module: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """Activation checkpointing (Chen et al., arXiv 1604.06174): activations are recomputed in the backward pass.
 
-A recipe asks for it with ``recompute``. Random states are not restored, since nothing that is recomputed draws random
-numbers; the running statistics of batch norms move in the first pass only.
+The recipe field ``recompute`` turns it on. Random states are not restored, since no recomputed part draws random
+numbers; the running statistics of batch norms are updated in the first pass only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def recompute(function: Callable[..., T], *args: Any) -> T:
-    """Return ``function(*args)``, keeping only its input tensors; all else is recomputed in the backward pass.
+    """Return ``function(*args)``, keeping only its input tensors; the rest is recomputed in the backward pass.
 
     Without autograd this is a plain call. An `OnceBatchNorm2d` updates its running statistics in the first pass only.
     """
@@ -46,7 +46,7 @@ def _second_time() -> Iterator[None]:
 
 
 class OnceBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that leaves its running statistics alone when its output is recomputed."""
+    """Batch norm that does not update its running statistics when its output is recomputed."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not (_again and self.training):
@@ -57,7 +57,7 @@ class OnceBatchNorm2d(nn.BatchNorm2d):
 
 
 def once_norms(model: nn.Module) -> None:
-    """Turn every BatchNorm2d of a model, in place, into one that updates its running statistics once per step."""
+    """Replace every BatchNorm2d of a model, in place, by one that updates its running statistics once per step."""
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = OnceBatchNorm2d

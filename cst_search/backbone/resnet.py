@@ -1,6 +1,7 @@
-"""torchvision's ResNets as detection backbones: any width, run stage by stage, with or without pre-trained weights.
+"""torchvision's ResNets as detection backbones of any width, run stage by stage, with or without pre-trained weights.
 
-Tensors keep torchvision's names (``conv1.weight``, ``layer1.0.bn1.running_mean`` ...), so its weight files load.
+Tensors keep torchvision's names (``conv1.weight``, ``layer1.0.bn1.running_mean`` ...), so torchvision's weight files
+load.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ STAGES = (("conv1", "bn1", "relu", "maxpool"), ("layer1",), ("layer2",), ("layer
 
 
 class FrozenNorm(FrozenBatchNorm2d):
-    """torchvision's FrozenBatchNorm2d, with the output in the dtype of the input.
+    """FrozenBatchNorm2d that returns the dtype of its input.
 
-    torchvision multiplies by an fp32 scale, which under autocast turns every feature map back into fp32: full
-    fine-tuning of a ResNet-50 Faster R-CNN then keeps more bytes in bf16 than in fp32. In fp32 both are equal bit for
-    bit.
+    torchvision's multiplies by an fp32 scale, which under autocast turns every feature map back into fp32: full
+    fine-tuning of a ResNet-50 Faster R-CNN then keeps more bytes in bf16 than in fp32. In fp32 the two are bitwise
+    equal.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,14 +69,15 @@ class Body(nn.Module):
     Attributes:
         stage_channels: channels of C1 (after the stem's pooling) to C5.
         grad_from: index into STAGES of the first stage that runs with autograd; ``len(STAGES)`` for none.
-            Earlier stages run under ``no_grad`` and in eval mode: they keep no activation and update no statistic.
-            From it on, a batch norm whose affine part is frozen does not update its statistics either.
-        recompute: residual blocks from grad_from on keep their inputs only and are recomputed in the backward pass.
-        taps_blocks: the output of every residual block is returned too, as ``c3.0`` for the first block of stage 3.
+            Earlier stages run under ``no_grad`` and in eval mode: they keep no activations and update no statistics.
+            In later stages, a batch norm with frozen weight and bias does not update its statistics either.
+        recompute: True if residual blocks from grad_from on keep only their inputs and are recomputed in the backward
+            pass.
+        taps_blocks: True to return the output of every residual block too, e.g. ``c3.0`` for the first of stage 3.
     """
 
     def __init__(self, name: str, width: float = 1.0, frozen_norm: bool = True) -> None:
-        """Build it; ``frozen_norm``: FrozenNorm as in torchvision's pre-trained detectors, else BatchNorm2d."""
+        """Build the body; ``frozen_norm``: FrozenNorm as in torchvision's pre-trained detectors, else BatchNorm2d."""
         super().__init__()
         net = _WideResNet(name, width, FrozenNorm if frozen_norm else nn.BatchNorm2d)
         self.name, self.width, self.frozen_norm = name, width, frozen_norm
@@ -101,7 +103,10 @@ class Body(nn.Module):
         return resnet_shape(self.name, self.width, used_stages, self.frozen_norm)
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        """Images (B, 3, H, W) -> ``{"c1".."c5"}``, each (B, stage_channels[i], H / s, W / s), s = 4, 4, 8, 16, 32."""
+        """Return the feature maps of images (B, 3, H, W).
+
+        ``{"c1".."c5"}``, each (B, stage_channels[i], H / s, W / s) with s = 4, 4, 8, 16, 32.
+        """
         features: OrderedDict[str, Tensor] = OrderedDict()
         for index, stage in enumerate(STAGES):
             again = self.recompute and index >= self.grad_from
@@ -142,7 +147,7 @@ def load_weights(body: Body, name: str, weights: str) -> str:
         own = body.state_dict()
         missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
         wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
-        # a ResNet-34 begins like a ResNet-18: blocks that the body lacks mean another network, a classifier does not
+        # a ResNet-34 begins like a ResNet-18: extra blocks in the file mean another network, a classifier does not
         children = {child for stage in STAGES for child in stage}
         unknown = [
             key
@@ -172,18 +177,18 @@ def _read(name: str, weights: str) -> dict[str, Tensor]:
         raise ConfigError(f"weights must be DEFAULT, none, demo or a file; there is no file {weights!r}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # here: a trial with `none` or `DEFAULT` does without it
+            from safetensors.torch import load_file  # imported here: not needed for `none` or `DEFAULT`
 
             return load_file(path)
-        with warnings.catch_warnings():  # torch's, of the protocol of a pickle that it then refuses
+        with warnings.catch_warnings():  # torch warns of a pickle's protocol before it refuses it
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's words advise to read it all the same
+    except pickle.UnpicklingError as error:  # torch's own message advises to load it anyway
         raise ConfigError(
             f"weights file {weights!r} cannot be read as tensors: it holds something else, which may run code; "
             f"save the model's state_dict, or safetensors"
         ) from error
-    except Exception as error:  # each reader has its own; all mean "this is not such a file"
+    except Exception as error:  # each reader has its own error; all mean a wrong file format
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(
             f"weights file {weights!r} cannot be read as tensors ({type(error).__name__}): {reason}"
@@ -198,7 +203,7 @@ def fetch_default(name: str) -> dict[str, Tensor]:
     """Return torchvision's default weights of a ResNet, from torch's download cache or the network.
 
     Raises:
-        ConfigError: they could not be fetched.
+        ConfigError: the weights could not be fetched.
     """
     default = get_model_weights(name).DEFAULT
     try:

@@ -1,7 +1,7 @@
 """torchvision detectors with a PETL method in place, and their weights on disk.
 
-Everything that a detector of another package needs to describe itself is exported here; none of it imports torch.
-The functions that build and count are imported when they are first named.
+Exports everything that a detector of another package needs to describe itself, without importing torch. Functions that
+build detectors or count parameters are imported on first use.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The contract between a detector and the rest. Needs no torch."""
+"""The contract that every detector implements. Needs no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCORE_THRESHOLD = 0.05
 
 @dataclass(frozen=True)
 class Detector:
-    """A detector behind backbone and pyramid: the whole contract, for detectors of other packages too.
+    """Detector on top of backbone and pyramid, built-in or from another package: the whole contract.
 
     Attributes:
         name: name in recipes.
@@ -31,8 +31,8 @@ class Detector:
         head_params: closed formula of the parameters behind the pyramid.
         tower: towers of the dense heads for a recipe; `dense_heads` and `dense_head_params` read it. None: the detector
             has no dense heads, or describes them without these two.
-        pooled: the pyramid has one more level, by pooling (torchvision's LastLevelMaxPool); else two, by convolutions
-            (LastLevelP6P7).
+        pooled: True if the pyramid has one more level, by pooling (torchvision's LastLevelMaxPool); else it has two
+            more, by convolutions (LastLevelP6P7).
     """
 
     name: str

@@ -28,7 +28,8 @@ def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False)
 
     Args:
         n_classes: number of classes without background; labels are 1..n_classes.
-        shapes_only: read no weights; for counting parameters, under ``torch.device("meta")`` or with fake tensors.
+        shapes_only: True to read no weights; for counting parameters, under ``torch.device("meta")`` or with fake
+            tensors.
 
     Raises:
         ConfigError: unknown method or option, or weights that do not fit.
@@ -37,7 +38,7 @@ def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False)
     options = method.make_options(recipe.options)
     torch.manual_seed(recipe.seed)
     backbone = Backbone(recipe, shapes_only, pooled=detector.pooled)
-    # neck and head first, then the method: they start equal whatever the method draws from the generator
+    # neck and head first, then the method: their initial values do not depend on the method's random numbers
     model = detector.build(backbone, n_classes + 1, recipe)
     backbone.body.requires_grad_(False)
     method.apply(backbone, options)
@@ -48,9 +49,9 @@ def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False)
 
 
 def prepare(model: nn.Module, recipe: Recipe, losses: Iterator[Tensor]) -> None:
-    """Run the `petl.Method.prepare` of the recipe's method on training images; most methods have none.
+    """Run `petl.Method.prepare` of the recipe's method, if it has one, on training images; most methods have none.
 
-    Call it before the optimiser is made, on the training device. Later random numbers are the same with and without it.
+    Call it before the optimiser is made, on the training device. It does not affect later random numbers.
 
     Args:
         losses: training losses of single images, as `trial.engine.losses` makes them; drawn only as far as needed.
@@ -63,10 +64,10 @@ def prepare(model: nn.Module, recipe: Recipe, losses: Iterator[Tensor]) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     device = trained[0].device
     try:
-        for parameter in trained:  # their gradients are not needed here and would take memory
+        for parameter in trained:  # gradients not needed here would take memory
             parameter.requires_grad_(False)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(recipe.seed)  # Faster R-CNN samples its regions
+            torch.manual_seed(recipe.seed)  # Faster R-CNN samples regions at random
             method.prepare(backbone, method.make_options(recipe.options), losses)
     finally:
         for parameter in trained:
@@ -74,7 +75,7 @@ def prepare(model: nn.Module, recipe: Recipe, losses: Iterator[Tensor]) -> None:
 
 
 def _recompute(model: nn.Module, backbone: Backbone, what: str) -> None:
-    """Recompute in the backward pass the parts that a recipe's ``recompute`` names."""
+    """Turn on recomputation in the backward pass for the parts named by a recipe's ``recompute``."""
     what = resolve_recompute(what, has_side=backbone.side is not None)
     if what == "none":
         return
@@ -97,9 +98,9 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def merge(model: nn.Module, recipe: Recipe) -> None:
-    """Merge what the recipe's method trained into the body, in place, with the same output.
+    """Merge the recipe's trained method into the body, in place, with the same output.
 
-    The body then holds only torchvision's tensors, all frozen: the detector is that of method ``head``.
+    The body then holds only torchvision's tensors, all frozen: the detector equals one of method ``head``.
 
     Raises:
         ConfigError: an exact merge is impossible for this method or its options.
@@ -124,7 +125,7 @@ def trained_tensors(model: nn.Module) -> OrderedDict[str, Tensor]:
     frozen = {f"backbone.body.{name}" for name, _ in backbone.body.named_parameters()}
     frozen |= {f"backbone.body.{name}" for name, _ in backbone.body.named_buffers()}
     live = {name for name, p in model.named_parameters() if p.requires_grad}
-    for name, module in backbone.body.named_modules():  # BatchNorm in a stage that is trained
+    for name, module in backbone.body.named_modules():  # BatchNorm in a trained stage
         if isinstance(module, nn.BatchNorm2d) and any(p.requires_grad for p in module.parameters()):
             live |= {f"backbone.body.{name}.{buffer}" for buffer, _ in module.named_buffers()}
     state = model.state_dict()

@@ -1,4 +1,4 @@
-"""Faster R-CNN: how torchvision builds it, its training step and parameters as shapes. Needs torch only to build."""
+"""Faster R-CNN: construction by torchvision, training step and parameters as shapes. Needs torch only to build."""
 
 from __future__ import annotations
 
@@ -95,14 +95,14 @@ def _roi_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor], n_rois: i
         """MultiScaleRoIAlign: the result is filled level by level."""
         width = levels[0].width
         result = tape.tensor(n_rois, step.channels, 7, 7, width=width)
-        # which level a region falls on depends on its size; most are small, so here the finest takes them all
+        # a region's size decides its level; most are small, so here all regions fall on the finest level
         for level in levels:
             wide = tape.cast(level, 4)
             found = tape.op((n_rois if level is levels[0] else 1, step.channels, 7, 7), wide, width=4)
             del wide
             if found.width != width:
                 found = tape.cast(found, width)
-            # index_put: the gradient of what is overwritten is a copy of the result's
+            # index_put: the gradient of the overwritten tensor is a copy of the result's
             result = tape.op(result.shape, result, found, alias=True)
         return result
 

@@ -1,4 +1,4 @@
-"""FCOS: how torchvision builds it, its training step and parameters as shapes. Needs torch only to build."""
+"""FCOS: construction by torchvision, training step and parameters as shapes. Needs torch only to build."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.fcos import FCOSHead
 
-    # an FCOS "anchor" is a level's unit of size: it takes objects of 4 to 8 times that (torchvision: its stride)
+    # an FCOS "anchor" is a level's unit of size: the level takes objects of 4 to 8 times it (torchvision: its stride)
     sizes = tuple((round(size * recipe.anchor_scale),) for size in (8, 16, 32, 64, 128))
     anchors = AnchorGenerator(sizes, ((1.0,),) * len(sizes))
     return FCOS(
@@ -50,7 +50,7 @@ def run_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[Sh
         Allocation(tape, (FCOS_PAIR * max(1, step.max_boxes) + 24) * n)
         kept.append(Allocation(tape, 8 * n))
 
-    def losses(_held: object = kept) -> ShapeTensor:  # where recomputed, they are arguments
+    def losses(_held: object = kept) -> ShapeTensor:  # when recomputed, the anchors are arguments
         stacked = Allocation(tape, (8 + 16 + 16) * b * n)  # classes, boxes and anchors
         targets = tape.tensor(b, n, k, width=logits.width)
         classes = focal_loss(tape, logits, targets)

@@ -1,7 +1,7 @@
-"""Heads of torchvision's detectors that need less memory, with the same losses and gradients.
+"""Variants of torchvision's detection heads that need less memory, with the same losses and gradients.
 
-Matching of anchors and boxes always works on some boxes at a time (`box_iou`). Where a recipe asks for ``recompute``,
-`recompute_heads` makes the dense heads keep their inputs and outputs only; the rest is recomputed in the backward pass.
+Anchors and boxes are always matched for a few boxes at a time (`box_iou`). If a recipe asks for ``recompute``,
+`recompute_heads` makes the dense heads keep only their inputs and outputs; the rest is recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from cst_search.memory.plan import images_at_once
 
 
 def box_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Return torchvision's box_iou, (M, 4) and (N, 4) -> (M, N), computed for some boxes at a time.
+    """Return torchvision's box_iou, (M, 4) and (N, 4) -> (M, N), computed for a few boxes at a time.
 
-    torchvision's holds 36 bytes per pair at once: 1 GB for the 270,000 anchors of an 800 px image and 100 boxes. Here
-    at most IOU_PAIRS pairs are worked on at once.
+    torchvision's box_iou holds 36 bytes per pair at once: 1 GB for the 270,000 anchors of an 800 px image and 100
+    boxes. This one processes at most IOU_PAIRS pairs at once.
     """
     overlaps = boxes.new_empty(len(boxes), len(anchors))
     at_once = max(1, IOU_PAIRS // max(1, len(anchors)))
@@ -54,9 +54,9 @@ class LeanRetinaNet(RetinaNet):
 
 
 class _ByLevel(nn.Module):
-    """Mixin for a head of torchvision that recomputes each feature map of its input on its own.
+    """Mixin for a torchvision head that recomputes each feature map of its input on its own.
 
-    Large maps are split into some images at a time, so that what is recomputed stays small; the gradients of the
+    Large feature maps are split into a few images at a time to keep the recomputed part small; the gradients of the
     weights are then summed in another order.
     """
 
@@ -69,7 +69,7 @@ class _ByLevel(nn.Module):
 
 
 class _ByImage(_ByLevel):
-    """`_ByLevel`, and RetinaNet's focal loss, which keeps eight values per logit, is recomputed image by image."""
+    """`_ByLevel` that also recomputes RetinaNet's focal loss, which keeps eight values per logit, image by image."""
 
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], matched_idxs: list[Tensor]
@@ -118,9 +118,9 @@ _MIXINS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def recompute_heads(model: nn.Module) -> None:
-    """Make the dense heads of a detector, in place, keep their inputs and outputs only.
+    """Make the dense heads of a detector keep only their inputs and outputs, in place.
 
-    Heads that are not torchvision's own classes stay as they are. Tensors and their names do not change.
+    Heads that are not torchvision's own classes are left unchanged. Tensors and their names do not change.
     """
     for module in model.modules():
         if type(module) in _MIXINS:

@@ -1,4 +1,4 @@
-"""Body, side network and feature pyramid of every detector."""
+"""Backbone of every detector: body, side network and feature pyramid."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from cst_search.petl.modules.side_network import SideNetwork
 
 
 class Pyramid(FeaturePyramidNetwork):
-    """torchvision's feature pyramid, run level by level, so that a level can be calibrated and recomputed as one.
+    """torchvision's feature pyramid, run level by level, so that each level can be calibrated and recomputed as a unit.
 
     Attributes:
-        recompute: levels keep their inputs only and are recomputed in the backward pass, large maps some images at a
-            time.
+        recompute: True if levels keep only their inputs and are recomputed in the backward pass, large feature maps a
+            few images at a time.
     """
 
     recompute = False
@@ -43,12 +43,12 @@ class Pyramid(FeaturePyramidNetwork):
                 n = images_at_once(feature[0].numel())
                 given = (feature.split(n), _split(states.get(key), feature, n), _split(above, feature, n))
                 parts = [recompute(self._level, index, calibrate, *each) for each in zip(*given, strict=True)]
-                above = _cat([inner for inner, _ in parts]) if index else None  # nothing stands below the finest
+                above = _cat([inner for inner, _ in parts]) if index else None  # the finest level comes last
                 level = _cat([level for _, level in parts])
                 del parts
             levels.insert(0, level)
         names = [str(index) for index in range(len(levels))]
-        levels, names = self.extra_blocks(levels, levels, names)  # it reads none of the maps below
+        levels, names = self.extra_blocks(levels, levels, names)  # it reads no backbone feature map
         return OrderedDict(zip(names, levels, strict=True))
 
     def _level(
@@ -76,16 +76,16 @@ def _cat(parts: list[Tensor]) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """Body -> side network (if any; it may see the image too) -> feature pyramid.
+    """Backbone of a detector: body -> side network (if any; it may see the image too) -> feature pyramid.
 
     Attributes:
         used_stages: stages that the pyramid reads: 2..5 for Faster R-CNN, 3..5 for RetinaNet and FCOS.
-        features: called instead of the body where it is set; see `trial.feature_cache.FrozenFeatures`.
+        features: callable used instead of the body if set; see `trial.feature_cache.FrozenFeatures`.
         base_hash: identity of the pre-trained body, see `backbone.resnet.fingerprint`.
     """
 
     def __init__(self, recipe: Recipe, shapes_only: bool = False, *, pooled: bool = False) -> None:
-        """Build it; ``shapes_only``: read no weights; ``pooled``: see `detector.base.Detector`."""
+        """Build the backbone; ``shapes_only``: read no weights; ``pooled``: see `detector.base.Detector`."""
         super().__init__()
         self.body = Body(recipe.backbone, recipe.width, frozen_norm=recipe.weights != "none")
         self.base_hash = "" if shapes_only else load_weights(self.body, recipe.backbone, recipe.weights)
@@ -98,7 +98,10 @@ class Backbone(nn.Module):
         self.fpn = Pyramid(channels, self.out_channels, extra)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """(B, 3, H, W) -> pyramid levels, each (B, out_channels, H / stride, W / stride), finest first."""
+        """Return the pyramid levels of images (B, 3, H, W), finest first.
+
+        Each level is (B, out_channels, H / stride, W / stride).
+        """
         features = self.body(images) if self.features is None else self.features(images)
         features["image"] = images
         states = {} if self.side is None else self.side(features)

@@ -1,4 +1,4 @@
-"""Registry of detectors by name: ours, and those of other packages. Needs no torch."""
+"""Registry of detectors by name: built-in ones and those of other packages. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ DETECTORS = {module.DETECTOR.name: module.DETECTOR for module in (faster_rcnn, r
 
 @cache
 def get_detector(name: str) -> Detector:
-    """Return the detector of that name. Raises ConfigError, naming those that exist."""
+    """Return the detector called ``name``. Raises ConfigError, listing the known detectors, if there is none."""
     return plugins.get("detectors", name, Detector, DETECTORS)

@@ -1,4 +1,4 @@
-"""RetinaNet: how torchvision builds it, its training step and parameters as shapes. Needs torch only to build."""
+"""RetinaNet: construction by torchvision, training step and parameters as shapes. Needs torch only to build."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
 
     from cst_search.detector.lean_heads import LeanRetinaNet
 
-    # three octaves a level, as in Lin et al. 2017 and torchvision
+    # three scales per level, as in Lin et al. 2017 and torchvision
     octaves = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     sizes = tuple(tuple(int(size * recipe.anchor_scale * o) for o in octaves) for size in (32, 64, 128, 256, 512))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
@@ -49,14 +49,14 @@ def run_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[Sh
 
     def image_loss(one: ShapeTensor, _held: object = matched) -> ShapeTensor:  # where recomputed, they are an argument
         targets = tape.tensor(n, k, width=one.width)
-        mine = tape.op(one.shape, one, save=[Allocation(tape, n)])  # the flags of the anchors that count
+        mine = tape.op(one.shape, one, save=[Allocation(tape, n)])  # flags of the anchors that count
         valid = tape.tensor(n, k, width=one.width)
         loss = focal_loss(tape, mine, valid)
         del targets
         return loss
 
     again = step.recompute != "none"
-    # an image's part of the logits is a view; the gradients of all of them are stacked
+    # each image's logits are a view; the gradients of all images are stacked
     images = unbind_images(tape, logits)
     losses = [tape.recompute(partial(image_loss, one)) if again else image_loss(one) for one in images]
     del images, anchors, matched

@@ -1,4 +1,4 @@
-"""Trained weights on disk: only trained tensors, as safetensors, with the recipe and the identity of the base."""
+"""Trained weights on disk: the trained tensors only, as safetensors, with the recipe and the hash of the base."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cst_search.errors import ConfigError
 
 def save_trained(model: nn.Module, recipe: Recipe, class_names: tuple[str, ...], path: Path) -> None:
     """Write the trained tensors of a detector; recipe, classes and base hash go into the file's metadata."""
-    from safetensors.torch import save_file  # here: a trial that saves nothing does without it
+    from safetensors.torch import save_file  # imported here: not needed by trials that save nothing
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in trained_tensors(model).items()}
     metadata: dict[str, Any] = {
@@ -28,7 +28,7 @@ def save_trained(model: nn.Module, recipe: Recipe, class_names: tuple[str, ...],
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata=metadata)
-    part.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files that only their owner may read
+    part.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files readable only by their owner
     part.replace(path)
 
 
@@ -41,7 +41,10 @@ class Trained(NamedTuple):
 
 
 def weights_file(run: Path) -> Path:
-    """Return the weights file of a folder that `cst-search train` wrote, or of its own path. Raises ConfigError."""
+    """Return the weights file in a folder written by `cst-search train`, or the given weights file itself.
+
+    Raises ConfigError if there is none.
+    """
     path = run / "weights.safetensors" if run.is_dir() else run
     if not path.is_file():
         raise ConfigError(f"{run} is neither a folder written by `cst-search train` nor its weights file")
@@ -52,7 +55,7 @@ def load_trained(run: Path | str) -> Trained:
     """Load a trained detector from its folder or its weights file.
 
     Raises:
-        ConfigError: not such a file, another base than it was trained on, or tensors that do not fit.
+        ConfigError: not a weights file, another base than the one it was trained on, or tensors that do not fit.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -77,7 +80,7 @@ def load_trained(run: Path | str) -> Trained:
         ) from error
     model = build_detector(recipe, len(class_names))
     base_hash = model.backbone.base_hash  # type: ignore[union-attr]
-    # a random base (`weights: none`) is drawn again from the recipe's seed; the hash says if it came out the same
+    # a random base (`weights: none`) is drawn again from the recipe's seed; the hash tells whether it is the same
     if base_hash != trained_on:
         raise ConfigError(
             f"{str(path)!r} was trained on a base with hash {trained_on}, but weights {recipe.weights!r} "

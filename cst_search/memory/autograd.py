@@ -1,12 +1,12 @@
-"""PyTorch's memory in shapes alone: which tensors live when, by arithmetic. Nothing is computed.
+"""Replay of eager PyTorch's memory use in shapes alone: arithmetic on the lifetimes of tensors, no computation.
 
-A `Recorder` replays what eager PyTorch does with memory: an operation makes a tensor, autograd keeps some of what it
-read or made, names go out of scope, and the backward pass walks the operations in reverse, making gradients and
-freeing what was kept. Allocations are freed by Python's own reference counts, as PyTorch's are, so code that is written
-like the model's (`training_step`) frees its temporaries where the model does. Standard library only.
+A `Recorder` follows PyTorch: an operation makes a tensor, autograd keeps some of its inputs or its result, names go out
+of scope, and the backward pass walks the operations in reverse, making gradients and freeing the kept tensors.
+Allocations are freed by Python's reference counts, as in PyTorch, so code that is written like the model's
+(`training_step`) frees its temporaries at the same points as the model. Standard library only.
 
-What an operation keeps is a fact about PyTorch; each is stated where it is used, and tests/memory/test_estimate.py
-checks the whole against autograd on a CPU.
+The tensors that an operation keeps are facts about PyTorch. Each fact is stated where it is used, and
+tests/memory/test_estimate.py checks the whole against autograd on a CPU.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ShapeTensor:
     Attributes:
         shape: as in PyTorch.
         width: bytes per value.
-        node: the operation that made it, if a gradient will be needed.
+        node: operation that made the tensor, if a gradient will be needed.
     """
 
     __slots__ = ("node", "shape", "storage", "width")
@@ -67,19 +67,19 @@ class Node:
     __slots__ = ("edges", "frame", "grad", "key", "params", "passes", "saved", "slots", "transient")
 
     def __init__(self) -> None:
-        self.edges: list[tuple[Node, int]] = []  # who made the inputs, and the bytes of their gradients
+        self.edges: list[tuple[Node, int]] = []  # nodes of the inputs, and the bytes of their gradients
         self.saved: list[Allocation] = []
         self.grad: Allocation | None = None
-        self.passes = False  # the gradient goes on as it is (a sum, a view)
-        self.params = 0  # bytes of the gradients of parameters that are made here
-        self.key = ""  # the name of those parameters, where they are shared
+        self.passes = False  # the gradient is passed on unchanged (a sum, a view)
+        self.params = 0  # bytes of the parameter gradients made here
+        self.key = ""  # name of these parameters if they are shared
         self.transient = 0  # further bytes while the operation's backward runs
         self.frame: _Frame | None = None
         self.slots: list[int] = []
 
 
 class _Frame:
-    """Recomputed part of a step: the closure keeps its inputs, what it saves is not kept."""
+    """Recomputed part of a step: the closure keeps its inputs; tensors saved inside are not kept."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         self.function, self.n_slots = function, 0
@@ -91,22 +91,23 @@ class _Stop(Exception):
 
 
 class Recorder:
-    """Live and peak bytes of one step, relative to its beginning, by autograd's rules.
+    """Recorder of a step's live and peak bytes, relative to its beginning, by autograd's rules.
 
     Args:
-        half: autocast to a type of two bytes.
+        half: True for autocast to a dtype of two bytes.
         fp32_ops: operations that autocast runs in four bytes; they differ between devices.
-        block: allocations are rounded up to multiples of this (CUDA's allocator: 512 bytes).
-        adds_up: gradients of parameters exist already (accumulation); new ones are added to them.
-        drops: gradients of parameters are dropped as soon as they are made.
-        sums_in_place: several gradients of one tensor are summed in the first of them, where nothing else holds it.
-            (Autograd makes a new tensor of every sum while a dispatch mode watches it.)
-        conv_copies: convolutions take a workspace as large as what they read and make. cuDNN's kernels for tensor
-            cores want channels last, and copy what is not. (Fitted on an H100, docs/memory.md; not documented.)
+        block: allocation granularity in bytes; sizes are rounded up to its multiples (CUDA's allocator: 512 bytes).
+        adds_up: True if gradients of parameters exist already (accumulation); new ones are added to them.
+        drops: True if gradients of parameters are dropped as soon as they are made.
+        sums_in_place: True if several gradients of one tensor are summed in the first of them, unless something else
+            holds it. (Autograd makes a new tensor of every sum while a dispatch mode watches it.)
+        conv_copies: True if convolutions take a workspace as large as their input and output together. cuDNN's kernels
+            for tensor cores need channels last and copy other layouts. (Fitted on an H100, docs/memory.md; not
+            documented.)
 
     Attributes:
-        live, peak: bytes now, and the most so far.
-        multiplies: matrices were multiplied outside of convolutions, so cuBLAS has its workspace.
+        live, peak: current bytes, and their maximum so far.
+        multiplies: True if matrices were multiplied outside of convolutions, so that cuBLAS has its workspace.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Recorder:
         self._casts: dict[
             str, Allocation
         ] = {}  # autocast's copies of trained weights, kept until the forward pass is over
-        self._grads: dict[str, Allocation] = {}  # of parameters
+        self._grads: dict[str, Allocation] = {}  # gradients of parameters, by key
 
     # --- recording ----------------------------------------------------------------------------------------------------
 
@@ -166,15 +167,16 @@ class Recorder:
         """Record an operation.
 
         Args:
-            shape: of the result.
-            save: what autograd keeps of the inputs, if a gradient will be asked for; ``save_out`` adds the result.
-            width: of the result; 0: the widest of the inputs.
-            alias: the result is in the storage of the first input (in place, or a view).
-            passes: the gradient of each input is the result's, not a new tensor.
-            params: bytes of parameters that are trained here.
-            key: their name, where several operations share them; their gradients are then added up in one place.
+            shape: shape of the result.
+            save: tensors that autograd keeps if a gradient will be needed.
+            save_out: True if autograd keeps the result too.
+            width: bytes per value of the result; 0: that of the widest input.
+            alias: True if the result shares the storage of the first input (in place, or a view).
+            passes: True if the gradient of each input is the result's, not a new tensor.
+            params: bytes of the parameters trained here.
+            key: name of parameters that several operations share; their gradients are added up in one place.
             transient: bytes that live beside the gradients while the backward of this operation runs.
-            transient_forward: bytes that live beside inputs and result while it runs.
+            transient_forward: bytes that live beside inputs and result while the operation runs.
         """
         node = None
         if self.recording and (params or any(t.node is not None for t in inputs)):
@@ -216,7 +218,7 @@ class Recorder:
             node.saved.extend(storages)
 
     def recompute(self, function: Callable[[], T]) -> T:
-        """Run a function and keep only what its closure holds (torch.utils.checkpoint, the non-reentrant form)."""
+        """Run a function, keeping only what its closure holds (torch.utils.checkpoint, the non-reentrant form)."""
         if not self.recording:
             return function()
         assert self._frame is None and self._again is None, "recomputed parts do not nest"
@@ -270,7 +272,7 @@ class Recorder:
                 elif target.grad.shared or not self.sums_in_place:
                     target.grad = Allocation(self, nbytes)
                 mine = None
-            # an operation's gradient and what it kept live until it is done
+            # an operation's gradient and its kept tensors live until its backward is done
             node.saved, node.frame, node.grad, node.edges = [], None, None, []
             del grad
             if node.params and self.half:  # cast from the gradients in two bytes, which are `beside`

@@ -144,7 +144,7 @@ def _level(
         feature = plan.calibrate(tape, key, feature, state)
     inner = tape.conv(feature, step.channels, 1, bias=True, key=f"fpn.inner.{key}")
     if above is not None:
-        # nearest neighbour: keeps nothing
+        # nearest-neighbour interpolation keeps nothing
         inner = tape.add(inner, tape.op(inner.shape, above))
     return inner, tape.conv(inner, step.channels, 3, bias=True, key=f"fpn.{key}")
 
@@ -152,4 +152,4 @@ def _level(
 def _half_grid(tape: Tape, x: ShapeTensor) -> ShapeTensor:
     b, c, h, w = x.shape
     n = b * c * -(-h // 2) * -(-w // 2)
-    return tape.op((b, c, -(-h // 2), -(-w // 2)), x, save=[Allocation(tape, 8 * n)])  # a max pooling of one value
+    return tape.op((b, c, -(-h // 2), -(-w // 2)), x, save=[Allocation(tape, 8 * n)])  # max pooling with kernel size 1

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# a correction counts as if this many earlier trials had met their prediction exactly
+# strength of the prior: a correction counts as if this many earlier trials had matched their prediction exactly
 _PRIOR_TRIALS = 2
 _LEAST_FACTOR, _LARGEST_FACTOR = 0.9, 1.5
 
@@ -20,10 +20,10 @@ class Correction:
 
     @classmethod
     def learned(cls, ratios: Sequence[float]) -> Correction:
-        """Return the geometric mean of ``ratios``, measured over predicted bytes, drawn to 1 while they are few.
+        """Return the geometric mean of ``ratios``, measured over predicted reserved bytes, shrunk to 1 while few.
 
-        The bytes are reserved ones. The factor is bounded to 0.9..1.5: a larger error has another cause, and a trial
-        that never met its largest batch measures too little.
+        The factor is bounded to 0.9..1.5: a larger error has another cause, and a trial that never met its largest
+        batch measures too little.
         """
         if not ratios:
             return cls()

@@ -1,6 +1,6 @@
-"""Parts that the heads of dense detectors share, as shapes: towers, focal loss, matching. Standard library only.
+"""Building blocks of dense detection heads as shapes: towers, focal loss, matching. Standard library only.
 
-A detector puts its training step behind the pyramid together from these, see `detector/retinanet.py`.
+A detector assembles its training step behind the pyramid from these, see `detector/retinanet.py`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def dense_heads(
             if relu:
                 out = tape.relu(out, inplace=False)
             out = flatten_anchors(tape, out, n)
-            # torchvision joins the levels that it is given; where recomputed, one by one
+            # torchvision joins all levels at once; recomputed levels are joined one by one
             flat.append(out if step.recompute == "none" else join_anchors(tape, [out]))
         return flat
 
@@ -92,7 +92,7 @@ def dense_head_params(step: StepShape, channels_per_anchor: int, n_towers: int =
 
 
 def declared_tower(step: StepShape) -> DenseTower:
-    """Return the tower that the detector declares. Raises ConfigError: it declares none."""
+    """Return the tower that the detector declares. Raises ConfigError if it declares none."""
     if step.tower is None:
         raise ConfigError("a detector whose heads use dense_heads must declare its tower (detector.Detector.tower)")
     return step.tower

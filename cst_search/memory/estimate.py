@@ -1,4 +1,4 @@
-"""Predicted memory of a training step, before it runs: no GPU, no weights, no data. Standard library only.
+"""Predicted memory of a training step, without a GPU, weights or data. Standard library only.
 
 The step is replayed in shapes alone (`tape.py`, `training_step.py`). This gives the peak of its live tensors and of the
 workspaces of cuDNN and cuBLAS, to within a few percent of a real step, in a few milliseconds. In bytes:
@@ -24,7 +24,7 @@ from cst_search.memory.training_step import neck_and_head_params, training_step
 
 
 def _constants() -> dict[str, float]:
-    """The lines ``name: value`` of memory.yaml, read without PyYAML: a trial must run without it."""
+    """Read the lines ``name: value`` of memory.yaml, without PyYAML: a trial must run without it."""
     lines = (Path(__file__).parent / "memory.yaml").read_text().splitlines()
     pairs = (line.split(":") for line in lines if line and not line.startswith("#"))
     return {name: float(value) for name, value in pairs}
@@ -37,7 +37,7 @@ SLACK_BYTES = int(_DEVICE["slack_bytes"])
 BLAS_WORKSPACE_BYTES = int(_DEVICE["blas_workspace_bytes"])
 # CUDA's caching allocator rounds every request up to this (kMinBlockSize in c10/cuda/CUDACachingAllocator.h)
 BLOCK_BYTES = 512
-# what autocast on CUDA runs in four bytes (PyTorch, "Automatic Mixed Precision", CUDA ops that autocast to float32)
+# operations that autocast runs in fp32 on CUDA (PyTorch, "Automatic Mixed Precision", CUDA ops: autocast to float32)
 CUDA_FP32_OPS = frozenset({"group_norm", "bce", "pow"})
 
 _TARGET_DEVICE = "CUDA GPU (generic)"
@@ -65,7 +65,7 @@ class Estimate:
     target_device: str = _TARGET_DEVICE
 
     def corrected(self, correction: Correction) -> Estimate:
-        """Return the estimate with a study's correction of reserved bytes; the context stays as it is."""
+        """Return the estimate with a study's correction of reserved bytes; the CUDA context is unchanged."""
         reserved = round(self.reserved_bytes * correction.factor)
         change = reserved - self.reserved_bytes
         if not change:
@@ -97,7 +97,7 @@ class StepBytes:
     """Bytes of a training step.
 
     Attributes:
-        parts: add up to the peak of live tensors.
+        parts: named parts in bytes, which add up to the peak of live tensors.
         kept: bytes that autograd keeps of the forward pass.
     """
 
@@ -127,16 +127,16 @@ def step_bytes(
 
     Args:
         petl_params: parameters that the method adds to or opens in the backbone.
-        half: autocast to a type of two bytes.
-        accumulates: gradients are added up over several steps before the optimiser runs.
+        half: True for autocast to a dtype of two bytes.
+        accumulates: True if gradients are accumulated over several steps before the optimiser runs.
         fp32_ops, block, sums_in_place: see `tape.Tape`.
-        workspaces: the workspaces of cuDNN and cuBLAS are counted.
+        workspaces: True to count the workspaces of cuDNN and cuBLAS.
     """
     head_params = neck_and_head_params(step)
     trainable = 4 * (petl_params + head_params)
     weights = 4 * (_body_values(step.shape, plan, petl_params) + head_params)
 
-    # with accumulation the gradients of the first step are there when the second runs
+    # with accumulation the gradients of the first step exist when the second runs
     tape = Tape(
         half=half, fp32_ops=fp32_ops, block=block, adds_up=accumulates, sums_in_place=sums_in_place,
         conv_copies=workspaces,
@@ -156,7 +156,7 @@ def step_bytes(
             half=half, fp32_ops=fp32_ops, block=block, drops=True, sums_in_place=sums_in_place, conv_copies=workspaces
         )
         start = start_pass(before, step, plan.start)
-        if weights + start > sum(parts.values()):  # there is no optimiser yet
+        if weights + start > sum(parts.values()):  # the start pass runs before the optimiser exists
             parts, kept = {"weights": weights, "start": start}, 0
     if workspaces and tape.multiplies:
         parts["blas_workspace"] = BLAS_WORKSPACE_BYTES
@@ -164,7 +164,7 @@ def step_bytes(
 
 
 def estimate_of(step: StepBytes) -> Estimate:
-    """Add the allocator's share and the CUDA context to the live bytes of a step."""
+    """Return the estimate of a step: its live bytes, the allocator's share and the CUDA context."""
     active = step.active_bytes
     reserved = round(active * FRAGMENTATION) + SLACK_BYTES
     breakdown = {**step.parts, "allocator": reserved - active, "context": CONTEXT_BYTES}
@@ -175,7 +175,7 @@ def estimate_of(step: StepBytes) -> Estimate:
 def start_pass(tape: Tape, step: StepShape, plan: MemoryPlan) -> int:
     """Return the peak of live bytes of `petl.Method.prepare`: one image, forward and backward, gradients dropped.
 
-    Somewhat above the real one, where the pyramid and the heads are frozen.
+    The result is somewhat above the real peak, since in the real pass the pyramid and the heads are frozen.
     """
     training_step(tape, replace(step, batch=1), plan)
     return tape.peak
@@ -183,7 +183,7 @@ def start_pass(tape: Tape, step: StepShape, plan: MemoryPlan) -> int:
 
 def _body_values(shape: BackboneShape, plan: MemoryPlan, petl_params: int) -> int:
     """Return the number of values in parameters and buffers of body and side network."""
-    # four a channel of a norm: weight, bias, mean and variance, be they parameters or buffers
+    # four per channel of a norm: weight, bias, mean and variance, as parameters or buffers
     own = shape.n_params + (4 if shape.frozen_norm else 2) * shape.n_norm_channels()
     opened = plan.trained_from <= 5 or plan.norm in ("bias", "affine")
     return own if opened else own + petl_params

@@ -1,8 +1,8 @@
-"""What fits into a memory budget, what would have to change, and methods side by side: arithmetic over a prediction.
+"""Largest sizes that fit into a memory budget, changes that make a recipe fit, and a comparison of methods.
 
-The prediction comes in as a callable (`trial.cost.predict`, or a formula in a test). Sizes are found by bisection,
-which assumes that more images and more pixels never need less (`tests/memory/test_fit.py` checks that the prediction
-keeps to it). Where it did not, what is found would still fit, but might not be the largest.
+The predicted memory is a callable argument (`trial.cost.predict`, or a formula in a test). Sizes are found by
+bisection, which assumes that more images and more pixels never need less memory (`tests/memory/test_fit.py` checks this
+for the prediction). If the assumption failed, the size found would still fit, but might not be the largest.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from cst_search.errors import ConfigError
 
 MAX_BATCH_SIZE = 256
 MAX_IMAGE_SIZE_PX = 2048
-# the prediction pads a batch to multiples of 32 as torchvision does, so that a finer step would change nothing
+# the prediction pads a batch to multiples of 32, like torchvision, so a finer step would change nothing
 STEP_PX = 32
 # bounds of a recipe's max_size_px and accumulate
 _MAX_LONG_PX = 8192
 _MAX_ACCUMULATE = 1024
 
 # Fields that save memory at the same batch and image, cheapest first: half precision (bf16, or fp16 on a card without
-# it), then recomputation in the backward pass. What this version's recipes do not have is passed over.
+# it), then recomputation in the backward pass. Fields that this version's recipes lack are skipped.
 _SAVINGS: tuple[tuple[str, Any], ...] = (("precision", "auto"), ("memsave", True), ("recompute", "all"))
 
-# device bytes of training a recipe; asked more than once for the same, so it should remember (`cost.predict` does)
+# device bytes of training a recipe; called repeatedly with the same recipe, so it should cache (`cost.predict` does)
 Bytes = Callable[[Recipe], int]
 
 
 @dataclass(frozen=True)
 class Change:
-    """Fields of the recipe to set, and the device bytes that are then needed."""
+    """Change of recipe fields, and the device bytes needed after it."""
 
     settings: Mapping[str, Any]
     device_bytes: int
@@ -41,16 +41,16 @@ class Change:
 
 @dataclass(frozen=True)
 class MethodFit:
-    """One method against the budget. Sizes are the largest that fit; None: not even the smallest does.
+    """Fit of one method to the budget. Sizes are the largest that fit; None if not even the smallest does.
 
     Attributes:
-        device_bytes: of the recipe as it stands.
-        batch_1_bytes: at batch size 1 and the recipe's image size.
-        fits: the recipe as it stands.
-        batch_size: largest, at the recipe's image size.
-        image_size_px: largest short side at the recipe's batch size, the long side in proportion.
-        image_size_px_batch_1: likewise at batch size 1.
-        changes: each alone makes it fit; empty where it fits already, or nothing helps.
+        device_bytes: predicted device bytes of the unchanged recipe.
+        batch_1_bytes: predicted device bytes at batch size 1 and the recipe's image size.
+        fits: True if the unchanged recipe fits.
+        batch_size: largest batch size at the recipe's image size.
+        image_size_px: largest short side in pixels at the recipe's batch size, the long side in proportion.
+        image_size_px_batch_1: largest short side in pixels at batch size 1.
+        changes: changes that each make the recipe fit by themselves; empty if it fits already, or nothing helps.
     """
 
     method: str
@@ -65,7 +65,7 @@ class MethodFit:
 
 @dataclass(frozen=True)
 class Fit:
-    """Methods against a budget, at the batch and image size of ``recipe``. Beyond the bounds nothing was tried."""
+    """Fit of several methods to a budget, at the batch and image size of ``recipe``; sizes within the bounds."""
 
     recipe: Recipe
     budget_bytes: int
@@ -74,15 +74,15 @@ class Fit:
     methods: tuple[MethodFit, ...]
 
     def cheapest(self) -> MethodFit:
-        """The method that needs least at batch size 1 and the recipe's image size, whether it fits or not."""
+        """Return the method that needs least at batch size 1 and the recipe's image size, whether it fits or not."""
         return min(self.methods, key=lambda row: row.batch_1_bytes)
 
 
 def what_fits(recipe: Recipe, methods: Sequence[str], budget_bytes: int, predict: Bytes) -> Fit:
-    """Every method against the budget: the recipe's own with its options, the others with their defaults.
+    """Fit every method to the budget: the recipe's own method with its options, the others with their defaults.
 
     Args:
-        methods: names, at least one.
+        methods: names of methods, at least one.
     """
     sizes, batches = image_sizes(recipe), _batches(recipe)
     rows = tuple(_fit(recipe.configured({"method": name}), budget_bytes, predict) for name in methods)
@@ -109,22 +109,22 @@ def _fit(recipe: Recipe, budget: int, predict: Bytes) -> MethodFit:
 
 
 def largest(values: Sequence[int], fits: Callable[[int], bool]) -> int | None:
-    """The largest of ascending values that fits, by bisection; None where none does.
+    """Return the largest of ascending values that fits, by bisection; None if none does.
 
-    The value returned was itself tried and fits, whether or not ``fits`` is monotone.
+    The returned value was itself tried and fits, whether or not ``fits`` is monotone.
     """
     n_fitting = bisect_right(values, False, key=lambda value: not fits(value))
     return values[n_fitting - 1] if n_fitting else None
 
 
 def image_sizes(recipe: Recipe) -> list[int]:
-    """Short sides to choose from, ascending: multiples of STEP_PX, and the recipe's own."""
+    """Return the candidate short sides in pixels, ascending: multiples of STEP_PX, and the recipe's own."""
     bound = min(MAX_IMAGE_SIZE_PX, _MAX_LONG_PX * recipe.image_size_px // recipe.max_size_px)
     return sorted({*range(STEP_PX, bound + 1, STEP_PX), recipe.image_size_px})
 
 
 def at_size(recipe: Recipe, short_px: int) -> Recipe:
-    """The recipe with another short side, and the bound of the long side in proportion (rounded down)."""
+    """Return the recipe with another short side, and the bound of the long side in proportion (rounded down)."""
     long_px = short_px * recipe.max_size_px // recipe.image_size_px
     return replace(recipe, image_size_px=short_px, max_size_px=long_px)
 
@@ -134,7 +134,7 @@ def _batches(recipe: Recipe) -> range:
 
 
 def _in_smaller_batches(recipe: Recipe, batch_size: int) -> Recipe:
-    """At most ``batch_size`` images a step, and as many an update as before where a recipe can say that."""
+    """Return the recipe with at most ``batch_size`` images per step, and if possible as many per update as before."""
     images = recipe.batch_size * recipe.accumulate
     for step in range(batch_size, 0, -1):
         if images % step == 0 and images // step <= _MAX_ACCUMULATE:
@@ -143,10 +143,10 @@ def _in_smaller_batches(recipe: Recipe, batch_size: int) -> Recipe:
 
 
 def _remedies(recipe: Recipe, image_size_px: int | None, fits: Callable[[Recipe], bool]) -> list[Recipe]:
-    """What of a recipe of batch size 1 fits: with savings, and with smaller images (``image_size_px`` fits, if any).
+    """Return variants of a recipe of batch size 1 that fit, with savings or smaller images.
 
-    Each saving that is enough alone; else the first few that are enough together; else all of them and the largest
-    images that they make room for.
+    These are the savings that are each enough alone; else the first few that are enough together; else all of them with
+    the largest images that they make room for. ``image_size_px`` is a size that fits, if any.
     """
     has = {f.name for f in fields(recipe)}
     unused = [(name, value) for name, value in _SAVINGS if name in has and _saves(recipe, name, value)]
@@ -155,7 +155,7 @@ def _remedies(recipe: Recipe, image_size_px: int | None, fits: Callable[[Recipe]
         try:
             changed = replace(sized, **dict(settings))
             return changed if fits(changed) else None
-        except ConfigError:  # not for this method or detector
+        except ConfigError:  # not available for this method or detector
             return None
 
     enough = [changed for saving in unused if (changed := fitting([saving]))]
@@ -178,7 +178,7 @@ def _saves(recipe: Recipe, name: str, value: Any) -> bool:
 
 def _change(before: Recipe, after: Recipe, predict: Bytes) -> Change:
     changed = [f.name for f in fields(after) if getattr(after, f.name) != getattr(before, f.name)]
-    changed.sort(key=lambda name: name != "batch_size")  # first, the rest in the order of a recipe
+    changed.sort(key=lambda name: name != "batch_size")  # batch_size first, the rest in recipe order
     return Change({name: getattr(after, name) for name in changed}, predict(after))
 
 
@@ -186,7 +186,7 @@ def _change(before: Recipe, after: Recipe, predict: Bytes) -> Change:
 
 
 class Cost(Protocol):
-    """What `memory.Estimate` says of a recipe."""
+    """Predicted cost of a recipe, as in `memory.Estimate`."""
 
     @property
     def device_bytes(self) -> int: ...
@@ -202,7 +202,7 @@ class Cost(Protocol):
 
 @dataclass(frozen=True)
 class MethodCost:
-    """One method at the recipe's batch and image size; the ratios are to ``full``."""
+    """Predicted cost of one method at the recipe's batch and image size; the ratios are to ``full``."""
 
     method: str
     device_bytes: int
@@ -215,7 +215,10 @@ class MethodCost:
 
 
 def named(text: str, known: Sequence[str]) -> list[str]:
-    """``cst,head`` -> ``["cst", "head"]``; ``all`` -> all that are known. Raises ConfigError: unknown or repeated."""
+    """Split a list of names: ``cst,head`` -> ``["cst", "head"]``; ``all`` -> all known names.
+
+    Raises ConfigError if a name is unknown or repeated.
+    """
     if text.strip() == "all":
         return list(known)
     names = [name.strip() for name in text.split(",")]
@@ -228,7 +231,10 @@ def named(text: str, known: Sequence[str]) -> list[str]:
 
 
 def compare_methods(recipe: Recipe, methods: Sequence[str], predict: Callable[[Recipe], Cost]) -> list[MethodCost]:
-    """Methods side by side, in the order given: the recipe's own with its options, the others with their defaults."""
+    """Return the predicted cost of each method, in the order given.
+
+    The recipe's own method has its options, the others have their defaults.
+    """
     full = predict(recipe.configured({"method": "full"}))
     rows = []
     for name in methods:

@@ -1,6 +1,6 @@
-"""What a card can give: the table `devices.yaml`, and finding a card by the name that a person types.
+"""GPU memory of known cards: the table `devices.yaml`, and lookup by a freely spelt name.
 
-No torch: `estimate --device "RTX 3060 12GB"` is asked on machines that have no GPU.
+Needs no torch: `estimate --device "RTX 3060 12GB"` also runs on machines without a GPU.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from cst_search.errors import ConfigError
 from cst_search.units import format_bytes, parse_bytes
 
 _TABLE = Path(__file__).with_name("devices.yaml")
-# what vendors, shops and nvidia-smi write around the part of a name that tells cards apart
+# words that vendors, shops and nvidia-smi add to the distinctive part of a card's name
 _NOISE = re.compile(r"nvidia|geforce|tesla|quadro|rtx|gtx|gpu|sxm\d?|pcie?|hbm\d?e?|[^a-z0-9]")
 
 
 @dataclass(frozen=True)
 class Card:
-    """One card. ``memory_bytes`` is the total that nvidia-smi shows, ``usable_bytes`` what CUDA lets processes have."""
+    """GPU model. ``memory_bytes`` is the total shown by nvidia-smi, ``usable_bytes`` the part available under CUDA."""
 
     name: str
     vendor_gb: int
@@ -32,25 +32,25 @@ class Card:
     note: str = ""
 
     def names(self) -> tuple[str, ...]:
-        """All that the card is called, its name first. One without its size has it with the size too."""
+        """Return all names of the card, the main one first; names without the memory size also come with it."""
         sized = () if self.name.endswith("GB") else (f"{self.name} {self.vendor_gb}GB",)
         return (self.name, *sized, *self.aliases)
 
 
 @cache
 def cards() -> tuple[Card, ...]:
-    """The table, in its order: by kind and generation."""
-    import yaml  # inside: a trial does without it
+    """Return the cards of the table, in its order: by kind and generation."""
+    import yaml  # imported here because a trial does not need it
 
     entries = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))["cards"]
     return tuple(Card(**{**entry, "aliases": tuple(entry.get("aliases", ()))}) for entry in entries)
 
 
 def find_card(name: str) -> Card:
-    """The card of that name; spelling as loose as people are ("nvidia-geforce rtx3060 12 GB").
+    """Return the card called ``name``, matched loosely ("nvidia-geforce rtx3060 12 GB").
 
     Raises:
-        ConfigError: there is none, or several are called so; it names those that come near.
+        ConfigError: no card or several cards match; the message lists the closest ones.
     """
     called: dict[str, list[Card]] = {}
     for card in cards():
@@ -68,11 +68,11 @@ def find_card(name: str) -> Card:
 
 
 def memory_budget(size: str | None, card: Card | None) -> int | None:
-    """Bytes of ``--fit SIZE``, else what the card can give; None where neither is given.
+    """Return the bytes of ``--fit SIZE``, else the card's usable bytes; None if neither is given.
 
     Raises:
         UnitError: the size is misspelt.
-        ConfigError: it is more than the card can give.
+        ConfigError: the size is above the card's usable memory.
     """
     if size is None:
         return None if card is None else card.usable_bytes

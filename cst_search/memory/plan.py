@@ -1,6 +1,6 @@
-"""Shapes of a training step: what the detector (`StepShape`) and the PETL method (`MemoryPlan`) say of it.
+"""Description of a training step in shapes, by the detector (`StepShape`) and by the PETL method (`MemoryPlan`).
 
-Standard library only. A method or a detector of another package describes itself with these.
+Standard library only. Methods and detectors of other packages describe themselves with these classes too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cst_search.memory.resnet_shapes import BackboneShape, ConvShape
 from cst_search.memory.tape import ShapeTensor, Tape
 
-Features = dict[str, ShapeTensor]  # feature maps by stage: c1..c5, c3.0 for a block, image
+Features = dict[str, ShapeTensor]  # feature maps by key: c1..c5, c3.0 for a block, image
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class MemoryPlan:
         behind: adapter behind a residual block, (tape, output, stage) -> output, the same where there is none.
         side: side network, (tape, feature maps and image, whether its blocks are recomputed) -> states by stage.
         calibrate: (tape, key, feature map, state) -> feature map that the pyramid reads.
-        taps: feature maps of single residual blocks are read too.
-        recompute: residual blocks are recomputed in the backward pass, whatever the recipe says.
+        taps: True if feature maps of single residual blocks are read too.
+        recompute: True if residual blocks are recomputed in the backward pass, whatever the recipe says.
         start: forward and backward pass over one image before training, see `petl.Method.prepare`; None: none.
     """
 
@@ -55,8 +55,8 @@ class DenseTower:
     Attributes:
         n_convs: 3x3 convolutions with bias that keep the channels of the pyramid; all levels share their weights.
         anchors_per_cell: predictions per cell of a level.
-        group_norm: a GroupNorm follows each convolution.
-        inplace_relu: the ReLUs work in place.
+        group_norm: True if a GroupNorm follows each convolution.
+        inplace_relu: True if the ReLUs work in place.
     """
 
     n_convs: int
@@ -67,20 +67,20 @@ class DenseTower:
 
 @dataclass(frozen=True)
 class StepShape:
-    """Everything that the shapes of a training step depend on, besides the method's `MemoryPlan`.
+    """Inputs that determine the shapes of a training step, besides the method's `MemoryPlan`.
 
     Attributes:
         heads: the detector's work behind the pyramid, (tape, step, levels) -> losses.
         head_params: closed formula of the parameters behind the pyramid.
         tower: towers of the detector's dense heads; None: it has none.
-        pooled: the pyramid has one more level, by pooling; else two, by convolutions.
+        pooled: True if the pyramid has one more level, by pooling; else it has two more, by convolutions.
         shape: shape of the backbone.
         channels: channels of a pyramid level.
         n_classes: number of classes without background.
         batch: images per step.
         height_px, width_px: size of the padded batch in pixels.
         max_boxes: boxes in every image.
-        memsave: frozen layers are lean, see `backbone.lean_layers`.
+        memsave: True if frozen layers are lean, see `backbone.lean_layers`.
         recompute: ``none``, ``neck`` or ``all``, see `backbone.recompute`.
     """
 
@@ -104,10 +104,10 @@ class StepShape:
         return self.n_classes + 1
 
 
-# values of a feature map that a recomputed part works on at once, where the map has several images
+# values of a feature map that a recomputed part processes at once, if the map has several images
 MAP_VALUES = 4_000_000
 
 
 def images_at_once(values: int) -> int:
-    """Return how many images, each with ``values`` values in a feature map, a recomputed part works on at once."""
+    """Return the number of images that a recomputed part processes at once, with ``values`` values per image."""
     return max(1, MAP_VALUES // values)

@@ -1,7 +1,7 @@
-"""Operations of a detector as shapes: what each makes, keeps for its backward pass, and holds for a moment.
+"""Operations of a detector as shapes: their results, tensors kept for the backward pass, and temporaries.
 
-A fact about PyTorch stands where it is used; tests/memory/test_estimate.py checks the whole against autograd on a CPU.
-Standard library only.
+Each fact about PyTorch is stated where it is used; tests/memory/test_estimate.py checks the whole against autograd on a
+CPU. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from cst_search.memory.autograd import Allocation, Recorder, ShapeTensor
 
 
 class Tape(Recorder):
-    """Replays a training step in shapes; ``live`` and ``peak`` are its bytes. Arguments as in `Recorder`."""
+    """Recorder with the operations of a detector; ``live`` and ``peak`` are bytes. Arguments as in `Recorder`."""
 
     def cast(self, x: ShapeTensor, width: int) -> ShapeTensor:
-        """Convert to another type; nothing is kept."""
+        """Convert to another dtype; nothing is kept."""
         return x if x.width == width else self.op(x.shape, x, width=width)
 
     def weight_cast(self, n: int, trained: bool, key: str = "") -> list[Allocation]:
-        """Return autocast's copy of a weight of n values; that of a trained weight lives for the whole forward pass."""
+        """Return autocast's copy of a weight of n values; copies of trained weights live for the whole forward pass."""
         if not self.half:
             return []
         if not trained or self._again is not None:
@@ -42,7 +42,7 @@ class Tape(Recorder):
         lean: bool = False,
         key: str = "",
     ) -> ShapeTensor:
-        """Padded convolution: keeps its input (a lean one does not) and, under autocast, the copy of its weight."""
+        """Record a padded convolution: it keeps its input (unless lean) and, under autocast, the copy of its weight."""
         b, c_in, h, w = x.shape
         n = c_out * (c_in // groups) * k * k
         if self.half:
@@ -70,7 +70,7 @@ class Tape(Recorder):
         return x.nbytes + b * c_out * h * w * x.width if self.conv_copies else 0
 
     def lora_conv(self, x: ShapeTensor, c_out: int, k: int, stride: int, rank: int) -> ShapeTensor:
-        """Convolution with the weight W + s * view(B A), summed at every step: keeps its input and that sum."""
+        """Record a convolution with weight W + s * view(B A), summed at every step: it keeps its input and the sum."""
         b, c_in, h, w = x.shape
         n = c_out * c_in * k * k
         if self.half:
@@ -106,7 +106,7 @@ class Tape(Recorder):
         return self.relu(self.norm(norm, self.conv(x, c, 3 if kind == "3x3" else 1, bias=bias)))
 
     def linear(self, x: ShapeTensor, c_out: int) -> ShapeTensor:
-        """Trained linear layer with bias: keeps its input."""
+        """Record a trained linear layer with bias: it keeps its input."""
         b, c_in = x.shape
         self.multiplies = True
         if self.half:
@@ -121,32 +121,32 @@ class Tape(Recorder):
         )
 
     def frozen_norm(self, x: ShapeTensor) -> ShapeTensor:
-        """``x * scale + shift``, both constant: two results, the first freed at once; keeps nothing large."""
+        """Record ``x * scale + shift``, both constant: two results, the first freed at once; it keeps nothing large."""
         return self.op(x.shape, self.op(x.shape, x), passes=True)
 
     def open_norm(self, x: ShapeTensor, weight: bool) -> ShapeTensor:
-        """`frozen_norm` with a trained shift; with ``weight`` a trained scale too, whose gradient needs the input."""
+        """Record a `frozen_norm` with a trained shift; ``weight``: a trained scale too, whose gradient needs x."""
         c = x.shape[1]
         scaled = self.op(x.shape, x, save=[x] if weight else [], params=4 * c if weight else 0,
                          transient=x.nbytes if weight else 0)  # fmt: skip
         return self.op(x.shape, scaled, passes=True, params=4 * c)
 
     def batch_norm(self, x: ShapeTensor) -> ShapeTensor:
-        """BatchNorm2d: keeps its input."""
+        """Record a BatchNorm2d: it keeps its input."""
         return self.op(x.shape, x, save=[x], params=8 * x.shape[1])
 
     def group_norm(self, x: ShapeTensor, key: str = "", stock: bool = False) -> ShapeTensor:
-        """GroupNorm: keeps its input. Autocast on CUDA runs the stock one in four bytes."""
+        """Record a GroupNorm: it keeps its input. Autocast on CUDA runs the stock one in fp32."""
         if stock and self.half and "group_norm" in self.fp32_ops:
             x = self.cast(x, 4)
         return self.op(x.shape, x, save=[x], params=8 * x.shape[1], key=key)
 
     def norm(self, kind: str, x: ShapeTensor) -> ShapeTensor:
-        """Norm that a method adds, see `petl.modules.layers.make_norm`."""
+        """Record a norm that a method adds, see `petl.modules.layers.make_norm`."""
         return x if kind == "none" else self.batch_norm(x) if kind == "bn" else self.group_norm(x)
 
     def relu(self, x: ShapeTensor, inplace: bool = True, lean: bool = False) -> ShapeTensor:
-        """ReLU: keeps its result; a lean one keeps a bit per value and holds three bytes per value while packing."""
+        """Record a ReLU: it keeps its result; a lean one keeps a bit per value (packing it takes three bytes)."""
         if not lean or not (self.recording and x.node is not None):
             return self.op(x.shape, x, alias=inplace, save_out=True)
         n = x.numel
@@ -154,17 +154,17 @@ class Tape(Recorder):
         return self.op(x.shape, x, alias=inplace, save=[bits], transient=x.nbytes + n, transient_forward=3 * n)
 
     def add(self, a: ShapeTensor, b: ShapeTensor, inplace: bool = False) -> ShapeTensor:
-        """Sum of two tensors: keeps nothing."""
+        """Record a sum of two tensors: it keeps nothing."""
         return self.op(a.shape, a, b, alias=inplace, passes=a.width == b.width)
 
     def pointwise(
         self, *inputs: ShapeTensor, save: Sequence[ShapeTensor] = (), save_out: bool = False, width: int = 0
     ) -> ShapeTensor:
-        """Any elementwise operation; ``save`` and ``save_out`` as in `op`."""
+        """Record an elementwise operation; ``save`` and ``save_out`` as in `op`."""
         return self.op(inputs[0].shape, *inputs, save=save, save_out=save_out, width=width)
 
     def split(self, x: ShapeTensor, at_once: int) -> list[ShapeTensor]:
-        """Views of ``at_once`` images each; their gradients live until the last is there, then a new one joins them."""
+        """Return views of ``at_once`` images each; their gradients live until the last, then a new one joins them."""
         b, *rest = x.shape
         if at_once >= b:
             return [x]
@@ -178,11 +178,11 @@ class Tape(Recorder):
         return views
 
     def cat(self, parts: Sequence[ShapeTensor], shape: tuple[int, ...]) -> ShapeTensor:
-        """Concatenation; the gradients of the parts are views of the result's."""
+        """Record a concatenation; the gradients of the parts are views of the result's."""
         return self.op(shape, *parts, passes=True)
 
     def stack(self, parts: Sequence[ShapeTensor]) -> ShapeTensor:
-        """Concatenation of parts along the batch; a single part is returned as it is."""
+        """Record a concatenation along the batch; a single part is returned as it is."""
         if len(parts) == 1:
             return parts[0]
         return self.cat(parts, (sum(part.shape[0] for part in parts), *parts[0].shape[1:]))

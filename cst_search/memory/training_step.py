@@ -1,4 +1,4 @@
-"""One training step of a detector as shapes: images in, forward, backward.
+"""Training step of a detector as shapes: input images, forward pass, backward pass.
 
 Mirrors `trial.engine` and torchvision's detectors on a `Tape`. Standard library only.
 """
@@ -12,7 +12,7 @@ from cst_search.memory.tape import ShapeTensor, Tape
 
 
 def training_step(tape: Tape, step: StepShape, plan: MemoryPlan) -> int:
-    """Run images, forward and backward pass; the gradients stay. Return the bytes that autograd kept of the forward."""
+    """Run forward and backward pass; gradients stay. Return the bytes that autograd kept of the forward pass."""
     b, h, w = step.batch, step.height_px, step.width_px
     given = [tape.tensor(3, h, w) for _ in range(b)]
     _forward(tape, step, plan, given)
@@ -29,7 +29,7 @@ def _forward(tape: Tape, step: StepShape, plan: MemoryPlan, given: list[ShapeTen
 
 
 def _transform(tape: Tape, step: StepShape, given: list[ShapeTensor]) -> ShapeTensor:
-    """Normalise, resize (which copies even where nothing changes), and pad into one batch."""
+    """Normalise, resize (which copies even if the size stays the same), and pad into one batch."""
     scaled = []
     for image in given:
         normal = tape.tensor(*image.shape)
@@ -39,7 +39,7 @@ def _transform(tape: Tape, step: StepShape, given: list[ShapeTensor]) -> ShapeTe
 
 
 def neck_and_head_params(step: StepShape) -> int:
-    """Return the parameters of pyramid and heads, all trained, in closed form; tests compare with built models."""
+    """Return the parameters of pyramid and heads, all trained, in closed form; tests compare it with built models."""
     f, used = step.channels, [step.shape.stage_channels[s - 1] for s in step.shape.used_stages]
     levels = len(used) + (0 if step.pooled else 2)
     return sum(c * f + f for c in used) + levels * conv3x3_params(step) + step.head_params(step)
