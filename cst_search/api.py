@@ -1,7 +1,7 @@
-"""The Python API: the commands as functions, by the same code. The names are exported by the package itself.
+"""Python API: the commands as functions, running the same code. The package itself exports these names.
 
-Everything raises `errors.CstSearchError`: `errors.UserError` where something must be changed, with what;
-`errors.RunError` where the work failed. Sizes, counts and durations are texts (``"6GB"``, ``"2M"``, ``"30m"``) or
+All errors are `errors.CstSearchError`: `errors.UserError` if the caller must change something, with what to change;
+`errors.RunError` if the work failed. Sizes, counts and durations are strings (``"6GB"``, ``"2M"``, ``"30m"``) or
 numbers (bytes, parameters, seconds). A recipe is a shipped name, the path of a YAML file, or a `config.recipe.Recipe`.
 """
 
@@ -90,10 +90,10 @@ def launch(
 
 
 def open_study(name: str, *, home: str | Path | None = None, storage: str | None = None) -> Search:
-    """A study that was searched before, or is being searched now. Raises StudyError, naming those that exist.
+    """Open a study of an earlier or running search. Raises StudyError, listing the existing studies, if there is none.
 
     Args:
-        home: folder of studies and records; None: $CST_SEARCH_HOME, else ``cst-runs`` here.
+        home: folder of studies and records; None: $CST_SEARCH_HOME, else ``cst-runs`` in the current folder.
         storage: database URL of the studies; None: SQLite in ``home``.
 
     >>> import cst_search
@@ -107,10 +107,10 @@ def open_study(name: str, *, home: str | Path | None = None, storage: str | None
 
 
 class Search:
-    """A study with what can be done with it. Everything is read anew when it is asked for.
+    """Study and the actions on it. Every access reads the study anew.
 
     Attributes:
-        name: of the study.
+        name: name of the study.
         home: folder of its records.
 
     >>> import cst_search
@@ -132,32 +132,34 @@ class Search:
 
     @property
     def info(self) -> StudyInfo:
-        """What the study was made with, its trials, launches and repeats, as plain values."""
+        """Settings of the study, its trials, launches and repeats, as plain values."""
         return self._study.info()
 
     @property
     def knee(self) -> int | None:
-        """Number of the trial at the front's knee; None: the front is empty."""
+        """Number of the trial at the front's knee; None if the front is empty."""
         return self.info.knee()
 
     @property
     def hypervolume(self) -> float:
-        """Of the front, 0..1, as a share of the box from the study's reference point to the ideal."""
+        """Hypervolume of the front, 0..1, as a share of the box from the study's reference point to the ideal."""
         return self.info.hypervolume()
 
     def front(self) -> pandas.DataFrame:
-        """The Pareto front, best map first: a row a point.
+        """Return the Pareto front, one row per point, best mAP first.
 
         Columns: ``trial``, ``state``, ``map``, ``map50``, ``device_bytes``, ``memory_source``, ``trainable_params``,
-        ``petl_params``, then ``config.NAME`` for everything that varied. Behind ``map50``, once a point was confirmed
-        with other seeds, ``map_mean``, ``map_std`` and ``n_seeds``.
+        ``petl_params``, then ``config.NAME`` for every parameter that varied. Once a point was confirmed with other
+        seeds, ``map_mean``, ``map_std`` and ``n_seeds`` follow ``map50``.
         """
         info = self.info
         return _frame(info, info.front())
 
     def trials(self) -> pandas.DataFrame:
-        """All trials in the order of their numbers: the columns of `front`, and behind ``state`` ``reason``,
-        ``seconds``, ``feasible`` and ``on_front``."""
+        """Return all trials, one row each, by trial number.
+
+        Columns: those of `front`, and after ``state`` also ``reason``, ``seconds``, ``feasible`` and ``on_front``.
+        """
         info = self.info
         on_front = {record.trial for record in info.front()}
         frame = _frame(info, info.trials)
@@ -172,17 +174,18 @@ class Search:
         return frame
 
     def recipe(self, pick: str = "knee") -> Recipe:
-        """The recipe of a point, complete by itself: ``knee``, ``best`` (highest map) or ``trial=N``."""
+        """Return the self-contained recipe of a point: ``knee``, ``best`` (highest mAP) or ``trial=N``."""
         from cst_search.commands.export import exported_recipe, pick_trial
 
         info = self.info
         return exported_recipe(info, pick_trial(info, pick))
 
     def export(self, pick: str = "knee", path: str | Path = "best.yaml", verify: bool = True) -> Path:
-        """Write the recipe of a point: ``cst-search export``. Returns the path.
+        """Write the recipe of a point, as ``cst-search export``. Returns the path.
 
         Args:
-            verify: train a few steps on the worst batch first, in a process of its own, and refuse what differs.
+            verify: True to train a few steps on the worst batch first, in a separate process, and to refuse a point
+                that differs from its record.
         """
         from cst_search.commands.export import export_verified
 
@@ -190,7 +193,7 @@ class Search:
         return Path(path)
 
     def page(self, folder: str | Path) -> Path:
-        """Write the report page, and front.png, front.json beside it. Returns the path of the page."""
+        """Write the report page, with front.png and front.json beside it. Returns the path of the page."""
         from cst_search.commands.report_files import write_report
         from cst_search.config.catalog import check_folder
 
@@ -209,10 +212,10 @@ class Search:
         address: str | None = None,
         quiet: bool = True,
     ) -> Search:
-        """Go on where the search ended or died: ``cst-search resume``. Returns itself.
+        """Continue a search that ended or died, as ``cst-search resume``. Returns itself.
 
         Args:
-            trials: that it shall have in the end; None: as it was.
+            trials: total trials in the study, including earlier launches; None: unchanged.
         """
         given = {name: value for name, value in locals().items() if name not in ("self", "quiet")}
         from cst_search.commands.launch import launch as run
@@ -237,7 +240,7 @@ class Search:
         address: str | None = None,
         quiet: bool = True,
     ) -> dict[str, Any]:
-        """Train points again with other seeds: ``cst-search confirm``. Returns the report of its ``--json``."""
+        """Train points again with other seeds, as ``cst-search confirm``. Returns the report of its ``--json``."""
         given = {name: value for name, value in locals().items() if name not in ("self", "quiet")}
         from cst_search.commands.confirm import confirm as run
         from cst_search.commands.options import ConfirmOptions
@@ -249,7 +252,7 @@ class Search:
         return result.report
 
     def optuna_study(self) -> optuna.Study:
-        """The study as Optuna has it, for its plots and importances. To be read, not written to."""
+        """Return the Optuna study, for Optuna's plots and importances. Read it only; do not write to it."""
         return self._study.optuna_study()
 
 
@@ -266,14 +269,14 @@ def train(
     cache_size: str | float | None = None,
     quiet: bool = True,
 ) -> dict[str, Any]:
-    """Train a recipe at full length: ``cst-search train``.
+    """Train a recipe at full length, as ``cst-search train``.
 
     Args:
         out: folder for weights, metrics and recipe; it must be empty or not exist.
         data: COCO-format folder; None: the recipe's.
 
     Returns:
-        What ``metrics.json`` holds. ``outcome`` is ``complete``, or ``oom``, ``nonfinite`` with a ``reason``.
+        Content of ``metrics.json``. ``outcome`` is ``complete``, or ``oom`` or ``nonfinite`` with a ``reason``.
 
     >>> import cst_search
     >>> metrics = cst_search.train("best.yaml", out="trained", settings={"epochs": 1})
@@ -298,17 +301,17 @@ def predict(
     out: str | Path | None = None,
     device: str = "auto",
 ) -> list[dict[str, Any]]:
-    """Detect objects: ``cst-search predict``.
+    """Detect objects in images, as ``cst-search predict``.
 
     Args:
-        run: folder that training wrote, or its weights file.
+        run: folder written by training, or its weights file.
         images: image files, or folders of them.
-        score: detections below it are left out, 0..1.
-        out: folder for the drawn pictures; None: none are drawn.
+        score: score threshold, 0..1; detections below it are left out.
+        out: folder for images with drawn detections; None: nothing is drawn.
 
     Returns:
-        Per image ``image``, ``width``, ``height``, ``picture`` and ``detections``, each with ``class``, ``score`` and
-        ``box`` (x1, y1, x2, y2 in pixels of the file), best first.
+        One dict per image: ``image``, ``width``, ``height``, ``picture`` and ``detections``, best first, each with
+        ``class``, ``score`` and ``box`` (x1, y1, x2, y2 in pixels of the file).
 
     >>> import cst_search
     >>> found = cst_search.predict("trained", "cst-runs/demo-data/val", score=0.9)
@@ -332,14 +335,14 @@ def estimate(
     device: str | None = None,
     compare: str | None = None,
 ) -> dict[str, Any]:
-    """What training a recipe will need, before it runs: the content of ``cst-search estimate --json``.
+    """Predict the memory and parameters of training a recipe; returns the content of ``cst-search estimate --json``.
 
     Args:
-        n_classes: without background.
-        max_boxes: the most in one image.
-        fit: also what fits into this memory, such as ``"6GB"``.
-        device: likewise for a card, such as ``"RTX 3060 12GB"``.
-        compare: also methods side by side, with commas, or ``"all"``.
+        n_classes: number of classes without background.
+        max_boxes: most boxes in one image.
+        fit: memory size, e.g. ``"6GB"``; adds the largest sizes that fit into it.
+        device: name of a card, e.g. ``"RTX 3060 12GB"``; adds the largest sizes that fit on it.
+        compare: methods to compare, separated by commas, or ``"all"``.
 
     >>> import cst_search
     >>> small = cst_search.estimate("demo", {"method": "cst", "cst.reduction": 16})
@@ -355,10 +358,10 @@ def estimate(
 
 
 def build_detector(recipe: RecipeLike, n_classes: int) -> nn.Module:
-    """The detector of a recipe, its method applied, ready to train: torchvision's interface.
+    """Build the detector of a recipe with its method applied, ready to train, with torchvision's interface.
 
     Args:
-        n_classes: without background; labels are 1..n_classes.
+        n_classes: number of classes without background; labels are 1..n_classes.
 
     >>> import cst_search
     >>> model = cst_search.build_detector("demo", n_classes=3)
@@ -370,7 +373,7 @@ def build_detector(recipe: RecipeLike, n_classes: int) -> nn.Module:
 
     if not isinstance(recipe, Recipe):
         from cst_search.config.loading import (
-            load_recipe,  # pydantic and PyYAML, which a recipe that is one does not need
+            load_recipe,  # needs pydantic and PyYAML, which a Recipe object does not
         )
 
         recipe = load_recipe(recipe)
@@ -378,9 +381,9 @@ def build_detector(recipe: RecipeLike, n_classes: int) -> nn.Module:
 
 
 def load_trained(run: str | Path) -> Trained:
-    """``(model, recipe, class_names)`` of a folder that training wrote, or of its weights file.
+    """Return ``(model, recipe, class_names)`` from a folder written by training, or from its weights file.
 
-    The model is in eval mode and on the CPU; ``class_names[label - 1]`` is the name of a label.
+    The model is in eval mode on the CPU; ``class_names[label - 1]`` is the name of a label.
 
     >>> import cst_search
     >>> model, recipe, class_names = cst_search.load_trained("trained")
@@ -393,14 +396,14 @@ def load_trained(run: str | Path) -> Trained:
 
 
 def console(quiet: bool) -> Console:
-    """Where a function prints: nowhere, or standard output."""
+    """Return the console for a function's output: a silent one if ``quiet``, else standard output."""
     from rich.console import Console
 
     return Console(quiet=True, force_terminal=False) if quiet else Console()
 
 
 def _frame(info: StudyInfo, records: Sequence[TrialRecord]) -> pandas.DataFrame:
-    """A row a trial, in the order given; the columns are there for no rows too."""
+    """Return a table with one row per trial, in the given order; the columns exist even without rows."""
     import pandas
 
     from cst_search.config.search_space import Space

@@ -1,14 +1,14 @@
-"""The errors of cst-search, one tree.
+"""Error classes of cst-search, in one tree.
 
 CstSearchError
-├── UserError          the person must change something      (exit code 2)
+├── UserError          the user must change something        (exit code 2)
 │   ├── UnitError      a size, count or duration is misspelt
 │   ├── ConfigError    a recipe, search space or flag is wrong
 │   ├── DataError      the dataset has faults
 │   └── StudyError     a study is missing, taken, or of another kind
 └── RunError           the work itself failed                (exit code 1)
 
-A message gives the rule, the value and the remedy. The command line prints it without a traceback.
+Each message gives the rule, the value and the remedy. The command line prints it without a traceback.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class CstSearchError(Exception):
 
 
 class UserError(CstSearchError):
-    """The person must change something: a flag, a file, a name."""
+    """The user must change something: a flag, a file, a name."""
 
     exit_code = 2
 
@@ -37,7 +37,7 @@ class ConfigError(UserError):
 
 
 def check_choice(flag: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise ConfigError: the value is not one of those."""
+    """Raise ConfigError if the value is not one of ``allowed``."""
     if value not in allowed:
         raise ConfigError(f"{flag} must be one of {', '.join(allowed)}; got {value!r}")
 

@@ -1,6 +1,6 @@
-"""Methods and detectors of other packages, found by their entry points. Standard library only.
+"""Plug-ins: methods and detectors of other packages, found by their entry points. Standard library only.
 
-A package names them in its pyproject.toml, and once it is installed they are there, in trials on Ray too:
+A package declares them in its pyproject.toml. Once it is installed they are available, in trials on Ray too:
 
     [project.entry-points."cst_search.methods"]
     channel_attention = "my_method:METHOD"      # a petl.Method of that name
@@ -8,7 +8,7 @@ A package names them in its pyproject.toml, and once it is installed they are th
     [project.entry-points."cst_search.detectors"]
     my_detector = "my_package:DETECTOR"         # a detector.Detector of that name
 
-examples/my-method is such a package. Nothing of it is imported before its name is used.
+examples/my-method is such a package. It is not imported before one of its names is used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Plugin:
-    """One entry point: ``package`` is the distribution that brings it, ``value`` the object, ``module:attribute``."""
+    """Entry point of a plug-in: ``package`` is its distribution, ``value`` the object as ``module:attribute``."""
 
     kind: Kind
     name: str
@@ -44,7 +44,7 @@ class Plugin:
 
 @cache
 def found(kind: Kind) -> tuple[Plugin, ...]:
-    """All of a kind, by name. A package that stands on the path twice counts once."""
+    """Return all plug-ins of a kind, sorted by name. A package found on the path twice counts once."""
     plugins: dict[tuple[str, str], Plugin] = {}
     for entry in entry_points(group=f"cst_search.{kind}"):
         package, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "")
@@ -53,15 +53,17 @@ def found(kind: Kind) -> tuple[Plugin, ...]:
 
 
 def names(kind: Kind) -> tuple[str, ...]:
-    """Names that other packages bring, without those that are given twice."""
+    """Return the names of the plug-ins of a kind, each once."""
     return tuple(dict.fromkeys(plugin.name for plugin in found(kind)))
 
 
 def of_name(kind: Kind, name: str, ours: bool) -> Plugin | None:
-    """The plug-in of a name; None: there is none. Raises ConfigError: the name is taken, by us or by another package.
+    """Return the plug-in called ``name``; None if there is none.
+
+    Raises ConfigError if the name is taken, by a built-in one or by another package.
 
     Args:
-        ours: whether we have one of that name.
+        ours: True if a built-in method or detector has this name.
     """
     claims = [plugin for plugin in found(kind) if plugin.name == name]
     if len(claims) + ours > 1:
@@ -74,7 +76,7 @@ def of_name(kind: Kind, name: str, ours: bool) -> Plugin | None:
 
 
 def get(kind: Kind, name: str, wanted: type[_T], ours: Mapping[str, _T]) -> _T:
-    """What has that name, ours or a plug-in's. Raises ConfigError, naming those that exist."""
+    """Return the built-in object or plug-in called ``name``. Raises ConfigError, listing the known names."""
     plugin = of_name(kind, name, ours=name in ours)
     if plugin is not None:
         value: _T = load(plugin, wanted)  # type: ignore[arg-type]  # a class is hashable
@@ -87,16 +89,16 @@ def get(kind: Kind, name: str, wanted: type[_T], ours: Mapping[str, _T]) -> _T:
 
 @cache
 def load(plugin: Plugin, wanted: type[Any]) -> Any:
-    """What a plug-in brings. Raises ConfigError, naming its package: it cannot be imported, or is something else.
+    """Import the object of a plug-in. Raises ConfigError, naming its package, on a failed import or a wrong object.
 
     Args:
-        wanted: a dataclass with a field ``name``, which must be the plug-in's.
+        wanted: required class, a dataclass with a field ``name``, which must be the plug-in's name.
     """
     where = f"{plugin.kind.removesuffix('s')} {plugin.name!r} of package {plugin.source} ({plugin.value})"
     remedy = f"mend the package, or pip uninstall {plugin.package}"
     try:
         value = plugin.entry.load()
-    except Exception as error:  # whatever its code does
+    except Exception as error:  # the plug-in's code may raise anything
         lines = str(error).splitlines() or [""]
         raise ConfigError(f"{where} cannot be loaded: {type(error).__name__}: {lines[0]}; {remedy}") from error
     if not isinstance(value, wanted):

@@ -1,4 +1,4 @@
-"""Addresses of databases and servers as they may be given and shown: without passwords. Standard library only."""
+"""Reading and display of database and server addresses without passwords. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from cst_search.errors import ConfigError
 
 DATABASES_OF_MLFLOW = ("sqlite", "postgresql", "mysql", "mssql")
 
-# between `://user:` and the last @: a password that was not percent-encoded may itself hold an @ or a slash
+# text between `://user:` and the last @: a password that is not percent-encoded may itself contain an @ or a slash
 _USER = re.compile(r"(?<=://)(?P<keep>[^:/@]*:)(?P<secret>.*)(?=@)")
-# an HTTP server may be given a token alone, where a user would stand; the user of a database is no secret
+# the address of an HTTP server may have a token in place of the user; the user of a database is no secret
 _TOKEN = re.compile(r"(?P<keep>^https?://)(?P<secret>[^:/@?]+)(?=@)", re.IGNORECASE)
-# what has no `://` is no address, but may be one that was cut
+# text without `://` is no address, but may be a truncated one
 _BARE = re.compile(r"(?P<keep>^[^:/@]*:)(?P<secret>[^/].*)(?=@)")
 _QUERY = re.compile(r"(?P<keep>[?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)(?P<secret>[^&]*)", re.IGNORECASE)
 
 
 def shown_address(url: str) -> str:
-    """``postgresql://u:pw@host/db?password=x`` -> ``postgresql://u:***@host/db?password=***``; never raises."""
+    """Mask passwords: ``postgresql://u:pw@host/db?password=x`` -> ``postgresql://u:***@host/db?password=***``.
+
+    Never raises.
+    """
     for pattern in (_USER, _TOKEN, _BARE, _QUERY):
         url = pattern.sub(r"\g<keep>***", url)
     return url
 
 
 def without_password(text: str, url: str) -> str:
-    """What a library says about an address, without the password of that address, however it is written there."""
+    """Remove an address's password from a library's message about it, in whatever form it is written there."""
     text = text.replace(url, shown_address(url))
     secrets = {match["secret"] for pattern in (_USER, _TOKEN, _BARE, _QUERY) for match in pattern.finditer(url)}
     for secret in sorted({*secrets, *map(unquote, secrets)} - {""}, key=len, reverse=True):
@@ -36,10 +39,10 @@ def without_password(text: str, url: str) -> str:
 
 
 def read_address(text: str) -> str:
-    """An address as it was given, or with ``@FILE`` what that file holds: a password shows in no list of processes.
+    """Return the address, or for ``@FILE`` the content of that file, which keeps passwords out of process lists.
 
     Raises:
-        ConfigError: there is no such file, or nothing in it.
+        ConfigError: the file is missing or empty.
     """
     if not text.startswith("@"):
         return text

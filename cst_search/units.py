@@ -1,4 +1,4 @@
-"""Bytes, counts and durations as people write them. SI prefixes are powers of 1000, ``Ki``/``Mi``/``Gi`` of 1024."""
+"""Parsing and formatting of bytes, counts and durations. SI prefixes: powers of 1000; ``Ki``/``Mi``/``Gi``: of 1024."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"^\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*$")
 
 
 def _parse(text: str | float, table: dict[str, int], what: str, example: str) -> float:
-    if isinstance(text, int | float):  # of a program: in the unit without a prefix
+    if isinstance(text, int | float):  # a number from Python code is in the unit without prefix
         text = f"{text:f}"
     match = _NUMBER.match(text)
     if not match or match[2].upper() not in table:
@@ -30,22 +30,25 @@ def _parse(text: str | float, table: dict[str, int], what: str, example: str) ->
 
 
 def parse_bytes(text: str | float) -> int:
-    """``6GB`` -> 6e9, ``6GiB`` -> 6 * 2**30, also ``MB MiB KB KiB TB TiB`` and plain bytes. Raises UnitError."""
+    """Return bytes: ``6GB`` -> 6e9, ``6GiB`` -> 6 * 2**30, also ``MB MiB KB KiB TB TiB`` and plain bytes.
+
+    Raises UnitError.
+    """
     return max(1, round(_parse(text, _BYTES, "a memory size", "6GB, 6GiB or 500MB")))
 
 
 def parse_count(text: str | float) -> int:
-    """``2M`` -> 2_000_000, ``500k`` -> 500_000, or a plain whole number. Raises UnitError."""
+    """Return a count: ``2M`` -> 2_000_000, ``500k`` -> 500_000, or a plain whole number. Raises UnitError."""
     return max(1, round(_parse(text, _COUNT, "a parameter count", "2M or 500k")))
 
 
 def parse_seconds(text: str | float) -> float:
-    """``90s``, ``10m``, ``2h``, ``1d`` or plain seconds -> seconds. Raises UnitError."""
+    """Return seconds: from ``90s``, ``10m``, ``2h``, ``1d`` or plain seconds. Raises UnitError."""
     return _parse(text, _SECONDS, "a duration", "90s, 10m or 2h")
 
 
 def format_bytes(n_bytes: float | None) -> str:
-    """Three significant digits in SI units: 3_120_000_000 -> ``3.12 GB``; None -> ``-``."""
+    """Return bytes as text, three significant digits in SI units: 3_120_000_000 -> ``3.12 GB``; None -> ``-``."""
     if n_bytes is None:
         return "-"
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
@@ -55,7 +58,7 @@ def format_bytes(n_bytes: float | None) -> str:
 
 
 def format_count(n: float | None) -> str:
-    """1_234_567 -> ``1.23M``; None -> ``-``."""
+    """Return a count as text: 1_234_567 -> ``1.23M``; None -> ``-``."""
     if n is None:
         return "-"
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
@@ -65,7 +68,7 @@ def format_count(n: float | None) -> str:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """3725 -> ``1h02m``, 95 -> ``1m35s``, 4.2 -> ``4s``; None -> ``-``."""
+    """Return a duration as text: 3725 -> ``1h02m``, 95 -> ``1m35s``, 4.2 -> ``4s``; None -> ``-``."""
     if seconds is None:
         return "-"
     whole = max(0, round(seconds))
