@@ -57,8 +57,7 @@ def launch(
     """Search for the best configurations within a budget: ``cst-search launch``, with the same options.
 
     Args:
-        budget_mem: GPU memory budget per trial.
-        budget_params: budget of trainable parameters.
+        budget_mem, budget_params: GPU memory budget per trial, budget of trainable parameters.
         data: COCO-format folder; None: the embedded demo.
         recipe: fixed settings; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
         space: search space: a shipped name, a YAML file, or the mapping that such a file holds.
