@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -205,6 +206,15 @@ def test_a_cycle_is_found() -> None:
     assert cycles({"a": {"b"}, "b": set()}) == []
 
 
+def test_the_architecture_page_names_files_that_exist() -> None:
+    page = PACKAGE.parent / "docs" / "architecture.md"
+    if not page.is_file():
+        pytest.skip("not a checkout")
+    named = set(re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|yaml))`", page.read_text()))
+    assert len(named) > 10
+    assert {name for name in named if not (PACKAGE / name).is_file() and not (PACKAGE.parent / name).is_file()} == set()
+
+
 # --- libraries -------------------------------------------------------------------------------------------------------
 
 # a trial runs where there are torch, torchvision and pycocotools; safetensors and yaml are imported where used
@@ -354,6 +364,33 @@ print("LOADED", *sorted({{name.split(".")[0] for name in sys.modules}}))
     loaded = set(done.stdout.split("LOADED")[1].split())
     assert "Usage" in done.stdout and "typer" in loaded
     assert loaded & HEAVY <= by_typer
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--recipe", "resnet50"],
+        ["--recipe", "demo", "--set", "method=conv_lora", "--json"],
+        ["--recipe", "resnet50", "--fit", "6GB"],
+        ["--recipe", "small", "--compare", "all", "--device", "RTX 3060 12GB"],
+    ],
+    ids=lambda args: " ".join(args[1:3]),
+)
+def test_estimate_does_not_load_torch(args: list[str]) -> None:
+    code = f"""
+import sys
+sys.argv = ["cst-search", "estimate", *{args!r}]
+try:
+    from cst_search.cli import main
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print("LOADED", *sorted({{name.split(".")[0] for name in sys.modules}}))
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split("LOADED")[1].split())
+    assert "pydantic" in loaded and not loaded & (HEAVY - {"pydantic"})
 
 
 def test_reading_a_study_does_not_wait_for_torch() -> None:
