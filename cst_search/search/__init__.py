@@ -1,1 +1,1 @@
-"""What to try next: samplers, early stopping, the search session."""
+"""The search: samplers, early stopping and the search session."""

@@ -1,10 +1,10 @@
-"""Early stopping: which trials go on at a rung, by constrained non-dominated rank. Arithmetic only.
+"""Early stopping: promotes trials at a rung by constrained non-dominated rank. Arithmetic only.
 
-Asynchronous successive halving [Li2020] on several objectives [Schmucker2021]: epochs are divided by rungs, and a trial
-that reaches a rung goes on if it is among the best 1/eta of all that reached it so far. "Best" is an order of points
-with several objectives, so that a small cheap model is compared with its own kind: feasible before infeasible
-[Deb2002], then by the non-dominated front that the point is on, and within a front by crowding, the outermost and the
-loneliest first. Who was stopped may be promoted later, when enough others reached the rung that it is among the best.
+Asynchronous successive halving [Li2020] with several objectives [Schmucker2021]: rungs divide the epochs, and a trial
+that reaches a rung goes on if it is among the best 1/eta of all trials that reached it so far. "Best" is a
+multi-objective order, so that a small cheap model competes with similar ones: feasible before infeasible [Deb2002],
+then by non-dominated front, and within a front by crowding distance, the outermost and least crowded first. A stopped
+trial may be promoted later, once enough others have reached the rung that it is among the best.
 
 References.
 
@@ -26,14 +26,14 @@ import numpy as np
 from cst_search.study.objectives import Objective
 from cst_search.study.pareto import Floats, as_costs, nondominated
 
-# No rung before this share of the full length, and none at the first epoch: learning rates still rise there, and what
-# has the most mAP says little about the end. Of 202 trials of 9 epochs, rank correlation with the end by epoch: 0.44,
+# No rung before this share of the full length, and none at the first epoch: the learning rate still rises there, and
+# mAP says little about the final mAP. Rank correlation with the final mAP by epoch, over 202 trials of 9 epochs: 0.44,
 # 0.66, 0.83, 0.87, 0.94; among the better half -0.16, 0.23, 0.58, 0.66, 0.84 (benchmarks/results/search-table.json.gz).
 _LEAST = 0.2
 
 
 def rung_epochs(epochs: int, eta: int) -> tuple[int, ...]:
-    """Epochs at which trials are compared, ascending: from the full length down, epochs / eta, epochs / eta^2, ..."""
+    """Return the epochs of the rungs, ascending: epochs / eta, epochs / eta^2, ... down from the full length."""
     found = set()
     at = epochs / eta
     while at >= epochs * _LEAST:
@@ -43,12 +43,11 @@ def rung_epochs(epochs: int, eta: int) -> tuple[int, ...]:
 
 
 def order(values: Sequence[Sequence[float]], violations: Sequence[float], objectives: Sequence[Objective]) -> list[int]:
-    """Indices from best to worst.
+    """Return the indices of n trials from best to worst.
 
     Args:
-        values: ``n x m`` as in `pareto`; a NaN (no map, as the loss was not finite) is the worst of that objective.
-        violations: n sums of what is above the budget; <= 0 is feasible. The infeasible come last, least violation
-            first.
+        values: ``n x m`` as in `pareto`; a NaN (no mAP because the loss was not finite) is the worst of its objective.
+        violations: n summed budget violations; <= 0 is feasible. Infeasible trials come last, least violation first.
     """
     table = as_costs(values, objectives)
     for column in table.T:
@@ -66,7 +65,7 @@ def order(values: Sequence[Sequence[float]], violations: Sequence[float], object
 
 
 def _crowding(table: Floats) -> Floats:
-    """The crowding distance of NSGA-II [Deb2002], n numbers; infinite for the outermost of each objective."""
+    """Return the crowding distance of NSGA-II [Deb2002], n numbers; infinite for the extremes of each objective."""
     distance = np.zeros(len(table))
     for column in table.T:
         by = np.argsort(column, kind="stable")
@@ -78,12 +77,12 @@ def _crowding(table: Floats) -> Floats:
 
 
 class Rungs:
-    """What trials reached at each rung, and who goes on.
+    """Rungs of a study: the values that trials reached at each, and the trials that go on.
 
     Args:
-        objectives: of the study.
-        epochs: at which trials are compared, see `rung_epochs`.
-        eta: of the trials that reached a rung, one in eta goes on.
+        objectives: objectives of the study.
+        epochs: epochs of the rungs, see `rung_epochs`.
+        eta: one in eta of the trials that reached a rung goes on.
     """
 
     def __init__(self, objectives: Sequence[Objective], epochs: Sequence[int], eta: int) -> None:
@@ -94,21 +93,21 @@ class Rungs:
         return trial in self._reached[epoch]
 
     def report(self, trial: int, epoch: int, values: Sequence[float], violation: float) -> None:
-        """What a trial has after an epoch; kept if that epoch is a rung.
+        """Store a trial's values after an epoch, if that epoch is a rung.
 
         Args:
-            values: its objectives, the map of this epoch among them.
-            violation: sum of what is above the budget; <= 0 is feasible.
+            values: its objectives, including this epoch's mAP.
+            violation: summed budget violation; <= 0 is feasible.
         """
         if epoch in self._reached:
             self._reached[epoch][trial] = (list(values), violation)
 
     def goes_on(self, trial: int, epoch: int) -> bool:
-        """Whether a trial that was reported at an epoch goes on; always where that epoch is no rung."""
+        """Return whether a trial that was reported at an epoch goes on; True if that epoch is not a rung."""
         return epoch not in self._reached or trial in self._best(epoch)
 
     def promotable(self, stopped: Sequence[int]) -> int | None:
-        """Of trials that were stopped, the one that would go on by now: that of the highest rung, the best first."""
+        """Return the stopped trial that would go on now: from the highest rung, the best first; None: there is none."""
         waiting = set(stopped)
         for epoch in reversed(self.epochs):
             for trial in self._best(epoch):

@@ -1,4 +1,4 @@
-"""Configurations of a space by the thousand, as arrays: drawn, changed a little, and as rows of numbers for a model."""
+"""Vectorised configurations of a search space: random draws, mutations, and the numeric encoding for a model."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from cst_search.study.pareto import Floats
 
-_STEPS = 0.15, 0.05, 0.015  # standard deviations of changes of a number, as shares of its range
+_STEPS = 0.15, 0.05, 0.015  # standard deviations of mutations of a number, as shares of its range
 
 
 class ParameterLayout:
-    """A column for every parameter of a space; a configuration is a row of p codes.
+    """Layout of a space's parameters as columns; a configuration is a row of p codes.
 
-    A code is the index of a choice, or the number itself; NaN where the configuration does not have the parameter.
+    A code is the index of a choice, or the number itself; NaN if the configuration does not have the parameter.
 
     Args:
         space: every parameter that may occur, with its distribution.
-        conditions: {parameter: (another, values of it)}: it is there only where the other has one of these values.
-            The other comes before it in the space, and is categorical.
+        conditions: {parameter: (parent, parent values)}: the parameter exists only if the parent has one of these
+            values. The parent comes before it in the space, and is categorical.
     """
 
     def __init__(
@@ -33,31 +33,31 @@ class ParameterLayout:
         self.names = list(space)
         self._columns = [_column(distribution) for distribution in space.values()]
         self._conditions = dict(conditions or {})
-        self._codes: dict[int, tuple[int, Floats]] = {}  # as indices and codes
+        self._codes: dict[int, tuple[int, Floats]] = {}  # the conditions as {column: (parent column, parent codes)}
         for name, (other, values) in self._conditions.items():
             i, j = self.names.index(other), self.names.index(name)
             assert i < j, f"{name} depends on {other}, which must come before it"
             self._codes[j] = i, np.array([self._columns[i].code(value) for value in values])
 
     def mask(self, names: Collection[str]) -> NDArray[np.bool_]:
-        """Of p columns, which are these parameters."""
+        """Return a mask over the p columns that is True for these parameters."""
         return np.array([name in names for name in self.names], dtype=bool)
 
     @property
     def n_encoded(self) -> int:
-        """d, the columns of `encode`."""
+        """Number d of columns that `encode` returns."""
         return sum(column.width for column in self._columns)
 
     # --- one configuration ---
 
     def row(self, params: Mapping[str, Any], partly: bool = False) -> Floats:
-        """The codes of a configuration.
+        """Return the p codes of a configuration.
 
         Args:
-            partly: what is missing is NaN.
+            partly: encode missing parameters as NaN.
 
         Raises:
-            KeyError: a parameter is missing, or has another value than those of the space.
+            KeyError: a parameter is missing, or its value is not in the space.
         """
         row = np.full(len(self.names), np.nan)
         for j, (name, column) in enumerate(zip(self.names, self._columns, strict=True)):
@@ -66,7 +66,7 @@ class ParameterLayout:
         return row
 
     def params(self, row: Floats) -> dict[str, Any]:
-        """The configuration that a row of codes is."""
+        """Return the configuration of a row of codes."""
         return {
             name: column.value(code)
             for name, column, code in zip(self.names, self._columns, row.tolist(), strict=True)
@@ -76,7 +76,7 @@ class ParameterLayout:
     # --- n of them ---
 
     def draw(self, n: int, rng: np.random.Generator) -> Floats:
-        """At random: ``n x p``."""
+        """Return n random configurations, ``n x p``."""
         return self.like(np.full((n, len(self.names)), np.nan), 0.0, rng)
 
     def like(
@@ -86,12 +86,12 @@ class ParameterLayout:
         rng: np.random.Generator,
         keep: NDArray[np.bool_] | None = None,
     ) -> Floats:
-        """One like each of n others: a parameter changes with a probability, and is drawn where the other lacks it.
+        """Return a mutation of each of n configurations, ``n x p``. Parameters that the parent lacks are drawn.
 
         Args:
             parents: ``n x p``.
-            change: n probabilities, or one for all.
-            keep: p; columns that do not change.
+            change: probability that a parameter changes; n values, or one for all.
+            keep: mask of the p columns that do not change.
         """
         found = np.full(parents.shape, np.nan)
         for j, column in enumerate(self._columns):
@@ -105,11 +105,10 @@ class ParameterLayout:
         return found
 
     def encode(self, rows: Floats) -> Floats:
-        """``n x d`` numbers, for a model: those of ``n x p`` codes.
+        """Return ``n x d`` model inputs for ``n x p`` codes.
 
-        Numbers are scaled to 0..1, on a logarithmic scale where the distribution has one. A categorical parameter whose
-        choices are numbers is one number, by rank; others have a column per choice. What a configuration does not have
-        is in the middle.
+        Numbers are scaled to 0..1, logarithmically if the distribution is. A categorical parameter with numeric choices
+        becomes one column, by rank; others have one column per choice. Missing parameters are encoded as the middle.
         """
         return np.hstack([column.encode(rows[:, j]) for j, column in enumerate(self._columns)])
 
@@ -120,7 +119,7 @@ class ParameterLayout:
         return params.get(other) not in values
 
     def _has(self, rows: Floats, j: int) -> NDArray[np.bool_]:
-        """Which of n configurations have a parameter, by the columns before it."""
+        """Return a mask of the n configurations that have parameter j, by the columns before it."""
         if j not in self._codes:
             return np.ones(len(rows), dtype=bool)
         i, codes = self._codes[j]
@@ -141,9 +140,9 @@ class _Choices:
             step = (np.abs(rank[:, None] - rank) == 1).astype(float)
         self._cells = np.vstack([self._cells, blank])
         self.width = self._cells.shape[1]
-        # of a change: in order half of the time by one step
+        # cumulative probabilities of a mutation; half of them move by one step where choices are ordered
         self._next = np.cumsum(0.5 * _shares(others) + 0.5 * _shares(step), axis=1)
-        self._next[:, -1] = np.inf  # not a rounding error below 1
+        self._next[:, -1] = np.inf  # so that rounding cannot leave it below 1
 
     def code(self, value: Any) -> float:
         return self._codes[value]
@@ -164,7 +163,7 @@ class _Choices:
 
 
 def _shares(weights: Floats) -> Floats:
-    """Rows that sum to 1."""
+    """Return the rows normalised to sum to 1."""
     return np.asarray(weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12))
 
 
@@ -196,7 +195,7 @@ class _Number:
         return np.where(np.isnan(codes), 0.5, place)[:, None]
 
     def _at(self, place: Floats) -> Floats:
-        """The values at places in 0..1."""
+        """Return the values at positions in 0..1 of the range."""
         low, high = float(self._low), float(self._high)
         value = low * (high / low) ** place if self._log else low + place * (high - low)
         if self._step is not None:

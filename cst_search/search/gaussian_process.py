@@ -1,9 +1,9 @@
-"""A Gaussian process of the costly objective.
+"""Gaussian process model of the costly objective.
 
 References.
 
 [Hvarfner2024] C. Hvarfner, E. O. Hellsten, L. Nardi. Vanilla Bayesian optimization performs great in high dimensions.
-    ICML 2024. The prior of the lengthscales: their median grows with the root of the number of dimensions.
+    ICML 2024. The lengthscale prior: its median grows with the square root of the number of dimensions.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from cst_search.study.pareto import Floats
 
 
 class Model:
-    """A Gaussian process of the costly objective.
+    """Gaussian process regression of the costly objective.
 
-    Matern 5/2 with a lengthscale per column and a noise of its own, as trials with other seeds differ. With as many
-    columns as trials, lengthscales need a prior: they lie around a common one, which grows with the root of the number
-    of columns [Hvarfner2024]. Independent wide priors were far too sure of themselves on 15 to 40 real trials.
+    The kernel is Matern 5/2 with one lengthscale per column plus learned noise, because results vary with the seed.
+    With as many columns as trials, lengthscales need a prior: they lie around a common one, which grows with the square
+    root of the number of columns [Hvarfner2024]. Independent wide priors were far too confident on 15 to 40 trials.
     """
 
     def __init__(self, theta: Floats | None = None) -> None:
         self.theta = theta
-        self.tuned_at = 0  # of how many trials theta is
-        self.evidence = 0.0  # logarithm of the likelihood of the y that it was fitted to
+        self.tuned_at = 0  # number of trials at the last tuning of theta
+        self.evidence = 0.0  # log marginal likelihood of the fitted y
 
     def fit(self, rows: Floats, y: Floats, variances: Floats, *, tune: bool, least_spread: float = 0.0) -> None:
         """Fit to n observations.
 
         Args:
             rows, y: ``n x d`` and n.
-            variances: n, of the noise of each y beyond what all have.
-            tune: choose lengthscales and noise anew, rather than keep those of the last time.
-            least_spread: standard deviation of y that is taken for granted, where few y happen to be alike.
+            variances: n noise variances, in addition to the noise common to all y.
+            tune: fit lengthscales and noise again, rather than keep those of the last fit.
+            least_spread: lower bound of the standard deviation of y, in case a few y happen to be similar.
         """
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
@@ -55,22 +55,22 @@ class Model:
 
     @property
     def kernel(self) -> Any:
-        """Fitted, of observations with a standard deviation of 1."""
+        """Fitted kernel, for y scaled to a standard deviation of 1."""
         return self._gp.kernel_
 
     def mean(self, rows: Floats) -> Floats:
-        """Mean of what n configurations have."""
+        """Return the predicted mean of y for n configurations, ``n x d``."""
         return self._gp.predict(rows) * self._scale + self._mean
 
     def predict(self, rows: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of what n configurations have without noise."""
+        """Return the predicted mean and noise-free standard deviation of y for n configurations, ``n x d``."""
         mean, std = self._gp.predict(rows, return_std=True)
         noise = self._gp.kernel_.k2.noise_level
         return mean * self._scale + self._mean, np.sqrt(np.maximum(std**2 - noise, 1e-10)) * self._scale
 
 
 _NOISE = 0.03  # median of the prior: share of the variance of all observations
-_SPREAD = 0.3  # of the logarithms of lengthscales around their mean; 0.15 to 0.6 did alike
+_SPREAD = 0.3  # standard deviation of log lengthscales around their mean; 0.15 to 0.6 performed alike
 
 
 def _length(d: int) -> float:
@@ -78,7 +78,7 @@ def _length(d: int) -> float:
 
 
 def _maximise(obj_func: Callable[..., tuple[float, Floats]], theta: Floats, bounds: Floats) -> tuple[Floats, float]:
-    """Maximum a posteriori of (log variance, log lengthscales, log noise)."""
+    """Return the maximum a posteriori (log variance, log lengthscales, log noise), and its loss."""
     from scipy.optimize import minimize
 
     centre = math.log(_length(len(theta) - 2))

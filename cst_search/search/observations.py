@@ -1,4 +1,4 @@
-"""What trials tell the sampler: learning curves, and what a curve that was cut says of its end."""
+"""Trials as the sampler observes them: learning curves, and extrapolation of curves that were cut short."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ END = 1 << 30  # the epoch of a result at full length
 
 @dataclass
 class Observation:
-    """A trial as the model sees it: y to be maximised, costs to be minimised.
+    """A trial as the model sees it: y is maximised, costs are minimised.
 
     Attributes:
-        codes: of its configuration, as `ParameterLayout` has them.
-        costs: None until they are needed.
-        curve: {epoch: y}, `END` for the result; empty while nothing is known. y is -inf where the trial broke.
-        counts: it is a feasible result, or may become one: what is suggested is to improve on it.
+        codes: codes of its configuration, see `ParameterLayout`.
+        costs: known costs; None until needed.
+        curve: {epoch: y}, with `END` for the result; empty while nothing is known. y is -inf if the trial failed.
+        counts: True for a feasible result, or a trial that may become one: suggestions are to improve on it.
     """
 
     codes: Floats
@@ -35,10 +35,10 @@ class Observation:
 
 
 def at_full_length(points: Sequence[Observation]) -> tuple[Floats, Floats]:
-    """(y at full length, variance beyond the noise that all have) of points that have a curve.
+    """Return (y at full length, variance in addition to the common noise) of points that have a curve.
 
-    What a trial had at an epoch is taken to its end by the line through those that have both, its slope drawn
-    towards 1 while they are few; what is left of these is the variance.
+    A curve that stops at an epoch is extrapolated by a line fitted to the trials that have both this epoch and a
+    result. The slope is shrunk towards 1 while they are few; their residual gives the variance.
     """
     ends = [p.curve[END] for p in points if END in p.curve and math.isfinite(p.curve[END])]
     finite = [y for p in points for y in p.curve.values() if math.isfinite(y)]
@@ -67,10 +67,10 @@ def at_full_length(points: Sequence[Observation]) -> tuple[Floats, Floats]:
 
 
 def fit_line(x: Floats, y: Floats, spread: float) -> tuple[float, float, float]:
-    """(start, slope, variance of what is left) of y over x, as if three more points had slope 1.
+    """Return (intercept, slope, residual variance) of y over x, regularised as if three more points had slope 1.
 
     Args:
-        spread: standard deviation of y where there are too few points to tell.
+        spread: standard deviation of y to assume when there are too few points.
     """
     if len(x) == 0:
         return 0.0, 1.0, spread**2

@@ -1,4 +1,4 @@
-"""How a configuration of a space is told to Optuna, and back."""
+"""Conversion between configurations of a space and Optuna's parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cst_search.search.encoding import ParameterLayout
 
 
 def pick(trial: Trial, dimension: Dimension) -> Any:
-    """A value of a dimension, from the sampler."""
+    """Return a value of a dimension, suggested by the sampler."""
     d = distribution(dimension)
     if isinstance(d, CategoricalDistribution):
         return value_of(dimension, trial.suggest_categorical(dimension.name, d.choices))
@@ -24,7 +24,7 @@ def pick(trial: Trial, dimension: Dimension) -> Any:
 
 
 def params_of(space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What Optuna calls a configuration, as far as the space contains it."""
+    """Return Optuna's parameters of a configuration, as far as the space contains it."""
     method = {Space.METHOD: config[Space.METHOD]} if len(space.methods) > 1 else {}
     dimensions = space.by_method.get(config[Space.METHOD], ())
     inside = [d for d in dimensions if d.key in config and d.contains(config[d.key])]
@@ -40,12 +40,12 @@ def distribution(dimension: Dimension) -> CategoricalDistribution | FloatDistrib
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Of every parameter that may occur, the method first."""
+    """Return the distribution of every parameter that may occur, the method first."""
     return {d.name: distribution(d) for d in space.dimensions()}
 
 
 def conditions(space: Space) -> dict[str, tuple[str, list[str]]]:
-    """Of those that not every method has: which do."""
+    """Return {parameter: (method dimension, methods that have it)} for parameters that not every method has."""
     having = {
         d.name: [method for method in space.methods if any(d.name == e.name for e in space.by_method[method])]
         for d in space.dimensions()
@@ -59,10 +59,10 @@ def layout(space: Space) -> ParameterLayout:
 
 
 def value_of(dimension: Dimension, name: Any) -> Any:
-    """The value of a dimension for what Optuna calls it."""
+    """Return the value of a dimension for Optuna's parameter value."""
     return next(value for value in dimension.choices if label(value) == name) if dimension.choices else name
 
 
 def label(value: Any) -> Any:
-    """Optuna's categories are scalars: a tuple becomes its JSON text."""
+    """Return Optuna's category for a value: categories are scalars, so a list or tuple becomes its JSON text."""
     return json.dumps(list(value)) if isinstance(value, list | tuple) else value

@@ -1,16 +1,16 @@
-"""How the end of a trial is told to Optuna's samplers, and what its measured memory teaches.
+"""Outcomes of trials, reported to Optuna's samplers and to the correction of predicted memory.
 
-Measured reasons in docs/searching.md:
+The mapping to Optuna's states; docs/searching.md has the measured reasons:
 
-    complete             COMPLETE with its values; budget constraints from the measured bytes, else the predicted
+    complete             COMPLETE with its values; budget constraints from measured bytes, else from predicted
     over the budget      COMPLETE with the known costs and map = -inf, constraint > 0; no worker was used
-    out of memory        COMPLETE likewise, memory constraint > 0 whatever was measured, as what was refused would have
-                         gone above the limit: told as FAIL, samplers would learn nothing from it
-    loss not finite      COMPLETE likewise, constraint `finite` = 1
-    stopped early        nothing while it may be promoted; then PRUNED with constraints as of a complete one. Optuna's
-                         intermediate values are not used: with several objectives its TPE sampler fails on them
+    out of memory        as above, memory constraint > 0 whatever was measured, because the refused allocation would
+                         have exceeded the limit. As FAIL, samplers would learn nothing from it
+    loss not finite      as above, constraint `finite` = 1
+    stopped early        nothing while it may be promoted; then PRUNED with the constraints of a complete trial.
+                         Optuna's intermediate values are not used: its multi-objective TPE sampler fails on them
     anything else        FAIL with the reason
-    a repeat             FAIL, and no parameters at any time: for no sampler is it there (see docs/searching.md)
+    a repeat             FAIL, and never any parameters: no sampler sees it (see docs/searching.md)
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from cst_search.study.trial_attributes import RESULT, Progress, Result, Suggeste
 from cst_search.trial.result import Outcome
 
 CONSTRAINTS = ("memory", "params", "finite")  # in every trial, in this order: the GP sampler needs that
-# What an out-of-memory trial counts as over the budget at least. Its figures say that it needed more, and not how much:
-# at the first refusal the rest of the step was still to come.
+# Least budget violation of an out-of-memory trial. Its figures show that it needed more, but not how much: the rest of
+# the step was still to come at the first refused allocation.
 _OOM_VIOLATION = 0.1
 
 
 class Outcomes:
-    """Tells Optuna how trials of a study ended, and learns the correction of predicted memory from them.
+    """Reports trial outcomes to Optuna, and learns the correction of predicted memory from them.
 
     Attributes:
-        memory_ratios: measured over predicted reserved bytes, of each measured trial once; see
+        memory_ratios: measured over predicted reserved bytes, once for each measured trial; see
             `Suggested.memory_ratio`.
     """
 
@@ -48,18 +48,18 @@ class Outcomes:
         self._measured: set[int] = set()  # trials that are in memory_ratios
 
     def correction(self) -> Correction:
-        """The correction that the measured trials give."""
+        """Return the correction learned from the measured trials."""
         return Correction.learned(self.memory_ratios)
 
     def learn(self, number: int, suggested: Suggested, result: Result) -> None:
-        """Take a trial's measured memory into the correction, once: a trial that was stopped may end again."""
+        """Add a trial's measured memory to the correction, only once: a trial that was stopped may end again."""
         ratio = None if number in self._measured else suggested.memory_ratio(result)
         if ratio is not None:
             self._measured.add(number)
             self.memory_ratios.append(ratio)
 
     def tell(self, trial: Trial, suggested: Suggested, result: Result) -> None:
-        """Store how a trial ended: a result of any outcome but ``stopped``."""
+        """Store the result of a trial, of any outcome except ``stopped``."""
         measured = result.get("device_bytes") is not None
         device_bytes = result.get("device_bytes") if measured else suggested.device_bytes
         violations = self._study.spec.budget.violations(device_bytes, suggested.trainable_params)
@@ -83,18 +83,18 @@ class Outcomes:
         self._finish(trial, suggested, result, violations, finite)
 
     def reject(self, trial: Trial, suggested: Suggested, violations: Mapping[str, float], bound: str) -> None:
-        """Store a configuration that the prediction finds over its bounds, as infeasible. No worker was used.
+        """Store a configuration whose predicted cost exceeds its bounds as infeasible. No worker was used.
 
         Args:
             violations: see `Budget.violations`.
-            bound: name of what it is over, for the reason.
+            bound: name of the exceeded bound, for the reason.
         """
         over = ", ".join(f"{name} {value:+.0%}" for name, value in violations.items() if value > 0)
         result = Result({"state": TrialState.INFEASIBLE, "reason": f"predicted over {bound}: {over}"})
         self._finish(trial, suggested, result, violations)
 
     def prune(self, trial: Trial, suggested: Suggested, progress: Progress) -> None:
-        """Store that a trial that was stopped early is stopped for good."""
+        """Store a trial that was stopped early as pruned for good."""
         result = progress.so_far()
         reason = result.stopped_reason(self._study.spec.full_epochs)
         result = result.with_(outcome=Outcome.STOPPED, state=TrialState.PRUNED, ran=True, reason=reason)

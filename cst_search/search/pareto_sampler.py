@@ -1,9 +1,8 @@
-"""A sampler that models only what is not known: one costly objective; the others are functions of the configuration.
+"""Multi-objective sampler that models only one costly objective; the others are known functions of the configuration.
 
-Stock multi-objective samplers treat every objective alike and learn from trials what memory and parameters of a
-configuration are. Here they are known before a trial runs, so candidates are drawn in numbers, those over the budget
-are dropped, and the rest are compared by the expected improvement of the dominated hypervolume, in which only the
-costly objective y is random (`ehvi`).
+Stock multi-objective samplers treat all objectives alike and have to learn memory and parameter counts from trials.
+Here these are known before a trial runs. Many candidates are drawn, those over the budget are dropped, and the rest are
+ranked by expected hypervolume improvement, in which only the costly objective y is random (`ehvi`).
 
 References.
 
@@ -38,23 +37,23 @@ from cst_search.study.pareto import Floats, nondominated
 Params = dict[str, Any]
 
 
-_FIRST_PRICED = 5  # times ``n_priced`` are priced for the first choice: what is cheapest of all is soon found
-_CHANGES = 0.5, 0.25, 0.125  # shares of parameters that change, of what is like another
-_MOST_PRICED = 4096  # structures whose costs are kept
-# of so many suggestions one is random, for what the model is wrong about [Hutter2011]
+_FIRST_PRICED = 5  # multiple of ``n_priced`` for the first suggestion, so that cheap configurations are found early
+_CHANGES = 0.5, 0.25, 0.125  # mutation rates: shares of parameters that change
+_MOST_PRICED = 4096  # cached known costs, one per structure
+# one suggestion in so many is random, to guard against model errors [Hutter2011]
 _CYCLE = 8
-# The model is one fit out of many that a few trials allow, and surer than all of them together: where it chooses, its
-# standard deviation counts so many times, and less the more trials a column of it has (docs/searching.md).
+# The model is one of many fits that a few trials allow, and more confident than all of them together. Its standard
+# deviation is multiplied by this factor when it ranks; less the more trials there are per column (docs/searching.md).
 _BOLD = 2.0
 
 
 @dataclass(frozen=True)
 class KnownValues:
-    """What is known of a configuration before it runs.
+    """Known objectives and constraint violation of a configuration, before it runs.
 
     Attributes:
-        values: of all objectives but the costly one, in their order.
-        violation: how far it is over its bounds, summed; <= 0 is feasible.
+        values: values of all objectives except the costly one, in their order.
+        violation: summed violation of its bounds; <= 0 is feasible.
     """
 
     values: Sequence[float]
@@ -62,28 +61,28 @@ class KnownValues:
 
 
 class ParetoSampler(BaseSampler):
-    """Suggests by expected hypervolume improvement, with a model of one objective; the others are known.
+    """Optuna sampler by expected hypervolume improvement, with a model of one objective; the others are known.
 
-    It works in any Optuna study, with ask and tell as with optimize, and with several trials at a time: those that run
-    count as if they had what the model expects of them [Ginsbourger2010].
+    It works in any Optuna study, with ask and tell or optimize, and with concurrent trials: a running trial counts as
+    if it had reached the model's expectation [Ginsbourger2010].
 
     Args:
-        known: of the parameters of a trial.
+        known: function from a trial's parameters to its known values.
         space: every parameter that may occur, with its distribution.
-        costly: index of the objective to be modelled.
-        conditions: of parameters that not every configuration has, as `encoding.ParameterLayout` takes them.
-        free: names of parameters on which nothing known depends, so that what is known is shared by all their values.
-        reference: the worst values that count, in the order of the objectives; None: of the known ones the worst seen.
-        curve: what a trial reached before its end: {epoch: value of the costly objective}.
-        prior: what n configurations, ``n x p`` as `ParameterLayout` has them, are expected to have of the costly
-            objective before any trial, up to a constant, in its units. It weighs as much as three trials, and is
-            believed by its evidence. Of more than 300 trials none is used.
-        n_priced: ``known`` is called some so often for a suggestion, five times as often for the first, and while
+        costly: index of the objective to model.
+        conditions: conditions of the parameters that not every configuration has, see `encoding.ParameterLayout`.
+        free: names of parameters that no known value depends on, so that known values are shared across them.
+        reference: worst values that count, in the order of the objectives; None: the worst known values seen.
+        curve: function from a trial to its learning curve, {epoch: value of the costly objective}.
+        prior: function from n configurations, ``n x p`` as in `ParameterLayout`, to the costly objective expected
+            before any trial, up to a constant, in its units. It weighs as much as three trials, and is trusted
+            according to its evidence. It is not used beyond 300 trials.
+        n_priced: approximate number of calls of ``known`` per suggestion; five times as many for the first, and while
             nothing is known to be feasible.
-        n_startup: results before the model is used; configurations are drawn at random until then. None with a prior.
-        n_candidates: configurations that are compared for a suggestion. Of more than 300 trials half of them, and an
-            eighth of ``n_priced``.
-        seed: of all draws.
+        n_startup: number of results before the model is used; until then configurations are random. 0 with a prior.
+        n_candidates: number of configurations compared per suggestion. Beyond 300 trials half of them, and an eighth
+            of ``n_priced``.
+        seed: seed of all random draws.
     """
 
     def __init__(
@@ -120,7 +119,7 @@ class ParetoSampler(BaseSampler):
         self._independent.reseed_rng()
 
     def forget_prices(self) -> None:
-        """Have ``known`` asked anew, of everything."""
+        """Clear the cached known values, so that ``known`` is called again for every configuration."""
         self._priced.clear()
         self._ended.clear()
 
@@ -140,14 +139,14 @@ class ParetoSampler(BaseSampler):
         n_told = sum(bool(point.curve) for point in points)
         if n_told < self._n_startup or len(points) % _CYCLE == 0:
             return self._layout.params(self._any_feasible())
-        # more threads are no quicker on matrices of this size, and take the processor from the trials
+        # more threads are not faster on matrices of this size, and take CPU time from the trials
         with _blas().limit(limits=1):
             return self._layout.params(self._best(points, signs))
 
     # --- what is known ---
 
     def _price(self, codes: Floats) -> KnownValues:
-        """What is known of a configuration; asked once for all values of the free parameters."""
+        """Return the known values of a configuration; computed once for all values of the free parameters."""
         return self._prices(codes[None])[0]
 
     def _prices(self, rows: Floats) -> list[KnownValues]:
@@ -162,14 +161,14 @@ class ParetoSampler(BaseSampler):
         return found
 
     def _costs(self, prices: Sequence[KnownValues], signs: Floats) -> Floats:
-        """``n x m``, to be minimised."""
+        """Return known costs, ``n x m``, to be minimised."""
         return -np.delete(signs, self._costly) * np.array([known.values for known in prices]).reshape(len(prices), -1)
 
     def _any_feasible(self) -> Floats:
-        """A random configuration; where none of some is feasible, one like those that are the least over their bounds.
+        """Return a random feasible configuration, else a feasible mutation of those with the least violation.
 
-        If none of all tried is feasible it is the one that is the least over them. Five times as many are tried where
-        nothing was feasible so far.
+        If no attempt is feasible, return one with the least violation. Five times as many are tried while nothing has
+        been feasible.
         """
         tries = self._n_priced if not self._priced or self._feasible() else _FIRST_PRICED * self._n_priced
         for drawn in self._layout.draw(tries // 2, self._rng):
@@ -182,18 +181,18 @@ class ParetoSampler(BaseSampler):
         return self._least_over()
 
     def _feasible(self) -> list[Floats]:
-        """All of what was priced that is."""
+        """Return all cached configurations that are feasible."""
         return [row for row, known in self._priced.values() if known.violation <= 0]
 
     def _least_over(self) -> Floats:
-        """Of what was priced, one of those that are the least over their bounds; any feasible one where there are."""
+        """Return a random cached configuration among those with the least violation (the feasible ones, if any)."""
         over = np.array([max(0.0, known.violation) for _, known in self._priced.values()])
         return list(self._priced.values())[self._rng.choice(np.flatnonzero(over == over.min()))][0]
 
     # --- what was seen ---
 
     def _points(self, study: Study, number: int, signs: Floats) -> list[Observation]:
-        """Every other trial that says something, or will."""
+        """Return an observation for every other trial that has information, or will have."""
         found = []
         for trial in study.get_trials(deepcopy=False):
             if trial.number == number:
@@ -213,7 +212,7 @@ class ParetoSampler(BaseSampler):
             return None
         try:
             codes = self._layout.row(trial.params)
-        except KeyError:  # of another space, or another process is about to suggest it
+        except KeyError:  # from another space, or about to be suggested by another process
             return None
         sign = signs[self._costly]
         curve = {epoch: sign * y for epoch, y in self._curve(trial).items() if math.isfinite(y)}
@@ -232,7 +231,7 @@ class ParetoSampler(BaseSampler):
     # --- what is best ---
 
     def _best(self, points: Sequence[Observation], signs: Floats) -> Floats:
-        """The candidate with the largest expected improvement."""
+        """Return the candidate with the largest expected hypervolume improvement."""
         told = self._some([point for point in points if point.curve])
         everyone = told + [point for point in points if not point.curve]
         for point in everyone:
@@ -240,17 +239,17 @@ class ParetoSampler(BaseSampler):
                 point.costs = self._costs([self._price(point.codes)], signs)[0]
         codes, costs = np.stack([p.codes for p in everyone]), np.array([p.costs for p in everyone])
         predict = self._surrogate.predictor(everyone, len(told), len(points), signs[self._costly])
-        # the front as the model sees it: the highest of many noisy values is high by luck, too
+        # the front of the smoothed values, because the highest of many noisy values is partly luck
         smooth, _ = predict(codes)
         front = np.flatnonzero([point.counts for point in everyone])
         front = front[nondominated(np.column_stack([-smooth[front], costs[front]]))]
         taken = {point.codes.tobytes() for point in points}
 
-        # in thirds: anything, and twice what is near the best; by then a large study has seen what matters
+        # one third random, two thirds mutations of the best; fewer of each in a large, well-explored study
         late = len(points) > MOST_MODELLED
         n, n_priced = self._n_candidates // (6 if late else 3), max(1, self._n_priced // (24 if late else 3))
         candidates = self._anywhere(n, n_priced)
-        if len(candidates) == 0:  # nothing feasible was drawn yet
+        if len(candidates) == 0:  # nothing feasible has been drawn yet
             return self._any_feasible()
         reference = self._reference_point(smooth, costs, front, signs)
         bold = 1 + (_BOLD - 1) * min(1.0, self._layout.n_encoded / len(everyone))
@@ -277,7 +276,7 @@ class ParetoSampler(BaseSampler):
         return ranked[0] if gains[0] >= 0 else self._any_feasible()
 
     def _anywhere(self, n: int, n_priced: int) -> Floats:
-        """Some n feasible configurations, of those whose costs are known and ``n_priced`` more."""
+        """Return up to n feasible configurations from those with known costs and ``n_priced`` new random ones."""
         n_new = max(n_priced, _FIRST_PRICED * self._n_priced - len(self._priced))
         self._prices(self._layout.draw(n_new, self._rng))
         pool = self._feasible()
@@ -289,12 +288,12 @@ class ParetoSampler(BaseSampler):
         return self._layout.like(np.where(self._free, np.nan, parents), 0.0, self._rng)
 
     def _near(self, near: Floats, n: int, n_priced: int, gain: Callable[[Floats, Floats], Floats]) -> Floats:
-        """Some n configurations like others with the same costs, and the best of n whose costs may differ.
+        """Return n mutations with their parents' costs, and the best of n mutations whose costs may differ.
 
         Args:
-            n_priced: so many of these.
-            gain: (parents, configurations like them) -> improvement, as if they had the costs of their parents: what
-                decides which are worth a price.
+            n_priced: number of the latter.
+            gain: (parents, mutations) -> improvement at the parents' costs; it selects which mutations are worth an
+                exact prediction.
         """
         change = self._rng.choice(_CHANGES, size=n)
         parents = near[self._rng.integers(len(near), size=n)]
@@ -305,7 +304,7 @@ class ParetoSampler(BaseSampler):
         return np.vstack([best, self._layout.like(parents, change, self._rng, keep=~self._free)])
 
     def _some(self, points: list[Observation]) -> list[Observation]:
-        """At most `MOST_MODELLED`: the front, the latest, and others at random."""
+        """Return at most `MOST_MODELLED` observations: the front, the latest, and a random selection of others."""
         if len(points) <= MOST_MODELLED:
             return points
         results = [i for i, point in enumerate(points) if point.counts and END in point.curve]
@@ -318,10 +317,11 @@ class ParetoSampler(BaseSampler):
         return [points[i] for i in np.union1d(kept, others)]
 
     def _reference_point(self, y: Floats, costs: Floats, front: NDArray[np.intp], signs: Floats) -> Floats:
-        """The worst (y, costs) that count, as `ehvi` takes them.
+        """Return the reference point (y, costs) for `ehvi`.
 
-        Costs up to those that were given, or the largest seen: with less, what is dearer than all of the front counts
-        for nothing. Of y a tenth below the worst of the front, or what is cheap and poor would count for much.
+        Cost bounds are the given ones, or the largest seen: with smaller ones, anything costlier than the whole front
+        would count for nothing. The bound of y is a tenth below the front's worst, or else cheap and poor
+        configurations would count for much.
         """
         bound = np.append((-y).max(), costs.max(axis=0))
         if self._reference is not None:
@@ -334,6 +334,6 @@ class ParetoSampler(BaseSampler):
 
 @cache
 def _blas() -> ThreadpoolController:
-    import sklearn.gaussian_process  # noqa: F401  # so that all of them are loaded
+    import sklearn.gaussian_process  # noqa: F401  # so that all BLAS libraries are loaded
 
     return ThreadpoolController().select(user_api="blas")

@@ -1,4 +1,4 @@
-"""Early stopping in a study: which trials stop at a rung, and which of them go on later."""
+"""Early stopping in a study: trials stopped at rungs, and their later promotion."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cst_search.study.trial_attributes import PROGRESS, SUGGESTED, Progress, Sug
 
 
 class Promotion:
-    """The rungs of a study, and the trials that this launch stopped or took over stopped.
+    """Rungs of a study, with the stopped trials of this launch, including those taken over from dead launches.
 
     Args:
         rungs: epochs after which a trial may be stopped, ascending; empty: never.
-        outcomes: is told of the trials that are stopped for good.
+        outcomes: receives the trials that are stopped for good.
     """
 
     def __init__(self, study: Study, rungs: Sequence[int], outcomes: Outcomes) -> None:
@@ -32,11 +32,11 @@ class Promotion:
         self._due_is_known = False
 
     def reach(self, number: int, estimate: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
-        """Enter what a trial of any launch has at a rung; an epoch that is no rung is passed over.
+        """Store the values at a rung of a trial of any launch; ignore an epoch that is not a rung.
 
         Args:
             estimate: its predicted cost.
-            entry: of its history.
+            entry: the epoch's entry of its history.
         """
         if entry["epoch"] not in self._rungs or self._table.has(number, entry["epoch"]):
             return
@@ -47,20 +47,20 @@ class Promotion:
         self._due_is_known = False
 
     def goes_on(self, number: int, suggested: Suggested, entry: Mapping[str, Any]) -> bool:
-        """Enter what a trial of this launch has at a rung, and return whether it goes on. A repeat always does."""
+        """Store the values at a rung of a trial of this launch; return whether it goes on. A repeat always does."""
         if suggested.repeat is not None:
             return True
         self.reach(number, suggested.estimate, entry)
         return self._table.goes_on(number, entry["epoch"])
 
     def hold(self, number: int, trial: Trial) -> None:
-        """Keep a trial that was stopped until it is promoted or stopped for good."""
+        """Keep a stopped trial until it is promoted or stopped for good."""
         self.stopped[number] = trial
         self._study.reader.hold(number)
         self._due_is_known = False
 
     def adopt(self, number: int, trial: Trial, suggested: Suggested) -> None:
-        """Take over a trial that a launch which died had stopped."""
+        """Take over a trial that was stopped by a launch that has died."""
         self.hold(number, trial)
         trial.set_user_attr(SUGGESTED, replace(suggested, launch=self._study.launch_registry.id).to_dict())
 
@@ -70,14 +70,14 @@ class Promotion:
             self._release(number)
 
     def due(self) -> int | None:
-        """Number of the stopped trial that would go on by now; None: there is none."""
-        if not self._due_is_known:  # it is asked for ten times a second
+        """Return the number of the stopped trial to promote next; None: there is none."""
+        if not self._due_is_known:  # called ten times a second
             self._due = self._table.promotable(list(self.stopped)) if self.stopped else None
             self._due_is_known = True
         return self._due
 
     def promote(self) -> tuple[Trial, Suggestion, Progress] | None:
-        """Have the trial that is due go on from its checkpoint; None: none is due, or another launch has taken it."""
+        """Promote the trial that is due, to go on from its checkpoint; None: none is due, or another launch took it."""
         number = self.due()
         if number is None:
             return None
@@ -90,7 +90,7 @@ class Promotion:
         return trial, Suggestion.of(number, suggested, promoted_from=progress.history[-1]["epoch"]), progress
 
     def close(self) -> list[int]:
-        """Stop all stopped trials for good, unless one is due to go on. Returns their numbers."""
+        """Stop all stopped trials for good, unless one is due to be promoted. Returns their numbers."""
         if self.due() is not None:
             return []
         closed = sorted(self.stopped)

@@ -1,4 +1,4 @@
-"""Repeats of a confirmation: configurations of the study that are trained again with other seeds."""
+"""Repeats of a confirmation: the study's configurations, trained again with other seeds."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from cst_search.study.trial_attributes import SUGGESTED, Repeat, Suggested
 
 
 class Repeats:
-    """The repeats that a session hands out instead of anything new.
+    """Repeats that a session hands out instead of new configurations.
 
     Attributes:
-        are_planned: `plan` was called; then there is nothing but repeats.
+        are_planned: True after `plan`; the session then runs repeats only.
     """
 
     def __init__(self, study: Study) -> None:
         self._study, self._optuna = study, study.optuna_study()
         self.are_planned = False
         self._planned: list[Repeat] = []
-        self._cut: dict[Repeat, int] = {}  # repeat -> trial_id; they were on a worker of a launch that died
+        self._cut: dict[Repeat, int] = {}  # repeat -> trial_id, of repeats that were running in a launch that died
 
     def plan(self, repeats: Sequence[Repeat]) -> None:
-        """Hand out these, in their order."""
+        """Set the repeats to hand out, in order."""
         self.are_planned, self._planned = True, list(repeats)
 
     def cut_off(self, repeat: Repeat, trial_id: int) -> None:
-        """Note a repeat that a launch which died had on a worker: its trial goes on if it is planned again."""
+        """Store a repeat that was running in a launch that died: its trial goes on if it is planned again."""
         self._cut[repeat] = trial_id
 
     def next(self) -> tuple[Trial, Suggestion] | None:
-        """The next repeat as a running trial; None: all were handed out."""
+        """Return the next repeat as a running trial; None: all have been handed out."""
         if not self._planned:
             return None
         repeat = self._planned.pop(0)

@@ -1,4 +1,4 @@
-"""Which sampler searches a study."""
+"""Samplers that a study can name, and their construction."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SAMPLERS = ("pareto", NO_PRIOR, "tpe", "nsga2", "gp", "random")
 
 
 def default_sampler(objectives: Sequence[Objective]) -> str:
-    """The best of `SAMPLERS` that can search for these, by benchmarks/search.py."""
+    """Return the best of `SAMPLERS` that supports these objectives, according to benchmarks/search.py."""
     return "pareto" if [objective.goal for objective in objectives].count("max") == 1 else "tpe"
 
 
 def check_sampler(name: str, objectives: Sequence[Objective]) -> None:
-    """Raises StudyError: the sampler cannot search for these."""
+    """Raise StudyError if the sampler does not support these objectives."""
     trained_for = [objective.name for objective in objectives if objective.goal == "max"]
     if name in ("pareto", NO_PRIOR) and len(trained_for) != 1:
         raise StudyError(
@@ -46,7 +46,7 @@ def make_sampler(
     curve: Callable[[FrozenTrial], Mapping[int, float]],
     seed: int,
 ) -> optuna.samplers.BaseSampler:
-    """The sampler that a study names. Raises StudyError, as `check_sampler`."""
+    """Return the sampler that a study names. Raises StudyError, as `check_sampler`."""
     if spec.sampler in ("pareto", NO_PRIOR):
         prior = Prior.load(without=[spec.data]) if spec.sampler == "pareto" else None
         return pareto_sampler(spec, space, cost, curve, seed, prior)
@@ -68,8 +68,8 @@ def pareto_sampler(
     seed: int,
     prior: Prior | None = None,
 ) -> ParetoSampler:
-    """The sampler of a space within a budget. Raises StudyError, as `check_sampler`."""
-    from cst_search.trial.cost import depends_on  # it loads torch, for seconds, and who reads a study needs none
+    """Return a `ParetoSampler` for a space within a budget. Raises StudyError, as `check_sampler`."""
+    from cst_search.trial.cost import depends_on  # it loads torch, which takes seconds; reading a study needs none
 
     objectives = spec.objectives
     check_sampler("pareto", objectives)

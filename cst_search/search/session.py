@@ -1,4 +1,4 @@
-"""A launch at work on a study: what to run next, and what came of it."""
+"""A search session: one launch that runs trials for a study and stores their results."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 class SearchSession:
-    """One process that works on a study: `begin_launch`, then `ask`, `progress` and `tell`, then `end_launch`.
+    """One process that runs trials for a study: `begin_launch`, then `ask`, `progress` and `tell`, then `end_launch`.
 
     It owns four parts around the study's reader, and the trials that it has handed out:
 
         suggester    new configurations
         promotion    early stopping
         repeats      repeats of a confirmation
-        outcomes     how a trial's end is told to the samplers, and what it teaches
+        outcomes     reports to the samplers, and the correction of predicted memory
 
     Attributes:
         rungs: epochs after which a trial may be stopped.
@@ -46,12 +46,12 @@ class SearchSession:
         self.study = study
         spec = study.spec
         self.rungs = rung_epochs(spec.full_epochs, spec.eta) if spec.eta else ()
-        self._live: dict[int, Trial] = {}  # with workers of this launch
-        self._histories: dict[int, list[Mapping[str, Any]]] = {}  # of trials at work
+        self._live: dict[int, Trial] = {}  # running on workers of this launch
+        self._histories: dict[int, list[Mapping[str, Any]]] = {}  # of running trials
         self._begin_anew(spec.budget)
 
     def _begin_anew(self, bounds: Budget) -> None:
-        """Know nothing of the study's trials; the next reading reads all."""
+        """Reset everything known about the study's trials; the next read reads all of them."""
         self.outcomes = Outcomes(self.study)
         self.suggester = Suggester(self.study, self.outcomes, bounds)
         self.promotion = Promotion(self.study, self.rungs, self.outcomes)
@@ -60,7 +60,7 @@ class SearchSession:
         self.study.reader.restart(on_read=self._take_in)
 
     def _take_in(self, trial: StoredTrial) -> None:
-        """Learn from a trial that is read, whichever launch runs it."""
+        """Update all parts from a trial that was read, of any launch."""
         suggested = Suggested.of(trial.user_attrs)
         if suggested is None:
             return
@@ -84,16 +84,16 @@ class SearchSession:
         return self.study.launch_registry.id
 
     def begin_launch(self, gpu_bytes: int | None = None, *, kind: str = "launch", shares_machine: bool = False) -> str:
-        """Register this process as one that works on the study. Returns the launch's ID.
+        """Register this process as a launch of the study. Returns the launch's ID.
 
         Args:
-            gpu_bytes: memory of the largest GPU at hand, if there is one: a prediction above it is rejected as over the
+            gpu_bytes: memory of the largest available GPU, if any; a prediction above it is rejected as over the
                 budget.
-            kind: ``launch``, of which several may work at a time; or ``confirm``, which works alone.
-            shares_machine: another launch on this host may work too, as Ray does the accounting for both.
+            kind: ``launch``, of which several may run at a time, or ``confirm``, which runs alone.
+            shares_machine: allow another launch on this host; Ray does the accounting for both.
 
         Raises:
-            StudyError: another is at work, and this one may not work beside it.
+            StudyError: another launch is running that this one may not join.
         """
         study = self.study
         with alone(study.storage, study.name):
@@ -108,10 +108,10 @@ class SearchSession:
         return self.launch_id
 
     def _take_over(self) -> list[int]:
-        """Take over what launches that died left half asked for, or stopped at a rung.
+        """Take over trials of dead launches that were only half asked for, or stopped at a rung.
 
         Returns:
-            Numbers of the trials that they had on workers.
+            Numbers of the trials that were running on their workers.
         """
         orphans: list[int] = []
         live = self.study.launch_registry.live()
@@ -133,7 +133,7 @@ class SearchSession:
         return orphans
 
     def end_launch(self) -> None:
-        """Say that this process works no longer; its unfinished trials are then taken up by the next launch."""
+        """Mark this launch as ended; the next launch resumes its unfinished trials."""
         self.study.launch_registry.leave()
 
     def describe_launch(self, settings: Mapping[str, Any]) -> LaunchRecord:
@@ -143,25 +143,25 @@ class SearchSession:
     # --- what to run next -------------------------------------------------------------------------------------------
 
     def enqueue(self, config: Mapping[str, Any]) -> None:
-        """Have a configuration tried first, as far as the space contains it."""
+        """Enqueue a configuration to be tried first, as far as the space contains it."""
         enqueue(self.study, config)
 
     def plan(self, repeats: Sequence[Repeat]) -> None:
-        """From now on `ask` hands out these, in their order, and then None; nobody is promoted."""
+        """Have `ask` hand out these repeats in order, and then None; nothing is promoted from now on."""
         self.repeats.plan(repeats)
-        self.promotion.let_go()  # they wait for the next launch
+        self.promotion.let_go()  # stopped trials wait for the next launch
 
     def ask(
         self, estimate: Callable[[dict[str, Any]], Estimate], n_trials: int | None = None, max_rejects: int = 200
     ) -> Suggestion | None:
-        """The next feasible configuration to run; None: there is none.
+        """Return the next feasible configuration to run; None: there is none.
 
         A trial that lost its worker, or whose launch died, comes first. No configuration is handed out twice.
 
         Args:
-            estimate: predicted cost of a configuration. What violates the budget is told at once and takes no worker.
-            n_trials: total trials in the study, those at work included, whoever runs them; None: without end.
-            max_rejects: so many suggestions in a row that were over the budget, or not new, are the end.
+            estimate: predicted cost of a configuration. Over the budget, it is reported at once and takes no worker.
+            n_trials: total trials in the study, including those running in any launch; None: no limit.
+            max_rejects: stop after so many suggestions in a row that were over the budget, or not new.
         """
         if self.repeats.are_planned:
             return self._hand_out(self.repeats.next())
@@ -179,7 +179,7 @@ class SearchSession:
                     continue
                 except optuna.exceptions.UpdateFinishedTrialError:
                     if is_alone():
-                        raise  # else another launch took ours, half asked for, for one of a launch that died
+                        raise  # otherwise another launch took our half-asked trial for one of a dead launch
 
     def _hand_out(self, found: tuple[Trial, Suggestion] | None) -> Suggestion | None:
         if found is None:
@@ -189,7 +189,7 @@ class SearchSession:
         return suggestion
 
     def _n_claimed(self) -> int:
-        """Number of trials that ran or are at work, in any launch."""
+        """Return the number of trials that ran or are running, in any launch."""
         unfinished = self.study.reader.suggested().values()
         return self.study.reader.n_ran + sum(suggested.repeat is None for suggested in unfinished)
 
@@ -202,7 +202,7 @@ class SearchSession:
         return trial, Suggestion.of(number, taken, again=True)
 
     def give_back(self, number: int) -> bool:
-        """A trial's worker ended without a result: have `ask` hand it out again, once. False: it was so before."""
+        """Have `ask` hand out again, once, a trial whose worker ended without a result. False: it was so before."""
         trial = self._live[number]
         suggested = _suggested(trial)
         if self.study.is_ours(number):
@@ -221,15 +221,15 @@ class SearchSession:
     # --- early stopping ---------------------------------------------------------------------------------------------
 
     def due(self) -> int | None:
-        """Number of the stopped trial that would go on by now; None: there is none."""
+        """Return the number of the stopped trial to promote next; None: there is none."""
         return self.promotion.due()
 
     def n_stopped(self) -> int:
-        """Number of trials that were stopped and may still be promoted."""
+        """Return the number of stopped trials that may still be promoted."""
         return len(self.promotion.stopped)
 
     def promote(self) -> Suggestion | None:
-        """The stopped trial that is due, to go on from its checkpoint; None: none is."""
+        """Promote the stopped trial that is due, to go on from its checkpoint; None: none is due."""
         promoted = self.promotion.promote()
         if promoted is None:
             return None
@@ -238,7 +238,7 @@ class SearchSession:
         return self._hand_out((trial, suggestion))
 
     def close_stopped(self) -> list[int]:
-        """Stop the stopped trials for good. None of them while a trial is at work, or due to go on.
+        """Stop the stopped trials for good, unless a trial is running or due to be promoted.
 
         Returns:
             Their numbers.
@@ -248,7 +248,7 @@ class SearchSession:
     # --- what came of it --------------------------------------------------------------------------------------------
 
     def progress(self, number: int, entry: Mapping[str, Any]) -> bool:
-        """Store what a trial has after an epoch: an entry of its history. False: it is to stop there."""
+        """Store a trial's history entry after an epoch. False: the trial is to stop there."""
         trial = self._live[number]
         if not self.study.is_ours(number):
             return False
@@ -256,20 +256,20 @@ class SearchSession:
             self._histories[number] = list(Progress.of(trial.user_attrs).history)
         history = self._histories[number]
         if history and entry["epoch"] <= history[-1]["epoch"]:
-            return True  # taken up again, and before where it was: that it goes on was decided then
+            return True  # a resumed trial that repeats an epoch: it was decided before that it goes on
         history.append(json.loads(json.dumps(dict(entry))))
         goes_on = entry["epoch"] not in self.rungs or self.promotion.goes_on(number, _suggested(trial), entry)
-        # both in one: a launch may be killed at any time
+        # one write for both, because a launch may be killed at any time
         trial.set_user_attr(PROGRESS, Progress(history, stopped=not goes_on).to_dict())
         return goes_on
 
     def tell(self, number: int, result: Mapping[str, Any]) -> TrialRecord | None:
-        """Store how a trial ended: `TrialResult.to_dict()`, or ``{"outcome": "failed", "reason": ...}``.
+        """Store the result of a trial: `TrialResult.to_dict()`, or ``{"outcome": "failed", "reason": ...}``.
 
-        Of one that `progress` stopped ``{"outcome": "stopped"}`` is enough.
+        For a trial that `progress` stopped, ``{"outcome": "stopped"}`` is enough.
 
         Returns:
-            What it is now; None: another launch has taken it up, and this result is not counted.
+            Its new record; None: another launch has resumed the trial, and this result does not count.
         """
         trial = self._live.pop(number)
         self._histories.pop(number, None)

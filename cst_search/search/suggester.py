@@ -1,4 +1,4 @@
-"""New configurations for a study: the sampler, held to the budget by predicted cost, and to what was not tried yet."""
+"""New configurations for a study: the sampler, restricted to untried ones whose predicted cost is within the budget."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from cst_search.units import format_bytes
 if TYPE_CHECKING:
     from cst_search.memory.estimate import Estimate
 
-_MOST_KNOWN = 10  # configurations that a sampler suggests again, in a row, before one is drawn at random
+_MOST_KNOWN = 10  # duplicate suggestions in a row before a configuration is drawn at random
 
 
 class NotAlone(Exception):
-    """The lock of the study was lost, with its server, while it was needed."""
+    """The study's lock was lost, along with its server, while it was needed."""
 
 
 class Suggester:
     """Suggests feasible configurations that the study does not have yet.
 
     Args:
-        outcomes: is told of what is over the bounds, and has the correction of predicted memory.
-        bounds: what a prediction must not pass: the study's budget, or less where the GPU has less.
+        outcomes: receives rejected configurations, and has the correction of predicted memory.
+        bounds: bounds on predicted cost: the study's budget, or less if the GPU has less memory.
     """
 
     def __init__(self, study: Study, outcomes: Outcomes, bounds: Budget) -> None:
         self._study, self._optuna = study, study.optuna_study()
         self._outcomes, self.bounds = outcomes, bounds
-        self._estimate: Callable[[dict[str, Any]], Estimate]  # of the last `suggest`
-        self._corrected_by = 1.0  # factor of the costs that the sampler keeps
+        self._estimate: Callable[[dict[str, Any]], Estimate]  # argument of the last `suggest`
+        self._corrected_by = 1.0  # correction factor of the costs cached in the sampler
         self._chosen: set[str] = set()  # configurations that the study has
-        self._random: optuna.samplers.RandomSampler | None = None  # of this launch; a new one would draw the same again
+        self._random: optuna.samplers.RandomSampler | None = None  # one per launch; a new one would repeat its draws
 
     def sampler(self) -> optuna.samplers.BaseSampler:
-        """Make the sampler that the study names, seeded by the trials that were read."""
+        """Return a new sampler as the study names it, seeded by the number of trials read."""
         spec = self._study.spec
         # a continued study must not draw the same random points again
         seed = (spec.seed + 7919 * self._study.reader.n_trials) % 2**31
@@ -62,11 +62,11 @@ class Suggester:
         return make_sampler(replace(spec, budget=self.bounds), self._study.space, self._cost, curve, seed)
 
     def begin(self) -> None:
-        """Have Optuna's study use `sampler`."""
+        """Set a new `sampler` on Optuna's study."""
         self._optuna.sampler = self.sampler()
 
     def note(self, config: Mapping[str, Any]) -> None:
-        """Note a configuration that the study has, whichever launch chose it."""
+        """Mark a configuration as tried, by any launch."""
         self._chosen.add(_key(config))
 
     def suggest(
@@ -76,10 +76,10 @@ class Suggester:
 
         Args:
             estimate: predicted cost of a configuration, uncorrected.
-            is_alone: tells whether the study's lock is still held.
+            is_alone: returns whether the study's lock is still held.
 
         Raises:
-            NotAlone: it is not, and another launch may have chosen the same meanwhile.
+            NotAlone: the lock is lost, and another launch may have chosen the same configuration meanwhile.
         """
         self._estimate = estimate
         n_known = 0  # in a row
@@ -89,7 +89,7 @@ class Suggester:
             config = self._study.space.configure(lambda dimension, trial=trial: pick(trial, dimension))  # type: ignore[misc]
             if _key(config) in self._chosen:
                 n_known += 1
-                self._optuna.tell(trial, state=OptunaState.FAIL)  # without what was suggested it is no trial
+                self._optuna.tell(trial, state=OptunaState.FAIL)  # without `Suggested` it does not count as a trial
                 continue
             n_known = 0
             cost = self._cost(config)
@@ -114,7 +114,7 @@ class Suggester:
         return "the budget"
 
     def _ask_at_random(self) -> Trial:
-        """For a sampler that knows one answer: GP's best point is its best point until something else is told."""
+        """Ask the random sampler instead of one that repeats itself: GP's best point changes only with new results."""
         sampler, seed = self._optuna.sampler, self._study.spec.seed + self._study.reader.n_trials
         self._random = self._random or optuna.samplers.RandomSampler(seed=seed % 2**31)
         self._optuna.sampler = self._random
@@ -129,7 +129,7 @@ class Suggester:
         return self._estimate(config).corrected(self._outcomes.correction())
 
     def _forget_costs(self) -> None:
-        """Costs that the sampler keeps are wrong once the study has learned that its device needs more or less."""
+        """Clear the sampler's cached costs once the correction of predicted memory has changed by more than 1 %."""
         factor = self._outcomes.correction().factor
         if isinstance(self._optuna.sampler, ParetoSampler) and abs(factor / self._corrected_by - 1) > 0.01:
             self._optuna.sampler.forget_prices()
@@ -137,10 +137,10 @@ class Suggester:
 
 
 def enqueue(study: Study, config: Mapping[str, Any]) -> None:
-    """Have a configuration tried first, as far as the study's space contains it."""
+    """Enqueue a configuration to be tried first, as far as the study's space contains it."""
     study.optuna_study().enqueue_trial(params_of(study.space, config), skip_if_exists=True)
 
 
 def _key(config: Mapping[str, Any]) -> str:
-    """Configurations are the same if this is."""
+    """Return a key that is equal for equal configurations."""
     return json.dumps(renamed_fields(config), sort_keys=True)

@@ -1,4 +1,4 @@
-"""What a session hands out to be run."""
+"""A suggestion: the configuration that a session hands out to run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Suggestion:
 
     Attributes:
         trial: its number in the study.
-        estimate: the predicted cost, as ``asdict(memory.estimate.Estimate)`` gives it.
-        again: it was on a worker of a launch that died, or lost its worker.
-        promoted_from: epoch at which early stopping stopped it, if it did; it goes on now.
-        repeat_of: the trial whose configuration it is; the seed stands in ``config``.
+        estimate: the predicted cost, as ``asdict(memory.estimate.Estimate)``.
+        again: True if the trial lost its worker, or was running in a launch that died.
+        promoted_from: epoch at which early stopping had stopped it, if it did; it goes on now.
+        repeat_of: for a repeat, the trial whose configuration it has; the seed is in ``config``.
     """
 
     trial: int
@@ -31,5 +31,5 @@ class Suggestion:
     def of(
         cls, trial: int, suggested: Suggested, *, again: bool = False, promoted_from: int | None = None
     ) -> Suggestion:
-        """Hand out a trial of the search that the study has already."""
+        """Return the suggestion for a trial that the study already has."""
         return cls(trial, suggested.recipe_values(), dict(suggested.estimate), again, promoted_from)

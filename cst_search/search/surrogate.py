@@ -1,4 +1,4 @@
-"""The model of the costly objective that suggests: with a prior, or without it, by their evidence."""
+"""Surrogate model of the costly objective, with or without a prior, chosen by evidence."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from cst_search.study.pareto import Floats
 Prediction = tuple[Floats, Floats]
 Prior = Callable[[Floats], Floats]
 
-MOST_MODELLED = 300  # trials that the model is made of: a suggestion is to take milliseconds
-# With a prior there are two models from so many results on, with it and without: within one method it may know little.
-# Which one suggests is drawn by their evidence, and neither is ever left out.
+MOST_MODELLED = 300  # most trials that the model is fitted to, so that a suggestion takes milliseconds
+# From so many results on there are two models, with and without the prior, which may know little within one method.
+# The model that suggests is drawn according to their evidence; each keeps at least the probability `_LEAST_BELIEF`.
 _FIRST_DOUBT = 3
 _LEAST_BELIEF = 0.1
-_FIRST_SPREAD = 0.1  # standard deviation of y around its prior, where fewer than three y are known; of mAP's size
+_FIRST_SPREAD = 0.1  # standard deviation of y around its prior while fewer than three y are known; on the scale of mAP
 
 
 class Surrogate:
-    """Two Gaussian processes: of y, and of what is left of y after its regression on a prior.
+    """Two Gaussian processes: of y, and of the residual of y after regression on a prior.
 
     Args:
-        layout: of the configurations.
-        prior: what n configurations are expected to have, see `ParetoSampler`; None: there is none.
-        rng: draws which of the two predicts.
+        layout: layout of the configurations.
+        prior: expected y of n configurations, see `ParetoSampler`; None: no prior.
+        rng: random generator that draws which of the two predicts.
     """
 
     def __init__(self, layout: ParameterLayout, prior: Prior | None, rng: np.random.Generator) -> None:
@@ -40,14 +40,14 @@ class Surrogate:
     def _fitted(
         self, points: Sequence[Observation], n_told: int, n: int, sign: float, believes: bool
     ) -> tuple[Callable[[Floats], Prediction], float]:
-        """What a model says of configurations, mean and standard deviation of y; and its evidence.
+        """Return a fitted predictor of the mean and standard deviation of y, and its evidence.
 
-        Points after the first ``n_told`` have no y, and count as if they had the mean.
+        Points after the first ``n_told`` have no y, and count as if they had the predicted mean.
 
         Args:
-            n: trials there are: lengthscales are chosen anew where these have grown by a tenth.
-            sign: -1 where the costly objective is to be minimised.
-            believes: the model is of what is left of y after its regression on the prior.
+            n: number of trials; lengthscales are fitted again when it has grown by a tenth.
+            sign: -1 if the costly objective is minimised.
+            believes: True to model the residual of y after regression on the prior.
         """
         model, prior = self._models[believes], self._prior if believes else _no_prior
         codes = np.stack([p.codes for p in points])
@@ -79,7 +79,7 @@ class Surrogate:
     def predictor(
         self, points: Sequence[Observation], n_told: int, n: int, sign: float
     ) -> Callable[[Floats], Prediction]:
-        """The prediction with the prior or the one without, drawn by their evidence; see `_fitted`."""
+        """Return the predictor with or without the prior, drawn according to their evidence; see `_fitted`."""
         fitted = partial(self._fitted, points, n_told, n, sign)
         if self._prior is _no_prior or n > MOST_MODELLED:  # a prior that weighs as much as three trials
             return fitted(False)[0]

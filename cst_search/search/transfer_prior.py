@@ -1,9 +1,9 @@
-"""What is expected of a configuration before any trial of a study has run: from trials on other data.
+"""Transfer-learning prior: expected mAP of a configuration, learned from trials on other datasets.
 
-What works on one data set mostly works on another: gates and widths, which method, which learning rate. So results of
-random configurations of all methods on other data (`prior.json.gz`, by tools/prior.py) are shipped, and a search begins
-with what a Gaussian process expects from them. It is a mean to start from [Golovin2017]: the sampler regresses what a
-study finds on it, and where that says something else the slope goes to zero (see `pareto_sampler.ParetoSampler`).
+Methods, gates, widths and learning rates that work on one dataset mostly work on another. The package ships results of
+random configurations of all methods on other datasets (`prior.json.gz`, by tools/prior.py), and a search begins with
+the predictions of a Gaussian process fitted to them. They serve as a prior mean [Golovin2017]: the sampler regresses a
+study's results on it, and if they disagree the slope goes to zero (see `pareto_sampler.ParetoSampler`).
 
 References.
 
@@ -31,12 +31,12 @@ FILE = Path(__file__).with_name("prior.json.gz")
 
 
 class Prior:
-    """Expected map of configurations, up to a constant, in units of map.
+    """Expected mAP of configurations, up to a constant, in units of mAP (0..1).
 
     Args:
-        space: that the results were drawn from.
-        tables: by data set: (configuration, map at the end) of each trial.
-        theta: of `gaussian_process.Model`; None: fitted, which takes some seconds.
+        space: space from which the configurations were drawn.
+        tables: by dataset: (configuration, final mAP) of each trial.
+        theta: kernel parameters of `gaussian_process.Model`; None: fit them, which takes some seconds.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Prior:
 
     @classmethod
     def load(cls, path: Path = FILE, *, without: Collection[str] = (), refit: bool = False) -> Prior:
-        """The shipped one.
+        """Read the shipped prior.
 
         Args:
-            without: names of data sets that it shall know nothing of.
-            refit: nor its lengthscales, which are of all of them; it takes some seconds.
+            without: names of datasets to leave out.
+            refit: leave them out of the lengthscales too, which are fitted to all datasets; it takes some seconds.
         """
         with gzip.open(path, "rt") as file:
             content = json.load(file)
@@ -73,18 +73,18 @@ class Prior:
 
     @property
     def theta(self) -> list[float]:
-        """Of the model, fitted."""
+        """Fitted kernel parameters of the model."""
         assert self._model.theta is not None
         return [float(value) for value in self._model.theta]
 
     def over(self, space: Space) -> Callable[[Floats], Floats]:
-        """Expected map of n trials of another space, ``n x p`` as `optuna_space.layout` has them.
+        """Return a function to expected mAP, from n configurations of a space, ``n x p`` as in `optuna_space.layout`.
 
-        What the two spaces do not share (a method, an option, a value that is no number) says nothing; a number beyond
-        the range that was tried counts as the end of it.
+        Anything that the spaces do not share (a method, an option, a non-numeric value) carries no information. A
+        number outside the range of the prior's space counts as the end of that range.
         """
         there, here = layout(space), self._layout
-        # by method: (column there, column here, of codes there those here)
+        # by method: (column there, column here, function from codes there to codes here)
         places: dict[str, list[tuple[int, int, Callable[[Floats], Floats]]]] = {}
         for method in set(space.methods) & set(self.space.methods):
             known = {d.key: d for d in self.space.by_method[method]}
@@ -110,7 +110,7 @@ class Prior:
 
 
 def _translation(of: Dimension, to: Dimension) -> Callable[[Floats], Floats]:
-    """Of codes of a dimension: those of the nearest values of another, NaN where that has none like it."""
+    """Return a function from one dimension's codes to those of another's nearest values, NaN if nothing matches."""
     if of.choices:
         codes = np.array([_nearest(label(choice), to) for choice in of.choices] + [math.nan])
         return lambda several: codes[np.where(np.isnan(several), -1, several).astype(int)]
