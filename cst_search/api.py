@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
+    from cst_search.commands.options import LaunchOptions
     from cst_search.config.loading import RecipeLike, Settings, SpaceLike
     from cst_search.config.recipe import Recipe
     from cst_search.detector.weights import Trained
@@ -57,14 +58,16 @@ def launch(
     """Search for the best configurations within a budget: ``cst-search launch``, with the same options.
 
     Args:
-        budget_mem, budget_params: GPU memory budget per trial, budget of trainable parameters.
+        budget_mem: GPU memory budget per trial.
+        budget_params: budget of trainable parameters.
         data: COCO-format folder; None: the embedded demo.
         recipe: fixed settings; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
         space: search space: a shipped name, a YAML file, or the mapping that such a file holds.
         settings: fields of the recipe to change, ``{"search_epochs": 2}`` or ``["search_epochs=2"]``.
         study: name; an existing study is continued.
         trials: total trials in the study, including earlier launches.
-        in_process: run the trials one after the other in this process, without Ray; address: on a Ray cluster.
+        in_process: run the trials one after the other in this process, without Ray.
+        address: Ray cluster that runs the trials.
         quiet: show nothing of the search. Output of trials is never shown.
 
     Raises:
@@ -80,12 +83,17 @@ def launch(
     from cst_search.commands.options import LaunchOptions
 
     options = LaunchOptions.read(**given | {"data": None if data is None else str(data)})
+    return open_study(_launched(options, console(quiet)), home=home, storage=storage)
+
+
+def _launched(options: LaunchOptions, shown: Console) -> str:
+    """Run a launch and return the study's name. Raises KeyboardInterrupt where Ctrl-C ended it."""
     from cst_search.commands.launch import launch as run
 
-    result = run(options, console(quiet))
+    result = run(options, shown)
     if result.interrupted:
         raise KeyboardInterrupt
-    return open_study(result.info.name, home=home, storage=storage)
+    return result.info.name
 
 
 def open_study(name: str, *, home: str | Path | None = None, storage: str | None = None) -> Search:

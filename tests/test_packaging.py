@@ -81,7 +81,7 @@ def test_the_source_archive_can_be_tested(built: dict[str, Path]) -> None:
 
 def names_seen(path: str | None, cwd: Path) -> list[str]:
     """Where the package lies and what it ships, as a fresh process in another folder sees it."""
-    code = "from cst_search import catalog; print(catalog.__file__); "
+    code = "from cst_search.config import catalog; print(catalog.__file__); "
     code += "; ".join(f"print(*catalog.names({kind!r}))" for kind in KINDS)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     if path is not None:

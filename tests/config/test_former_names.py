@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from studies import fake_estimate, run_cli
 
 from cst_search.config.loading import apply_settings, load_recipe, load_space, make_recipe, read_yaml
 from cst_search.config.recipe import FORMER_NAMES, Recipe
@@ -28,7 +29,6 @@ from cst_search.errors import ConfigError, StudyError
 from cst_search.search.session import SearchSession
 from cst_search.study.study import Study
 from cst_search.trial.run import run_trial
-from tests.studies import fake_estimate, run_cli
 
 Make = Callable[..., Recipe]
 BOTH = "checkpoint is the former name of recompute; give recompute alone"

@@ -16,9 +16,9 @@ import pytest
 from postgres import Server
 from ray_machines import NODE, Machine
 from searches import Place
+from studies import open_session
 
 from cst_search.errors import StudyError
-from cst_search.study.study import Study
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several nodes on one machine need loopback addresses")
 
@@ -64,7 +64,7 @@ def test_two_launches_on_one_study(there: Place, machine: Machine) -> None:
         for one in (first, second):
             one.until(" started", 300)
         with pytest.raises(StudyError, match="a confirmation works alone"):
-            Study.open(there.storage, "faults").begin_launch(kind="confirm")
+            open_session(there.storage, "faults").begin_launch(kind="confirm")
         hang.unlink()
         for one in (first, second):
             assert one.wait() == 0, one.output
