@@ -341,14 +341,8 @@ def python(*args: str, **options: str) -> subprocess.CompletedProcess[str]:
 HEAVY = {"torch", "torchvision", "ray", "mlflow", "optuna", "pydantic", "matplotlib", "numpy", "sqlalchemy"}
 
 
-@pytest.mark.parametrize(
-    ("args", "by_typer"),
-    [
-        (["--help"], set()),
-        (["launch", "--help"], {"pydantic"}),  # typer._adapters loads it to describe a command's parameters
-    ],
-)
-def test_help_loads_nothing_heavy(args: list[str], by_typer: set[str]) -> None:
+def loaded_by(args: list[str]) -> tuple[str, set[str]]:
+    """Run a command in a fresh interpreter; return what it prints, and the libraries that it has loaded at its end."""
     code = f"""
 import sys
 sys.argv = ["cst-search", *{args!r}]
@@ -361,8 +355,20 @@ print("LOADED", *sorted({{name.split(".")[0] for name in sys.modules}}))
 """
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
-    loaded = set(done.stdout.split("LOADED")[1].split())
-    assert "Usage" in done.stdout and "typer" in loaded
+    shown, _, names = done.stdout.partition("LOADED")
+    return shown, set(names.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "by_typer"),
+    [
+        (["--help"], set()),
+        (["launch", "--help"], {"pydantic"}),  # typer._adapters loads it to describe a command's parameters
+    ],
+)
+def test_help_loads_nothing_heavy(args: list[str], by_typer: set[str]) -> None:
+    shown, loaded = loaded_by(args)
+    assert "Usage" in shown and "typer" in loaded
     assert loaded & HEAVY <= by_typer
 
 
@@ -377,19 +383,7 @@ print("LOADED", *sorted({{name.split(".")[0] for name in sys.modules}}))
     ids=lambda args: " ".join(args[1:3]),
 )
 def test_estimate_does_not_load_torch(args: list[str]) -> None:
-    code = f"""
-import sys
-sys.argv = ["cst-search", "estimate", *{args!r}]
-try:
-    from cst_search.cli import main
-    main()
-except SystemExit as stop:
-    assert not stop.code, stop.code
-print("LOADED", *sorted({{name.split(".")[0] for name in sys.modules}}))
-"""
-    done = python("-c", code)
-    assert done.returncode == 0, done.stderr
-    loaded = set(done.stdout.split("LOADED")[1].split())
+    _, loaded = loaded_by(["estimate", *args])
     assert "pydantic" in loaded and not loaded & (HEAVY - {"pydantic"})
 
 

@@ -5,10 +5,10 @@ Exports everything that a method in another package needs. Importing this packag
 """
 
 from functools import cache
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cst_search import plugins
+from cst_search.lazy import lazy_names
 from cst_search.memory.plan import MemoryPlan
 from cst_search.memory.resnet_shapes import BackboneShape, BlockShape, ConvShape
 from cst_search.memory.tape import ShapeTensor, Tape
@@ -93,12 +93,8 @@ __all__ = [
     "whole",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import the building blocks of methods on first use, since they need torch."""
-    if name not in _BUILDING:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.modules.{_BUILDING[name]}"), name)
+# torch is needed for these alone
+__getattr__ = lazy_names(__name__, {name: f"modules.{module}" for name, module in _BUILDING.items()})
 
 
 def method_names() -> tuple[str, ...]:
