@@ -19,10 +19,17 @@ from cst_search.errors import ConfigError
 # detector: the stages that its pyramid reads
 USED_STAGES = {"fasterrcnn": (2, 3, 4, 5), "retinanet": (3, 4, 5), "fcos": (3, 4, 5)}
 DETECTORS = tuple(USED_STAGES)
+# torchvision's detectors with weights trained on COCO, all on a full ResNet-50
+COCO_DETECTORS = ("fasterrcnn", "fasterrcnn_v2", "retinanet", "retinanet_v2", "fcos")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")  # where a trial runs; no field
 RECOMPUTE_CHOICES = ("auto", "none", "neck", "all")
+NECK_CHOICES = ("train", "norm", "lora", "frozen")
+HEAD_CHOICES = ("train", "norm", "lora", "predictor")
+CLASS_INITS = ("match", "new")
+AUGMENTATIONS = ("none", "light", "strong")
+WEIGHT_NAMES = ("DEFAULT", "COCO", "IMAGENET", "none", "demo", "demo-detector")  # all others are paths of files
 #: Field names that earlier versions wrote, each with the field's name today. `renamed_fields` reads them.
 FORMER_NAMES = {"checkpoint": "recompute"}
 
@@ -88,7 +95,10 @@ class Recipe:
     detector: str = "fasterrcnn"  # fasterrcnn | retinanet | fcos (torchvision's), or one of another package
     backbone: str = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101
     width: float = 1.0  # channels of the backbone relative to torchvision's
-    weights: str = "DEFAULT"  # of the backbone: DEFAULT (torchvision's ImageNet), none, demo (shipped), or a file
+    # COCO (torchvision's trained detector), IMAGENET (its ResNet; neck and heads random), DEFAULT (COCO where there is
+    # one, else IMAGENET), none (random), demo-detector (shipped), demo (its earlier ResNet alone), or a file of either
+    weights: str = "DEFAULT"
+    class_init: str = "match"  # class layers: match (copy the rows of classes that the detector knows by name) | new
     fpn_channels: int = 256  # channels of every pyramid level
     anchor_scale: float = 1.0  # multiplies torchvision's anchor sizes; below 1 for small objects or small images
     head_convs: int = 4  # convolutions in each FCOS tower; RetinaNet (4) and Faster R-CNN have theirs fixed
@@ -97,9 +107,16 @@ class Recipe:
     image_size_px: int = 800  # short side in pixels
     max_size_px: int = 1333  # bound of the long side in pixels
     hflip: bool = True  # flip training images left-right with probability one half
+    augment: str = "none"  # none | light | strong: scale and photometric jitter of training images
 
     method: str = "cst"  # a name in cst_search.petl.METHODS
     options: Mapping[str, Any] = field(default_factory=dict)  # of the method; what is not given has its default
+
+    # trained part of a trained detector's pyramid and heads; norm: scale and shift of norms, and biases; lora: low-rank
+    # updates of convolutions and linear layers; predictor: the last class and box layers, which norm and lora train too
+    neck: str = "train"  # train | norm | lora | frozen
+    head: str = "train"  # train | norm | lora | predictor
+    lora_rank: int = 8  # rank of the updates for `neck: lora` and `head: lora`
 
     epochs: int = 12  # passes over the training split, final training
     search_epochs: int = 4  # passes over the training split, in a search
@@ -128,6 +145,24 @@ class Recipe:
             raise ConfigError("recipe: " + "; ".join(faults))
 
     @property
+    def weights_kind(self) -> str:
+        """The weights that DEFAULT stands for, COCO or IMAGENET; any other value of ``weights`` unchanged."""
+        if self.weights != "DEFAULT":
+            return self.weights
+        return "COCO" if self.coco_detector else "IMAGENET"
+
+    @property
+    def coco_detector(self) -> bool:
+        """True if torchvision has this architecture trained on COCO."""
+        shape = (self.backbone, self.width, self.fpn_channels, self.head_convs)
+        return self.detector in COCO_DETECTORS and shape == ("resnet50", 1.0, 256, 4)
+
+    @property
+    def has_trained_detector(self) -> bool:
+        """True if neck and heads start trained, or may (from a file, which `detector.build` reads)."""
+        return self.weights_kind not in ("IMAGENET", "none", "demo")
+
+    @property
     def used_stages(self) -> tuple[int, ...]:
         """The stages that the pyramid reads."""
         if self.detector in USED_STAGES:
@@ -154,7 +189,27 @@ class Recipe:
             one_of("precision", PRECISIONS),
             one_of("recompute", RECOMPUTE_CHOICES),
             ("width", 0.05 <= self.width <= 4, "from 0.05 to 4"),
-            ("weights", bool(self.weights), "DEFAULT, none, demo or the path of a file"),
+            ("weights", bool(self.weights), f"{', '.join(WEIGHT_NAMES)} or the path of a file"),
+            (
+                "weights",
+                self.weights != "COCO" or self.coco_detector,
+                "something else for this architecture: torchvision's COCO detectors are "
+                f"{', '.join(COCO_DETECTORS)} with resnet50, width 1, fpn_channels 256, head_convs 4",
+            ),
+            one_of("class_init", CLASS_INITS),
+            one_of("neck", NECK_CHOICES),
+            one_of("head", HEAD_CHOICES),
+            *(
+                (
+                    part,
+                    getattr(self, part) == "train" or self.has_trained_detector,
+                    f"train, because weights {self.weights_kind} leave neck and heads random; "
+                    "start from a trained detector (weights: COCO, demo-detector or a file)",
+                )
+                for part in ("neck", "head")
+            ),
+            whole("lora_rank", 1, 256),
+            one_of("augment", AUGMENTATIONS),
             whole("fpn_channels", 8, 2048),
             ("fpn_channels", self.fpn_channels % 8 == 0, "a multiple of 8"),
             # torchvision normalises FCOS's towers in 32 groups; one channel a group fails on a level of 1 x 1 pixel

@@ -29,7 +29,7 @@ from cst_search.petl import get_method
 # fields of a recipe that change no tensor's shape, and a value for each
 _SHAPELESS: dict[str, Any] = {
     "lr": None, "weight_decay": 0.0, "seed": 0, "epochs": 1, "search_epochs": 1, "warmup": 0.0, "data": "demo",
-    "hflip": True, "eval_every": 1, "loader_workers": 0, "clip_norm": 1.0,
+    "hflip": True, "augment": "none", "class_init": "match", "eval_every": 1, "loader_workers": 0, "clip_norm": 1.0,
 }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> 
     options = {name: value for name, value in recipe.options.items() if name not in method.shapeless}
     plain = replace(
         recipe, options=options, origin=None, accumulate=min(recipe.accumulate, 2),
-        weights="none" if recipe.weights == "none" else "demo", **_SHAPELESS,
+        weights="none" if recipe.weights == "none" else "demo-detector", **_SHAPELESS,
     )  # fmt: skip
     return _predict(json.dumps(plain.to_dict(), sort_keys=True), n_classes, shape)
 
