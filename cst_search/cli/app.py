@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="cst-search",
-    help="Find the parameter-efficient fine-tuning configuration of an object detector for the GPU you really have.",
+    help="Find the best parameter-efficient fine-tuning configuration of an object detector for the GPU you have.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-job_app = typer.Typer(help="Searches that `submit` handed to a cluster.", no_args_is_help=True)
+job_app = typer.Typer(help="Jobs that `submit` started on a cluster.", no_args_is_help=True)
 app.add_typer(job_app, name="job")
 # not a terminal (a file, a pipe): room for the tables instead of 80 columns
 out = Console(width=None if sys.stdout.isatty() else 160)
@@ -40,7 +40,7 @@ err = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 only_checking: ContextVar[bool] = ContextVar("only_checking", default=False)  # see `submit`
 
 
-# of launch's options those that other commands have too
+# options of launch that other commands share
 HomeOption = Annotated[Path | None, launch_option("home")]
 StorageOption = Annotated[str | None, launch_option("storage")]
 TrackingOption = Annotated[str | None, launch_option("tracking_uri")]

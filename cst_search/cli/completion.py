@@ -1,4 +1,4 @@
-"""What the shell offers behind a half-written word. It must be quick: no torch, no optuna; and it is never an error."""
+"""Shell completion of half-typed words. It must be fast (no torch, no Optuna) and never raises an error."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ Words = list[str]
 
 @contextmanager
 def as_bash_asked() -> Iterator[None]:
-    """Where bash asks: it takes words apart at "=" (COMP_WORDBREAKS), ``method`` ``=`` ``c``, and puts what it is told
-    in the place of the last part alone. So they are joined, and what stands before that part is left out of the answer.
+    """Adapt completion to bash, which splits words at "=" (COMP_WORDBREAKS): ``method=c`` arrives as three words.
+
+    Bash replaces only the last part. So the parts are joined for the completion, and the answers are cut to that part.
     """
     if os.environ.get("_CST_SEARCH_COMPLETE") != "complete_bash":
         yield
@@ -28,7 +29,7 @@ def as_bash_asked() -> Iterator[None]:
     text, place = os.environ.get("COMP_WORDS", ""), int(os.environ.get("COMP_CWORD", 0))
     between = "\n" if "\n" in text else " "
     joined: Words = []
-    now, known = 0, ""  # which of them is being typed, and what bash keeps of it
+    now, known = 0, ""  # index of the word being typed, and the part of it that bash keeps
     for i, part in enumerate(text.split(between)):
         if joined and (part == "=" or joined[-1].endswith("=")):
             before = joined.pop()
@@ -51,7 +52,7 @@ def _never_fails(function: Callable[[typer.Context, str], Iterable[str]]) -> Cal
     def complete(ctx: typer.Context, incomplete: str) -> Words:
         try:
             return sorted(word for word in set(function(ctx, incomplete)) if word.startswith(incomplete))
-        except Exception:  # a traceback in the middle of a line that is being typed
+        except Exception:  # a traceback would appear in the middle of the line
             return []
 
     return complete
@@ -59,7 +60,7 @@ def _never_fails(function: Callable[[typer.Context, str], Iterable[str]]) -> Cal
 
 @_never_fails
 def studies(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-    """Of the SQLite storage in --home; of a server that might be far away none."""
+    """Names of the studies in the SQLite storage of --home. A server is not asked, as it may be slow."""
     from cst_search.config.catalog import home_of
 
     path = home_of(ctx.params.get("home")) / "studies.db"
@@ -86,7 +87,7 @@ def shipped(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 
 @_never_fails
 def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-    """Fields of a recipe, their values where they are few, and the options of methods that shipped spaces vary."""
+    """Fields of a recipe, their values if there are few, and the method options that shipped spaces vary."""
     from cst_search.config.recipe import BACKBONES, DETECTORS, PRECISIONS, RECOMPUTE_CHOICES, Recipe
 
     name, equals, _ = incomplete.partition("=")
@@ -98,7 +99,7 @@ def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
         return [f"{name}={value}" for value in choices.get(name, ())]
     own = [f"{field.name}=" for field in fields(Recipe) if field.name not in ("options", "origin")]
     meant = [field for field in fields(Recipe) if f"{field.name}=" in own and field.name.startswith(name)]
-    if len(meant) == 1:  # with something behind the "=", so that no shell goes on to the next word
+    if len(meant) == 1:  # with text after the "=", so that no shell moves on to the next word
         default = [] if meant[0].default in (MISSING, None) else [str(meant[0].default)]
         own += [f"{meant[0].name}={value}" for value in choices.get(meant[0].name, default)]
     return (
@@ -110,7 +111,7 @@ def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 
 @_never_fails
 def methods(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-    """With commas, for --compare."""
+    """Method names in a list with commas, for --compare."""
     before, comma, _ = incomplete.rpartition(",")
     used = before.split(",")
     return [f"{before}{comma}{name}" for name in _methods() if name not in used] + ([] if comma else ["all"])
@@ -140,14 +141,14 @@ def _files(incomplete: str) -> list[str]:
 
 
 def _methods() -> list[str]:
-    """Each of ours has a search space of its own name (a test); `cst_search.petl` would load torch."""
+    """Names of the built-in methods, from the search spaces of the same names (a test holds that each has one)."""
     from cst_search import plugins
 
     return [name for name in _shipped("search_spaces") if name != "petl"] + list(plugins.names("methods"))
 
 
 def _options(method: str) -> list[str]:
-    import yaml  # not `config.loading.read_yaml`, which brings pydantic: a quarter of a second
+    import yaml  # `config.loading.read_yaml` would load pydantic, a quarter of a second
 
     from cst_search.config import catalog
 

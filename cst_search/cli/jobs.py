@@ -1,4 +1,4 @@
-"""Searches on a cluster that goes on without this machine: `submit` and `job`."""
+"""Commands for searches that run as jobs on a cluster, independent of this machine: `submit` and `job`."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ from cst_search.errors import check_choice
 @app.command()
 def submit(
     words: Annotated[
-        list[str], typer.Argument(metavar="-- COMMAND ...", help="launch, resume or confirm, and its options.")
+        list[str], typer.Argument(metavar="-- COMMAND ...", help="launch, resume or confirm, with its options.")
     ],
     address: JobServerOption,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Show its output until it is over; Ctrl-C leaves it running.")
+        bool, typer.Option("--wait/--no-wait", help="Show the job's output until it ends; Ctrl-C leaves it running.")
     ] = True,
-    json_: Annotated[bool, typer.Option("--json", help="Print the job's state as JSON; its output to stderr.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the job's state as JSON, and its output to stderr.")
+    ] = False,
 ) -> None:
-    """Hand a search to a Ray cluster, where it goes on without this machine."""
+    """Submit a search to a Ray cluster as a job, independent of this machine."""
     from cst_search.commands import submit as jobs
 
     check_choice("submit's command", words[0], jobs.COMMANDS)
@@ -61,7 +63,7 @@ def submit(
 
 
 def _understood(words: list[str]) -> dict[str, Any]:
-    """The options of a command, checked as that command checks them; nothing is run."""
+    """Return the options of a command, checked as that command checks them, without running it."""
     command = typer.main.get_command(app)
     root = command.make_context("cst-search", ["ls"])
     named = command.get_command(root, words[0])  # type: ignore[attr-defined]
@@ -76,7 +78,7 @@ def _understood(words: list[str]) -> dict[str, Any]:
 
 
 def _exit_as(state: Any) -> None:
-    """End with the exit code of a job that is over."""
+    """Exit with the exit code of a finished job."""
     if state.state != "SUCCEEDED":  # its message repeats the output
         why = state.message.partition(",")[0]
         err.print(f"cst-search: job {state.job} {state.state.lower()}: {why}", markup=False, highlight=False)
@@ -85,7 +87,7 @@ def _exit_as(state: Any) -> None:
 
 @job_app.command("status")
 def job_status(job: JobArgument, address: JobServerOption, json_: JsonOption = False) -> None:
-    """How a job is doing."""
+    """Show the state of a job."""
     from cst_search.commands.submit import Jobs
 
     state = Jobs(address).state(job)
@@ -102,10 +104,10 @@ def job_status(job: JobArgument, address: JobServerOption, json_: JsonOption = F
 def job_logs(
     job: JobArgument,
     address: JobServerOption,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it is over.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """What a job has printed."""
+    """Show the output of a job."""
     from cst_search.commands.submit import Jobs, write_out
 
     server = Jobs(address)
@@ -122,7 +124,7 @@ def job_logs(
 
 @job_app.command("stop")
 def job_stop(job: JobArgument, address: JobServerOption, json_: JsonOption = False) -> None:
-    """End a job as Ctrl-C would: what is finished is kept, and `resume` goes on."""
+    """Stop a job as Ctrl-C would: finished trials are kept, and `resume` continues."""
     from cst_search.commands.submit import Jobs
 
     server = Jobs(address)

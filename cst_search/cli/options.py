@@ -1,4 +1,4 @@
-"""Makes the options of a command from their declarations in `commands.options`."""
+"""Make the options of a command from their declarations in `commands.options`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def address_of(value: str | None) -> str | None:
-    """Read an address or the ``@FILE`` that holds it; an empty one is a mistake."""
-    if value is not None and not value.strip():  # of a shell variable that is not set: the default would surprise
+    """Return an address, read from its file if given as ``@FILE``. Raises BadParameter if it is empty."""
+    if value is not None and not value.strip():  # from an unset shell variable: the default would surprise
         raise typer.BadParameter("must not be empty; leave it out for the default")
     return None if value is None else read_address(value)
 
 
 def typer_option(option: Option, panel: str | None = None) -> Any:
-    """Make the `typer.Option` of a declaration.
+    """Make the `typer.Option` for a declaration.
 
     Args:
-        panel: group of options in `--help`; None: the general one.
+        panel: group of options in `--help`; None: the unnamed one.
     """
     words = option.completion
     complete = getattr(completion, words) if isinstance(words, str) else completion.one_of(*words) if words else None
@@ -43,20 +43,20 @@ def typer_option(option: Option, panel: str | None = None) -> Any:
 
 
 def launch_option(name: str) -> Any:
-    """Make the `typer.Option` of a launch's option for another command."""
+    """Make the typed option of another command from an option of `launch`."""
     return typer_option(declared(LaunchOptions)[name])
 
 
 def typer_type(option: Option) -> Any:
-    """Make ``Annotated[TYPE, typer.Option(...)]`` of a declaration."""
+    """Make ``Annotated[TYPE, typer.Option(...)]`` for a declaration."""
     kind = list[str] if option.kind is list else option.kind
     return Annotated[kind if option.default is not None else kind | None, typer_option(option, option.panel)]
 
 
 def takes(options: type[RunOptions]) -> Callable[[Command], Command]:
-    """Give a command the options that a class declares, in the place of its ``**given``.
+    """Give a command the options that a class declares, in place of its ``**given``.
 
-    Typer, shell completion and the reference page read a command's signature, so it is written there.
+    Typer, shell completion and the reference page read the command's signature, so the options are written into it.
     """
 
     def decorate(command: Command) -> Command:

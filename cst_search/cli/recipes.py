@@ -33,7 +33,7 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A recipe: an exported file, or a shipped name.", show_default=False, autocompletion=completion.recipes
+            help="Recipe: an exported file or a shipped name.", show_default=False, autocompletion=completion.recipes
         ),
     ],
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for weights, metrics and recipe.")],
@@ -50,7 +50,7 @@ def train(
     quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Train a recipe at full length and keep the trained tensors."""
+    """Train a recipe at full length and save the trained weights."""
     from cst_search.commands.options import parse_cache
     from cst_search.commands.train import train as run
 
@@ -70,11 +70,13 @@ def predict(
     run: Annotated[Path, typer.Argument(help="Folder that `train` wrote, or its weights file.", show_default=False)],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the drawn pictures.")] = Path("predictions"),
-    draw: Annotated[bool, typer.Option("--draw/--no-draw", help="Draw boxes, classes and scores into PNGs.")] = True,
-    score: Annotated[float, typer.Option("--score", min=0.0, max=1.0, help="Leave out what is below.")] = 0.5,
+    draw: Annotated[
+        bool, typer.Option("--draw/--no-draw", help="Draw boxes, classes and scores into PNG copies of the images.")
+    ] = True,
+    score: Annotated[float, typer.Option("--score", min=0.0, max=1.0, help="Lowest score of a reported box.")] = 0.5,
     device: DeviceOption = "auto",
 ) -> None:
-    """Detect objects with a trained configuration: JSON on stdout, pictures in a folder."""
+    """Detect objects with a trained recipe: JSON on stdout, pictures in a folder."""
     from cst_search.trial.inference import predict as run_predict
 
     with err.status("loading ...") if err.is_terminal else nullcontext() as status:
@@ -93,31 +95,38 @@ def predict(
 @app.command()
 def estimate(
     recipe: Annotated[
-        str, typer.Option("--recipe", help="A shipped name or a YAML file.", autocompletion=completion.recipes)
+        str, typer.Option("--recipe", help="Recipe: a shipped name or a YAML file.", autocompletion=completion.recipes)
     ] = "resnet50",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a value: name=value. Repeatable.", autocompletion=completion.settings),
     ] = None,
-    n_classes: Annotated[int, typer.Option("--classes", min=1, max=100_000, help="Classes without background.")] = 80,
-    max_boxes: Annotated[int, typer.Option("--max-boxes", min=1, max=100_000, help="Most boxes in an image.")] = 100,
+    n_classes: Annotated[
+        int, typer.Option("--classes", min=1, max=100_000, help="Number of classes, without background.")
+    ] = 80,
+    max_boxes: Annotated[
+        int, typer.Option("--max-boxes", min=1, max=100_000, help="Largest number of boxes in an image.")
+    ] = 100,
     fit: Annotated[
-        str | None, typer.Option("--fit", help="Also what fits into this memory, such as 6GB, method by method.")
+        str | None,
+        typer.Option(
+            "--fit", help="Also show the largest settings of each method that fit into this memory, e.g. 6GB."
+        ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help='Likewise for a card: "RTX 3060 12GB", T4, "A100 40GB" ...')
+        str | None, typer.Option("--device", help='As --fit, for a GPU by name: "RTX 3060 12GB", T4, "A100 40GB" ...')
     ] = None,
     compare: Annotated[
         str | None,
         typer.Option(
             "--compare",
-            help="Also methods side by side, such as cst,head,full (no list: all).",
+            help="Also compare methods side by side, e.g. cst,head,full (without a list: all).",
             autocompletion=completion.methods,
         ),
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """What training a recipe will need, and what fits into a memory, before it runs. No GPU is used."""
+    """Predict the memory and parameters that training a recipe needs, and what fits into a memory. Needs no GPU."""
     from cst_search.commands import estimate as estimates
 
     with err.status("predicting ...") if err.is_terminal else nullcontext():
@@ -133,7 +142,7 @@ def estimate(
 
 @app.command()
 def ls(json_: JsonOption = False) -> None:
-    """Shipped recipes and search spaces, and what other packages bring."""
+    """List shipped recipes and search spaces, and the methods and detectors of other packages."""
     from cst_search import plugins
     from cst_search.config import catalog
 
@@ -158,13 +167,15 @@ def ls(json_: JsonOption = False) -> None:
 def cp(
     name: Annotated[
         str,
-        typer.Argument(help="A shipped recipe or search space.", show_default=False, autocompletion=completion.shipped),
+        typer.Argument(
+            help="Name of a shipped recipe or search space.", show_default=False, autocompletion=completion.shipped
+        ),
     ],
-    target: Annotated[Path, typer.Argument(help="File or folder.")] = Path("."),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
+    target: Annotated[Path, typer.Argument(help="File or folder to write to.")] = Path("."),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Copy a shipped recipe or search space, to change it."""
+    """Copy a shipped recipe or search space in order to edit it."""
     import shutil
 
     from cst_search.config import catalog

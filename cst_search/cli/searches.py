@@ -36,7 +36,7 @@ def launch(*, quiet: QuietOption = False, json_: JsonOption = False, **given: An
 @app.command()
 @takes(ResumeOptions)
 def resume(study: StudyArgument, quiet: QuietOption = False, json_: JsonOption = False, **given: Any) -> None:
-    """Continue a search where it ended or died; data, recipe, space and budget are the study's."""
+    """Continue a search that ended or was killed, with the data, recipe, space and budget of its study."""
     opened = open_study(study, given["home"], given["storage"])
     from cst_search.commands.launch import launch as run
 
@@ -45,7 +45,7 @@ def resume(study: StudyArgument, quiet: QuietOption = False, json_: JsonOption =
 
 
 def _end_of_search(result: Any, json_: bool) -> None:
-    """Print the result for a program, and end with the exit code of a launch."""
+    """Print the result as JSON if wanted, and exit with the exit code of a launch."""
     from cst_search.report.summary import front_report
 
     if json_:
@@ -62,7 +62,7 @@ def _end_of_search(result: Any, json_: bool) -> None:
 @app.command()
 @takes(ConfirmOptions)
 def confirm(study: StudyArgument, quiet: QuietOption = False, json_: JsonOption = False, **given: Any) -> None:
-    """Train the front's points again with other seeds, and report which of them are still on the front."""
+    """Train the points of the front again with other seeds, and report which of them stay on it."""
     opened = open_study(study, given["home"], given["storage"])
     from cst_search.commands.confirm import confirm as run
 

@@ -1,4 +1,4 @@
-"""Commands about what is around: `doctor`, `ui`."""
+"""Commands about the environment of a search: `doctor`, `ui`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ def doctor(
     storage: StorageOption = None,
     tracking_uri: TrackingOption = None,
     address: AddressOption = None,
-    with_ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start Ray, for some seconds.")] = True,
+    with_ray: Annotated[
+        bool, typer.Option("--ray/--no-ray", help="Also start and stop Ray, which takes some seconds.")
+    ] = True,
     json_: JsonOption = False,
 ) -> None:
-    """Say what this machine and the given services can do, and what to do where they cannot."""
+    """Check this machine and the given services, with a remedy for each fault."""
     from dataclasses import asdict
 
     from rich.text import Text
@@ -44,7 +46,7 @@ def doctor(
     found = []
     for finding in examine(home_of(home), url, uri, with_ray=with_ray, address=address):
         found.append(finding)
-        if not json_:  # as it comes: imports take seconds
+        if not json_:  # line by line, because imports take seconds
             style = {"ok": "green", "note": "yellow", "fault": "red"}[finding.state]
             remedy = f"\n{'':22}{finding.remedy}" if finding.remedy else ""
             out.print(
@@ -59,19 +61,21 @@ def doctor(
 @app.command()
 def ui(
     home: HomeOption = None,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="To listen on.")] = 5000,
-    host: Annotated[str, typer.Option("--host", help="Loopback unless told otherwise.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 5000,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; the default is reachable from this machine only.")
+    ] = "127.0.0.1",
     optuna: Annotated[
         bool,
         typer.Option(
             "--optuna",
-            help="Open optuna-dashboard on the studies instead. Its scatter plot shows what is over the budget as "
-            "infeasible; its list of best trials does not know of the budget.",
+            help="Open optuna-dashboard instead. Its scatter plot shows trials over the budget as infeasible; its list "
+            "of best trials ignores the budget.",
         ),
     ] = False,
     storage: StorageOption = None,
 ) -> None:
-    """Open MLflow on the record of the studies."""
+    """Serve MLflow with the record of the studies."""
     import os
 
     from cst_search.errors import ConfigError, StudyError
@@ -86,11 +90,11 @@ def ui(
         raise StudyError(f"there is no record in {folder} yet; `cst-search launch` makes one, --home looks elsewhere")
     environment = os.environ | {
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # its job runner would be seven more processes and 1.5 GB that a viewer does not need
+        # its job runner would add seven processes and 1.5 GB that a viewer does not need
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     from cst_search.tracking.connection import (
-        newest_fronts,  # the server needs MLflow too, and will find it loaded from disk
+        newest_fronts,  # the server imports MLflow too, by then from the page cache
     )
 
     uri, base = f"sqlite:///{(folder / 'mlflow.db').absolute()}", f"http://{host}:{port}"
@@ -102,11 +106,11 @@ def ui(
     for study, link in newest_fronts(uri, base):
         say(f"the front of {study}:  {link}")
     sys.stdout.flush()
-    os.execve(command[0], command, environment)  # no child that would outlive us
+    os.execve(command[0], command, environment)  # replaces this process, so no child outlives it
 
 
 def _optuna_dashboard(home: Path, storage: str | None, host: str, port: int) -> None:
-    """Serve until Ctrl-C. In this process: an address with a password would stand in the arguments of another."""
+    """Serve until Ctrl-C, in this process: the arguments of another would show the password of an address."""
     from cst_search.errors import ConfigError
     from cst_search.study.storage import open_storage
     from cst_search.study.study import default_storage

@@ -27,19 +27,19 @@ from cst_search.cli.app import (
 from cst_search.config.catalog import home_of
 from cst_search.study.states import TrialState
 
-_ROWS = 100  # trials that `status` shows: ten thousand take seconds to draw, and nobody reads them
+_ROWS = 100  # trials that `status` shows: a table of ten thousand takes seconds to draw, and nobody reads it
 
 
 @app.command()
 def status(
     study: StudyArgument,
-    all_: Annotated[bool, typer.Option("--all", help=f"Every trial, not only the last {_ROWS}.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help=f"Show every trial, not only the last {_ROWS}.")] = False,
     home: HomeOption = None,
     storage: StorageOption = None,
     plot: PlotOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """How far a study is, and what became of each trial."""
+    """Show the progress of a study and the outcome of each trial."""
     from rich.table import Table
     from rich.text import Text
 
@@ -85,7 +85,7 @@ def status(
 
 @app.command("list")
 def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOption = False) -> None:
-    """The studies in a storage."""
+    """List the studies in a storage."""
     from rich.table import Table
     from rich.text import Text
 
@@ -131,7 +131,7 @@ def front(
         list[str],
         typer.Argument(
             metavar="STUDY...",
-            help="Name of the study; several are compared.",
+            help="Name of the study; several names compare them.",
             show_default=False,
             autocompletion=completion.studies,
         ),
@@ -141,13 +141,15 @@ def front(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Also write front.html, .png, .json here; of several comparison.html, .json."
+            "--output",
+            "-o",
+            help="Also write front.html, .png and .json to this folder; for several studies comparison.html and .json.",
         ),
     ] = None,
     plot: PlotOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """The Pareto front of a study, or those of several."""
+    """Show the Pareto front of a study, or compare those of several."""
     from cst_search.report.summary import front_report, page_report
     from cst_search.study.records import common_reference
 
@@ -190,19 +192,24 @@ def export(
     study: StudyArgument,
     pick: Annotated[
         str,
-        typer.Option("--pick", help="knee, best (highest map), or trial=N.", autocompletion=completion.picks),
+        typer.Option(
+            "--pick", help="Point of the front: knee, best (highest mAP) or trial=N.", autocompletion=completion.picks
+        ),
     ] = "knee",
     output: Annotated[Path, typer.Option("--output", "-o", help="Recipe file to write.")] = Path("best.yaml"),
     verify: Annotated[
         bool,
-        typer.Option("--verify/--no-verify", help="Train a few steps on the worst batch first; refuse what differs."),
+        typer.Option(
+            "--verify/--no-verify",
+            help="First train a few steps on the worst batch; refuse a trial that differs from its record.",
+        ),
     ] = True,
     home: HomeOption = None,
     storage: StorageOption = None,
     quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Write a point of the front as a recipe that is complete by itself."""
+    """Write a point of the front as a self-contained recipe."""
     from cst_search.commands.export import export_verified
 
     info = open_study(study, home, storage).info()
@@ -241,7 +248,7 @@ def sync(
     quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Bring MLflow all that it lacks of a study: runs, front, page. It may be another MLflow, and may be done again."""
+    """Backfill missing runs and artifacts of a study in MLflow: runs, front, page. It can be another MLflow server."""
     info = open_study(study, home, storage).info()
     from cst_search.commands.checks import check_tracking
     from cst_search.commands.report_files import export_best, write_report

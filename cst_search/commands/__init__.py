@@ -1,1 +1,1 @@
-"""One verb, one file; the command line and the Python API both call these."""
+"""One module per command; the command line and the Python API both call these."""

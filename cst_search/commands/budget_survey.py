@@ -1,4 +1,4 @@
-"""How a budget lies in a search space, by the predicted cost of random configurations."""
+"""Compare a budget with a search space by the predicted cost of random configurations."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from cst_search.study.records import Budget
 from cst_search.trial.cost import predict
 from cst_search.units import format_bytes, format_count
 
-_SURVEY = 24  # random configurations whose predicted cost tells how a budget lies in the space
+_SURVEY = 24  # random configurations that a budget is compared with
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Predicted costs of random configurations, each ascending."""
+    """Predicted costs of random configurations; each tuple is in ascending order."""
 
     device_bytes: tuple[int, ...]
     trainable_params: tuple[int, ...]
@@ -33,7 +33,7 @@ class Survey:
 
 
 def estimator(recipe: Recipe, data: DetectionData) -> Callable[[dict[str, Any]], Estimate]:
-    """Return the function configuration -> predicted cost, at the dataset's worst input."""
+    """Return a function that predicts the cost of a configuration at the dataset's worst input."""
     sizes, max_boxes = image_sizes(data), data.summary()["max_boxes"]
     n_classes = len(data.class_names)
 
@@ -46,7 +46,7 @@ def estimator(recipe: Recipe, data: DetectionData) -> Callable[[dict[str, Any]],
 
 
 def survey_costs(space: Space, recipe: Recipe, estimate: Callable[[dict[str, Any]], Estimate]) -> Survey:
-    """Predict the costs of random configurations, always the same ones."""
+    """Predict the costs of random configurations, drawn with a fixed seed."""
     rng = random.Random(0)
     found = [estimate(space.sample(rng)) for _ in range(_SURVEY)]
     return Survey(
@@ -57,7 +57,10 @@ def survey_costs(space: Space, recipe: Recipe, estimate: Callable[[dict[str, Any
 
 
 def expected_sharers(space: Space, recipe: Recipe, n_trials: int) -> int:
-    """Mean number of ``n_trials`` random configurations that read the same feature maps of a frozen backbone as one."""
+    """Expected number of trials, out of ``n_trials`` random ones, that share one trial's frozen-backbone feature maps.
+
+    The trial itself counts. Only side methods share feature maps; without any in the sample the result is 1.
+    """
     rng = random.Random(0)
     found: Counter[tuple[Any, ...]] = Counter()
     for _ in range(_SURVEY):

@@ -1,4 +1,4 @@
-"""Checks of what a person gave, before anything is started."""
+"""Checks of user input before anything is started."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _STORES = "mlflow.tracking_store"  # entry points of MLflow's plugins, named as 
 
 @dataclass(frozen=True)
 class Request:
-    """A launch that was asked for, checked as far as that needs no data.
+    """A requested launch after every check that needs no data.
 
     Attributes:
         storage: database URL of the studies.
-        shown_storage: the same without a password.
+        shown_storage: the same URL without its password.
     """
 
     objectives: tuple[Objective, ...]
@@ -54,13 +54,13 @@ def check_request(options: LaunchOptions) -> Request:
 
 
 def check_tracking(uri: str | None) -> None:
-    """Raise UserError if MLflow takes no such address. It need not answer, as a study is kept without it."""
+    """Raise UserError if MLflow does not accept the address. The server need not answer: a study is kept without it."""
     if uri is None:
         return
     try:
         parts = urlsplit(uri)
         kind, server = parts.scheme.partition("+")[0], bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # a port that is no number
+    except ValueError:  # the port is not a number
         kind, server = "http", False
     if kind in DATABASES_OF_MLFLOW:
         check_storage(uri, "--tracking-uri", DATABASES_OF_MLFLOW)
@@ -74,7 +74,7 @@ def check_tracking(uri: str | None) -> None:
 
 
 def check_space(space: Space, recipe: Recipe, where: str) -> None:
-    """Raise ConfigError if the recipe or a method rejects a value of the search space: now, not in trial 40."""
+    """Raise ConfigError if the recipe or a method rejects a value of the search space, before any trial runs."""
     for config in space.ends():
         try:
             configured = recipe.configured(config)
@@ -86,13 +86,13 @@ def check_space(space: Space, recipe: Recipe, where: str) -> None:
 _NAME = re.compile(r"^[^/\\]{1,100}$")
 
 
-# what else lies in --home, beside one folder per study
+# names in --home that are not folders of studies
 _TAKEN = ("studies.db", "mlflow.db", "artifacts", "demo-data", "checked-images.json", "cache")
 
 
 def check_name(name: str) -> None:
-    """Raise ConfigError if a study cannot have this name, which is a folder's too."""
-    shows = name.isprintable() and len(name.encode()) <= 100  # a folder has it too: 255 bytes with an ending at most
+    """Raise ConfigError if a study cannot have this name. The study's folder in --home has it too."""
+    shows = name.isprintable() and len(name.encode()) <= 100  # file names end at 255 bytes, suffix included
     if not shows or not _NAME.match(name) or name.strip(". ") == "" or name in _TAKEN:
         raise ConfigError(
             f"--study must be a name of 1 to 100 characters without slashes, and none of {', '.join(_TAKEN)}; "
@@ -101,14 +101,14 @@ def check_name(name: str) -> None:
 
 
 def new_name(storage: str, base: str) -> str:
-    """Return ``base-1``, or the first number that no study has."""
+    """Return ``base-N`` with the lowest N from 1 that no study has."""
     base = re.sub(r"[^\w.-]+", "-", base).strip("-.") or "study"
     taken = set(list_studies(storage, make=True))
     return next(name for i in range(1, len(taken) + 2) if (name := f"{base}-{i}") not in taken)
 
 
 def check_left(info: StudyInfo, n_trials: int) -> None:
-    """Raise StudyError if nothing is left to do, before a launch is registered in the study."""
+    """Raise StudyError if the study has all its trials, before a launch is registered in it."""
     if (n := info.n_ran()) >= n_trials and not any(record.waits for record in info.trials):
         raise StudyError(
             f"study {info.name!r} already has {n} trials, so nothing is left to do; give --trials above that to go on"

@@ -1,8 +1,8 @@
-"""The end of a search that knows its noise: points of the front trained again with other seeds. Reads top to bottom.
+"""Train points of the front again with other seeds, to tell differences in mAP from noise. Reads top to bottom.
 
-A front is chosen by the best of many noisy trials, so its points were lucky. Each is trained again with seeds that were
-not used yet; what a point has then is the mean over its seeds (`results.StudyInfo`), and what differs by no more than
-noise is said to (`seeds`). Repeats are trials of the study, so that a confirmation goes on where it ended.
+A front is the best of many noisy trials, so its points were partly lucky. Each is trained again with new seeds. Its
+mAP is then the mean over its seeds (`study.records.StudyInfo`), and points that differ by no more than the noise are
+reported as such (`study.seed_statistics`). Repeats are trials of the study, so an interrupted confirmation resumes.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ if TYPE_CHECKING:
     from cst_search.tracking.mlflow_record import MlflowRecord
 
 
-_SAME_COMMAND = "the same command"  # is what a confirmation goes on with
+_SAME_COMMAND = "the same command"  # continues a confirmation
 
 
 @dataclass(frozen=True)
 class ConfirmResult:
-    """The end of a confirmation; ``report`` is what ``--json`` prints."""
+    """Result of a confirmation; ``--json`` prints ``report``."""
 
     report: dict[str, Any]
     n_planned: int
@@ -100,7 +100,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
             interrupted = _run(run, record.mlflow, console)
             info = study.info()
 
-        # also where nothing was to do: the confirmation before may have died with its last run
+        # even if there was nothing to run: an earlier confirmation may have died after its last run
         report = confirm_report(info, [record.trial for record in points], epochs, before)
         folder = options.home / info.name
         files = write_report(info, folder)
@@ -116,7 +116,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
 
 
 def choose_epochs(info: StudyInfo, text: str) -> int:
-    """``search``, ``full`` or a number -> passes over the training split. Raises ConfigError."""
+    """Return the epochs of a repeat for ``search``, ``full`` or a number. Raises ConfigError."""
     if text == "search":
         return info.full_epochs
     if text == "full":
@@ -127,10 +127,10 @@ def choose_epochs(info: StudyInfo, text: str) -> int:
 
 
 def choose_points(info: StudyInfo, picks: str) -> list[TrialRecord]:
-    """The trials of ``--picks``, best first. Raises ConfigError, StudyError.
+    """Return the trials that ``--picks`` names, best first. Raises ConfigError, StudyError.
 
-    ``front`` is the front as the search left it with the front by the means: a point that fell off after the first of
-    its seeds gets the others too, and one that came onto it for that is no less in need of them.
+    ``front`` is the union of the front by single trials and the front by means over seeds. A point that leaves the
+    front after one repeat still gets its other seeds, and so does a point that replaces it.
     """
     complete = {r.trial: r for r in info.trials if r.state == TrialState.COMPLETE and r.feasible}
     front, of_search = info.front(), replace(info, repeats=()).front()
@@ -158,10 +158,11 @@ def choose_points(info: StudyInfo, picks: str) -> list[TrialRecord]:
 
 
 def missing(info: StudyInfo, points: Sequence[TrialRecord], n_seeds: int, epochs: int) -> list[Repeat]:
-    """The repeats that the points lack, a seed of each at a time: stopped early, all have about as many.
+    """Return the repeats that are still to run, one seed of every point at a time.
 
-    Seeds are counted up from the study's own, which at the search's length is the trial's. A repeat that ran out of
-    memory is not run again; one that failed for another reason is.
+    If a confirmation is interrupted, all points then have about as many seeds. Seeds count up from the study's own; at
+    the search's length the original trial has that one. A repeat that ran out of memory is not run again; one that
+    failed for another reason is.
     """
     own = int(info.recipe["seed"])
     rounds: list[list[Repeat]] = [[] for _ in range(n_seeds)]
@@ -187,7 +188,7 @@ def _as_repeat(record: TrialRecord) -> Repeat | None:
 
 @dataclass(frozen=True)
 class _Confirmation:
-    """Repeats that the session was given, and who runs them."""
+    """The session with its planned repeats, their task and the workers."""
 
     session: SearchSession
     repeats: Sequence[Repeat]
@@ -198,14 +199,14 @@ class _Confirmation:
 def _set_up(
     info: StudyInfo, repeats: Sequence[Repeat], epochs: int, options: ConfirmOptions, storage: str, say: Say
 ) -> tuple[WorkerSetup, Task]:
-    """Make workers and task as a launch of the study would; nothing is started. Raises UserError."""
+    """Make the workers and the task as a launch of the study would. Starts nothing. Raises UserError."""
     machines = find_machines(options, storage, info.budget, info.limit_bytes, say)
     recipe = make_recipe(info.recipe, f"recipe of study {info.name!r}")
     if options.data is not None:
         folder = options.data if options.data == "demo" else str(own_path(options.data).absolute())
         recipe = replace(recipe, data=folder)
     data = _same_data(info, recipe, options, say)
-    build_detector(recipe, len(data.class_names))  # fetches weights for all workers; faults show here, not in trials
+    build_detector(recipe, len(data.class_names))  # downloads weights once, and fails before any trial
     trials = {record.trial: record for record in info.trials}
     again = [trials[repeat.repeat_of] for repeat in repeats]
     survey = Survey(tuple(sorted(record.device_bytes or 0 for record in again)), (), ())
@@ -217,12 +218,12 @@ def _set_up(
     space = Space.from_dict(info.space, where=f"space of study {info.name!r}")
     cache, line = open_cache(options.home.absolute(), None, expected_sharers(space, recipe, len(repeats)))
     say(line)
-    # without rungs: a repeat is of full length, whatever others reached
+    # no rungs: a repeat is never stopped early
     return workers, make_task(recipe, data, epochs, workers, cache, checkpoints_of(options.home, info.name))
 
 
 def _run(run: _Confirmation, record: MlflowRecord, console: Console) -> bool:
-    """Run the planned repeats. Returns whether Ctrl-C ended it."""
+    """Run the planned repeats. Returns True if Ctrl-C ended the run."""
     study = run.session.study
 
     def on_finished() -> tuple[float, int]:
@@ -242,7 +243,7 @@ def _run(run: _Confirmation, record: MlflowRecord, console: Console) -> bool:
         epochs=run.task.epochs,
         on_finished=on_finished,
     )
-    # repeats do not count to the trials of the study
+    # repeats do not count towards the study's number of trials
     n_trials = study.info().n_ran() + len(run.repeats)
     job = SearchJob(run.session, run.task, n_trials, no_estimate, lambda: False, view)
     interrupted = run_trials(job, run.workers, view, _SAME_COMMAND)
@@ -252,7 +253,7 @@ def _run(run: _Confirmation, record: MlflowRecord, console: Console) -> bool:
 
 
 def _same_data(info: StudyInfo, recipe: Recipe, options: ConfirmOptions, say: Say) -> DetectionData:
-    """Load the study's dataset. Raises DataError if it is missing, faulty, or visibly not the same."""
+    """Load the study's dataset. Raises DataError if it is missing, faulty or visibly another one."""
     if recipe.data != "demo" and not Path(recipe.data).is_dir():
         raise DataError(
             f"the data of study {info.name!r} must be there to train again, and {recipe.data} is no folder; "

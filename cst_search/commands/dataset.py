@@ -1,4 +1,4 @@
-"""The dataset of a command: opened, checked, and the figures of it that memory predictions need."""
+"""Open and check the dataset of a command, and collect the figures that memory predictions need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cst_search.data.demo import write_demo
 def open_data(
     folder: str, home: Path, *, skip_bad: bool, say: Say, need: tuple[str, ...] = ("train", "val")
 ) -> DetectionData:
-    """Load and check the dataset of a recipe; ``demo`` is drawn first. Raises DataError with every fault."""
+    """Load and check the dataset of a recipe; ``demo`` is drawn if missing. Raises DataError that lists every fault."""
     path = write_demo(home / "demo-data") if folder == "demo" else Path(folder)
     data, report = load_data(path, skip_bad=skip_bad, cache=home / "checked-images.json", need=need)
     home.mkdir(parents=True, exist_ok=True)
@@ -42,10 +42,10 @@ def image_sizes(data: DetectionData) -> tuple[tuple[int, int], ...]:
 
 
 def dataset_inputs(data: DetectionData) -> dict[str, Any]:
-    """Return the figures of a dataset that `worst_input` and `predict` need, for readers of a study without its data.
+    """Return the figures of a dataset that `worst_input` and `predict` need, for use when the data is out of reach.
 
-    Three image sizes give the same worst input as all: resizing depends on the ratio of the sides, and the largest
-    height and width come from the tallest, the widest, or the squarest image.
+    Three image sizes give the same worst input as all of them. Resizing depends on the ratio of the sides, so the
+    largest height and width come from the tallest, the widest or the squarest image.
     """
     ratios = {height / width: (height, width) for height, width in image_sizes(data)}
     chosen = {ratios[r] for r in (min(ratios), max(ratios), min(ratios, key=lambda r: abs(math.log(r))))}

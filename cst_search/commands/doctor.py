@@ -1,7 +1,7 @@
-"""What this machine and the given services can do, each with what to do where it cannot. Reads top to bottom.
+"""Check this machine and the given services, with a remedy for each fault. Reads top to bottom.
 
-Every check tries the thing itself: a database is written to and cleaned up, a GPU computes, Ray starts and ends. A
-check that fails is a line, never a traceback, and the others still run.
+Every check tries the real thing: it writes to the database and cleans up, computes on the GPU, starts and stops Ray. A
+failed check becomes one line, never a traceback, and the other checks still run.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from cst_search.errors import CstSearchError, RunError
 from cst_search.redaction import shown_address, without_password
 from cst_search.units import format_bytes
 
-_FREE_BYTES = 5 * 10**9  # a study, its MLflow record and a small cache; below it a launch may run out
-_SHARED_BYTES = 2 * 10**9  # what Ray and loader processes put into /dev/shm before they fall back to the disk
-_OPEN_FILES = 4096  # Ray opens some hundred for each worker
-# of a service that does not work, whatever the reason in its line
+_FREE_BYTES = 5 * 10**9  # room for a study, its MLflow record and a small cache
+_SHARED_BYTES = 2 * 10**9  # Ray and loader processes use this much of /dev/shm before they fall back to the disk
+_OPEN_FILES = 4096  # Ray opens a few hundred per worker
+# remedy for a service that does not work, whatever the reason that its line gives
 _REMEDIES = {
     "home": "choose another with --home",
     "storage": "correct --storage, or start its server; its user must be able to make tables",
@@ -36,11 +36,11 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        state: ok; note (it works, with what is said); fault (a launch would fail).
-        remedy: what to do; empty where there is nothing to do.
+        state: ``ok``, ``note`` (works, with the limit that ``text`` names) or ``fault`` (a launch would fail).
+        remedy: the way to fix it; empty if there is nothing to fix.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Finding:
 def examine(
     home: Path, storage: str, tracking_uri: str, *, with_ray: bool = True, address: str | None = None
 ) -> Iterator[Finding]:
-    """Every check in turn.
+    """Run the checks one by one and yield their findings.
 
     Args:
-        with_ray: have Ray start here; not where there is an ``address``.
-        address: of a Ray cluster, as `launch` takes it.
+        with_ray: start Ray on this machine; ignored if ``address`` is given.
+        address: address of a Ray cluster, as `launch` takes it.
     """
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("machine", _machine),
@@ -82,7 +82,7 @@ def examine(
 
 
 def _plugins() -> Iterator[Finding]:
-    """Methods and detectors of other packages: each is loaded."""
+    """Load every method and detector that other packages provide."""
     from cst_search import plugins
     from cst_search.detector.registry import get_detector
     from cst_search.petl import get_method
@@ -134,7 +134,7 @@ def _torch() -> Iterator[Finding]:
     versions = f"torch {torch.__version__}, torchvision {version('torchvision')}"
     try:
         fits = nms(boxes, scores, 0.5).tolist() == [1]
-    except RuntimeError:  # the operator of another build of torch
+    except RuntimeError:  # the operator is of another build of torch
         fits = False
     if not fits:
         yield Finding("torch", "fault", f"{versions} do not fit each other", "install both again, in one command")
@@ -177,7 +177,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _driver() -> str | None:
-    """``NVIDIA driver 550.54``, or None."""
+    """Return the driver's name and version, e.g. ``NVIDIA driver 550.54``, or None."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
@@ -193,7 +193,7 @@ def _driver() -> str | None:
 
 
 def _folder_for(path: Path) -> Path:
-    """The folder in which a path is or would be made. Raises RunError: it cannot be written."""
+    """Return the existing folder in which a path is or would be created. Raises RunError if it is not writable."""
     there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     try:
         with tempfile.NamedTemporaryFile(dir=there, prefix=".cst-search-"):
@@ -204,7 +204,7 @@ def _folder_for(path: Path) -> Path:
 
 
 def _file_of(url: str) -> Path:
-    """Of a SQLite address."""
+    """Return the file of a SQLite URL."""
     return Path(url.partition(":///")[2].partition("?")[0])
 
 
@@ -271,7 +271,7 @@ def _ray() -> Iterator[Finding]:
 
 
 def _cluster(address: str, storage: str) -> Iterator[Finding]:
-    """Whether a cluster lets us in, and what it has. What its nodes lack for a search, the search itself looks at."""
+    """Connect to a cluster and list its resources. A search checks by itself what its nodes lack."""
     from cst_search.execution.ray_cluster import Cluster
 
     begun = time.perf_counter()

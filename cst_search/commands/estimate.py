@@ -1,4 +1,4 @@
-"""What `cst-search estimate` shows: the breakdown with its bars, what fits, methods side by side; tables and JSON.
+"""Content of `cst-search estimate`: the breakdown with bars, the largest sizes that fit, methods side by side.
 
 Plain tables for a person, the same content as dicts for `--json`.
 """
@@ -27,7 +27,11 @@ _BAR_WIDTH = 30
 
 @dataclass(frozen=True)
 class Estimated:
-    """What was asked about a recipe. ``config``: what of it was chosen. None: not asked for."""
+    """Predictions for a recipe. A part that was not requested is None.
+
+    Attributes:
+        config: the method with its options, and the recipe's fields that were set.
+    """
 
     name: str
     recipe: Recipe
@@ -38,7 +42,7 @@ class Estimated:
     card: Card | None
 
     def report(self) -> dict[str, Any]:
-        """The content of `--json`; ``compare`` and ``fit`` are there where they were asked for."""
+        """Return the content of `--json`; ``compare`` and ``fit`` are present if they were requested."""
         content = estimate_report(self.guess, self.config)
         if self.compared is not None:
             content["compare"] = [asdict(row) for row in self.compared]
@@ -57,21 +61,21 @@ def estimate(
     device: str | None = None,
     compare: str | None = None,
 ) -> Estimated:
-    """Predict. Raises ConfigError, UnitError.
+    """Predict the memory and parameters of training a recipe. Raises ConfigError, UnitError.
 
     Args:
-        n_classes: without background.
-        max_boxes: the most in one image.
-        fit: a memory size, for what fits into it.
-        device: the name of a card, likewise.
-        compare: methods side by side, with commas; ``all``.
+        n_classes: number of classes without the background.
+        max_boxes: largest number of boxes in one image.
+        fit: memory size, e.g. ``6GB``, for which to find the largest settings that fit.
+        device: name of a graphics card whose memory is used for ``fit``.
+        compare: methods to compare, separated by commas, or ``all``.
     """
     recipe = apply_settings(load_recipe(given), settings, shown_name(given))
     card = None if device is None else find_card(device)
     budget = memory_budget(fit, card)
-    from cst_search.memory.estimate import worst_input  # torch, which a misspelt flag need not wait for
+    from cst_search.memory.estimate import worst_input  # only now: a misspelt flag fails without these imports
     from cst_search.petl import get_method, method_names
-    from cst_search.trial.cost import predict  # torch, which a misspelt flag need not wait for
+    from cst_search.trial.cost import predict
 
     methods = method_names()
     compared = None if compare is None else named(compare, methods)
@@ -94,7 +98,7 @@ def estimate(
 
 
 def tables(found: Estimated) -> Iterator[Table | Text]:
-    """What a person reads, from top to bottom."""
+    """Yield the tables and notes for a person, from top to bottom."""
     recipe, guess, fit = found.recipe, found.guess, found.fit
     title = f"{found.name}: {recipe.detector} {recipe.backbone}, {recipe.image_size_px} px, batch {recipe.batch_size}"
     budget = None if fit is None else fit.budget_bytes
@@ -116,7 +120,7 @@ def tables(found: Estimated) -> Iterator[Table | Text]:
 
 
 def estimate_report(guess: Estimate, config: Mapping[str, Any]) -> dict[str, Any]:
-    """DESIGN section 8: other tools rely on these keys."""
+    """Return the prediction as a dict for `--json`. Other tools rely on these keys."""
     return {
         "config": dict(config),
         "device_bytes": guess.device_bytes,
@@ -130,7 +134,7 @@ def estimate_report(guess: Estimate, config: Mapping[str, Any]) -> dict[str, Any
 
 
 def breakdown_table(title: str, guess: Estimate, budget_bytes: int | None = None) -> Table:
-    """Every part with its share of the device bytes, then the totals, and how much of a budget they are."""
+    """Table of every part with its share of ``device_bytes``, then the totals and their share of a budget."""
     table = Table(title=Text(title), title_justify="left")
     table.add_column("part")
     table.add_column("memory", justify="right", no_wrap=True)
@@ -159,7 +163,10 @@ def breakdown_table(title: str, guess: Estimate, budget_bytes: int | None = None
 
 
 def fit_report(fit: Fit, card: Card | None) -> dict[str, Any]:
-    """Sizes are the largest that fit, null where none does; ``bounds`` are where the search for larger ones ended."""
+    """Return the fit as a dict: the largest sizes that fit (null if none does).
+
+    ``bounds`` are the sizes at which the search for larger ones ended.
+    """
     cheapest = fit.cheapest()
     return {
         "budget_bytes": fit.budget_bytes,
@@ -176,7 +183,7 @@ def fit_report(fit: Fit, card: Card | None) -> dict[str, Any]:
 
 
 def fit_table(fit: Fit, card: Card | None) -> Table:
-    """A row a method. A plus sign: nothing larger was tried."""
+    """Table with a row per method. A plus sign means that nothing larger was tried."""
     recipe = fit.recipe
     where = format_bytes(fit.budget_bytes) if card is None else f"the {format_bytes(fit.budget_bytes)} of {card.name}"
     table = Table(title=Text(f"What fits in {where}: the largest batch, the largest image"), title_justify="left")
@@ -204,7 +211,7 @@ def fit_table(fit: Fit, card: Card | None) -> Table:
 
 
 def fit_notes(fit: Fit, card: Card | None) -> list[str]:
-    """What the table does not say: the cheapest way where something does not fit, and what to know of the card."""
+    """Notes below the table: the cheapest setting where nothing fits, and particulars of the card."""
     recipe, cheapest = fit.recipe, fit.cheapest()
     at = f"at batch 1 and {recipe.image_size_px} px"
     notes = []
@@ -239,7 +246,7 @@ def _change(change: Change) -> str:
 
 
 def compare_table(title: str, rows: Sequence[MethodCost], budget_bytes: int | None = None) -> Table:
-    """A row a method; what is over the budget is red."""
+    """Table with a row per method; values above the budget are red."""
     table = Table(title=Text(title), title_justify="left")
     table.add_column("method", no_wrap=True)
     for heading in ("device", "of full", "reserved", "active", "of full", "trainable", "of the method"):

@@ -1,4 +1,4 @@
-"""From a point of the front to a recipe that is complete by itself."""
+"""Write a point of the front as a self-contained recipe, after a short training run that verifies it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from cst_search.units import format_bytes, format_count
 
 
 def pick_trial(info: StudyInfo, pick: str) -> TrialRecord:
-    """``knee``, ``best`` (highest mAP on the front, the mean over seeds where confirmed) or ``trial=N`` (complete).
+    """Return the trial that ``--pick`` names: ``knee``, ``best`` or ``trial=N``.
 
-    Raises ConfigError, StudyError.
+    ``best`` has the highest mAP on the front, where confirmed points count with the mean over their seeds. Trial N must
+    be complete. Raises ConfigError, StudyError.
     """
     if pick.startswith("trial="):
         number = pick.removeprefix("trial=")
@@ -50,7 +51,7 @@ def pick_trial(info: StudyInfo, pick: str) -> TrialRecord:
 
 
 def exported_recipe(info: StudyInfo, record: TrialRecord) -> Recipe:
-    """The study's recipe with the trial's configuration, and where it comes from."""
+    """Return the study's recipe with the trial's configuration and its origin."""
     recipe = make_recipe(info.recipe, f"recipe of study {info.name!r}").configured(record.config)
     origin: dict[str, Any] = {
         "study": info.name,
@@ -74,7 +75,7 @@ def export(info: StudyInfo, pick: str, path: Path, verified: Mapping[str, Any] |
     """Write the recipe of the picked trial. Raises ConfigError, StudyError.
 
     Args:
-        verified: what `verify` found; it goes into ``origin``, and memory measured so replaces the record's.
+        verified: result of `verify`. It goes into ``origin``, and the memory it measured replaces the record's.
     """
     record = pick_trial(info, pick)
     recipe = exported_recipe(info, record)
@@ -100,11 +101,11 @@ def export(info: StudyInfo, pick: str, path: Path, verified: Mapping[str, Any] |
 def export_verified(
     info: StudyInfo, pick: str, path: Path, home: Path, *, verify_first: bool = True
 ) -> tuple[TrialRecord, dict[str, Any] | None]:
-    """Verify the picked trial, then write its recipe. Returns the trial and what `verify` found.
+    """Verify the picked trial, then write its recipe. Returns the trial and the result of `verify`.
 
     Raises:
-        ConfigError, StudyError: nothing to pick, or nowhere to write.
-        RunError: it differs from its record, or does not train.
+        ConfigError, StudyError: there is no such trial, or the file cannot be written.
+        RunError: the trial differs from its record, or does not train.
     """
     record = pick_trial(info, pick)
     check_output(path)
@@ -113,7 +114,7 @@ def export_verified(
 
 
 def check_output(path: Path) -> None:
-    """Raise ConfigError when a file could not be written there: before work that would be lost."""
+    """Raise ConfigError if a file cannot be written there, before work that would be lost."""
     there = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError(f"--output {path}: cannot be written; choose a file in a folder of yours")
@@ -125,21 +126,22 @@ _MEASURE = "import sys; sys.path[:] = {path!r}; from cst_search.trial.measure im
 
 
 def verify(info: StudyInfo, record: TrialRecord, home: Path) -> dict[str, Any]:
-    """Train the picked configuration for a few steps in a fresh process, on the worst batch of the study's dataset.
+    """Train a configuration for a few steps in a fresh process, on the worst batch of the study's dataset.
 
-    On a GPU the process is held to the budget, as the trial was. Without one the steps still show that it trains, and
-    memory is the prediction.
+    On a GPU the process is limited to the budget, as the trial was. Without a GPU the steps still show that it trains,
+    and the memory is the predicted one.
 
     Args:
-        home: where the demo's data is drawn and checked images are remembered.
+        home: folder of the demo dataset and of the cache of checked images.
 
     Returns:
-        ``device``, ``torch``, ``data`` (dataset or synthetic), ``steps``, ``step_seconds``, ``loss``, ``device_bytes``,
-        ``memory_source``: what `export` takes.
+        ``device``, ``torch``, ``data`` (dataset or synthetic), ``steps``, ``step_seconds``, ``loss``, ``device_bytes``
+        and ``memory_source``, as `export` takes them.
 
     Raises:
-        RunError: it does not train, parameters are not the record's, or memory is above the budget; with the figures.
-        StudyError: the dataset is gone, and the study does not know its sizes.
+        RunError: the configuration does not train, its parameters differ from the record, or its memory is above the
+            budget; the message has the figures.
+        StudyError: the dataset is gone, and the study does not hold its image sizes.
     """
     recipe, budget = exported_recipe(info, record), info.budget.memory_bytes
     inputs = _inputs(info, recipe, home)
@@ -152,7 +154,7 @@ def verify(info: StudyInfo, record: TrialRecord, home: Path) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     found = _figures(done)
     measured = found["memory_source"] == "measured"
-    by_device = found["process_source"] == "nvidia-smi"  # of this process: no need to trust the stated context
+    by_device = found["process_source"] == "nvidia-smi"  # measured for this process, context included
     n_bytes = found["process_bytes" if by_device else "device_bytes"] if measured else found["predicted_bytes"]
     faults = []
     if found["outcome"] == Outcome.OOM and measured:
@@ -163,7 +165,7 @@ def verify(info: StudyInfo, record: TrialRecord, home: Path) -> dict[str, Any]:
     for name, label in (("trainable_params", "trainable parameters"), ("petl_params", "parameters of the method")):
         if found[name] != getattr(record, name):
             faults.append(f"it has {found[name]:,} {label}, in the record {getattr(record, name):,}")
-    # what a trial measured counts for more than what is predicted now
+    # memory that the trial measured outweighs a prediction made now
     if budget is not None and n_bytes > budget and (measured or record.memory_source == "predicted"):
         faults.append(
             f"it needs {format_bytes(n_bytes)} ({found['memory_source']}) on {found['device']}, {n_bytes - budget:,} "
@@ -179,7 +181,7 @@ def verify(info: StudyInfo, record: TrialRecord, home: Path) -> dict[str, Any]:
 
 
 def _inputs(info: StudyInfo, recipe: Recipe, home: Path) -> list[str]:
-    """What `measure` trains on: the study's dataset, or noise of its sizes where it is gone."""
+    """Return the arguments that give `measure` its input: the study's dataset, or noise of its sizes if it is gone."""
     folder = Path(recipe.data)
     if recipe.data == "demo":
         from cst_search.data.demo import write_demo
@@ -187,7 +189,7 @@ def _inputs(info: StudyInfo, recipe: Recipe, home: Path) -> list[str]:
         folder = write_demo(home / "demo-data")
     if folder.is_dir():
         return ["--data", str(folder), "--cache", str(home / "checked-images.json")]
-    if not info.inputs:  # made by a version that did not note them
+    if not info.inputs:  # the study is of a version that did not store them
         raise StudyError(
             f"the dataset of study {info.name!r} is not at {folder}, and an export is verified with it; "
             f"put it there, or give --no-verify"
@@ -202,7 +204,7 @@ def _inputs(info: StudyInfo, recipe: Recipe, home: Path) -> list[str]:
 
 
 def _figures(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """The line that `measure` printed. Raises RunError with what it said instead."""
+    """Parse the JSON line that `measure` printed. Raises RunError with its output if there is none."""
     lines = done.stdout.strip().splitlines()
     if lines and lines[-1].startswith("{"):
         return json.loads(lines[-1])

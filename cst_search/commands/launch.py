@@ -1,4 +1,4 @@
-"""A search from beginning to end: setup, workers, study, run, report. Reads top to bottom."""
+"""Run a search from beginning to end: setup, workers, study, run, report. Reads top to bottom."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from cst_search.units import format_seconds
 
 @dataclass(frozen=True)
 class LaunchResult:
-    """The end of a launch: the study, whether Ctrl-C ended it, and the files of the report by their ending."""
+    """Result of a launch: the study, True if Ctrl-C ended it, and the report's files by suffix."""
 
     info: StudyInfo
     interrupted: bool
@@ -45,7 +45,7 @@ class LaunchResult:
 
 
 def launch(options: LaunchOptions, console: Console) -> LaunchResult:
-    """Search. Raises UserError before anything is started; after that, finished trials are kept whatever happens."""
+    """Run a search. Raises UserError before anything is started; from then on, finished trials are always kept."""
     begun = time.monotonic()
     say = line_printer(console)
     request = check_request(options)
@@ -87,7 +87,7 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         job = SearchJob(session, task, options.trials, setup.estimate, stop, view)
         interrupted = run_trials(job, workers, view, go_on)
         info, n_elsewhere = study.info(), study.others_at_work()
-        if not n_elsewhere:  # what others are writing is no litter
+        if not n_elsewhere:  # other launches may still be writing theirs
             checkpoints.tidy()
         interrupted = interrupted or any(r.state == TrialState.INTERRUPTED for r in info.trials)
         if n_elsewhere:
@@ -146,13 +146,13 @@ def _say_early_stopping(options: LaunchOptions, setup: SearchSetup, session: Sea
 
 
 def _flags(options: LaunchOptions) -> str:
-    """Options that a command needs to find the study, without a password: the person has that."""
+    """Options with which a command finds the study. Passwords are left out; the user has them."""
     home = "" if options.home == default_home() else f" --home {shlex.quote(str(options.home))}"
     return home + (f" --storage {shlex.quote(check_storage(options.storage))}" if options.storage else "")
 
 
 def resume_command(name: str, options: LaunchOptions) -> str:
-    """The command line that continues a search."""
+    """Return the command line that continues a search."""
     there = f" --address {options.address}" if options.address else ""
     return f"cst-search resume {shlex.quote(name)}{_flags(options)}{there}"
 

@@ -1,9 +1,9 @@
 """Options of the commands that run trials, declared once.
 
-The command line is made from these declarations (`cli.options`), a test compares the signatures of the Python API with
-them field by field, and `study_setup.recorded_settings` takes from them what a study and MLflow keep of a launch.
+`cli.options` makes the command line from these declarations. A test compares the signatures of the Python API with them
+field by field. `study_setup.recorded_settings` finds here which settings a study and MLflow keep.
 
-This module is imported for `--help`: nothing here may load torch, Optuna or pydantic.
+`--help` imports this module, so nothing here may load torch, Optuna or pydantic.
 """
 
 # ruff: noqa: RUF009  a field is declared by a call of `_option`
@@ -35,16 +35,16 @@ class Option:
     """The declaration of one option.
 
     Attributes:
-        flag: as on the command line; ``--yes/--no`` for a choice of two.
-        help: what `--help` says. A default that is not a value stands at its end, "(default: ...)".
+        flag: name on the command line, ``--yes/--no`` for a choice of two.
+        help: text in `--help`. It ends with "(default: ...)" if the default is not a fixed value.
         panel: group of options in `--help`.
-        kind: type of the value on the command line; `list` may be repeated.
-        default: value where the option is not given, on the command line and in Python alike.
-        parse: reads a given value, a text or a number; it also gets ``None``. None: the value is taken as it is.
-        least, most: bounds of a number.
+        kind: type of the value on the command line; an option of kind `list` can be repeated.
+        default: value if the option is not given, on the command line and in Python alike.
+        parse: function that reads a text, a number or None; None: the value is used as it is.
+        least, most: bounds of a number, both inclusive.
         completion: words that a shell offers, or the name of the function in `cli.completion` that finds them.
-        is_address: a URL, which `@FILE` may hold.
-        recorded: kept in the study and in MLflow as a setting of the launch.
+        is_address: the value is a URL, or `@FILE` of a file that holds it.
+        recorded: the study and MLflow keep the value as a setting of the launch.
     """
 
     flag: str
@@ -61,15 +61,15 @@ class Option:
 
 
 def _option(flag: str, help: str, panel: str, **more: Any) -> Any:
-    """Declare a field of an options class that is an option at the same time."""
+    """Declare a field of an options class together with its option."""
     option = Option(flag, help, panel, **more)
-    if option.parse is not None:  # a default is read like a given value: --home has one in the environment
+    if option.parse is not None:  # the default is parsed too: that of --home is in the environment
         return field(default_factory=partial(option.parse, option.default), metadata={"option": option})
     return field(default=option.default, metadata={"option": option})
 
 
 def declared(owner: type[RunOptions]) -> dict[str, Option]:
-    """Name of the field -> its option, by group and in the order of declaration."""
+    """Return the options of a class by field name, sorted by group, then by order of declaration."""
     found = {f.name: f.metadata["option"] for f in fields(owner) if "option" in f.metadata}
     return dict(sorted(found.items(), key=lambda item: PANELS.index(item[1].panel)))
 
@@ -87,7 +87,7 @@ def _seconds(value: str | float | None) -> float | None:
 
 
 def parse_cache(size: str | float | None) -> int | None:
-    """Return the bytes of ``--cache-size``; 0: nothing is shared. Raises UnitError."""
+    """Return the bytes of ``--cache-size``; 0 turns sharing off. Raises UnitError."""
     return 0 if str(size).strip() == "0" else _bytes(size)
 
 
@@ -98,7 +98,7 @@ def _device(name: str) -> str:
 
 def _sampler(name: str | None) -> str | None:
     if name is not None:
-        from cst_search.search.samplers import SAMPLERS  # Optuna, which --help need not load
+        from cst_search.search.samplers import SAMPLERS  # loads Optuna; --help does without it
 
         check_choice("--sampler", name, SAMPLERS)
     return name
@@ -113,8 +113,8 @@ class RunOptions:
         recorded=True,
     )  # fmt: skip
     device: str = _option(
-        "--device", "auto, cpu or cuda.", TRIALS, default="auto", parse=_device, completion=("auto", "cpu", "cuda"),
-        recorded=True,
+        "--device", "Device of the trials: auto, cpu or cuda.", TRIALS, default="auto", parse=_device,
+        completion=("auto", "cpu", "cuda"), recorded=True,
     )  # fmt: skip
     in_process: bool = _option(
         "--in-process", "Run trials one after the other in this process, without Ray.", TRIALS, kind=bool, default=False
@@ -144,9 +144,9 @@ class RunOptions:
 
     @classmethod
     def read(cls, **given: Any) -> Self:
-        """Read options as a person or a program gives them, sizes and times as text or numbers.
+        """Parse options from the command line or from Python; sizes and times may be text or numbers.
 
-        What is not given has its default. Raises UserError if a value is not valid.
+        Options that are not given have their default. Raises UserError if a value is not valid.
         """
         options = declared(cls)
         if unknown := given.keys() - options.keys():
@@ -158,10 +158,10 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeOptions(RunOptions):
-    """Options of `resume`: those that a study does not fix.
+    """Options of `resume`: those that a study leaves open.
 
     Attributes:
-        time_limit: seconds.
+        time_limit: seconds after which no trial is started.
         cache_size: bytes of images and feature maps that trials share in ``home / "cache"``; 0: nothing is shared.
     """
 
@@ -183,14 +183,14 @@ class ResumeOptions(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions(ResumeOptions):
-    """Options of `launch`. ``None``: `launch` chooses.
+    """Options of `launch`. None means that `launch` chooses.
 
     Attributes:
-        budget_mem: bytes of device memory.
-        limit_mem: memory limit of a trial's process in bytes. On a GPU: device memory, and None means the budget. On a
-            CPU: growth of the process, and None means no limit, as the budget is about GPU memory.
-        eta: of early stopping; see `early_stopping_eta`.
-        of_study: the study to go on with, whose recipe and space are used instead of these; see `resumed`.
+        budget_mem: budget of device memory in bytes.
+        limit_mem: memory limit of a trial's process in bytes. On a GPU it bounds device memory, and None means the
+            budget. On a CPU it bounds the growth of the process, and None means no limit: the budget is GPU memory.
+        eta: reduction factor of early stopping; see `early_stopping_eta`.
+        of_study: the study to continue, whose recipe and space replace those given here; see `resumed`.
     """
 
     budget_mem: int | None = _option("--budget-mem", "GPU memory budget per trial, e.g. 6GB or 6GiB.", BUDGET,
@@ -216,12 +216,12 @@ class LaunchOptions(ResumeOptions):
         "--study", "Name of the study; an existing one is continued.", SEARCH, completion="studies"
     )
     objectives: str = _option(
-        "--objectives", "From map, device_bytes, trainable_params, map50, petl_params.", SEARCH,
+        "--objectives", "Comma-separated: map, device_bytes, trainable_params, map50, petl_params.", SEARCH,
         default="map,device_bytes,trainable_params", recorded=True,
     )  # fmt: skip
     sampler: str | None = _option(
         "--sampler",
-        "pareto, pareto-no-prior, tpe, nsga2, gp or random (default: pareto, or tpe if pareto cannot optimise "
+        "Sampler: pareto, pareto-no-prior, tpe, nsga2, gp or random (default: pareto, or tpe if pareto cannot optimise "
         "--objectives).",
         SEARCH,
         parse=_sampler,
@@ -246,12 +246,12 @@ class LaunchOptions(ResumeOptions):
     )
     stop_early: bool | None = _option(
         "--stop-early/--no-stop-early",
-        "Stop a trial part-way unless it is among the best 1/eta at that epoch (default: as the study, else yes).",
+        "Stop a trial part-way unless it is among the best 1/eta at that epoch (default: as in the study, else yes).",
         BUDGET,
         kind=bool,
     )
     eta: int | None = _option(
-        "--eta", "Early stopping: one in eta trials goes on (default: as the study, else 2).", BUDGET, kind=int,
+        "--eta", "Early stopping: one in eta trials continues (default: as in the study, else 2).", BUDGET, kind=int,
         least=2, recorded=True,
     )  # fmt: skip
     of_study: StudyInfo | None = None
@@ -273,7 +273,7 @@ class LaunchOptions(ResumeOptions):
 
     @property
     def early_stopping_eta(self) -> int | None:
-        """Eta of early stopping; 0: off; None: as the study has it, else the default."""
+        """Reduction factor of early stopping. 0: off. None: as in the study, or the default for a new one."""
         from cst_search.study.study import ETA
 
         return 0 if self.stop_early is False else self.eta or (ETA if self.stop_early else None)
@@ -284,10 +284,10 @@ class ConfirmOptions(RunOptions):
     """Options of `confirm`.
 
     Attributes:
-        seeds: seeds per point in the end; at the search's length the trial itself is one of them.
+        seeds: total seeds per point; at the search's length the original trial is one of them.
         epochs: ``search``, ``full`` or a number.
-        picks: ``front``, ``knee``, ``best``, or trial numbers with commas.
-        data: current folder of the study's dataset; None: where it was.
+        picks: ``front``, ``knee``, ``best``, or trial numbers separated by commas.
+        data: current folder of the study's dataset; None: the folder that the study names.
     """
 
     seeds: int = _option(
@@ -302,25 +302,28 @@ class ConfirmOptions(RunOptions):
     )
     epochs: str = _option(
         "--epochs",
-        "Length of a run: search (as the trials of the front, comparable with them), full (as `train`) or a number. "
-        "Only the search's length changes the front; others are compared among themselves.",
+        "Epochs of a run: search (as many as the trials of the front), full (as many as `train`) or a number. Only "
+        "runs of the search's length update the front; others are compared with one another.",
         SEARCH,
         default="search",
     )
     picks: str = _option(
-        "--picks", "front, knee, best, or numbers of complete trials, e.g. 3,7.", SEARCH, default="front"
+        "--picks",
+        "Points to confirm: front, knee, best, or numbers of complete trials, e.g. 3,7.",
+        SEARCH,
+        default="front",
     )
-    data: str | None = _option("--data", "Folder in which the study's data is now (default: where it was).", SEARCH)
+    data: str | None = _option("--data", "Current folder of the study's dataset (default: as in the study).", SEARCH)
 
 
 def resumed(info: StudyInfo, n_wanted: int | None, options: ResumeOptions) -> LaunchOptions:
-    """Options of a launch that goes on with a study: everything that the study was made with stays.
+    """Return the options of a launch that continues a study with the settings it was made with.
 
     Args:
-        n_wanted: total trials that the study's last launch was to reach; ``options.trials`` replaces it.
+        n_wanted: total trials that the study's last launch aimed at; ``options.trials`` overrides it.
 
     Raises:
-        StudyError: neither is known.
+        StudyError: neither number is known.
     """
     n_trials = options.trials or n_wanted
     if n_trials is None:

@@ -1,4 +1,4 @@
-"""The files of a study's report: its page, its picture, and the best point as a recipe."""
+"""Write the files of a study's report: page, figure, and the best point as a recipe."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def write_report(info: StudyInfo, folder: Path) -> dict[str, Path]:
-    """Write front.html, front.png and front.json of a study. Returns their paths by ending."""
+    """Write front.html, front.png and front.json of a study. Returns their paths by suffix."""
     from cst_search.report.html import write_front
 
     return write_front(page_report(info), folder)
 
 
 def export_best(info: StudyInfo, files: dict[str, Path]) -> list[Path]:
-    """Write best.yaml beside the page; nothing if the front is empty."""
+    """Write best.yaml beside the page, or nothing if the front is empty. Returns the written files."""
     from cst_search.commands.export import export
 
     if not info.front():
@@ -39,7 +39,7 @@ def close_record(
     """Bring MLflow up to date with a study, add the files of its report, and end the launch's run.
 
     Args:
-        more: further files, by their folder in MLflow.
+        more: further files by artifact folder in MLflow.
     """
     pages = [files[kind] for kind in ("html", "png", "json")]
     record.sync(info)

@@ -1,4 +1,4 @@
-"""The run of a launch or a confirmation: its record in MLflow, its workers, and what happens as each trial finishes."""
+"""Run the trials of a launch or a confirmation, and update MLflow and the display as each one finishes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenRecord:
-    """The record of a launch in MLflow, and where it is."""
+    """The record of a launch in MLflow, with its address."""
 
     mlflow: MlflowRecord
     uri: str
 
 
 def open_record(options: RunOptions, say: Say) -> OpenRecord:
-    """Begin to record in MLflow, in the background."""
+    """Start recording to MLflow in the background."""
     from cst_search.tracking.connection import default_tracking_uri  # mlflow takes seconds to import
     from cst_search.tracking.mlflow_record import MlflowRecord
 
@@ -46,7 +46,7 @@ def make_task(
     recipe: Recipe, data: DetectionData, epochs: int, workers: WorkerSetup, cache: Cache | None,
     checkpoints: Checkpoints, rungs: tuple[int, ...] = (),
 ) -> Task:  # fmt: skip
-    """Everything that the trials of a launch share, as it is sent to the workers."""
+    """Return what all trials of a launch share, in the form that is sent to the workers."""
     machines = workers.machines
     return Task(
         recipe, data, epochs, str(machines.device), workers.threads, machines.limit_bytes, cache, rungs, checkpoints
@@ -54,10 +54,10 @@ def make_task(
 
 
 def run_trials(job: SearchJob, workers: WorkerSetup, view: View, go_on: str) -> bool:
-    """Run a job in its registered launch, and end the launch. Returns whether Ctrl-C ended it.
+    """Run a job in its registered launch, then end the launch. Returns True if Ctrl-C ended it.
 
     Args:
-        go_on: the command that continues, named where the head of the cluster is gone.
+        go_on: command that continues the search, for the message when the head of the cluster is gone.
     """
     interrupted = False
     if workers.machines.cluster is not None:
@@ -68,7 +68,7 @@ def run_trials(job: SearchJob, workers: WorkerSetup, view: View, go_on: str) -> 
     except KeyboardInterrupt:
         interrupted = True
     except BaseException:
-        with suppress(CstSearchError):  # it may be the storage that is gone
+        with suppress(CstSearchError):  # the storage itself may be gone
             job.session.end_launch()
         raise
     job.session.end_launch()
@@ -76,9 +76,9 @@ def run_trials(job: SearchJob, workers: WorkerSetup, view: View, go_on: str) -> 
 
 
 def follow(study: Study, record: MlflowRecord) -> Callable[[], tuple[float, int]]:
-    """Return what to call after every finished trial: it logs new trials to MLflow and returns what `View` shows.
+    """Return the callback for finished trials: it logs new trials to MLflow and returns the figures that `View` shows.
 
-    It uses what the study has read, see `Study.finished`: the cost of a finish must not grow with the number of trials.
+    It relies on `Study.finished`, which reads only new trials: the cost per trial must not grow with their number.
     """
     tally, n_taken = Tally(study.info()), 0
 

@@ -1,4 +1,4 @@
-"""What a launch searches: recipe, space and data, the study it writes to, and what is recorded of it."""
+"""Set up the subject of a search: recipe, space, data, the study it writes to, and its recorded settings."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from cst_search.study.study import Study
 
 @dataclass(frozen=True)
 class SearchSetup:
-    """The subject of a search.
+    """The subject of a search: recipe, space, data and predicted costs.
 
     Attributes:
-        recipe: shared by all trials.
-        estimate: configuration -> predicted cost.
+        recipe: settings that all trials share.
+        estimate: function from a configuration to its predicted cost.
         survey: predicted costs of random configurations of the space.
     """
 
@@ -47,7 +47,7 @@ class SearchSetup:
 
 
 def set_up_search(options: LaunchOptions, machines: Machines, say: Say) -> SearchSetup:
-    """Load recipe, space and data, and print how the budget lies in the space. Raises UserError."""
+    """Load recipe, space and data, and print how much of the space the budget allows. Raises UserError."""
     known = options.of_study
     space = load_space(options.space) if known is None else Space.from_dict(known.space, where=f"study {known.name!r}")
     for method in space.methods:
@@ -58,7 +58,7 @@ def set_up_search(options: LaunchOptions, machines: Machines, say: Say) -> Searc
     else:
         recipe = make_recipe(known.recipe, f"study {known.name!r}")
     data = load_dataset(options, recipe, say)
-    build_detector(recipe, len(data.class_names))  # fetches weights for all workers; faults show here, not in trials
+    build_detector(recipe, len(data.class_names))  # downloads weights once, and fails before any trial
     estimate = estimator(recipe, data)
     survey = survey_costs(space, recipe, estimate)
     show_budget(options.budget, survey, say)
@@ -76,13 +76,13 @@ def base_recipe(options: LaunchOptions, device: Any) -> Recipe:
         folder = str(own_path(folder).absolute())
     if weights not in ("DEFAULT", "none", "demo"):
         weights = str(own_path(weights).absolute())
-        if not Path(weights).is_file():  # or every trial would find out by itself
+        if not Path(weights).is_file():  # fail once here instead of in every trial
             raise ConfigError(f"recipe {name!r}: weights must be DEFAULT, none, demo or a file; there is no {weights}")
     return replace(recipe, data=folder, weights=weights, seed=options.seed)
 
 
 def open_or_make_study(options: LaunchOptions, request: Request, setup: SearchSetup) -> Study:
-    """Open the study of a launch, or make it with the recipe as its first configuration. Raises StudyError."""
+    """Open the study of a launch, or create it with the recipe as its first configuration. Raises StudyError."""
     recipe = setup.recipe
     name = options.study or new_name(request.storage, "demo" if options.data is None else Path(recipe.data).name)
     reference = reference_point(setup.survey, options.budget)
@@ -107,9 +107,9 @@ def open_or_make_study(options: LaunchOptions, request: Request, setup: SearchSe
 
 
 def reference_point(survey: Survey, budget: Budget) -> dict[str, float]:
-    """Reference point of the hypervolume: the budget, or the space's costs and 5 % more where they are lower.
+    """Return the reference point of the hypervolume: the budget, or 105 % of the space's highest cost if that is lower.
 
-    A budget far above the space would make every hypervolume look alike.
+    With a reference point far above the space, all hypervolumes would look alike.
     """
     ceiling = {name: values[-1] * 1.05 + 1 for name, values in vars(survey).items()}
     reference = {"map": 0.0, "map50": 0.0, **ceiling}
@@ -119,9 +119,10 @@ def reference_point(survey: Survey, budget: Budget) -> dict[str, float]:
 
 
 def default_config(space: Space, recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as a configuration of its method, or the space's first: a search should not end below it.
+    """Return the recipe as a configuration of its method, or of the space's first method if the space lacks that one.
 
-    Only one method is tried like this: with all twelve as first trials, searches ended worse.
+    It is the first trial, so that a search does not end below its recipe. Only one method starts this way: with all
+    twelve as first trials, searches ended worse.
     """
     method = get_method(recipe.method if recipe.method in space.methods else space.methods[0])
     own = method.name == recipe.method
@@ -132,7 +133,7 @@ def default_config(space: Space, recipe: Recipe) -> dict[str, Any]:
 
 
 def recorded_settings(study: Study, options: LaunchOptions, workers: WorkerSetup) -> dict[str, Any]:
-    """Settings of a launch that its study and MLflow keep, as the study and the machines have them."""
+    """Return the settings of a launch that its study and MLflow keep, with the values actually in force."""
     spec = study.spec
     actual = replace(
         options,

@@ -1,6 +1,6 @@
-"""Searches on a cluster that go on without this machine: the commands `submit` and `job` of the command line.
+"""Run a search as a job on a cluster, independent of this machine: the commands `submit` and `job`.
 
-The work is `execution.ray_jobs`; the command line reaches it here, as it reaches every other wing.
+`execution.ray_jobs` does the work. The command line reaches it through this module, as it does every other wing.
 """
 
 from cst_search.execution.ray_jobs import COMMANDS, Jobs, JobState, check_words, write_out

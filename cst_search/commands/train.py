@@ -42,8 +42,8 @@ def train(
 ) -> dict[str, Any]:
     """Train and write ``weights.safetensors``, ``metrics.json`` and ``recipe.yaml``. Returns the metrics.
 
-    A checkpoint is written into the folder at every fifth of the epochs. Where the folder holds nothing else, training
-    goes on from it. A recipe that a study exported is recorded in that study's MLflow experiment.
+    A checkpoint is written to the folder after every fifth of the epochs. If the folder holds nothing else, training
+    continues from it. A recipe that a study exported is recorded in that study's MLflow experiment.
     """
 
     def say(line: str) -> None:
@@ -55,7 +55,7 @@ def train(
     _check_free(folder, checkpoint)
     check_folder("--home", home)
     detection = open_data(recipe.data, home, skip_bad=skip_bad, say=say)
-    build_detector(recipe, len(detection.class_names))  # weights that do not fit show before anything is written
+    build_detector(recipe, len(detection.class_names))  # unsuitable weights fail before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     cache, line = open_cache(home, cache_bytes, n_trials=1)
     say(line)
@@ -82,7 +82,7 @@ def train(
     header = f"cst-search train recipe.yaml --out DIR\n\nmap {metrics['map']} on val after {result.epochs} epochs"
     write_yaml(folder / "recipe.yaml", recipe.to_dict(), header)
     _say_result(result, weights, say)
-    for path in folder.glob(f"{checkpoint.name}*"):  # half written ones of a killed process too
+    for path in folder.glob(f"{checkpoint.name}*"):  # with half-written ones of a killed process
         path.unlink()
     _record(recipe, metrics, folder, home, tracking_uri, say)
     return metrics
@@ -96,7 +96,7 @@ def _checked_recipe(given: RecipeLike, settings: Settings, device: str, data: st
 
 
 def _check_free(folder: Path, checkpoint: Path) -> None:
-    """Raise ConfigError where a folder holds more than a checkpoint to go on from, or cannot be written."""
+    """Raise ConfigError if a folder holds more than a checkpoint to resume from, or cannot be written."""
     taken = folder.exists() and (
         not folder.is_dir() or not all(path.name.startswith(checkpoint.name) for path in folder.iterdir())
     )
@@ -129,7 +129,7 @@ def _record(
 ) -> None:
     origin = recipe.origin
     if origin is None and tracking_uri is None:
-        return  # a recipe that no study made belongs to no experiment
+        return  # a recipe without a study belongs to no experiment
     from cst_search.tracking.connection import default_tracking_uri
     from cst_search.tracking.mlflow_record import MlflowRecord
 

@@ -1,4 +1,4 @@
-"""Where trials run: this machine or a cluster, the device, the memory limit of a trial, and the workers."""
+"""Set up the execution of trials: this machine or a cluster, device, memory limit of a trial, and workers."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Machines:
     """The machines of a launch.
 
     Attributes:
-        cluster: the Ray cluster that runs the trials; None: this machine does.
-        device: of the trials.
+        cluster: Ray cluster that runs the trials; None: this machine.
+        device: device on which trials train.
         limit_bytes: memory limit of each trial, as `trial.run.run_trial` takes it; None: no limit.
     """
 
@@ -45,9 +45,9 @@ class WorkerSetup:
     """The workers of a launch.
 
     Attributes:
-        n_workers: concurrent trials at most.
-        threads: CPU threads of each trial; 0: torch's default.
-        placement: how trials share GPUs; None: they run on CPUs.
+        n_workers: maximum number of concurrent trials.
+        threads: CPU threads per trial; 0: torch's default.
+        placement: assignment of trials to GPUs; None: trials run on CPUs.
     """
 
     machines: Machines
@@ -58,7 +58,7 @@ class WorkerSetup:
 
     @property
     def gpu_bytes(self) -> int | None:
-        """Memory of the GPU that trials share, which bounds what is suggested; None: they run on CPUs."""
+        """Memory in bytes of the GPU that trials share, an upper bound for suggestions; None: trials run on CPUs."""
         return None if self.placement is None else self.placement.gpu_bytes
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ def find_machines(options: RunOptions, storage: str, budget: Budget, limit_bytes
 def set_up_workers(
     options: RunOptions, machines: Machines, recipe: Recipe, data: DetectionData, survey: Survey, n_trials: int
 ) -> WorkerSetup:
-    """Check the nodes of a cluster, and make the workers; nothing is started. Raises ConfigError."""
+    """Check the nodes of a cluster and make the workers. Starts nothing. Raises ConfigError."""
     cluster = machines.cluster
     if cluster is not None:
         check_nodes(cluster, options.home, recipe, data, machines.device)
@@ -85,7 +85,7 @@ def set_up_workers(
 
 
 def connect(options: RunOptions, storage: str, say: Say) -> Cluster | None:
-    """Connect to the cluster of ``--address``; None if that is not given. Raises UserError."""
+    """Connect to the cluster of ``--address``. Returns None if it is not given. Raises UserError."""
     if options.address is None:
         return None
     if options.in_process:
@@ -98,10 +98,10 @@ def connect(options: RunOptions, storage: str, say: Say) -> Cluster | None:
 
 
 def check_nodes(cluster: Cluster, home: Path, recipe: Recipe, data: DetectionData, device: Any) -> None:
-    """Inspect every node. Raises ConfigError that says what each lacks.
+    """Inspect every node. Raises ConfigError that lists what each lacks.
 
     Args:
-        home: folder that nodes should share, as checkpoints are in it.
+        home: folder that all nodes should share, because it holds the checkpoints.
     """
     from cst_search.execution import node_check
 
@@ -116,12 +116,12 @@ def device_of(name: str, cluster: Cluster | None) -> Any:
 
 
 def memory_limit_of(budget: Budget, limit_bytes: int | None, device: Any) -> int | None:
-    """Memory limit of each trial, as `run_trial` takes it. Raises ConfigError if --limit-mem leaves nothing."""
+    """Return the memory limit of each trial, as `run_trial` takes it. Raises ConfigError if --limit-mem is too low."""
     if limit_bytes is not None:
         return allowance(limit_bytes, device, "--limit-mem")
     if device.type != "cuda" or budget.memory_bytes is None:
         return None
-    # a budget below the context lets no suggestion through, which is said where the space is surveyed
+    # a budget below the context excludes every suggestion; `show_budget` prints a note about that
     return max(1, budget.memory_bytes - CONTEXT_BYTES)
 
 
@@ -146,14 +146,14 @@ def make_workers(
     survey: Survey,
     cluster: Cluster | None = None,
 ) -> tuple[Workers, int, int]:
-    """Return (workers, concurrent trials at most, CPU threads of each; 0: torch's default)."""
+    """Return (workers, maximum number of concurrent trials, CPU threads per trial; 0: torch's default)."""
     if cluster is not None:
         return _cluster_workers(options, n_trials, placement, recipe, survey, cluster)
     assert not isinstance(placement, Fleet)
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n_workers = options.workers or max(1, min(n_cores, n_trials))
     if placement is not None and not options.workers:
-        # as many as fit of the smallest, and a core for each of their processes; but every GPU is used
+        # as many of the smallest trials as fit, with a core per process, but at least one per GPU
         most = min(placement.n_at_once(survey.device_bytes[0]), n_cores // (1 + recipe.loader_workers))
         n_workers = min(max(most, placement.n_gpus), n_trials)
     threads = max(1, n_cores // n_workers)
@@ -173,11 +173,11 @@ def _cluster_workers(
     survey: Survey,
     cluster: Cluster,
 ) -> tuple[Workers, int, int]:
-    """As `make_workers` on a cluster, where only ``--workers`` bounds what its nodes have room for, now and later."""
+    """Do as `make_workers` for a cluster: trials use all the room on its nodes, now and later, up to ``--workers``."""
     nodes = list(cluster.nodes.values())
     if isinstance(placement, Fleet):
         fleet = placement
-        fleet.cpus = 1.0 + recipe.loader_workers  # a core for each process of a trial
+        fleet.cpus = 1.0 + recipe.loader_workers  # one core per process of a trial
         n_on = {node: fleet.n_on(node, survey.device_bytes[0]) for node in nodes}
         threads = min((max(1, int(node.n_cpus) // n) for node, n in n_on.items() if n), default=1)
     else:
