@@ -1,4 +1,4 @@
-"""Read a COCO-format folder: find its splits, check them, list their images and boxes.
+"""Read a COCO-format folder: find its splits, validate them, list their images and boxes.
 
 data, report = load_data("bccd", cache=Path("checked.json"))
 """
@@ -35,7 +35,7 @@ __all__ = [
     "load_data",
 ]
 
-_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # split -> how people call it
+_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # split -> names in use for it
 LAYOUTS = """  train.json, val.json (test.json)                    with images in train/, val/, images/train/ or images/
   annotations/instances_train2017.json, ..._val2017   with images in train2017/, images/train2017/ or images/
   train/_annotations.coco.json, valid/...             with the images beside it"""
@@ -43,28 +43,28 @@ LAYOUTS = """  train.json, val.json (test.json)                    with images i
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image with its boxes, after checking. The four box fields have one item per box, N in all."""
+    """One image with its N boxes, after validation. The four box fields have one item per box."""
 
     image_id: int
     file_name: str
     path: Path  # absolute
     width: int  # pixels
     height: int
-    boxes_xywh: tuple[tuple[float, ...], ...]  # pixels, inside the image, both sides above 0
-    labels: tuple[int, ...]  # 1..K, the index into class_names plus one
+    boxes_xywh: tuple[tuple[float, ...], ...]  # pixels; inside the image, width and height above 0
+    labels: tuple[int, ...]  # 1..K: index into class_names, plus one
     iscrowd: tuple[int, ...]  # 0 or 1
     areas: tuple[float, ...]  # square pixels
-    digest: str = ""  # of the file's content, where it was decoded
+    digest: str = ""  # BLAKE2b of the file's content; empty if it was not decoded
 
 
 @dataclass(frozen=True)
 class Split:
-    """One annotation file with its image folder, after checking."""
+    """One annotation file with its image folder, after validation."""
 
     name: str  # train | val | test
     annotation_file: Path
     image_folder: Path
-    images: tuple[ImageEntry, ...]  # those kept, in the order of the annotation file
+    images: tuple[ImageEntry, ...]  # kept images, in the order of the annotation file
     class_names: tuple[str, ...] = ()  # as in DetectionData
     category_ids: tuple[int, ...] = ()  # the COCO id of label i is category_ids[i - 1]
 
@@ -77,10 +77,10 @@ class DetectionData:
     splits: Mapping[str, Split]  # "train", "val", and "test" where there is one
 
     def summary(self) -> dict[str, Any]:
-        """Counts that the memory prediction uses; ready for JSON.
+        """Return the counts that the memory prediction uses, as a dict ready for JSON.
 
-        ``n_classes``; ``n_images`` and ``n_boxes`` by split (crowds not counted); ``max_boxes`` in one image;
-        ``largest_image_px`` (width, height) of the image with the most pixels.
+        ``n_classes``; ``n_images`` and ``n_boxes`` by split, without crowd boxes; ``max_boxes`` in one image;
+        ``largest_image_px``, the (width, height) of the image with the most pixels.
         """
         entries = [entry for split in self.splits.values() for entry in split.images]
         largest = max(entries, key=lambda entry: entry.width * entry.height)
@@ -98,10 +98,11 @@ def _n_boxes(entry: ImageEntry) -> int:
 
 
 def find_splits(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Split name -> (annotation file, image folder), for the splits that are there; see LAYOUTS.
+    """Return the annotation file and the image folder of every split that exists, by split name; see LAYOUTS.
 
     Raises:
-        DataError: no such folder, no split at all, several annotation files for one split, or no image folder.
+        DataError: the folder does not exist, or it has no split, several annotation files for one split, or no image
+            folder.
     """
     if not folder.is_dir():
         raise DataError(f"the dataset must be a COCO-format folder; there is no folder {folder}")
@@ -151,18 +152,17 @@ def load_data(
     cache: Path | None = None,
     need: tuple[str, ...] = ("train", "val"),
 ) -> tuple[DetectionData, DataReport]:
-    """Find, read and check a COCO-format folder.
+    """Find, read and validate a COCO-format folder.
 
     Args:
-        folder: see LAYOUTS.
-        skip_bad: leave out images and boxes that have a fault, rather than stop. Note that an object whose box is left
-            out becomes background.
-        check_images: decode every image once. Off: only their presence and place are checked.
-        cache: JSON file that remembers decoded images by path, size and mtime, so that the next start is quick.
-        need: splits that must be there. Others are read where they are.
+        folder: folder with one of the LAYOUTS.
+        skip_bad: drop faulty images and boxes instead of raising. An object whose box is dropped becomes background.
+        check_images: decode every image once. If False, only the presence and location of image files are checked.
+        cache: JSON file that remembers decoded images by path, size and mtime, so that the next start is fast.
+        need: required splits. Others are read if they exist.
 
     Raises:
-        DataError: with all faults in one report; with skip_bad only those that cannot be skipped.
+        DataError: the dataset has faults (with ``skip_bad``, faults that cannot be skipped); one report lists them all.
     """
     folder = Path(folder)
     places = find_splits(folder)
@@ -202,7 +202,7 @@ def _raise_faults(report: DataReport, skip_bad: bool) -> None:
 
 
 def _check_images(listed: Mapping[str, ListedSplit], cache: Path | None, faults: Findings, notes: Findings) -> int:
-    """Decode and compare with the annotation file. Returns how many the cache knew."""
+    """Decode the images and compare them with the annotation file. Returns the number of cache hits."""
     usable = [(split.name, image) for split in listed.values() for image in split.images if image.usable]
     facts, n_from_cache, saved = inspect_images({image.path: image.file_stamp for _, image in usable}, cache)
     if not saved:
@@ -225,9 +225,9 @@ def _check_images(listed: Mapping[str, ListedSplit], cache: Path | None, faults:
 
 
 def _check_together(listed: Mapping[str, ListedSplit], faults: Findings, notes: Findings) -> None:
-    """What only shows when images, boxes and splits are seen together."""
+    """Collect faults and notes that concern images, boxes and splits together."""
     first = next(iter(listed.values()), None)
-    split_of_image: dict[str, str] = {}  # by content where that is known, else by path
+    split_of_image: dict[str, str] = {}  # keyed by content if that is known, else by path
     for name, split in listed.items():
         if first and split.categories != first.categories:
             differ = dict(sorted(set(split.categories.items()) ^ set(first.categories.items())))
@@ -260,7 +260,7 @@ def _entries(split: ListedSplit, label_of: Mapping[int, int]) -> tuple[ImageEntr
             width=image.width,
             height=image.height,
             boxes_xywh=tuple(box.xywh for box in image.boxes),
-            labels=tuple(label_of.get(box.category_id, 0) for box in image.boxes),  # 0: categories differ, a fault
+            labels=tuple(label_of.get(box.category_id, 0) for box in image.boxes),  # 0: a fault is reported
             iscrowd=tuple(box.iscrowd for box in image.boxes),
             areas=tuple(box.area for box in image.boxes),
             digest=image.digest,
@@ -271,9 +271,9 @@ def _entries(split: ListedSplit, label_of: Mapping[int, int]) -> tuple[ImageEntr
 
 
 def coco_ground_truth(split: Split) -> dict[str, Any]:
-    """The kept images and boxes as a COCO document: original image and category ids, original pixels.
+    """Return the kept images and boxes as a COCO document with original image and category ids, in original pixels.
 
-    Annotations are numbered anew from 1, as COCOeval takes an annotation of id 0 for "not matched".
+    Annotations are renumbered from 1, because COCOeval reads an annotation id of 0 as "not matched".
     """
     ids = split.category_ids or tuple(range(1, 1 + max((label for e in split.images for label in e.labels), default=0)))
     names = split.class_names or tuple(map(str, ids))

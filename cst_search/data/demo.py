@@ -1,6 +1,6 @@
-"""The embedded demo: a small detection set, drawn by a program, in COCO layout. Needs no download.
+"""The embedded demo: a small synthetic detection dataset in COCO layout. Needs no download.
 
-Six classes in three outlines, so the outline alone never tells the class:
+Six classes share three outlines, so the outline alone never determines the class:
 
 =========  =======  ====================  ========================
 class      outline  colours               marking
@@ -13,12 +13,12 @@ lantern    diamond  red to orange         facets
 gem        diamond  blues                 facets
 =========  =======  ====================  ========================
 
-Plain discs and boxes, diamonds of other colours, rings, triangles and sticks belong to no class. The backbone weights
-shipped for the demo (`tools/train_demo_backbone.py`) come from images in which the outline is the class and colour and
-marking mean nothing: its deep features say little of what is asked here, its early ones still hold it. So the demo is a
-case for a method that adapts the backbone, as a shift of domain is in practice.
+Plain discs and boxes, diamonds of other colours, rings, triangles and sticks are distractors without a class. The
+backbone weights shipped for the demo (`tools/train_demo_backbone.py`) were trained on images in which the outline is
+the class, and colour and marking mean nothing. Its deep features hold little of what the demo asks for; its early ones
+still do. So the demo rewards methods that adapt the backbone, like a domain shift in practice.
 
-numpy and Pillow only: torchvision and pycocotools bring both, and a trial must run where there is no more.
+Uses numpy and Pillow only: torchvision and pycocotools depend on both, and a trial must run with no more than these.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ from cst_search.errors import ConfigError
 
 Array = NDArray[np.floating[Any]]
 
-VERSION = 2  # raise it whenever a drawn pixel or a box changes: sets of another version are drawn anew
+VERSION = 2  # raise it whenever a drawn pixel or a box changes: sets of another version are then redrawn
 CATEGORIES = ("melon", "planet", "crate", "die", "lantern", "gem")  # category ids are 1..6 in this order
 IMAGE_SIZE_PX = 128
 N_TRAIN, N_VAL = 200, 60
 MARKER = "demo.json"
 _SPLITS = ("train", "val")
-_SUPERSAMPLE = 2  # samples per pixel side inside an object; smooth edges
-_MIN_VISIBLE = 0.6  # an object that later ones would hide beyond this share stays as it is: the newcomer is not drawn
+_SUPERSAMPLE = 2  # samples per pixel side inside an object, for smooth edges
+_MIN_VISIBLE = 0.6  # an object is not drawn if it would leave less than this share of an earlier one visible
 _DISTRACTORS = ("disc", "box", "diamond", "ring", "triangle", "stick")
 
 
 def write_demo(folder: Path, *, n_train: int = N_TRAIN, n_val: int = N_VAL, seed: int = 0) -> Path:
-    """Draw the set into ``folder`` unless it is already there, and return ``folder``.
+    """Draw the demo dataset into ``folder`` unless it is already there, and return ``folder``.
 
     Layout: ``train.json``, ``val.json`` (COCO instances) beside ``train/`` and ``val/`` (128 x 128 px RGB PNG).
-    An image depends on ``(seed, split, its index)`` alone. The folder appears complete or not at all.
+    An image depends only on ``(seed, split, index)``. The folder appears complete or not at all.
 
     Args:
-        n_train, n_val: number of images of each split, at least 6 (then every class is present).
+        n_train, n_val: number of images per split, at least 6, so that every class is present.
 
     Raises:
-        ConfigError: fewer images than classes, or ``folder`` holds something else.
+        ConfigError: there are fewer images than classes, or ``folder`` holds something else.
     """
     if min(n_train, n_val) < len(CATEGORIES):
         raise ConfigError(
@@ -86,10 +86,10 @@ def write_demo(folder: Path, *, n_train: int = N_TRAIN, n_val: int = N_VAL, seed
 
 
 def _publish(fresh: Path, folder: Path, marker: dict[str, int], scratch: Path) -> None:
-    """Move ``fresh`` to ``folder``, an old set out of the way first; several processes may do so at once."""
+    """Move ``fresh`` to ``folder``, after moving an old set away. Several processes may do so at once."""
     for attempt in range(3):
         if _marker(folder) == marker:
-            return  # another process was faster: its bytes are ours, and somebody may be reading them
+            return  # another process was faster: its bytes are the same, and may already be in use
         try:
             if folder.exists():
                 os.replace(folder, scratch / f"old-{attempt}")
@@ -101,7 +101,7 @@ def _publish(fresh: Path, folder: Path, marker: dict[str, int], scratch: Path) -
 
 
 def _marker(folder: Path) -> Any:
-    """What the marker of a complete set says; None when there is none."""
+    """Return the content of the marker file of a complete set, or None if there is none."""
     try:
         return json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
@@ -130,14 +130,14 @@ def _write_split(folder: Path, split: str, n_images: int, seed: int) -> None:
 def draw_image(
     seed: int, split: str, index: int
 ) -> tuple[NDArray[np.uint8], list[tuple[float, float, float, float]], list[int]]:
-    """One image of the set: pixels (128, 128, 3), boxes xywh in pixels, category ids."""
+    """Draw one image of the set. Returns pixels (128, 128, 3), boxes xywh in pixels, and category ids."""
     rng = np.random.default_rng([seed, _SPLITS.index(split), index])
     scene = Scene(rng, IMAGE_SIZE_PX, background(rng, IMAGE_SIZE_PX))
     labels = [index % len(CATEGORIES) + 1, *rng.integers(1, len(CATEGORIES) + 1, size=rng.integers(1, 5)).tolist()]
     plan = labels + [0] * int(rng.integers(1, 4))  # 0: a distractor
     boxes: list[tuple[float, float, float, float]] = []
     kept: list[int] = []
-    # the class that the index promises comes first: nothing is there yet that could keep it from being drawn
+    # the class assigned to the index comes first, so that no other object can prevent it from being drawn
     for label in [plan[0], *rng.permutation(plan[1:]).tolist()]:
         outline, paint = _object(rng, CATEGORIES[label - 1]) if label else _distractor(rng)
         box = scene.add(outline, paint, size_px=float(rng.triangular(18, 36, 60)), counts=bool(label))
@@ -147,8 +147,8 @@ def draw_image(
     return finish(rng, scene.pixels, noise=0.03), boxes, kept
 
 
-# --- what the classes look like --------------------------------------------------------------------------------------
-# Local coordinates u, v: the object fills [-1, 1]. An outline maps them to inside / outside, a paint to RGB in 0..1.
+# --- appearance of the classes ---------------------------------------------------------------------------------------
+# Local coordinates u, v: the object fills [-1, 1]. An outline maps them to inside or outside, a paint to RGB in 0..1.
 
 Outline = Callable[[Array, Array], NDArray[np.bool_]]
 Paint = Callable[[Array, Array], Array]
@@ -163,7 +163,7 @@ OUTLINES: dict[str, Outline] = {
 }
 
 
-HUES = {  # in turns: where the class's colours lie
+HUES = {  # range of the class's hues, in turns
     "melon": (0.2, 0.42),
     "planet": (0.72, 1.08),
     "crate": (0.02, 0.14),
@@ -207,7 +207,7 @@ def _distractor(rng: np.random.Generator) -> tuple[Outline, Paint]:
 
 
 def _two_tones(rng: np.random.Generator, hues: tuple[float, float]) -> tuple[Array, Array]:
-    """A dark and a light colour in random order: which is the ground and which the marking tells nothing."""
+    """Return a dark and a light colour in random order, so that it tells nothing which of them is the marking."""
     values = [rng.uniform(0.2, 0.45), rng.uniform(0.75, 1.0)]
     tones = [hsv(rng.uniform(*hues), rng.uniform(0.4, 0.9), value) for value in values]
     return (tones[0], tones[1]) if rng.random() < 0.5 else (tones[1], tones[0])
@@ -215,14 +215,14 @@ def _two_tones(rng: np.random.Generator, hues: tuple[float, float]) -> tuple[Arr
 
 def _two_tone(first: Array, second: Array, where: Callable[[Array, Array], NDArray[np.bool_]]) -> Paint:
     def paint(u: Array, v: Array) -> Array:
-        shade = (1 - 0.18 * (u + v))[..., None]  # the same soft light from the upper left on everything
+        shade = (1 - 0.18 * (u + v))[..., None]  # the same soft light from the upper left on every object
         return np.where(where(u, v)[..., None], first, second) * shade
 
     return paint
 
 
 def _facets(rng: np.random.Generator, hues: tuple[float, float]) -> Paint:
-    """Four facets of one hue in random brightness."""
+    """Return a paint of four facets of one hue with random brightness."""
     hue = rng.uniform(*hues)
     facets = np.stack([hsv(hue, rng.uniform(0.55, 0.95), value) for value in rng.uniform(0.45, 1.0, size=4)])
     return lambda u, v: facets[2 * (u > 0) + (v > 0)]
@@ -232,7 +232,7 @@ def _facets(rng: np.random.Generator, hues: tuple[float, float]) -> Paint:
 
 
 class Scene:
-    """A picture to which objects are added, each in front of those before.
+    """A picture to which objects are added, each in front of the earlier ones.
 
     Attributes:
         pixels: (S, S, 3) float RGB in 0..1.
@@ -240,22 +240,21 @@ class Scene:
 
     def __init__(self, rng: np.random.Generator, size_px: int, pixels: Array) -> None:
         self.rng, self.size_px, self.pixels = rng, size_px, pixels
-        self._visible: list[
-            tuple[NDArray[np.bool_], int]
-        ] = []  # per counted object: what is seen of it, its whole area
+        self._visible: list[tuple[NDArray[np.bool_], int]] = []  # per counted object: its visible part, its whole area
 
     def add(
         self, outline: Outline, paint: Paint, size_px: float, counts: bool = True, tilt: float = 0.22
     ) -> tuple[float, float, float, float] | None:
-        """Draw one object at a free enough place; None when no place was found.
+        """Draw one object at a sufficiently free position.
 
         Args:
-            size_px: the longer side before tilting.
+            size_px: longer side before the rotation.
             counts: the object has a label, so later ones must not hide most of it.
-            tilt: bound of the rotation in radians.
+            tilt: largest rotation in radians, either way.
 
         Returns:
-            Tight box xywh in pixels of the object's whole extent, clipped to the image; hidden parts count.
+            Tight box xywh in pixels around the whole object, hidden parts included, clipped to the image. None if no
+            position was found.
         """
         rng, s = self.rng, self.size_px
         angle, aspect = rng.uniform(-tilt, tilt), rng.uniform(0.72, 1.0)
@@ -286,7 +285,7 @@ class Scene:
 
 
 def _local(x0: int, y0: int, x1: int, y1: int, center: Array, half: Array, angle: float) -> tuple[Array, Array]:
-    """Local coordinates u, v of the samples of a pixel window, each (h * k, w * k) for k samples per pixel side."""
+    """Return local coordinates u, v of a pixel window's samples, each (h * k, w * k) for k samples per pixel side."""
     k = _SUPERSAMPLE
     x = x0 + (np.arange((x1 - x0) * k, dtype=np.float32) + 0.5) / k - center[0]
     y = (y0 + (np.arange((y1 - y0) * k, dtype=np.float32) + 0.5) / k - center[1])[:, None]
@@ -294,7 +293,7 @@ def _local(x0: int, y0: int, x1: int, y1: int, center: Array, half: Array, angle
 
 
 def _pool(samples: Array) -> Array:
-    """Mean over the samples of each pixel: (h * k, w * k, ...) -> (h, w, ...)."""
+    """Average the samples of each pixel: (h * k, w * k, ...) -> (h, w, ...)."""
     k = _SUPERSAMPLE
     h, w = samples.shape[0] // k, samples.shape[1] // k
     pooled: Array = samples.reshape(h, k, w, k, *samples.shape[2:]).mean(axis=(1, 3))
@@ -302,13 +301,13 @@ def _pool(samples: Array) -> Array:
 
 
 def hsv(hue: float, saturation: float, value: float) -> Array:
-    """RGB (3,) in 0..1; hue in turns."""
+    """Convert HSV to RGB (3,) in 0..1; the hue is in turns."""
     k = (np.array([5.0, 3.0, 1.0]) + 6 * hue) % 6
     return (value * (1 - saturation * np.clip(np.minimum(k, 4 - k), 0, 1))).astype(np.float32)
 
 
 def smooth_noise(rng: np.random.Generator, size_px: int, cells: tuple[int, int], channels: int = 1) -> Array:
-    """(S, S, channels) in about -1..1: a random grid of ``cells`` (rows, columns), enlarged bicubically."""
+    """Return noise (S, S, channels) in about -1..1: a random ``cells`` grid (rows, columns), enlarged bicubically."""
     grid = rng.uniform(-1, 1, size=(*cells, channels)).astype(np.float32)
     size = (size_px, size_px)
     return np.stack(
@@ -317,14 +316,14 @@ def smooth_noise(rng: np.random.Generator, size_px: int, cells: tuple[int, int],
 
 
 def background(rng: np.random.Generator, size_px: int) -> Array:
-    """A textured ground with clutter: (S, S, 3) float RGB in about 0..1."""
+    """Return a textured background with clutter: (S, S, 3) float RGB in about 0..1."""
     ground = hsv(rng.random(), rng.uniform(0.05, 0.5), rng.uniform(0.3, 0.75)) + 0.12 * smooth_noise(
         rng, size_px, (4, 4), 3
     )
     kind, strength = rng.integers(4), rng.uniform(0.04, 0.14)
     if kind == 0:  # blotches
         ground = ground + strength * smooth_noise(rng, size_px, (16, 16))
-    elif kind == 1:  # grain of wood
+    elif kind == 1:  # wood grain
         cells = (48, 4) if rng.random() < 0.5 else (4, 48)
         ground = ground + strength * smooth_noise(rng, size_px, cells)
     elif kind == 2:  # tiles
@@ -334,7 +333,7 @@ def background(rng: np.random.Generator, size_px: int) -> Array:
     else:  # coarse sand
         ground = ground + strength * smooth_noise(rng, size_px, (64, 64))
     scene = Scene(rng, size_px, ground.astype(np.float32))
-    for _ in range(int(rng.integers(2, 8))):  # crumbs and twigs, too small or too thin to be taken for an object
+    for _ in range(int(rng.integers(2, 8))):  # crumbs and twigs, too small or too thin to pass for an object
         tone = np.clip(hsv(rng.random(), 0.4, rng.uniform(0.1, 0.9)), 0, 1)
         shape = OUTLINES["stick"] if rng.random() < 0.5 else OUTLINES["disc"]
         length = rng.uniform(20, 50) if shape is OUTLINES["stick"] else rng.uniform(7, 9)
@@ -353,7 +352,7 @@ def _flat(tone: Array) -> Paint:
 
 
 def finish(rng: np.random.Generator, pixels: Array, noise: float) -> NDArray[np.uint8]:
-    """Light and camera: uneven light, exposure, colour cast, a little blur, noise. (S, S, 3) float -> uint8.
+    """Apply uneven light, exposure, colour cast, slight blur and noise. (S, S, 3) float -> uint8.
 
     Args:
         noise: upper bound of the noise's standard deviation, in 0..1.

@@ -1,23 +1,23 @@
-"""What trials of a node need not do twice: slots of bytes in files, shared by processes and kept between launches.
+"""Disk cache of a node: byte slots in files, shared by all trials and kept between launches.
 
-A *key* stands for all that its bytes depend on, by content. It is one sparse file ``<kind>-<hash>.slots``:
+A *key* identifies everything that its bytes depend on, by content. Each key is one sparse file ``<kind>-<hash>.slots``:
 
-    n words of 8 bytes, one a slot: 0 = empty, else the checksum of its bytes | then the slots, one after the other
+    n words of 8 bytes, one per slot: 0 = empty, else the checksum of its bytes | then the slots, one after the other
 
-* A slot's word is written after its bytes, and whoever reads it for the first time checks the sum. So a writer that is
-  killed at any moment, two that write the same slot, or a machine that lost power leave an empty slot at worst.
-* All keys of a folder stay within one bound. A key in use counts with all that it may grow to, others with the blocks
-  that they take; what was not used for longest makes room. In use is what a live process holds a shared `flock` on,
-  which the kernel drops with the process.
-* Files are read and written with `pread` and `pwrite`, through the page cache that all processes share. A map of
-  memory was read no faster (614 kB slots on a busy machine: 1.2 to 1.6 ms, against 1.4), was written five times slower,
-  and on a full disk is a signal that ends the process rather than an error.
-* No fault of a disk ends a trial: what cannot be opened is computed, what cannot be written is not kept, and a note
-  says so once.
+* A slot's word is written after its bytes, and every reader verifies the checksum on its first read. So a writer that
+  is killed at any moment, two writers of the same slot, or a power failure leave an empty slot at worst.
+* All keys of a folder stay within one bound. A key in use counts with the size it may grow to, others with the blocks
+  they occupy. The least recently used keys are removed first. A key is in use while a live process holds a shared
+  `flock` on it; the kernel releases the lock when the process ends.
+* Files are read and written with `pread` and `pwrite`, through the page cache that all processes share. `mmap` read no
+  faster (614 kB slots on a busy machine: 1.2 to 1.6 ms, against 1.4), wrote five times slower, and on a full disk
+  raises a signal that ends the process instead of an error.
+* No disk error ends a trial. If a file cannot be opened, its content is computed; if it cannot be written, nothing is
+  kept. One note says so.
 
-Own code, because diskcache took seven times as long to write such a slot and ten times to read one (a file and a row of
-SQLite for each), LMDB seven times to write one (one writer at a time), neither removes whole keys by their last use
-without touching those at work, and a trial shall run with torch, torchvision and pycocotools alone.
+This is own code because diskcache took seven times as long to write such a slot and ten times to read one (one file and
+one SQLite row per slot), and LMDB seven times to write one (a single writer at a time). Neither removes whole keys by
+last use without touching those in use, and a trial must run with torch, torchvision and pycocotools alone.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from cst_search.units import format_bytes
 
 try:
     import fcntl
-except ImportError:  # Windows: without locks nothing is kept
+except ImportError:  # Windows has no flock: nothing is kept
     fcntl = None  # type: ignore[assignment]
 
-_FORMAT = 1  # part of every key; another one when the layout of the files changes
+_FORMAT = 1  # part of every key; change it with the layout of the files
 _WORD = 8
 _BLOCK = 4096
-_UNIT = 512  # of st_blocks, whatever the file system's own
+_UNIT = 512  # bytes per unit of st_blocks, on any file system
 _MOST_BYTES = 10 * 10**9
-_SHARE_OF_DISK = 10  # of what is free, one part
+_SHARE_OF_DISK = 10  # one part in ten of the free space
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Where trials keep what they share, and how much of it; it travels to the workers.
+    """Folder and size bound of the disk cache; sent to the workers.
 
     Attributes:
-        n_trials: that are expected to share it, this one included: what one trial keeps is worth that much more.
+        n_trials: number of trials expected to share an entry, this one included. Caching pays off that many times.
     """
 
     folder: Path
@@ -64,28 +64,31 @@ class Cache:
 
 
 def default_bound(folder: Path) -> int:
-    """The smaller of 10 GB and a tenth of the disk's free bytes, those that the folder takes among them."""
+    """Return the default bound in bytes: 10 GB or a tenth of the free disk space, whichever is less.
+
+    Space that the folder itself occupies counts as free.
+    """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     return min(_MOST_BYTES, (shutil.disk_usage(there).free + taken_bytes(folder)) // _SHARE_OF_DISK)
 
 
 def taken_bytes(folder: Path) -> int:
-    """Bytes of disk that the keys of a folder take."""
+    """Return the bytes on disk that the keys of a folder occupy."""
     return sum(_taken(path) for path in folder.glob("*.slots")) if folder.is_dir() else 0
 
 
 def _taken(path: Path) -> int:
     try:
         return path.stat().st_blocks * _UNIT
-    except OSError:  # removed meanwhile
+    except OSError:  # removed in the meantime
         return 0
 
 
 class Store:
-    """A `Cache` as one trial uses it.
+    """A `Cache` opened by one trial.
 
     Attributes:
-        notes: what there is to say about it, one line each.
+        notes: lines for the user, e.g. that the cache is full.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -95,15 +98,15 @@ class Store:
     def open(
         self, kind: str, identity: Mapping[str, Any], sizes: Sequence[int], *, partly: bool = False
     ) -> Slots | None:
-        """The slots of a key, made where there are none.
+        """Open the slots of a key, creating its file if needed.
 
         Args:
-            identity: all that the bytes depend on; ready for JSON.
-            sizes: bytes of each slot.
-            partly: the first slots will do if not all fit; they then take at most half of the bound.
+            identity: everything that the bytes depend on; ready for JSON.
+            sizes: size of each slot in bytes.
+            partly: accept only the first slots if not all fit; they then take at most half of the bound.
 
         Returns:
-            None: there is no room for it, or the folder cannot be used, which becomes a note.
+            The slots, or None if there is no room, or if the folder cannot be used, which becomes a note.
         """
         text = json.dumps([_FORMAT, kind, dict(identity), list(sizes)], sort_keys=True)
         name = f"{kind}-{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.slots"
@@ -130,11 +133,11 @@ class Slots:
     """The slots of one key. Any number of processes may read and write them.
 
     Attributes:
-        n_kept: the slots that there is room for, from the first on.
+        n_kept: number of slots with room in the file, counted from the first.
     """
 
     def __init__(self, path: Path, sizes: Sequence[int], length: int = 0, store: Store | None = None) -> None:
-        """Args: length: bytes that the file shall have at least; it never shrinks."""
+        """Open the file, and grow it to at least ``length`` bytes; it never shrinks."""
         self.path, self.sizes = path, list(sizes)
         self._ends, self._store = _ends(sizes), store
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -151,14 +154,14 @@ class Slots:
         return _reopen, (self.path, self.sizes)
 
     def is_filled(self) -> np.ndarray:
-        """bool (slots): what seems to be filled; only `read` knows for sure."""
+        """Return bool (slots,): True for slots that seem filled. Only `read` verifies them."""
         words = np.zeros(len(self.sizes), np.uint64)
         with contextlib.suppress(OSError):
             os.preadv(self._fd, [words.data], 0)
         return words != 0
 
     def has(self, i: int) -> bool:
-        """Whether slot i seems to be filled."""
+        """Return True if slot i seems filled. Only `read` verifies it."""
         if i >= self.n_kept:
             return False
         try:
@@ -168,7 +171,10 @@ class Slots:
             return False
 
     def read(self, i: int, into: np.ndarray) -> bool:
-        """Fill ``into`` (uint8, contiguous, of the slot's size). False: the slot is empty, and ``into`` undefined."""
+        """Read slot i into ``into`` (uint8, contiguous, of the slot's size).
+
+        Returns False if the slot is empty; the content of ``into`` is then undefined.
+        """
         if i >= self.n_kept:
             return False
         try:
@@ -185,7 +191,7 @@ class Slots:
         return True
 
     def write(self, i: int, data: np.ndarray) -> None:
-        """Fill slot i with ``data`` (uint8, contiguous, of the slot's size), which is the same whoever writes it."""
+        """Write ``data`` (uint8, contiguous, of the slot's size) to slot i. All its writers have the same data."""
         if i >= self.n_kept or not self._is_writable:
             return
         assert data.nbytes == self.sizes[i]
@@ -209,13 +215,13 @@ def _reopen(path: Path, sizes: list[int]) -> Slots | None:
 
 
 def _ends(sizes: Sequence[int]) -> np.ndarray:
-    """Offsets of the slots in their file, and the end of the last."""
+    """Return the offsets of the slots in their file, and the end of the last one."""
     header = -(-_WORD * len(sizes) // _BLOCK) * _BLOCK
     return header + np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64))])
 
 
 def _checksum(data: np.ndarray) -> bytes:
-    """8 bytes, never all zero. A sum is enough to see pages that are missing or another writer's."""
+    """Return a checksum of 8 bytes, never all zero. A sum suffices to detect missing or foreign pages."""
     flat = data.reshape(-1)
     whole = len(flat) // _WORD * _WORD
     total = int(np.add.reduce(flat[:whole].view(np.uint64), dtype=np.uint64)) + int(flat[whole:].sum(dtype=np.uint64))
@@ -224,7 +230,7 @@ def _checksum(data: np.ndarray) -> bytes:
 
 def _write_all(fd: int, data: np.ndarray, offset: int) -> None:
     view = data.data.cast("B")
-    while len(view):  # a disk that is nearly full takes a part
+    while len(view):  # a nearly full disk accepts only a part
         done = os.pwrite(fd, view, offset)
         view, offset = view[done:], offset + done
 
@@ -234,7 +240,7 @@ def _write_all(fd: int, data: np.ndarray, offset: int) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time opens and removes keys."""
+    """Hold the folder's lock: only one process at a time opens and removes keys."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _flock(fd)
@@ -250,9 +256,9 @@ def _flock(fd: int, *, shared: bool = False, wait: bool = True) -> None:
 
 
 def _make_room(cache: Cache, path: Path, ends: np.ndarray, partly: bool) -> int | None:
-    """Remove what was not used for longest, as far as needed. Returns the bytes that a key's file may have.
+    """Remove the least recently used keys as far as needed. Returns the bytes that the key's file may have.
 
-    None, and nothing is removed: it would not help.
+    Returns None, without removing anything, if that would not make enough room.
     """
     in_use, idle = 0, []
     for other in cache.folder.glob("*.slots"):
@@ -270,7 +276,7 @@ def _make_room(cache: Cache, path: Path, ends: np.ndarray, partly: bool) -> int 
         needed = int(ends[n_fit]) if n_fit else room + 1
     needed = -(-needed // _BLOCK) * _BLOCK
     present = path.stat().st_size if path.exists() else 0
-    if present > room:  # the bound has become smaller
+    if present > room:  # the bound was lowered
         if _idle_bytes(path) is None:
             return present
         path.unlink()
@@ -288,7 +294,7 @@ def _make_room(cache: Cache, path: Path, ends: np.ndarray, partly: bool) -> int 
 
 
 def _idle_bytes(path: Path) -> int | None:
-    """Bytes that a key takes on the disk; None: a live process has it open."""
+    """Return the bytes that a key occupies on the disk, or None if a live process has it open."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         _flock(fd, wait=False)
@@ -300,7 +306,7 @@ def _idle_bytes(path: Path) -> int | None:
 
 
 def open_cache(home: Path, bound_bytes: int | None, n_trials: int) -> tuple[Cache | None, str]:
-    """The cache of ``--cache-size`` (0: none; None: `default_bound`), and what there is to say about it."""
+    """Return the cache of ``--cache-size`` (0: no cache; None: `default_bound`) and a line for the user about it."""
     folder = home / "cache"
     bound = default_bound(folder) if bound_bytes is None else bound_bytes
     if bound == 0:

@@ -1,10 +1,10 @@
-"""Images of a COCO-format split as tensors: decoded, resized, kept, batched.
+"""Load images of a COCO-format split as tensors: decode, resize, cache, batch.
 
     train = CocoImages(data.splits["train"], image_size_px=800, max_size_px=1333, hflip=True)
     for epoch in range(epochs):
         for images, targets in loader(train, batch_size=4, shuffle=True, seed=0, epoch=epoch): ...
 
-Pixels are taken as stored: EXIF orientation is ignored, as in pycocotools and torchvision.
+Pixels are used as stored: EXIF orientation is ignored, as in pycocotools and torchvision.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from cst_search.data.resize import resized_hw
 from cst_search.data.validation import FORMATS
 from cst_search.errors import DataError
 
-CACHE_BYTES = 2**30  # of resized pixels, where no disk is used: 420 images of 1066x800
+CACHE_BYTES = 2**30  # bound of resized pixels in memory without a disk cache: 420 images of 1066x800
 
 
 class _Pixels:
-    """Resized pixels of the first images that fit into `bound` bytes, shared with the loader processes.
+    """In-memory cache of resized pixels: the first images that fit into ``bound`` bytes, shared with loader processes.
 
-    An anonymous shared map: processes forked from this one read and fill it too, so that it neither multiplies with
-    them nor dies with them, and Docker's 64 MB of /dev/shm do not limit it. Memory is taken only as it is filled.
-    A copy by pickle starts empty.
+    The memory is an anonymous shared mapping. Processes forked from this one read and fill it too, so it is neither
+    duplicated nor lost with them, and Docker's 64 MB of /dev/shm do not limit it. Memory is committed only as it is
+    filled. A pickled copy starts empty.
     """
 
     def __init__(self, sizes_hw: list[tuple[int, int]], bound: int) -> None:
@@ -50,13 +50,13 @@ class _Pixels:
         return _Pixels, self._made_from
 
     def get(self, i: int) -> np.ndarray | None:
-        """uint8 (3, H, W), not to be written to; None: not kept (yet)."""
+        """Return the pixels of image i, read-only uint8 (3, H, W), or None if they are not cached (yet)."""
         return self._place(i) if i < self.n_kept and self._is_filled[i] else None
 
     def put(self, i: int, pixels: np.ndarray) -> None:
         if i < self.n_kept:
             self._place(i)[:] = pixels
-            self._is_filled[i] = 1  # last: whoever reads sees whole pictures
+            self._is_filled[i] = 1  # last, so that readers see complete images only
 
     def _place(self, i: int) -> np.ndarray:
         start, height, width = self._places[i]
@@ -64,14 +64,14 @@ class _Pixels:
 
 
 class _StoredPixels:
-    """Resized pixels of the first images that there is room for, on a disk: shared by trials, and by later launches."""
+    """Disk cache of resized pixels: the first images that fit, shared by trials and later launches."""
 
     def __init__(self, slots: Slots | None, sizes_hw: list[tuple[int, int]]) -> None:
         self._slots, self._sizes_hw = slots, sizes_hw
 
     def get(self, i: int) -> np.ndarray | None:
-        """uint8 (3, H, W); None: not kept (yet)."""
-        if self._slots is None:  # a copy by pickle, and the file is gone
+        """Return the pixels of image i, uint8 (3, H, W), or None if they are not cached (yet)."""
+        if self._slots is None:  # a pickled copy whose file is gone
             return None
         pixels = np.empty((3, *self._sizes_hw[i]), np.uint8)
         return pixels if self._slots.read(i, pixels) else None
@@ -82,17 +82,17 @@ class _StoredPixels:
 
 
 class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
-    """Images and targets of a split, resized once and kept as bytes: in memory, or in a store that trials share.
+    """Dataset of the images and targets of a split, resized once and cached in memory or in a store that trials share.
 
-    Item i is (image, target): image float32 (3, H, W) in 0..1, RGB; target has ``boxes`` float32 (N, 4) xyxy in
-    resized pixels, ``labels`` int64 (N,), ``iscrowd`` int64 (N,), ``image_id`` int, ``scale_xy`` (sx, sy), which
-    takes resized pixels to original ones, ``index`` i, and ``is_flipped``. N may be 0. Crowd boxes are left out unless
-    `keep_crowd`.
+    Item i is (image, target). The image is float32 (3, H, W) in 0..1, RGB. The target has ``boxes`` float32 (N, 4) xyxy
+    in resized pixels, ``labels`` int64 (N,), ``iscrowd`` int64 (N,), ``image_id`` int, ``scale_xy`` (sx, sy), the
+    factors from resized to original pixels, ``index`` i, and ``is_flipped``. N may be 0. Crowd boxes are left out
+    unless `keep_crowd`.
 
     Args:
-        hflip: mirror left-right with probability one half, decided by (seed, epoch, i) alone; see `set_epoch`.
-        cache_bytes: bound of the pixels kept in memory, those of the first images that fit; 0: keep none.
-        store: keep them there instead.
+        hflip: flip horizontally with probability 0.5, determined by (seed, epoch, i) alone; see `set_epoch`.
+        cache_bytes: bound of the pixels cached in memory; the first images that fit are kept; 0: keep none.
+        store: disk cache to use instead of memory.
     """
 
     def __init__(
@@ -124,17 +124,17 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
         self.seed_and_epoch = (0, 0)
 
     def set_epoch(self, epoch: int, seed: int) -> None:
-        """Choose the flips. `loader` does it; only who indexes the data set directly must call it."""
+        """Choose the flips of an epoch. `loader` calls it; code that indexes the dataset directly must call it too."""
         self.seed_and_epoch = (seed, epoch)
 
     def content_key(self) -> str:
-        """Stands for the pixels of all items: the files' contents, the sizes, and what decodes and resizes them."""
+        """Return a key for the pixels of all items: file contents, sizes, and the versions that decode and resize."""
         digest = hashlib.blake2b(f"{PIL.__version__} bilinear RGB".encode(), digest_size=16)
         for entry, size_hw in zip(self.split.images, self.sizes_hw, strict=True):
             try:
                 stat = entry.path.stat()
-                stamp = (stat.st_size, stat.st_mtime_ns)  # too: it may have changed since it was checked
-            except OSError:  # reading it will say what is wrong
+                stamp = (stat.st_size, stat.st_mtime_ns)  # too, as it may have changed since the check
+            except OSError:  # reading it later reports the fault
                 stamp = (0, 0)
             digest.update(repr((entry.digest or str(entry.path), stamp, size_hw)).encode())
         return digest.hexdigest()
@@ -158,7 +158,7 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
         if is_flipped:
             pixels = pixels[:, :, ::-1]
             boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-        # numpy, as torch took 16 ms for what takes numpy 1 ms (1066x800, two CPU cores, torch 2.15); the same bits
+        # numpy, which takes 1 ms where torch takes 16 ms, with equal bits (1066x800, two CPU cores, torch 2.15)
         image = torch.from_numpy(np.divide(pixels, np.float32(255), dtype=np.float32, order="C"))
         target = {
             "boxes": boxes,
@@ -175,7 +175,7 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
         return self.hflip and bool(np.random.default_rng((*self.seed_and_epoch, i)).random() < 0.5)
 
     def _pixels(self, i: int) -> np.ndarray:
-        """Resized pixels, uint8 (3, H, W); not to be written to."""
+        """Return the resized pixels of image i, read-only uint8 (3, H, W)."""
         pixels = self._kept.get(i)
         if pixels is None:
             pixels = _read_resized(self.split.images[i], self.sizes_hw[i])
@@ -187,7 +187,7 @@ def _read_resized(entry: ImageEntry, size_hw: tuple[int, int]) -> np.ndarray:
     try:
         with Image.open(entry.path, formats=FORMATS) as stored:
             image = stored.convert("RGB")
-    except Exception as error:  # codecs raise nearly anything
+    except Exception as error:  # codecs raise almost any type
         raise DataError(f"image {entry.path} cannot be read: {error}; was it changed after the check?") from error
     if image.size != (entry.width, entry.height):
         sizes = f"is {image.width}x{image.height}, the annotation file says {entry.width}x{entry.height}"
@@ -199,13 +199,13 @@ def _read_resized(entry: ImageEntry, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def collate(batch: list[tuple[torch.Tensor, dict[str, Any]]]) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
-    """Images differ in size, so a batch is two lists; torchvision's detectors pad them."""
+    """Make a batch: a list of images and a list of targets. Images differ in size; torchvision's detectors pad them."""
     images, targets = zip(*batch, strict=True)
     return list(images), list(targets)
 
 
 class _Order(Sampler[int]):
-    """Every index once, in an order that depends on (seed, epoch) alone."""
+    """Sampler that yields every index once, in an order determined by (seed, epoch) alone."""
 
     def __init__(self, n: int, seed: int, epoch: int) -> None:
         self.n, self.seed, self.epoch = n, seed, epoch
@@ -214,12 +214,12 @@ class _Order(Sampler[int]):
         return self.n
 
     def __iter__(self) -> Iterator[int]:
-        # the third number keeps this stream apart from those of the flips, which have an index there
+        # the third number separates this stream from those of the flips, which have an image index there
         yield from np.random.default_rng((self.seed, self.epoch, 2**31)).permutation(self.n).tolist()
 
 
 class Batches(DataLoader[tuple[torch.Tensor, dict[str, Any]]]):
-    """One epoch of a data set; iterating yields what `collate` makes."""
+    """Batches of one epoch of a dataset, each as `collate` makes it."""
 
     dataset: CocoImages
 
@@ -228,7 +228,7 @@ class Batches(DataLoader[tuple[torch.Tensor, dict[str, Any]]]):
         self.seed_and_epoch = seed, epoch
 
     def __iter__(self) -> Any:
-        # here, not when built: loaders of several epochs may share one data set
+        # on iteration, not on construction: loaders of several epochs may share one dataset
         self.dataset.set_epoch(self.seed_and_epoch[1], self.seed_and_epoch[0])
         return super().__iter__()
 
@@ -243,12 +243,12 @@ def loader(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Batches:
-    """The batches of one epoch, the last one perhaps smaller. The same for any number of loader processes.
+    """Return the batches of one epoch, equal for any number of loader processes. The last one may be smaller.
 
     Args:
-        images: its order and flips become those of (seed, epoch); both are whole numbers from 0. Loaders that share a
-            data set must not be iterated at the same time.
-        workers: processes that load images; 0: in this one, which is quickest once the pixels are kept.
+        images: dataset; (seed, epoch), both integers from 0, determine its order and flips. Loaders that share a
+            dataset must not be iterated at the same time.
+        workers: number of loader processes; 0: load in this process, which is fastest once the pixels are cached.
     """
     return Batches(
         images,
@@ -258,5 +258,5 @@ def loader(
         sampler=_Order(len(images), seed, epoch) if shuffle else None,
         num_workers=workers,
         pin_memory=pin_memory,
-        generator=torch.Generator().manual_seed(seed),  # else every epoch would draw from the global generator
+        generator=torch.Generator().manual_seed(seed),  # otherwise every epoch would draw from the global generator
     )

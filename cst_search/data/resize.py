@@ -1,11 +1,11 @@
-"""Image sizes after resizing, in whole numbers. Standard library only."""
+"""Image sizes after resizing, in integer arithmetic. Standard library only."""
 
 
 def resized_hw(height: int, width: int, image_size_px: int, max_size_px: int) -> tuple[int, int]:
-    """(height, width) after resizing: scale = min(image_size / short side, max_size / long side), sizes rounded down.
+    """Return (height, width) after resizing by min(image_size / short side, max_size / long side), rounded down.
 
-    The rule of torchvision's GeneralizedRCNNTransform, in whole numbers: the side that decides gets exactly its size
-    (floats may give one pixel less), so that the transform, applied afterwards, finds a scale of 1 and changes nothing.
+    This is the rule of torchvision's GeneralizedRCNNTransform in integer arithmetic. The limiting side gets exactly its
+    size (floats may give one pixel less), so the transform, applied afterwards, finds a scale of 1 and changes nothing.
     """
     short, long = min(height, width), max(height, width)
     if image_size_px * long <= max_size_px * short:

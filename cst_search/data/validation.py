@@ -1,8 +1,8 @@
-"""What can be wrong with a COCO-format folder, found before any training starts, all of it in one report.
+"""Validate a COCO-format folder before training starts, and list all faults in one report.
 
-Coordinates are COCO's: ``bbox`` is (x, y, width, height) in pixels, the origin at the top left corner, of the pixels
-as they are stored. EXIF orientation is ignored here and in `coco`, as pycocotools and torchvision's COCO do; images
-that carry one are counted in a note.
+Coordinates are COCO's: ``bbox`` is (x, y, width, height) in pixels with the origin at the top left corner, for the
+pixels as stored. EXIF orientation is ignored here and in `coco`, as in pycocotools and torchvision's COCO; a note
+counts the images that have one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-# Fault -> (what it says, may --skip-bad leave it out). The order is that of the report.
+# Fault -> (its text in the report, True if --skip-bad may drop it), in the order of the report.
 FAULTS: dict[str, tuple[str, bool]] = {
     "annotations": ("the annotation file cannot be used", False),
     "category-entry": ("category without a whole-number id and a name", False),
@@ -56,11 +56,11 @@ NOTES: dict[str, str] = {
     "cache": "the list of checked images could not be saved; the next start checks again",
 }
 
-MAX_OVERHANG_PX = 1.0  # annotation tools round corners to whole pixels or count them from 1
+MAX_OVERHANG_PX = 1.0  # annotation tools round corners to whole pixels or count pixels from 1
 MIN_SIDE_PX = 0.01  # below this, corners may coincide in float32 after resizing, which torchvision refuses
 MAX_PIXELS = 89_478_485  # PIL.Image.MAX_IMAGE_PIXELS, where Pillow warns: a quarter GiB as 24-bit RGB
-N_EXAMPLES = 3  # names shown per kind of fault
-# Pillow reads more, but loading an EPS file starts Ghostscript, whatever the file's name says.
+N_EXAMPLES = 3  # examples shown per kind of fault
+# Pillow reads more formats, but loading an EPS file, whatever its name, starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000")
 _CACHE_VERSION = 1
 _EXIF_ORIENTATION = 0x0112
@@ -68,7 +68,7 @@ _EXIF_ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault (or note) in one split."""
+    """One kind of fault or note in one split."""
 
     kind: str  # a key of FAULTS or NOTES
     split: str  # train | val | test
@@ -83,19 +83,19 @@ class Fault:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What the check found. Faults stop the work unless they were skipped; notes never do."""
+    """Result of the validation. Faults stop the work unless they are skipped; notes never do."""
 
     faults: tuple[Fault, ...]
     notes: tuple[Fault, ...]
-    places: tuple[str, ...]  # "train: annotation file, image folder", one a split
+    places: tuple[str, ...]  # "train: annotation file, image folder", one per split
     n_images: int  # listed in all splits
     n_boxes: int  # annotations listed in all splits
     n_dropped_images: int = 0  # 0 unless skip_bad
-    n_dropped_boxes: int = 0  # with those of the dropped images; 0 unless skip_bad
-    n_from_cache: int = 0  # image files that were not decoded since the cache knows them
+    n_dropped_boxes: int = 0  # boxes of dropped images included; 0 unless skip_bad
+    n_from_cache: int = 0  # image files that the cache knows, so they were not decoded
 
     def render(self) -> str:
-        """A plain-text table, one line per split and kind."""
+        """Return a plain-text table with one line per split and kind."""
         n_faults = sum(fault.count for fault in self.faults)
         lines = [f"{self.n_images} images, {self.n_boxes} boxes, {n_faults} {'fault' if n_faults == 1 else 'faults'}"]
         lines += [f"  {place}" for place in self.places]
@@ -109,7 +109,7 @@ class DataReport:
 
 
 class Findings:
-    """Collects faults or notes by kind and split, in the order in which the kinds are declared."""
+    """Collection of faults or notes by kind and split, in the order in which the kinds are declared."""
 
     def __init__(self, kinds: Iterable[str]) -> None:
         self._kinds = list(kinds)
@@ -132,39 +132,39 @@ class Box:
     xywh: tuple[float, float, float, float]  # in pixels, clipped to the image
     category_id: int
     iscrowd: int  # 0 or 1
-    area: float  # in square pixels: of the outline where the file gives it, else of the box
+    area: float  # square pixels: of the outline if the file gives it, else of the box
 
 
 @dataclass
 class ListedImage:
-    """An image entry of the right form with its sound boxes. `usable` turns False when the image must be dropped."""
+    """A well-formed image entry with its valid boxes. `usable` becomes False if the image must be dropped."""
 
     image_id: int
     file_name: str
-    path: str  # absolute, links followed; never opened when path-outside was found
+    path: str  # absolute, links resolved; never opened if it is outside the image folder
     width: int
     height: int
     file_stamp: tuple[int, int] = (0, 0)  # size in bytes, mtime in ns
     boxes: list[Box] = field(default_factory=list)
     usable: bool = True
-    digest: str = ""  # of the file's content, once it was decoded
+    digest: str = ""  # BLAKE2b of the file's content; empty until it is decoded
 
 
 @dataclass(frozen=True)
 class ListedSplit:
-    """An annotation file of the right shape."""
+    """A well-formed annotation file."""
 
     name: str
     categories: dict[int, str]
     images: list[ListedImage]
-    n_images: int  # entries in the file, sound or not
+    n_images: int  # entries in the file, valid or not
     n_boxes: int
 
 
 def read_split(
     name: str, annotation_file: Path, image_folder: Path, faults: Findings, notes: Findings
 ) -> ListedSplit | None:
-    """Read one annotation file and look at everything but the pixels. None: the file is not COCO-shaped."""
+    """Read one annotation file and check everything but the pixels. Returns None if the file is not in COCO format."""
     document = _read_document(name, annotation_file, faults)
     if document is None:
         return None
@@ -218,7 +218,7 @@ def _read_categories(name: str, entries: list[Any], faults: Findings) -> dict[in
 def _read_images(
     name: str, entries: list[Any], image_folder: Path, faults: Findings, notes: Findings
 ) -> tuple[dict[int, ListedImage], set[int]]:
-    """Images of the right form by id, and every id that was listed at all."""
+    """Return the well-formed images by id, and the set of all listed ids."""
     root = os.path.realpath(image_folder)
     images: dict[int, ListedImage] = {}
     listed_ids: set[int] = set()
@@ -238,7 +238,7 @@ def _read_images(
         if repeated:
             faults.add("image-id-twice", name, f"{file_name} (id {image_id})")
             if image_id in images and images[image_id].file_name != file_name:
-                images[image_id].usable = False  # whose boxes these are cannot be told
+                images[image_id].usable = False  # its boxes could belong to either image
             continue
         path, stamp, kind = locate(root, file_name, real_parents)
         image = ListedImage(image_id, file_name, path, width or 0, height or 0, stamp, usable=kind is None)
@@ -252,15 +252,15 @@ def _read_images(
 
 
 def locate(root: str, file_name: str, real_parents: dict[str, str]) -> tuple[str, tuple[int, int], str | None]:
-    """Where an image really is.
+    """Resolve the path of an image file without opening it.
 
     Args:
         root: real path of the image folder.
-        file_name: relative to it, sub-folders allowed.
-        real_parents: remembers folders between calls; following every link of every file again would be slow.
+        file_name: path relative to it; sub-folders are allowed.
+        real_parents: cache of resolved folders between calls, because resolving every link of every file is slow.
 
     Returns:
-        absolute path with all links followed; its (bytes, mtime in ns); the kind of fault or None. Nothing is opened.
+        The absolute path with all links resolved, its (size in bytes, mtime in ns), and the kind of fault or None.
     """
     inside = root.rstrip(os.sep) + os.sep
     path = os.path.join(root, file_name)
@@ -276,7 +276,7 @@ def locate(root: str, file_name: str, real_parents: dict[str, str]) -> tuple[str
             if not path.startswith(inside):
                 return path, (0, 0), "path-outside"
         info = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a name that no file can have
+    except (OSError, ValueError):  # ValueError: not a valid file name
         return path, (0, 0), "image-missing"
     if not stat.S_ISREG(info.st_mode):
         return path, (0, 0), "image-missing"
@@ -292,7 +292,7 @@ def _read_boxes(
     faults: Findings,
     notes: Findings,
 ) -> None:
-    """Append every sound box to its image."""
+    """Append every valid box to its image."""
     seen: set[int] = set()
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict):
@@ -300,7 +300,7 @@ def _read_boxes(
             continue
         image_id, category_id = _whole(entry.get("image_id")), _whole(entry.get("category_id"))
         iscrowd = entry.get("iscrowd", 0)
-        annotation_id = _whole(entry.get("id"))  # may be absent: nothing here needs it
+        annotation_id = _whole(entry.get("id"))  # optional: nothing here needs it
         label = f"annotation {entry.get('id', f'[{i}]')}"
         if image_id is None or category_id is None or iscrowd not in (0, 1):
             faults.add("annotation-entry", name, f"{label}: image_id, category_id or iscrowd")
@@ -317,7 +317,7 @@ def _read_boxes(
             faults.add("image-unknown", name, f"{label}: image {image_id}")
         elif category_id not in categories:
             faults.add("category-unknown", name, f"{label}: category {category_id}")
-        elif image is not None:  # else the image entry has been reported
+        elif image is not None:  # otherwise the image entry was already reported
             box, kind = check_box(entry.get("bbox"), image.width, image.height)
             if kind in FAULTS:
                 faults.add(kind, name, f"{label}: {entry.get('bbox')} in {image.width}x{image.height}")
@@ -330,9 +330,9 @@ def _read_boxes(
 
 
 def check_box(bbox: Any, width: int, height: int) -> tuple[tuple[float, float, float, float], str | None]:
-    """The box (x, y, w, h) clipped to its image, and the kind of its fault or note, or None. Pixels.
+    """Return the box (x, y, w, h) in pixels, clipped to its image, and the kind of its fault or note, or None.
 
-    A box over the edge by at most MAX_OVERHANG_PX is clipped (a note); further out is a fault.
+    A box that overhangs the edge by at most MAX_OVERHANG_PX is clipped, with a note; more is a fault.
     """
     numbers = [number for value in bbox if (number := _finite(value)) is not None] if isinstance(bbox, list) else []
     if len(numbers) != 4 or len(bbox) != 4:
@@ -351,7 +351,7 @@ def check_box(bbox: Any, width: int, height: int) -> tuple[tuple[float, float, f
 
 
 class ImageFacts(NamedTuple):
-    """An image file that was decoded from end to end."""
+    """Facts about a completely decoded image file."""
 
     width: int
     height: int
@@ -360,21 +360,21 @@ class ImageFacts(NamedTuple):
 
 
 class BadImage(NamedTuple):
-    kind: str  # of fault
+    kind: str  # kind of fault
     why: str
 
 
 def inspect_images(
     stamps: Mapping[str, tuple[int, int]], cache: Path | None
 ) -> tuple[dict[str, ImageFacts | BadImage], int, bool]:
-    """Decode image files in threads; skip those that the cache knows with the same size and mtime.
+    """Decode image files in threads, except those that the cache holds with the same size and mtime.
 
     Args:
-        stamps: path -> (bytes, mtime in ns).
-        cache: a JSON file, made where it is missing and replaced atomically; one that cannot be read counts as empty.
+        stamps: path -> (size in bytes, mtime in ns).
+        cache: JSON file, created if missing and replaced atomically; one that cannot be read counts as empty.
 
     Returns:
-        what is known of each path; how many came from the cache; whether the cache is as it should be on disk.
+        The facts or the fault of each path, the number of cache hits, and True if the cache on disk is up to date.
     """
     remembered = _read_cache(cache) if cache else {}
     known: dict[str, ImageFacts | BadImage] = {}
@@ -385,8 +385,8 @@ def inspect_images(
     fresh = [path for path in stamps if path not in known]
     if fresh:
         n_threads = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        Image.init()  # once, before threads race for it
-        # Pillow's warnings (large image, odd EXIF) would tear the progress display; what matters becomes a fault.
+        Image.init()  # once, before the threads start
+        # Pillow's warnings (large image, odd EXIF) would break up the progress display; those that matter are faults.
         with warnings.catch_warnings(), ThreadPoolExecutor(n_threads) as pool:
             warnings.simplefilter("ignore")
             known.update(zip(fresh, pool.map(inspect_image, fresh, chunksize=1), strict=True))
@@ -399,7 +399,7 @@ def inspect_images(
 
 
 def inspect_image(path: str) -> ImageFacts | BadImage:
-    """Decode one image completely, so that a truncated file is found, and keep its size and digest."""
+    """Decode one image completely, to detect truncated files, and return its size and digest."""
     try:
         data = Path(path).read_bytes()
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -408,7 +408,7 @@ def inspect_image(path: str) -> ImageFacts | BadImage:
                 return BadImage("image-too-large", f"{width}x{height}")
             if image.mode == "F" or image.mode.startswith("I"):
                 return BadImage("image-unreadable", f"pixels of mode {image.mode}; convert to 8 bits")
-            # JPEG only: grey, at an eighth of the size. The entropy-coded data are still read to their end.
+            # JPEG only: decode to grey at an eighth of the size. The entropy-coded data are still read to the end.
             image.draft("L", (1, 1))
             image.load()
             turned = _is_turned(image)
@@ -416,7 +416,7 @@ def inspect_image(path: str) -> ImageFacts | BadImage:
         return BadImage("image-too-large", f"more than {2 * MAX_PIXELS} pixels")
     except UnidentifiedImageError:
         return BadImage("image-unreadable", "not one of " + " ".join(FORMATS))
-    except Exception as error:  # codecs raise nearly anything; whatever it is, training could not read the file either
+    except Exception as error:  # codecs raise almost any type; training could not read the file either
         return BadImage("image-unreadable", str(error) or type(error).__name__)
     return ImageFacts(width, height, hashlib.blake2b(data, digest_size=16).hexdigest(), turned)
 
@@ -424,7 +424,7 @@ def inspect_image(path: str) -> ImageFacts | BadImage:
 def _is_turned(image: Image.Image) -> bool:
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
-    except Exception:  # broken EXIF beside sound pixels harms nobody
+    except Exception:  # broken EXIF does not matter if the pixels are valid
         return False
 
 
@@ -454,7 +454,7 @@ def _write_cache(cache: Path, entries: Mapping[str, tuple[tuple[int, int], Image
 
 
 def _whole(value: Any) -> int | None:
-    """640 and 640.0 -> 640; everything else None, and what is beyond 64 bits too."""
+    """Return a whole number as int (640 and 640.0 -> 640), or None for anything else and for more than 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**63:
         return None
     return int(value) if isinstance(value, int) or value.is_integer() else None
@@ -465,12 +465,12 @@ def _finite(value: Any) -> float | None:
         return None
     try:
         return float(value) if math.isfinite(value) else None
-    except OverflowError:  # JSON has integers of any length
+    except OverflowError:  # JSON integers have any length
         return None
 
 
 def _is_text(value: str) -> bool:
-    """JSON may escape half of a surrogate pair, which no file and no terminal takes."""
+    """Return False for text with a lone surrogate, which JSON may escape but no file name or terminal accepts."""
     return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
@@ -480,6 +480,6 @@ def _kind_of(value: object) -> str:
 
 
 def _printable(text: str, limit: int = 100) -> str:
-    """Names come from a file that somebody else wrote: no control characters reach the terminal."""
+    """Return a name without control characters, as it comes from a file and goes to the terminal."""
     text = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
     return text if len(text) <= limit else text[: limit - 3] + "..."
