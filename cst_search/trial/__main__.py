@@ -1,4 +1,4 @@
-"""One trial from a plain shell; see `cst_search.trial.run`.
+"""Run one trial from a plain shell; see `cst_search.trial.run`.
 
 python -m cst_search.trial trials/demo.yaml --data DIR
 """
@@ -20,14 +20,16 @@ from cst_search.units import parse_bytes
 
 def main() -> None:
     """Run the trial that the command line describes; print a line of JSON per epoch, then the result."""
-    import yaml  # PyYAML is needed for this command alone
+    import yaml  # only this command needs PyYAML
 
     parser = argparse.ArgumentParser(description="Run one trial without ray, optuna or mlflow and print its result.")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data", required=True)
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--limit-mem", help="as in cst-search launch, such as 6GB")
-    parser.add_argument("--cache", type=Path, help="folder to keep resized images and frozen maps in, up to 10 GB")
+    parser.add_argument("--limit-mem", help="memory limit as in cst-search launch, e.g. 6GB")
+    parser.add_argument(
+        "--cache", type=Path, help="folder for resized images and feature maps of the frozen backbone, up to 10 GB"
+    )
     args = parser.parse_args()
     try:
         limit = args.limit_mem and allowance(parse_bytes(args.limit_mem), choose_device(), "--limit-mem")

@@ -1,8 +1,8 @@
-"""Where a trial was at a rung, in a file, so that it goes on there as if it had never ended. Needs torch alone.
+"""Checkpoints of trials: a resumed trial continues exactly as if it had never been interrupted. Needs torch alone.
 
-Only what training changes is written: the trained tensors, the optimiser, the schedule, the scaler, the states of
-torch's random generators, and what the trial had found. The frozen rest is built anew from the recipe, and data is in
-an order that depends on seed and epoch alone (`coco.loader`). A file that is damaged or another trial's is `Unusable`.
+A checkpoint holds only what training changes: the trained tensors, the optimiser, the schedule, the scaler, the states
+of torch's random generators, and the results so far. The frozen rest is rebuilt from the recipe. The order of the data
+depends on seed and epoch alone (`images.loader`). A file that is damaged or belongs to another trial is `Unusable`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from cst_search.config.recipe import renamed_fields
 from cst_search.detector.build import trained_tensors
 
-BOUND_BYTES = 20 * 10**9  # of all checkpoints of a study
+BOUND_BYTES = 20 * 10**9  # bound for all checkpoints of a study
 _FORMAT = 1
 
 
 class Unusable(Exception):
-    """A checkpoint that a trial cannot go on from; the message says why."""
+    """A trial cannot resume from its checkpoint; the message says why."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What changes while a trial trains."""
+    """The objects that change while a trial trains."""
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
@@ -42,11 +42,11 @@ class Training:
 
 
 def save(path: Path, identity: Mapping[str, Any], training: Training, found: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint atomically.
 
     Args:
-        identity: what tells this trial from others, ready for JSON.
-        found: what the trial has found so far, ready for JSON.
+        identity: values that distinguish this trial from others, ready for JSON.
+        found: results of the trial so far, ready for JSON.
     """
     device = training.device
     content = {
@@ -70,16 +70,16 @@ def save(path: Path, identity: Mapping[str, Any], training: Training, found: Map
 
 
 def restore(path: Path, identity: Mapping[str, Any], training: Training) -> dict[str, Any]:
-    """Bring a freshly built trial to where its checkpoint was written. Returns what it had found.
+    """Restore a freshly built trial from its checkpoint. Returns its results up to then.
 
     Raises:
-        Unusable: nothing was changed.
+        Unusable: the checkpoint does not fit; the trial is unchanged.
     """
     try:
         stored = _read(path, identity, training)
     except Unusable:
         raise
-    except Exception as error:  # a damaged file can raise nearly anything
+    except Exception as error:  # a damaged file can raise almost any type
         raise Unusable(f"it cannot be read: {type(error).__name__}") from error
     with torch.no_grad():
         for name, tensor in trained_tensors(training.model).items():
@@ -94,7 +94,7 @@ def restore(path: Path, identity: Mapping[str, Any], training: Training) -> dict
 
 
 def _read(path: Path, identity: Mapping[str, Any], training: Training) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as file:  # torch.load does not compare the checksums that torch.save wrote
+    with zipfile.ZipFile(path) as file:  # torch.load does not verify the checksums that torch.save wrote
         if file.testzip() is not None:
             raise Unusable("it is damaged")
     stored = torch.load(path, map_location="cpu", weights_only=True)
@@ -112,7 +112,7 @@ def _read(path: Path, identity: Mapping[str, Any], training: Training) -> dict[s
 
 
 def _renamed(identity: str) -> str:
-    """The identity that an earlier version may have written, with the names that recipe fields have today."""
+    """Return an identity of an earlier version with today's names of the recipe fields."""
     stored = json.loads(identity)
     return _text(stored | {"recipe": renamed_fields(stored["recipe"])} if "recipe" in stored else stored)
 
@@ -139,7 +139,10 @@ class Checkpoints:
         self.path(trial).unlink(missing_ok=True)
 
     def trim(self) -> None:
-        """Delete the oldest while they take more than the bound. Their trials would begin anew: same result, later."""
+        """Delete the oldest checkpoints until the rest is within the bound.
+
+        A trial whose checkpoint is gone starts over: the same result, later.
+        """
         found = []
         for path in self.folder.glob("*.pt"):
             with contextlib.suppress(FileNotFoundError):
@@ -152,7 +155,7 @@ class Checkpoints:
             total -= facts.st_size
 
     def tidy(self) -> None:
-        """Delete what a killed process left half written, and the folder when it is empty."""
+        """Delete half-written files of killed processes, and the folder if it is empty."""
         for part in self.folder.glob("*.part"):
             part.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -160,5 +163,5 @@ class Checkpoints:
 
 
 def checkpoints_of(home: Path, study: str) -> Checkpoints:
-    """Where the trials of a study keep theirs, for all its launches and confirmations."""
+    """Return the checkpoints of a study, shared by all its launches and confirmations."""
     return Checkpoints(home.absolute() / study / "checkpoints")

@@ -1,4 +1,4 @@
-"""Device that a trial runs on, and how much of its memory a trial may use."""
+"""Choose the device of a trial, and the memory that a trial may use on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cst_search.units import format_bytes
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of a name; ``auto`` is CUDA where there is one, else the CPU.
+    """Return the device of a name; ``auto`` is CUDA if there is a GPU, else the CPU.
 
     Call it before anything is on the GPU: it configures CUDA's allocator.
     """
@@ -26,19 +26,19 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def _expand_segments() -> None:
-    """Have CUDA's allocator grow its segments, if nobody has set how it works.
+    """Turn on expandable segments in CUDA's allocator, unless the environment configures it.
 
-    It then held 1.02 to 1.28 times what lives, without it 1.03 to 1.64 times (40 configurations on an H100,
-    benchmarks/results/). Under WSL an allocation that is refused can come as another error then, so not there.
+    The allocator then reserved 1.02 to 1.28 times the live tensors, and 1.03 to 1.64 times without (40 configurations
+    on an H100, benchmarks/results/). Under WSL a refused allocation can then raise another error, so it stays off.
     """
-    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the second is that of torch 2.9 and later
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the second is for torch 2.9 and later
     if sys.platform == "linux" and "microsoft" not in platform.release().lower() and torch.version.hip is None:
         if not any(name in os.environ for name in names):
             os.environ[names[0]] = "expandable_segments:True"
 
 
 def check_device(name: str) -> torch.device:
-    """Return the device of ``--device``. Raises ConfigError where there is no such GPU."""
+    """Return the device of ``--device``. Raises ConfigError if there is no such GPU."""
     check_choice("--device", name, DEVICES)
     device = choose_device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -47,10 +47,10 @@ def check_device(name: str) -> torch.device:
 
 
 def allowance(bound_bytes: int, device: torch.device, flag: str) -> int:
-    """Return the memory limit that `run_trial` takes, for a bound on all of its process: on a GPU without the context.
+    """Return the memory limit for `run_trial` from a bound on the whole process; on a GPU it excludes the context.
 
     Raises:
-        ConfigError: the bound leaves nothing beside the context; the message names the flag.
+        ConfigError: the bound is not above the context; the message names the flag.
     """
     if device.type != "cuda":
         return bound_bytes

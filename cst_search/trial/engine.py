@@ -1,4 +1,4 @@
-"""The two loops: train one epoch, evaluate. Everything they need is an argument."""
+"""The two loops of a trial: train one epoch, evaluate. Everything they need is an argument."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from cst_search.errors import RunError
 
 
 class NonFiniteLoss(RunError):
-    """The loss became NaN or infinite; further steps would only spread it."""
+    """The loss or the gradient became NaN or infinite; further steps would only spread it."""
 
 
 @dataclass(frozen=True)
 class EpochStats:
-    """One pass over the training split: mean loss per image, images per second, updates made, largest gradient norm."""
+    """Statistics of one epoch: mean loss per image, images per second, number of updates, largest gradient norm."""
 
     loss: float
     images_per_second: float
@@ -32,7 +32,7 @@ class EpochStats:
 
 @dataclass(frozen=True)
 class Scores:
-    """COCO figures in 0..1 (``map`` is mAP@[.50:.95]); ``per_class`` maps a class name to its mAP."""
+    """COCO scores in 0..1; ``map`` is mAP@[.50:.95], ``per_class`` gives the mAP by class name."""
 
     map: float
     map50: float
@@ -46,7 +46,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best first: boxes x1, y1, x2, y2 in pixels of the file, scores 0..1, labels 1..K."""
+    """Detections in one image, best first: boxes x1, y1, x2, y2 in pixels of the file, scores 0..1, labels 1..K."""
 
     image_id: int
     boxes_xyxy: list[list[float]]
@@ -56,29 +56,30 @@ class Detections:
 
 @dataclass(frozen=True)
 class Precision:
-    """How a step computes: autocast's type (None: fp32), and whether gradients need scaling (fp16)."""
+    """Numeric precision of a step: autocast's dtype (None: fp32); ``scaled`` if gradients need scaling (fp16)."""
 
     dtype: torch.dtype | None
     scaled: bool
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """``auto`` takes bf16 where the device has it, else fp16 on CUDA, and fp32 on a CPU."""
+    """Return the precision of a name. ``auto`` is bf16 if the device has it, else fp16 on CUDA; fp32 on a CPU."""
     if name == "auto":
         if device.type != "cuda":
             name = "fp32"
         else:
             name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if name == "fp16" and device.type != "cuda":
-        name = "bf16"  # a CPU has no fp16 training kernels; bf16 is the type it can autocast to
+        name = "bf16"  # a CPU has no fp16 training kernels, but it can autocast to bf16
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     return Precision(dtype, scaled=name == "fp16")
 
 
 def make_optimiser(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over what is trainable; weight decay only on weights, not on norms, biases and gates.
+    """Make AdamW for the trainable parameters, with weight decay on weights but not on norms, biases and gates.
 
-    Side-Tuning's reference code gives its merge weights no decay, and so do we: what has one dimension that counts.
+    A parameter with at most one dimension larger than 1 gets no decay. Side-Tuning's reference code likewise gives its
+    merge weights none.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -92,7 +93,10 @@ def make_optimiser(model: nn.Module, lr: float, weight_decay: float) -> torch.op
 def make_lr_schedule(
     optimiser: torch.optim.Optimizer, n_updates: int, warmup: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear rise over the first ``warmup`` share of updates, then half a cosine down to zero (Loshchilov 2017)."""
+    """Make a schedule of linear warm-up over the first ``warmup`` share of updates, then half a cosine down to zero.
+
+    Source: Loshchilov 2017.
+    """
     n_warm = max(1, round(warmup * n_updates)) if warmup > 0 else 0
 
     def factor(update: int) -> float:
@@ -113,7 +117,7 @@ def _to(device: torch.device, images: list[Tensor], targets: list[dict[str, Any]
 def _loss(
     model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]], precision: Precision
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """(the loss of a batch that is on the device, its parts by name)."""
+    """Return the total loss of a batch that is on the device, and its parts by name."""
     with torch.autocast(images[0].device.type, dtype=precision.dtype, enabled=precision.dtype is not None):
         parts = model(images, targets)
     return torch.stack([value.float() for value in parts.values()]).sum(), parts
@@ -126,7 +130,7 @@ def losses(
     device: torch.device,
     precision: Precision,
 ) -> Iterator[Tensor]:
-    """The training loss of one batch after the other, for who wants gradients of it; nothing is trained."""
+    """Yield the training loss of each batch, for callers that need its gradient. Trains nothing."""
     model.train()
     for images, targets in batches:
         yield _loss(model, *_to(device, images, targets), precision)[0]
@@ -146,13 +150,13 @@ def train_one_epoch(
     n_batches: int,
     after_step: Callable[[int], None] | None = None,
 ) -> EpochStats:
-    """Train on every batch once. A last, shorter accumulation is stepped too.
+    """Train on every batch once. A shorter last accumulation group makes an update too.
 
     Args:
-        after_step: called with the number of batches done.
+        after_step: called after each batch with the number of batches so far.
 
     Raises:
-        NonFiniteLoss: before the step that would have used it.
+        NonFiniteLoss: the loss or gradient is not finite; raised before the update that would have used it.
     """
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -166,7 +170,7 @@ def train_one_epoch(
             raise NonFiniteLoss(
                 f"the loss is {value:g} at batch {index + 1} ({each}); a lower lr or clip_norm may help"
             )
-        # the last group may be shorter than `accumulate`: its mean is over what it has
+        # the last group may be shorter than `accumulate`; its mean is over the batches it has
         group = min(accumulate, n_batches - index // accumulate * accumulate)
         scaler.scale(loss / group).backward()
         n_images, loss_sum = n_images + len(images), loss_sum + value * len(images)
@@ -181,7 +185,7 @@ def train_one_epoch(
             scaler.step(optimiser)
             scaler.update()
             optimiser.zero_grad(set_to_none=True)
-            if scaler.get_scale() >= scale:  # a lower one says that the scaler skipped the step
+            if scaler.get_scale() >= scale:  # a lower scale means that the scaler skipped the step
                 schedule.step()
                 n_updates += 1
         if after_step is not None:
@@ -198,7 +202,7 @@ def detect(
     device: torch.device,
     precision: Precision,
 ) -> Iterator[Detections]:
-    """Run a detector over batches; each target holds ``image_id`` and ``scale_xy``, as `coco.CocoImages` makes them."""
+    """Run a detector over batches. Each target holds ``image_id`` and ``scale_xy``, see `images.CocoImages`."""
     model.eval()
     for images, targets in batches:
         images = [image.to(device, non_blocking=True) for image in images]
@@ -206,7 +210,7 @@ def detect(
             outputs = model(images)
         for target, output in zip(targets, outputs, strict=True):
             sx, sy = target["scale_xy"]
-            known = output["labels"] > 0  # 0 is background, which RetinaNet and FCOS can name
+            known = output["labels"] > 0  # 0 is background, which RetinaNet and FCOS can predict
             boxes = output["boxes"][known].float().cpu() * torch.tensor([sx, sy, sx, sy])
             scores, labels = output["scores"][known].float().tolist(), output["labels"][known].tolist()
             yield Detections(int(target["image_id"]), boxes.tolist(), scores, labels)
@@ -221,15 +225,15 @@ def evaluate(
     device: torch.device,
     precision: Precision,
 ) -> Scores:
-    """COCO evaluation by pycocotools.
+    """Evaluate a detector with pycocotools' COCO evaluation.
 
     Args:
-        batches: as for training, without flips; see `detect`.
-        ground_truth: a COCO annotation dictionary.
+        batches: batches as for training, but without flips; see `detect`.
+        ground_truth: COCO annotation dictionary.
         category_ids: COCO ids; label i + 1 is category_ids[i].
 
     Returns:
-        Scores; -1, which pycocotools writes for "no such ground truth", becomes None, and 0 for the three main figures.
+        The scores. pycocotools' -1 for "no ground truth" becomes None, or 0 for the three main scores.
     """
     begun, n_images, detections = time.perf_counter(), 0, []
     for found in detect(model, batches, device=device, precision=precision):
@@ -251,7 +255,7 @@ def _coco_scores(ground_truth: dict[str, Any], detections: list[dict[str, Any]],
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     if not detections:
         return Scores(0.0, 0.0, 0.0, None, None, None, dict.fromkeys(names.values(), 0.0), images_per_second)
-    from pycocotools.coco import COCO  # here: training alone does without it
+    from pycocotools.coco import COCO  # imported here: training alone does not need it
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress

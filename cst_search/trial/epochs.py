@@ -1,4 +1,4 @@
-"""Epochs of one trial: train, evaluate, write the checkpoint, report; from the first one or from a checkpoint."""
+"""Run the epochs of a trial, from the first one or from a checkpoint: train, evaluate, write the checkpoint, report."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from cst_search.trial.engine import (
 from cst_search.trial.feature_cache import FrozenFeatures, following, frozen_features
 from cst_search.trial.memory_limit import MemoryLimit
 
-_SAVES = 5  # parts of a trial, after each of which but the last its checkpoint is written, rungs aside
+_SAVES = 5  # a trial has this many parts; each but the last ends with a checkpoint, besides those at rungs
 
 
 @dataclass(frozen=True)
 class TrialSetup:
-    """Everything that the epochs of a trial depend on, besides the model.
+    """Everything that the epochs of a trial depend on, apart from the model.
 
     Attributes:
-        epochs: passes over the training split.
-        store: cache of resized images and feature maps; None: none on disk.
-        rungs: epochs after which the trial is evaluated and its checkpoint is written, whatever the recipe says.
-        checkpoint: file to write and to go on from; None: none.
+        epochs: number of passes over the training split.
+        store: disk cache of resized images and feature maps; None: no disk cache.
+        rungs: epochs after which the trial is evaluated and writes its checkpoint, whatever the recipe says.
+        checkpoint: file to write and to resume from; None: no checkpoint.
     """
 
     recipe: Recipe
@@ -57,23 +57,23 @@ class TrialSetup:
 
     @cached_property
     def precision(self) -> Precision:
-        """How a step computes on this device."""
+        """Numeric precision of a step on this device."""
         return choose_precision(self.recipe.precision, self.device)
 
     @property
     def evaluated(self) -> set[int]:
-        """Epochs, from 1 on, after which the trial is evaluated."""
+        """Epochs, counted from 1, after which the trial is evaluated."""
         always = (*self.rungs, self.epochs)
         return {e for e in range(1, self.epochs + 1) if e % self.recipe.eval_every == 0 or e in always}
 
     @property
     def saved(self) -> set[int]:
-        """Epochs, from 1 on, after which the checkpoint is written: at every fifth part of the trial and at rungs."""
+        """Epochs, counted from 1, after which the checkpoint is written: at every fifth of the trial and at rungs."""
         part = -(-self.epochs // _SAVES)
         return {*self.rungs, *range(part, self.epochs, part)}
 
     def images(self, split: str) -> CocoImages:
-        """Return the images of a split, resized and, for training, flipped as the recipe says."""
+        """Return the images of a split, resized and (for training) flipped as the recipe says."""
         return CocoImages(
             self.data.splits[split],
             image_size_px=self.recipe.image_size_px,
@@ -83,7 +83,7 @@ class TrialSetup:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be the same for a trial to go on from a checkpoint."""
+        """Return the values that must be equal for a trial to resume from a checkpoint."""
         return {
             "recipe": self.recipe.to_dict(),
             "epochs": self.epochs,
@@ -95,15 +95,15 @@ class TrialSetup:
 
 @dataclass
 class TrialProgress:
-    """How far a trial has come; read after a trial that broke, too.
+    """Progress of a trial; also read after a failure.
 
     Attributes:
-        stage: what the trial is doing, for people.
-        model: None until it is built.
+        stage: present activity of the trial, for people.
+        model: the detector; None until it is built.
         history: one dict per epoch, see `TrialResult`.
-        scores: last evaluation by split.
-        begun, trained_from: times of `time.perf_counter` in this process.
-        before: seconds and peaks that the trial took before the checkpoint it goes on from.
+        scores: scores of the last evaluation, by split.
+        begun, trained_from: `time.perf_counter` times in this process at which the trial and its training began.
+        before: seconds and peaks of the trial up to the checkpoint it resumed from.
         stopped: ``report`` ended the trial.
     """
 
@@ -119,7 +119,7 @@ class TrialProgress:
     notes: list[str] = field(default_factory=list)
 
     def taken(self, device: torch.device) -> dict[str, Any]:
-        """Return seconds and peak bytes of the whole trial so far; a peak is None where nothing is measured."""
+        """Return seconds and peak bytes of the whole trial so far; a peak is None if it is not measured."""
         now = time.perf_counter()
         held = self.limit.peak_bytes() if self.limit is not None else None
         peaks = {
@@ -135,13 +135,13 @@ class TrialProgress:
 
 
 def image_losses(model: nn.Module, setup: TrialSetup) -> Iterator[Tensor]:
-    """Yield the training loss of one image after the other, in the order of the first epoch."""
+    """Yield the training loss of each image, in the order of the first epoch."""
     images = loader(setup.images("train"), batch_size=1, shuffle=True, seed=setup.recipe.seed)
     yield from losses(model, images, device=setup.device, precision=setup.precision)
 
 
 def run_epochs(progress: TrialProgress, model: nn.Module, setup: TrialSetup) -> Iterator[dict[str, Any]]:
-    """Train and evaluate; yield the history's entry after every epoch, and first the last one of a checkpoint."""
+    """Train and evaluate, yielding the history entry of every epoch. A resumed trial first repeats its last entry."""
     recipe, train, val = setup.recipe, setup.images("train"), setup.images("val")
     n_batches = -(-len(train) // recipe.batch_size)
     lr = recipe.lr if recipe.lr is not None else get_method(recipe.method).lr
@@ -155,7 +155,7 @@ def run_epochs(progress: TrialProgress, model: nn.Module, setup: TrialSetup) -> 
     )  # fmt: skip
     training = Training(model, optimiser, lr_schedule, scaler, setup.device)
     if setup.checkpoint is not None and _go_on(progress, setup.checkpoint, setup.identity(), training):
-        # whoever decided whether to stop there may have been killed before it was known
+        # the search may have been killed before it stored its decision on stopping here
         yield progress.history[-1]
     for epoch in range(len(progress.history) + 1, setup.epochs + 1):
         progress.stage = f"training, epoch {epoch}"
@@ -174,7 +174,7 @@ def run_epochs(progress: TrialProgress, model: nn.Module, setup: TrialSetup) -> 
         taken = progress.taken(setup.device) if epoch in saved else {}
         if epoch in setup.rungs:
             entry |= _so_far(taken)
-        if setup.checkpoint is not None and epoch in saved:  # before the report: who stops it may end this process
+        if setup.checkpoint is not None and epoch in saved:  # before the report, which may end this process
             _write(progress, setup.checkpoint, setup.identity(), training, taken)
         yield entry
     if features is not None:
@@ -205,7 +205,7 @@ def _train_epoch(
 
 
 def _so_far(taken: dict[str, Any]) -> dict[str, Any]:
-    """Figures of the trial so far that a rung's entry of the history has besides."""
+    """Return the additional figures of a history entry at a rung: seconds and peaks so far."""
     reserved = taken["reserved_bytes"]
     if reserved is None:
         return {"seconds": taken["seconds"]}
@@ -225,7 +225,7 @@ def _write(
 
 
 def _go_on(progress: TrialProgress, path: Path, identity: dict[str, Any], training: Training) -> bool:
-    """Bring a trial to where its checkpoint was written; False: there is none, or none that can be used."""
+    """Resume a trial from its checkpoint. Returns False if there is none, or none that can be used."""
     if not path.exists():
         return False
     try:

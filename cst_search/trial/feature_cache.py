@@ -1,20 +1,21 @@
-"""The maps of a frozen body, computed once for each image and flip and then read: `Backbone.features`.
+"""Cache of the feature maps of a frozen backbone, computed once per image and flip: see `Backbone.features`.
 
-A batch is read only where reading gives what computing would, to the last bit on a CPU, on a GPU to the rounding of its
-kernels: the body is frozen as a whole and keeps no statistics, and each map depends on the image, the flip, the padded
-size and, as libraries choose their kernels by it, the number of images in the batch. So
+A batch is read from the cache only if reading gives the computed result: bit for bit on a CPU, up to the rounding of
+the kernels on a GPU. The backbone's body is frozen as a whole and keeps no statistics, so a feature map depends on the
+image, the flip, the padded size, and the number of images in the batch, by which libraries choose their kernels. So
 
-* maps are kept for the images whose own padded size is the one that most images have, and a batch is read if all its
-  images are among them: torchvision pads a batch to its largest image and to a multiple of 32, which then is this size;
-* a batch of another number of images (the last of an epoch) is computed;
-* the number of images is part of the key, with the threads, the device, the precision, and the versions.
+* feature maps are cached for images whose own padded size is the most common one, and a batch is read if all its images
+  are among them: torchvision pads a batch to its largest image and to a multiple of 32, which then is this size;
+* a batch with another number of images (the last of an epoch) is computed;
+* the number of images is part of the key, as are the threads, the device, the precision and the versions.
 
-A batch that cannot be read is computed and kept, mirrored too (before, so that the maps of two passes are never held at
-a time): with half of the images flipped, a batch of four would else be there in one of sixteen cases after one epoch.
+A batch that cannot be read is computed and cached, its mirror image too. Otherwise, with half of the images flipped, a
+batch of four would be complete after one epoch in one of sixteen cases. The mirrored pass runs first, so that the
+feature maps of two passes are never in memory at the same time.
 
-Whether that pays depends on the machine: the first batches are computed with a clock beside them, kept, and read back,
-and `decide` has the rest. The memory of a device is never more than predicted: a batch that is read takes the maps that
-are read, and the body's pass, which has all of them beside what it needs itself, is left out.
+Caching pays off on some machines only. The first batches are computed, written and read back against the clock, and
+`decide` chooses. Device memory never exceeds the prediction: a batch that is read allocates the feature maps in use,
+and skips the forward pass, which would hold all feature maps and its own activations.
 """
 
 from __future__ import annotations
@@ -42,18 +43,18 @@ from cst_search.trial.engine import Precision
 from cst_search.units import format_bytes
 
 _STRIDE = 32  # torchvision pads a batch to multiples of it
-_N_TIMED = 3  # batches, after one that warms up
-_GAIN = 0.95  # less is noise
+_N_TIMED = 3  # batches that are timed, after one for warm-up
+_GAIN = 0.95  # reading must take less than this share of computing; a smaller gain is noise
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
 
-# --- whether it pays --------------------------------------------------------------------------------------------------
+# --- cost of caching --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds an image, as measured: the body's pass; writing the maps that are read; reading them."""
+    """Measured seconds per image: the backbone's forward pass, writing the feature maps in use, reading them."""
 
     compute: float
     write: float
@@ -62,13 +63,13 @@ class Costs:
 
 @dataclass(frozen=True)
 class Passes:
-    """How often the images of a split are needed.
+    """Passes of a trial over the images of a split.
 
     Attributes:
-        n_epochs: passes over the split in one trial.
-        n_views: 2 where images are flipped, else 1.
-        share: of the passed images that come in a batch which can be read.
-        filled: share of the views that is there already.
+        n_epochs: number of passes over the split in one trial.
+        n_views: 2 if images are flipped, else 1.
+        share: share of the images, 0..1, that come in batches which can be read.
+        filled: share of the views, 0..1, that are already cached.
     """
 
     n_images: int
@@ -85,13 +86,13 @@ class Decision:
 
 
 def decide(costs: Costs, splits: Iterable[Passes], n_trials: int, needed_bytes: int, has_room: bool) -> Decision:
-    """Whether reading maps takes less time than computing them, over all trials that share them.
+    """Decide if caching takes less time than computing, summed over all trials that share the feature maps.
 
-    Every view is computed and written once, in the first pass, and later passes read; what cannot be read is computed
-    as before.
+    Every view is computed and written once, in the first pass, and later passes read it. Batches that cannot be read
+    are computed in both cases.
 
     Args:
-        n_trials: with these passes, this one included.
+        n_trials: number of trials with these passes, this one included.
     """
     size = format_bytes(needed_bytes)
     if not has_room:
@@ -100,7 +101,7 @@ def decide(costs: Costs, splits: Iterable[Passes], n_trials: int, needed_bytes: 
     for split in splits:
         n = split.n_images * split.share
         passes = n * split.n_epochs * n_trials
-        missing = n * (1 - split.filled) if passes else 0.0  # the first pass computes them, mirrored too
+        missing = n * (1 - split.filled) if passes else 0.0  # computed in the first pass, mirrored views too
         computing += passes * costs.compute
         reading += missing * split.n_views * (costs.compute + costs.write) + (passes - missing) * costs.read
     times = f"an image computed in {costs.compute * 1e3:.1f} ms, written in {costs.write * 1e3:.1f}, read in "
@@ -112,11 +113,11 @@ def decide(costs: Costs, splits: Iterable[Passes], n_trials: int, needed_bytes: 
     return Decision(True, f"features kept: {size}, {1 - reading / computing:.0%} less time in the body ({times})")
 
 
-# --- the maps ---------------------------------------------------------------------------------------------------------
+# --- feature maps ----------------------------------------------------------------------------------------------------
 
 
 class _Watched(OrderedDict[str, Tensor]):
-    """Maps that note which of them are read."""
+    """Feature maps that record which of them are used."""
 
     seen: set[str] | None = None
 
@@ -128,13 +129,13 @@ class _Watched(OrderedDict[str, Tensor]):
 
 @dataclass
 class _Split:
-    """The kept maps of one split: of each image as it is, and in the next slot mirrored where images are flipped."""
+    """Cached feature maps of one split: one slot per image, and the next for its mirror image if images are flipped."""
 
     images: CocoImages
     n_epochs: int
     padded_hw: tuple[int, int]
     places: dict[int, int] = field(default_factory=dict)  # index of an image -> its first slot
-    slots: dict[str, Slots] = field(default_factory=dict)  # by map
+    slots: dict[str, Slots] = field(default_factory=dict)  # by name of the feature map
 
     def __post_init__(self) -> None:
         indices = [i for i, hw in enumerate(padded_sizes(self.images)) if hw == self.padded_hw]
@@ -150,22 +151,22 @@ class _Split:
 
 
 def padded_sizes(images: CocoImages) -> list[tuple[int, int]]:
-    """(height, width) of a batch of each image alone."""
+    """Return the padded (height, width) of each image as a batch of its own."""
     return [(-(-height // _STRIDE) * _STRIDE, -(-width // _STRIDE) * _STRIDE) for height, width in images.sizes_hw]
 
 
 def is_frozen(body: Body) -> bool:
-    """Nothing in it is trained, and all of it runs without autograd, so that its maps are those of every epoch."""
+    """Return True if nothing in the body is trained and it runs without autograd, so its feature maps are fixed."""
     return body.grad_from >= len(STAGES) and not any(p.requires_grad for p in body.parameters())
 
 
 class FrozenFeatures:
-    """Called with the images of a batch in the place of a frozen body.
+    """Replacement for a frozen body: returns the feature maps of a batch, read from the cache or computed.
 
-    Which batch that is `follow` says; one that nobody announced is computed.
+    `follow` announces which batch comes next. A batch that was not announced is computed.
 
     Attributes:
-        decision: None before enough was measured.
+        decision: result of `decide`; None until enough batches are measured.
     """
 
     def __init__(
@@ -179,15 +180,15 @@ class FrozenFeatures:
         self._padded_hw = sizes.most_common(1)[0][0]
         self._splits = {id(images): _Split(images, n, self._padded_hw) for images, n in n_epochs.items()}
         self._batch: tuple[_Split, list[tuple[int, int]], list[int]] | None = None
-        self._keys: set[str] = set()  # maps that are read
+        self._keys: set[str] = set()  # names of the feature maps in use
         self._maps: dict[str, tuple[torch.Size, torch.dtype]] | None = None
         self._opened: bool | None = None
         self._timed: list[Costs] = []
-        self._computed = 0.0  # seconds an image
+        self._computed = 0.0  # seconds per image
         self._n_read, self._read_seconds = 0, 0.0
 
     def follow(self, images: CocoImages, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; each is announced before it is handed out."""
+        """Yield the same batches, announcing each one first."""
         split = self._splits.get(id(images))
         for batch in batches:
             targets = batch[1]
@@ -212,7 +213,7 @@ class FrozenFeatures:
             self._open()
         if self.decision is None:
             return self._measure(x, split, views, widths)
-        begun = time.perf_counter()  # of this process: a GPU need not be waited for to see a slow disk
+        begun = time.perf_counter()  # wall time on the host: a slow disk shows without waiting for the GPU
         found = self._read(x.device, split, views)
         if found is not None:
             self._n_read += len(views)
@@ -224,14 +225,14 @@ class FrozenFeatures:
         return features
 
     def detach(self) -> None:
-        """The backbone computes again, and the files are closed."""
+        """Let the backbone compute again, and close the files."""
         self._backbone.features = None
         self._close()
 
     # --- the first batches --------------------------------------------------------------------------------------------
 
     def _first(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        """Computed, and watched: which maps are read, of what shape and type."""
+        """Compute one of the first batches and record which feature maps are used, with their shapes and dtypes."""
         maps = self._body(x)
         self._maps = {key: (value.shape[1:], value.dtype) for key, value in maps.items()}
         watched = _Watched(maps)
@@ -270,7 +271,7 @@ class FrozenFeatures:
         times.append(_now(x.device))
         self._write(features, split, views)
         times.append(_now(x.device))
-        del features  # or the device would hold them twice
+        del features  # otherwise the device would hold them twice
         found = self._read(x.device, split, views)
         times.append(_now(x.device))
         seconds = [(after - before) / len(views) for before, after in itertools.pairwise(times)]
@@ -288,7 +289,7 @@ class FrozenFeatures:
         passes = []
         for split in self._splits.values():
             n = len(split.images)
-            # all images of a batch must be of the size, and the last of an epoch must be whole
+            # all images of a batch must have the common size, and the last batch of an epoch must be full
             share = (len(split.places) / n) ** self._batch_size * (n // self._batch_size * self._batch_size / n)
             filled = min((float(s.is_filled().mean()) for s in split.slots.values()), default=0.0)
             passes.append(Passes(n, split.n_epochs, split.n_views, share, filled))
@@ -299,7 +300,7 @@ class FrozenFeatures:
             self._close()
 
     def _look_again(self) -> None:
-        """At the end of an epoch: what was measured in the page cache may come from a slow disk now."""
+        """Check the decision after an epoch: reads that were timed in the page cache may now come from a slow disk."""
         if self.decision is None or not self.decision.use or not self._n_read:
             return
         read = self._read_seconds / self._n_read
@@ -335,7 +336,7 @@ class FrozenFeatures:
     def _keep_mirrored(self, x: Tensor, split: _Split, views: list[tuple[int, int]], widths: list[int]) -> None:
         mirrored = [(i, 1 - flipped) for i, flipped in views]
         if split.n_views == 2 and not self._has(split, mirrored):
-            _mirror(x, widths)  # in place: another batch of images would come on top of the predicted memory
+            _mirror(x, widths)  # in place: a second batch of images would exceed the predicted memory
             self._write(self._body(x), split, mirrored)
             _mirror(x, widths)
 
@@ -355,12 +356,12 @@ def _slot(split: _Split, view: tuple[int, int]) -> int:
 
 
 def _bytes(maps: Tensor) -> np.ndarray:
-    """uint8 (B, bytes of one image's map), sharing memory: numpy has no bfloat16."""
+    """View feature maps as uint8 (B, bytes per image) without a copy; numpy has no bfloat16."""
     return maps.flatten(1).view(torch.uint8).numpy()
 
 
 def _mirror(x: Tensor, widths: list[int]) -> None:
-    """Flip each image of a padded batch in place, as if before it was padded at the right; twice is not at all."""
+    """Flip each image of a padded batch in place, within its own width. Flipping twice restores the batch."""
     for n, width in enumerate(widths):
         x[n, :, :, :width] = x[n, :, :, :width].flip(-1)
 
@@ -378,10 +379,10 @@ def frozen_features(
     model: nn.Module, recipe: Recipe, store: Store | None, n_epochs: dict[CocoImages, int], *,
     device: torch.device, precision: Precision,
 ) -> FrozenFeatures | None:  # fmt: skip
-    """Let a detector read the maps of its body, where they are the same in every epoch; else None.
+    """Attach a feature cache to a detector whose body is frozen. Returns None if that is not possible.
 
     Args:
-        n_epochs: how often a trial passes over each of these images.
+        n_epochs: number of passes of a trial over each of these image sets.
     """
     backbone = model.backbone
     assert isinstance(backbone, Backbone)
@@ -401,7 +402,7 @@ def frozen_features(
 
 
 def _device_identity(device: torch.device) -> list[Any]:
-    """What the last bits of a map depend on beside the versions."""
+    """Return what the last bits of a feature map depend on, library versions aside."""
     if device.type == "cuda":
         backends = torch.backends
         return [torch.cuda.get_device_name(device), backends.cudnn.version(), backends.cudnn.allow_tf32]
@@ -409,5 +410,5 @@ def _device_identity(device: torch.device) -> list[Any]:
 
 
 def following(features: FrozenFeatures | None, images: CocoImages, batches: Iterable[Batch]) -> Iterable[Batch]:
-    """The batches, announced to what reads features, if anything does."""
+    """Return the batches, announced to the feature cache if there is one."""
     return batches if features is None else features.follow(images, batches)

@@ -1,4 +1,4 @@
-"""Boxes on images, by a detector that `cst-search train` wrote."""
+"""Detect objects in images with a detector that `cst-search train` wrote."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cst_search.trial.device import check_device
 from cst_search.trial.engine import choose_precision, detect
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-# colours that stay apart for the colour-blind: Okabe and Ito, Color Universal Design, 2008
+# colours that colour-blind people can distinguish: Okabe and Ito, Color Universal Design, 2008
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 
 def find_images(paths: list[Path]) -> list[Path]:
-    """Files as they are, folders as the images in them, sorted. Raises ConfigError: nothing there."""
+    """Return the given files, and the sorted images of the given folders. Raises ConfigError if there is none."""
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -39,14 +39,14 @@ def find_images(paths: list[Path]) -> list[Path]:
 
 
 class Predictor:
-    """A trained detector that stays loaded.
+    """A trained detector, loaded once for any number of calls.
 
     Args:
-        run: a folder that `cst-search train` wrote, or its weights file.
+        run: folder that `cst-search train` wrote, or its weights file.
         device: auto, cpu or cuda.
 
     Raises:
-        ConfigError: no weights, or such as do not fit.
+        ConfigError: there are no weights, or they do not fit the recipe.
     """
 
     def __init__(self, run: Path, device: str = "auto") -> None:
@@ -56,9 +56,9 @@ class Predictor:
         self.model.to(self.device)
 
     def detect(self, images: list[Path], score: float = 0.5) -> Iterator[dict[str, Any]]:
-        """Per image: ``image``, ``width``, ``height`` and ``detections``, as `predict` returns them.
+        """Yield per image ``image``, ``width``, ``height`` and ``detections``, as `predict` returns them.
 
-        Raises ConfigError: an image that cannot be read, before the first is looked at.
+        Raises ConfigError if an image cannot be read, before any detection.
         """
         entries = tuple(_entry(i, path) for i, path in enumerate(images))
         dataset = CocoImages(
@@ -92,20 +92,20 @@ def predict(
     run: Path, paths: list[Path], out: Path | None, *, score: float, device: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Detect objects and draw them.
+    """Detect objects in images and draw them.
 
     Args:
-        run: a folder that `cst-search train` wrote, or its weights file.
-        out: folder for one PNG per image; None draws nothing.
-        score: detections below it are left out, 0..1.
-        progress: is told how many images are done, and of how many.
+        run: folder that `cst-search train` wrote, or its weights file.
+        out: folder for one PNG per image; None: draw nothing.
+        score: lowest score of a returned detection, 0..1.
+        progress: called with the number of finished images and the total.
 
     Returns:
-        Per image: ``image``, ``width``, ``height``, ``picture`` (or None) and ``detections``, each with ``class``,
-        ``score`` and ``box`` (x1, y1, x2, y2 in pixels of the file), best first.
+        Per image ``image``, ``width``, ``height``, ``picture`` (or None) and ``detections``, best first, each with
+        ``class``, ``score`` and ``box`` (x1, y1, x2, y2 in pixels of the file).
 
     Raises:
-        ConfigError: no weights, no image, or one that cannot be read.
+        ConfigError: there are no weights or no images, or an image cannot be read.
     """
     if out is not None:
         check_folder("--out", out)
@@ -125,7 +125,7 @@ def predict(
 
 
 def _entry(index: int, path: Path) -> ImageEntry:
-    facts = inspect_image(str(path))  # to its end: the last image of many shall not stop the work half-way
+    facts = inspect_image(str(path))  # completely decoded, so that no later image stops the work half-way
     if isinstance(facts, BadImage):
         raise ConfigError(f"{path} cannot be read as an image: {facts.why}")
     return ImageEntry(index, path.name, path, facts.width, facts.height, (), (), (), ())
@@ -137,7 +137,7 @@ def _draw(path: Path, detections: list[dict[str, Any]], class_names: tuple[str, 
     draw = ImageDraw.Draw(image)
     line = max(1, round(min(image.size) / 240))
     font = ImageFont.load_default(max(10, min(image.size) / 36))
-    for found in reversed(detections):  # the best last, on top
+    for found in reversed(detections):  # the best is drawn last, on top
         colour = _COLOURS[class_names.index(found["class"]) % len(_COLOURS)]
         x1, y1, x2, y2 = found["box"]
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=line)

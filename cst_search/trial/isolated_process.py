@@ -1,13 +1,13 @@
-"""A process of its own for a trial whose memory is limited on a CPU.
+"""Run a trial with a CPU memory limit in a process of its own.
 
-The limit is one of a process (`memory_limit`). In a worker's process it would bind Ray's threads too, and an
-allocation refused to one of those ends the worker; nor does a process give back all that a trial took, so the next
-trial there would be held to something else. So a worker starts one *server*, which imports torch and then forks a
-process for each trial: 10 ms instead of 3 s, the same memory at the beginning every time, all of it given back at the
-end, and whatever a refused allocation breaks, up to a segmentation fault in a library that did not look, breaks there.
+The limit applies to a whole process (`memory_limit`). In a worker's process it would also bind Ray's threads, and a
+refused allocation in one of those ends the worker. Nor does a process return all memory of a trial, so the next trial
+would have another limit. Therefore a worker starts one *server*, which imports torch once and then forks a process for
+each trial. That takes 10 ms instead of 3 s. Each trial starts with the same memory and returns all of it at the end.
+The damage of a refused allocation, up to a segmentation fault in a library that does not check, stays in the fork.
 
-The server has a single thread (a fork copies no other one) and is in a session of its own: Ctrl-C in a terminal
-reaches the launch alone, which then ends it. It ends by itself, with its trial, when whoever started it is gone.
+The server has a single thread (a fork copies no other one) and a session of its own: Ctrl-C in a terminal reaches only
+the launch, which then ends the server. It also ends by itself, with its trial, when its parent process is gone.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from cst_search.trial.result import Outcome
 from cst_search.units import format_bytes
 
 _START = "import sys; sys.path[:] = {path!r}; from cst_search.trial.isolated_process import serve; serve()"
-_HEADER = struct.Struct("<QQ")  # of a request: its length and the limit, in bytes
-# What comes on the server's standard input, by its first byte. One byte is the answer to each report; the answer to a
-# trial that died meanwhile is read between two requests.
+_HEADER = struct.Struct("<QQ")  # header of a request: its length and the memory limit, both in bytes
+# The first byte of a message on the server's standard input. Each report is answered with one byte; the answer for a
+# trial that died in the meantime is read between two requests.
 _REQUEST, _GO_ON, _STOP = b"r", b"g", b"s"
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
-_LOOK_SECONDS = 0.01  # between two looks at the memory of a trial, for one that is killed
-# A process that dies with this share of its limit in use is taken to have run out. Of 450 trials with a limit drawn at
-# random below their need six had a segmentation fault, in a library that used what it had been refused; five had been
-# seen at 90 to 100 % of the limit, the sixth was not watched.
+_LOOK_SECONDS = 0.01  # between two readings of a trial's memory, which tell why it was killed
+# A process that dies with this share of its limit in use counts as out of memory. Of 450 trials with a random limit
+# below their need, six had a segmentation fault in a library that used a refused allocation. Five of them had been seen
+# at 90 to 100 % of the limit; the sixth was not observed.
 _FULL = 0.8
 
 
@@ -57,9 +57,9 @@ def run_in_own_process(
     rungs: tuple[int, ...] = (),
     checkpoint: Path | None = None,
 ) -> dict[str, Any]:
-    """`run.run_trial` on the CPU in a process of its own. Returns what `TrialResult.to_dict` gives.
+    """Run `run.run_trial` on the CPU in a process of its own. Returns the result as `TrialResult.to_dict` gives it.
 
-    No fault of the trial is raised: what it raises, and its death, are results too.
+    No fault of the trial is raised: its exceptions and its death become results.
 
     Args:
         threads: CPU threads; 0: torch's default.
@@ -73,13 +73,13 @@ def run_in_own_process(
     request = pickle.dumps((recipe, data, threads, options))
     try:
         return _server.run(request, memory_limit_bytes, report)
-    except BaseException:  # Ctrl-C, say: nobody will read what the trial still has to tell
+    except BaseException:  # e.g. Ctrl-C: nobody will read further messages of the trial
         stop()
         raise
 
 
 def stop() -> None:
-    """End the server of this process, if it has one, and the trial at work there."""
+    """End the server of this process, if there is one, with its running trial."""
     global _server
     if _server is not None:
         _server.close()
@@ -87,7 +87,7 @@ def stop() -> None:
 
 
 def fault(error: Exception) -> dict[str, Any]:
-    """The result of a trial that raised."""
+    """Return the result of a trial that raised an exception."""
     import traceback
 
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -95,10 +95,10 @@ def fault(error: Exception) -> dict[str, Any]:
 
 
 class _Server:
-    """The worker's end: requests in, lines of JSON out."""
+    """The worker's end of the server: requests in, lines of JSON out."""
 
     def __init__(self) -> None:
-        # OpenBLAS would start threads as numpy is imported; glibc's further arenas would blur the peak
+        # OpenBLAS would start threads when numpy is imported; more arenas of glibc would blur the peak
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START.format(path=sys.path)],
@@ -118,7 +118,7 @@ class _Server:
         for line in self._process.stdout:
             try:
                 message = json.loads(line)
-            except ValueError:  # cut off: its writer was killed
+            except ValueError:  # an incomplete line: its writer was killed
                 continue
             if "entry" in message:
                 self._send(_STOP if report(message["entry"]) is False else _GO_ON)
@@ -130,7 +130,7 @@ class _Server:
 
     def _send(self, content: bytes) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # then there is nothing to read either
+        with contextlib.suppress(BrokenPipeError):  # the server died; reading finds that out
             self._process.stdin.write(content)
             self._process.stdin.flush()
 
@@ -152,9 +152,9 @@ atexit.register(stop)
 
 
 def serve() -> None:
-    """Run what comes on standard input, one trial after the other, until it is closed."""
+    """Run the trials requested on standard input, one after the other, until it is closed."""
     out = os.dup(1)
-    os.dup2(2, 1)  # what a library prints must not get between the messages
+    os.dup2(2, 1)  # output of libraries must not mix with the messages
 
     import cst_search.trial.run  # noqa: F401
 
@@ -183,13 +183,13 @@ def _read(n_bytes: int) -> bytes:
 
 
 def _write(out: int, message: dict[str, Any]) -> None:
-    text = ("\n" + json.dumps(message) + "\n").encode()  # the first: a trial that was killed may have left half a line
+    text = ("\n" + json.dumps(message) + "\n").encode()  # leading newline: a killed trial may have left half a line
     while text:
         text = text[os.write(out, text) :]
 
 
 def _run(request: bytes, limit: int, out: int, answers: int) -> None:
-    """The trial, in its own process."""
+    """Run the trial, in its own process."""
     import ctypes
 
     ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
@@ -215,12 +215,12 @@ def _run(request: bytes, limit: int, out: int, answers: int) -> None:
 
 
 def _watch(pid: int, limit: int, out: int, answer: int) -> None:
-    """Wait for the trial, pass answers on, say how it ended. End it when nobody is there to hear of it."""
+    """Wait for the trial, pass answers on and report how it ended. Kill it if the worker is gone."""
     held = 0
     while (waited := os.waitpid(pid, os.WNOHANG))[0] == 0:
         if select.select([0], [], [], _LOOK_SECONDS)[0]:
             if not (said := _read(1)):
-                os.killpg(0, signal.SIGKILL)  # the session: itself, the trial, and what that started
+                os.killpg(0, signal.SIGKILL)  # the whole session: the server, the trial and its children
             with contextlib.suppress(BrokenPipeError):  # the trial has just died
                 os.write(answer, said)
         held = max(held, _held(pid, limit))
@@ -232,7 +232,7 @@ def _watch(pid: int, limit: int, out: int, answer: int) -> None:
 
 
 def _held(pid: int, limit: int) -> int:
-    """The most that a trial has had of its limit so far; 0 while none is in force."""
+    """Return the peak in bytes that a trial has used of its limit so far; 0 while no limit is in force."""
     import resource
 
     from cst_search.trial.memory_limit import process_memory

@@ -1,4 +1,4 @@
-"""What a few training steps on the worst batch really take: memory, time, and whether the loss is finite. Runs alone:
+"""Measure a few training steps on the worst batch: memory, time, and a finite loss. Runs by itself:
 
     python -m cst_search.trial.measure recipe.json --n-classes 80 --height 800 --width 1344 --boxes 100 --steps 4
 
@@ -42,39 +42,41 @@ from cst_search.trial.memory_limit import memory_limit
 from cst_search.trial.result import Outcome
 
 _STRIDE = 32  # torchvision pads a batch to multiples of it
-# the first step makes the optimiser's state, and gradients that are added up live beside the next step's activations:
-# from two steps an update and two updates on, nothing new is kept
+# The first step allocates the optimiser's state, and accumulated gradients are held during the next step's activations.
+# With two steps per update and two updates, the peak is reached.
 _ENOUGH = 2
 _LEAST_BOX_PX = 8
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What every step trains on: images (3, H, W) in 0..1, and as many targets with ``boxes`` and ``labels``."""
+    """The batch of every step: images (3, H, W) in 0..1, and as many targets with ``boxes`` and ``labels``."""
 
     images: tuple[Tensor, ...]
     targets: tuple[Mapping[str, Tensor], ...]
 
     @property
     def shape(self) -> InputShape:
-        """Of the batch as the detector pads it."""
+        """Return the shape of the batch as the detector pads it."""
         height, width = (max(image.shape[axis] for image in self.images) for axis in (1, 2))
         return InputShape(_padded(height), _padded(width), max(len(target["boxes"]) for target in self.targets))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Figures of one run.
+    """Measurements of one run.
 
     Attributes:
-        outcome: ``complete``, ``oom`` or ``nonfinite``; the last two with a reason.
-        active_bytes, reserved_bytes: peaks of the caching allocator; None on a CPU, and so are the following.
-        device_bytes: reserved + the stated context; of ``oom`` with what was refused.
-        process_bytes: what the device itself says that this process holds at the end, and ``process_source`` who says
-            it: ``nvidia-smi`` (of this process), ``nvidia-smi of the device`` (the difference to before: right when
-            nobody else is on it) or ``mem_get_info without context`` (likewise, from after the context was made).
-        predicted_bytes: `cost.predict` of device bytes for the same batch.
-        step_seconds: median without the first step.
+        outcome: ``complete``, ``oom`` or ``nonfinite``; the last two have a ``reason``.
+        active_bytes, reserved_bytes: peaks of the caching allocator. On a CPU these, ``device_bytes`` and
+            ``process_bytes`` are None.
+        device_bytes: reserved bytes plus the assumed CUDA context; if ``oom``, plus the refused allocation.
+        process_bytes: memory of this process at the end as the device reports it.
+        process_source: origin of ``process_bytes``: ``nvidia-smi`` (of this process), ``nvidia-smi of the device`` (the
+            increase since the start, correct if no other process uses the device), or ``mem_get_info without context``
+            (likewise, since the context was created).
+        predicted_bytes: device bytes that `cost.predict` gives for the same batch.
+        step_seconds: median time of a step, without the first.
     """
 
     outcome: Outcome
@@ -140,7 +142,7 @@ def _train_steps(
 def _measured_figures(
     device: torch.device, asked_bytes: int | None, process: tuple[int | None, str | None]
 ) -> dict[str, Any]:
-    """Return the memory of this process on a GPU; what was refused counts as needed."""
+    """Return the memory of this process on a GPU; a refused allocation counts as needed."""
     reserved = torch.cuda.max_memory_reserved(device)
     return {
         "memory_source": "measured",
@@ -162,16 +164,16 @@ def measure(
     memory_limit_bytes: int | None = None,
     read_weights: bool = True,
 ) -> Measured:
-    """Train on one batch again and again.
+    """Train repeatedly on one batch and measure memory and time.
 
     Args:
-        n_classes: without background.
-        steps: at least; enough are made for two updates.
-        memory_limit_bytes: as `run.run_trial` takes it.
-        read_weights: False: the weights' shapes only, with random values. Memory does not depend on them.
+        n_classes: number of classes without the background.
+        steps: minimum number of steps; enough are run for two updates.
+        memory_limit_bytes: memory limit, as `run.run_trial` takes it.
+        read_weights: if False, use random weights of the same shapes. Memory does not depend on their values.
 
     Raises:
-        ConfigError: method, options or weights are wrong.
+        ConfigError: the method, its options or the weights are invalid.
     """
     on_gpu = device.type == "cuda"
     used_before = _device_used()
@@ -213,10 +215,10 @@ def measure(
 
 
 def synthetic_batch(recipe: Recipe, shape: InputShape, n_classes: int) -> Batch:
-    """Noise in a padded shape, every image with the most boxes, the same every time.
+    """Make a fixed batch of noise with a given padded shape, where every image has the largest number of boxes.
 
-    A detector resizes what it is given, so not every shape can be had of one size of image: 1344 x 1344 at 800 px is a
-    batch of upright and lying ones. Then they alternate; a single image is the larger.
+    A detector resizes its images, so one image size cannot give every padded shape: 1344 x 1344 at 800 px takes a batch
+    of portrait and landscape images. These alternate; a batch of one has the larger.
 
     Raises:
         ConfigError: the recipe's image size gives no such batch.
@@ -239,7 +241,7 @@ def synthetic_batch(recipe: Recipe, shape: InputShape, n_classes: int) -> Batch:
         height, width = sizes[i % len(sizes)]
         images.append(torch.rand(3, height, width, generator=generator))
         room = torch.tensor([width, height], dtype=torch.float32)
-        # sides from 8 px to half of the image's, uniform
+        # sides are uniform from 8 px to half of the image's
         sides = _LEAST_BOX_PX + torch.rand(shape.max_boxes, 2, generator=generator) * (room / 2 - _LEAST_BOX_PX)
         corner = torch.rand(shape.max_boxes, 2, generator=generator) * (room - sides)
         labels = torch.randint(1, n_classes + 1, (shape.max_boxes,), generator=generator)
@@ -248,8 +250,10 @@ def synthetic_batch(recipe: Recipe, shape: InputShape, n_classes: int) -> Batch:
 
 
 def dataset_batch(recipe: Recipe, data: DetectionData) -> Batch:
-    """The tallest and the widest image of a dataset in turn, a single one the larger; in each the boxes of the image
-    with most, in proportion."""
+    """Make the worst batch of a dataset: its tallest and its widest image in turn.
+
+    A batch of one has the larger of them. Every image gets the boxes of the image with the most, scaled in proportion.
+    """
     entries = [entry for split in data.splits.values() for entry in split.images]
 
     def size(entry: ImageEntry) -> tuple[int, int]:
@@ -270,7 +274,7 @@ def dataset_batch(recipe: Recipe, data: DetectionData) -> Batch:
 
 
 def _of(image: Tensor) -> Tensor:
-    """Width, height, width, height of an image: what its boxes scale with."""
+    """Return (width, height, width, height) of an image, the factors that its boxes scale with."""
     return torch.tensor([image.shape[2], image.shape[1]] * 2, dtype=torch.float32)
 
 
@@ -282,11 +286,11 @@ def _fitted(recipe: Recipe, height: int, width: int) -> tuple[int, int]:
     return resized_hw(height, width, recipe.image_size_px, recipe.max_size_px)
 
 
-# --- what the device says -------------------------------------------------------------------------------------------
+# --- memory as the device reports it ---------------------------------------------------------------------------------
 
 
 def _nvidia_smi(query: str) -> list[list[str]]:
-    """Rows of a query, or none where it cannot be asked."""
+    """Return the rows of an ``nvidia-smi`` query, or none if it fails."""
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
@@ -296,12 +300,12 @@ def _nvidia_smi(query: str) -> list[list[str]]:
 
 
 def _device_used() -> dict[str, int]:
-    """Bytes in use on each device by its UUID; it makes no CUDA context, as torch's own question would."""
+    """Return the bytes in use on each device by UUID, without the CUDA context that torch's query would create."""
     return {uuid: int(mib) * 2**20 for uuid, mib in _nvidia_smi("--query-gpu=uuid,memory.used") if mib.isdecimal()}
 
 
 def _process_used(device: torch.device, used_before: Mapping[str, int], free_before: int) -> tuple[int, str]:
-    """(bytes that this process holds, who says so); see `Measured`. In a container the process may not be listed."""
+    """Return (bytes that this process holds, their source), see `Measured`. A container may hide the process."""
     for pid, mib in _nvidia_smi("--query-compute-apps=pid,used_memory"):
         if pid == str(os.getpid()) and mib.isdecimal():
             return int(mib) * 2**20, "nvidia-smi"
@@ -312,11 +316,11 @@ def _process_used(device: torch.device, used_before: Mapping[str, int], free_bef
     return free_before - torch.cuda.mem_get_info(device)[0], "mem_get_info without context"
 
 
-# --- alone ----------------------------------------------------------------------------------------------------------
+# --- command line ----------------------------------------------------------------------------------------------------
 
 
 def read_recipe(path: Path) -> Recipe:
-    """A recipe from JSON, or from YAML where PyYAML is. Raises ConfigError."""
+    """Read a recipe from JSON, or from YAML if PyYAML is installed. Raises ConfigError."""
     import json
 
     try:
@@ -345,18 +349,22 @@ def main() -> None:
         epilog="Exit codes: 0 done, 1 memory ran out or the loss is not finite (see outcome), 2 change something.",
     )
     parser.add_argument("recipe", type=Path, help="JSON, or YAML with PyYAML")
-    parser.add_argument("--data", type=Path, help="COCO-format folder: the worst batch is made of its images")
+    parser.add_argument("--data", type=Path, help="COCO-format folder whose images make the worst batch")
     parser.add_argument("--cache", type=Path, help="with --data: JSON file that remembers checked images")
-    parser.add_argument("--n-classes", type=int, default=80, help="without background [%(default)s]")
-    parser.add_argument("--height", type=int, help="of the padded batch, px [default: the largest of the recipe]")
+    parser.add_argument("--n-classes", type=int, default=80, help="number of classes without background [%(default)s]")
+    parser.add_argument(
+        "--height", type=int, help="height of the padded batch, px [default: the largest of the recipe]"
+    )
     parser.add_argument("--width", type=int)
-    parser.add_argument("--boxes", type=int, default=100, help="in every image [%(default)s]")
-    parser.add_argument("--steps", type=int, help="[4 on a GPU, 2 on a CPU, where no memory is measured]")
+    parser.add_argument("--boxes", type=int, default=100, help="boxes in every image [%(default)s]")
+    parser.add_argument(
+        "--steps", type=int, help="training steps [4 on a GPU, 2 on a CPU, where no memory is measured]"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument(
-        "--budget-mem", help="hold the process to this on a GPU, as a search holds a trial, such as 6GB"
+        "--budget-mem", help="memory limit of the process on a GPU, as for a trial of a search, e.g. 6GB"
     )
-    parser.add_argument("--no-weights", action="store_true", help="random values of the weights' shapes; read no file")
+    parser.add_argument("--no-weights", action="store_true", help="use random weights of the same shapes; read no file")
     args = parser.parse_args()
     try:
         for name in ("n_classes", "steps", "boxes", "height", "width"):

@@ -1,15 +1,15 @@
-"""A bound on the memory that a piece of work may take, and what counts as running out of it. Needs torch alone.
+"""Limit the memory of a block of code, and recognise the errors that mean out of memory. Needs torch alone.
 
-On a GPU the caching allocator refuses what would pass the bound (`torch.cuda.set_per_process_memory_fraction`), give or
-take the page of 20 MiB by which its segments grow (5 MB over were seen on an H100). It counts all that torch holds, in
-use or cached, but neither the CUDA context nor what libraries take by themselves (pytorch#58466): who has a budget for
-the whole process takes the context off first.
+On a GPU the caching allocator refuses allocations beyond the limit (`torch.cuda.set_per_process_memory_fraction`). The
+limit is exact up to the page of 20 MiB by which segments grow (5 MB above it were seen on an H100). It covers all that
+torch holds, in use or cached, but neither the CUDA context nor memory that libraries allocate themselves
+(pytorch#58466). A caller with a budget for the whole process subtracts the context first.
 
-On a CPU under Linux (4.7 or later) it is the process's RLIMIT_DATA, set to what it holds now plus the bound. The kernel
-counts the heap and every private writable mapping, so all tensors, but also thread stacks; it counts neither shared
-mappings (the cache of decoded images) nor what is only read (code, mapped files). The bound is on the process:
-whatever else runs in it can be refused memory too, so a search gives a trial a process of its own
-(`isolated_process`). On other systems a CPU's memory is not limited: macOS accepts RLIMIT_DATA and ignores it.
+On a CPU under Linux (4.7 or later) the limit is the process's RLIMIT_DATA, set to its current usage plus the limit. The
+kernel counts the heap and every private writable mapping, hence all tensors, but also thread stacks. It counts neither
+shared mappings (the cache of decoded images) nor read-only ones (code, mapped files). The limit covers the process, so
+anything else that runs in it can be refused memory too; a search therefore gives each trial its own process
+(`isolated_process`). Other systems do not limit a CPU's memory: macOS accepts RLIMIT_DATA and ignores it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from cst_search.units import format_bytes
 
 CPU_IS_LIMITED = sys.platform == "linux" and os.path.exists("/proc/self/status")
 
-# what a refused allocation is called, where the type of the exception does not tell
+# messages of refused allocations whose exception type is not specific
 _HOST = ("DefaultCPUAllocator", "std::bad_alloc", "Cannot allocate memory")
 _DEVICE = (
     "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
     "DEVICE_ALLOCATION_FAILED",
 )  # fmt: skip
-# What may have another cause, and counts only when memory was at its end. oneDNN names no reason when it cannot have
-# memory for a kernel's code: of 80 such refusals (three detectors, 128 and 320 px, limits drawn at random) each came
-# with at most 0.26 MB left at the peak. A thread needs 8 MiB for its stack. cuDNN gives up when no algorithm could have
-# its workspace.
+# Messages that may have another cause: they count only if memory was nearly exhausted. oneDNN names no reason when it
+# gets no memory for a kernel's code: in each of 80 such refusals (three detectors, 128 and 320 px, random limits) at
+# most 0.26 MB were left at the peak. A thread needs 8 MiB for its stack. cuDNN gives up if no algorithm gets its
+# workspace.
 _HOST_MAYBE = ("could not create a primitive", "could not execute a primitive", "failed to map segment", "new thread")
 _HOST_NEAR_BYTES = 12 * 2**20
 _DEVICE_MAYBE = ("unable to find an engine to execute", "valid cuDNN algorithm")
@@ -50,18 +50,18 @@ _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 @dataclass(frozen=True)
 class Refusal:
-    """An allocation that was refused: the line that says so, and the bytes asked for where it names them."""
+    """A refused allocation: the line of the message that reports it, and the requested bytes if it names them."""
 
     reason: str
     asked_bytes: int | None
 
 
 class MemoryLimit:
-    """What `memory_limit` has in force.
+    """The limit that a `memory_limit` block enforces.
 
     Attributes:
-        kind: ``allocator`` (of the GPU), ``process`` (a CPU's), or ``none``: nothing is enforced.
-        limit_bytes: None where nothing is enforced.
+        kind: ``allocator`` (on a GPU), ``process`` (on a CPU), or ``none`` if nothing is enforced.
+        limit_bytes: the limit; None if nothing is enforced.
     """
 
     def __init__(self, device: torch.device, limit_bytes: int | None) -> None:
@@ -76,9 +76,9 @@ class MemoryLimit:
         self._is_in_vain = self.kind == "none" and limit_bytes is not None
         if self.kind == "none":
             self.limit_bytes = None
-        self._undo: list[Any] = []  # what was in force before
+        self._undo: list[Any] = []  # the settings before the block
         self._before: dict[str, int] = {}
-        self._peak: int | None = None  # at the end
+        self._peak: int | None = None  # set when the limit is lifted
         self._filler: mmap.mmap | None = None
 
     def __str__(self) -> str:
@@ -88,9 +88,9 @@ class MemoryLimit:
         return f"{what} {format_bytes(self.limit_bytes)}"
 
     def peak_bytes(self) -> int | None:
-        """The most that was held of what is limited, while the limit was in force; None where nothing is measured.
+        """Return the peak in bytes of the limited memory while the limit was in force; None if it is not measured.
 
-        On a GPU it is measured without a limit too, from the last `torch.cuda.reset_peak_memory_stats` on.
+        On a GPU it is measured even without a limit, since the last `torch.cuda.reset_peak_memory_stats`.
         """
         if self._peak is None and self.device.type == "cuda":
             return torch.cuda.max_memory_reserved(self.device)
@@ -99,14 +99,14 @@ class MemoryLimit:
         return self._peak
 
     def refusal(self, error: BaseException) -> Refusal | None:
-        """What was refused, if an exception means that memory ran out; None: it means something else.
+        """Return the refused allocation if an exception means out of memory, else None.
 
-        Lifts the limit first: what comes after needs memory itself.
+        Lifts the limit first, because handling the error needs memory too.
         """
         self.lift()
         seen: set[int] = set()
         current: BaseException | None = error
-        while current is not None and id(current) not in seen:  # a reader wraps what it caught
+        while current is not None and id(current) not in seen:  # an image reader wraps the exception that it caught
             seen.add(id(current))
             if (line := self._line(current)) is not None:
                 asked = _ASKED.search(line)
@@ -115,14 +115,14 @@ class MemoryLimit:
         return None
 
     def _line(self, error: BaseException) -> str | None:
-        """The line of the message that says that memory ran out."""
+        """Return the line of the message that reports out of memory, or None."""
         lines = str(error).splitlines() or [type(error).__name__]
         if isinstance(error, torch.OutOfMemoryError):
             return lines[0]
         if not isinstance(error, RuntimeError | MemoryError | OSError | ImportError):
             return None
         on_gpu = self.device.type == "cuda"
-        # on a GPU the host's memory is not what is limited, and says nothing about the device's
+        # on a GPU the host's memory is not limited, and says nothing about the device's
         sure, maybe = (_DEVICE, _DEVICE_MAYBE) if on_gpu else (_HOST, _HOST_MAYBE)
         if not on_gpu and (isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM):
             return next((line for line in reversed(lines) if line.strip()), type(error).__name__)
@@ -136,15 +136,15 @@ class MemoryLimit:
             return _n_refused(self.device) > self._n_refused
         return self.kind == "process" and (self.peak_bytes() or 0) >= (self.limit_bytes or 0) - _HOST_NEAR_BYTES
 
-    # --- in force -----------------------------------------------------------------------------------------------------
+    # --- enforcement -------------------------------------------------------------------------------------------------
 
     def enforce(self) -> None:
         if self.kind == "allocator":
-            # these take no device without a number, as the others do
+            # unlike others, these functions need a device with an index
             index = torch.cuda.current_device() if self.device.index is None else self.device.index
             get = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # newer than set_...
             self._undo = [(get(index) if get is not None else 1.0, index)]
-            torch.cuda.empty_cache()  # of what is only cached nothing is kept from before
+            torch.cuda.empty_cache()  # memory cached by earlier work must not count
             total = torch.cuda.get_device_properties(self.device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, (self.limit_bytes or 0) / total), index)
         elif self.kind == "process":
@@ -159,7 +159,7 @@ class MemoryLimit:
             resource.setrlimit(resource.RLIMIT_DATA, (soft, old[1]))
 
     def lift(self) -> None:
-        """Restore what was before. A second call does nothing."""
+        """Restore the settings from before the block. A second call does nothing."""
         if not self._undo:
             return
         old = self._undo.pop()
@@ -176,9 +176,9 @@ class MemoryLimit:
 
 @contextmanager
 def memory_limit(device: torch.device, limit_bytes: int | None) -> Iterator[MemoryLimit]:
-    """Hold the block to ``limit_bytes`` more than a CPU process has, or to as much in a GPU's allocator; None: not.
+    """Limit the memory of a block: on a CPU the growth of the process, on a GPU the allocator's total. None: no limit.
 
-    The soft limit only, and what was in force before is restored, however the block ends.
+    Sets the soft limit only. The previous setting is restored however the block ends.
     """
     limit = MemoryLimit(device, limit_bytes)
     limit.enforce()
@@ -189,7 +189,7 @@ def memory_limit(device: torch.device, limit_bytes: int | None) -> Iterator[Memo
 
 
 def process_memory(pid: int | str = "self") -> dict[str, int]:
-    """Bytes of VmData, VmSize and VmPeak of a Linux process; empty when it has ended. See proc_pid_status(5)."""
+    """Return VmData, VmSize and VmPeak of a Linux process in bytes; empty if it has ended. See proc_pid_status(5)."""
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
             lines = [line.split() for line in file if line.startswith(("VmData:", "VmSize:", "VmPeak:"))]
@@ -199,20 +199,21 @@ def process_memory(pid: int | str = "self") -> dict[str, int]:
 
 
 def _grown(before: dict[str, int], now: dict[str, int]) -> int:
-    """The most by which VmData was above what it was, from two `process_memory`.
+    """Return the peak growth of VmData in bytes between two results of `process_memory`.
 
-    Linux keeps the peak of the whole address space only. What it has lost since is private memory given back, for the
-    rest (code, shared maps) hardly shrinks; it is known only once the peak is a new one. glibc trims each new arena by
-    64 MB, which passes for memory given back: with MALLOC_ARENA_MAX=1, as in `isolated_process`, there is none.
+    Linux records the peak of the whole address space only. Its decrease since then is private memory that was freed,
+    because the rest (code, shared mappings) hardly shrinks. The result is valid only if the peak is a new one. glibc
+    trims each new arena by 64 MB, which looks like freed memory; MALLOC_ARENA_MAX=1, as in `isolated_process`,
+    prevents that.
     """
     lost = now["VmPeak"] - now["VmSize"] if now["VmPeak"] > before["VmPeak"] else 0
     return max(0, now["VmData"] - before["VmData"] + lost)
 
 
 def _fill(now: dict[str, int]) -> mmap.mmap | None:
-    """Bring the address space back to its peak, so that whatever comes makes a new one: see `_grown`.
+    """Map the address space up to its peak, so that any growth makes a new peak: see `_grown`.
 
-    A mapping without any access costs nothing and does not count as data. Making a thread leaves 64 MB to fill.
+    A mapping without access rights costs nothing and does not count as data. Creating a thread leaves 64 MB to fill.
     """
     gap = now["VmPeak"] - now["VmSize"]
     try:
@@ -222,8 +223,8 @@ def _fill(now: dict[str, int]) -> mmap.mmap | None:
 
 
 def _start_threads() -> None:
-    """Have torch's threads made now, so that their stacks count as what was there before."""
-    torch.zeros(torch.get_num_threads() * 2**16).add_(1)  # 2**15 elements are torch's least share of one thread
+    """Create torch's threads now, so that their stacks count as memory in use before the limit."""
+    torch.zeros(torch.get_num_threads() * 2**16).add_(1)  # torch gives a thread at least 2**15 elements
 
 
 def _n_refused(device: torch.device) -> int:

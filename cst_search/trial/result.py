@@ -1,4 +1,4 @@
-"""How a trial ended and its result, as typed values. Standard library only: the study reads them without torch."""
+"""Outcome and result of a trial, as typed values. Standard library only: the study reads them without torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Outcome(StrEnum):
-    """How the training and evaluation of one configuration ended.
+    """Outcome of training and evaluating one configuration.
 
     Each member is the string that results and studies store, and prints as that string.
     """
@@ -17,7 +17,7 @@ class Outcome(StrEnum):
 
     #: trained for all its epochs and evaluated
     COMPLETE = "complete"
-    #: ended at a rung by early stopping; it may go on from its checkpoint
+    #: ended at a rung by early stopping; it may resume from its checkpoint
     STOPPED = "stopped"
     #: the loss became infinite or NaN
     NONFINITE = "nonfinite"
@@ -29,7 +29,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class TrialResult:
-    """Result of one trial. Figures that were never reached are None.
+    """Result of one trial. Figures that the trial did not reach are None.
 
     Attributes:
         outcome: how the trial ended: ``complete``; ``stopped`` (``report`` returned False); ``oom`` (memory ran out);
@@ -37,22 +37,22 @@ class TrialResult:
         petl_params: parameters that the method adds to the backbone or opens in it.
         trainable_params: all trainable parameters: method, neck and head.
         map, map50: mAP@[.50:.95] and AP50 of the last evaluation, 0..1.
-        loss, images_per_second: of the last epoch; loss is the mean per image.
+        loss, images_per_second: figures of the last epoch; loss is the mean per image.
         active_bytes: measured peak of live tensors; None on a CPU, as are the next two.
         reserved_bytes: measured peak of the caching allocator.
-        device_bytes: reserved bytes and the CUDA context; of ``oom``, the refused allocation too.
+        device_bytes: reserved bytes plus the CUDA context; if ``oom``, plus the refused allocation.
         seconds: wall time of the whole trial; ``train_seconds`` is the part spent in training and evaluation.
         epochs: epochs trained, those from a checkpoint included.
-        reason: why the outcome is not ``complete``, for people.
+        reason: explanation for people if the outcome is not ``complete``.
         device: name of the GPU, or ``cpu``.
         history: one dict per epoch: epoch, loss, grad_norm, images_per_second; map, map50 where evaluated; at a rung
             the seconds so far, and on a GPU the peaks so far.
         final: scores of the last evaluation, by split (`engine.Scores`).
-        limit_bytes: memory that the trial was held to: the allocator's on a GPU, the growth of the process on a CPU.
+        limit_bytes: memory limit of the trial: of the allocator on a GPU, of the growth of the process on a CPU.
         held_bytes: peak of the memory that ``limit_bytes`` bounds. See `memory_limit`.
-        asked_bytes: of ``oom``, size of the refused allocation, if the message says so.
-        stage: of ``oom``, what the trial was doing.
-        notes: one line each: what the cache did and why, and what was odd about the checkpoint.
+        asked_bytes: if ``oom``, size of the refused allocation, where the message states it.
+        stage: if ``oom``, activity of the trial at that moment.
+        notes: lines on what the cache did and why, and on irregularities of the checkpoint.
         resumed_epochs: epochs that came from a checkpoint. Seconds, peaks and history cover the whole trial.
     """
 
