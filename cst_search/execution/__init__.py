@@ -1,1 +1,1 @@
-"""Who runs the trials: this process, Ray on this machine, or a Ray cluster."""
+"""Execution of trials: in this process, by Ray on this machine, or on a Ray cluster."""

@@ -1,7 +1,7 @@
-"""Sharing GPUs among trials: the share of a GPU that a trial asks for, its memory limit, and on a cluster its node.
+"""Share GPUs among trials: the fraction of a GPU that a trial requests, its memory limit, and on a cluster its node.
 
-Arithmetic only. On one machine Ray does the accounting (`ray_tune`), on a cluster a `Fleet` does, as Ray can be asked
-for a GPU but not for one that is large enough.
+Arithmetic only. On one machine Ray does the accounting (`ray_tune`). On a cluster a `Fleet` does it, because a request
+to Ray can name a GPU but not its memory size.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 
 from cst_search.units import format_bytes
 
-# Margin on top of the prediction: of 240 real steps the worst was 6.9 % off (docs/memory.md). Errors of a device's
-# constants come on top; a study corrects those from its own trials.
+# Margin above the predicted memory: the worst of 240 real steps was 6.9 % off (docs/memory.md). Errors in a device's
+# constants add to that; a study corrects them from its own trials.
 MARGIN = 0.10
-# Shares are whole hundredths. Ray keeps four decimals and drops the rest; and shares that are alike let Ray use a
-# worker's process again.
+# Shares are whole hundredths: Ray truncates them to four decimals, and equal shares let it reuse a worker's process.
 _STEPS = 100
 
 
@@ -37,17 +36,17 @@ class Placement:
     most_bytes: int | None = None
 
     def share(self, device_bytes: int) -> float:
-        """Share of a GPU for a trial with that many predicted device bytes: above 0, at most 1."""
+        """Return the share of a GPU for a trial with that many predicted device bytes: above 0, at most 1."""
         wanted = math.ceil(_STEPS * device_bytes * (1 + MARGIN) / self.gpu_bytes)
         return min(max(wanted, 1), _STEPS) / _STEPS
 
     def limit_bytes(self, share: float) -> int:
-        """Memory limit in bytes of the allocator of a trial with that share; the CUDA context is taken off."""
+        """Return the memory limit in bytes of the allocator of a trial with that share, without the CUDA context."""
         held = round(share * _STEPS) * self.gpu_bytes // _STEPS - self.context_bytes
         return max(1, held if self.most_bytes is None else min(held, self.most_bytes))
 
     def n_at_once(self, device_bytes: int) -> int:
-        """Number of trials with that many predicted device bytes that fit at the same time."""
+        """Return the number of trials with that many predicted device bytes that fit at the same time."""
         return self.n_gpus * int(_STEPS // round(self.share(device_bytes) * _STEPS))
 
     def __str__(self) -> str:
@@ -76,7 +75,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Assignment:
-    """The node that a trial is assigned to, and what it asks of that node.
+    """The node that a trial is assigned to, and the resources it requests there.
 
     Attributes:
         gpu: share of one GPU; 0: the trial runs on CPUs.
@@ -102,15 +101,14 @@ class _NodeLoad:
 class Fleet:
     """The nodes that trials may be assigned to, and the assignment of each trial.
 
-    A trial goes to a GPU that is large enough for it, of these to the node with the least to do, of these to the
-    smallest GPU, so that the large ones stay free for trials that need them. It asks for its share of that GPU, as in
-    `Placement`.
+    A trial goes to a GPU that is large enough for it: among these to the least loaded node, and then to the smallest
+    GPU, so that large ones stay free for trials that need them. It requests its share of that GPU, as in `Placement`.
 
     Attributes:
-        cpus: of a trial. On a node with more GPUs than that many CPUs for each it is a part of them: no GPU stays idle.
-        on_gpus: trials run on GPUs.
+        cpus: CPUs per trial. A node with too few CPUs for all its GPUs gives each trial fewer, so no GPU stays idle.
+        on_gpus: True if trials run on GPUs.
         context_bytes, most_bytes: as in `Placement`.
-        n_most: trials at a time; None: as many as there is room for.
+        n_most: maximum number of concurrent trials; None: as many as fit.
     """
 
     cpus: float = 1.0
@@ -122,11 +120,11 @@ class Fleet:
     placed: dict[str, tuple[Assignment, int]] = field(default_factory=dict)  # trial -> where it is, its GPU's index
 
     def set_nodes(self, nodes: Iterable[Node]) -> None:
-        """Set the nodes that are there now. Trials of a node that is gone stay assigned until they are freed."""
+        """Set the present nodes. Trials of a node that is gone stay assigned until they are freed."""
         self.nodes = {node.name: node for node in nodes if self.can_use(node)}
 
     def can_use(self, node: Node) -> bool:
-        """Return whether any trial can run on a node."""
+        """Return True if trials can run on a node."""
         return node.n_gpus > 0 if self.on_gpus else node.n_cpus >= self.cpus
 
     @property
@@ -135,7 +133,7 @@ class Fleet:
         return max((node.gpu_bytes for node in self.nodes.values()), default=0) if self.on_gpus else None
 
     def place(self, trial: str, device_bytes: int) -> Assignment | None:
-        """Assign a trial with that many predicted device bytes to a node; None: it must wait."""
+        """Assign a trial with that many predicted device bytes to a node. Returns None if it must wait."""
         if self.n_most is not None and len(self.placed) >= self.n_most:
             return None
         loads = {node.name: self._load(node) for node in self.nodes.values()}
@@ -149,7 +147,7 @@ class Fleet:
                 continue
             gpus = self._gpus_of(node)
             share = gpus.share(device_bytes)
-            # as Ray chooses among the GPUs of a node: the fullest that still has room
+            # as Ray chooses among the GPUs of a node: the fullest one with enough room
             room = [(left, i) for i, left in enumerate(load.gpus) if left >= round(share * _STEPS)]
             if room:
                 return self._put(trial, Assignment(node.name, cpus, share, gpus.limit_bytes(share)), min(room)[1])
@@ -160,7 +158,7 @@ class Fleet:
         self.placed.pop(trial, None)
 
     def is_full(self) -> bool:
-        """Return whether not even the smallest trial has room now."""
+        """Return True if there is no room even for the smallest trial."""
         if self.n_most is not None and len(self.placed) >= self.n_most:
             return True
         loads = [(node, self._load(node)) for node in self.nodes.values()]
@@ -169,12 +167,12 @@ class Fleet:
         )
 
     def n_at_once(self, device_bytes: int) -> int:
-        """Trials with that many predicted device bytes that the empty fleet has room for; at most `n_most`."""
+        """Return how many trials with that many predicted device bytes fit on the empty fleet; at most `n_most`."""
         n = sum(self.n_on(node, device_bytes) for node in self.nodes.values())
         return n if self.n_most is None else min(n, self.n_most)
 
     def n_on(self, node: Node, device_bytes: int) -> int:
-        """Number of such trials that one node has room for."""
+        """Return how many trials with that many predicted device bytes fit on one empty node."""
         by_cpus = int(node.n_cpus / self._cpus_on(node) + 1e-9)
         if not self.on_gpus:
             return by_cpus
@@ -208,7 +206,7 @@ class Fleet:
 
 
 def cpus_of_each(nodes: Iterable[Node], n_trials: int) -> int:
-    """Whole CPUs that each of ``n_trials`` concurrent trials can have; 1 if there is not even one for each."""
+    """Return the whole CPUs for each of ``n_trials`` concurrent trials; 1 if there are fewer CPUs than trials."""
     cpus = [int(node.n_cpus) for node in nodes]
     wanted = min(n_trials, sum(cpus))
     return next((n for n in range(max(cpus, default=1), 1, -1) if sum(c // n for c in cpus) >= wanted), 1)

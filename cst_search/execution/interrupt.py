@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first signal ends a search cleanly and in time, the second at once."""
+"""Handle SIGINT and SIGTERM: the first signal ends a search cleanly and in time, a second one at once."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ GRACE_SECONDS = 15.0
 def ends_in_time(go_on: str) -> Iterator[None]:
     """Context in which SIGTERM acts like Ctrl-C: KeyboardInterrupt, or Ray Tune's own handling.
 
-    If the context is not left `GRACE_SECONDS` after the first signal, or at a second signal, this process and all that
-    it started are killed, with exit code 130. Results are safe: they are in the study's database.
+    This process and all its children are killed with exit code 130 at a second signal, or if the context is not left
+    within `GRACE_SECONDS` of the first. Results are safe in the study's database.
 
     Args:
-        go_on: the command that continues the search, named in the last message.
+        go_on: command that continues the search, for the last message.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # Who handles SIGINT changes, and a handler in Python waits for the main thread, which may be far down in a library.
-    # But Python's own handler, in C, writes the number of every signal into this pipe.
+    # The handler of SIGINT changes, and a Python handler waits for the main thread, which may be busy in a library. But
+    # Python's own handler, in C, writes the number of every signal into this pipe.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     old_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -69,7 +69,7 @@ def _watch(reader: int, go_on: str) -> None:
 
 
 def end_at_once(how: str, go_on: str, code: int = 130) -> Never:
-    """Kill this process and all that it started, after a last message."""
+    """Kill this process and all its children, after a last message."""
     os.write(2, f"\n{how}; what is finished is kept; go on with:  {go_on}\n".encode())
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):

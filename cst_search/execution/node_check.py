@@ -2,7 +2,7 @@
 
 Runs on every node, and needs only the standard library to report what is missing.
 
-    wanted = requirements_of(recipe, data, on_gpus=True)    # where the search was started
+    wanted = requirements_of(recipe, data, on_gpus=True)    # on the machine that starts the search
     found = inspect_node(wanted)                            # on a node
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cst_search.config.recipe import Recipe
     from cst_search.data.coco import DetectionData
 
-_SAMPLE = 20  # images of a split whose content is compared: all of COCO would be 19 GB, over a network
+_SAMPLE = 20  # images per split whose content is compared; all of COCO would be 19 GB over a network
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class RequiredFile:
 
 @dataclass(frozen=True)
 class NodeRequirements:
-    """What a node must have to run trials.
+    """Requirements that a node must meet to run trials.
 
     Attributes:
-        weights, backbone: as in the recipe; each node fetches ``DEFAULT`` weights itself.
+        weights, backbone: as in the recipe; each node downloads ``DEFAULT`` weights itself.
         versions: versions of torch and torchvision, without a suffix such as ``+cu126``.
-        demo: folder in which the embedded demo is drawn if it is not there.
-        token: a small file that shows whether its folder is shared; None: not checked.
+        demo: folder in which the embedded demo is drawn if it is missing.
+        token: small file by which a node finds out if its folder is shared; None: not checked.
     """
 
     files: tuple[RequiredFile, ...]
@@ -56,13 +56,13 @@ class NodeRequirements:
 
 @dataclass
 class NodeReport:
-    """What the check found on a node.
+    """Result of the check of a node.
 
     Attributes:
         faults: reasons why no trial can run there, one line each.
         gpu_bytes: total memory of each GPU.
-        is_shared: the folder of `NodeRequirements.token` is shared with the machine that started the search.
-        memory_monitor: Ray's memory monitor is on.
+        is_shared: True if the folder of `NodeRequirements.token` is shared with the machine that started the search.
+        memory_monitor: True if Ray's memory monitor is on.
     """
 
     faults: list[str] = field(default_factory=list)
@@ -74,7 +74,7 @@ class NodeReport:
 def requirements_of(
     recipe: Recipe, data: DetectionData, *, on_gpus: bool, token: Path | None = None
 ) -> NodeRequirements:
-    """Requirements of a recipe's trials on this data, taken from this machine."""
+    """Return the requirements of a recipe's trials on this data, as this machine meets them."""
     demo = data.folder if recipe.data == "demo" else None
     files = []
     for name, split in data.splits.items() if demo is None else ():
@@ -90,7 +90,7 @@ def requirements_of(
 
 
 def inspect_node(wanted: NodeRequirements) -> NodeReport:
-    """Compare this machine with the requirements. Never raises for what is missing."""
+    """Compare this machine with the requirements. Missing parts become faults, not errors."""
     found = NodeReport(memory_monitor=os.environ.get("RAY_memory_monitor_refresh_ms") != "0")
     if wanted.token is not None:
         found.is_shared = wanted.token.is_file()
@@ -99,7 +99,7 @@ def inspect_node(wanted: NodeRequirements) -> NodeReport:
         try:
             if _version(name) != version:
                 found.faults.append(f"{name} is {_version(name)}, where the search was started {version}")
-        except Exception as error:  # whatever an import may raise
+        except Exception as error:  # an import may raise anything
             found.faults.append(f"{name} cannot be imported: {type(error).__name__}: {error}")
             return found
     if wanted.on_gpus:
@@ -133,7 +133,7 @@ def _look_at_files(wanted: NodeRequirements, found: NodeReport) -> None:
         try:
             from cst_search.data.demo import write_demo
 
-            write_demo(wanted.demo)  # the same pictures on every machine
+            write_demo(wanted.demo)  # draws the same pictures on every machine
         except Exception as error:
             found.faults.append(f"the demo cannot be drawn in {wanted.demo}: {error}")
     by_kind: dict[str, list[str]] = {}
@@ -184,5 +184,8 @@ def _digest(path: Path) -> str:
 
 
 def _version(name: str) -> str:
-    """Of an import, not of the metadata: one that is broken shall show. Builds for CPUs and GPUs have the same one."""
+    """Return a package's version without its build suffix, so CPU and GPU builds compare equal.
+
+    The package is imported, because metadata would hide a broken installation.
+    """
     return str(__import__(name).__version__).partition("+")[0]

@@ -1,7 +1,7 @@
-"""Connection to an existing Ray cluster: checks of its nodes, and nodes that join or leave.
+"""Connect to an existing Ray cluster, check its nodes, and follow nodes that join or leave.
 
-The cluster is never shut down, only left. `node_check` says what is checked on a node, `gpu_sharing.Fleet` which trial
-is assigned to which node.
+The cluster is never shut down, only disconnected from. `node_check` defines the checks of a node, `gpu_sharing.Fleet`
+assigns trials to nodes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-# Ray reads these as it is imported. Refused, Ray asks 20 times, a second apart, and its client for half a minute.
+# Ray reads these on import. By default it retries a refused connection 20 times, once a second; its client tries for
+# half a minute.
 os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")
 os.environ.setdefault("RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S", "5")
 
-from cst_search.execution.ray_start import init_ray  # first: it sets what Ray reads from the environment
+from cst_search.execution.ray_start import init_ray  # first: it sets environment variables that Ray reads
 
 import ray  # isort: skip
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # isort: skip
@@ -37,14 +38,14 @@ from cst_search.execution.node_check import NodeReport, NodeRequirements, inspec
 if TYPE_CHECKING:
     import torch
 
-_ANSWER_SECONDS = 5  # for whoever shall be a Ray head
-_CHECK_SECONDS = 300  # a node may have to fetch the package, import torch for the first time, and fetch weights
+_ANSWER_SECONDS = 5  # time for a Ray head to answer
+_CHECK_SECONDS = 300  # a node may have to fetch the package, import torch for the first time, and download weights
 _REFRESH_SECONDS = 2.0
-_GONE_SECONDS = 30.0  # of a head; Ray's own patience is 60
-# of the environment of a search, what holds in a trial's process; nodes were started without it
+_GONE_SECONDS = 30.0  # a head that is silent for longer is gone; Ray itself waits 60
+# environment variables of a search that a trial's process needs; nodes were started without them
 _TRIAL_ENVIRONMENT = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "TUNE_FUNCTION_THREAD_TIMEOUT_S", "RAY_AIR_NEW_OUTPUT",
                       "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_STRICT_METRIC_CHECKING")  # fmt: skip
-_BUSY = "Starting Ray client server failed"  # the head gives each client a process of 30 s to start in
+_BUSY = "Starting Ray client server failed"  # the head allows 30 s for the start of each client's process
 _FORMS = "--address takes auto, HOST:PORT of a Ray head (6379 unless told otherwise), or ray://HOST:10001"
 _TOKEN = (
     "if the cluster asks for a token, this machine needs the same: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, "
@@ -56,18 +57,18 @@ class Cluster:
     """A cluster that this process is connected to.
 
     Attributes:
-        fleet: the nodes that trials are assigned to; whoever runs trials sets it after `check`.
+        fleet: nodes that trials are assigned to; set after `check` by the code that runs trials.
         nodes: nodes that passed the check, by Ray's node id.
     """
 
     def __init__(self, address: str, say: Callable[[str], None]) -> None:
-        """Connect. Raises ConfigError if there is no such cluster, or it refuses access."""
+        """Connect to a cluster. Raises ConfigError if there is none, or it refuses access."""
         self.address, self.say = address, say
         self.is_client = address.startswith("ray://")
         self.fleet = Fleet()
         self.nodes: dict[str, Node] = {}
         self._wanted: NodeRequirements | None = None
-        self._looking: dict[str, Any] = {}  # nodes that have joined -> Ray's reference to what is found there
+        self._looking: dict[str, Any] = {}  # new nodes -> Ray's reference to their report
         self._refused: set[str] = set()
         self._refreshed = time.monotonic()
         self._left = threading.Event()
@@ -87,11 +88,11 @@ class Cluster:
         return torch.device("cuda" if has_gpus and name != "cpu" else "cpu")
 
     def describe_nodes(self) -> str:
-        """``10.0.0.1: 8 CPUs; ...`` for all nodes, whether or not they can run trials."""
+        """Return text such as ``10.0.0.1: 8 CPUs; ...`` for all nodes, even those that cannot run trials."""
         return "; ".join(f"{node.name}: {node.n_cpus:g} CPUs, {node.n_gpus} GPUs" for node in self._alive().values())
 
     def check_storage(self, url: str) -> None:
-        """Raise StudyError if several nodes would share SQLite, which is a file on one machine."""
+        """Raise StudyError if several nodes would share a SQLite database, which is a file on one machine."""
         n_nodes = len(self._alive())
         if url.startswith("sqlite") and n_nodes > 1:
             raise StudyError(
@@ -101,10 +102,10 @@ class Cluster:
             )
 
     def check(self, wanted: NodeRequirements) -> None:
-        """Inspect every node that can run trials, and print notes on what is not quite right.
+        """Inspect every node that can run trials, and print notes on minor problems.
 
         Raises:
-            ConfigError: everything that any node lacks, in one message; or no node can run trials.
+            ConfigError: a node lacks something, or no node can run trials; one message lists everything.
         """
         self._wanted = wanted
         able = {key: node for key, node in self._alive().items() if self._is_able(node)}
@@ -128,7 +129,7 @@ class Cluster:
         self._note(found)
 
     def refresh(self) -> None:
-        """Add nodes that have joined and drop nodes that are gone; at most every two seconds."""
+        """Add nodes that have joined and drop nodes that are gone. Acts at most every two seconds."""
         if time.monotonic() - self._refreshed < _REFRESH_SECONDS or self._wanted is None:
             return
         alive = self._alive()
@@ -151,25 +152,25 @@ class Cluster:
         self._refreshed = time.monotonic()
 
     def watch(self, go_on: str) -> None:
-        """End this process if the head node is gone for good; Ray itself would hang for a minute, then kill it.
+        """End this process if the head node is gone for good. Ray itself would hang for a minute, then kill it.
 
         Args:
-            go_on: the command that continues the search, named in the last message.
+            go_on: command that continues the search, for the last message.
         """
         where = self.address if self.is_client else ray.get_runtime_context().gcs_address
         arguments = where.removeprefix("ray://"), go_on, self._left
         threading.Thread(target=_watch, args=arguments, name="head", daemon=True).start()
 
     def close(self) -> None:
-        """Disconnect; the cluster goes on."""
+        """Disconnect from the cluster, which keeps running."""
         self._left.set()
         ray.shutdown()
 
     @contextmanager
     def driver_stays_here(self) -> Iterator[None]:
-        """Keep Tune's driver here: with ray:// it would run on the head, with a copy of the searcher.
+        """Keep Tune's driver in this process; with ray:// it would run on the head, with a copy of the searcher.
 
-        Tune needs two things to stay: not to see that this is a client, and a folder for its files.
+        For that, Tune must not notice that this is a client, and needs a folder for its files.
         """
         if not self.is_client:
             yield
@@ -246,12 +247,15 @@ def _connect(address: str) -> None:
             init_ray(address, runtime_env=_runtime_env())
     except ConnectionError as error:
         raise ConfigError(f"--address {address}: {_first_lines(error)}; {_FORMS}; {_TOKEN}") from None
-    except Exception as error:  # another version of Ray or Python, a runtime environment that cannot be made
+    except Exception as error:  # e.g. another version of Ray or Python, or a runtime environment that cannot be created
         raise RunError(f"--address {address}: Ray does not connect: {_first_lines(error)}; {_TOKEN}") from error
 
 
 def _silence(host: str, port: int, *, is_client: bool) -> str | None:
-    """Why there is no Ray at an address; None: there is. Ray itself would wait for two minutes, and end the process."""
+    """Return the reason why no Ray answers at an address, or None if one does.
+
+    Ray itself would wait for two minutes and then end the process.
+    """
     try:
         socket.create_connection((host, port), _ANSWER_SECONDS).close()
     except OSError as error:
@@ -273,10 +277,10 @@ def _silence(host: str, port: int, *, is_client: bool) -> str | None:
 
 
 def _runtime_env() -> dict[str, Any]:
-    """This package and its settings, for nodes that have torch and not us."""
+    """Return Ray's runtime environment with this package and its settings, for nodes that have only torch."""
     settings = {name: os.environ[name] for name in _TRIAL_ENVIRONMENT if name in os.environ}
     made: dict[str, Any] = {"env_vars": settings}
-    # in a job, that has an environment of its own, ours comes on top; the package came with it where we submitted it
+    # a job has its own environment, and ours is added to it; a job that we submitted already has the package
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
     if job:
         os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
@@ -289,11 +293,14 @@ def _first_lines(error: BaseException) -> str:
     return " ".join(line.strip() for line in str(error).splitlines()[:6] if line.strip()) or type(error).__name__
 
 
-# --- looking at nodes -----------------------------------------------------------------------------------------------
+# --- checking nodes --------------------------------------------------------------------------------------------------
 
 
 def _look_there(node_id: str, wanted: NodeRequirements) -> Any:
-    """Ray's reference to what is found on a node. With GPUs its process ends with it: it may hold a part of one."""
+    """Start the check of a node. Returns Ray's reference to its report.
+
+    With GPUs the process ends after the check, because it may hold memory of one.
+    """
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
     task = ray.remote(num_cpus=0, max_calls=1 if wanted.on_gpus else 0)(inspect_node)
     return task.options(scheduling_strategy=there).remote(wanted)
@@ -304,7 +311,7 @@ def _found(reference: Any) -> NodeReport:
         return ray.get(reference, timeout=1)
     except ray.exceptions.GetTimeoutError:
         return NodeReport([f"no answer within {_CHECK_SECONDS} s"])
-    except Exception as error:  # the node has gone, the package cannot be brought there
+    except Exception as error:  # the node is gone, or the package cannot be sent there
         return NodeReport([f"the check did not run there: {type(error).__name__}: {_first_lines(error)[:500]}"])
 
 

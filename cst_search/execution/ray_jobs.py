@@ -1,7 +1,7 @@
-"""Hands a search to a cluster as a Ray job, which goes on when this machine is switched off.
+"""Submit a search to a cluster as a Ray job, which continues when this machine is switched off.
 
-Sent along: this package, the person's own recipe and search space, and addresses with a password. Those go as files:
-a job's command and environment are shown to whoever may see the cluster's dashboard.
+This package, the user's own recipe and search space, and addresses with a password are sent along. Addresses travel in
+files, because the cluster's dashboard shows a job's command and environment.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 COMMANDS = ("launch", "resume", "confirm")
 _FILES = {"--recipe": "recipe", "--space": "space"}
 _ADDRESSES = {"--storage": "storage", "--tracking-uri": "tracking"}
-# Ray kills a job three seconds after it was told to end; a search then writes its page and its record
+# By default Ray kills a job three seconds after it was told to end; a search needs longer to write its page and record
 _STOP_SECONDS = 60
 _START_SECONDS = 60
 _FORM = "--address takes the address of a Ray job server, such as http://HEAD:8265"
@@ -37,7 +37,7 @@ _FORM = "--address takes the address of a Ray job server, such as http://HEAD:82
 
 @dataclass(frozen=True)
 class JobState:
-    """State of a job. ``state``: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED. Times are UTC."""
+    """State of a job; ``state`` is PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED. Times are UTC."""
 
     job: str
     state: str
@@ -53,7 +53,7 @@ class JobState:
 
 
 class Jobs:
-    """Client of a cluster's job server. Raises ConfigError if there is none, or it refuses access."""
+    """Client of a cluster's job server. Raises ConfigError if there is no server, or it refuses access."""
 
     def __init__(self, address: str) -> None:
         if not address.startswith(("http://", "https://")):
@@ -64,7 +64,7 @@ class Jobs:
             from ray.job_submission import JobSubmissionClient
 
             self._client: JobSubmissionClient = JobSubmissionClient(self.address)
-            # else it tells of every package that it packs and sends
+            # otherwise it logs every package that it packs and sends
             for name in (
                 "dashboard.modules.job.sdk",
                 "dashboard.modules.dashboard_sdk",
@@ -99,13 +99,13 @@ class Jobs:
                 try:
                     return self._client.submit_job(entrypoint=command, runtime_env=runtime_env)
                 except Exception as error:
-                    # a head that has just started: what it is to run jobs with comes a little later
+                    # a head that has just started: its job agent comes a little later
                     if "No available agent" not in str(error) or time.monotonic() > end:
                         raise RunError(f"the job server did not take the search: {_first_line(error)}") from error
                 time.sleep(1)
 
     def state(self, job: str) -> JobState:
-        """Current state of a job. Raises ConfigError if there is no such job."""
+        """Return the current state of a job. Raises ConfigError if there is no such job."""
         found = self._ask(job, self._client.get_job_info)
         return JobState(
             job, str(found.status.value), found.message or "", _time(found.start_time), _time(found.end_time),
@@ -116,7 +116,7 @@ class Jobs:
         return self._ask(job, self._client.get_job_logs)
 
     def follow(self, job: str, write: Callable[[str], object]) -> None:
-        """Write a job's output until the job is over."""
+        """Write a job's output until the job ends."""
 
         async def read() -> None:
             async for lines in self._client.tail_job_logs(job):
@@ -125,7 +125,7 @@ class Jobs:
         self._ask(job, lambda _: asyncio.run(read()))
 
     def stop(self, job: str) -> bool:
-        """Ask a job to end as Ctrl-C would. Returns False if it was already over."""
+        """Ask a job to end as Ctrl-C would. Returns False if it had already ended."""
         return bool(self._ask(job, self._client.stop_job))
 
     def _ask(self, job: str, question: Callable[[str], Any]) -> Any:
@@ -139,13 +139,13 @@ class Jobs:
 
 
 def check_words(command: str, given: Mapping[str, Any]) -> None:
-    """Check a command for mistakes that can be seen before it is sent.
+    """Check a command for mistakes that can be found before it is sent.
 
     Args:
         given: its parsed options; None: not given.
 
     Raises:
-        ConfigError: a path that means nothing on the cluster, or a faulty recipe or search space.
+        ConfigError: a path has no meaning on the cluster, or the recipe or search space is invalid.
     """
     faults = []
     home = given.get("home")
@@ -177,9 +177,9 @@ def check_words(command: str, given: Mapping[str, Any]) -> None:
 
 
 def travelling(words: Sequence[str], folder: Path) -> list[str]:
-    """Rewrite a command for a job: the person's own files are copied into the job's folder and named there.
+    """Rewrite a command for a job: copy the user's own files into the job's folder and refer to the copies.
 
-    An address with a password becomes a file, and so does ``@FILE``.
+    An address with a password becomes a file too, and so does ``@FILE``.
     """
     sent, left = [], list(words)
     while left:
@@ -203,7 +203,7 @@ def travelling(words: Sequence[str], folder: Path) -> list[str]:
 
 
 def _copy_package(target: Path) -> None:
-    """This package as a wheel holds it: with the shipped recipes, spaces and pages inside."""
+    """Copy this package as a wheel holds it: with the shipped recipes, spaces and pages inside."""
     source = Path(__file__).parents[1]
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
     for kind in get_args(Kind):

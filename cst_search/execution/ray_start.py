@@ -1,4 +1,4 @@
-"""Starts Ray on this machine, with the environment that a search needs. Import it before anything of Ray."""
+"""Start Ray on this machine, with the environment that a search needs. Import it before any module of Ray."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from concurrent.futures import Future
 from typing import Any
 from unittest.mock import patch
 
-# Ray's memory monitor, when it ends a worker, ends the whole Tune driver with it (seen with ray 2.60); trials that
-# run out of memory are handled by the trial itself or by the kernel. Usage statistics stay off. Set before ray starts.
+# When Ray's memory monitor ends a worker, the whole Tune driver ends too (seen with ray 2.60); the trial itself or the
+# kernel handles out-of-memory. Usage statistics stay off. Set before Ray starts.
 os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# no CSV, JSON and TensorBoard files per trial, no warning about a new output engine
+# no CSV, JSON and TensorBoard files per trial, and no warning about a new output engine
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# A trial that is stopped ends when its process is to be used again; Ray waits 2 s for that, else the next one is lost.
+# A stopped trial ends when its process is reused. By default Ray waits 2 s for that, then loses the next trial.
 os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
 
 import ray
@@ -30,7 +30,7 @@ from cst_search.redaction import shown_address
 
 
 def init_ray(address: str, **options: Any) -> None:
-    """Call `ray.init` with passwords hidden: Ray shows the driver's command line to everybody who sees the cluster."""
+    """Call `ray.init` with passwords hidden, as Ray shows the driver's command line to all users of the cluster."""
     from ray._private import utils
 
     with patch.object(utils, "get_entrypoint_name", lambda: " ".join(map(shown_address, sys.argv))):
@@ -38,17 +38,17 @@ def init_ray(address: str, **options: Any) -> None:
 
 
 def start_beside(n_cpus: int) -> Future[None]:
-    """Start Ray on a thread of its own, and return at once. The future ends with the start, or raises its error."""
+    """Start Ray on a thread and return at once. The future completes when Ray has started, or raises its error."""
     ready: Future[None] = Future()
-    logging.getLogger("ray").setLevel(logging.ERROR)  # else it says that it leaves SIGTERM to us
-    # as a daemon: on Linux what a thread has started ends with that thread, so it lives as long as this process
+    logging.getLogger("ray").setLevel(logging.ERROR)  # hides its message on leaving SIGTERM to us
+    # a daemon: on Linux, processes that a thread has started end with it, so it must live as long as this process
     threading.Thread(target=_start, args=(n_cpus, ready), name="ray", daemon=True).start()
     return ready
 
 
 def _start(n_cpus: int, ready: Future[None]) -> None:
     try:
-        init_ray("local", num_cpus=n_cpus, include_dashboard=False)  # "local": whatever RAY_ADDRESS says
+        init_ray("local", num_cpus=n_cpus, include_dashboard=False)  # "local" overrides RAY_ADDRESS
         ready.set_result(None)
     except BaseException as error:
         ready.set_exception(error)
@@ -56,7 +56,7 @@ def _start(n_cpus: int, ready: Future[None]) -> None:
 
 
 def try_ray() -> None:
-    """Start Ray, run a task on it, and shut it down. Raises RunError if any of that fails."""
+    """Start Ray, run a task on it, and shut it down. Raises RunError if a step fails."""
     ours = not ray.is_initialized()
     try:
         if ours:

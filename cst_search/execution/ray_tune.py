@@ -1,8 +1,8 @@
-"""Ray Tune runs the trials, on local cores or GPUs or on those of a cluster.
+"""Run trials with Ray Tune, on the cores or GPUs of this machine or of a cluster.
 
-Ray's own record (its result files, its searcher state, its checkpoints) is not used: the study is the record, and Ray
-may die. A trial of Ray is one *stretch* of a trial of the study: one that was stopped at a rung and is promoted comes
-as another trial of Ray, which goes on from the checkpoint.
+Ray's own record (result files, searcher state, checkpoints) is not used: the study is the record, and Ray may die. One
+trial of Ray is one *stretch* of a trial of the study. A trial that was stopped at a rung and is promoted becomes a new
+trial of Ray, which resumes from the checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cst_search.execution.ray_start import start_beside  # first: it sets what Ray reads from the environment
+from cst_search.execution.ray_start import start_beside  # first: it sets environment variables that Ray reads
 
 import ray  # isort: skip
 from ray import tune  # isort: skip
@@ -32,7 +32,7 @@ from cst_search.execution.task import Task, execute
 from cst_search.execution.workers import Supply, Workers
 from cst_search.trial.result import Outcome
 
-if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
+if TYPE_CHECKING:  # every worker imports this module, so imports cost time
     from concurrent.futures import Future
 
     from cst_search.execution.gpu_sharing import Placement
@@ -40,11 +40,11 @@ if TYPE_CHECKING:  # every worker imports this module: not for the sake of a nam
     from cst_search.search.suggestion import Suggestion
 
 _RESULT, _ENTRY = "cst_result", "cst_entry"
-_PATIENCE_SECONDS = 600  # a node of a cluster that restarts takes minutes
+_PATIENCE_SECONDS = 600  # a node takes minutes to restart
 
 
 class _Stays:
-    """Base of what Tune must not copy: Tune writes and copies what it is given, for a restore that is not used here."""
+    """Base of objects that Tune must not copy. Tune writes and copies its inputs, for a restore that is not used."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -54,36 +54,36 @@ class _Stays:
 
 
 class StudySearcher(_Stays, Searcher):
-    """Hands the suggestions of the search session to Ray, and Ray's outcomes to the session.
+    """Passes suggestions of the search session to Ray, and Ray's outcomes to the session.
 
-    No metric is given to Ray: with one, a trial without it ends the whole search, and several are not supported outside
-    Ray's own OptunaSearch, which loses constraints.
+    Ray gets no metric. With one, a trial that lacks it would end the whole search, and several metrics are supported
+    only by Ray's own OptunaSearch, which loses constraints.
 
-    On a cluster it also says to which node a trial goes (`gpu_sharing.Fleet`). A suggestion that finds no room waits
-    here, and those after it behind it, so that a large one is not passed by for ever.
+    On a cluster it also assigns each trial to a node (`gpu_sharing.Fleet`). A suggestion without room waits here, and
+    later ones wait behind it, so that a large trial is not overtaken forever.
     """
 
     def __init__(self, supply: Supply, placement: Placement | None = None, cluster: Cluster | None = None) -> None:
         super().__init__()
         self.supply, self.placement, self.cluster = supply, placement, cluster
-        self.first: Suggestion | None = None  # made before anybody asked
-        self.fault: CstSearchError | None = None  # nothing can go on: the study's storage is gone, or all nodes
-        self.numbers: dict[str, int] = {}  # Ray's trials at work -> the study's
+        self.first: Suggestion | None = None  # made in advance
+        self.fault: CstSearchError | None = None  # ends the search: the study's storage or all nodes are gone
+        self.numbers: dict[str, int] = {}  # Ray's running trials -> trial numbers of the study
         self.stopped: set[str] = set()
-        self.handed: dict[str, Suggestion] = {}  # to the cluster
-        self.waiting: list[Suggestion] = []  # for room there
+        self.handed: dict[str, Suggestion] = {}  # sent to the cluster
+        self.waiting: list[Suggestion] = []  # waiting for room on the cluster
         self._last_placed = time.monotonic()
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep an error that must end the search; Tune would take it for the trial's, and go on."""
+        """Store an error that must end the search; Tune would treat it as the trial's error and continue."""
         try:
             yield
         except CstSearchError as error:
             self.fault = self.fault or error
 
     def look_ahead(self) -> None:
-        """Make the first suggestion now: it takes a second or two, while Ray starts."""
+        """Make the first suggestion in advance: it takes a second or two, during which Ray starts."""
         with self.kept():
             self.first = self.supply.next()
 
@@ -114,8 +114,8 @@ class StudySearcher(_Stays, Searcher):
         return self.fault is not None or self.supply.job.stop()
 
     def _nothing(self) -> Any:
-        # None: nothing yet; what is at work may reach a rung where one that was stopped is promoted, or lose its
-        # worker and come again
+        # None: nothing yet. A running trial may reach a rung at which a stopped one is promoted, or lose its worker and
+        # run again
         return None if self.numbers and not self._is_over() else Searcher.FINISHED
 
     def _suggest_a_place(self, trial_id: str, cluster: Cluster) -> Any:
@@ -146,11 +146,11 @@ class StudySearcher(_Stays, Searcher):
                 "`cst-search resume` goes on"
             )
             return Searcher.FINISHED
-        time.sleep(0.1)  # Tune asks again at once, as it has nothing to wait for
+        time.sleep(0.1)  # Tune asks again at once if no trial is running
         return None
 
     def lost_its_node(self, trial_id: str, node: str) -> bool:
-        """Return whether a trial that has not begun waits for a node that is gone, and take its suggestion back."""
+        """Take back the suggestion of a trial that has not begun if its node is gone. Returns True if so."""
         if self.cluster is None or trial_id not in self.handed:
             return False
         self.cluster.refresh()
@@ -174,7 +174,7 @@ class StudySearcher(_Stays, Searcher):
         elif trial_id in self.stopped:
             outcome = {"outcome": Outcome.STOPPED}
         else:
-            if not error:  # stopped from outside (Ctrl-C): it stays open, and the next launch takes it up
+            if not error:  # stopped from outside (Ctrl-C): it stays unfinished, and the next launch resumes it
                 return
             with self.kept():
                 self.supply.lost(number)
@@ -183,14 +183,14 @@ class StudySearcher(_Stays, Searcher):
             self.supply.ended(number, outcome)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study's database is the state."""
+        """Save nothing: the study's database is the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the study's database is the state."""
+        """Restore nothing: the study's database is the state."""
 
 
 class StudyScheduler(_Stays, FIFOScheduler):
-    """Reports each epoch of a trial to the search session, which decides whether the trial goes on."""
+    """Reports each epoch of a trial to the search session, which decides if the trial continues."""
 
     def __init__(self, searcher: StudySearcher) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class StudyScheduler(_Stays, FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         for trial in list(tune_controller.get_live_trials()):
             if trial.status == trial.PENDING and self.searcher.lost_its_node(trial.trial_id, trial.config.get("node")):
-                tune_controller.stop_trial(trial)  # Ray would wait for that node for ever
+                tune_controller.stop_trial(trial)  # Ray would wait forever for that node
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -221,15 +221,15 @@ def _trainable(config: Mapping[str, Any], task: Task) -> None:
 
     def report(entry: dict[str, Any]) -> bool:
         try:
-            # as text: Tune flattens nested results and makes numbers of its own types
+            # as text: Tune flattens nested results and converts numbers to its own types
             tune.report({_ENTRY: json.dumps(entry)})
-        except SystemExit:  # this is how Tune stops a trial, once its process is to be used again
+        except SystemExit:  # Tune stops a trial this way when it reuses its process
             return False
         return True
 
     result = execute(task, config["trial"], config["config"], report)
     if result["outcome"] == Outcome.STOPPED:
-        sys.exit(0)  # as Tune wanted; it hears no further report
+        sys.exit(0)  # as Tune requested; it ignores further reports
     tune.report({_RESULT: json.dumps(result)})
 
 
@@ -237,13 +237,13 @@ class Ray(Workers):
     """Runs trials as Ray Tune trials, ``n_workers`` at a time; processes are reused from trial to trial.
 
     Args:
-        n_workers: concurrent trials at most.
-        cpus: CPUs of one trial.
-        placement: the GPUs, of which a trial gets a share by its predicted memory; None: trials run on the CPU. Ray
-            starts trials in the order of their suggestion and asks for one suggestion ahead, so a large trial waits
-            for room, not for ever.
-        cluster: that runs the trials, as many as its `Fleet` has room for, whatever ``n_workers``, ``cpus`` and
-            ``placement`` are; it is left at the end. None: Ray is started here, and ended.
+        n_workers: maximum number of concurrent trials.
+        cpus: CPUs per trial.
+        placement: the GPUs, which trials share by their predicted memory; None: trials run on the CPU. Ray starts
+            trials in the order of their suggestion and asks for one suggestion ahead, so a large trial waits for room,
+            but not forever.
+        cluster: cluster that runs the trials, as many as its `Fleet` has room for; ``n_workers``, ``cpus`` and
+            ``placement`` are then ignored. It is disconnected at the end. None: Ray is started and stopped here.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class Ray(Workers):
     ) -> None:
         self.n_workers, self.cpus, self.placement, self.cluster = n_workers, cpus, placement, cluster
         self._ready: Future[None] | None = None
-        self._is_ours = False  # Ray was started here
+        self._is_ours = False  # True if Ray was started here
         self._scratch: str | None = None  # folder of Tune's own files
 
     def prepare(self) -> None:
@@ -265,9 +265,9 @@ class Ray(Workers):
         searcher = StudySearcher(supply, self.placement, self.cluster)
         self._wait_for_ray(searcher)
         if threading.current_thread() is threading.main_thread():
-            # as Ray starts, its C++ part takes SIGTERM for a crash, whatever Python had there
+            # on start, Ray's C++ part replaces Python's SIGTERM handler and treats the signal as a crash
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-        # what Tune says of its own files, with a traceback at times when it is interrupted, is of no use here
+        # hide messages about Tune's own files, which come with a traceback if it is interrupted
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         self._scratch = tempfile.mkdtemp(prefix="cst-search-ray-")
         with nullcontext() if self.cluster is None else self.cluster.driver_stays_here():
@@ -276,11 +276,11 @@ class Ray(Workers):
             raise searcher.fault
 
     def _wait_for_ray(self, searcher: StudySearcher) -> None:
-        """Wait until Ray has started, if it is started here; the first suggestion is made meanwhile."""
+        """Wait until Ray has started, if it is started here, and make the first suggestion in the meantime."""
         ready, self._ready = self._ready, None
         if ready is None:
             return
-        searcher.look_ahead()  # where Ray does not start, the next launch takes it up
+        searcher.look_ahead()  # if Ray fails to start, the next launch resumes it
         try:
             ready.result()
         except Exception as error:
@@ -302,7 +302,7 @@ class Ray(Workers):
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=StudyScheduler(searcher),
-                num_samples=-1,  # the searcher knows when it is over
+                num_samples=-1,  # the searcher ends the search
                 max_concurrent_trials=self.n_workers if self.cluster is None else None,
                 reuse_actors=True,
             ),

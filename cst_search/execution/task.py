@@ -1,4 +1,4 @@
-"""The work that is sent to a worker: what the trials of a search share, and the run of one of them."""
+"""The work of a worker: the part that all trials of a search share, and the execution of one trial."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from cst_search.trial.checkpoints import Checkpoints
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that the trials of one search have in common; it is sent to every worker.
+    """Everything that the trials of one search share; it is sent to every worker.
 
     Attributes:
-        epochs: passes over the training split.
+        epochs: number of passes over the training split.
         device: ``cpu``, ``cuda`` or ``auto``.
-        threads: CPU threads of one trial; 0: torch's default.
+        threads: CPU threads per trial; 0: torch's default.
         memory_limit_bytes: memory limit of each trial, as `trial.run.run_trial` takes it; None: no limit.
-        cache: images and feature maps that the trials on one machine share; None: nothing is shared.
+        cache: disk cache of images and feature maps that the trials on one machine share; None: no cache.
         rungs: epochs after which the study may stop a trial, as `trial.run.run_trial` takes them.
-        checkpoints: where trials keep their checkpoints; None: a trial that is resumed starts from scratch.
+        checkpoints: checkpoints of the study; None: none are kept, and a resumed trial starts from scratch.
     """
 
     recipe: Recipe
@@ -45,7 +45,7 @@ class Task:
 def execute(
     task: Task, trial: int, config: Mapping[str, Any], report: Callable[[dict[str, Any]], object]
 ) -> dict[str, Any]:
-    """Run one trial, from its checkpoint if it has one. Any error in it becomes a result with a reason."""
+    """Run one trial, from its checkpoint if it has one. An error in the trial becomes a result with a reason."""
     import torch
 
     from cst_search.trial.device import choose_device

@@ -1,9 +1,9 @@
-"""The two kinds of workers share one contract: `InProcess` here, and `ray_tune.Ray`.
+"""Workers and their contract, which both kinds share: `InProcess` here, and `ray_tune.Ray`.
 
-The contract: take suggestions from the search session until the study has ``n_trials`` that ran, there are none left,
-or ``stop()``; tell the session about every epoch and every result; and report on ``events``. A failing trial is a
-record, never the end of the search. A trial that was stopped at a rung may be handed out again and goes on from its
-checkpoint. `Workers.run` and `Supply` do all of that; a kind of workers only runs trials.
+Workers take suggestions from the search session until ``n_trials`` of the study have run, none are left, or ``stop()``
+returns True. They report every epoch and every result to the session, and what happens to ``events``. A failing trial
+is a record, never the end of the search. A trial that was stopped at a rung may be handed out again and resumes from
+its checkpoint. `Workers.run` and `Supply` do all of that; each kind of workers only runs trials.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cst_search.execution.task import Task, execute
 from cst_search.trial.result import Outcome
 
-if TYPE_CHECKING:  # every worker imports this module: not for the sake of a name
+if TYPE_CHECKING:  # every worker imports this module, so imports cost time
     from cst_search.memory.estimate import Estimate
     from cst_search.search.session import SearchSession
     from cst_search.search.suggestion import Suggestion
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # every worker imports this module: not for the sake of a nam
 
 
 class Events(Protocol):
-    """Receives what happens to the trials of a launch.
+    """Receiver of events in the trials of a launch.
 
     A trial that is stopped at a rung counts as finished; it is started again when it is promoted.
     """
@@ -37,19 +37,19 @@ class Events(Protocol):
     def finished(self, record: TrialRecord) -> None: ...
 
     def left(self, trial: int, why: str) -> None:
-        """Report that a trial has left this launch without having ended."""
+        """Report that a trial has left this launch before it ended."""
 
 
 @dataclass(frozen=True)
 class SearchJob:
-    """One search as workers get it.
+    """A search as it is passed to the workers.
 
     Attributes:
-        session: suggests configurations and records results.
-        n_trials: trials in the study at which the search ends; trials of earlier launches count.
-        estimate: configuration -> predicted cost.
-        stop: returns True when no further trial may start (the time limit).
-        events: receives what happens.
+        session: search session, which suggests configurations and records results.
+        n_trials: total trials in the study, including earlier launches, at which the search ends.
+        estimate: function from a configuration to its predicted cost.
+        stop: function that returns True when no further trial may start (the time limit).
+        events: receiver of events.
     """
 
     session: SearchSession
@@ -61,14 +61,14 @@ class SearchJob:
 
 
 class Workers(ABC):
-    """Runs the trials of a search. Subclasses start, run and stop them; the contract is kept here."""
+    """Runs the trials of a search. Subclasses start, run and stop them; this class keeps the contract."""
 
     @abstractmethod
     def prepare(self) -> None:
-        """Begin to start slow parts, and return at once. `run` does it if this was not called."""
+        """Begin to start slow parts and return at once. Optional: `run` does it too."""
 
     def run(self, job: SearchJob) -> None:
-        """Run the trials of a job until it is over."""
+        """Run the trials of a job until it ends."""
         supply = Supply(job)
         try:
             self._run_all(supply)
@@ -78,26 +78,26 @@ class Workers(ABC):
 
     @abstractmethod
     def _run_all(self, supply: Supply) -> None:
-        """Run trials until the supply has none."""
+        """Run trials until the supply is empty."""
 
     @abstractmethod
     def _close(self) -> None:
-        """Release what running took; also called when it failed."""
+        """Release the resources of a run; also called after a failure."""
 
 
 class Supply:
-    """Hands out the trials of a job and takes back what they report. Both kinds of workers use it."""
+    """Hands out the trials of a job and receives their reports. Both kinds of workers use it."""
 
     def __init__(self, job: SearchJob) -> None:
         self.job = job
         self.has_more = job.session.study.info().n_ran() < job.n_trials
 
     def is_empty(self) -> bool:
-        """Return whether there is nothing to run at all: no further configuration, no stopped trial to promote."""
+        """Return True if nothing is left to run: no further configuration, and no stopped trial to promote."""
         return not self.has_more and self.job.session.due() is None
 
     def next(self) -> Suggestion | None:
-        """Return the next trial to run: a promoted one first, else a new configuration; None: nothing at present."""
+        """Return the next trial to run: a promoted one, else a new configuration. None if there is none at present."""
         if self.job.stop():
             return None
         suggestion = self.job.session.promote()
@@ -105,13 +105,13 @@ class Supply:
             suggestion = self.job.session.ask(self.job.estimate, self.job.n_trials)
             self.has_more = suggestion is not None
             if suggestion is not None and not suggestion.again:
-                self._drop(suggestion.trial)  # of another study that had this name
+                self._drop(suggestion.trial)  # of an earlier study with this name
         if suggestion is not None:
             self.job.events.started(suggestion)
         return suggestion
 
     def progressed(self, trial: int, entry: Mapping[str, Any]) -> bool:
-        """Report a finished epoch of a trial. Returns False if the trial is to stop."""
+        """Report a finished epoch of a trial. Returns False if the trial must stop."""
         goes_on = self.job.session.progress(trial, entry)
         if self.job.task.checkpoints is not None:
             self.job.task.checkpoints.trim()
@@ -137,7 +137,7 @@ class Supply:
             self.ended(trial, {"outcome": Outcome.FAILED, "reason": reason})
 
     def close(self) -> None:
-        """End the stopped trials, which nobody promotes any more, unless the search was cut short."""
+        """End the stopped trials, which are not promoted any more, unless the search was cut short."""
         if not self.job.stop() and not self.has_more:
             for trial in self.job.session.close_stopped():
                 self._drop(trial)
@@ -151,7 +151,7 @@ class InProcess(Workers):
     """Runs trials one after the other in this process: for tests, debugging, and where Ray cannot run."""
 
     def prepare(self) -> None:
-        """Nothing to start."""
+        """Do nothing: there is nothing to start."""
 
     def _run_all(self, supply: Supply) -> None:
         while (suggestion := supply.next()) is not None:

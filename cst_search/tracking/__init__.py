@@ -1,11 +1,11 @@
 """The record in MLflow: a view of the study, never its source. MLflow is imported in this wing only.
 
-`mlflow_record` is what a launch calls, `mlflow_mirror` finds what MLflow lacks of a study and brings it, `runs` says
-what one run holds (parameters, metrics, tags, files), `connection` reaches the server or database.
+A launch calls `mlflow_record`. `mlflow_mirror` finds and backfills what MLflow lacks of a study, `runs` defines the
+content of one run (parameters, metrics, tags, files), and `connection` reaches the server or database.
 
-MLflow reads these settings when it is imported. By default one call to a server that is down tries for four minutes,
-which must not hold a search; and a request that is sent again may be carried out twice and make a run twice, so the
-mirror looks before it repeats one. Telemetry stays off.
+MLflow reads these settings on import. By default one call to a server that is down retries for four minutes, which must
+not delay a search. A repeated request may be carried out twice and create a run twice, so the mirror looks before it
+repeats one. Telemetry stays off.
 """
 
 import os

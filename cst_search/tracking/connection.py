@@ -1,4 +1,4 @@
-"""Reach MLflow: its default address, its database, the experiment of a study, and calls that outlast an outage."""
+"""Connect to MLflow: default address, database, experiment of a study, and a queue of calls that survives outages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cst_search.tracking.views import TAG
 for noisy in ("mlflow", "alembic"):
     logging.getLogger(noisy).setLevel(logging.ERROR)
 
-_PAUSE_SECONDS = 3.0  # before a call that failed is made again
+_PAUSE_SECONDS = 3.0  # before a failed call is repeated
 
 
 def default_tracking_uri(home: Path) -> str:
@@ -35,13 +35,14 @@ def default_tracking_uri(home: Path) -> str:
 
 
 def try_tracking(uri: str) -> str | None:
-    """Ask a tracking server or database once.
+    """Query a tracking server or database once.
 
     Returns:
-        The server's version, empty if it gives none or ``uri`` is a database; None for a SQLite file not made yet.
+        The server's version, empty if it gives none or ``uri`` is a database; None for a SQLite file that does not
+        exist yet.
 
     Raises:
-        RunError: it does not answer.
+        RunError: there is no answer.
     """
     path = uri.removeprefix("sqlite:///")
     if path != uri and not Path(path).exists():
@@ -53,21 +54,21 @@ def try_tracking(uri: str) -> str | None:
         if not uri.startswith(("http://", "https://")):
             return ""
         said = str(http_request(get_default_host_creds(uri), "/version", "GET").text).strip()
-        return said if re.fullmatch(r"\d+\.[\w.]+", said) else ""  # a proxy may say something else
-    except Exception as error:  # of the client, of requests, of SQLAlchemy
+        return said if re.fullmatch(r"\d+\.[\w.]+", said) else ""  # a proxy may answer something else
+    except Exception as error:  # from the client, requests or SQLAlchemy
         raise RunError(f"{shown_address(uri)} does not answer: {failure_reason(error, uri)}") from None
 
 
 def newest_fronts(uri: str, base: str, most: int = 3) -> list[tuple[str, str]]:
-    """Return the studies last worked on, newest first, each with the address of its front in the UI.
+    """Return the most recent studies, newest first, each with the address of its front in the UI.
 
     Args:
         base: address of the MLflow server, e.g. ``http://127.0.0.1:5000``.
-        most: number of studies at most.
+        most: maximum number of studies.
     """
     try:
         found = MlflowClient(tracking_uri=uri).search_experiments(order_by=["last_update_time DESC"], max_results=50)
-    except Exception:  # a courtesy: the server says better what is wrong with its database
+    except Exception:  # the list is optional, and the server itself reports faults of its database better
         return []
     return [
         (one.name, f"{base}/#/experiments/{one.experiment_id}/runs?viewStateShareKey=cst-front")
@@ -77,9 +78,9 @@ def newest_fronts(uri: str, base: str, most: int = 3) -> list[tuple[str, str]]:
 
 
 def failure_reason(error: BaseException, uri: str) -> str:
-    """Say in one line, without a password, why a call failed.
+    """Return the reason for a failed call in one line, without a password.
 
-    For a failed connection this is the operating system's message; MLflow's own line is long.
+    For a failed connection it is the operating system's message, because MLflow's own line is long.
     """
     inner = error
     while (below := inner.__cause__ or inner.__context__) is not None:
@@ -90,16 +91,16 @@ def failure_reason(error: BaseException, uri: str) -> str:
 
 
 def open_experiment(uri: str, study: str, artifact_root: Path) -> tuple[MlflowClient, str]:
-    """Connect, and find or make the experiment of a study; return the client and the experiment's id.
+    """Connect to MLflow and find or create the experiment of a study. Returns the client and the experiment's id.
 
     Args:
-        artifact_root: folder for artifacts if ``uri`` is a database (MLflow would put them into ``./mlruns``);
-            a server has a place of its own.
+        artifact_root: folder for artifacts if ``uri`` is a database (MLflow would use ``./mlruns``); a server has its
+            own.
     """
     _make_database(uri)
     is_database = uri.startswith(DATABASES_OF_MLFLOW)
     if is_database:
-        check_connection(uri)  # MLflow asks a database that is down ten times, for two minutes
+        check_connection(uri)  # MLflow would try a database that is down ten times, for two minutes
     client = MlflowClient(tracking_uri=uri)
     found: Experiment | None = client.get_experiment_by_name(study)
     if found is not None:
@@ -107,11 +108,11 @@ def open_experiment(uri: str, study: str, artifact_root: Path) -> tuple[MlflowCl
             raise MlflowException(f"the experiment {study!r} was deleted in MLflow; restore it there")
         return client, found.experiment_id
     location = (artifact_root / study).absolute().as_uri() if is_database else None
-    # the UI opens such an experiment on its runs, not on traces of language models
+    # the UI then opens the experiment on its runs, not on traces of language models
     tags = {"mlflow.experimentKind": "custom_model_development"}
     try:
         return client, client.create_experiment(study, artifact_location=location, tags=tags)
-    except MlflowException:  # another launch of the study was quicker
+    except MlflowException:  # another launch of the study was faster
         found = client.get_experiment_by_name(study)
         if found is None:
             raise
@@ -119,10 +120,10 @@ def open_experiment(uri: str, study: str, artifact_root: Path) -> tuple[MlflowCl
 
 
 def _make_database(uri: str) -> None:
-    """Make MLflow's SQLite database whole or not at all.
+    """Create MLflow's SQLite database atomically.
 
-    MLflow makes its tables one by one, for seconds; a launch that is killed in between would leave a file that MLflow
-    never takes again ("table review_queues already exists").
+    MLflow creates its tables one by one, which takes seconds. A launch killed in between would leave a file that MLflow
+    never accepts again ("table review_queues already exists").
     """
     path = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or "?" in uri or path.exists():
@@ -131,21 +132,21 @@ def _make_database(uri: str) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     part.unlink(missing_ok=True)
     MlflowClient(tracking_uri=f"sqlite:///{part}").search_experiments(max_results=1)
-    with contextlib.suppress(FileExistsError):  # another launch was quicker
+    with contextlib.suppress(FileExistsError):  # another launch was faster
         os.link(part, path)
     part.unlink()
 
 
 class CallQueue:
-    """A thread that makes calls to MLflow one after the other, so that a slow or absent server delays nobody.
+    """A thread that makes calls to MLflow one after the other, so that a slow or absent server delays nothing.
 
-    A call that fails is made once more after a pause; while the server stays down, later calls are tried once each.
-    Only the first failure is reported.
+    A failed call is repeated once after a pause. While the server stays down, later calls are tried once each. Only the
+    first failure is reported.
 
     Args:
-        uri: address that failures are reported for.
-        warn: takes the line that reports the first failure.
-        on_failure: called after every failed try.
+        uri: address for the report of a failure.
+        warn: receives the line that reports the first failure.
+        on_failure: called after every failed attempt.
     """
 
     def __init__(self, uri: str, warn: Callable[[str], None], on_failure: Callable[[], None]) -> None:
@@ -156,11 +157,11 @@ class CallQueue:
         self._thread.start()
 
     def put(self, job: Callable[[], None]) -> None:
-        """Queue a call and return at once."""
+        """Queue a call, and return at once."""
         self._jobs.put(job)
 
     def close(self, timeout_seconds: float) -> bool:
-        """Wait for the queued calls; return whether all of them were made in time and none has failed."""
+        """Wait for the queued calls. Returns True if all of them were made in time and none failed."""
         self._jobs.put(None)
         self._thread.join(timeout_seconds)
         return not self._thread.is_alive() and not self._warned
@@ -181,7 +182,7 @@ class CallQueue:
     def _try(self, job: Callable[[], None]) -> Exception | None:
         try:
             job()
-        except Exception as error:  # whatever it is, the search must go on
+        except Exception as error:  # no error here may end the search
             self._on_failure()
             return error
         return None

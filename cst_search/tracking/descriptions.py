@@ -1,4 +1,4 @@
-"""Texts that people read in MLflow: names of runs, and descriptions of launches and models in Markdown."""
+"""Texts for people in MLflow: names of runs, and descriptions of launches and models in Markdown."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cst_search.study.wording import budget_words, format_quality, repeat_words
 from cst_search.tracking.views import ON_FRONT
 from cst_search.units import format_bytes, format_count, format_seconds
 
-# letters of a dimension in a run's name, which shows the first two of them that a method has
+# abbreviations of dimensions in a run's name, which shows the first two that the method has
 _SHORT = {"reduction": "r", "rank": "r", "gamma": "g", "mtc_stages": "mtc", "first_stage": "from", "stages": "last"}
 _GAP = " &emsp;"  # MLflow draws tables without space between columns
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+\-!|~&])")
 
 
 def run_name(record: TrialRecord) -> str:
-    """Name the run of a trial: its number, configuration and result, as ``7 cst r16 mtc[3,4,5] map .412 3.12GB``."""
+    """Name the run of a trial by number, configuration and result, e.g. ``7 cst r16 mtc[3,4,5] map .412 3.12GB``."""
     config = record.config
     parts = [str(record.trial), repeat_words(record.repeat_of, record.seed) + str(config.get("method", "?"))]
     shown = [(key.rpartition(".")[2], value) for key, value in config.items()]
@@ -41,12 +41,12 @@ def _value(value: Any) -> str:
 
 
 def description(info: StudyInfo, experiment: str, run: str, runs: Mapping[int, str]) -> str:
-    """Describe a launch: the front as table and picture, and the commands that use it.
+    """Return the description of a launch: the front as a table and a picture, and commands that use it.
 
     Args:
         experiment: id of the experiment in MLflow.
-        run: the launch's run, whose artifacts hold the picture.
-        runs: trial -> its run, which the table links to.
+        run: id of the launch's run, whose artifacts hold the picture.
+        runs: trial -> id of its run, for links in the table.
     """
     front, counts = info.front(), info.counts()
     budget = budget_words(info.budget.memory_bytes, info.budget.params)
@@ -82,7 +82,7 @@ def description(info: StudyInfo, experiment: str, run: str, runs: Mapping[int, s
 
 
 def model_description(study: str, trial: str, epochs: int, model: str) -> str:
-    """Describe a logged model and how it is loaded. ``model``: its id in MLflow."""
+    """Return the description of a logged model, with code that loads it. ``model``: its id in MLflow."""
     return "\n".join([
         f"Trial {escape(trial)} of study {escape(study)} after {epochs} epochs of full training: the trained tensors; "
         "the base's weights are fetched as in training. `cst-search` must be installed where it is loaded:", "",
@@ -95,11 +95,11 @@ def model_description(study: str, trial: str, epochs: int, model: str) -> str:
 
 
 def code(text: str) -> str:
-    """Write text as code on one line, between more backticks than it has in a row (CommonMark 0.31, 6.1)."""
+    """Return text as Markdown code on one line, between more backticks than it has in a row (CommonMark 0.31, 6.1)."""
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
 def escape(text: str) -> str:
-    """Escape text so that Markdown shows it as it is, on one line."""
+    """Escape text so that Markdown shows it literally, on one line."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))

@@ -1,7 +1,7 @@
-"""The sync of a study into MLflow: which runs are missing, and how they are brought.
+"""Synchronise a study into MLflow: find the missing runs and create them.
 
-`MlflowMirror.sync` brings MLflow to the state of the study. It may be called again and again and repairs what an
-earlier launch left out; `MlflowMirror.add` brings only what is new.
+`MlflowMirror.sync` brings MLflow to the state of the study. It can be repeated, and adds what an earlier launch left
+out. `MlflowMirror.add` adds only what is new.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from cst_search.tracking.runs import (
 )  # fmt: skip
 from cst_search.tracking.views import is_ours, make_views
 
-_PICTURE_PX = (880, 550)  # MLflow shows a description's picture in its own size, and its page is not wider
+_PICTURE_PX = (880, 550)  # MLflow shows a description's picture at full size, and its page is no wider
 
 
 def study_state(info: StudyInfo) -> tuple[list[TrialRecord], set[int], list[tuple[int, float]]]:
-    """Return finished trials and repeats, trials on the front, and (trial, hypervolume after it) in order."""
+    """Return finished trials and repeats, the trials on the front, and (trial, hypervolume after it) in order."""
     finished = [r for r in (*info.trials, *info.repeats) if r.state in RUN_STATUS and not r.waits]
     front = {record.trial for record in info.front()}
-    # a trial that still runs has no value yet; those after it wait for it, so that each is logged once
+    # a running trial has no value yet, and those after it wait for it, so that each is logged once
     n_settled = next(
         (i for i, record in enumerate(info.trials) if record.state == TrialState.RUNNING), len(info.trials)
     )
@@ -56,16 +56,16 @@ def study_state(info: StudyInfo) -> tuple[list[TrialRecord], set[int], list[tupl
 
 @dataclass
 class ExistingRuns:
-    """Runs that the experiment of a study holds already, as read from MLflow and as made since.
+    """Existing runs in the experiment of a study, as read from MLflow and as created since.
 
     Attributes:
         launches: launch -> its run.
         ended_launches: launches whose run has ended.
         launches_without_settings: launches whose run has no parameters yet.
         trials: trial or repeat -> its complete run.
-        begun_trials: trial or repeat -> its run, if the launch or the server went away before the run was complete.
+        begun_trials: trial or repeat -> its incomplete run, if the launch or the server died meanwhile.
         on_front: trials whose run is tagged as being on the front.
-        verdicts: trial -> number of seeds and verdict on its run.
+        verdicts: trial -> number of seeds and verdict in the tags of its run.
     """
 
     launches: dict[str, str] = field(default_factory=dict)
@@ -108,31 +108,34 @@ class ExistingRuns:
 
 
 class MlflowMirror:
-    """Brings the runs of one study to MLflow. Not safe for threads: its calls are made one after the other.
+    """Writes the runs of one study to MLflow. Not thread-safe: calls must be made one after the other.
 
     Args:
-        uri: a tracking server or a database.
-        artifact_root: folder for artifacts when ``uri`` is a database.
+        uri: address of a tracking server or a database.
+        artifact_root: folder for artifacts if ``uri`` is a database.
     """
 
     def __init__(self, uri: str, artifact_root: Path) -> None:
         self.uri, self.artifact_root = uri, artifact_root
         self.client: MlflowClient | None = None
         self.experiment: str | None = None
-        self.launch: LaunchRecord | None = None  # the one running in this process
+        self.launch: LaunchRecord | None = None  # the launch running in this process
         self.existing = ExistingRuns()
-        # given to `add` and not delivered yet
+        # passed to `add` but not delivered yet
         self.waiting: dict[int, TrialRecord] = {}
         self.volumes: list[tuple[int, float]] = []
-        self.last_volume: tuple[int, float] = (-1, 0.0)  # the newest that was given
+        self.last_volume: tuple[int, float] = (-1, 0.0)  # the last one passed to `add`
 
     @property
     def parent(self) -> str | None:
-        """Run of the launch running in this process."""
+        """Run of the launch in this process; None before it is created."""
         return None if self.launch is None else self.existing.launches.get(self.launch.id)
 
     def open(self, study: str) -> tuple[MlflowClient, str]:
-        """Connect, read which runs there are, and make the run of this process's launch; client and experiment id."""
+        """Connect, read the existing runs, and create the run of this process's launch.
+
+        Returns the client and the experiment's id.
+        """
         if self.client is None or self.experiment is None:
             client, experiment = open_experiment(self.uri, study, self.artifact_root)
             self.existing.read(client, experiment)
@@ -142,12 +145,12 @@ class MlflowMirror:
         return self.client, self.experiment
 
     def forget(self) -> None:
-        """Read the runs again before the next call: it is unknown what a call that failed has done."""
+        """Forget the runs, so that the next call reads them again: the effect of a failed call is unknown."""
         self.client = None
 
     def start(self, info: StudyInfo, launch: LaunchRecord) -> None:
-        """Make the run of this process's launch, and the views."""
-        self.launch = launch  # if the next line fails, a later call makes the run
+        """Create the run of this process's launch, and the views."""
+        self.launch = launch  # if the next line fails, a later call creates the run
         self.open(info.name)
         self._write_views(info)
 
@@ -155,17 +158,17 @@ class MlflowMirror:
         self, info: StudyInfo, finished: Sequence[TrialRecord], front: Collection[int],
         volumes: Sequence[tuple[int, float]], artifacts: Mapping[str, list[Path]],
     ) -> None:  # fmt: skip
-        """Bring all that MLflow lacks of a study: runs of ended launches too, and the files of the last of them.
+        """Backfill everything that MLflow lacks of a study: also runs of ended launches, and files of the last one.
 
-        Launches that run in other processes bring their own trials. ``finished``, ``front``, ``volumes`` are as
-        `study_state` gives them.
+        Launches running in other processes deliver their own trials. ``finished``, ``front`` and ``volumes`` are as
+        `study_state` returns them.
         """
         existing = self.existing
         own = None if self.launch is None else self.launch.id
         running = {launch.id for launch in info.launches if launch.state == LaunchState.RUNNING} - {own}
         finished = [record for record in finished if record.launch not in running]
         if any(record.launch != own and record.trial not in existing.trials for record in finished):
-            self.forget()  # their launches may have delivered them since this one looked
+            self.forget()  # their launches may have delivered them in the meantime
         self.open(info.name)
         over = [launch for launch in info.launches if launch.id not in {own, *running, *existing.ended_launches}]
         for launch in over:
@@ -178,17 +181,17 @@ class MlflowMirror:
             if launch is info.launches[-1] and artifacts:
                 self._log_report(info, launch, artifacts)
             self._end(launch.id, "FINISHED" if launch.state == LaunchState.ENDED else "KILLED")
-        if own is None and artifacts:  # of a record that an earlier version made
+        if own is None and artifacts:  # an experiment of an earlier version may lack views
             self._write_views(info)
 
     def add(
         self, study: str, finished: Sequence[TrialRecord], front: Collection[int], volumes: Sequence[tuple[int, float]]
     ) -> None:
-        """Deliver what is new, and what could not be delivered before. What was given before may be given again.
+        """Deliver new trials, and those whose delivery failed before. Passing a trial twice is harmless.
 
         Args:
-            front: all trials on the front now.
-            volumes: (trial, hypervolume after it), in the order of numbers; that of the last trial may grow.
+            front: all trials on the present front.
+            volumes: (trial, hypervolume after it), ordered by trial; the hypervolume of the last trial may grow.
         """
         existing = self.existing
         self.waiting |= {r.trial: r for r in finished if r.trial not in existing.trials and r.state in RUN_STATUS}
@@ -207,7 +210,7 @@ class MlflowMirror:
         if self.launch is not None and self.launch.kind == "confirm":
             return  # see _add_seeds
         while self.parent is not None and self.volumes:
-            some = self.volumes[:1000]  # MLflow's bound on metrics of one batch
+            some = self.volumes[:1000]  # MLflow's limit on metrics per batch
             client.log_batch(self.parent, metrics=hypervolume_metrics(some))
             del self.volumes[: len(some)]
 
@@ -221,17 +224,17 @@ class MlflowMirror:
     def training(
         self, study: str, key: str, origin: Mapping[str, Any], result: Mapping[str, Any], files: list[Path]
     ) -> None:
-        """Bring the run of a full training, beside the run of the trial it comes from. ``key``: the training's own."""
+        """Create the run of a full training, beside the run of its trial. ``key`` identifies the training."""
         client, experiment = self.open(study)
         trial_run = self.existing.trials.get(origin.get("trial"))  # type: ignore[arg-type]
         parent = "" if trial_run is None else client.get_run(trial_run).data.tags.get("mlflow.parentRunId", "")
         tags = training_tags(study, key, origin, result, trial_run, parent)
         log_training(client, experiment, tags, result, params(origin.get("config", {})), files)
 
-    # --- one thing each ---------------------------------------------------------------------------------------------
+    # --- single steps ------------------------------------------------------------------------------------------------
 
     def _make_parent(self, study: str, launch: LaunchRecord) -> None:
-        """Make the run of a launch, and give it the launch's settings."""
+        """Create the run of a launch with its settings."""
         assert self.client is not None and self.experiment is not None
         existing = self.existing
         if launch.id not in existing.launches:
@@ -244,7 +247,7 @@ class MlflowMirror:
     def _log_trial(
         self, client: MlflowClient, experiment: str, study: str, record: TrialRecord, on_front: bool
     ) -> None:
-        """Make a trial's run, or go on with one that was cut off, and complete it."""
+        """Create a trial's run, or continue an incomplete one, and complete it."""
         existing = self.existing
         if record.trial in existing.begun_trials:
             client.set_tag(existing.begun_trials[record.trial], "cst.pareto", str(on_front).lower())
@@ -258,14 +261,14 @@ class MlflowMirror:
             existing.on_front.add(record.trial)
 
     def _log_volumes(self, launch: str, volumes: Sequence[tuple[int, float]]) -> None:
-        """Add to the run of an ended launch the hypervolumes by trial that it lacks."""
+        """Add missing hypervolumes by trial to the run of an ended launch."""
         assert self.client is not None
         run_id = self.existing.launches[launch]
         there = {metric.step for metric in self.client.get_metric_history(run_id, "hypervolume")}
         log_metrics(self.client, run_id, hypervolume_metrics([one for one in volumes if one[0] not in there]))
 
     def _add_seeds(self, info: StudyInfo) -> None:
-        """Add mean and spread over seeds to the runs of confirmed trials, and the hypervolume that follows."""
+        """Add mean and spread over seeds to the runs of confirmed trials, and the resulting hypervolume."""
         client, _ = self.open(info.name)
         existing = self.existing
         if self.parent is not None and self.launch is not None and self.launch.kind == "confirm":
@@ -302,7 +305,7 @@ class MlflowMirror:
         self._write_views(info)
 
     def _write_views(self, info: StudyInfo) -> None:
-        """Write our views that are missing or out of date; leave those that a person has changed."""
+        """Write our views that are missing or outdated; leave views that a person has changed."""
         assert self.client is not None and self.experiment is not None
         tags = self.client.get_experiment(self.experiment).tags
         for key, value in make_views(info).items():

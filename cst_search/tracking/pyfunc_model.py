@@ -1,6 +1,6 @@
-"""Code of a logged detector, as MLflow loads it ("models from code", no pickle).
+"""Code of a logged detector, in the form that MLflow loads ("models from code", no pickle).
 
-MLflow copies this file beside the weights and runs the copy, so it may use installed packages only.
+MLflow copies this file beside the weights and runs the copy, so it may import installed packages only.
 """
 
 import base64
@@ -14,18 +14,18 @@ from mlflow.pyfunc import PythonModel
 
 
 class DetectorModel(PythonModel):
-    """A detector with ``mlflow.pyfunc.load_model("models:/ID").predict([...], params={"score": 0.5})``.
+    """A detector for ``mlflow.pyfunc.load_model("models:/ID").predict([...], params={"score": 0.5})``.
 
-    Images are given as paths, or as image files in base64, as to a served model.
+    Images are paths, or image files in base64, as a served model takes them.
     """
 
     def load_context(self, context: Any) -> None:
-        """Build the detector of the recipe in the weights; the base's weights come from where the recipe says."""
+        """Build the detector from the recipe in the weights file. The recipe names the source of the frozen weights."""
         from cst_search.trial.inference import Predictor
 
         self.predictor = Predictor(Path(context.artifacts["weights"]))
 
-    # MLflow makes the signature from these hints; it has none for what comes back
+    # MLflow derives the signature from these hints; it has no type for the result
     def predict(self, model_input: list[str], params: dict[str, Any] | None = None):  # type: ignore[no-untyped-def, override]
         """Return ``width``, ``height`` and ``detections`` of each image, as `cst_search.trial.inference` gives them."""
         with tempfile.TemporaryDirectory(prefix="cst-search-") as folder:
@@ -35,7 +35,7 @@ class DetectorModel(PythonModel):
 
 
 def _as_file(text: str, path: Path) -> Path:
-    """An image given as a path, or as base64 written to ``path``."""
+    """Return the file of an image: the given path, or ``path`` after writing base64 data to it."""
     if len(text) < 4096 and Path(text).is_file():
         return Path(text)
     try:

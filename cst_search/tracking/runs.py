@@ -1,7 +1,7 @@
-"""The entries of one run in MLflow: parameters, metrics, tags, artifacts, and the model as MLflow loads it.
+"""Content of one run in MLflow: parameters, metrics, tags, artifacts, and the logged model.
 
-Every tag of ours begins with ``cst.``; `launch_tags`, `trial_tags` and `training_tags` set them, except ``cst.verdict``
-and a changed ``cst.pareto``, which `mlflow_mirror` writes later.
+All tags of cst-search begin with ``cst.``. `launch_tags`, `trial_tags` and `training_tags` set them, except
+``cst.verdict`` and a changed ``cst.pareto``, which `mlflow_mirror` writes later.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from cst_search.study.states import TrialState
 from cst_search.tracking.descriptions import model_description, run_name
 from cst_search.trial.result import Outcome
 
-NOTE = "mlflow.note.content"  # of a run and of a model: its description
+NOTE = "mlflow.note.content"  # tag with the description of a run or a model
 EPOCH_METRICS = ("map", "map50", "loss", "images_per_second")
 _COST_METRICS = ("device_bytes", "active_bytes", "trainable_params", "petl_params")
 RUN_STATUS = {
     TrialState.COMPLETE: "FINISHED", TrialState.INFEASIBLE: "FINISHED", TrialState.PRUNED: "FINISHED",
     TrialState.FAILED: "FAILED",
 }  # fmt: skip
-_BATCH = 1000  # metrics and params that MLflow takes in one call, of which 100 may be params
+_BATCH = 1000  # metrics and params that MLflow accepts in one call; at most 100 of them params
 
 
 # --- parameters and metrics ------------------------------------------------------------------------------------------
 
 
 def params(values: Mapping[str, Any]) -> list[Param]:
-    """Return flat parameters: a tuple as ``[3, 4, 5]``, None as ``none``, at most 100 of 6,000 characters each.
+    """Return values as flat parameters: a tuple as ``[3, 4, 5]``, None as ``none``.
 
-    MLflow takes no more in one call, and no longer value.
+    At most 100 parameters of 6,000 characters each, which is MLflow's limit for one call.
     """
     flat: dict[str, Any] = {}
     for key, value in values.items():
@@ -57,19 +57,19 @@ def params(values: Mapping[str, Any]) -> list[Param]:
 
 
 def log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> None:
-    """Log any number of metrics, 1,000 a call."""
+    """Log any number of metrics, 1,000 per call."""
     for start in range(0, len(metrics), _BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
 
 
 def hypervolume_metrics(volumes: Sequence[tuple[int, float]]) -> list[Metric]:
-    """Return the curve of a launch: (trial, hypervolume after it) with the trial's number as the step."""
+    """Return the hypervolume curve of a launch from (trial, hypervolume after it); the step is the trial's number."""
     now = _now_ms()
     return [Metric("hypervolume", value, now, trial) for trial, value in volumes]
 
 
 def seed_metrics(sample: Sample) -> list[Metric]:
-    """Return mAP over the seeds of a confirmed trial, with the number of seeds as the step."""
+    """Return mAP over the seeds of a confirmed trial; the step is the number of seeds."""
     values = {"map_mean": sample.mean, "map_std": sample.std, "map_new_mean": sample.new_mean, "n_seeds": sample.n}
     now = _now_ms()
     return [Metric(key, float(v), now, sample.n) for key, v in values.items() if v is not None]
@@ -97,7 +97,7 @@ def launch_tags(study: str, launch: LaunchRecord) -> dict[str, str]:
 
 
 def create_launch_run(client: MlflowClient, experiment: str, study: str, launch: LaunchRecord) -> str:
-    """Make the run of a launch, without its settings, and return its id."""
+    """Create the run of a launch without its settings. Returns the run's id."""
     begun = datetime.fromisoformat(launch.begun)
     run = client.create_run(
         experiment,
@@ -109,7 +109,7 @@ def create_launch_run(client: MlflowClient, experiment: str, study: str, launch:
 
 
 def trial_tags(study: str, record: TrialRecord, on_front: bool) -> dict[str, str]:
-    """Return the tags of a trial's run; those of a repeat also say which trial it repeats, with which seed."""
+    """Return the tags of a trial's run; a repeat also has the trial it repeats and its seed."""
     tags = {
         "cst.kind": "trial",
         "cst.study": study,
@@ -132,10 +132,10 @@ def trial_tags(study: str, record: TrialRecord, on_front: bool) -> dict[str, str
 def create_trial_run(
     client: MlflowClient, experiment: str, study: str, record: TrialRecord, on_front: bool, parent: str | None
 ) -> str:
-    """Make the run of a finished trial, without parameters and metrics, and return its id.
+    """Create the run of a finished trial without parameters and metrics. Returns the run's id.
 
     Args:
-        parent: run of the launch in which the trial ran.
+        parent: run of the trial's launch.
     """
     tags = trial_tags(study, record, on_front)
     if parent is not None:
@@ -146,7 +146,7 @@ def create_trial_run(
 
 
 def fill_trial_run(client: MlflowClient, run_id: str, record: TrialRecord) -> None:
-    """Log a trial's parameters, its metrics of every epoch and its costs, and end its run."""
+    """Log a trial's parameters, metrics per epoch and costs, and end its run."""
     now, last = _now_ms(), len(record.history)
     costs = {name: getattr(record, name) for name in _COST_METRICS}
     metrics = _epoch_metrics(record.history, now)
@@ -166,9 +166,9 @@ def training_tags(
     """Return the tags of a full training's run.
 
     Args:
-        key: the training's own, by which a run that was cut off is found again.
-        origin: ``trial`` that the training comes from.
-        trial_run: that trial's run, or None if MLflow does not have it.
+        key: identifier of the training, by which an incomplete run is found again.
+        origin: dict with the ``trial`` that the training comes from.
+        trial_run: run of that trial, or None if MLflow does not have it.
         parent: run of the launch of ``trial_run``.
     """
     tags = {"cst.kind": "training", "cst.study": study, "cst.trial": str(origin.get("trial")),
@@ -185,9 +185,9 @@ def log_training(
     """Log a full training: parameters, metrics, files and the trained model.
 
     Args:
-        tags: as `training_tags`; a run that has the same ``cst.training`` is completed.
-        result: as `TrialResult.to_dict`.
-        files: weights (``.safetensors``) become a logged model of the run, others artifacts.
+        tags: tags from `training_tags`; an existing run with the same ``cst.training`` is completed.
+        result: result of the training, as `TrialResult.to_dict`.
+        files: weights (``.safetensors``) become a logged model of the run, other files become artifacts.
     """
     end = _now_ms()
     begin = end - round(result["seconds"] * 1000)
@@ -213,9 +213,9 @@ def log_training(
 def _log_model(
     client: MlflowClient, experiment: str, run_id: str, weights: Path, epochs: int, tags: Mapping[str, str]
 ) -> str:
-    """Log trained weights as a model of the run and return its id.
+    """Log trained weights as a model of the run. Returns the model's id.
 
-    Only the client is used, so that no global setting of MLflow changes.
+    Uses only the client, so no global setting of MLflow changes.
     """
     import torch
     import torchvision
@@ -248,7 +248,7 @@ def _log_model(
 
 
 def _grey_png() -> str:
-    """Return a small image file in base64, the form in which a served model takes images."""
+    """Return a small image file in base64, as a served model takes images."""
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "grey").save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()

@@ -1,8 +1,8 @@
-"""Saved views of a study in MLflow's own UI, under "Views": their columns, filter and charts.
+"""Saved views of a study in MLflow's own UI, under "Views": columns, filter and charts.
 
-MLflow 3.17 keeps a saved view as a tag of the experiment: ``mlflow.sharedViewState.ID`` with a name, two times and the
-state of the page (https://mlflow.org/docs/latest/ml/tracking/). An older UI does not know the tag and shows nothing;
-its own defaults stay as they are. `mlflow_mirror` writes the tags; nothing here calls MLflow.
+MLflow 3.17 stores a saved view as a tag of the experiment: ``mlflow.sharedViewState.ID`` with a name, two times and the
+state of the page (https://mlflow.org/docs/latest/ml/tracking/). An older UI ignores the tag and keeps its own defaults.
+`mlflow_mirror` writes the tags; nothing here calls MLflow.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ TAG = "mlflow.sharedViewState."
 ON_FRONT = 'tags."cst.pareto" = "true"'
 _TRIALS = 'tags."cst.kind" = "trial"'
 _SECTION = "cst-charts"
-_MOST_PARAMS = 6  # axes beside the metrics; the chart is small, and the UI can add others
+_MOST_PARAMS = 6  # axes besides the metrics; the chart is small, and the UI can add others
 
 
 def make_views(info: StudyInfo) -> dict[str, str]:
-    """Return the tags of the experiment that hold the views ``front`` and ``trials``, each a table with charts."""
+    """Return the experiment's tags with the views ``front`` and ``trials``, each a table with charts."""
     metrics = list(dict.fromkeys(["map", *(o.name for o in info.objectives)]))
     columns = [f"metrics.`{name}`" for name in [*metrics, *({"device_bytes", "trainable_params"} - {*metrics})]]
     columns = sorted(columns, key=lambda column: "map" not in column)
@@ -37,7 +37,7 @@ def make_views(info: StudyInfo) -> dict[str, str]:
 
 
 def is_ours(value: str) -> bool:
-    """Return whether a view is as `make_views` wrote it, that is, no person has changed it since."""
+    """Return True if a view is as `make_views` wrote it, i.e. no person has changed it since."""
     try:
         view = json.loads(value)
         return bool(view["createdAt"] == view["updatedAt"])
@@ -46,7 +46,7 @@ def is_ours(value: str) -> bool:
 
 
 def _common(info: StudyInfo) -> list[str]:
-    """Dimensions that every configuration has and that are not alike in all: a run without one is drawn nowhere."""
+    """Return the dimensions that all configurations have and that vary: a chart omits runs that lack one of them."""
     configs = [record.config for record in info.trials]
     if not configs:
         return []
@@ -55,7 +55,7 @@ def _common(info: StudyInfo) -> list[str]:
 
 
 def _charts(info: StudyInfo, metrics: Sequence[str]) -> list[dict[str, Any]]:
-    """Scatter and contour over the objectives, parallel coordinates over the dimensions, the learning curves."""
+    """Return the charts: scatter and contour of objectives, parallel coordinates of dimensions, learning curves."""
     costs = [name for name in metrics if name in ("device_bytes", "trainable_params", "petl_params")] or [
         "device_bytes"
     ]
@@ -103,7 +103,7 @@ def _state(name: str, search: str, columns: Sequence[str], charts: Sequence[Mapp
         "compareRunCharts": list(charts),
         "compareRunSections": [
             {"uuid": _SECTION, "name": name, "display": True, "isReordered": False, "deleted": False,
-             "isGenerated": False, "columns": 2},  # of three, parallel coordinates lie on one another
+             "isGenerated": False, "columns": 2},  # in three columns, parallel coordinates overlap
         ],
         "viewMaximized": False,
         "runListHidden": False,
@@ -115,5 +115,5 @@ def _state(name: str, search: str, columns: Sequence[str], charts: Sequence[Mapp
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }  # fmt: skip
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    # the same time in both says that nobody has changed it
+    # equal times mean that nobody has changed it
     return json.dumps({"name": name, "createdAt": 1, "updatedAt": 1, "state": f"deflate;{packed}"})
