@@ -1,1 +1,1 @@
-"""What a person looks at: page, figure, tables, live progress."""
+"""Output for people: report page, figure, tables, live progress."""

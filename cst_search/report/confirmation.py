@@ -1,4 +1,4 @@
-"""The report of a confirmation: points of the front with the mean over their seeds, as JSON and as a table."""
+"""Report of a confirmation: points of the front with the mean over their seeds, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from cst_search.units import format_seconds
 def confirm_report(info: StudyInfo, points: Sequence[int], epochs: int, before: Sequence[int]) -> dict[str, Any]:
     """Return the content of ``cst-search confirm STUDY --json``.
 
-    ``points``: as in `front_report`, with the results over seeds at ``epochs``, the length that was confirmed;
-    ``front``: that of the study, by the means at the search's length.
+    ``points``: entries as in `front_report`, with the results over seeds at ``epochs``, the confirmed length.
+    ``front``: the study's front, by the means at the search's length.
 
     Args:
-        points: trials that were confirmed.
-        before: trials that were on the front before.
+        points: confirmed trials.
+        before: trials on the front before the confirmation.
     """
     spread = noise(info, epochs)
     study = front_report(info)
@@ -78,7 +78,7 @@ def _point_entry(info: StudyInfo, verdict: Verdict, epochs: int) -> dict[str, An
 
 
 def confirm_table(report: dict[str, Any]) -> Table:
-    """Table with one row per point, the best mean first."""
+    """Return a table with one row per point, the best mean first."""
     name, epochs = report["metric"], report["epochs"]
     table = Table(title=f"{report['study']}, {epochs} epochs", title_justify="left", title_style="bold")
     for column in ("trial", f"{name} of the search", "mean", "std", "n", "new seeds only", "verdict", "configuration"):

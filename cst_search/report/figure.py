@@ -1,7 +1,7 @@
-"""The front as an image, ``front.png``: what is drawn, and the drawing. matplotlib is imported here only.
+"""Draw the front as an image, ``front.png``. The only module that imports matplotlib.
 
 `picture` turns a report (`summary.page_report`) into points in the axes' units, ranges, lines and sentences; `paint`
-draws that. The page draws its own plots, of any two metrics: see `cst_search.report.page_data`.
+draws them. The page draws its own plots of any two metrics: see `cst_search.report.page_data`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from cst_search.study.pareto import front
 from cst_search.study.states import TrialState
 from cst_search.units import format_bytes, format_count
 
-_UNITS = {"share": ("", 1.0), "bytes": ("GB", 1e9), "count": ("M", 1e6)}  # of the image's axes
+_UNITS = {"share": ("", 1.0), "bytes": ("GB", 1e9), "count": ("M", 1e6)}  # unit and scale of the image's axes
 SMALLEST, LARGEST, STRIP = 8.0, 24.0, 9.0  # marker diameters, pt
 INK, MUTED, GREY, GRID, ACCENT, LIMIT = "#1b2330", "#5d6878", "#7a8696", "#e4e8ee", "#0b6bcb", "#b3261e"  # as page.css
 
 
 def picture(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is drawn, in the units of the axes (GB, millions, mAP 0..1); all text is plain.
+    """Return the content of the image in the units of the axes (GB, millions, mAP 0..1); all text is plain.
 
-    ``groups``: one per kind of trial with its ``points``; a point without a known quality has ``y`` None and belongs
-    into the strip below the plot; one that was confirmed has as ``spread`` a standard deviation over its seeds.
-    ``line``: corners of the front from left to right. ``x_range``, ``y_range``: what to show first, or None.
-    ``budget``: the line to draw, None without one or where it lies too far out.
-    ``notes``: the caption's sentences.
+    ``groups``: one per kind of trial with its ``points``. A point of unknown quality has ``y`` None and goes into the
+    strip below the plot; a confirmed point has a standard deviation over its seeds as ``spread``.
+    ``line``: corners of the front from left to right. ``x_range``, ``y_range``: initial ranges of the axes, or None.
+    ``budget``: position of the budget's line; None if there is none, or if it is too far out.
+    ``notes``: sentences of the caption.
     """
     report = plain(report)
     x_name, y_name = axes_of(report)
@@ -56,7 +56,7 @@ def picture(report: Mapping[str, Any]) -> dict[str, Any]:
     x_range, budget_fits = _x_range(everything, budget)
     text = f"budget {format_bytes(limit) if x_name == 'device_bytes' else format_count(limit)}"
     knee = next((p for p in points["front"] if p["trial"] == report["knee"]), None)
-    # the label goes to the upper left, where nothing can be, except at the left edge
+    # the label goes to the upper left, which is always free, except at the left edge
     at_left = knee is not None and x_range is not None and knee["x"] < x_range[0] + 0.2 * (x_range[1] - x_range[0])
     return {
         "x_label": x_label,
@@ -76,20 +76,22 @@ def picture(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _axis(name: str) -> tuple[str, float]:
-    """A metric's words with the unit, and the size of that in the record's."""
+    """Return a metric's label with its unit, and the size of that unit in units of the record."""
     unit, size = _UNITS[METRICS[name][2]]
     return METRICS[name][0] + (f", {unit}" if unit else ""), size
 
 
 def _sizes(counts: Sequence[int | None]) -> tuple[Any, list[dict[str, Any]]]:
-    """Parameter count -> diameter in pt, and the legend's steps.
+    """Return a function from parameter count to diameter in pt, and the steps of the legend.
 
-    Logarithmic: a search spans 20 thousand (norm) to 40 million (full), and markers with areas in that ratio
-    would be either dust or the whole plot.
+    The scale is logarithmic: a search spans 20 thousand (norm) to 40 million (full) parameters, and markers with areas
+    in that ratio would be invisible or fill the plot.
     """
     known = [count for count in counts if count]
     low, high = (min(known), max(known)) if known else (1, 1)
-    shrink = min(1.0, (100 / max(1, len(counts))) ** 0.25)  # 1600 trials: half as large, or they hide one another
+    shrink = min(
+        1.0, (100 / max(1, len(counts))) ** 0.25
+    )  # half as large for 1600 trials, which would hide one another
 
     def diameter(count: int | None) -> float:
         share = math.log((count or low) / low) / math.log(high / low) if high > low else 0.5
@@ -100,7 +102,7 @@ def _sizes(counts: Sequence[int | None]) -> tuple[Any, list[dict[str, Any]]]:
 
 
 def _padded(values: Sequence[float], above: float = 0.08) -> list[float] | None:
-    """Least and greatest with some of the span added on either side; not below zero. None for no values."""
+    """Return minimum and maximum, widened by a share of the span and not below zero. None for no values."""
     if not values:
         return None
     low, high = min(values), max(values)
@@ -109,10 +111,10 @@ def _padded(values: Sequence[float], above: float = 0.08) -> list[float] | None:
 
 
 def _x_range(points: Sequence[Mapping[str, Any]], budget: float | None) -> tuple[list[float] | None, bool]:
-    """What the x axis shows first, and whether the budget is inside.
+    """Return the initial range of the x axis, and True if the budget is inside it.
 
-    The trained points decide; the budget and the untrained points may widen the view to twice and then by half, so
-    that one far value does not squash all others into a corner.
+    The trained points set the range. The budget may double it, and untrained points may widen it by another half, so
+    that one far value does not squeeze all others into a corner.
     """
     trained = [point["x"] for point in points if point["y"] is not None]
     if not trained:
@@ -130,7 +132,7 @@ def _x_range(points: Sequence[Mapping[str, Any]], budget: float | None) -> tuple
 def _notes(
     report: Mapping[str, Any], points: Sequence[Any], x_range: Sequence[float] | None, far: float | None, budget: str
 ) -> list[str]:
-    """The caption: how to read the picture, and everything that it does not show."""
+    """Return the sentences of the caption: how to read the picture, and what it does not show."""
     x_name, y_name = axes_of(report)
     others = [o["name"] for o in report["objectives"] if o["name"] not in (x_name, y_name)]
     low, high = x_range or (-math.inf, math.inf)
@@ -160,7 +162,7 @@ def _notes(
 
 
 def paint(report: Mapping[str, Any], drawn: Mapping[str, Any], path: Path) -> None:
-    """Write the image, 1600 x 1000 px. Without pyplot, whose state is global and not safe for threads."""
+    """Write the image, 1600 x 1000 px. It avoids pyplot, whose global state is not thread-safe."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -213,12 +215,12 @@ def paint(report: Mapping[str, Any], drawn: Mapping[str, Any], path: Path) -> No
         )
     _words(figure, report, drawn)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in scripts which the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # names may use scripts that the font lacks
         figure.savefig(path)
 
 
 def _scatter(axes: Any, key: str, points: Sequence[Mapping[str, Any]]) -> None:
-    """One group's markers."""
+    """Draw the markers of one group."""
     look: dict[str, Any] = {"facecolors": "none", "edgecolors": GREY, "linewidths": 1.4, "zorder": 2}
     if key == "front":
         look = {"facecolors": ACCENT, "edgecolors": "white", "linewidths": 1.2, "zorder": 3}
@@ -234,7 +236,7 @@ def _scatter(axes: Any, key: str, points: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _words(figure: Any, report: Mapping[str, Any], drawn: Mapping[str, Any]) -> None:
-    """Title, facts, legend and caption of the image. A $ in a name must not start a formula, hence parse_math."""
+    """Write title, facts, legend and caption. parse_math keeps a $ in a name from starting a formula."""
     from matplotlib.lines import Line2D
 
     handles = [

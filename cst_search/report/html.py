@@ -1,9 +1,10 @@
-"""The Pareto report of a study: ``front.html`` to explore, ``front.png`` to show, ``front.json`` for a program.
+"""Write the Pareto report of a study: ``front.html`` to explore, ``front.png`` to show, ``front.json`` for a program.
 
-The page is one file that asks no network for anything and stores nothing, so it also works in the sandboxed frame in
-which MLflow shows artifacts. Its charts are our own, on canvas (dashboards/*.js): plotly.js puts 4.8 MB into every page
-and takes ten times as long to dim some of 10,000 points, three times with WebGL (`benchmarks/page.py --plotly`, on two
-busy cores); and its parallel coordinates know neither absent dimensions nor a keyboard. Jinja2 is imported here only.
+The page is one file that loads nothing from the network and stores nothing, so it also works in the sandboxed frame in
+which MLflow shows artifacts. Its charts are drawn on canvas by our own code (dashboards/*.js). plotly.js would add
+4.8 MB to every page and take ten times as long to dim some of 10,000 points, three times with WebGL
+(`benchmarks/page.py --plotly`, on two busy cores), and its parallel coordinates support neither absent dimensions nor
+the keyboard. This is the only module that imports Jinja2.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from cst_search.units import format_bytes, format_count
 
 
 def write_front(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
-    """Write ``front.html``, ``front.png`` (1600 x 1000) and ``front.json`` (NaN as null); their paths by ending.
+    """Write ``front.html``, ``front.png`` (1600 x 1000 px) and ``front.json`` (NaN as null).
+
+    Returns the paths by suffix.
 
     Args:
-        report: of `summary.page_report`. ``front.json`` is that without the learning curves.
-        folder: made if it is missing.
+        report: result of `summary.page_report`. ``front.json`` holds it without the learning curves.
+        folder: created if it is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     whole = plain(report)
@@ -41,13 +44,15 @@ def write_front(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
 
 
 def write_comparison(reports: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Path]:
-    """Write ``comparison.html`` and ``comparison.json``: the fronts of several studies; their paths by ending.
+    """Write ``comparison.html`` and ``comparison.json`` with the fronts of several studies.
+
+    Returns the paths by suffix.
 
     Args:
-        reports: of `summary.page_report`, two or more, of different studies.
+        reports: results of `summary.page_report` for two or more different studies.
 
     Raises:
-        ConfigError: fewer than two, or one twice.
+        ConfigError: there are fewer than two studies, or one occurs twice.
     """
     names = [report["study"] for report in reports]
     if len(names) < 2 or len(set(names)) < len(names):
@@ -82,7 +87,7 @@ def _front_html(report: Mapping[str, Any]) -> str:
 
 
 def _render(template: str, **values: Any) -> str:
-    """Jinja2 escapes every value; ``tojson`` also writes ``<`` as ``\\u003c`` inside the script."""
+    """Render a template. Jinja2 escapes every value; ``tojson`` also writes ``<`` as ``\\u003c`` inside the script."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -1,8 +1,8 @@
 """Importance of the dimensions of a search space for mAP: Optuna's conditional PED-ANOVA on the records of a study.
 
 A dimension is important if its distribution among the best trials differs from that among all trials. A dimension that
-only some methods have is weighted by how often it occurs in either set, so that one of a rare method cannot look
-decisive for the whole study; one whose range depends on the method is compared range by range.
+only some methods have is weighted by its frequency in both sets, so that a dimension of a rare method cannot look
+decisive for the whole study. A dimension whose range depends on the method is compared range by range.
 
 References.
 
@@ -26,24 +26,24 @@ from cst_search.study.states import TrialState
 if TYPE_CHECKING:
     from cst_search.study.records import StudyInfo, TrialRecord
 
-FEWEST = 20  # trials; with fewer the best are less than 5, which [Watanabe2023] and Optuna ask for, of a quarter
+FEWEST = 20  # trials; of fewer, a quarter is less than the 5 best that [Watanabe2023] and Optuna require
 BEST_SHARE, FEWEST_BEST = 0.1, 5
 MOST = 500  # trials used, drawn at random if there are more; bounds the time
 N_SHUFFLES, NOISE_QUANTILE = 20, 0.95
 
 
 def importance(info: StudyInfo, seed: int = 0) -> dict[str, Any]:
-    """Return how much each dimension decides whether a trial within the budget is among the best by mAP.
+    """Return the importance of each dimension for a feasible trial to be among the best by mAP.
 
     Deterministic for the same records and seed. At most `MOST` trials are used, which bounds the time.
 
     Returns:
-        ``n``: trials that were looked at: feasible and trained. One that was stopped early counts with the mAP of its
-        last epoch, one that was confirmed with its mean. ``of``: how many there were; ``best``: how many of them
-        count as the best; ``fewest``: how many are needed. ``dimensions``: from the most important on, ``key``,
-        ``share`` (all together 1), ``noise``, and of a dimension that only some methods have these ``methods``,
-        else None. ``noise`` is the share that it has in 19 of 20 studies with the same mAPs in shuffled order: a
-        lower share says nothing. No dimensions with too few trials, or where all have the same mAP.
+        ``n``: number of trials used, all feasible and trained. A trial that was stopped early counts with the mAP of
+        its last epoch, a confirmed one with its mean. ``of``: number of such trials; ``best``: number of them that
+        count as the best; ``fewest``: number required. ``dimensions``: list from the most important on, with ``key``,
+        ``share`` (they sum to 1), ``noise``, and ``methods`` (those that have the dimension; None: all). ``noise`` is
+        an upper bound of the share in 19 of 20 studies with the mAPs shuffled: a lower share means nothing. The list
+        is empty with too few trials, or if all have the same mAP.
     """
     scored = [(record, quality) for record in info.trials if (quality := _quality(info, record)) is not None]
     rng = np.random.default_rng(seed)
@@ -87,7 +87,7 @@ def _quality(info: StudyInfo, record: TrialRecord) -> float | None:
 def _evaluate(
     space: Space, records: list[TrialRecord], losses: np.ndarray, share: float, rng: np.random.Generator
 ) -> tuple[dict[str, float], dict[str, float]] | None:
-    """Per key of a configuration: its importance, and what chance alone would give it. None: nothing varies."""
+    """Return the importance of each key of a configuration, and that by chance alone. None: nothing varies."""
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
@@ -102,7 +102,7 @@ def _evaluate(
         )
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that lower is better, and that some methods have few trials
+        warnings.simplefilter("ignore")  # on lower being better, and on methods with few trials
         found = evaluate(losses)
         shuffled = [evaluate(rng.permutation(losses)) for _ in range(N_SHUFFLES)]
     if not found:

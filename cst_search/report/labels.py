@@ -1,4 +1,4 @@
-"""The words and kinds that the image and the page share: metrics, kinds of trials, axes, notes and facts of a report.
+"""Labels that the image and the page share: metrics, kinds of trials, axes, notes and facts of a report.
 
 All functions take a report (`summary.page_report`), or the entry of one trial in it.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from cst_search.study.states import TrialState
 from cst_search.study.wording import budget_words
 
-# metric: its words, its short words, and how its values are written
+# metric -> its label, its short label, and the format of its values
 METRICS: dict[str, tuple[str, str, str]] = {
     "map": ("COCO mAP@[.50:.95]", "mAP", "share"),
     "map50": ("mAP@.50", "mAP50", "share"),
@@ -23,7 +23,7 @@ METRICS: dict[str, tuple[str, str, str]] = {
     "petl_params": ("PETL parameters", "PETL", "count"),
     "seconds": ("training time", "time", "seconds"),
 }
-# kind of trial: its words and its matplotlib marker. The shapes differ, so that colour is not needed
+# kind of trial -> its label and its matplotlib marker; shapes differ, so that colour is not needed
 GROUPS: dict[str, tuple[str, str]] = {
     "unfinished": ("not finished", "D"),
     TrialState.FAILED: ("failed", "x"),
@@ -43,7 +43,7 @@ def axes_of(report: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def over_seeds(trial: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
-    """Return a metric's mean and standard deviation over seeds; for a trial not confirmed, its value and None."""
+    """Return a metric's mean and standard deviation over seeds; for an unconfirmed trial its value and None."""
     if (trial.get("n_seeds") or 0) > 1:
         return trial[f"{name}_mean"], trial[f"{name}_std"]
     return trial[name], None
@@ -83,7 +83,7 @@ def lasting_notes(report: Mapping[str, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """Return the value for strict JSON: NaN and infinities become None, numpy numbers become Python numbers."""
+    """Convert a value to strict JSON: NaN and infinities become None, numpy numbers become Python numbers."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
-"""The data of the report page as compact columns: `page_data` for one study, `comparison_data` for several.
+"""Make the data of the report page as compact columns: `page_data` for one study, `comparison_data` for several.
 
-Columns and codes take about a fifth of the room of an object per trial, for 10,000 trials. Arithmetic only: the page
+For 10,000 trials, columns and codes take about a fifth of the space of one object per trial. Arithmetic only: the page
 draws the data (dashboards/front.js), `html` writes it.
 """
 
@@ -19,20 +19,20 @@ from cst_search.study.seed_statistics import NOISY
 from cst_search.study.wording import budget_words
 from cst_search.units import format_bytes, format_count
 
-_DIGITS = 6  # significant, of what is not a whole number
+_DIGITS = 6  # significant digits of numbers that are not whole
 _CURVE_DIGITS = {"map": 4, "loss": 4}
-_FEW = 12  # different numbers that a dimension outside the space may have and still be drawn as a choice
+_FEW = 12  # a dimension outside the space with at most this many different numbers is drawn as a choice
 
 
 def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the page's data of a report (`summary.page_report`, as `plain`); index i is one trial in all columns.
+    """Return the page's data for a report (`summary.page_report`, as `plain`). Index i is one trial in all columns.
 
-    ``columns``: per metric its values in the record's units, None where unknown; of a confirmed trial the mean over
-    its seeds. ``seeds``: of those trials, by index, the trial's own values and the standard deviations. ``trials``:
+    ``columns``: values per metric in the record's units, None where unknown; for a confirmed trial the mean over its
+    seeds. ``seeds``: for confirmed trials, by index, their own values and the standard deviations. ``trials``: trial
     numbers, and codes into ``states``, ``reasons``, ``sources``, ``groups``. ``dimensions``: ``codes`` into ``labels``
-    (-1: this trial does not have it) or ``values`` (None likewise); where ``methods`` are named, of the trials of these
-    methods alone. ``curves``: per metric a list per trial, one value
-    per epoch, and ``epochs`` where those are not 1, 2, ... ``volumes``: (index, hypervolume) where it grew.
+    (-1: the trial lacks it) or ``values`` (None: likewise); with ``methods``, only for trials of these methods.
+    ``curves``: per metric one list per trial with a value per epoch, and ``epochs`` if they are not 1, 2, ...
+    ``volumes``: (index, hypervolume) of trials that increased it.
     """
     rows: list[dict[str, Any]] = report["all"]
     groups = list(GROUPS)
@@ -80,7 +80,7 @@ def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def worker(report: Mapping[str, Any]) -> str:
-    """Return whose hours the search took, ``GPU`` or ``worker``: memory is measured on a GPU only."""
+    """Return the word for the hours that the search took, ``GPU`` or ``worker``; memory is measured on a GPU only."""
     return "GPU" if any(row["memory_source"] == "measured" for row in report["all"]) else "worker"
 
 
@@ -88,17 +88,17 @@ def comparison_data(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the fronts of several studies in one plane, with warnings on what makes them hard to compare.
 
     Returns:
-        As `page_data`: ``metrics``, ``columns``, ``axes``, ``budgets``; index i is a point of a front, ``study[i]`` the
-        place of its study in ``studies``. ``table``: per study its figures, with ``volume`` at the common
-        ``reference`` and ``on_joint``, how many of its points are on the front of all studies together; both None,
-        and ``reference`` too, where the objectives or the data differ. ``warnings``: sentences on what differs.
+        ``metrics``, ``columns``, ``axes``, ``budgets`` as in `page_data`; index i is a point of a front, and
+        ``study[i]`` the index of its study in ``studies``. ``table``: figures per study, with ``volume`` at the common
+        ``reference`` and ``on_joint``, the number of its points on the joint front of all studies. Both are None, and
+        ``reference`` too, if the objectives or the data differ. ``warnings``: sentences on the differences.
     """
     studies = [plain(report) for report in reports]
     points = [(k, row) for k, report in enumerate(studies) for row in report["front"]]
     goals = [[(o["name"], o["goal"]) for o in report["objectives"]] for report in studies]
     same = all(sorted(one) == sorted(goals[0]) for one in goals)
     objectives = [OBJECTIVES[name] for name, _ in goals[0]]
-    metrics = [name for name in METRICS if name != "seconds"]  # a front's entry has no time
+    metrics = [name for name in METRICS if name != "seconds"]  # front entries have no time
     x, y = axes_of(studies[0])
     reference: dict[str, float] | None = None
     volumes: list[float | None] = [None] * len(studies)
@@ -138,7 +138,7 @@ def comparison_data(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def value_text(value: Any) -> str:
-    """Write a configuration's value in short: 0.00099999 -> 0.001, [2, 3] -> 2,3, True -> true."""
+    """Format a configuration's value briefly: 0.00099999 -> 0.001, [2, 3] -> 2,3, True -> true."""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     if isinstance(value, float):
@@ -192,14 +192,14 @@ def _short(value: Any) -> Any:
 
 
 def _codes(values: Sequence[Any]) -> tuple[list[Any], list[int]]:
-    """Different values in the order in which they come, and each one's place; None: -1."""
+    """Return the distinct values in order of appearance, and the index of each value among them; None gets -1."""
     places: dict[Any, int] = {}
     codes = [-1 if value is None else places.setdefault(value, len(places)) for value in values]
     return list(places), codes
 
 
 def _dimensions(content: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every key that a configuration has: those of the space in its order, then others that were set by hand."""
+    """Return every key of the configurations: those of the space in its order, then others that were set by hand."""
     space = Space.from_dict(content) if content else None
     methods = space.methods if space else ()
     keys = dict.fromkeys([*(space.keys() if space else []), *(key for config in configs for key in config)])
@@ -227,7 +227,7 @@ def _dimensions(content: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]
 
 
 def _is_range(ranges: Sequence[Any], values: Sequence[Any]) -> bool:
-    """Whether an axis of numbers can show it. What stands in no space is judged by its values."""
+    """Return True if a numeric axis can show the dimension. A dimension outside the space is judged by its values."""
     known = {value for value in values if not isinstance(value, list | tuple) and value is not None}
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in known) and not any(
         isinstance(value, list | tuple) for value in values

@@ -1,4 +1,4 @@
-"""The progress of a search while it runs: a live table on a terminal, plain lines elsewhere."""
+"""Show the progress of a running search: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _STYLE = {
     TrialState.RUNNING: "cyan", TrialState.INTERRUPTED: "yellow",
 }  # fmt: skip
 _CONFIGURATION = "method and main dimensions"
-# columns of the live table, and the terminal width in characters from which on each is shown
+# columns of the live table, each with the least terminal width in characters at which it is shown
 _COLUMNS = {
     "trial": 0, _CONFIGURATION: 0, "epoch": 0, "map": 0, "memory": 80, "trainable": 100, "time": 90,
     "state": 60,
 }  # fmt: skip
-_ROWS = 14  # finished trials that the live table keeps in sight
+_ROWS = 14  # finished trials shown in the live table
 
 
 class _Live(Live):
-    """A live display that survives a terminal made narrower.
+    """A live display that survives a narrowed terminal.
 
-    rich moves up by as many lines as it drew, which is too few once the terminal has wrapped them. Terminals differ in
-    how they wrap or cut lines, so the screen is cleared.
+    rich moves the cursor up by the number of lines it drew, which is too few once the terminal has wrapped them.
+    Terminals wrap or cut lines differently, so the screen is cleared.
     """
 
     _drawn_in: tuple[int, int] | None = None
@@ -53,11 +53,11 @@ class View:
     """Shows the events of a search (`workers.Events`) and passes finished trials on.
 
     Args:
-        title: of the live table.
+        title: title of the live table.
         n_trials: total trials in the study, including earlier launches.
-        n_workers: concurrent trials, from which the time left is estimated.
-        n_done: trials that the study had before this launch.
-        epochs: of a trial.
+        n_workers: concurrent trials, for the estimate of the remaining time.
+        n_done: trials in the study before this launch.
+        epochs: length of a trial.
         on_finished: called after every finished trial; returns the hypervolume and the number of rejected suggestions.
     """
 
@@ -102,11 +102,11 @@ class View:
     # --- events -----------------------------------------------------------------------------------------------------
 
     def started(self, suggestion: Suggestion) -> None:
-        """Show that a trial has started, has started again, or goes on from a checkpoint."""
+        """Show that a trial has started, has restarted, or resumes from a checkpoint."""
         with self._lock:
             self.running[suggestion.trial] = (suggestion, time.monotonic(), {})
             if self.ended.pop(suggestion.trial, None) is None and suggestion.promoted_from is not None:
-                self.n_done -= 1  # an earlier launch had stopped it
+                self.n_done -= 1  # an earlier launch had stopped the trial
         if self._live is None:
             again = " (again)" if suggestion.again else ""
             if suggestion.promoted_from is not None:
@@ -135,7 +135,7 @@ class View:
             self.running.pop(record.trial, None)
             self.ended[record.trial] = record
             self.hypervolume, self.n_rejected = hypervolume, n_rejected
-        for note in record.notes:  # one of each kind: the next trials measure other milliseconds
+        for note in record.notes:  # one per kind: other trials differ only in milliseconds
             if (kind := note.partition(":")[0]) not in self._said:
                 self._said.add(kind)
                 self.say(f"trial {record.trial}: {note}")
@@ -158,7 +158,7 @@ class View:
             return "time left unknown"
         mean = sum(r.seconds or 0.0 for r in self.ended.values()) / len(self.ended)
         now = time.monotonic()
-        # one that takes longer than the others did is not over before it says so
+        # a trial near or past the mean time counts with a tenth of it
         running = [max(0.1 * mean, mean - (now - begun)) for _, begun, _ in self.running.values()]
         waiting = max(0, self.n_trials - self._n_finished() - len(running))
         left = max([(sum(running) + waiting * mean) / self.n_workers, *running])
@@ -166,7 +166,7 @@ class View:
 
     def _render(self) -> Group:
         with self._lock:
-            # in a narrow window what tells trials apart goes before what can be read later
+            # a narrow window first drops the columns that can be read later
             shown = [name for name, least in _COLUMNS.items() if self.console.width >= least]
             table = Table(expand=False, title=self.title, title_justify="left", title_style="bold")
             for name in shown:

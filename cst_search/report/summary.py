@@ -1,4 +1,4 @@
-"""Reports of a study as plain values: the shapes of ``front --json`` and of the page."""
+"""Reports of a study as plain values, for ``front --json`` and for the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cst_search.study.states import TrialState
 
 
 def front_report(info: StudyInfo) -> dict[str, Any]:
-    """The shape of ``cst-search front STUDY --json`` (DESIGN section 8)."""
+    """Return the content of ``cst-search front STUDY --json``. Other tools rely on these keys."""
     counts = info.counts()
     counts[TrialState.RUNNING] += counts.pop(TrialState.INTERRUPTED)
     return {
@@ -28,9 +28,10 @@ def front_report(info: StudyInfo) -> dict[str, Any]:
 
 
 def page_report(info: StudyInfo) -> dict[str, Any]:
-    """`front_report` with what the page shows besides.
+    """Return `front_report` with the additional content of the page.
 
-    Every trial with its learning curve, the hypervolume after each, the study's setting, which dimensions matter.
+    That is every trial with its learning curve, the hypervolume after each, the study's settings, and the importance of
+    dimensions.
     """
     on_front = {record.trial for record in info.front()}
     growth = pareto.hypervolume_by_trial(info.values(), info.objectives, info.reference)

@@ -1,4 +1,4 @@
-"""Tables of a study's front, and of several studies side by side, for a terminal."""
+"""Terminal tables: a study's front, and several studies side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cst_search.study.records import StudyInfo, common_reference
 from cst_search.study.wording import describe, format_quality
 from cst_search.units import format_bytes, format_count
 
-_BESIDE = 120  # terminal width in characters from which on configurations have a column of their own
+_BESIDE = 120  # least terminal width in characters for a column of configurations
 
 
 def seed_cells(entry: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -24,10 +24,10 @@ def seed_cells(entry: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def front_table(info: StudyInfo, width: int) -> Group:
-    """Return the front, best mAP first, with the knee marked; what all its points share is below the table.
+    """Return the front as a table, best mAP first, with the knee marked. Values that all points share are below it.
 
     Args:
-        width: of the terminal, in characters. On a narrow one the configurations are listed below the table, over
+        width: terminal width in characters. On a narrow terminal the configurations are listed below the table, over
             the whole width.
     """
     front, knee = info.front(), info.knee()
@@ -66,7 +66,7 @@ def front_table(info: StudyInfo, width: int) -> Group:
 
 
 def comparison_table(infos: Sequence[StudyInfo]) -> Table:
-    """Return one row per study. Hypervolumes are comparable if the studies have a common reference point."""
+    """Return a table with one row per study. Hypervolumes are comparable if all have the same reference point."""
     reference = common_reference(infos)
     table = Table(title="Side by side", title_justify="left", title_style="bold")
     table.add_column("study")

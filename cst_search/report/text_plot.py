@@ -1,4 +1,4 @@
-"""The front as characters, for a terminal: memory to the right, mAP upwards."""
+"""Plot the front as text for a terminal: memory on the x axis, mAP on the y axis."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from rich.text import Text
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.units import format_bytes
 
-_MARKS = {"trial": ("\u00b7", "."), "front": ("\u25cf", "o"), "knee": ("\u25c6", "K")}  # in Unicode, in ASCII
+_MARKS = {"trial": ("\u00b7", "."), "front": ("\u25cf", "o"), "knee": ("\u25c6", "K")}  # (Unicode, ASCII)
 _STYLES = {"trial": "dim", "front": "green", "knee": "bold magenta"}
 _OF_STUDIES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _WIDEST = 100
-_LEFT = 7  # of a line: the value of mAP, and the axis
+_LEFT = 7  # characters at the left of a line: the value of mAP, and the axis
 
 
 def front_plot(infos: Sequence[StudyInfo], width: int, *, height: int = 12, ascii_only: bool = False) -> Text:
-    """Draw the complete trials of a study, its front and its knee; for several studies their fronts, a letter each.
+    """Plot the complete trials of a study, its front and its knee; for several studies their fronts, one letter each.
 
     The knee covers the front, and the front covers other trials. mAP is the mean over seeds for a confirmed point.
 
     Args:
-        width: of the terminal, in characters; more than 100 are not used.
-        height: of the plot in lines, without its axis.
+        width: terminal width in characters; at most 100 are used.
+        height: height of the plot in lines, without the axis.
 
     Returns:
-        Lines without a last newline; an empty text where there is no front, or no room.
+        Lines without a final newline; empty text if there is no front or no room.
     """
     columns = min(width, _WIDEST) - _LEFT - 1
-    marks: list[tuple[TrialRecord, float, str, str]] = []  # trial, mAP, sign, style
+    marks: list[tuple[TrialRecord, float, str, str]] = []  # trial, mAP, character, style
     for letter, info in zip(_OF_STUDIES, infos, strict=False):
         front, knee = info.front(), info.knee()
         kinds = [("front", front)]
@@ -70,6 +70,6 @@ def front_plot(infos: Sequence[StudyInfo], width: int, *, height: int = 12, asci
 
 
 def _places(values: Sequence[float], n: int) -> list[int]:
-    """Cells 0..n-1 of values between their ends; the middle where all are the same."""
+    """Return the cell 0..n-1 of each value between minimum and maximum; the middle one if all values are equal."""
     low, high = min(values), max(values)
     return [round((value - low) / (high - low) * (n - 1)) if high > low else n // 2 for value in values]
