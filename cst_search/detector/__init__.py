@@ -10,7 +10,7 @@ from cst_search.detector.base import SCORE_THRESHOLD, Detector
 from cst_search.detector.registry import DETECTORS, get_detector
 from cst_search.lazy import lazy_names
 from cst_search.memory.dense_heads import (
-    dense_head_params,
+    dense_head_layers,
     dense_heads,
     flatten_anchors,
     focal_loss,
@@ -18,6 +18,7 @@ from cst_search.memory.dense_heads import (
     matching,
     run_by_level,
 )
+from cst_search.memory.parts import LayerShape
 from cst_search.memory.plan import DenseTower, StepShape
 from cst_search.memory.tape import Allocation, ShapeTensor, Tape
 
@@ -34,12 +35,13 @@ __all__ = [
     "Allocation",
     "DenseTower",
     "Detector",
+    "LayerShape",
     "ShapeTensor",
     "StepShape",
     "Tape",
     "build_detector",
     "count_parameters",
-    "dense_head_params",
+    "dense_head_layers",
     "dense_heads",
     "flatten_anchors",
     "focal_loss",

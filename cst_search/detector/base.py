@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cst_search.config.recipe import Recipe
+from cst_search.memory.parts import LayerShape
 from cst_search.memory.plan import DenseTower, StepShape
 from cst_search.memory.tape import ShapeTensor, Tape
 
@@ -28,8 +29,9 @@ class Detector:
         used_stages: stages that the pyramid reads, of 2..5.
         heads: training step behind the pyramid as shapes, (tape, step, levels) -> losses, for the predicted memory; see
             `memory.plan.StepShape`.
-        head_params: closed formula of the parameters behind the pyramid.
-        tower: towers of the dense heads for a recipe; `dense_heads` and `dense_head_params` read it. None: the detector
+        head_layers: layers with parameters behind the pyramid, for counts and predicted memory.
+        last_layers: names of the modules that give classes and boxes. Every mode of a recipe's ``head`` trains them.
+        tower: towers of the dense heads for a recipe; `dense_heads` and `dense_head_layers` read it. None: the detector
             has no dense heads, or describes them without these two.
         pooled: True if the pyramid has one more level, by pooling (torchvision's LastLevelMaxPool); else it has two
             more, by convolutions (LastLevelP6P7).
@@ -39,6 +41,7 @@ class Detector:
     build: Callable[[Any, int, Recipe], nn.Module]
     used_stages: tuple[int, ...]
     heads: Callable[[Tape, StepShape, list[ShapeTensor]], list[ShapeTensor]]
-    head_params: Callable[[StepShape], int]
+    head_layers: Callable[[StepShape], list[LayerShape]]
+    last_layers: tuple[str, ...]
     tower: Callable[[Recipe], DenseTower] | None = None
     pooled: bool = False

@@ -8,12 +8,12 @@ from cst_search.config.recipe import USED_STAGES, Recipe
 from cst_search.detector.base import SCORE_THRESHOLD, Detector
 from cst_search.memory.dense_heads import (
     BOX_IOU_PAIR,
-    conv3x3_params,
     flatten_anchors,
     join_anchors,
     matching,
     run_by_level,
 )
+from cst_search.memory.parts import LayerShape
 from cst_search.memory.plan import StepShape
 from cst_search.memory.tape import Allocation, ShapeTensor, Tape
 
@@ -46,11 +46,11 @@ def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
 
 def run_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[ShapeTensor]:
     """Mirror the forward pass of the detector behind the pyramid: levels -> losses."""
-    b = step.batch
+    b, part = step.batch, step.head_part
 
     def rpn_head(x: ShapeTensor) -> list[ShapeTensor]:
-        x = tape.relu(tape.conv(x, step.channels, 3, bias=True, key="rpn"))
-        return [tape.conv(x, 3, 1, bias=True, key="rpn.logits"), tape.conv(x, 12, 1, bias=True, key="rpn.deltas")]
+        x = part.relu(tape, part.conv(tape, x, step.channels, 3, key="rpn"), before_last=True)
+        return [part.conv(tape, x, n, 1, key=f"rpn.{n}", last=True) for n in (3, 12)]  # logits, deltas
 
     def concatenated(outputs: list[list[ShapeTensor]]) -> list[ShapeTensor]:
         flat = [[flatten_anchors(tape, logits, 1), flatten_anchors(tape, deltas, 4)] for logits, deltas in outputs]
@@ -106,20 +106,23 @@ def _roi_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor], n_rois: i
             result = tape.op(result.shape, result, found, alias=True)
         return result
 
+    part = step.head_part
     x = pool()
     flat = tape.op((n_rois, step.channels * 49), x, alias=True, passes=True)
     del x
-    hidden = tape.relu(tape.linear(flat, 1024), inplace=False)
+    hidden = part.relu(tape, part.linear(tape, flat, 1024), inplace=False)
     del flat
-    hidden = tape.relu(tape.linear(hidden, 1024), inplace=False)
-    scores, deltas = tape.linear(hidden, step.n_labels), tape.linear(hidden, 4 * step.n_labels)
+    hidden = part.relu(tape, part.linear(tape, hidden, 1024), inplace=False, before_last=True)
+    scores, deltas = (part.linear(tape, hidden, n, last=True) for n in (step.n_labels, 4 * step.n_labels))
     return [tape.op((1,), scores, save=[tape.cast(scores, 4)]), tape.op((1,), deltas)]
 
 
-def head_params(step: StepShape) -> int:
-    """Return the parameters of region proposal network and box head in closed form."""
-    f, k = step.channels, step.n_labels
-    return conv3x3_params(step) + 15 * (f + 1) + (49 * f + 1) * 1024 + 1025 * 1024 + 1025 * 5 * k
+def head_layers(step: StepShape) -> list[LayerShape]:
+    """Return the layers of region proposal network and box head."""
+    c, k = step.channels, step.n_labels
+    rpn = [LayerShape(c, c, 3), LayerShape(c, 3, last=True), LayerShape(c, 12, last=True)]
+    outputs = [LayerShape(1024, k, last=True), LayerShape(1024, 4 * k, last=True)]
+    return [*rpn, LayerShape(49 * c, 1024), LayerShape(1024, 1024), *outputs]
 
 
 DETECTOR = Detector(
@@ -127,6 +130,12 @@ DETECTOR = Detector(
     build=build,
     used_stages=USED_STAGES["fasterrcnn"],
     heads=run_heads,
-    head_params=head_params,
+    head_layers=head_layers,
+    last_layers=(
+        "rpn.head.cls_logits",
+        "rpn.head.bbox_pred",
+        "roi_heads.box_predictor.cls_score",
+        "roi_heads.box_predictor.bbox_pred",
+    ),
     pooled=True,
 )

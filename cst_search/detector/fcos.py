@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from cst_search.config.recipe import USED_STAGES, Recipe
 from cst_search.detector.base import SCORE_THRESHOLD, Detector
-from cst_search.memory.dense_heads import dense_head_params, dense_heads, focal_loss
+from cst_search.memory.dense_heads import dense_head_layers, dense_heads, focal_loss
+from cst_search.memory.parts import LayerShape
 from cst_search.memory.plan import DenseTower, StepShape
 from cst_search.memory.tape import Allocation, ShapeTensor, Tape
 
@@ -68,9 +69,9 @@ def run_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[Sh
     return [tape.recompute(losses) if step.recompute != "none" else losses()]
 
 
-def head_params(step: StepShape) -> int:
-    """Return the parameters of both towers and their outputs in closed form."""
-    return dense_head_params(step, step.n_labels + 5)
+def head_layers(step: StepShape) -> list[LayerShape]:
+    """Return the layers of both towers and their outputs."""
+    return dense_head_layers(step, [step.n_labels, 4, 1])
 
 
 DETECTOR = Detector(
@@ -78,6 +79,11 @@ DETECTOR = Detector(
     build=build,
     used_stages=USED_STAGES["fcos"],
     heads=run_heads,
-    head_params=head_params,
+    head_layers=head_layers,
+    last_layers=(
+        "head.classification_head.cls_logits",
+        "head.regression_head.bbox_reg",
+        "head.regression_head.bbox_ctrness",
+    ),
     tower=lambda recipe: DenseTower(recipe.head_convs, anchors_per_cell=1, group_norm=True, inplace_relu=False),
 )

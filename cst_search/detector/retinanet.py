@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from cst_search.config.recipe import USED_STAGES, Recipe
 from cst_search.detector.base import SCORE_THRESHOLD, Detector
-from cst_search.memory.dense_heads import dense_head_params, dense_heads, focal_loss, matching, unbind_images
+from cst_search.memory.dense_heads import dense_head_layers, dense_heads, focal_loss, matching, unbind_images
+from cst_search.memory.parts import LayerShape
 from cst_search.memory.plan import DenseTower, StepShape
 from cst_search.memory.tape import Allocation, ShapeTensor, Tape
 
@@ -63,9 +64,9 @@ def run_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[Sh
     return [*losses, tape.op((1,), deltas)]
 
 
-def head_params(step: StepShape) -> int:
-    """Return the parameters of both towers and their outputs in closed form."""
-    return dense_head_params(step, step.n_labels + 4)
+def head_layers(step: StepShape) -> list[LayerShape]:
+    """Return the layers of both towers and their outputs."""
+    return dense_head_layers(step, [step.n_labels, 4])
 
 
 DETECTOR = Detector(
@@ -73,6 +74,7 @@ DETECTOR = Detector(
     build=build,
     used_stages=USED_STAGES["retinanet"],
     heads=run_heads,
-    head_params=head_params,
+    head_layers=head_layers,
+    last_layers=("head.classification_head.cls_logits", "head.regression_head.bbox_reg"),
     tower=lambda recipe: DenseTower(n_convs=4, anchors_per_cell=9),
 )

@@ -125,8 +125,9 @@ def run_backbone(tape: Tape, step: StepShape, plan: MemoryPlan, images: ShapeTen
     if step.pooled:  # LastLevelMaxPool: every second value
         levels.append(_half_grid(tape, last))
     else:  # LastLevelP6P7
-        p6 = tape.conv(last, step.channels, 3, 2, bias=True)
-        p7 = tape.conv(tape.relu(p6, inplace=False), step.channels, 3, 2, bias=True)
+        neck_part = step.neck_part
+        p6 = neck_part.conv(tape, last, step.channels, 3, 2)
+        p7 = neck_part.conv(tape, tape.relu(p6, inplace=False), step.channels, 3, 2)
         levels += [p6, p7]
     return levels
 
@@ -142,11 +143,12 @@ def _level(
 ) -> tuple[ShapeTensor, ShapeTensor]:
     if plan.calibrate and state is not None:
         feature = plan.calibrate(tape, key, feature, state)
-    inner = tape.conv(feature, step.channels, 1, bias=True, key=f"fpn.inner.{key}")
+    part = step.neck_part
+    inner = part.conv(tape, feature, step.channels, 1, key=f"fpn.inner.{key}")
     if above is not None:
         # nearest-neighbour interpolation keeps nothing
         inner = tape.add(inner, tape.op(inner.shape, above))
-    return inner, tape.conv(inner, step.channels, 3, bias=True, key=f"fpn.{key}")
+    return inner, part.conv(tape, inner, step.channels, 3, key=f"fpn.{key}")
 
 
 def _half_grid(tape: Tape, x: ShapeTensor) -> ShapeTensor:

@@ -5,10 +5,11 @@ A detector assembles its training step behind the pyramid from these, see `detec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from cst_search.errors import ConfigError
+from cst_search.memory.parts import LayerShape, Part
 from cst_search.memory.plan import DenseTower, StepShape, images_at_once
 from cst_search.memory.tape import Allocation, ShapeTensor, Tape
 
@@ -39,12 +40,12 @@ def join_anchors(tape: Tape, parts: list[ShapeTensor]) -> ShapeTensor:
     return tape.cat(parts, (b, sum(part.shape[1] for part in parts), n))
 
 
-def _tower(tape: Tape, x: ShapeTensor, tower: DenseTower, key: str) -> ShapeTensor:
+def _tower(tape: Tape, part: Part, x: ShapeTensor, tower: DenseTower, key: str) -> ShapeTensor:
     for i in range(tower.n_convs):
-        x = tape.conv(x, x.shape[1], 3, bias=True, key=f"{key}.{i}")
+        x = part.conv(tape, x, x.shape[1], 3, key=f"{key}.{i}")
         if tower.group_norm:
-            x = tape.group_norm(x, key=f"{key}.{i}.norm", stock=True)
-        x = tape.relu(x, inplace=tower.inplace_relu)
+            x = part.group_norm(tape, x, f"{key}.{i}.norm")
+        x = part.relu(tape, x, inplace=tower.inplace_relu, before_last=i == tower.n_convs - 1)
     return x
 
 
@@ -56,14 +57,14 @@ def dense_heads(
     Args:
         outputs: for each tower, its outputs as (n channels per anchor, a ReLU follows).
     """
-    tower = declared_tower(step)
+    tower, part = declared_tower(step), step.head_part
 
     def run(index: int, outs: list[tuple[int, bool]], x: ShapeTensor) -> list[ShapeTensor]:
         key = f"tower{index}"
-        x = _tower(tape, x, tower, key)
+        x = _tower(tape, part, x, tower, key)
         flat: list[ShapeTensor] = []
         for n, relu in outs:
-            out = tape.conv(x, tower.anchors_per_cell * n, 3, bias=True, key=f"{key}.out{len(flat)}")
+            out = part.conv(tape, x, tower.anchors_per_cell * n, 3, key=f"{key}.out{len(flat)}", last=True)
             if relu:
                 out = tape.relu(out, inplace=False)
             out = flatten_anchors(tape, out, n)
@@ -79,16 +80,15 @@ def dense_heads(
     return results
 
 
-def dense_head_params(step: StepShape, channels_per_anchor: int, n_towers: int = 2) -> int:
-    """Return the parameters of dense heads in closed form.
+def dense_head_layers(step: StepShape, outputs: Sequence[int], n_towers: int = 2) -> list[LayerShape]:
+    """Return the layers of dense heads.
 
     Args:
-        channels_per_anchor: summed over all outputs; each is a 3x3 convolution with bias.
+        outputs: channels per anchor of every output; each is a 3x3 convolution with bias.
     """
-    tower = declared_tower(step)
-    layer = conv3x3_params(step) + (2 * step.channels if tower.group_norm else 0)
-    outputs = (9 * step.channels + 1) * tower.anchors_per_cell * channels_per_anchor
-    return n_towers * tower.n_convs * layer + outputs
+    tower, c = declared_tower(step), step.channels
+    layers = [LayerShape(c, c, 3, norm=tower.group_norm)] * (n_towers * tower.n_convs)
+    return layers + [LayerShape(c, tower.anchors_per_cell * n, 3, last=True) for n in outputs]
 
 
 def declared_tower(step: StepShape) -> DenseTower:
@@ -150,8 +150,3 @@ def unbind_images(tape: Tape, x: ShapeTensor) -> list[ShapeTensor]:
     """Mirror ``unbind``: one view per image, with one node between them, whose gradient is a new tensor."""
     row = tape.op(x.shape[1:], x, alias=True)
     return [ShapeTensor(row.storage, row.shape, row.width, row.node) for _ in range(x.shape[0])]
-
-
-def conv3x3_params(step: StepShape) -> int:
-    """Return the parameters of a 3x3 convolution with bias that keeps the channels of the pyramid."""
-    return 9 * step.channels**2 + step.channels

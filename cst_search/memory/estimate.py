@@ -17,10 +17,11 @@ from pathlib import Path
 from cst_search.config.recipe import Recipe
 from cst_search.data.resize import resized_hw
 from cst_search.memory.correction import Correction
+from cst_search.memory.parts import count_trained, count_values
 from cst_search.memory.plan import MemoryPlan, StepShape
 from cst_search.memory.resnet_shapes import BackboneShape
 from cst_search.memory.tape import Tape
-from cst_search.memory.training_step import neck_and_head_params, training_step
+from cst_search.memory.training_step import neck_layers, training_step
 
 
 def _constants() -> dict[str, float]:
@@ -132,9 +133,10 @@ def step_bytes(
         fp32_ops, block, sums_in_place: see `tape.Tape`.
         workspaces: True to count the workspaces of cuDNN and cuBLAS.
     """
-    head_params = neck_and_head_params(step)
-    trainable = 4 * (petl_params + head_params)
-    weights = 4 * (_body_values(step.shape, plan, petl_params) + head_params)
+    parts_of = ((neck_layers(step), step.neck_part), (step.head_layers(step), step.head_part))
+    trainable_params = petl_params + sum(count_trained(*each) for each in parts_of)
+    trainable = 4 * trainable_params
+    weights = 4 * (_body_values(step.shape, plan, petl_params) + sum(count_values(*each) for each in parts_of))
 
     # with accumulation the gradients of the first step exist when the second runs
     tape = Tape(
@@ -160,7 +162,7 @@ def step_bytes(
             parts, kept = {"weights": weights, "start": start}, 0
     if workspaces and tape.multiplies:
         parts["blas_workspace"] = BLAS_WORKSPACE_BYTES
-    return StepBytes(parts, kept, petl_params, petl_params + head_params)
+    return StepBytes(parts, kept, petl_params, trainable_params)
 
 
 def estimate_of(step: StepBytes) -> Estimate:

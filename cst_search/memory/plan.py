@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cst_search.memory.parts import LayerShape, Part
 from cst_search.memory.resnet_shapes import BackboneShape, ConvShape
 from cst_search.memory.tape import ShapeTensor, Tape
 
@@ -71,7 +72,7 @@ class StepShape:
 
     Attributes:
         heads: the detector's work behind the pyramid, (tape, step, levels) -> losses.
-        head_params: closed formula of the parameters behind the pyramid.
+        head_layers: layers with parameters behind the pyramid.
         tower: towers of the detector's dense heads; None: it has none.
         pooled: True if the pyramid has one more level, by pooling; else it has two more, by convolutions.
         shape: shape of the backbone.
@@ -82,10 +83,12 @@ class StepShape:
         max_boxes: boxes in every image.
         memsave: True if frozen layers are lean, see `backbone.lean_layers`.
         recompute: ``none``, ``neck`` or ``all``, see `backbone.recompute`.
+        neck, head: trained part of each, see `memory.parts`.
+        lora_rank: rank of their low-rank updates.
     """
 
     heads: Callable[[Tape, StepShape, list[ShapeTensor]], list[ShapeTensor]]
-    head_params: Callable[[StepShape], int]
+    head_layers: Callable[[StepShape], list[LayerShape]]
     tower: DenseTower | None
     pooled: bool
     shape: BackboneShape
@@ -97,6 +100,19 @@ class StepShape:
     max_boxes: int
     memsave: bool
     recompute: str
+    neck: str = "train"
+    head: str = "train"
+    lora_rank: int = 8
+
+    @property
+    def neck_part(self) -> Part:
+        """Pyramid as its mode trains it."""
+        return Part(self.neck, self.lora_rank, self.memsave)
+
+    @property
+    def head_part(self) -> Part:
+        """Heads as their mode trains them."""
+        return Part(self.head, self.lora_rank, self.memsave)
 
     @property
     def n_labels(self) -> int:

@@ -42,7 +42,12 @@ class Tape(Recorder):
         lean: bool = False,
         key: str = "",
     ) -> ShapeTensor:
-        """Record a padded convolution: it keeps its input (unless lean) and, under autocast, the copy of its weight."""
+        """Record a padded convolution: it keeps its input (unless lean) and, under autocast, the copy of its weight.
+
+        Args:
+            trained: True if the weight is trained; a lean convolution is frozen.
+            bias: True if a bias is trained; a frozen one takes part in nothing.
+        """
         b, c_in, h, w = x.shape
         n = c_out * (c_in // groups) * k * k
         if self.half:
@@ -50,7 +55,7 @@ class Tape(Recorder):
         copies = self.weight_cast(n, trained, key)
         lean = lean and not trained
         save: list[ShapeTensor | Allocation] = [] if lean else [x, *copies]
-        params = 4 * (n + (c_out if bias else 0)) if trained else 0
+        params = 4 * ((n if trained else 0) + (c_out if bias else 0))
         shape = (b, c_out, -(-h // stride), -(-w // stride))
         copies_bytes = self._copies(x, shape)
         return self.op(
@@ -105,19 +110,24 @@ class Tape(Recorder):
             x = self.conv(self.conv(x, inner, 1, bias=bias), inner, 3, bias=bias)
         return self.relu(self.norm(norm, self.conv(x, c, 3 if kind == "3x3" else 1, bias=bias)))
 
-    def linear(self, x: ShapeTensor, c_out: int) -> ShapeTensor:
-        """Record a trained linear layer with bias: it keeps its input."""
+    def linear(self, x: ShapeTensor, c_out: int, *, trained: bool = True, bias: bool = True) -> ShapeTensor:
+        """Record a linear layer: it keeps the copy of its weight and, if its weight is trained, its input.
+
+        Args:
+            bias: True if a bias is trained.
+        """
         b, c_in = x.shape
+        n = c_out * c_in
         self.multiplies = True
         if self.half:
             x = self.cast(x, 2)
-        copies = self.weight_cast(c_out * c_in, True)
+        copies = self.weight_cast(n, trained)
         return self.op(
             (b, c_out),
             x,
-            save=[x, *copies],
-            params=4 * (c_out * c_in + c_out),
-            transient=2 * c_out * c_in if self.half else 0,
+            save=[x, *copies] if trained else copies,
+            params=4 * ((n if trained else 0) + (c_out if bias else 0)),
+            transient=2 * n if self.half and trained else 0,
         )
 
     def frozen_norm(self, x: ShapeTensor) -> ShapeTensor:
@@ -135,11 +145,11 @@ class Tape(Recorder):
         """Record a BatchNorm2d: it keeps its input."""
         return self.op(x.shape, x, save=[x], params=8 * x.shape[1])
 
-    def group_norm(self, x: ShapeTensor, key: str = "", stock: bool = False) -> ShapeTensor:
+    def group_norm(self, x: ShapeTensor, key: str = "", stock: bool = False, trained: bool = True) -> ShapeTensor:
         """Record a GroupNorm: it keeps its input. Autocast on CUDA runs the stock one in fp32."""
         if stock and self.half and "group_norm" in self.fp32_ops:
             x = self.cast(x, 4)
-        return self.op(x.shape, x, save=[x], params=8 * x.shape[1], key=key)
+        return self.op(x.shape, x, save=[x], params=8 * x.shape[1] if trained else 0, key=key)
 
     def norm(self, kind: str, x: ShapeTensor) -> ShapeTensor:
         """Record a norm that a method adds, see `petl.modules.layers.make_norm`."""

@@ -6,7 +6,7 @@ Mirrors `trial.engine` and torchvision's detectors on a `Tape`. Standard library
 from __future__ import annotations
 
 from cst_search.memory.backbone_step import run_backbone
-from cst_search.memory.dense_heads import conv3x3_params
+from cst_search.memory.parts import LayerShape
 from cst_search.memory.plan import MemoryPlan, StepShape
 from cst_search.memory.tape import ShapeTensor, Tape
 
@@ -38,8 +38,8 @@ def _transform(tape: Tape, step: StepShape, given: list[ShapeTensor]) -> ShapeTe
     return tape.tensor(step.batch, 3, step.height_px, step.width_px)
 
 
-def neck_and_head_params(step: StepShape) -> int:
-    """Return the parameters of pyramid and heads, all trained, in closed form; tests compare it with built models."""
-    f, used = step.channels, [step.shape.stage_channels[s - 1] for s in step.shape.used_stages]
+def neck_layers(step: StepShape) -> list[LayerShape]:
+    """Return the convolutions of the pyramid; tests compare their parameters with built models."""
+    c, used = step.channels, [step.shape.stage_channels[s - 1] for s in step.shape.used_stages]
     levels = len(used) + (0 if step.pooled else 2)
-    return sum(c * f + f for c in used) + levels * conv3x3_params(step) + step.head_params(step)
+    return [LayerShape(c_in, c) for c_in in used] + [LayerShape(c, c, 3)] * levels

@@ -101,7 +101,7 @@ def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[StepSha
     plan = method.footprint(backbone, method.make_options(recipe.options))
     step = StepShape(
         heads=detector.heads,
-        head_params=detector.head_params,
+        head_layers=detector.head_layers,
         tower=None if detector.tower is None else detector.tower(recipe),
         pooled=detector.pooled,
         shape=backbone,
@@ -113,5 +113,8 @@ def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[StepSha
         max_boxes=shape.max_boxes,
         memsave=recipe.memsave,
         recompute=resolve_recompute(recipe.recompute, has_side=plan.side is not None),
+        neck=recipe.neck,
+        head=recipe.head,
+        lora_rank=recipe.lora_rank,
     )
     return step, plan
