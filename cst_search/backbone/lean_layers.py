@@ -21,32 +21,36 @@ T = TypeVar("T")
 
 
 class _Conv(torch.autograd.Function):
-    """Convolution with a constant weight; its backward pass needs only the weight."""
+    """Convolution with a constant weight; its backward pass needs only the weight. The bias may be trained."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.conv, ctx.shape, ctx.dtype = conv, x.shape, x.dtype
-        return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
         (weight,), conv = ctx.saved_tensors, ctx.conv
-        # under autocast the convolution ran in the dtype of its gradient; the weight is cast again, not kept twice
-        grad_x = conv2d_input(
-            ctx.shape, weight.to(grad.dtype), grad, conv.stride, conv.padding, conv.dilation, conv.groups
-        )
-        return grad_x.to(ctx.dtype), None, None
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 2, 3)).to(conv.bias.dtype)
+        if ctx.needs_input_grad[0]:
+            # under autocast the convolution ran in the dtype of its gradient; the weight is cast again, not kept twice
+            weight = weight.to(grad.dtype)
+            grad_x = conv2d_input(ctx.shape, weight, grad, conv.stride, conv.padding, conv.dilation, conv.groups)
+            grad_x = grad_x.to(ctx.dtype)
+        return grad_x, None, grad_bias, None
 
 
 class LeanConv2d(nn.Conv2d):
-    """Frozen convolution without bias that does not keep its input; a trainable weight makes it the stock one."""
+    """Convolution with a frozen weight that does not keep its input; a trainable weight makes it the stock one."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.requires_grad:  # temporarily, in `petl.pruning.fisher`
             return super().forward(x)
-        return _Conv.apply(x, self.weight, self)
+        return _Conv.apply(x, self.weight, self.bias, self)
 
 
 class _Relu(torch.autograd.Function):
@@ -68,11 +72,16 @@ class _Relu(torch.autograd.Function):
         return torch.ops.aten.threshold_backward(grad, is_open.to(grad.dtype), 0), None  # as the stock ReLU does
 
 
+def lean_relu(x: Tensor, inplace: bool = False) -> Tensor:
+    """Return ``x.relu()``, keeping one bit per value instead of the result."""
+    return _Relu.apply(x, inplace) if torch.is_grad_enabled() else F.relu(x, inplace)
+
+
 class LeanReLU(nn.ReLU):
     """ReLU that keeps one bit per value instead of its output."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Relu.apply(x, self.inplace) if torch.is_grad_enabled() else super().forward(x)
+        return lean_relu(x, self.inplace)
 
 
 class _MaxPool(torch.autograd.Function):

@@ -17,6 +17,7 @@ from cst_search.backbone.recompute import once_norms
 from cst_search.backbone.resnet import STAGES
 from cst_search.config.recipe import Recipe, resolve_recompute
 from cst_search.detector.lean_heads import recompute_heads
+from cst_search.detector.parts import merge_low_rank, set_trained_parts
 from cst_search.detector.pyramid import Backbone
 from cst_search.detector.registry import get_detector
 from cst_search.errors import ConfigError
@@ -42,6 +43,7 @@ def build_detector(recipe: Recipe, n_classes: int, *, shapes_only: bool = False)
     model = detector.build(backbone, n_classes + 1, recipe)
     backbone.body.requires_grad_(False)
     method.apply(backbone, options)
+    set_trained_parts(model, recipe, detector)
     if recipe.memsave:
         save_memory(backbone.body)
     _recompute(model, backbone, recipe.recompute)
@@ -98,9 +100,9 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def merge(model: nn.Module, recipe: Recipe) -> None:
-    """Merge the recipe's trained method into the body, in place, with the same output.
+    """Merge the recipe's trained method into the body, and low-rank updates of neck and heads, in place.
 
-    The body then holds only torchvision's tensors, all frozen: the detector equals one of method ``head``.
+    The output stays the same. The detector then holds only torchvision's tensors, as one of method ``head`` does.
 
     Raises:
         ConfigError: an exact merge is impossible for this method or its options.
@@ -111,6 +113,7 @@ def merge(model: nn.Module, recipe: Recipe) -> None:
         able = ", ".join(name for name in method_names() if get_method(name).merge is not None)
         raise ConfigError(f"method {method.name!r} cannot be merged into the backbone; those that can: {able}")
     method.merge(backbone, method.make_options(recipe.options))
+    merge_low_rank(model)
     backbone.body.requires_grad_(False)
     if recipe.memsave:
         save_memory(backbone.body)
@@ -120,13 +123,8 @@ def merge(model: nn.Module, recipe: Recipe) -> None:
 
 def trained_tensors(model: nn.Module) -> OrderedDict[str, Tensor]:
     """Return exactly the tensors that training changes: trainable parameters, and statistics of norms not frozen."""
-    backbone = model.backbone
-    assert isinstance(backbone, Backbone)
-    frozen = {f"backbone.body.{name}" for name, _ in backbone.body.named_parameters()}
-    frozen |= {f"backbone.body.{name}" for name, _ in backbone.body.named_buffers()}
-    live = {name for name, p in model.named_parameters() if p.requires_grad}
-    for name, module in backbone.body.named_modules():  # BatchNorm in a trained stage
+    live = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d) and any(p.requires_grad for p in module.parameters()):
-            live |= {f"backbone.body.{name}.{buffer}" for buffer, _ in module.named_buffers()}
-    state = model.state_dict()
-    return OrderedDict((name, state[name]) for name in state if name in live or name not in frozen)
+            live |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers()}
+    return OrderedDict((name, value) for name, value in model.state_dict().items() if name in live)
