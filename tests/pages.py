@@ -91,7 +91,7 @@ def confirmed(info: StudyInfo) -> StudyInfo:
         return info
     best, last = front[0], len(info.trials)
     again = tuple(
-        replace(best, trial=last + i, repeat_of=best.trial, seed=i, epochs=EPOCHS, map=(best.map or 0) + off)
+        replace(best, trial=last + i, repeat_of=best.trial, seed=i, repeat_epochs=EPOCHS, map=(best.map or 0) + off)
         for i, off in ((1, 0.02), (2, 0.04))
     )
     return replace(info, repeats=again)

@@ -167,7 +167,7 @@ def missing(info: StudyInfo, points: Sequence[TrialRecord], n_seeds: int, epochs
     own = int(info.recipe["seed"])
     rounds: list[list[Repeat]] = [[] for _ in range(n_seeds)]
     for point in points:
-        at_length = [r for r in info.repeats if r.repeat_of == point.trial and r.epochs == epochs]
+        at_length = [r for r in info.repeats if r.repeat_of == point.trial and r.repeat_epochs == epochs]
         used = {r.seed for r in at_length if r.state in (TrialState.COMPLETE, TrialState.INFEASIBLE)}
         if epochs == info.full_epochs:
             used.add(own)
@@ -178,9 +178,9 @@ def missing(info: StudyInfo, points: Sequence[TrialRecord], n_seeds: int, epochs
 
 
 def _as_repeat(record: TrialRecord) -> Repeat | None:
-    if record.repeat_of is None or record.seed is None or record.epochs is None:
+    if record.repeat_of is None or record.seed is None or record.repeat_epochs is None:
         return None
-    return Repeat(record.repeat_of, record.seed, record.epochs)
+    return Repeat(record.repeat_of, record.seed, record.repeat_epochs)
 
 
 # --- running it -----------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def _point_entry(info: StudyInfo, verdict: Verdict, epochs: int) -> dict[str, An
     record = info.by_number(verdict.trial)
     assert record is not None
     sample = info.over_seeds(record, name, epochs)
-    repeats = [r for r in info.repeats if r.repeat_of == record.trial and r.epochs == epochs]
+    repeats = [r for r in info.repeats if r.repeat_of == record.trial and r.repeat_epochs == epochs]
     own = [{"seed": int(info.recipe["seed"]), "trial": record.trial, name: getattr(record, name)}]
     return (
         info.brief(record)

@@ -13,6 +13,7 @@ from cst_search.study import pareto
 from cst_search.study.objectives import Objective
 from cst_search.study.seed_statistics import NOISY, Sample
 from cst_search.study.states import LaunchState, TrialState
+from cst_search.trial.result import TrialFigures
 
 
 @dataclass(frozen=True)
@@ -35,38 +36,37 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class TrialRecord:
-    """One trial of a study. Figures that were never reached are None.
+class TrialRecord(TrialFigures):
+    """One trial of a study: its figures, and what the study knows of it besides.
+
+    Where no memory was measured, the bytes are those predicted. Of a trial that is running or was stopped early, a
+    figure is the last value that any epoch had.
 
     Attributes:
-        repeat_of: for a repeat, the trial whose configuration it trains again, with ``seed``, for ``epochs``.
+        memory_source: ``measured`` or ``predicted``: where ``device_bytes`` comes from.
+        memory_correction: factor on the predicted memory, learned from the study's measured trials.
+        trainable_params, petl_params: predicted; the counts that the budget was applied to.
+        feasible: complete and within the budget.
+        ran: False if it was rejected by predicted cost, so that no worker was used.
+        waits: True if it is pruned, but may still be promoted.
+        repeat_of: for a repeat, the trial whose configuration it trains again, with ``seed``, for ``repeat_epochs``.
+        launch: ID of the last launch that ran it.
     """
 
     trial: int
     state: TrialState
     config: Mapping[str, Any]
-    map: float | None = None
-    map50: float | None = None
-    loss: float | None = None
-    device_bytes: int | None = None
-    reserved_bytes: int | None = None
-    active_bytes: int | None = None
     memory_source: str = "predicted"
-    memory_correction: float = 1.0  # factor on the predicted memory, learned from the study's measured trials
+    memory_correction: float = 1.0
     trainable_params: int | None = None
     petl_params: int | None = None
-    images_per_second: float | None = None
-    seconds: float | None = None
-    reason: str | None = None
     feasible: bool = False
-    ran: bool = False  # False: rejected by predicted cost, no worker was used
-    history: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    notes: Sequence[str] = ()  # what the cache did and why; why a checkpoint was not used
-    waits: bool = False  # pruned, but may still be promoted
+    ran: bool = False
+    waits: bool = False
     repeat_of: int | None = None
     seed: int | None = None
-    epochs: int | None = None
-    launch: str | None = None  # ID of the last launch that ran it
+    repeat_epochs: int | None = None
+    launch: str | None = None
 
     def values(self, objectives: Sequence[Objective]) -> list[float]:
         """Return the objectives in the form that `pareto` takes; all NaN unless the trial is complete and feasible."""
@@ -78,13 +78,6 @@ class TrialRecord:
         """Return the trial's own part of a front entry in ``cst-search front --json``; see `StudyInfo.brief`."""
         names = ("trial", "config", "map", "map50", "device_bytes", "memory_source", "trainable_params", "petl_params")
         return {name: dict(self.config) if name == "config" else getattr(self, name) for name in names}
-
-
-# Fields of a record that come from a trial's result, not from its suggestion.
-FIGURES = (
-    "map", "map50", "loss", "device_bytes", "reserved_bytes", "active_bytes", "memory_source",
-    "images_per_second", "seconds", "reason", "ran", "history", "notes", "waits",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -176,9 +169,9 @@ class StudyInfo(StudySpec):
         """Return a metric of a trial and its complete repeats over ``epochs``; None: the search's length."""
         repeats = self.repeated.get(record.trial, ())
         if epochs is None or epochs == self.full_epochs:
-            runs = [record, *(r for r in repeats if r.epochs == self.full_epochs)]
+            runs = [record, *(r for r in repeats if r.repeat_epochs == self.full_epochs)]
         else:
-            runs = [r for r in repeats if r.epochs == epochs]
+            runs = [r for r in repeats if r.repeat_epochs == epochs]
         return Sample(tuple(v for r in runs if (v := getattr(r, name)) is not None), own=record in runs)
 
     def values(self, epochs: int | None = None) -> list[list[float]]:

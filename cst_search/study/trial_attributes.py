@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cst_search.config.recipe import renamed_fields
 from cst_search.study.fast_reads import StoredTrial
-from cst_search.study.records import FIGURES, TrialRecord
+from cst_search.study.records import TrialRecord
 from cst_search.study.states import TrialState
-from cst_search.trial.result import Outcome
+from cst_search.trial.result import FIGURES, Outcome
 from cst_search.units import format_bytes
 
 SUGGESTED = "cst_suggested"
 PROGRESS = "cst_progress"
 RESULT = "cst_result"
+_ADDED = ("memory_source", "ran", "waits")  # to the figures of a result by the study, under the record's names
 
 
 @dataclass(frozen=True)
@@ -232,33 +233,28 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
     """
     suggested, result = Suggested.of(trial.user_attrs), Result.of(trial.user_attrs)
     assert suggested is not None
-    is_running = trial.state == "RUNNING" and suggested.launch in live_launches
-    repeat = suggested.repeat
-    record = TrialRecord(
-        trial=trial.number,
-        state=TrialState.RUNNING if is_running else TrialState.INTERRUPTED,
-        config=suggested.recipe_values(),
-        device_bytes=suggested.estimate["device_bytes"],
-        reserved_bytes=suggested.estimate["reserved_bytes"],
-        active_bytes=suggested.estimate["active_bytes"],
-        trainable_params=suggested.estimate["trainable_params"],
-        petl_params=suggested.estimate["petl_params"],
-        memory_correction=suggested.factor,
-        repeat_of=None if repeat is None else repeat.repeat_of,
-        seed=None if repeat is None else repeat.seed,
-        epochs=None if repeat is None else repeat.epochs,
-        launch=suggested.launch,
-    )
     if result is None or not trial.is_finished:
-        progress = Progress.of(trial.user_attrs)
-        result = progress.so_far().with_(state=record.state, ran=True)
+        is_running = trial.state == "RUNNING" and suggested.launch in live_launches
+        progress, state = Progress.of(trial.user_attrs), TrialState.RUNNING if is_running else TrialState.INTERRUPTED
+        result = progress.so_far().with_(state=state, ran=True)
         if progress.stopped:
             result = result.with_(state=TrialState.PRUNED, waits=True, reason=result.stopped_reason(full_epochs))
-    return replace(
-        record,
+    estimate, repeat = suggested.estimate, suggested.repeat
+    figures = {name: estimate[name] for name in ("device_bytes", "reserved_bytes", "active_bytes")}
+    figures |= {name: value for name in (*FIGURES, *_ADDED) if (value := result.get(name)) is not None}
+    return TrialRecord(
+        trial=trial.number,
         state=result.state,
+        config=suggested.recipe_values(),
+        memory_correction=suggested.factor,
+        trainable_params=estimate["trainable_params"],
+        petl_params=estimate["petl_params"],
         feasible=result.state == TrialState.COMPLETE,  # any other violates a constraint, see search/outcomes.py
-        **{name: result.get(name) for name in FIGURES if result.get(name) is not None},
+        repeat_of=None if repeat is None else repeat.repeat_of,
+        seed=None if repeat is None else repeat.seed,
+        repeat_epochs=None if repeat is None else repeat.epochs,
+        launch=suggested.launch,
+        **figures,
     )
 
 

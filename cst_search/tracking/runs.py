@@ -123,7 +123,7 @@ def trial_tags(study: str, record: TrialRecord, on_front: bool) -> dict[str, str
     }
     if record.repeat_of is not None:
         tags |= {"cst.kind": "repeat", "cst.repeat_of": str(record.repeat_of), "cst.seed": str(record.seed),
-                 "cst.epochs": str(record.epochs)}  # fmt: skip
+                 "cst.epochs": str(record.repeat_epochs)}  # fmt: skip
     if record.reason:
         tags["cst.reason"] = record.reason[:5000]
     return tags

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -27,15 +28,13 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True)
-class TrialResult:
-    """Result of one trial. Figures that the trial did not reach are None.
+@dataclass(frozen=True, kw_only=True)
+class TrialFigures:
+    """Figures of a trial, in its result and in the study's record of it. A figure that the trial did not reach is None.
+
+    A figure is declared here alone: results store it, and `study.records.TrialRecord` has it, under this name.
 
     Attributes:
-        outcome: how the trial ended: ``complete``; ``stopped`` (``report`` returned False); ``oom`` (memory ran out);
-            ``nonfinite`` (loss or gradient NaN or infinite). The last two are results with a reason, not exceptions.
-        petl_params: parameters that the method adds to the backbone or opens in it.
-        trainable_params: all trainable parameters: method, neck and head.
         map, map50: mAP@[.50:.95] and AP50 of the last evaluation, 0..1.
         loss, images_per_second: figures of the last epoch; loss is the mean per image.
         active_bytes: measured peak of live tensors; None on a CPU, as are the next two.
@@ -56,9 +55,6 @@ class TrialResult:
         resumed_epochs: epochs that came from a checkpoint. Seconds, peaks and history cover the whole trial.
     """
 
-    outcome: Outcome
-    petl_params: int
-    trainable_params: int
     map: float | None = None
     map50: float | None = None
     loss: float | None = None
@@ -66,20 +62,42 @@ class TrialResult:
     reserved_bytes: int | None = None
     active_bytes: int | None = None
     images_per_second: float | None = None
-    seconds: float = 0.0
-    train_seconds: float = 0.0
-    epochs: int = 0
+    seconds: float | None = None
+    train_seconds: float | None = None
+    epochs: int | None = None
     reason: str | None = None
-    device: str = "cpu"
-    history: list[dict[str, Any]] = field(default_factory=list)
-    final: dict[str, Any] = field(default_factory=dict)
+    device: str | None = None
+    history: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    final: Mapping[str, Any] = field(default_factory=dict)
     limit_bytes: int | None = None
     held_bytes: int | None = None
     asked_bytes: int | None = None
     stage: str | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = field(default_factory=list)
     resumed_epochs: int = 0
 
+
+#: Names of the figures, as results store them.
+FIGURES = tuple(one.name for one in fields(TrialFigures))
+
+
+@dataclass(frozen=True)
+class TrialResult(TrialFigures):
+    """Result of one trial: how it ended, the parameters it trained, and its figures.
+
+    Attributes:
+        outcome: how the trial ended: ``complete``; ``stopped`` (``report`` returned False); ``oom`` (memory ran out);
+            ``nonfinite`` (loss or gradient NaN or infinite). The last two are results with a reason, not exceptions.
+        petl_params: parameters that the method adds to the backbone or opens in it.
+        trainable_params: all trainable parameters: method, neck and head.
+    """
+
+    outcome: Outcome
+    petl_params: int
+    trainable_params: int
+
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON."""
-        return asdict(self)
+        """Return plain values, ready for JSON: the result's own fields, then the figures."""
+        plain = asdict(self)
+        figures = {name: plain.pop(name) for name in FIGURES}
+        return plain | figures

@@ -100,7 +100,7 @@ def stories(
 
 
 def seeds_of(info: StudyInfo, epochs: int = EPOCHS) -> list[tuple[int | None, int | None, str]]:
-    return sorted((r.repeat_of, r.seed, r.state) for r in info.repeats if r.epochs == epochs)  # type: ignore[type-var]
+    return sorted((r.repeat_of, r.seed, r.state) for r in info.repeats if r.repeat_epochs == epochs)  # type: ignore[type-var]
 
 
 def test_ctrl_c_keeps_what_is_finished(stories: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ def test_repeats_are_the_configuration_with_another_seed(stories: dict[str, Any]
     info = stories["after_done"]
     for repeat in info.repeats:
         trial = info.by_number(repeat.repeat_of)
-        assert repeat.config == trial.config and len(repeat.history) == EPOCHS == repeat.epochs
+        assert repeat.config == trial.config and len(repeat.history) == EPOCHS == repeat.repeat_epochs
         assert repeat.trainable_params == trial.trainable_params
         assert repeat.loss != trial.loss  # another order of the images, another start of the head
     assert len({repeat.loss for repeat in info.repeats}) == 4

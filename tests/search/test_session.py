@@ -382,7 +382,7 @@ def test_a_repeat_is_a_trial_with_its_seed_and_the_configuration(tmp_path: Path)
     assert suggestion.config == {**first.config, "seed": 7}
     assert (suggestion.trial, suggestion.repeat_of, suggestion.again) == (1, 0, False)
     (running,) = session.study.info().repeats
-    assert (running.state, running.repeat_of, running.seed, running.epochs) == ("running", 0, 7, 2)
+    assert (running.state, running.repeat_of, running.seed, running.repeat_epochs) == ("running", 0, 7, 2)
     session.tell(1, scored(0.3, device_bytes=700))
     info = Study.open(session.study.url, session.study.name).info()
     (repeat,) = info.repeats

@@ -167,7 +167,7 @@ def test_one_that_was_stopped_and_went_on_comes_late() -> None:
 def test_a_tally_counts_the_mean_over_seeds() -> None:
     made = make_info().trials[0]
     lucky, steady = (replace(made, trial=i, map=q, device_bytes=400) for i, q in enumerate((0.5, 0.4)))
-    again = replace(lucky, trial=2, map=0.1, repeat_of=0, seed=1, epochs=3)
+    again = replace(lucky, trial=2, map=0.1, repeat_of=0, seed=1, repeat_epochs=3)
     info = make_info(trials=(lucky, steady), repeats=(again,), recipe={"search_epochs": 3})
     tally = Tally(info)
     tally.add([lucky, again, steady], first_running=3)

@@ -51,7 +51,7 @@ def make_info(
         repeats=tuple(
             TrialRecord(10 + i, "failed" if value is None else "complete", {"method": "cst"}, map=value,
                         map50=None if value is None else value + 0.1, device_bytes=1, feasible=True, ran=True,
-                        repeat_of=trial, seed=seed, epochs=epochs)
+                        repeat_of=trial, seed=seed, repeat_epochs=epochs)
             for i, (trial, seed, value) in enumerate(again)
         ),
     )  # fmt: skip

@@ -1,0 +1,41 @@
+"""What a study stores with a trial, and the record read from it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from studies import fake_estimate
+
+from cst_search.study.fast_reads import StoredTrial
+from cst_search.study.trial_attributes import PROGRESS, RESULT, SUGGESTED, Progress, Suggested, trial_record
+from cst_search.trial.result import FIGURES, Outcome, TrialResult
+
+CONFIG = {"method": "cst", "batch_size": 2, "cst.reduction": 8}
+SUGGESTION = Suggested(config=CONFIG, estimate=asdict(fake_estimate(CONFIG)), launch="a")
+
+
+def stored(state: str, **attributes: Any) -> StoredTrial:
+    return StoredTrial(1, 0, state, {SUGGESTED: SUGGESTION.to_dict(), **attributes})
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_record_has_every_figure_of_the_result(name: str) -> None:
+    result = TrialResult(Outcome.COMPLETE, 10, 20).to_dict() | {"state": "complete", name: ["the figure"]}
+    assert getattr(trial_record(stored("COMPLETE", **{RESULT: result}), set(), 2), name) == ["the figure"]
+
+
+def test_bytes_that_were_not_measured_are_the_predicted_ones() -> None:
+    result = TrialResult(Outcome.COMPLETE, 77, 77, reserved_bytes=5).to_dict() | {"state": "complete"}
+    record = trial_record(stored("COMPLETE", **{RESULT: result}), set(), 2)
+    assert (record.device_bytes, record.reserved_bytes, record.active_bytes) == (300, 5, 500)
+    assert (record.trainable_params, record.petl_params) == (1100, 10)  # those that the budget was applied to
+
+
+def test_figures_of_a_running_trial_are_the_last_of_any_epoch() -> None:
+    history = [{"epoch": 1, "loss": 2.0, "map": 0.3, "device_bytes": 9}, {"epoch": 2, "loss": 1.0, "map": None}]
+    record = trial_record(stored("RUNNING", **{PROGRESS: Progress(history).to_dict()}), {"a"}, 4)
+    assert (record.state, record.loss, record.map, record.device_bytes) == ("running", 1.0, 0.3, 9)
+    assert (record.memory_source, record.ran, record.history) == ("measured", True, history)
+    assert trial_record(stored("RUNNING"), set(), 4).state == "interrupted"
