@@ -1,11 +1,11 @@
-"""What the cache saves: trials without it, with an empty one, and with one that an earlier trial filled.
+"""Measure the benefit of the disk cache: trials without it, with an empty one, and with one filled by another trial.
 
     python benchmarks/cache.py --data BCCD --recipe small --out benchmarks/results/cache-bccd.json
     python benchmarks/cache.py --out benchmarks/results/cache-demo.json
 
-Each round runs the three of a method one after the other in this process, so that a busy machine hits them alike;
-ratios are taken within a round, and of those the median. Losses and maps must be equal. A round that ended is kept in a
-.jsonl beside --out, and the same command goes on from there.
+Each round runs the three trials of a method one after the other in this process, so that load on the machine affects
+them alike. The result is the median of the ratios within a round. Losses and mAPs must be equal. A finished round is
+kept in a .jsonl beside --out, and the same command resumes from there.
 """
 
 from __future__ import annotations

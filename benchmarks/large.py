@@ -1,13 +1,13 @@
-"""What a study costs as it grows: suggestion, recording, front, status and resume at 100, 1,000 and 10,000 trials.
+"""Measure the cost of a growing study: suggestion, recording, front, status and resume at 100, 1,000, 10,000 trials.
 
     python benchmarks/large.py --out benchmarks/results/large-sqlite.json
     python benchmarks/large.py --storage postgresql+psycopg://HOST/NAME --out benchmarks/results/large-postgresql.json
 
-The trials are made up and go through the study's own code: configurations of the space `cst`, of which the budget
-excludes some, predicted costs, five epochs of history, and now and then one that ran out of memory or failed. They
-are made in memory and copied into the database in one transaction, as are their runs in MLflow; then everything is
-timed as a launch and the command line do it. Every figure is the median of its repetitions: milliseconds of the wall
-clock, which the machine's other work and its disk lengthen, and of CPU time, all threads.
+The trials are made up and pass through the study's own code: configurations of the space `cst`, of which the budget
+excludes some, predicted costs, five epochs of history, and occasionally an out-of-memory or failed trial. They are
+created in memory and copied into the database in one transaction, as are their runs in MLflow. Then every operation is
+timed as a launch and the command line perform it. Each figure is the median of its repetitions, in milliseconds of wall
+time, which other load and the disk lengthen, and of CPU time over all threads.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""A large search of trials that do nothing, 8 at a time, some of whose processes are killed: is every one counted once?
+"""Check a large search of empty trials, 8 at a time, some of them killed: every trial must be counted exactly once.
 
     python benchmarks/load.py --trials 1000 --kills 20 --out benchmarks/results/load-NAME.json     (about 5 minutes)
 
-A real launch by the command line; only the trial function is made up (tests/faults/made_up.py). Meanwhile processes of
-trials are killed at random moments. Printed: trials a second, the memory of the search's own process, database size.
+This is a real launch by the command line; only the trial function is made up (tests/faults/made_up.py). Processes of
+trials are killed at random moments. Prints trials per second, the memory of the search's own process, and the size of
+the database.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""The memory prediction against a real GPU: each configuration in a fresh process, and the device constants from it.
+"""Compare predicted memory with a real GPU, each configuration in a fresh process, and fit the device constants.
 
     python benchmarks/memory.py --configs 60 --out benchmarks/results/memory-NAME.json --fit
     python benchmarks/memory.py --dry-run          # on a CPU: everything but the figures
 
 Needs torch and torchvision alone. Random configurations of all methods, detectors and ResNets are trained for a few
-steps on their worst batch (`cst_search.trial.measure`). Printed: the errors of active, reserved and device bytes, how
-many need over 10 % more than predicted, and with --fit the constants of memory/memory.yaml as this device has them.
-With --jobs several run at a time: the allocator's figures are each process's own, and the device's are kept only where
-the driver says them of the process. The first few run alone, so there are device figures in any case.
-With --hold the allocator refuses each more than was predicted: what runs out then is one that a search would lose,
-but for the tenth that it gives a trial more.
+steps on their worst batch (`cst_search.trial.measure`). Prints the errors of active, reserved and device bytes, the
+number of configurations that need over 10 % more than predicted, and with --fit the constants of memory/memory.yaml for
+this device.
+With --jobs several run at a time. The allocator's figures are per process; device figures are kept only if the driver
+reports them per process. The first few configurations run alone, so some device figures always exist.
+With --hold the allocator is limited to the predicted memory. A configuration that runs out of it is one that a search
+would lose, except that a search allows a tenth more.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""The honest table: ResNet detector x PETL method x memory x mAP, with seeds.
+"""Measure the table of ResNet detector x PETL method x memory x mAP, with seeds.
 
     python benchmarks/methods.py --data DIR --seeds 3 --jobs 2 --out benchmarks/results/methods-NAME.json
     python benchmarks/methods.py --size gpu --set weights=FILE --also full:batch_size=8 --out FILE.json
     python benchmarks/methods.py --dry-run                              (one step of every method: does it all work?)
 
-Every method runs with its default options and the prior of its learning rate, over one recipe. Accuracy: a trial of
-`cst_search.trial` for each row and seed, each in a process of its own. Speed: training steps and detection in rounds
-that alternate with method `full`; the row `full`, against itself, shows the noise. Memory: predicted for a GPU where
-there is none, else measured. Every result is appended to a .jsonl beside --out as it ends, and the same command does
-not run it again, except what failed. torch, torchvision and pycocotools suffice, but the weights `demo` and
-.safetensors files need safetensors. What is measured, and how: `methods_measure.py`.
+Every method runs with its default options and its default learning rate, on one recipe. Accuracy is that of a trial of
+`cst_search.trial` per row and seed, each in a process of its own. Speed is measured for training steps and detection in
+rounds that alternate with method `full`; the row `full`, against itself, shows the noise. Memory is measured on a GPU,
+and predicted without one. Each result is appended to a .jsonl beside --out as it ends, and the same command runs only
+missing and failed ones. torch, torchvision and pycocotools suffice, but the weights `demo` and .safetensors files need
+safetensors. `methods_measure.py` defines the measurements.
 """
 
 from __future__ import annotations

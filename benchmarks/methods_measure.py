@@ -1,8 +1,8 @@
-"""One measurement in a process of its own: an accuracy trial, or a detector beside another by the clock.
+"""Make one measurement in a process of its own: an accuracy trial, or the speed of one detector beside another.
 
     python benchmarks/methods_measure.py < job.json        (prints the result as one line of JSON)
 
-`methods.py` starts it for every figure of its table: a crash is then a result, and GPU memory starts empty.
+`methods.py` runs it for every figure of its table, so that a crash is a result and GPU memory starts empty.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From results to rows, and from rows to the table of `methods.py`. Arithmetic only."""
+"""Turn the results of `methods.py` into rows, and rows into its table. Arithmetic only."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""What a search adds to its trials: 50 trials that do nothing, through a launch and through `stock.py`.
+"""Measure the overhead of a search: 50 trials that do nothing, by a launch and by `stock.py`.
 
     python benchmarks/overhead.py --out benchmarks/results/overhead-NAME.json        (about 6 minutes on two cores)
     python benchmarks/overhead.py --seconds 2 --sides launch,stock-reuse --out ...     (a trial waits for 2 s)
 
-A trial imports what a real one imports and returns a made-up result at once, or after --seconds: without them a search
-is busy with the last trial when the next is to begin, which no real one is. All else is real: of a launch the study in
-SQLite, the MLflow record, the events and the report, of stock.py OptunaSearch, Tune's files and the MLflow callback.
-Every trial notes when it began and ended in its worker. With w workers, from the notes:
+A trial imports the modules of a real one and returns a made-up result, at once or after --seconds. At once, the search
+is still busy with one trial when the next should begin, which does not happen with real trials. Everything else is
+real: for a launch the study in SQLite, the MLflow record, the events and the report; for stock.py OptunaSearch, Tune's
+files and the MLflow callback. Every trial notes its begin and end in its worker. With w workers, the notes give:
 
     start-up        from the start of the command until the first trial begins
     per trial       from the end of the w-th trial to the end of the last, over the trials between

@@ -1,10 +1,10 @@
-"""What the report page costs: its size, the time to write it, and how long a browser takes to show it and to follow.
+"""Measure the report page: its size, the time to write it, and a browser's time to show it and to react.
 
     python benchmarks/page.py --out benchmarks/results/page-NAME.json     (about 2 minutes; --plotly: 1 more)
 
-Made-up studies in the space of twelve methods (tests/pages.py). A headless Chromium, without a GPU: what follows the
-pointer is drawn by the CPU. ``--plotly`` (pip install plotly) draws the same scatter plot with plotly.js, as the page
-once did.
+Uses made-up studies in the space of twelve methods (tests/pages.py) and a headless Chromium without a GPU, so the CPU
+draws what follows the pointer. ``--plotly`` (pip install plotly) draws the same scatter plot with plotly.js, as an
+earlier page did.
 """
 
 from __future__ import annotations

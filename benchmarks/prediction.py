@@ -1,11 +1,12 @@
-"""The memory predictor against real training steps on the CPU: every live tensor, storage by storage.
+"""Compare predicted memory with real training steps on the CPU: every live tensor, storage by storage.
 
     python benchmarks/prediction.py --configs 240 --out benchmarks/results/prediction-cpu.json
 
-Random configurations of all methods (search_spaces/petl.yaml), detectors, ResNet depths, batch sizes, image sizes,
-precisions and ways to keep less. Of each, two steps of the real detector with AdamW are run under a dispatch mode that
-sees every storage come and go; the second, in which the optimiser has its state, is compared with the prediction.
-A second witness for CUDA's rules: what autograd keeps of fake tensors on that device, for every method and detector.
+Draws random configurations of all methods (search_spaces/petl.yaml), detectors, ResNet depths, batch sizes, image
+sizes, precisions and memory-saving options. Each runs two steps of the real detector with AdamW under a dispatch mode
+that records every allocation and release of a storage. The second step, when the optimiser has its state, is compared
+with the prediction. CUDA's rules are checked separately, by what autograd keeps of fake tensors on that device, for
+every method and detector.
 """
 
 from __future__ import annotations

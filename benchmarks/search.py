@@ -1,21 +1,21 @@
-"""Hypervolume against training epochs: our sampler, with early stopping or without, and what else a user could take.
+"""Compare samplers by hypervolume over training epochs: ours, with and without early stopping, and the alternatives.
 
     python benchmarks/search.py --phase table [--seeds 20] [--jobs 2]      replays results/search-table.json.gz
     python benchmarks/search.py --phase problems [--seeds 5] [--jobs 2]    public problems (pip install pymoo)
 
-The table (see `search_table.py`) holds real results of random configurations. A search asks for others, so a surrogate
-stands between, fitted to all rows, over configuration and costs, one output an epoch, and noise on top that is drawn
-from the residuals of the rows that were left out, all epochs of one together. There are two: a Gaussian process (the
-default: it tells left-out rows best) and extremely randomised trees, since the first is of the family of our sampler's
-own model, and the second has steps that nobody's model has. What a search is judged by is the hypervolume of the
-surrogate's noiseless values: luck with noise earns nothing. Costs are exact.
+The table (see `search_table.py`) holds real results of random configurations. A search asks for other configurations,
+so a surrogate answers: it is fitted to all rows, over configuration and costs, with one output per epoch. The added
+noise is drawn from the residuals of left-out rows, all epochs of a row together. There are two surrogates: a Gaussian
+process (the default: it predicts left-out rows best) and extremely randomised trees. The first belongs to the family of
+our sampler's own model; the second has steps that no sampler's model has. A search is judged by the hypervolume of the
+surrogate's noiseless values, so lucky noise earns nothing. Costs are exact.
 
-The prior of our sampler is without the table's own data set.
+The prior of our sampler excludes the table's own dataset.
 
 [Rasmussen2006] C. E. Rasmussen, C. K. I. Williams. Gaussian processes for machine learning. MIT Press, 2006.
 
-One trial at a time. Who has constraints is told of what is over the memory budget before it runs, at no cost. Stock Ray
-Tune and MOASHA have none: they train it as if there were memory enough, and it counts for nothing.
+Trials run one at a time. Samplers with constraints learn before a trial, at no cost, if it is over the memory budget.
+Stock Ray Tune and MOASHA have no constraints: they train such a trial as if memory sufficed, and it does not count.
 """
 
 from __future__ import annotations

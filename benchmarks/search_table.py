@@ -1,12 +1,11 @@
-"""Real results of random configurations, feasible and not: what benchmarks/search.py replays instead of training again.
+"""Train random configurations, feasible and not, and store the results that benchmarks/search.py replays.
 
     python benchmarks/search_table.py --home DIR [--n 240] [--workers 2] [--out benchmarks/results/search-table.json.gz]
     python benchmarks/search_table.py --data BCCD --first 1000 --n 100 --epochs 6 --eval-every 3 --out OUT  (as a prior)
 
-Each is trained once at the full length and evaluated after every epoch, so that its map is known at every rung, on the
-schedule that a trial of the full length has. A line a configuration is kept as it ends, in `OUT.jsonl`; the same
-command goes on there. The configurations are those of the all-methods space, drawn by their number alone; `--first`
-takes others.
+Each configuration is trained once at full length and evaluated after every epoch, so its mAP is known at every rung, on
+the schedule of a full-length trial. Each result is a line in `OUT.jsonl` as it ends; the same command resumes from
+there. Configurations come from the all-methods space and depend on their number alone; `--first` selects others.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Several trials on one GPU against one at a time: the same configurations, run by `cst-search launch` twice.
+"""Compare several trials at a time on one GPU with one at a time: `cst-search launch` runs the same trials twice.
 
     python benchmarks/sharing.py --data DIR --recipe small --trials 12 --out benchmarks/results/sharing-NAME.json
 
-Both sides draw the same list (sampler random, the same seed, no early stopping) and differ in --workers alone. Wall
-time is of the whole command, with imports, Ray, databases and report. While it runs the memory of the GPU is looked at
-twice a second, for what all trials took together; each trial's own peak is set against its prediction.
+Both sides draw the same list (sampler random, the same seed, no early stopping) and differ only in --workers. Wall time
+covers the whole command, with imports, Ray, databases and report. Meanwhile the GPU's memory is sampled twice a second
+for the total of all trials. Each trial's own peak is compared with its prediction.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""The same search as a plain script: Ray Tune, its OptunaSearch and its MLflow callback, used as their guides show.
+"""Run the same search as a plain script: Ray Tune, its OptunaSearch and its MLflow callback, as their guides show.
 
     python benchmarks/stock.py --home DIR --trials 24    (draws DIR/demo-data where it is not there; JSON at the end)
 
-What `wall.py` compares a launch with: the same trial function, recipe, data, space (search_spaces/cst.yaml), workers
-and threads. Several metrics and a define-by-run space go to OptunaSearch; its study stays in memory and its sampler is
-Optuna's default, as in Ray's example; MLflow writes to a SQLite file; Tune keeps its own files and tables. Actors are
-not reused: that is Tune's default, and its reference names reuse for experiments that start and stop actors often.
-`--reuse-actors` is there to compare. No budget: OptunaSearch has no constraints, so every trial runs, to its end.
+`wall.py` compares a launch with this script: same trial function, recipe, data, space (search_spaces/cst.yaml), workers
+and threads. OptunaSearch gets several metrics and a define-by-run space; its study stays in memory and its sampler is
+Optuna's default, as in Ray's example. MLflow writes to a SQLite file. Tune keeps its own files and tables. Actors are
+not reused: that is Tune's default, and its reference recommends reuse for experiments that start and stop actors often.
+`--reuse-actors` serves for comparison. There is no budget: OptunaSearch has no constraints, so every trial runs to its
+end.
 """
 
 import argparse

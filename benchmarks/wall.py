@@ -1,16 +1,16 @@
-"""Wall time of one search: a launch against the plain script `stock.py`, on the embedded demo, side by side.
+"""Measure the wall time of one search: a launch beside the plain script `stock.py`, on the embedded demo.
 
     python benchmarks/wall.py --trials 24 --out benchmarks/results/wall-NAME.json        (each with its own sampler)
     python benchmarks/wall.py --same --trials 24 --out benchmarks/results/wall-same-NAME.json      (the same trials)
 
-Every side is a process of its own with a fresh home, in which the demo's images are drawn already: wall time is from
-its start to its end, with imports, Ray, databases and, of a launch, the report page and the export. Seconds of training
-and evaluation are those that the trials measured themselves, over the workers; the rest is not training: starting,
-waiting, recording, and a worker that has no trial left while another one ends its last.
+Every side is a process of its own with a fresh home, in which the demo's images are already drawn. Wall time runs from
+its start to its end, with imports, Ray, databases and, for a launch, the report page and the export. The trials
+themselves measure the seconds of training and evaluation, which are divided by the workers. The rest is not training:
+starting, waiting, recording, and workers without a trial while another one ends its last.
 
-As two samplers choose configurations of different cost, their totals say as much about luck as about machinery. With
---same every side runs one list, that of the launch's random sampler, and `pool` runs it too: multiprocessing and
-nothing else, which no search with these workers can beat by much. The maps of a configuration must then agree.
+Two samplers choose configurations of different cost, so their totals reflect luck as much as machinery. With --same
+every side runs one list, that of the launch's random sampler. `pool` runs it too, with multiprocessing alone, which no
+search with these workers can beat by much. The mAPs of a configuration must then agree.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// What the pages' charts share: formats, scales, ticks, shapes, a tooltip, and a line chart.
+// Shared code of the pages' charts: formats, scales, ticks, shapes, a tooltip, and a line chart.
 "use strict";
 
 const byId = (id) => document.getElementById(id);
@@ -44,7 +44,7 @@ function format(kind, value) {
 
 // --- scales ---
 
-/* Least and greatest of an array without its gaps, null for none. */
+/* Minimum and maximum of an array, gaps ignored; null if it has no values. */
 function extent(values) {
   let low = Infinity, high = -Infinity;
   for (const v of values) {
@@ -76,7 +76,7 @@ function ticks(low, high, n) {
   return found;
 }
 
-/* Labels of ticks, and the unit that they are in: with as many decimals as it takes that none is rounded. */
+/* Labels of ticks and their unit, with enough decimals that none is rounded. */
 function tickLabels(kind, values) {
   const most = Math.max(...values.map(Math.abs), 0);
   const [size, unit] = UNITS[kind]?.find(([n]) => most >= n) ?? [1, ""];
@@ -87,7 +87,7 @@ function tickLabels(kind, values) {
   return { labels: scaled.map((v) => v.toFixed(digits)), unit };
 }
 
-// --- shapes: with colour or without, each kind of trial has its own ---
+// --- shapes: each kind of trial has its own, so that colour is not needed ---
 
 const SHAPES = {
   circle: (c, x, y, r) => c.arc(x, y, r, 0, 2 * Math.PI),
@@ -118,10 +118,10 @@ function shapePath(name, x, y, r) {
   return d;
 }
 
-/* Line i of several that are compared: colour, dash and marker differ. */
+/* Style of line i in a comparison: colour, dash and marker differ. */
 const series = (i) => ({ colour: colour(`series-${i % 6}`), dash: DASHES[i % 6], marker: MARKERS[i % 6] });
 
-/* viridis at five places (matplotlib, CC0): its lightness grows all the way, so it reads without colour vision. */
+/* viridis at five points (matplotlib, CC0): its lightness increases throughout, so it is readable without colour vision. */
 const RAMP = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
 function ramp(u) {
   const place = Math.min(0.9999, Math.max(0, u)) * (RAMP.length - 1);
@@ -145,7 +145,7 @@ function sized(canvas, width, height) {
   return context;
 }
 
-/* Call once in the next frame, however often it was asked for. */
+/* Call a function once in the next frame, however often it is requested. */
 function frame(call) {
   let asked = false;
   return () => {
@@ -197,7 +197,7 @@ function lineChart(root, options) {
   const yTicks = ticks(bottom, top, 4), yText = tickLabels(options.yKind, yTicks);
   const xTicks = ticks(x.low, x.high, Math.min(whole ? wide : 99, width / 90)).filter((v) => !whole || Number.isInteger(v)), xText = tickLabels(options.xKind, xTicks);
   const box = { left: 14 + 7 * Math.max(...yText.labels.map((t) => t.length)), right: 14, top: 22, bottom: 36 };
-  const inset = lines.some((line) => line.marker) ? 8 : 0; // a mark at the first epoch stays off the labels
+  const inset = lines.some((line) => line.marker) ? 8 : 0; // keeps a marker at the first epoch off the labels
   const px = (v) => box.left + inset + x.to(v) * (width - box.left - box.right - 2 * inset), py = (v) => box.top + (1 - y.to(v)) * (height - box.top - box.bottom);
   const svg = make("svg", { width, height, "aria-hidden": "true" });
   yTicks.forEach((v, i) => svg.append(

@@ -1,4 +1,4 @@
-// The fronts of several studies in one plane: each has its own colour, dashes and shape.
+// Fronts of several studies in one plane, each with its own colour, dashes and shape.
 "use strict";
 
 const data = JSON.parse(byId("data").textContent);

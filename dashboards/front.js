@@ -1,4 +1,4 @@
-// The report of one study: what cst_search/report/page_data.py (page_data) gave, in linked views.
+// The report of one study: the data of cst_search/report/page_data.py (page_data) in linked views.
 "use strict";
 
 const data = JSON.parse(byId("data").textContent);
@@ -8,10 +8,10 @@ expand();
 const groupOf = (i) => data.groups[trials.group[i]];
 const has = (key) => data.columns[key].some((v) => v !== null);
 const shown = metrics.filter((metric) => has(metric.key));
-const hidden = new Set(); // kinds of trials, by the legend
-let selection = null; // trials chosen in the scatter
-let current = trials.trial.indexOf(data.knee); // whose details are shown
-const pinned = []; // whose curves are compared with it
+const hidden = new Set(); // kinds of trials that the legend hides
+let selection = null; // trials selected in the scatter plot, or null
+let current = trials.trial.indexOf(data.knee); // trial whose details are shown
+const pinned = []; // trials whose curves are compared with it
 const MOST_PINNED = 6;
 
 const GROUP_LOOK = { front: ["circle", 6], dominated: ["square", 3], infeasible: ["up", 2], pruned: ["down", 4], failed: ["cross", 1], unfinished: ["diamond", 0] };
@@ -20,7 +20,7 @@ function readLooks() {
   for (const [key, [shape, rank]] of Object.entries(GROUP_LOOK)) looks[key] = { shape, rank, filled: key === "front", colour: colour(key === "front" ? "accent" : "grey") };
 }
 
-/* Dimensions of some methods come without the trials of the others: most of a search over twelve is absent. */
+/* Expand dimensions of single methods, which come without the trials of other methods to keep the data small. */
 function expand() {
   const method = data.dimensions.find((d) => d.key === "method");
   for (const d of data.dimensions) {
@@ -37,7 +37,7 @@ function judge() {
 }
 const active = (i) => activity[i] === 1;
 
-/* A metric's spread over seeds of a trial that was confirmed. */
+/* Standard deviation of a metric over the seeds of a confirmed trial. */
 const spread = (i, key) => data.seeds[i]?.[`${key}_std`] ?? null;
 
 function dimensionText(dimension, i) {
@@ -106,7 +106,7 @@ function fillAxes() {
   options("shade", null, "kind of trial");
   for (const [id, other] of [["x", "y"], ["y", "x"]]) {
     let before = byId(id).value;
-    byId(id).addEventListener("change", () => { // the same on both axes: they change places
+    byId(id).addEventListener("change", () => { // the same metric on both axes: swap them
       if (byId(id).value === byId(other).value) byId(other).value = before;
       before = byId(id).value;
       chooseAxes();
@@ -116,7 +116,7 @@ function fillAxes() {
   for (const id of ["size", "shade"]) byId(id).addEventListener("change", chooseAxes);
 }
 
-/* The caption: how to read this plane, and what it does not show. */
+/* Caption: how to read this plane, and what it does not show. */
 function notes() {
   const { x, y } = scatter, said = [], plane = new Set([x, y]);
   const others = data.objectives.filter((key) => !plane.has(key)).map((key) => scatter.metric(key).label);
@@ -138,7 +138,7 @@ function notes() {
   keys();
 }
 
-/* What sizes and shades mean. */
+/* Legend of sizes and shades. */
 function keys() {
   const root = byId("keys");
   root.replaceChildren();
@@ -170,7 +170,7 @@ function refreshSoon() {
   return () => later();
 }
 
-/* Dimensions that every method has, and those of the chosen one; a method alone also filters. */
+/* Dimensions that every method has, and those of the selected method, which also filters the trials. */
 function chooseDimensions() {
   const which = byId("dimensions").value;
   parallel.show(axes.filter((axis) => which === "*" || axis.metric || !axis.methods || axis.methods.includes(which)));
@@ -328,9 +328,9 @@ function fillTable() {
   table.sort(by < 0 ? 0 : 3 + by, false);
 }
 
-/* All trials as CSV: a file, and where a frame's sandbox forbids that, text to copy. */
+/* All trials as CSV: a file, or text to copy if a frame's sandbox forbids downloads. */
 function download() {
-  const seeded = ["map", "map50"]; // of a confirmed trial the column has the mean; here is the trial's own value, too
+  const seeded = ["map", "map50"]; // a confirmed trial's column has the mean; the CSV also has the trial's own value
   const header = ["trial", "state", "on_front", ...metrics.map((m) => m.key), "n_seeds", ...seeded.flatMap((k) => [`${k}_mean`, `${k}_std`]), "memory_source", "reason", ...data.dimensions.map((d) => d.key)];
   const rows = trials.trial.map((trial, i) => [
     trial, data.states[trials.state[i]], groupOf(i).key === "front", ...metrics.map((m) => data.seeds[i]?.[m.key] ?? data.columns[m.key][i]),

@@ -1,8 +1,8 @@
 // Parallel coordinates: a line per trial over the dimensions and the metrics. An axis is brushed by pointer or keyboard.
 "use strict";
 
-const AXIS_PX = 104, ABSENT = -0.12; // where trials pass that lack a dimension, as a share of the axis below its end
-const LINES_A_FRAME = 600; // so that no frame takes long
+const AXIS_PX = 104, ABSENT = -0.12; // position of trials that lack the dimension, as a share of the axis below its end
+const LINES_A_FRAME = 600; // keeps frames short
 
 /* axes: [{key, title, method, kind: "choice", labels} or {kind: "number", format, log, low, high, values}], u: places
    0..1, NaN for absent. options: n; active(i); paint(i) {colour, rank}; visible(i); brushed(). */
@@ -19,7 +19,7 @@ class Parallel {
     new ResizeObserver(() => this.layout()).observe(root);
   }
 
-  /* Whether a trial is inside every brush; one without the dimension is not. */
+  /* True if a trial is inside every brush; a trial without the dimension is not. */
   inside(i) {
     for (const [axis, [low, high]] of this.brushes) if (!(axis.u[i] >= low && axis.u[i] <= high)) return false;
     return true;
@@ -166,7 +166,7 @@ class Parallel {
     this.trace(c, (this.tracing = (this.tracing ?? 0) + 1), (i) => this.active(i), (i) => ({ colour: this.paint(i).colour, alpha: this.paint(i).filled ? 0.9 : faint, width: this.paint(i).filled ? 1.6 : 1 }));
   }
 
-  /* Lines in slices, one a frame: front last, so that it lies above. A later call ends this one. */
+  /* Draw lines in slices, one per frame, the front last and on top. A later call cancels this one. */
   trace(c, token, wanted, look) {
     const isBack = c === this.back.getContext("2d");
     const chosen = [];
@@ -195,13 +195,13 @@ class Parallel {
   }
 }
 
-/* -0.5..0.5, always the same: spreads the lines of one category, which would all lie on one another. */
+/* Fixed offset in -0.5..0.5 that spreads the lines of one category, which would overlap. */
 function jitter(i, k) {
   const x = Math.sin(i * 12.9898 + k * 78.233) * 43758.5453;
   return x - Math.floor(x) - 0.5;
 }
 
-/* A dimension or a metric as an axis: every trial's place on it. */
+/* Axis of a dimension or a metric, with every trial's position on it. */
 function axisOf(base, n, valueOf) {
   const axis = { ...base, u: new Float32Array(n), someAbsent: false, spread: 0 };
   if (axis.kind === "choice") {
@@ -210,7 +210,7 @@ function axisOf(base, n, valueOf) {
   } else {
     const numbers = [];
     for (let i = 0; i < n; i++) if (valueOf(i) !== null) numbers.push(valueOf(i));
-    const [least, most] = extent(numbers) ?? [axis.low ?? 0, axis.high ?? 1]; // none: of a method that was not tried
+    const [least, most] = extent(numbers) ?? [axis.low ?? 0, axis.high ?? 1]; // no values: the method was not tried
     axis.low = axis.low ?? least;
     axis.high = axis.high ?? most;
     axis.low = Math.min(axis.low, least);
@@ -234,7 +234,7 @@ function axisLabels(axis) {
   return round.map((v) => [axis.scale.to(v), format(axis.format, v)]);
 }
 
-/* Round numbers from low to high on a logarithmic axis: 1, 2, 5 of each power of ten, or fewer where those are many. */
+/* Round numbers from low to high on a logarithmic axis: 1, 2, 5 of each power of ten, or fewer if there are many. */
 function decades(low, high) {
   const found = (steps, every) => {
     const all = [];

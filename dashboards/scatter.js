@@ -38,7 +38,7 @@ class Scatter {
     this.redraw();
   }
 
-  /* What is in sight first: the trained trials decide; a budget and the others may widen it by one span. */
+  /* Initial view: set by the trained trials; a budget and other trials may widen it by one span. */
   home(key) {
     const values = this.columns[key], chosen = [], all = [];
     for (let i = 0; i < this.n; i++) {
@@ -64,7 +64,7 @@ class Scatter {
     this.redraw();
   }
 
-  /* View in units of the metrics; every point's place in px, NaN where it has none. */
+  /* Set the view in units of the metrics; compute every point's position in px, NaN if it has none. */
   place() {
     const xs = this.columns[this.x], ys = this.columns[this.y];
     this.view ??= [this.home(this.x), this.home(this.y)];
@@ -103,7 +103,7 @@ class Scatter {
     this.measure();
   }
 
-  /* Radii: logarithmic, as parameters of a search span three orders; smaller where there are many trials. */
+  /* Radii: logarithmic, because parameters span three orders of magnitude; smaller if there are many trials. */
   measure() {
     const shrink = Math.min(1, (150 / Math.max(1, this.n)) ** 0.22) * (narrow.matches ? 0.75 : 1);
     const values = this.size ? this.columns[this.size] : null;
@@ -112,13 +112,13 @@ class Scatter {
     this.radiusOf = (v) => shrink * (u ? 4 + 8 * u.to(v || range[0]) : 5.5);
     this.sizeRange = u ? range : null;
     for (let i = 0; i < this.n; i++) this.radius[i] = Number.isNaN(this.px[i]) ? 0 : this.columns[this.y][i] === null || this.columns[this.x][i] === null ? 4.5 * shrink : this.radiusOf(values?.[i]);
-    for (let i = 0; i < this.n; i++) if (this.radius[i] && this.paint(i).filled) this.radius[i] = Math.max(4, this.radius[i]); // the front is never lost among thousands
+    for (let i = 0; i < this.n; i++) if (this.radius[i] && this.paint(i).filled) this.radius[i] = Math.max(4, this.radius[i]); // keeps the front visible among thousands
     const shades = this.shade ? extent(this.columns[this.shade]) : null;
     this.shadeRange = shades;
     this.shadeOf = shades ? scale(...shades, this.metric(this.shade).kind === "count" && shades[0] > 0) : null;
   }
 
-  /* The members that nothing beats in the two drawn metrics, from left to right. */
+  /* Members that are non-dominated in the two drawn metrics, from left to right. */
   frontier(members) {
     const [xs, ys] = [this.columns[this.x], this.columns[this.y]];
     const [gx, gy] = [this.metric(this.x).goal === "max" ? -1 : 1, this.metric(this.y).goal === "max" ? -1 : 1];
@@ -128,7 +128,7 @@ class Scatter {
     return gx < 0 ? found.reverse() : found;
   }
 
-  /* The staircase through them, in the metrics' units: between two, the corner that is worse in both. */
+  /* Staircase through them in the metrics' units; between two of them, the corner is worse in both metrics. */
   corners(members) {
     const [xs, ys] = [this.columns[this.x], this.columns[this.y]], flip = this.metric(this.x).goal === "max";
     return members.flatMap((i, place) => {
@@ -224,7 +224,7 @@ class Scatter {
     c.restore();
   }
 
-  /* A line's name at its end, moved down where another is; with a rim, so that it can be read over points. */
+  /* Name of a line at its end, moved down if another is there; a rim keeps it readable over points. */
   drawNames(c) {
     const flip = this.metric(this.x).goal === "max", taken = [];
     c.save();
@@ -268,7 +268,7 @@ class Scatter {
       if (paint.filled || (this.shadeOf && tone && paint.shape !== "cross")) {
         c.fillStyle = tone ?? paint.colour;
         c.fill();
-        c.strokeStyle = !this.shadeOf ? card : paint.filled ? ink : paint.colour; // either end of the ramp is close to a background
+        c.strokeStyle = !this.shadeOf ? card : paint.filled ? ink : paint.colour; // both ends of the ramp are close to a background
       } else c.strokeStyle = tone ?? paint.colour;
       c.stroke();
     }
@@ -298,7 +298,7 @@ class Scatter {
     for (const { i, label } of this.rings()) {
       if (Number.isNaN(this.px[i])) continue;
       const [x, y, r] = [this.px[i], this.py[i], this.radius[i] + 5], wide = c.measureText(label).width + 8;
-      // the upper left is where nothing can be, for memory against mAP; then any corner that is free
+      // for memory against mAP the upper left is always free; otherwise take any free corner
       const places = [[-34, -38], [34, -38], [-34, 38], [34, 38], [-60, -70], [60, 70], [60, -70], [-60, 70]].map(([dx, dy]) => ({ dx, dy, left: dx < 0 ? x + dx - wide : x + dx, top: y + dy - (dy < 0 ? 17 : 0) }));
       const free = (p) => p.left > this.box.left && p.left + wide < this.box.right && p.top > this.box.top && p.top + 17 < this.box.bottom;
       const clear = (p) => taken.every((t) => p.left + wide < t.left || p.left > t.left + t.wide || Math.abs(p.top - t.top) > 18);
@@ -313,7 +313,7 @@ class Scatter {
       c.stroke();
       c.textAlign = dx < 0 ? "right" : "left";
       c.lineJoin = "round";
-      c.lineWidth = 4; // a rim, so that the words can be read over points
+      c.lineWidth = 4; // a rim keeps the text readable over points
       c.strokeStyle = colour("card");
       c.strokeText(label, x + dx, y + dy + (dy < 0 ? -4 : 13));
       c.fillStyle = ink;
@@ -322,7 +322,7 @@ class Scatter {
     c.restore();
   }
 
-  /* What follows the pointer: on a canvas of its own, so that 10,000 points are not drawn again. */
+  /* Draw what follows the pointer on its own canvas, so that 10,000 points are not redrawn. */
   drawTop() {
     if (!this.box) return;
     const c = sized(this.top, this.width, this.height);
@@ -424,7 +424,7 @@ class Scatter {
     this.redrawTop();
   }
 
-  /* box, lasso, zoom or pan: what dragging does. A finger scrolls the page until one is chosen on purpose. */
+  /* Effect of dragging: box, lasso, zoom or pan. Touch scrolls the page until one of them is selected. */
   setMode(mode, touch) {
     Object.assign(this, { mode, touch });
     this.root.style.touchAction = touch ? "none" : "pan-y";
@@ -459,7 +459,7 @@ class Scatter {
   }
 }
 
-/* Whether a place is inside a polygon: crossings of a ray to the right. */
+/* True if a point is inside a polygon, by the crossings of a ray to the right. */
 function within(path, x, y) {
   let inside = false;
   for (let i = 0, j = path.length - 1; i < path.length; j = i++) {

@@ -1,4 +1,4 @@
-// The table of all trials: only the rows in sight are in the document, so 10,000 cost no more than 50.
+// Table of all trials. Only visible rows are in the document, so 10,000 rows cost no more than 50.
 "use strict";
 
 const ROW_PX = 33, SPARE = 12;
@@ -37,7 +37,7 @@ class Table {
       this.order.push(i);
     }
     const sign = this.descending ? -1 : 1;
-    this.order.sort((a, b) => { // what has no value comes last, either way
+    this.order.sort((a, b) => { // rows without a value come last in both directions
       const [x, y] = [keys[a], keys[b]];
       if (x === null || y === null) return (x === null) - (y === null) || a - b;
       return sign * (typeof x === "number" ? x - y : x < y ? -1 : x > y ? 1 : 0) || a - b;
@@ -71,17 +71,17 @@ class Table {
   }
 }
 
-/* RFC 4180. */
+/* CSV by RFC 4180. */
 function csv(header, rows) {
   const cell = (value) => {
     let text = value === null || value === undefined ? "" : String(value);
-    if (/^[=+@\t\r-]/.test(text) && Number.isNaN(Number(text))) text = "'" + text; // a spreadsheet would run it
+    if (/^[=+@\t\r-]/.test(text) && Number.isNaN(Number(text))) text = "'" + text; // a spreadsheet would evaluate it
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   return [header, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
 }
 
-/* The clipboard, where the page may use it; else the older way; else the words are selected for Ctrl+C. */
+/* Copy to the clipboard if the page may use it, else by execCommand; if both fail, select the text for Ctrl+C. */
 async function copy(field, said) {
   field.focus();
   field.select();

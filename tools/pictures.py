@@ -1,10 +1,10 @@
-"""The pictures of the documentation, taken from a real study with Playwright and the system's Chromium.
+"""Take the pictures of the documentation from a real study, with Playwright and the system's Chromium.
 
     pip install playwright optuna-dashboard
     cst-search launch --budget-mem 6GB --home HOME
     python tools/pictures.py HOME demo-1          (writes docs/pictures/*.png)
 
-Each is drawn with few colours, to be small; one above 200 kB is an error.
+Each picture is reduced to few colours to keep it small; one above 200 kB is an error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("home", type=Path)
     parser.add_argument("study")
-    parser.add_argument("--only", default="", help="pictures whose name begins so")
+    parser.add_argument("--only", default="", help="take only pictures whose name begins with this")
     given = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     FOLDER.mkdir(exist_ok=True)
@@ -53,12 +53,12 @@ def main() -> None:
 
 def keep(page: Page, name: str, only: str = "") -> None:
     if name.startswith(only):
-        page.wait_for_timeout(1500)  # what fades in
+        page.wait_for_timeout(1500)  # for elements that fade in
         small(Image.open(BytesIO(page.screenshot())), FOLDER / f"{name}.png")
 
 
 def small(image: Image.Image, path: Path, width: int = 1280) -> None:
-    """Write a PNG of 64 colours. Exits where that is still too large."""
+    """Write a PNG with 64 colours. Exits if it is still too large."""
     plain = image.convert("RGB")
     plain.thumbnail((width, 4096))
     plain.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
@@ -83,7 +83,7 @@ def mlflow_pages(page: Page, home: Path, study: str, take: Callable[[str], None]
     with server(command, f"http://127.0.0.1:{port}/health"):
         root = f"http://127.0.0.1:{port}/#/experiments"
         page.goto(root)
-        page.get_by_text("Model training").first.click()  # MLflow 3 opens on its other half
+        page.get_by_text("Model training").first.click()  # MLflow 3 opens on its GenAI half
         close_assistant(page)
         page.get_by_role("link", name=study).first.wait_for()
         take("mlflow-1-experiments")
@@ -117,7 +117,7 @@ def close_assistant(page: Page) -> None:
 
 
 def optuna_page(page: Page, home: Path, study: str, take: Callable[[str], None]) -> None:
-    Study.open(default_storage(home), study)  # says so where there is none of that name
+    Study.open(default_storage(home), study)  # fails if there is no such study
     port = free_port()
     program = Path(sys.executable).with_name("optuna-dashboard")
     command = [str(program), f"sqlite:///{home / 'studies.db'}", "--host", "127.0.0.1", "--port", str(port)]
@@ -137,7 +137,7 @@ def free_port() -> int:
 
 @contextmanager
 def server(command: list[str], url: str) -> Iterator[None]:
-    """Run a web server until it is no longer needed, from the time that it answers on."""
+    """Run a web server for the length of the context, which starts once the server answers."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 180

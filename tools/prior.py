@@ -1,8 +1,8 @@
-"""Make `cst_search/search/prior.json.gz`, what a search expects before its first trial, from the search tables.
+"""Make `cst_search/search/prior.json.gz`, the transfer-learning prior of a search, from the search tables.
 
     python tools/prior.py benchmarks/results/search-table.json.gz benchmarks/results/search-table-bccd.json.gz
 
-Prints for each table how well the others tell it: rank correlation, and the slope of map over what was expected.
+Prints for each table how well the others predict it: rank correlation, and the slope of mAP over expected mAP.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""The pages of the documentation that are made from the code: commands, recipes, spaces, methods. A hook of MkDocs.
+"""Generate the documentation's reference pages from the code: commands, recipes, spaces, methods. A hook of MkDocs.
 
-    mkdocs build            (mkdocs.yml names this file; nothing that it makes is kept)
+    mkdocs build            (mkdocs.yml names this file; the generated pages are not stored)
 
-The bounds are those of the error messages: each field is given a value that cannot be right, and what is said of it is
-what stands here. So they cannot differ from what is checked.
+The bounds of a field are taken from its error message: each field is given an invalid value, and the message is shown.
+So the pages cannot differ from what is checked.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ NOTEBOOK = ROOT / "examples/first-search.ipynb"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """MkDocs asks: which files are there?"""
+    """Add the generated pages to the files of MkDocs (hook)."""
     for uri, content in pages().items():
         files.append(File.generated(config, uri, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """MkDocs asks: the text of a page. What lies outside docs/ in the checkout has a place of its own here."""
+    """Return the text of a page for MkDocs (hook), with links to files outside docs/ rewritten."""
     return markdown.replace("](../deploy/README.md", "](deploy.md").replace("](../examples/", "](")
 
 
 def pages() -> dict[str, str]:
-    """Path within docs/ -> Markdown, of every page that is made."""
+    """Return the Markdown of every generated page by its path within docs/."""
     return {
         "index.md": at_home((ROOT / "README.md").read_text(encoding="utf-8"), ""),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
@@ -67,7 +67,7 @@ def pages() -> dict[str, str]:
 
 
 def at_home(text: str, up: str) -> str:
-    """A text from elsewhere in the checkout, with its links as they are within docs/."""
+    """Rewrite the links of a text from elsewhere in the checkout for its place within docs/."""
     text = re.sub(r"^```(\w+) \w+$", r"```\1", text, flags=re.M)  # names of blocks, which a test of deploy/ reads
     return text.replace(f"]({up}docs/", "](").replace("](examples/", "](")
 
@@ -81,7 +81,7 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A default as one would write it in YAML."""
+    """Format a default as in YAML."""
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(plain, default_flow_style=True).strip().removesuffix("...").strip()
     return f"`{text}`"
@@ -92,7 +92,7 @@ def shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Parameter:
-    """An argument or option of a command, as its function declares it."""
+    """An argument or option of a command, as declared by its function."""
 
     name: str
     kind: type[Any]
@@ -105,8 +105,8 @@ class Parameter:
 
     @property
     def flags(self) -> list[str]:
-        """``["--output", "-o"]``, ``["--stop-early", "--no-stop-early"]``."""
-        declared = [self.info.default, *(self.info.param_decls or ())]  # typer takes the first for a default
+        """Return the flags, e.g. ``["--output", "-o"]`` or ``["--stop-early", "--no-stop-early"]``."""
+        declared = [self.info.default, *(self.info.param_decls or ())]  # typer stores the first one as the default
         return [flag for declaration in declared for flag in str(declaration).split("/") if flag.startswith("-")]
 
     @property
@@ -123,7 +123,7 @@ class Parameter:
         return word + (", repeatable" if get_origin(self.kind) is list else "")
 
     def default_in_words(self) -> str:
-        """What the help text says of it, else the value."""
+        """Return the default as the help text states it, else its value."""
         said = self._said()
         if said is not None:
             return said[1]
@@ -142,7 +142,7 @@ class Parameter:
 
 
 def commands() -> Iterator[tuple[str, Callable[..., Any], list[Parameter]]]:
-    """("job stop", its function, its parameters) of the command line, in the order of `--help`."""
+    """Yield (name, function, parameters) of every command, e.g. "job stop", in the order of `--help`."""
 
     def walk(group: typer.Typer, before: str) -> Iterator[tuple[str, Callable[..., Any], list[Parameter]]]:
         for command in group.registered_commands:
@@ -190,7 +190,7 @@ def commands_page() -> str:
 
 
 def rule_of(make: Callable[..., Any], name: str, default: Any) -> str:
-    """What a field must be, as the error message says that refuses a value that cannot be right."""
+    """Return the rule for a field, from the error message for an invalid value."""
     if isinstance(default, bool):
         return ""
     wrong: Any = "" if isinstance(default, str) else () if isinstance(default, tuple) else -(10**9) - 1
@@ -202,7 +202,7 @@ def rule_of(make: Callable[..., Any], name: str, default: Any) -> str:
 
 
 def field_comments(owner: type[Any]) -> dict[str, str]:
-    """The comment of each field of a dataclass: at the end of its line, or on the lines before it."""
+    """Return the comment of each field of a dataclass: at the end of its line, or on the lines before it."""
     source = inspect.getsource(owner)
     comments = {
         token.start[0]: (token.start[1], token.string.lstrip("# "))
@@ -225,7 +225,7 @@ def field_comments(owner: type[Any]) -> dict[str, str]:
 
 
 def attribute_docs(owner: type[Any]) -> dict[str, str]:
-    """The `Attributes:` of a docstring, by name."""
+    """Return the `Attributes:` of a docstring by name."""
     text = inspect.cleandoc(owner.__doc__ or "").partition("Attributes:")[2]
     text = inspect.cleandoc(text.lstrip("\n"))
     entries = re.split(r"^(\w+(?:, \w+)*): ", text, flags=re.M)[1:]
@@ -279,7 +279,7 @@ def _shipped(kind: catalog.Kind) -> str:
 
 
 def may_vary(name: str) -> bool:
-    """Whether a field of the recipe may be a dimension of a search space."""
+    """Return True if a field of the recipe may be a dimension of a search space."""
     try:
         Space.from_dict({"methods": ["head"], "shared": {name: {"choice": [1, 2]}}})
     except ConfigError:
@@ -359,7 +359,7 @@ def python_page() -> str:
 
 
 def signature(function: Callable[..., Any]) -> str:
-    """``(budget_mem: str | None = None, *, ...)``, an argument a line where there are many."""
+    """Format a signature: ``(budget_mem: str | None = None, *, ...)``, with a line per argument if there are many."""
     whole = inspect.signature(function)
     words, starred = [], False
     for parameter in whole.parameters.values():
@@ -375,7 +375,7 @@ def signature(function: Callable[..., Any]) -> str:
 
 
 def docstring(of: Any) -> str:
-    """A docstring as Markdown: its sections are lists, its examples blocks."""
+    """Convert a docstring to Markdown: sections become lists, examples become code blocks."""
     lines, inside, example = [], False, False
     for line in inspect.cleandoc(of.__doc__ or "").replace("``", "`").splitlines():
         if example or line.startswith(">>>"):

@@ -1,4 +1,4 @@
-"""Train the backbone weights that the demo ships: a half-width ResNet-18, on drawings that are not the demo's.
+"""Train the backbone weights that ship with the demo: a half-width ResNet-18, on drawings of another domain.
 
     python tools/train_demo_backbone.py
 
@@ -8,16 +8,17 @@
     source mAP with float16 weights 0.551
     wrote demo-resnet18.safetensors: 5.62 MB, 12.3 minutes     (one core of a busy machine with two)
 
-The source domain: nine outlines are the classes; colour and marking mean nothing, and most pieces differ from the
-ground in hue alone. So the early stages must see colours and the deep ones learn to ignore which. The demo asks the
-opposite: which colour, which marking (`cst_search/data/demo.py`). On it, FCOS as in `trials/demo.yaml` but 6 epochs of
-batch 4 and anchor_scale 1, validation mAP and core-seconds of training and evaluation:
+In the source domain, nine outlines are the classes; colour and marking mean nothing, and most pieces differ from the
+background in hue alone. So the early stages must detect colours and the deep ones learn to ignore them. The demo asks
+the opposite: which colour, which marking (`cst_search/data/demo.py`). Results on the demo with FCOS as in
+`trials/demo.yaml`, but 6 epochs of batch 4 and anchor_scale 1: validation mAP, and core-seconds of training and
+evaluation.
 
     head    lr 1e-3 0.432, lr 3e-3 0.408 and 0.412 (seeds 0, 1), lr 1e-2 0.386     21 s
     cst     lr 3e-3 0.569, 0.561, 0.566 (seeds 0, 1, 2)                            23 s
     full    lr 1e-3 0.590, 0.625 (seeds 0, 1)                                      35 s
 
-Tried before, a grey source domain: source mAP 0.36 (3000 images, 8 epochs of batch 16); on the demo, at lr 2.5e-3,
+An earlier grey source domain gave source mAP 0.36 (3000 images, 8 epochs of batch 16), and on the demo at lr 2.5e-3:
 head 0.29, cst 0.41 and 0.32 (seeds 0, 1).
 """
 
@@ -55,7 +56,7 @@ OUT = Path(__file__).resolve().parent.parent / "cst_search" / "backbone" / "weig
 SIZE_PX = 128
 Target = dict[str, Tensor]  # boxes (n, 4) xyxy in pixels, labels (n,) from 1
 
-# --- the source domain: pieces of any colour on any colour; the outline tells the class, colour and marking nothing ---
+# --- source domain: the outline determines the class; colours and markings are random --------------------------------
 
 
 def _star(u: demo.Array, v: demo.Array) -> NDArray[np.bool_]:
@@ -80,10 +81,10 @@ SHAPES: dict[str, demo.Outline] = {
 
 
 def _paint(rng: np.random.Generator, ground_luma: float) -> demo.Paint:
-    """Any colour, shaded in a random direction; three in five have a marking that means nothing.
+    """Return a paint of any colour, shaded in a random direction; three in five have a meaningless marking.
 
-    Two in three pieces are about as bright as the ground, so that only their hue stands out: the early stages must see
-    colours for that, while the deep ones learn that it does not matter which.
+    Two in three pieces are about as bright as the background, so that only their hue stands out. The early stages must
+    then detect colours, while the deep ones learn to ignore them.
     """
     tone, light = _tone(rng, ground_luma if rng.random() < 0.67 else None), rng.uniform(-0.25, 0.25, size=2)
     other = _tone(rng, None)
@@ -100,7 +101,7 @@ def _paint(rng: np.random.Generator, ground_luma: float) -> demo.Paint:
 
 
 def _tone(rng: np.random.Generator, luma: float | None) -> demo.Array:
-    """A colour; with ``luma``, one of about that brightness and more than usual saturation."""
+    """Return a random colour; with ``luma``, one of about that brightness and higher saturation."""
     if luma is None:
         return demo.hsv(rng.random(), rng.uniform(0.1, 0.9), rng.uniform(0.15, 1.0))
     tone = demo.hsv(rng.random(), rng.uniform(0.4, 0.95), 0.8)
@@ -111,7 +112,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 def draw_source(seed: int) -> tuple[NDArray[np.uint8], demo.Array, NDArray[np.int64]]:
-    """One source image: pixels (128, 128, 3), boxes (n, 4) xyxy in pixels, labels (n,) from 1."""
+    """Draw one source image. Returns pixels (128, 128, 3), boxes (n, 4) xyxy in pixels, and labels (n,) from 1."""
     rng = np.random.default_rng([7, seed])
     base = demo.hsv(rng.random(), rng.uniform(0.05, 0.6), rng.uniform(0.25, 0.85))
     ground = base + 0.15 * demo.smooth_noise(rng, SIZE_PX, (3, 3), 3)
@@ -126,7 +127,7 @@ def draw_source(seed: int) -> tuple[NDArray[np.uint8], demo.Array, NDArray[np.in
     for _ in range(int(rng.integers(3, 9))):
         label = int(rng.integers(len(SHAPES)))
         outline = list(SHAPES.values())[label]
-        tilt = 0.25 if label in (1, 2) else math.pi  # a box on its corner would be a diamond
+        tilt = 0.25 if label in (1, 2) else math.pi  # a box turned by 45 degrees would be a diamond
         paint = _paint(rng, float(base @ _LUMA))
         box = scene.add(outline, paint, float(rng.triangular(14, 26, 60)), tilt=tilt)
         if box:
@@ -149,7 +150,7 @@ def load_source(first: int, n_images: int) -> tuple[Tensor, list[Target]]:
 
 
 class Pyramid(nn.Module):
-    """C3..C5 of the body and the FPN's P3..P7, all with 64 channels."""
+    """Feature pyramid: C3..C5 of the body and the FPN's P3..P7, all with 64 channels."""
 
     out_channels = 64
 
@@ -164,7 +165,7 @@ class Pyramid(nn.Module):
 
 
 def detector(backbone: nn.Module, n_classes: int) -> FCOS:
-    """Args: n_classes: with the background, as torchvision counts."""
+    """Build the detector. ``n_classes`` includes the background, as in torchvision."""
     anchors = AnchorGenerator(((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5)
     head = FCOSHead(64, anchors.num_anchors_per_location()[0], n_classes, num_convs=2)
     sizes = {"min_size": SIZE_PX, "max_size": SIZE_PX}
@@ -181,7 +182,7 @@ def train(
     batch_size: int,
     seconds: float = math.inf,
 ) -> None:
-    """AdamW with one cosine, warm-up of 5 %; left-right flips. Stops early, with a note, after ``seconds``."""
+    """Train with AdamW, 5 % warm-up, one cosine and horizontal flips. Stops early, with a note, after ``seconds``."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         [
@@ -228,7 +229,7 @@ def flipped(image: Tensor, target: Target) -> tuple[Tensor, Target]:
 
 @torch.no_grad()
 def evaluate(model: FCOS, images: Tensor, targets: list[Target], n_classes: int) -> tuple[float, float]:
-    """(mAP@[.50:.95], mAP@.50) by pycocotools."""
+    """Return (mAP@[.50:.95], AP50) by pycocotools."""
     model.eval()
     truth: list[dict[str, object]] = []
     found: list[dict[str, object]] = []
@@ -309,7 +310,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
     }
     save_file(state, args.out, metadata=metadata)
-    args.out.chmod(0o644)  # safetensors writes 0600, which a wheel would carry on
+    args.out.chmod(0o644)  # safetensors writes 0600, which a wheel would keep
     minutes = (time.monotonic() - started) / 60
     print(f"wrote {args.out.name}: {args.out.stat().st_size / 1e6:.2f} MB, {minutes:.1f} minutes")
 

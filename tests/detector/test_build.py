@@ -1,4 +1,4 @@
-"""The invariants of DESIGN section 5, for every method x detector family."""
+"""Invariants of every method on every detector family."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in state.items()}
 
 
-# --- (1) frozen tensors --------------------------------------------------------------------------------------------
+# --- (1) frozen tensors ----------------------------------------------------------------------------------------------
 
 
 @methods
