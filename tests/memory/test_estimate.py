@@ -92,6 +92,7 @@ def test_a_predicted_step_is_a_real_one(tiny_recipe: Make, detector: str, method
         ("stock", {"method": "full", "weights": "none"}),  # BatchNorm keeps its input, FrozenNorm does not
         ("lean", {"method": "full", "weights": "none"}),
         ("stock", {"method": "bitfit", "weights": "none"}),  # in eval mode too, without memsave
+        ("stock", {"method": "conv_lora", "weights": "none"}),  # and where it is frozen in a body with gradients
         ("lean", {"method": "full", "backbone": "resnet50"}),  # the other residual block
         ("lean", {"method": "ssf", "options": {"after": "block"}, "backbone": "resnet50"}),
         ("stock", {"method": "conv_lora", "options": {"targets": "all", "first_stage": 4}, "backbone": "resnet50"}),
