@@ -364,11 +364,13 @@ def estimate(
     ).report()
 
 
-def build_detector(recipe: RecipeLike, n_classes: int) -> nn.Module:
+def build_detector(recipe: RecipeLike, n_classes: int, class_names: Sequence[str] = ()) -> nn.Module:
     """Build the detector of a recipe with its method applied, ready to train, with torchvision's interface.
 
     Args:
         n_classes: number of classes without background; labels are 1..n_classes.
+        class_names: their names, label 1 first. Class layers take over the rows of classes that the recipe's weights
+            know by name (``class_init: match``).
 
     >>> import cst_search
     >>> model = cst_search.build_detector("demo", n_classes=3)
@@ -384,7 +386,7 @@ def build_detector(recipe: RecipeLike, n_classes: int) -> nn.Module:
         )
 
         recipe = load_recipe(recipe)
-    return build(recipe, n_classes)
+    return build(recipe, n_classes, class_names)
 
 
 def load_trained(run: str | Path) -> Trained:

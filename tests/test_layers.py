@@ -270,7 +270,7 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str) -> None:
         ("typer", ("cli",)),
         ("rich", ("report", "commands", "cli", "api")),
         ("pycocotools", ("trial.engine",)),
-        ("safetensors", ("backbone.resnet", "detector.weights")),
+        ("safetensors", ("backbone.resnet", "detector.trained_file", "detector.weights")),
         ("torchvision", ("backbone", "detector", "trial.feature_cache", "tracking.runs", "commands.doctor")),
     ],
 )

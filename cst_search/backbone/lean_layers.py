@@ -118,16 +118,55 @@ class LeanMaxPool2d(nn.MaxPool2d):
         return _MaxPool.apply(x, self)
 
 
-class LeanBatchNorm2d(nn.BatchNorm2d):
-    """Frozen batch norm as ``x * scale + shift``, without keeping its input; in training mode it is the stock one."""
+class _BatchNorm(torch.autograd.Function):
+    """Batch norm with constant statistics, weight and bias; its backward pass needs only the scale of each channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(mean, var, weight)
+        ctx.eps = eps
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _, var, weight = ctx.saved_tensors
+        scale = weight * (var + ctx.eps).rsqrt()
+        return grad * scale.to(grad.dtype).reshape(1, -1, 1, 1), None, None, None, None, None
+
+
+def constant_batch_norm(norm: Any, x: Tensor) -> Tensor:
+    """Return what ``F.batch_norm`` gives in eval mode, to the bit, without keeping ``x`` for the backward pass.
+
+    Args:
+        norm: a BatchNorm2d or FrozenBatchNorm2d whose tensors need no gradient.
+    """
+    return _BatchNorm.apply(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+
+
+class FixedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that is always in eval mode: its statistics are those of the weights it was loaded from."""
+
+    def train(self, mode: bool = True) -> FixedBatchNorm2d:
+        super().train(False)
+        return self
+
+
+class LeanBatchNorm2d(FixedBatchNorm2d):
+    """Frozen batch norm in eval mode that does not keep its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
+        if self.weight.requires_grad:  # temporarily, as in `LeanConv2d`
             return super().forward(x)
-        assert self.running_mean is not None and self.running_var is not None
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        return x * scale.to(x.dtype).reshape(1, -1, 1, 1) + shift.to(x.dtype).reshape(1, -1, 1, 1)
+        return constant_batch_norm(self, x)
+
+
+def fix_statistics(module: nn.Module) -> None:
+    """Make every BatchNorm2d below a module use and keep the statistics that it has, in place."""
+    for child in module.modules():
+        if type(child) is nn.BatchNorm2d:
+            child.__class__ = FixedBatchNorm2d
+            child.train(False)
 
 
 # Eight flags of one byte each, read as one 64-bit word. The product gathers them in its top byte; each of the 64
@@ -169,8 +208,9 @@ def save_memory(body: nn.Module) -> None:
     for module in body.modules():
         if type(module) is nn.Conv2d and frozen(module) and module.bias is None:
             module.__class__ = LeanConv2d
-        elif type(module) is nn.BatchNorm2d and frozen(module):
+        elif type(module) in (nn.BatchNorm2d, FixedBatchNorm2d) and frozen(module):
             module.__class__ = LeanBatchNorm2d
+            module.train(False)
         elif type(module) is nn.MaxPool2d:
             module.__class__ = LeanMaxPool2d
     for block in (body, *(m for m in body.modules() if isinstance(m, BasicBlock | Bottleneck))):

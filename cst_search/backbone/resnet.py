@@ -10,20 +10,23 @@ import hashlib
 import pickle
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
+from torchvision.models import WeightsEnum, get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from cst_search.backbone.lean_layers import constant_batch_norm
 from cst_search.backbone.recompute import recompute
+from cst_search.config.recipe import WEIGHTS_RULE
 from cst_search.errors import ConfigError
 from cst_search.memory.resnet_shapes import RESNETS, BackboneShape, resnet_planes, resnet_shape
 
 # children of the body in forward order, grouped: index 0 is the stem, i the stage that ends in C_{i+1}
+BODY = "backbone.body."  # where a detector's tensors of the body lie
 STAGES = (("conv1", "bn1", "relu", "maxpool"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 
 
@@ -33,9 +36,16 @@ class FrozenNorm(FrozenBatchNorm2d):
     torchvision's multiplies by an fp32 scale, which under autocast turns every feature map back into fp32: full
     fine-tuning of a ResNet-50 Faster R-CNN then keeps more bytes in bf16 than in fp32. In fp32 the two are bitwise
     equal.
+
+    Attributes:
+        as_batch_norm: True to round as BatchNorm2d does in eval mode, for weights that were trained with one.
     """
 
+    as_batch_norm = False
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.as_batch_norm:
+            return constant_batch_norm(self, x)
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         return x * scale.to(x.dtype).reshape(1, -1, 1, 1) + shift.to(x.dtype).reshape(1, -1, 1, 1)
@@ -128,56 +138,70 @@ def load_weights(body: Body, name: str, weights: str) -> str:
     """Load weights into the body and return its fingerprint, the first 16 hex digits of a SHA-256.
 
     Args:
-        name: the ResNet's name, for ``DEFAULT``.
-        weights: ``none``, ``DEFAULT`` (torchvision's ImageNet weights, downloaded once), ``demo`` (shipped with the
-            package), or the path of a ``.safetensors`` or ``.pt``/``.pth`` file with torchvision's tensor names,
-            bare or below ``backbone.body.``.
+        name: the ResNet's name, for ``IMAGENET``.
+        weights: ``none``, ``IMAGENET`` (torchvision's weights, downloaded once), ``demo`` (shipped with the package),
+            or the path of a ``.safetensors`` or ``.pt``/``.pth`` file with torchvision's tensor names, bare or below
+            ``backbone.body.``.
 
     Raises:
         ConfigError: the file is missing, unreadable, or its tensors do not fit.
     """
     if weights != "none":
-        state = _read(name, weights)
-        if any(key.startswith("backbone.body.") for key in state):
-            state = {
-                key.removeprefix("backbone.body."): value
-                for key, value in state.items()
-                if key.startswith("backbone.body.")
-            }
-        own = body.state_dict()
-        missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-        wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
-        # a ResNet-34 begins like a ResNet-18: extra blocks in the file mean another network, a classifier does not
-        children = {child for stage in STAGES for child in stage}
-        unknown = [
-            key
-            for key in state
-            if key.split(".")[0] in children and key not in own and not key.endswith("num_batches_tracked")
-        ]
-        if missing or wrong or unknown:
-            raise ConfigError(
-                f"weights {weights!r} do not fit {name}: {len(missing)} tensors are missing (first: {missing[:3]}), "
-                f"{len(wrong)} have another shape (first: {wrong[:3]}), "
-                f"{len(unknown)} are unknown (first: {unknown[:3]}); "
-                f"check `backbone` and `width`, or use weights: none"
-            )
-        body.load_state_dict({key: state[key].to(own[key].dtype) for key in own if key in state}, strict=False)
+        load_body(body, read_body(name, weights), weights)
     return fingerprint(body)
 
 
-def _read(name: str, weights: str) -> dict[str, Tensor]:
-    if weights == "DEFAULT":
-        return fetch_default(name)
-    path = (
-        Path(__file__).parent / "weights" / "demo-resnet18.safetensors"
-        if weights == "demo"
-        else Path(weights).expanduser()
-    )
+def read_body(name: str, weights: str) -> dict[str, Tensor]:
+    """Return the tensors that `load_weights` would load, by their names in the body or in a whole detector."""
+    if weights == "IMAGENET":
+        return fetch(get_model_weights(name).DEFAULT, weights)
+    demo = Path(__file__).parent / "weights" / "demo-resnet18.safetensors"
+    return read_tensors(demo if weights == "demo" else Path(weights))
+
+
+def load_body(body: Body, state: Mapping[str, Tensor], weights: str) -> None:
+    """Load tensors with torchvision's names, bare or below ``backbone.body.``; those of no body layer are left out.
+
+    Args:
+        weights: a recipe's ``weights``, for the message.
+
+    Raises:
+        ConfigError: they do not fit; the body is unchanged.
+    """
+    if any(key.startswith(BODY) for key in state):
+        state = {key.removeprefix(BODY): value for key, value in state.items() if key.startswith(BODY)}
+    own = body.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    # a ResNet-34 begins like a ResNet-18: extra blocks in the file mean another network, a classifier does not
+    children = {child for stage in STAGES for child in stage}
+    unknown = [
+        key
+        for key in state
+        if key.split(".")[0] in children and key not in own and not key.endswith("num_batches_tracked")
+    ]
+    if missing or wrong or unknown:
+        raise ConfigError(
+            f"weights {weights!r} do not fit {body.name}: {len(missing)} tensors are missing (first: {missing[:3]}), "
+            f"{len(wrong)} have another shape (first: {wrong[:3]}), "
+            f"{len(unknown)} are unknown (first: {unknown[:3]}); "
+            f"check `backbone` and `width`, or use weights: none"
+        )
+    body.load_state_dict({key: state[key].to(own[key].dtype) for key in own if key in state}, strict=False)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a ``.safetensors`` file, or of a pickled state_dict; code in the file does not run.
+
+    Raises:
+        ConfigError: the file is missing, or holds something else.
+    """
+    path = path.expanduser()
     if not path.is_file():
-        raise ConfigError(f"weights must be DEFAULT, none, demo or a file; there is no file {weights!r}")
+        raise ConfigError(f"weights must be {WEIGHTS_RULE}; there is no file {str(path)!r}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # imported here: not needed for `none` or `DEFAULT`
+            from safetensors.torch import load_file  # imported here: not needed for `none` or downloads
 
             return load_file(path)
         with warnings.catch_warnings():  # torch warns of a pickle's protocol before it refuses it
@@ -185,40 +209,43 @@ def _read(name: str, weights: str) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message advises to load it anyway
         raise ConfigError(
-            f"weights file {weights!r} cannot be read as tensors: it holds something else, which may run code; "
+            f"weights file {str(path)!r} cannot be read as tensors: it holds something else, which may run code; "
             f"save the model's state_dict, or safetensors"
         ) from error
     except Exception as error:  # each reader has its own error; all mean a wrong file format
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(
-            f"weights file {weights!r} cannot be read as tensors ({type(error).__name__}): {reason}"
+            f"weights file {str(path)!r} cannot be read as tensors ({type(error).__name__}): {reason}"
         ) from error
     state = state.get("model", state.get("state_dict", state)) if isinstance(state, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError(f"weights file {weights!r} must hold a dictionary of tensors")
+        raise ConfigError(f"weights file {str(path)!r} must hold a dictionary of tensors")
     return state
 
 
-def fetch_default(name: str) -> dict[str, Tensor]:
-    """Return torchvision's default weights of a ResNet, from torch's download cache or the network.
+def fetch(weights: WeightsEnum, name: str) -> dict[str, Tensor]:
+    """Return torchvision's weights, from torch's download cache or the network.
+
+    Args:
+        name: what a recipe calls them, for the message.
 
     Raises:
         ConfigError: the weights could not be fetched.
     """
-    default = get_model_weights(name).DEFAULT
     try:
-        return default.get_state_dict(progress=False, check_hash=True)
+        return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network (URLError), a full disk, a broken download
         raise ConfigError(
-            f"weights DEFAULT: {default.url} could not be fetched ({error}); "
+            f"weights {name}: {weights.url} could not be fetched ({error}); "
             f"go online once, or fetch it elsewhere and give its path as weights"
         ) from error
 
 
-def fingerprint(module: nn.Module) -> str:
+def fingerprint(tensors: nn.Module | Mapping[str, Tensor]) -> str:
     """Return the first 16 hex digits of a SHA-256 over names and bytes of all tensors: the identity of a base."""
     digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
+    state = tensors.state_dict() if isinstance(tensors, nn.Module) else tensors
+    for key, value in sorted(state.items()):
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

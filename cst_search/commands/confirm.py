@@ -30,7 +30,7 @@ from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
 from cst_search.data.coco import DetectionData
 from cst_search.data.disk_cache import open_cache
-from cst_search.detector.build import build_detector
+from cst_search.detector.build import check_weights
 from cst_search.errors import ConfigError, DataError, StudyError
 from cst_search.execution.interrupt import ends_in_time
 from cst_search.execution.task import Task
@@ -206,7 +206,7 @@ def _set_up(
         folder = options.data if options.data == "demo" else str(own_path(options.data).absolute())
         recipe = replace(recipe, data=folder)
     data = _same_data(info, recipe, options, say)
-    build_detector(recipe, len(data.class_names))  # downloads weights once, and fails before any trial
+    say(check_weights(recipe, data.class_names))  # downloads weights once, and fails before any trial
     trials = {record.trial: record for record in info.trials}
     again = [trials[repeat.repeat_of] for repeat in repeats]
     survey = Survey(tuple(sorted(record.device_bytes or 0 for record in again)), (), ())

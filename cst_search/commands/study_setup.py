@@ -16,10 +16,10 @@ from cst_search.commands.output import Say
 from cst_search.commands.worker_setup import Machines, WorkerSetup
 from cst_search.config.catalog import own_path
 from cst_search.config.loading import apply_settings, load_recipe, load_space, make_recipe, shown_name
-from cst_search.config.recipe import Recipe
+from cst_search.config.recipe import WEIGHT_NAMES, WEIGHTS_RULE, Recipe
 from cst_search.config.search_space import Space
 from cst_search.data.coco import DetectionData
-from cst_search.detector.build import build_detector
+from cst_search.detector.build import check_weights
 from cst_search.errors import ConfigError
 from cst_search.memory.estimate import Estimate
 from cst_search.petl import get_method
@@ -58,7 +58,7 @@ def set_up_search(options: LaunchOptions, machines: Machines, say: Say) -> Searc
     else:
         recipe = make_recipe(known.recipe, f"study {known.name!r}")
     data = load_dataset(options, recipe, say)
-    build_detector(recipe, len(data.class_names))  # downloads weights once, and fails before any trial
+    say(check_weights(recipe, data.class_names))  # downloads weights once, and fails before any trial
     estimate = estimator(recipe, data)
     survey = survey_costs(space, recipe, estimate)
     show_budget(options.budget, survey, say)
@@ -74,10 +74,10 @@ def base_recipe(options: LaunchOptions, device: Any) -> Recipe:
     folder, weights = options.data or recipe.data, recipe.weights
     if folder != "demo":
         folder = str(own_path(folder).absolute())
-    if weights not in ("DEFAULT", "none", "demo"):
+    if weights not in WEIGHT_NAMES:
         weights = str(own_path(weights).absolute())
-        if not Path(weights).is_file():  # fail once here instead of in every trial
-            raise ConfigError(f"recipe {name!r}: weights must be DEFAULT, none, demo or a file; there is no {weights}")
+        if not Path(weights).exists():  # fail once here instead of in every trial
+            raise ConfigError(f"recipe {name!r}: weights must be {WEIGHTS_RULE}; there is no {weights}")
     return replace(recipe, data=folder, weights=weights, seed=options.seed)
 
 

@@ -17,7 +17,7 @@ from cst_search.config.catalog import check_folder, own_path
 from cst_search.config.loading import RecipeLike, Settings, apply_settings, load_recipe, shown_name, write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.data.disk_cache import open_cache
-from cst_search.detector.build import build_detector
+from cst_search.detector.build import check_weights
 from cst_search.detector.weights import save_trained
 from cst_search.errors import ConfigError
 from cst_search.petl import get_method
@@ -55,11 +55,12 @@ def train(
     _check_free(folder, checkpoint)
     check_folder("--home", home)
     detection = open_data(recipe.data, home, skip_bad=skip_bad, say=say)
-    build_detector(recipe, len(detection.class_names))  # unsuitable weights fail before anything is written
+    start = check_weights(recipe, detection.class_names)  # unsuitable weights fail before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     cache, line = open_cache(home, cache_bytes, n_trials=1)
     say(line)
     say(f"{recipe.detector} {recipe.backbone}, {recipe.method}, {recipe.epochs} epochs on {recipe.data}")
+    say(start)
 
     weights = folder / "weights.safetensors"
     try:

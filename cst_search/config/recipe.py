@@ -19,6 +19,8 @@ from cst_search.errors import ConfigError
 # detector: the stages that its pyramid reads
 USED_STAGES = {"fasterrcnn": (2, 3, 4, 5), "retinanet": (3, 4, 5), "fcos": (3, 4, 5)}
 DETECTORS = tuple(USED_STAGES)
+# detectors with BatchNorm2d in body, pyramid or heads; the others have FrozenBatchNorm2d in a pre-trained body
+BATCH_NORM_DETECTORS = ("fasterrcnn_v2", "retinanet_v2")
 # torchvision's detectors with weights trained on COCO, all on a full ResNet-50
 COCO_DETECTORS = ("fasterrcnn", "fasterrcnn_v2", "retinanet", "retinanet_v2", "fcos")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -29,7 +31,8 @@ NECK_CHOICES = ("train", "norm", "lora", "frozen")
 HEAD_CHOICES = ("train", "norm", "lora", "predictor")
 CLASS_INITS = ("match", "new")
 AUGMENTATIONS = ("none", "light", "strong")
-WEIGHT_NAMES = ("DEFAULT", "COCO", "IMAGENET", "none", "demo", "demo-detector")  # all others are paths of files
+WEIGHT_NAMES = ("DEFAULT", "COCO", "IMAGENET", "none", "demo", "demo-detector")  # all others are paths
+WEIGHTS_RULE = ", ".join(WEIGHT_NAMES) + ", a file, or a folder of `cst-search train`"
 #: Field names that earlier versions wrote, each with the field's name today. `renamed_fields` reads them.
 FORMER_NAMES = {"checkpoint": "recompute"}
 
@@ -163,6 +166,11 @@ class Recipe:
         return self.weights_kind not in ("IMAGENET", "none", "demo")
 
     @property
+    def frozen_norm(self) -> bool:
+        """True if the body's norms are frozen ones, whose weight and bias are no parameters; else BatchNorm2d."""
+        return self.weights_kind != "none" and self.detector not in BATCH_NORM_DETECTORS
+
+    @property
     def used_stages(self) -> tuple[int, ...]:
         """The stages that the pyramid reads."""
         if self.detector in USED_STAGES:
@@ -189,7 +197,7 @@ class Recipe:
             one_of("precision", PRECISIONS),
             one_of("recompute", RECOMPUTE_CHOICES),
             ("width", 0.05 <= self.width <= 4, "from 0.05 to 4"),
-            ("weights", bool(self.weights), f"{', '.join(WEIGHT_NAMES)} or the path of a file"),
+            ("weights", bool(self.weights), WEIGHTS_RULE),
             (
                 "weights",
                 self.weights != "COCO" or self.coco_detector,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cst_search.config.recipe import Recipe
+from cst_search.detector.class_rows import ClassLayer
 from cst_search.memory.parts import LayerShape
 from cst_search.memory.plan import DenseTower, StepShape
 from cst_search.memory.tape import ShapeTensor, Tape
@@ -35,6 +36,7 @@ class Detector:
             has no dense heads, or describes them without these two.
         pooled: True if the pyramid has one more level, by pooling (torchvision's LastLevelMaxPool); else it has two
             more, by convolutions (LastLevelP6P7).
+        class_layers: layers with rows per class, made anew for the data's classes when weights are loaded.
     """
 
     name: str
@@ -45,3 +47,4 @@ class Detector:
     last_layers: tuple[str, ...]
     tower: Callable[[Recipe], DenseTower] | None = None
     pooled: bool = False
+    class_layers: tuple[ClassLayer, ...] = ()

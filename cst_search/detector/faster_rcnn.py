@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cst_search.config.recipe import USED_STAGES, Recipe
 from cst_search.detector.base import SCORE_THRESHOLD, Detector
+from cst_search.detector.class_rows import ClassLayer
 from cst_search.memory.dense_heads import (
     BOX_IOU_PAIR,
     flatten_anchors,
@@ -138,4 +139,8 @@ DETECTOR = Detector(
         "roi_heads.box_predictor.bbox_pred",
     ),
     pooled=True,
+    class_layers=(
+        ClassLayer("roi_heads.box_predictor.cls_score"),
+        ClassLayer("roi_heads.box_predictor.bbox_pred", per_label=4),
+    ),
 )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cst_search.config.recipe import USED_STAGES, Recipe
 from cst_search.detector.base import SCORE_THRESHOLD, Detector
+from cst_search.detector.class_rows import ClassLayer
 from cst_search.memory.dense_heads import dense_head_layers, dense_heads, focal_loss
 from cst_search.memory.parts import LayerShape
 from cst_search.memory.plan import DenseTower, StepShape
@@ -86,4 +87,5 @@ DETECTOR = Detector(
         "head.regression_head.bbox_ctrness",
     ),
     tower=lambda recipe: DenseTower(recipe.head_convs, anchors_per_cell=1, group_norm=True, inplace_relu=False),
+    class_layers=(ClassLayer("head.classification_head.cls_logits"),),
 )

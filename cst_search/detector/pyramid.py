@@ -13,7 +13,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from cst_search.backbone.recompute import recompute
-from cst_search.backbone.resnet import Body, load_weights
+from cst_search.backbone.resnet import Body
 from cst_search.config.recipe import Recipe
 from cst_search.memory.plan import images_at_once
 from cst_search.petl.modules.side_network import SideNetwork
@@ -81,14 +81,17 @@ class Backbone(nn.Module):
     Attributes:
         used_stages: stages that the pyramid reads: 2..5 for Faster R-CNN, 3..5 for RetinaNet and FCOS.
         features: callable used instead of the body if set; see `trial.feature_cache.FrozenFeatures`.
-        base_hash: identity of the pre-trained body, see `backbone.resnet.fingerprint`.
+        body_hash: identity of the body that was loaded, see `backbone.resnet.fingerprint`; empty: none was.
+        base_hash: identity of all tensors that were loaded and that training may leave as they are: the body's, and
+            those of neck and heads unless both are trained in full.
+        start: what the detector starts from, a line for the person.
     """
 
-    def __init__(self, recipe: Recipe, shapes_only: bool = False, *, pooled: bool = False) -> None:
-        """Build the backbone; ``shapes_only``: read no weights; ``pooled``: see `detector.base.Detector`."""
+    def __init__(self, recipe: Recipe, *, pooled: bool = False) -> None:
+        """Build the backbone with random numbers; ``pooled``: see `detector.base.Detector`."""
         super().__init__()
-        self.body = Body(recipe.backbone, recipe.width, frozen_norm=recipe.weights != "none")
-        self.base_hash = "" if shapes_only else load_weights(self.body, recipe.backbone, recipe.weights)
+        self.body = Body(recipe.backbone, recipe.width, frozen_norm=recipe.frozen_norm)
+        self.body_hash = self.base_hash = self.start = ""
         self.side: SideNetwork | None = None
         self.features: Callable[[Tensor], OrderedDict[str, Tensor]] | None = None
         self.used_stages = recipe.used_stages

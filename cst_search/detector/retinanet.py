@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cst_search.config.recipe import USED_STAGES, Recipe
 from cst_search.detector.base import SCORE_THRESHOLD, Detector
+from cst_search.detector.class_rows import ClassLayer
 from cst_search.memory.dense_heads import dense_head_layers, dense_heads, focal_loss, matching, unbind_images
 from cst_search.memory.parts import LayerShape
 from cst_search.memory.plan import DenseTower, StepShape
@@ -77,4 +78,5 @@ DETECTOR = Detector(
     head_layers=head_layers,
     last_layers=("head.classification_head.cls_logits", "head.regression_head.bbox_reg"),
     tower=lambda recipe: DenseTower(n_convs=4, anchors_per_cell=9),
+    class_layers=(ClassLayer("head.classification_head.cls_logits"),),
 )

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from cst_search.config.recipe import Recipe
-from cst_search.detector.build import build_detector, trained_tensors
-from cst_search.errors import ConfigError
+from cst_search.detector.build import restored, trained_tensors
+from cst_search.detector.trained_file import FORMAT, read_trained, weights_file
 
 
 def save_trained(model: nn.Module, recipe: Recipe, class_names: tuple[str, ...], path: Path) -> None:
@@ -20,7 +19,7 @@ def save_trained(model: nn.Module, recipe: Recipe, class_names: tuple[str, ...],
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in trained_tensors(model).items()}
     metadata: dict[str, Any] = {
-        "format": "cst-search/1",
+        "format": FORMAT,
         "recipe": json.dumps(recipe.to_dict()),
         "class_names": json.dumps(class_names),
         "base_hash": model.backbone.base_hash,  # type: ignore[union-attr]
@@ -40,60 +39,11 @@ class Trained(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def weights_file(run: Path) -> Path:
-    """Return the weights file in a folder written by `cst-search train`, or the given weights file itself.
-
-    Raises ConfigError if there is none.
-    """
-    path = run / "weights.safetensors" if run.is_dir() else run
-    if not path.is_file():
-        raise ConfigError(f"{run} is neither a folder written by `cst-search train` nor its weights file")
-    return path
-
-
 def load_trained(run: Path | str) -> Trained:
     """Load a trained detector from its folder or its weights file.
 
     Raises:
         ConfigError: not a weights file, another base than the one it was trained on, or tensors that do not fit.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = weights_file(Path(run))
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, Any] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"trained weights {str(path)!r} cannot be read: {error}") from error
-    if metadata.get("format") != "cst-search/1":
-        raise ConfigError(f"{str(path)!r} was not written by `cst-search train`: its metadata has no cst-search format")
-    try:
-        recipe = Recipe.from_dict(json.loads(metadata["recipe"]))
-        class_names = tuple(map(str, json.loads(metadata["class_names"])))
-        trained_on = metadata["base_hash"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"the metadata of {str(path)!r} must hold recipe, class_names and base_hash as this version writes them "
-            f"({type(error).__name__}: {error}); was it written by a later one?"
-        ) from error
-    model = build_detector(recipe, len(class_names))
-    base_hash = model.backbone.base_hash  # type: ignore[union-attr]
-    # a random base (`weights: none`) is drawn again from the recipe's seed; the hash tells whether it is the same
-    if base_hash != trained_on:
-        raise ConfigError(
-            f"{str(path)!r} was trained on a base with hash {trained_on}, but weights {recipe.weights!r} "
-            f"give {base_hash}; put the same weights in place"
-        )
-    own = trained_tensors(model)
-    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    wrong = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
-    if missing or extra or wrong:
-        raise ConfigError(
-            f"{str(path)!r} does not fit its recipe: missing {missing[:3]}, unknown {extra[:3]}, shape {wrong[:3]}"
-        )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(tensors[name])
-    return Trained(model.eval(), recipe, class_names)
+    file = read_trained(weights_file(Path(run)))
+    return Trained(restored(file).eval(), file.recipe, file.class_names)

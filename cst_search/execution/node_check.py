@@ -39,15 +39,14 @@ class NodeRequirements:
     """Requirements that a node must meet to run trials.
 
     Attributes:
-        weights, backbone: as in the recipe; each node downloads ``DEFAULT`` weights itself.
+        recipe: each node downloads its weights itself if torchvision has them.
         versions: versions of torch and torchvision, without a suffix such as ``+cu126``.
         demo: folder in which the embedded demo is drawn if it is missing.
         token: small file by which a node finds out if its folder is shared; None: not checked.
     """
 
     files: tuple[RequiredFile, ...]
-    weights: str
-    backbone: str
+    recipe: Recipe
     versions: tuple[tuple[str, str], ...]
     on_gpus: bool
     demo: Path | None = None
@@ -83,10 +82,11 @@ def requirements_of(
         for entry in split.images[::step][:_SAMPLE]:
             size = entry.path.stat().st_size
             files.append(RequiredFile(f"an image of {name}", entry.path, size, entry.digest or _digest(entry.path)))
-    if recipe.weights not in ("DEFAULT", "none", "demo"):
-        files.append(_file("the weights", Path(recipe.weights).expanduser()))
+    from cst_search.detector.trained_file import lineage
+
+    files += [_file("the weights", path) for _, path in lineage(recipe) if path is not None]
     versions = tuple((name, _version(name)) for name in ("torch", "torchvision"))
-    return NodeRequirements(tuple(files), recipe.weights, recipe.backbone, versions, on_gpus, demo, token)
+    return NodeRequirements(tuple(files), recipe, versions, on_gpus, demo, token)
 
 
 def inspect_node(wanted: NodeRequirements) -> NodeReport:
@@ -104,14 +104,13 @@ def inspect_node(wanted: NodeRequirements) -> NodeReport:
             return found
     if wanted.on_gpus:
         _look_at_gpus(found)
-    if wanted.weights == "DEFAULT":
-        from cst_search.backbone import resnet as backbone
-        from cst_search.errors import ConfigError
+    from cst_search.detector.pretrained import fetch_weights
+    from cst_search.errors import ConfigError
 
-        try:
-            backbone.fetch_default(wanted.backbone)
-        except ConfigError as error:
-            found.faults.append(str(error))
+    try:
+        fetch_weights(wanted.recipe)
+    except ConfigError as error:
+        found.faults.append(str(error))
     return found
 
 

@@ -55,8 +55,10 @@ def _norm(tape: Tape, step: StepShape, plan: MemoryPlan, x: ShapeTensor, stage: 
         if plan.norm == "ssf":
             x = tape.frozen_norm(x)
         return tape.open_norm(x, weight=plan.norm != "bias")
-    if step.shape.frozen_norm or (step.memsave and stage < plan.trained_from):
+    if step.shape.frozen_norm:
         return tape.frozen_norm(x)
+    if step.memsave and stage < plan.trained_from:
+        return tape.op(x.shape, x)  # a lean BatchNorm2d keeps the scale of each channel
     if stage >= plan.trained_from:
         return tape.batch_norm(x)
     return tape.op(x.shape, x, save=[x])  # BatchNorm2d in eval mode keeps its input as well

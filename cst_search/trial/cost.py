@@ -96,7 +96,7 @@ def predict_step(
 def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[StepShape, MemoryPlan]:
     """What the arithmetic needs to know of a recipe."""
     detector = get_detector(recipe.detector)
-    backbone = resnet_shape(recipe.backbone, recipe.width, recipe.used_stages, frozen_norm=recipe.weights != "none")
+    backbone = resnet_shape(recipe.backbone, recipe.width, recipe.used_stages, frozen_norm=recipe.frozen_norm)
     method = get_method(recipe.method)
     plan = method.footprint(backbone, method.make_options(recipe.options))
     step = StepShape(

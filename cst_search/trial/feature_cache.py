@@ -386,11 +386,11 @@ def frozen_features(
     """
     backbone = model.backbone
     assert isinstance(backbone, Backbone)
-    if store is None or not get_method(recipe.method).side or not is_frozen(backbone.body) or not backbone.base_hash:
+    if store is None or not get_method(recipe.method).side or not is_frozen(backbone.body) or not backbone.body_hash:
         return None
     body = backbone.body
     identity = {
-        "base": backbone.base_hash,
+        "base": backbone.body_hash,
         "body": [body.name, body.width, body.frozen_norm, recipe.memsave],
         "precision": str(precision.dtype),
         "versions": [torch.__version__, torchvision.__version__],

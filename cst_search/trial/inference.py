@@ -12,7 +12,8 @@ from cst_search.config.catalog import check_folder
 from cst_search.data.coco import ImageEntry, Split
 from cst_search.data.images import CocoImages, loader
 from cst_search.data.validation import FORMATS, BadImage, inspect_image
-from cst_search.detector.weights import load_trained, weights_file
+from cst_search.detector.trained_file import weights_file
+from cst_search.detector.weights import load_trained
 from cst_search.errors import ConfigError
 from cst_search.trial.device import check_device
 from cst_search.trial.engine import choose_precision, detect

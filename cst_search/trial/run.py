@@ -109,7 +109,7 @@ def _attempt(
 def _train_and_score(
     progress: TrialProgress, setup: TrialSetup, report: Report | None, final_splits: tuple[str, ...]
 ) -> None:
-    model = build_detector(setup.recipe, len(setup.data.class_names))
+    model = build_detector(setup.recipe, len(setup.data.class_names), setup.data.class_names)
     progress.model, progress.trained_from = model, time.perf_counter()
     model.to(setup.device)
     progress.stage = "preparing the method"

@@ -242,7 +242,7 @@ def test_none_leaves_the_random_start() -> None:
     assert load_weights(body, "resnet18", "none") == before
 
 
-def test_default_asks_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_asks_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the network: what is checked is which weights are asked for, and that the file's hash is."""
     asked: list[Any] = []
 
@@ -252,7 +252,7 @@ def test_default_asks_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", answer)
     body = Body("resnet18")
-    load_weights(body, "resnet18", "DEFAULT")
+    load_weights(body, "resnet18", "IMAGENET")
     assert asked == [("ResNet18_Weights.IMAGENET1K_V1", True)]
     assert torch.equal(body.conv1.weight, random_body_state("resnet18", 1.0)["conv1.weight"])  # type: ignore[arg-type]
 

@@ -120,7 +120,7 @@ MISTAKES: list[tuple[str, str, tuple[str, ...]]] = [
         ("postgresql+pg8000://me:***@host/x: its driver", "cst-search[cluster]"),
     ),
     ("a database that we do not take", "launch --storage mysql://me:pw@host/x", ("takes a database URL", "mysql")),
-    ("weights that are not there", "launch --set weights={gone}", ("weights must be DEFAULT, none, demo", "{gone}")),
+    ("weights that are not there", "launch --set weights={gone}", ("weights must be DEFAULT, COCO", "{gone}")),
     ("an unknown command", "lanch", ("No such command 'lanch'",)),
     ("no study", "front", ("Missing argument",)),
     ("no studies at all", "front mine", ("there are no studies in", "cst-search launch", "--home")),

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models import WeightsEnum
 
-from cst_search.backbone import resnet as backbone
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData, load_data
 from cst_search.data.demo import write_demo
-from cst_search.errors import ConfigError
 from cst_search.execution import node_check
 from cst_search.execution.node_check import NodeRequirements, inspect_node, requirements_of
 
@@ -111,13 +110,16 @@ print(inspect_node(pickle.loads({__import__("pickle").dumps(wanted)!r})).faults)
 
 
 def test_weights_that_cannot_be_fetched(wanted: NodeRequirements, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str) -> None:
-        raise ConfigError(f"weights DEFAULT of {name} could not be fetched")
+    def offline(self: object, **options: object) -> None:
+        raise OSError("no route to host")
 
-    monkeypatch.setattr(backbone, "fetch_default", fail)
-    assert inspect_node(replace(wanted, weights="DEFAULT")).faults == [
-        "weights DEFAULT of resnet18 could not be fetched"
-    ]
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", offline)
+    for recipe, named in (
+        (Recipe(backbone="resnet18"), "IMAGENET: https://download.pytorch.org/models/resnet18-"),
+        (Recipe(detector="fcos"), "COCO: https://download.pytorch.org/models/fcos_resnet50_fpn_coco-"),
+    ):
+        (fault,) = inspect_node(replace(wanted, recipe=recipe)).faults
+        assert fault.startswith(f"weights {named}") and "could not be fetched (no route to host); go online" in fault
 
 
 def test_gpus(wanted: NodeRequirements, monkeypatch: pytest.MonkeyPatch) -> None:

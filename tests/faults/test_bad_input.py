@@ -627,7 +627,7 @@ WEIGHTS: list[tuple[str, str, Callable[[Path], object], tuple[str, ...]]] = [
         lambda path: save_file({"fc.weight": torch.ones(1)}, path),
         ("do not fit resnet18", "tensors are missing"),
     ),
-    ("nothing there", "w.pt", lambda path: None, ("weights must be DEFAULT, none, demo or a file", "w.pt")),
+    ("nothing there", "w.pt", lambda path: None, ("weights must be DEFAULT, COCO", "w.pt")),
 ]
 
 

@@ -117,7 +117,7 @@ def test_loader_processes_are_not_used_under_a_limit(run: Any) -> None:
 def test_what_a_trial_raises_is_a_result(run: Any) -> None:
     result = run(10_000, weights="/nowhere.pt")
     assert result["outcome"] == "failed"
-    assert result["reason"].startswith("ConfigError: weights must be DEFAULT, none, demo or a file")
+    assert result["reason"].startswith("ConfigError: weights must be DEFAULT, COCO")
 
 
 @pytest.mark.parametrize(
