@@ -165,9 +165,7 @@ def test_a_run_is_a_start(tiny_recipe: Make, tmp_path: Path, method: str) -> Non
 
 def test_a_run_that_cannot_be_merged_is_no_start(tiny_recipe: Make, tmp_path: Path) -> None:
     run_of(tiny_recipe(method="cst"), tmp_path / "weights.safetensors")
-    with pytest.raises(
-        ConfigError, match=r"a run of method cst, which cannot be merged .* those that can: head, "
-    ):
+    with pytest.raises(ConfigError, match=r"a run of method cst, which cannot be merged .* those that can: head, "):
         build_detector(tiny_recipe(weights=str(tmp_path)), 3, NEW)
 
 
