@@ -62,7 +62,7 @@ def test_a_trial_that_is_refused_memory_leaves_nothing_behind(tiny_recipe: Make,
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_maps_that_are_read_give_the_losses_of_maps_that_are_computed(
+def test_read_feature_maps_give_the_losses_of_computed_ones(
     tiny_recipe: Make, tiny_data: DetectionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.setattr(module, "decide", lambda *a: Decision(True, "features kept: in a test"))

@@ -85,7 +85,7 @@ def example(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget()
 
 
-def test_it_is_one_of_the_methods(example: None, tmp_path: Path) -> None:
+def test_plugin_method_is_listed_with_its_package(example: None, tmp_path: Path) -> None:
     assert method_names() == (*METHODS, "channel_attention")
     found = json.loads(run_cli("ls", "--json").out)["plugins"]
     assert found == [{
@@ -102,7 +102,9 @@ def test_it_is_one_of_the_methods(example: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("detector", ["fcos", "fasterrcnn"])
-def test_its_formula_start_and_footprint_are_true(example: None, tiny_recipe: Make, detector: str) -> None:
+def test_plugin_formula_start_and_footprint_match_the_built_model(
+    example: None, tiny_recipe: Make, detector: str
+) -> None:
     recipe = tiny_recipe(method="channel_attention", options={"reduction": 4, "first_stage": 3}, detector=detector)
     model, plain = build_detector(recipe, 3), build_detector(tiny_recipe(method="head", detector=detector), 3)
     step, _ = describe(recipe, 3, InputShape(64, 64, 2))
@@ -270,6 +272,6 @@ def test_dense_heads_without_a_declared_tower_are_refused(brought: Callable[...,
         predict(tiny_recipe(detector="mine", method="head"), 3)
 
 
-def test_a_detector_that_is_none() -> None:
+def test_a_plugin_that_is_no_detector_is_refused() -> None:
     with pytest.raises(ConfigError, match="detector must be one of fasterrcnn, retinanet, fcos; got 'mine'"):
         Recipe(detector="mine")

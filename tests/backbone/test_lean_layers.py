@@ -55,14 +55,14 @@ def saved_bytes(run: Callable[[], Any], own: Iterable[Tensor] = ()) -> int:
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (7,), (8,), (9,), (3, 5, 7), (2, 8, 4, 4)])
-def test_bits_come_back(shape: tuple[int, ...]) -> None:
+def test_packed_bits_unpack_to_the_same_flags(shape: tuple[int, ...]) -> None:
     flags = torch.rand(shape) > 0.5
     packed = pack_bits(flags)
     assert packed.dtype == torch.uint8 and packed.numel() == -(-flags.numel() // 8)
     assert torch.equal(unpack_bits(packed, flags.numel()), flags.reshape(-1))
 
 
-def test_every_byte_is_another_pattern() -> None:
+def test_each_of_256_patterns_packs_to_its_own_byte() -> None:
     patterns = (torch.arange(256)[:, None] >> torch.arange(8) & 1).bool()
     assert len(set(pack_bits(patterns).tolist())) == 256
     assert torch.equal(unpack_bits(pack_bits(patterns), 2048), patterns.reshape(-1))
@@ -127,7 +127,7 @@ def test_relu_in_place_writes_its_input() -> None:
 
 
 @pytest.mark.parametrize("lean", [LeanConv2d, LeanReLU])
-def test_under_autocast_too(lean: type[nn.Module]) -> None:
+def test_lean_layers_have_the_same_gradients_under_autocast(lean: type[nn.Module]) -> None:
     conv = nn.Conv2d(6, 6, 3, padding=1, bias=False).requires_grad_(False)
     relu = nn.ReLU()
     grads = []
@@ -242,7 +242,9 @@ def test_every_method_has_the_same_gradients(
     ],
 )
 @pytest.mark.parametrize("weights", ["file", "none"])  # none: BatchNorm2d in the body, trained or in eval mode
-def test_options_and_bases(tiny_recipe: Make, method: str, options: dict[str, Any], weights: str) -> None:
+def test_every_option_has_the_same_gradients(
+    tiny_recipe: Make, method: str, options: dict[str, Any], weights: str
+) -> None:
     fixed: dict[str, Any] = {"method": method, "options": options, "detector": "fcos"}
     if weights == "none":
         fixed["weights"] = "none"
@@ -257,7 +259,7 @@ def test_options_and_bases(tiny_recipe: Make, method: str, options: dict[str, An
 
 
 @pytest.mark.parametrize("method", ["bitfit", "cst", "conv_lora", "full"])
-def test_with_autocast(tiny_recipe: Make, method: str) -> None:
+def test_every_method_has_the_same_gradients_under_autocast(tiny_recipe: Make, method: str) -> None:
     fixed: dict[str, Any] = {"method": method, "detector": "fasterrcnn"}
     stock, _, _ = one_step(tiny_recipe(memsave=False, recompute="none", **fixed), autocast=True)
     for fields in ({"recompute": "none"}, {"recompute": "all"}):

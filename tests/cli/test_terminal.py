@@ -103,13 +103,13 @@ def test_no_plot_where_there_is_no_room_or_nothing(info: StudyInfo, tmp_path: Pa
     assert not front_plot([make_study(tmp_path, "empty").study.info()], 80)
 
 
-def test_one_point_stands_in_the_middle(tmp_path: Path) -> None:
+def test_a_single_point_is_plotted_in_the_middle(tmp_path: Path) -> None:
     session = fill(make_study(tmp_path, "single"), [(0.5, 300)])
     lines = front_plot([session.study.info()], 48, height=9).plain.split("\n")
     assert lines[4].index("◆") == 7 + 20
 
 
-def test_a_plot_is_for_a_terminal_or_who_asks(home: Path) -> None:
+def test_plot_is_shown_on_a_terminal_or_on_request(home: Path) -> None:
     for command in ("front", "status"):
         assert "◆ knee" not in run_cli(command, "one", "--home", home).out
         assert "◆ knee" in run_cli(command, "one", "--home", home, "--plot").out

@@ -112,7 +112,7 @@ def test_ctrl_c_keeps_what_is_finished(stories: dict[str, Any]) -> None:
     assert seeds_of(stories["after_cut"]) == [(0, 1, "complete"), (1, 1, "interrupted")]
 
 
-def test_it_goes_on_with_the_other_workers(stories: dict[str, Any]) -> None:
+def test_interrupted_confirmation_continues_with_the_other_kind_of_workers(stories: dict[str, Any]) -> None:
     """Ray takes up the run that was cut off under its number, and does the two that are missing."""
     done, before, after = stories["done"], stories["after_cut"], stories["after_done"]
     assert done.code == 0, done
@@ -144,7 +144,7 @@ def test_a_second_time_there_is_nothing_to_do(stories: dict[str, Any]) -> None:
     assert len(runs(stories["home"], "confirm")) == 3  # the cut one, Ray's, and that at another length
 
 
-def test_the_search_is_as_it_was_and_goes_on(stories: dict[str, Any]) -> None:
+def test_confirmation_leaves_the_search_unchanged_and_resumable(stories: dict[str, Any]) -> None:
     assert stories["after_full"].trials == stories["searched"].trials
     searched_on: Ran = stories["searched_on"]
     assert searched_on.code == 0, searched_on
@@ -252,7 +252,7 @@ def test_picks(home: Path, picks: str, trials: list[int]) -> None:
     assert [record.trial for record in choose_points(read(home), picks)] == trials
 
 
-def test_what_is_missing_a_seed_of_each_at_a_time(home: Path) -> None:
+def test_missing_repeats_come_one_seed_of_each_point_at_a_time(home: Path) -> None:
     info = read(home)
     points = choose_points(info, "front")
     assert missing(info, points, 3, EPOCHS) == [Repeat(t, s, EPOCHS) for s in (1, 2) for t in (0, 1, 2)]
@@ -273,7 +273,7 @@ def test_what_is_missing_a_seed_of_each_at_a_time(home: Path) -> None:
     assert missing(info, points, 5, EPOCHS)[-1] == Repeat(2, 4, EPOCHS)
 
 
-def test_a_point_that_fell_off_still_gets_its_seeds(home: Path) -> None:
+def test_a_point_that_left_the_front_still_gets_its_seeds(home: Path) -> None:
     told(home, (1, 1, scored(0.0)), (1, 2, scored(0.0)), (0, 1, scored(0.0)))  # 1: mean 0.18; 0: 0.3
     info = read(home)
     told(home, (0, 2, scored(0.0)))  # 0.2 at 900 bytes: 3 has as much at 800

@@ -39,7 +39,7 @@ def test_a_machine_on_which_nothing_was_made_yet(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # to look makes nothing
 
 
-def test_what_is_there_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+def test_existing_services_are_tested_and_left_unchanged(tmp_path: Path) -> None:
     session = make_study(tmp_path)
     findings = found(tmp_path)
     assert findings["storage"].text.split(": ")[1].startswith("1 studies, writable")
@@ -113,7 +113,7 @@ def test_a_database_that_may_not_be_written(tmp_path: Path) -> None:
     assert storage.state == "fault" and "read only" in storage.text
 
 
-def test_a_database_that_is_none(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "studies.db").write_text("no database, but long enough to be taken for one " * 100)
     assert "cannot be used: " in found(tmp_path)["storage"].text
 

@@ -163,7 +163,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
         ("no GPU, and predicted above the budget", ON_CPU | {"predicted_bytes": 1100}, 1100, "predicted"),
     ],
 )  # fmt: skip
-def test_what_is_verified_is_written_down(
+def test_verification_results_are_written_into_the_recipe(
     info: StudyInfo, tmp_path: Path, measured: Any, why: str, changes: dict[str, Any], n_bytes: int, source: str
 ) -> None:
     commands = measured(**changes)
@@ -197,7 +197,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(("why", "pick", "changes", "said"), REFUSED, ids=[row[0] for row in REFUSED])
-def test_what_differs_is_refused_and_nothing_is_written(
+def test_trials_that_differ_from_their_record_are_refused_and_not_written(
     session: SearchSession, tmp_path: Path, measured: Any, why: str, pick: str, changes: dict[str, Any], said: list[str]
 ) -> None:
     run_one(session, scored(0.3), cst__reduction=4, batch_size=2, lr=0.018)  # trial 7: its memory is predicted
@@ -229,7 +229,9 @@ def test_a_verification_that_does_not_come_about(
         exports.verify(info, pick_trial(info, "best"), tmp_path)
 
 
-def test_without_the_dataset_its_sizes_do(session: SearchSession, tmp_path: Path, measured: Any) -> None:
+def test_verification_without_the_dataset_uses_its_image_sizes(
+    session: SearchSession, tmp_path: Path, measured: Any
+) -> None:
     commands = measured(**ON_CPU)
     inputs = {"n_classes": 3, "max_boxes": 9, "sizes": [[480, 640], [640, 480]]}
     recipe = dict(session.study.info().recipe) | {"data": str(tmp_path / "gone")}

@@ -195,7 +195,7 @@ def test_a_study_is_not_continued_by_mistake(
         ("a CPU's is asked for", "cpu", 6 * GB, 300, 300),
     ],
 )
-def test_what_each_trial_is_held_to(
+def test_memory_limit_of_each_trial(
     why: str, device: str, budget: int | None, limit: int | None, allowed: int | None
 ) -> None:
     assert memory_limit_of(Budget(budget, None), limit, torch.device(device)) == allowed
@@ -241,7 +241,7 @@ def test_three_sizes_stand_for_all_of_a_dataset(tiny_data: DetectionData) -> Non
         (["full"], {"lr": {"float": [1e-3, 1e-2]}}, 1, 1),
     ],
 )
-def test_how_many_trials_read_the_same_maps(
+def test_number_of_trials_that_share_feature_maps(
     tiny_recipe: Callable[..., Recipe], methods: list[str], shared: dict[str, Any], low: int, high: int
 ) -> None:
     space = Space.from_dict({"methods": methods, "shared": shared})
@@ -290,7 +290,7 @@ class MadeUp:
             self.costs.append((self.counts["trial_record"], self.counts["info"]))
 
 
-def test_what_a_finish_costs_does_not_grow(
+def test_cost_of_a_finished_trial_does_not_grow(
     tmp_path: Path, base: Callable[..., list[str]], tables: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(tables, tmp_path)
@@ -310,7 +310,7 @@ def test_what_a_finish_costs_does_not_grow(
     ("names", "expected"),
     [("map,device_bytes", "pareto"), ("map50", "pareto"), ("map,map50", "tpe"), ("device_bytes,petl_params", "tpe")],
 )
-def test_the_sampler_is_the_best_that_can(names: str, expected: str) -> None:
+def test_default_sampler_is_the_best_that_supports_the_objectives(names: str, expected: str) -> None:
     assert default_sampler(choose_objectives(names)) == expected
     if expected == "pareto":
         check_sampler("pareto", choose_objectives(names))
@@ -551,7 +551,7 @@ def test_resume_takes_all_from_the_study(
     assert ran.code == 2 and str(data) in ran.message
 
 
-def test_a_home_that_is_relative_is_one_for_all(
+def test_relative_home_is_the_same_folder_for_all_workers(
     tmp_path: Path, base: Callable[..., list[str]], tables: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray's workers are in folders of their own: what trials share, and their checkpoints, are still in --home."""

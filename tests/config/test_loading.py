@@ -216,7 +216,7 @@ def test_a_file_cannot_run_anything(tmp_path: Path, tag: str) -> None:
         "data: !!binary aGVsbG8=\nepochs: x\n",
     ],
 )
-def test_what_yaml_has_and_a_recipe_has_not_is_an_error_of_ours(tmp_path: Path, content: str) -> None:
+def test_yaml_values_that_a_recipe_cannot_hold_are_config_errors(tmp_path: Path, content: str) -> None:
     with pytest.raises(ConfigError):
         load_recipe(str(written(tmp_path, content)))
 

@@ -158,7 +158,7 @@ def test_a_methods_own_range_replaces_the_shared_one() -> None:
         assert Recipe().configured(config).lr == config["lr"]  # the key stays that of the recipe
 
 
-def test_one_method_is_no_dimension() -> None:
+def test_a_single_method_is_not_a_dimension() -> None:
     seen = []
     KINDS.configure(lambda dimension: seen.append(dimension.name) or dimension.sample(random.Random(0)))  # type: ignore[func-returns-value]
     assert "method" not in seen

@@ -46,7 +46,7 @@ def fill(found: Slots) -> None:
         found.write(i, content(i, size))
 
 
-def test_what_was_written_is_read_also_by_others_and_later(tmp_path: Path) -> None:
+def test_written_slots_are_read_by_other_processes_and_later(tmp_path: Path) -> None:
     first, second = slots(tmp_path), slots(tmp_path)
     assert whole(first) == [False] * 5 and not first.is_filled().any()
     first.write(1, content(1, 5001))
@@ -65,7 +65,7 @@ def test_another_key_is_another_file(tmp_path: Path, key: str, sizes: list[int])
 
 
 @pytest.mark.parametrize("at", [0, 4999, 2500])
-def test_bytes_that_do_not_fit_their_sum_count_as_empty_and_are_written_again(tmp_path: Path, at: int) -> None:
+def test_slots_with_a_wrong_checksum_count_as_empty_and_are_rewritten(tmp_path: Path, at: int) -> None:
     """A page that a power cut lost, or half of another writer's."""
     fill(slots(tmp_path))
     path = next(tmp_path.glob("*.slots"))
@@ -135,7 +135,7 @@ def test_a_writer_that_is_killed_leaves_whole_slots(tmp_path: Path) -> None:
 ONE = [10_000] * 10  # with the header 26 blocks
 
 
-def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
+def test_least_recently_used_keys_are_removed_first(tmp_path: Path) -> None:
     bound = 350_000  # three of them
     for n, key in enumerate("abc"):
         found = slots(tmp_path, bound, key, ONE)
@@ -150,7 +150,7 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     assert not any(whole(slots(tmp_path, 10**9, "b", ONE)))
 
 
-def test_what_is_in_use_is_never_removed(tmp_path: Path) -> None:
+def test_keys_in_use_are_never_removed(tmp_path: Path) -> None:
     bound = 250_000  # two of them
     used = slots(tmp_path, bound, "a", ONE)  # counts with what it may grow to
     fill(slots(tmp_path, bound, "b", ONE))
@@ -163,7 +163,7 @@ def test_what_is_in_use_is_never_removed(tmp_path: Path) -> None:
     assert all(whole(used)) and taken_bytes(tmp_path) <= bound
 
 
-def test_of_what_does_not_fit_the_first_slots_are_kept_if_they_will_do(tmp_path: Path) -> None:
+def test_partly_keeps_the_first_slots_if_not_all_fit(tmp_path: Path) -> None:
     assert Store(Cache(tmp_path, 100_000)).open("test", KEY, ONE) is None
     assert list(tmp_path.glob("*.slots")) == []
     found = slots(tmp_path, 100_000, sizes=ONE, partly=True)

@@ -76,7 +76,7 @@ def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @methods
 @pytest.mark.parametrize(("detector", "base"), [("fasterrcnn", "file"), ("fcos", "none"), ("retinanet", "file")])
-def test_training_changes_what_is_trained_and_not_one_bit_else(
+def test_training_changes_trained_tensors_and_no_bit_of_others(
     tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str, base: str
 ) -> None:
     options = {"norm": "bn"} if method == "cst" else {}  # whose statistics are trained tensors too
@@ -263,7 +263,7 @@ def test_the_plain_detector_is_torchvisions(pair: Pair) -> None:
     assert_same_detections(*pair)
 
 
-def test_and_so_are_its_losses(pair: Pair) -> None:
+def test_losses_of_the_plain_detector_are_torchvisions(pair: Pair) -> None:
     ours, theirs = pair
     images = [torch.rand(3, 64, 80), torch.rand(3, 96, 70)]
     target = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 50.0]]), "labels": torch.tensor([2])}

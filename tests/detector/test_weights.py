@@ -55,7 +55,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 @pytest.mark.parametrize("detector", DETECTORS)
 @pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("base", ["file", "none"])  # none: the base is drawn again from the seed, with live statistics
-def test_there_and_back(tiny_recipe: Make, tmp_path: Path, detector: str, method: str, base: str) -> None:
+def test_saved_weights_load_to_the_same_detections(
+    tiny_recipe: Make, tmp_path: Path, detector: str, method: str, base: str
+) -> None:
     changes = {} if base == "file" else {"weights": "none"}
     options = {"norm": "bn", "operator": "lst"} if method == "cst" else {}
     recipe = tiny_recipe(detector=detector, method=method, options=options, seed=3, **changes)
@@ -84,7 +86,7 @@ def test_there_and_back(tiny_recipe: Make, tmp_path: Path, detector: str, method
 
 @pytest.mark.parametrize(("method", "options"), [row for row in STARTS if row[1]], ids=str)
 @pytest.mark.parametrize("weights", ["file", "none"])
-def test_there_and_back_with_other_options(
+def test_saved_weights_load_with_other_options(
     tiny_recipe: Make, tmp_path: Path, method: str, options: dict[str, Any], weights: str
 ) -> None:
     changes = {} if weights == "file" else {"weights": weights}

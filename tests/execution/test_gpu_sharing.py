@@ -52,7 +52,7 @@ def test_shares(device_bytes: int, share: float, n_at_once: int) -> None:
 
 
 @pytest.mark.parametrize("gpu_bytes", [6 * GB - 1, 6 * GB, 25_757_220_864, 85_100_000_007])
-def test_what_fits_is_held_to_what_it_asked_for(gpu_bytes: int) -> None:
+def test_trials_are_limited_to_the_share_they_requested(gpu_bytes: int) -> None:
     card = Placement(1, gpu_bytes, GB // 2)
     for device_bytes in range(6 * 10**8, gpu_bytes, gpu_bytes // 37):
         share = card.share(device_bytes)
@@ -64,7 +64,7 @@ def test_what_fits_is_held_to_what_it_asked_for(gpu_bytes: int) -> None:
         assert card.n_at_once(device_bytes) * (limit + GB // 2) <= gpu_bytes
 
 
-def test_it_says_what_it_does() -> None:
+def test_placement_describes_itself() -> None:
     assert str(CARD) == "a trial gets its predicted memory and 10% more of 1 GPU of 24 GB, and is held to that"
 
 
@@ -232,7 +232,7 @@ def estimate(config: Mapping[str, Any]) -> FakeEstimate:
         (10_000, 20_000, "predicted over the budget: memory +20%"),
     ],
 )
-def test_what_never_fits_is_told_and_takes_no_worker(
+def test_trials_that_never_fit_are_reported_and_take_no_worker(
     tmp_path: Path, budget: int | None, gpu_bytes: int, reason: str
 ) -> None:
     url = f"sqlite:///{tmp_path}/studies.db"

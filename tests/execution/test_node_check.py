@@ -31,7 +31,7 @@ def wanted(tiny_folder: Path, tiny_recipe: Callable[..., Recipe], tmp_path: Path
     return requirements_of(recipe, load_data(folder)[0], on_gpus=False)
 
 
-def test_nothing_lacks_where_the_search_was_started(wanted: NodeRequirements) -> None:
+def test_no_faults_on_the_machine_that_starts_the_search(wanted: NodeRequirements) -> None:
     assert inspect_node(wanted).faults == []
     kinds = {file.what for file in wanted.files}
     assert kinds == {
@@ -52,7 +52,7 @@ def test_nothing_lacks_where_the_search_was_started(wanted: NodeRequirements) ->
         (lambda set_: turn_a_byte(set_.parent / "weights.safetensors"), "the weights is another one"),
     ],
 )
-def test_what_lacks_is_named(
+def test_missing_requirements_are_named(
     wanted: NodeRequirements, tmp_path: Path, change: Callable[[Path], object], fault: str
 ) -> None:
     change(tmp_path / "set")
@@ -78,7 +78,7 @@ def test_many_images_are_sampled(tiny_data: DetectionData, tiny_recipe: Callable
     assert len(requirements_of(tiny_recipe(), data, on_gpus=False).files) == 1 + 20 + 1
 
 
-def test_the_demo_is_drawn_where_it_is_not(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_a_missing_demo_is_drawn(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     data, _ = load_data(write_demo(tmp_path / "demo", n_train=6, n_val=6))
     wanted = requirements_of(tiny_recipe(data="demo", weights="none"), data, on_gpus=False)
     assert wanted.files == () and wanted.demo == tmp_path / "demo"

@@ -73,7 +73,7 @@ def test_the_next_suggestions_are_corrected_and_say_so(tmp_path: Path) -> None:
         ({"outcome": "nonfinite", "reason": "x", "device_bytes": 1, "reserved_bytes": 500}, 0),
     ],
 )  # fmt: skip
-def test_what_teaches(tmp_path: Path, result: dict[str, Any], learned: int) -> None:
+def test_results_that_teach_the_correction(tmp_path: Path, result: dict[str, Any], learned: int) -> None:
     session = make_study(tmp_path)
     session.begin_launch()
     run_one(session, result)

@@ -107,7 +107,7 @@ def test_a_predicted_step_is_a_real_one(tiny_recipe: Make, detector: str, method
     ],
     ids=str,
 )
-def test_and_so_it_is_for_other_choices(tiny_recipe: Make, how: str, changes: dict[str, Any]) -> None:
+def test_predicted_step_is_a_real_one_for_other_choices(tiny_recipe: Make, how: str, changes: dict[str, Any]) -> None:
     kept, active = compared(real(tiny_recipe, **({"detector": "retinanet"} | HOW[how] | changes)))
     assert kept == pytest.approx(1, abs=0.03) and active == pytest.approx(1, abs=0.06)
 
@@ -303,7 +303,7 @@ def test_half_precision_needs_less(tiny_recipe: Make) -> None:
     ],
     ids=str,
 )
-def test_what_changes_no_shape_is_predicted_once(
+def test_values_that_change_no_shape_share_one_prediction(
     tiny_recipe: Make, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     recipe = tiny_recipe()
@@ -329,7 +329,7 @@ def test_what_changes_no_shape_is_predicted_once(
     ],
     ids=str,
 )
-def test_what_changes_a_shape_changes_the_estimate(tiny_recipe: Make, changes: dict[str, Any]) -> None:
+def test_values_that_change_a_shape_change_the_prediction(tiny_recipe: Make, changes: dict[str, Any]) -> None:
     shape = InputShape(512, 512, 5)
     # BatchNorm in a stage that is trained keeps what FrozenNorm does not
     base = tiny_recipe(precision="fp32", method="full" if "weights" in changes else "cst")
@@ -367,7 +367,7 @@ def test_a_convolution_on_a_gpu_copies_what_it_reads_and_makes() -> None:
     assert peaks[3] - peaks[1] == 6400
 
 
-def test_a_convolution_with_lora_does_as_well() -> None:
+def test_a_lora_convolution_on_a_gpu_copies_input_and_output_too() -> None:
     forward, backward = [], []
     for copies in (False, True):
         tape = Tape(conv_copies=copies)
@@ -438,6 +438,6 @@ def test_the_worst_input_is_torchvisions_padded_batch(
     assert (worst.height_px, worst.width_px, worst.max_boxes) == (*batch.tensors.shape[2:], 7)
 
 
-def test_without_a_dataset_the_largest_that_the_recipe_allows() -> None:
+def test_worst_input_without_a_dataset_is_the_recipes_largest() -> None:
     assert worst_input(Recipe()) == InputShape(800, 1344, 100)  # COCO, as its docstring says
     assert predict(Recipe(backbone="resnet18"), 3) == predict(Recipe(backbone="resnet18"), 3, worst_input(Recipe()))

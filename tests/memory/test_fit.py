@@ -79,7 +79,7 @@ def test_bisection_asks_for_few() -> None:
 
 @pytest.mark.parametrize("budget", [150, 300, 700, 1000, 5000, 10**9])
 @pytest.mark.parametrize("method", FACTOR)
-def test_against_trying_everything(budget: int, method: str) -> None:
+def test_largest_agrees_with_exhaustive_search(budget: int, method: str) -> None:
     row = fit(budget, method)
     recipe = COCO.configured({"method": method})
 
@@ -163,7 +163,7 @@ def test_more_accumulation_than_a_recipe_takes() -> None:
     assert settings(fit(600, recipe=recipe)) == [{"batch_size": 2}]
 
 
-def test_what_does_not_fit_at_batch_1_is_made_smaller_or_half_as_precise() -> None:
+def test_suggests_smaller_images_or_half_precision_if_batch_1_does_not_fit() -> None:
     row = fit(250)  # 313 bytes at batch 1
     assert row.batch_size is None
     assert settings(row) == [
@@ -176,7 +176,7 @@ def test_what_does_not_fit_at_batch_1_is_made_smaller_or_half_as_precise() -> No
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp16"])
-def test_what_is_half_as_precise_already_is_only_made_smaller(precision: str) -> None:
+def test_half_precision_recipes_are_only_made_smaller(precision: str) -> None:
     row = fit(150, recipe=replace(COCO, precision=precision))
     assert [set(one) for one in settings(row)] == [{"batch_size", "image_size_px", "max_size_px"}]
 
@@ -231,7 +231,7 @@ def test_savings_are_tried_alone_and_together(budget: int, precision: str, expec
     assert found == [{"batch_size": 1, **one} for one in expected]
 
 
-def test_a_saving_that_a_method_refuses_is_passed_over() -> None:
+def test_savings_that_a_method_rejects_are_skipped() -> None:
     recipe = Picky(**{**vars(COCO), "memsave": False, "recompute": "none", "method": "head"})
     (row,) = what_fits(recipe, ["head"], 200, needed_with_savings).methods
     assert [set(one) for one in settings(row)] == [

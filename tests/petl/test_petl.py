@@ -328,7 +328,7 @@ def test_dropped_blocks_have_no_side_block(keep: str, stage4: list[str]) -> None
     side(body(torch.randn(1, 3, 65, 97)))  # the grids fit
 
 
-def test_the_last_block_of_every_stage_is_granularity_stage() -> None:
+def test_last_per_stage_equals_granularity_stage() -> None:
     body, last = side_network(CstOptions(granularity="block", keep="last_per_stage"))
     _, stage = side_network(CstOptions())
     stage.load_state_dict(last.state_dict())
@@ -348,7 +348,7 @@ def test_pruning_takes_the_largest_l1_norms_in_order() -> None:
     assert conv.weight.flatten(1).tolist() == [[1, 0], [5, -2], [0, -4]]
 
 
-def test_what_the_source_lacks_stays_as_drawn() -> None:
+def test_tensors_that_the_source_lacks_keep_their_random_start() -> None:
     source, conv = nn.Conv2d(2, 2, 3, bias=False), nn.Conv2d(3, 3, 3, bias=False)
     drawn = conv.weight.detach().clone()
     prune(conv, source, l1(source))
@@ -542,7 +542,7 @@ def test_pruning_by_fisher_information_is_repeatable(tiny_recipe: Any, tiny_data
 
 
 @pytest.mark.parametrize(("method", "options"), [*((m, {}) for m in sorted(METHODS)), ("cst", {"init": "prune_l1"})])
-def test_who_needs_no_data_gets_none(tiny_recipe: Any, method: str, options: dict[str, Any]) -> None:
+def test_methods_that_need_no_data_read_none(tiny_recipe: Any, method: str, options: dict[str, Any]) -> None:
     def none() -> Any:
         raise AssertionError("data was read")
         yield
@@ -883,7 +883,7 @@ def some_options(method: str, rng: random.Random) -> Any:
     return METHODS[method].make_options({name: rng.choice(values) for name, values in DRAWN[method].items()})
 
 
-def test_every_option_that_has_a_say_is_drawn() -> None:
+def test_every_option_that_changes_a_shape_is_drawn() -> None:
     for name, method in METHODS.items():
         silent = {"gate_init", "temperature", "scale", "init_std"}  # numbers that change no shape
         assert {f.name for f in dataclasses.fields(method.options)} - silent == set(DRAWN[name])

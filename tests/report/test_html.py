@@ -447,7 +447,7 @@ def test_dimensions_know_their_range_their_scale_and_their_methods():
     assert dimensions["cst.gate_init"]["log"] is False
 
 
-def test_what_stands_in_no_space_is_judged_by_its_values():
+def test_dimensions_outside_the_space_are_judged_by_their_values():
     report = make_report(60)
     dimensions = {dimension["key"]: dimension["kind"] for dimension in page_data(plain(report))["dimensions"]}
     assert dimensions["lr"] == "number"  # 60 different ones

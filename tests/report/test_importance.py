@@ -25,7 +25,7 @@ def quadratic(n: int, name: str = "lr") -> StudyInfo:
 
 
 @pytest.mark.parametrize("name", ["lr", "batch_size"])
-def test_the_one_that_decides_comes_first_and_is_above_chance(name: str) -> None:
+def test_the_decisive_dimension_comes_first_and_is_above_chance(name: str) -> None:
     found = importance(quadratic(200, name))["dimensions"]
     assert found[0]["key"] == name
     assert found[0]["share"] > 2 * found[0]["noise"] and found[0]["share"] > 0.4

@@ -60,7 +60,7 @@ def test_the_best_third_goes_on() -> None:
     assert [t for t in range(6) if rungs.goes_on(t, 1)] == [1, 3]
 
 
-def test_the_first_goes_on_alone_and_epochs_between_rungs_stop_nobody() -> None:
+def test_the_first_trial_continues_and_nothing_stops_between_rungs() -> None:
     rungs = reported(0.3)
     assert rungs.goes_on(0, 1)
     rungs.report(1, 2, [0.0, 1.0], 0.0)
@@ -76,7 +76,7 @@ def test_a_cheap_model_is_compared_with_its_own_kind() -> None:
     assert [t for t in range(6) if rungs.goes_on(t, 1)] == [0, 5]
 
 
-def test_promotion_when_others_have_come() -> None:
+def test_stopped_trials_are_promoted_as_others_arrive() -> None:
     rungs = reported(0.5, 0.4)  # one place: trial 1 stops
     assert rungs.promotable([1]) is None
     for trial, y in ((2, 0.1), (3, 0.1), (4, 0.1), (5, 0.1)):

@@ -41,7 +41,7 @@ def check(params: dict[str, Any]) -> None:
     assert all(isinstance(params[name], int) for name in ("a.n", "a.big", "rank") if name in params)
 
 
-def test_what_is_drawn_is_of_the_space_and_all_of_it_occurs() -> None:
+def test_draws_stay_in_the_space_and_cover_it() -> None:
     several = [LAYOUT.params(row) for row in LAYOUT.draw(600, np.random.default_rng(0))]
     for params in several:
         check(params)
@@ -54,13 +54,13 @@ def test_what_is_drawn_is_of_the_space_and_all_of_it_occurs() -> None:
     assert below == pytest.approx(0.5, abs=0.07)  # by the logarithm
 
 
-def test_a_row_is_its_configuration() -> None:
+def test_rows_and_configurations_convert_both_ways() -> None:
     for row in LAYOUT.draw(50, np.random.default_rng(1)):
         again = LAYOUT.row(LAYOUT.params(row))
         assert again.tobytes() == row.tobytes()  # as keys they are compared so
 
 
-def test_what_is_of_another_space() -> None:
+def test_parameters_of_another_space_are_refused() -> None:
     params = {"kind": "b", "lr": 1e-3, "share": 0.5, "rank": 2, "ab.norm": "gn"}
     LAYOUT.row(params)
     for wrong in (params | {"rank": 3}, {"kind": "a", **{k: v for k, v in params.items() if k != "kind"}}, {}):
@@ -91,7 +91,7 @@ def test_steps_are_of_several_sizes() -> None:
     assert (steps < 0.02).mean() > 0.3 and (steps > 0.15).mean() > 0.08
 
 
-def test_a_step_in_order_is_likelier_than_two() -> None:
+def test_a_step_to_the_next_value_is_likelier_than_a_step_of_two() -> None:
     rng = np.random.default_rng(0)
     layout = ParameterLayout({"rank": CategoricalDistribution([1, 4, 2])})
     codes = layout.like(np.tile(layout.row({"rank": 4}), (2000, 1)), np.ones(2000), rng)
@@ -101,7 +101,7 @@ def test_a_step_in_order_is_likelier_than_two() -> None:
     )
 
 
-def test_how_much_changes_and_what_is_kept() -> None:
+def test_neighbours_change_the_given_share_and_keep_the_mask() -> None:
     rng = np.random.default_rng(0)
     parents = LAYOUT.draw(2000, rng)
     change = np.full(2000, 0.25)
@@ -126,7 +126,7 @@ def test_columns() -> None:
     assert layout.encode(layout.row({"rank": 4}, partly=True)[None])[0, 1] == 0.5  # by rank: 2, 4, 8
 
 
-def test_one_value_is_all_there_is() -> None:
+def test_a_dimension_of_one_value_never_changes() -> None:
     layout = ParameterLayout({"x": FloatDistribution(1.0, 1.0), "y": CategoricalDistribution([3])})
     rows = layout.draw(5, np.random.default_rng(0))
     rows = layout.like(rows, np.ones(5), np.random.default_rng(0))

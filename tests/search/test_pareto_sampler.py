@@ -52,7 +52,7 @@ def test_ehvi_is_the_mean_of_the_improvement(m: int) -> None:
         assert found[i] == pytest.approx(np.mean(gains), rel=2e-3, abs=1e-9)
 
 
-def test_what_cannot_improve_has_none() -> None:
+def test_ehvi_is_zero_for_dominated_or_out_of_bounds_costs() -> None:
     front_y, front_costs, reference = np.array([0.9]), np.array([[0.1, 0.1]]), np.array([0.0, 1.0, 1.0])
     sure = np.array([1e-9])
     assert ehvi(np.array([0.5]), sure, np.array([[0.5, 0.5]]), front_y, front_costs, reference)[0] == 0.0
@@ -83,7 +83,7 @@ def test_the_model_interpolates_and_is_unsure_elsewhere() -> None:
     assert std[1] > 3 * std[0]
 
 
-def test_evidence_is_of_the_observations_as_they_are() -> None:
+def test_evidence_is_that_of_unscaled_observations() -> None:
     """A likelihood is a density: of ten times the y it is a tenth, for each."""
     rows = np.linspace(0, 1, 6)[:, None]
     one, other = Model(), Model()
@@ -112,7 +112,7 @@ def test_a_doubtful_observation_weighs_less() -> None:
         (60, 0.0, 0.05),  # one that says nothing, hardly
     ],
 )
-def test_what_is_expected_weighs_as_much_as_three_points(n: int, of: float, slope: float) -> None:
+def test_prior_slope_weighs_as_much_as_three_points(n: int, of: float, slope: float) -> None:
     x = np.linspace(0.2, 0.5, n)
     start, found, rest = fit_line(x, 0.7 + of * x, 0.1)
     assert found == pytest.approx(slope, abs=0.02)
@@ -154,7 +154,7 @@ def hypervolume(study: optuna.Study) -> float:
     return float(moocore.hypervolume(points, ref=[0.5, 0.8]))
 
 
-def test_it_finds_more_than_chance_and_never_asks_for_the_infeasible() -> None:
+def test_it_beats_random_search_and_never_suggests_an_infeasible_point() -> None:
     ours = run(ParetoSampler(known, SPACE, n_startup=6, n_priced=60, n_candidates=120, seed=1), 25)
     assert all(trial.params["x"] <= 0.8 for trial in ours.trials)
     chance = [hypervolume(run(optuna.samplers.RandomSampler(seed), 25)) for seed in range(5)]
@@ -193,7 +193,7 @@ def test_a_discrete_space_is_not_tried_twice() -> None:
         study.tell(trial, [trial.params["x"] * 0.1 + (trial.params["kind"] == "a"), trial.params["x"]])
 
 
-def test_where_next_to_nothing_is_feasible_it_looks_near_what_is_the_least_over() -> None:
+def test_with_hardly_any_feasible_point_it_searches_near_the_smallest_violation() -> None:
     """One draw in a million is feasible: at random it would not be found."""
     space = {name: FloatDistribution(0.0, 1.0) for name in "abcdef"}
 
@@ -211,7 +211,7 @@ def test_where_next_to_nothing_is_feasible_it_looks_near_what_is_the_least_over(
     assert over[0] > 0 and over[-1] == 0.0
 
 
-def test_the_less_is_feasible_the_more_it_looks() -> None:
+def test_it_draws_more_candidates_the_fewer_are_feasible() -> None:
     """One draw in ten million million, and what is feasible in most of it is over by the rest."""
     space = {f"x{i}": FloatDistribution(0.0, 1.0) for i in range(12)}
 
@@ -227,7 +227,7 @@ def test_the_less_is_feasible_the_more_it_looks() -> None:
     assert tight(trial.params).violation == 0.0
 
 
-def test_what_has_a_price_is_tried_with_other_values_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_costs_are_reused_for_other_values_of_free_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     improvement = sampler_module.ehvi
 
@@ -255,7 +255,7 @@ def test_a_suggestion_leaves_the_processor_to_the_trials() -> None:
     assert [library["num_threads"] for library in ThreadpoolController().select(user_api="blas").info()] == before
 
 
-def test_forgotten_prices_are_asked_anew_of_stopped_trials_too() -> None:
+def test_forgotten_costs_are_predicted_again_for_stopped_trials_too() -> None:
     """As where a study has learned that its device needs more than was predicted."""
     factor = 1.0
     sampler = ParetoSampler(
@@ -271,7 +271,7 @@ def test_forgotten_prices_are_asked_anew_of_stopped_trials_too() -> None:
     assert [p.costs[0] for p in points if p.costs is not None] == [2 * t.params["x"] for t in study.trials[:4]]
 
 
-def test_what_is_priced_is_what_the_model_thinks_worth_it() -> None:
+def test_costs_are_predicted_for_candidates_the_model_favours() -> None:
     """Half of what is like the best has the poor kind; before the first choice many are priced, whatever they are."""
     asked: list[str] = []
     later: list[str] = []
@@ -321,7 +321,7 @@ def test_conditional_parameters() -> None:
         study.tell(trial, [trial.params.get("a.x", 0.1), trial.params.get("a.x", 0.5)])
 
 
-def test_free_parameters_are_not_priced() -> None:
+def test_costs_are_not_predicted_again_for_free_parameters() -> None:
     asked: list[Any] = []
 
     def priced(params: dict[str, Any]) -> KnownValues:
@@ -333,7 +333,7 @@ def test_free_parameters_are_not_priced() -> None:
     assert len(asked) <= 5 * 12 + 8 * 13  # five times as many for the first choice
 
 
-def test_what_broke_is_avoided_and_what_was_refused_is_not_learnt_from() -> None:
+def test_failed_points_are_avoided_and_rejected_ones_are_not_learnt_from() -> None:
     sampler = ParetoSampler(known, SPACE, n_startup=3, seed=0)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     for params, value in (
@@ -350,7 +350,7 @@ def test_what_broke_is_avoided_and_what_was_refused_is_not_learnt_from() -> None
     assert at_full_length(points)[0].tolist() == [0.4, 0.2, 0.2]
 
 
-def test_a_curve_is_taken_to_its_end() -> None:
+def test_learning_curves_are_extrapolated_to_full_length() -> None:
     """At half way these have 0.1 less, so a stopped one with 0.2 is expected to end near 0.3."""
     curves: dict[int, dict[int, float]] = {}
     sampler = ParetoSampler(known, SPACE, curve=lambda trial: curves.get(trial.number, {}), seed=0)
@@ -383,7 +383,7 @@ def test_results_that_are_all_equal() -> None:
 @pytest.mark.parametrize(
     ("n", "prior", "ratio"), [(5, None, 2.0), (16, None, 1 + 4 / 15), (4, lambda rows: rows[:, 0], 2.0)]
 )
-def test_where_it_chooses_the_model_is_less_sure(
+def test_acquisition_uses_an_inflated_standard_deviation(
     monkeypatch: pytest.MonkeyPatch, n: int, prior: Any, ratio: float
 ) -> None:
     """Why is measured (benchmarks/search.py); that it is so, the less the more trials a column has, shows here."""

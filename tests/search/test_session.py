@@ -71,7 +71,7 @@ def as_optuna_has_it(session: SearchSession) -> list[Any]:
 # --- the budget -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_over_the_budget_is_never_handed_out() -> None:
+def test_configurations_over_the_budget_are_never_handed_out() -> None:
     session = in_memory()
     session.begin_launch()
     for _ in range(200):
@@ -114,7 +114,7 @@ def test_exactly_on_the_budget_is_within_it() -> None:
     assert ask(session).estimate["device_bytes"] == 1000
 
 
-def test_when_nothing_fits_there_is_an_end() -> None:
+def test_search_ends_if_nothing_fits_the_budget() -> None:
     session = in_memory(budget=Budget(10, None))
     assert ask(session, max_rejects=7) is None
     assert [record.state for record in session.study.info().trials] == ["infeasible"] * 8
@@ -124,7 +124,7 @@ def test_when_nothing_fits_there_is_an_end() -> None:
 # --- the first suggestion -------------------------------------------------------------------------------------------
 
 
-def test_what_is_enqueued_comes_first_as_far_as_the_space_has_it() -> None:
+def test_enqueued_configurations_within_the_space_come_first() -> None:
     session = in_memory()
     session.enqueue(
         {
@@ -262,7 +262,7 @@ def test_how_an_outcome_is_recorded(
     assert [record.trial for record in session.study.info().front()] == ([0] if state == "complete" else [])
 
 
-def test_the_reason_says_what_was_held_where_and_of_how_much(tmp_path: Path) -> None:
+def test_oom_reason_states_held_memory_stage_and_limit(tmp_path: Path) -> None:
     session = make_study(tmp_path)
     figures = {"limit_bytes": 5_500_000_000, "held_bytes": 5_310_000_000, "asked_bytes": 10**9}
     record = run_one(session, {"outcome": "oom", "reason": "no memory", "stage": "training, epoch 2", **figures})
@@ -339,7 +339,7 @@ def test_every_sampler_copes_with_conditions_and_a_budget(sampler: str, names: t
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_for_no_sampler_a_repeat_is_there(sampler: str) -> None:
+def test_no_sampler_sees_repeats(sampler: str) -> None:
     """Finished ones of every outcome, and one that was cut off: what comes after is as without them."""
     drawn = []
     for with_repeats in (True, False):
@@ -393,7 +393,7 @@ def test_a_repeat_is_a_trial_with_its_seed_and_the_configuration(tmp_path: Path)
     assert (stored.state, stored.params, stored.values) == (TrialState.FAIL, {}, None)
 
 
-def test_a_search_leaves_what_a_confirmation_left_open_and_the_other_way_round(tmp_path: Path) -> None:
+def test_searches_and_confirmations_do_not_resume_each_others_trials(tmp_path: Path) -> None:
     session = make_study(tmp_path)
     number = run_one(session, scored(0.4)).trial
     session.begin_launch()
@@ -493,7 +493,7 @@ def test_two_launches_at_a_time_are_refused(tmp_path: Path) -> None:
     second.begin_launch()
 
 
-def test_the_process_id_of_a_dead_launch_may_be_anothers_now(tmp_path: Path) -> None:
+def test_reused_process_id_does_not_keep_a_dead_launch_alive(tmp_path: Path) -> None:
     first, second = make_study(tmp_path), make_study(tmp_path)
     launch = first.begin_launch()
     ask(first)
@@ -543,7 +543,7 @@ def test_a_launch_on_another_host_lives_while_its_heart_beats(tmp_path: Path) ->
     assert [r.map for r in third.study.info().trials if r.state == "complete"] == [0.4]
 
 
-def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_launch_writes_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launches, "BEAT_SECONDS", 0.02)
     session = make_study(tmp_path)
     beats: list[Any] = []
@@ -661,7 +661,7 @@ def test_no_sampler_suggests_a_configuration_twice(sampler: str) -> None:
     assert [r.state for r in session.study.info().trials] == ["complete"] * 4 + ["running"] * 2
 
 
-def test_a_sampler_that_knows_one_answer_ends_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_that_repeats_itself_still_covers_the_space(monkeypatch: pytest.MonkeyPatch) -> None:
     """It suggests the same every time; the others are drawn at random, each another one."""
 
     class Stubborn(optuna.samplers.BaseSampler):
@@ -683,7 +683,7 @@ def test_a_sampler_that_knows_one_answer_ends_with_all(monkeypatch: pytest.Monke
     assert isinstance(session.study.optuna_study().sampler, Stubborn)
 
 
-def test_all_that_lost_their_workers_at_once_come_again(tmp_path: Path) -> None:
+def test_trials_that_lose_their_workers_together_are_all_rerun(tmp_path: Path) -> None:
     """A node that goes takes several with it; another launch's that died is there too."""
     dead, session = make_study(tmp_path), make_study(tmp_path)
     dead.begin_launch()
@@ -700,7 +700,7 @@ def test_all_that_lost_their_workers_at_once_come_again(tmp_path: Path) -> None:
     assert not session.give_back(again[0].trial)
 
 
-def test_what_a_dead_launch_had_stopped_is_adopted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_trials_of_a_dead_launch_are_adopted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with shorter_rungs():
         dead = make_study(tmp_path, eta=2)
         dead.begin_launch()
@@ -759,7 +759,7 @@ DIES = """
 """
 
 
-def test_what_a_killed_launch_had_at_work_is_handed_out_again(tmp_path: Path) -> None:
+def test_running_trials_of_a_killed_launch_are_handed_out_again(tmp_path: Path) -> None:
     script = textwrap.dedent(DIES)
     ended = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parents[1]), str(tmp_path)], timeout=120)
     assert ended.returncode == -9
@@ -826,7 +826,7 @@ def complete(session: SearchSession, number: int, *quality: float) -> Any:
     return session.tell(number, scored(quality[-1], history=list(session.study.record(number).history)))
 
 
-def test_the_worse_ones_stop_and_are_promoted_when_they_are_among_the_best() -> None:
+def test_stopped_trials_are_promoted_once_they_rank_among_the_best() -> None:
     session = with_rungs()
     first, goes_on = begin(session, 0.5)
     assert goes_on  # there is no other yet
@@ -857,7 +857,7 @@ def test_the_worse_ones_stop_and_are_promoted_when_they_are_among_the_best() -> 
     }  # fmt: skip
 
 
-def test_what_is_stopped_for_good_is_told_with_its_constraints_and_never_on_the_front(tmp_path: Path) -> None:
+def test_pruned_trials_have_constraints_and_are_never_on_the_front(tmp_path: Path) -> None:
     session = with_rungs(make_study, tmp_path)
     better_later, _ = begin(session, 0.3)
     stopped, goes_on = begin(session, 0.2, device_bytes=10_500, reserved_bytes=9_000, seconds=7.5)
@@ -890,7 +890,7 @@ def test_what_is_stopped_for_good_is_told_with_its_constraints_and_never_on_the_
     ]
 
 
-def test_one_that_is_due_is_not_closed() -> None:
+def test_a_trial_due_for_promotion_is_not_closed() -> None:
     session = with_rungs()
     first, _ = begin(session, 0.5)
     second, _ = begin(session, 0.3)
@@ -904,7 +904,7 @@ def test_one_that_is_due_is_not_closed() -> None:
     assert len(session.close_stopped()) == 3
 
 
-def test_a_confirmation_promotes_nobody_and_is_no_measure_at_a_rung(tmp_path: Path) -> None:
+def test_repeats_are_not_compared_at_rungs_and_promote_no_trial(tmp_path: Path) -> None:
     session = with_rungs(make_study, tmp_path)
     first, _ = begin(session, 0.5)
     second, _ = begin(session, 0.3)
@@ -932,7 +932,7 @@ def test_a_confirmation_promotes_nobody_and_is_no_measure_at_a_rung(tmp_path: Pa
     }  # the repeat is not among them
 
 
-def test_over_the_budget_comes_last_at_a_rung() -> None:
+def test_trials_over_the_budget_rank_last_at_a_rung() -> None:
     session = with_rungs(objectives=objectives("map", "device_bytes"))
     _, goes_on = begin(session, 0.9, device_bytes=10_100)
     assert goes_on
@@ -1071,7 +1071,7 @@ def test_an_unknown_study_names_those_that_exist(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [lambda url: Study.open(url, "made"), list_studies], ids=["open", "list"])
-def test_reading_a_storage_that_is_not_there_does_not_make_it(tmp_path: Path, read: Callable[[str], Any]) -> None:
+def test_reading_a_missing_storage_does_not_create_it(tmp_path: Path, read: Callable[[str], Any]) -> None:
     with pytest.raises(StudyError, match="does not exist"):
         read(f"sqlite:///{tmp_path}/new/studies.db")
     assert list(tmp_path.iterdir()) == []

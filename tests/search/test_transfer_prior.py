@@ -52,7 +52,7 @@ def expected(prior: Prior, space: Space, **params: Any) -> float:
 # --- the shipped one --------------------------------------------------------------------------------------------------
 
 
-def test_each_data_set_is_told_by_the_others() -> None:
+def test_prior_ranks_an_unseen_dataset_from_the_others() -> None:
     """What the prior is for: the order of configurations on data that it has not seen."""
     with gzip.open(FILE, "rt") as file:
         tables = {t["data"]: t["rows"] for t in json.load(file)["tables"]}
@@ -75,7 +75,7 @@ def test_shipped_spaces_are_understood(name: str) -> None:
 # --- other spaces -----------------------------------------------------------------------------------------------------
 
 
-def test_data_sets_count_alike_whatever_their_level(small: Prior) -> None:
+def test_datasets_weigh_equally_whatever_their_map_level(small: Prior) -> None:
     cst = expected(small, SMALL, method="cst", lr=1e-2, batch_size=4, **{"cst.reduction": 4, "cst.norm": "gn"})
     head = expected(small, SMALL, method="head", lr=1e-2, batch_size=4)
     assert cst - head == pytest.approx(0.2, abs=0.05)
@@ -162,7 +162,7 @@ def beliefs(
     return list(used.values())
 
 
-def test_a_prior_is_believed_by_its_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weight_of_the_prior_follows_its_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Always while fewer than three results are known; then it and the model without it are drawn by their evidence."""
 
     def noise(rows: np.ndarray) -> np.ndarray:
@@ -195,7 +195,7 @@ def test_the_first_suggestions_do_not_wait_for_a_result() -> None:
     ("name", "data", "knows"),
     [("pareto", "/mine", {"demo", "bccd"}), ("pareto", "demo", {"bccd"}), ("pareto-no-prior", "demo", None)],
 )
-def test_a_study_begins_with_what_other_data_taught(
+def test_prior_excludes_the_studys_own_dataset(
     name: str, data: str, knows: set[str] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The demo's search knows nothing of the demo."""

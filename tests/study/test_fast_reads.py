@@ -75,7 +75,7 @@ def mode(path: Path) -> str:
     return found
 
 
-def test_a_log_lies_ahead_while_a_launch_works(tmp_path: Path) -> None:
+def test_sqlite_uses_wal_during_a_launch(tmp_path: Path) -> None:
     session = make_study(tmp_path)
     assert mode(tmp_path / "studies.db") == "delete"
     session.begin_launch()
@@ -91,7 +91,7 @@ def test_a_log_lies_ahead_while_a_launch_works(tmp_path: Path) -> None:
     assert mode(tmp_path / "studies.db") == "delete"
 
 
-def test_a_reader_holds_nothing_up(tmp_path: Path) -> None:
+def test_readers_do_not_block_the_writer(tmp_path: Path) -> None:
     session = make_study(tmp_path)
     session.begin_launch()
     run_one(session, scored(0.4))
@@ -142,7 +142,7 @@ def test_what_a_killed_launch_wrote_is_there(tmp_path: Path) -> None:
         ([], "delete"),  # not known
     ],
 )
-def test_on_a_network_there_is_no_log(
+def test_no_wal_on_network_file_systems(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounts: list[tuple[str, str]], expected: str
 ) -> None:
     parts = [SimpleNamespace(mountpoint=point.format(home=tmp_path), fstype=kind) for point, kind in mounts]
@@ -155,7 +155,7 @@ def test_on_a_network_there_is_no_log(
 # --- a study that several processes write to ------------------------------------------------------------------------
 
 
-def test_what_was_read_stays_true_while_others_write(tmp_path: Path) -> None:
+def test_incremental_reads_agree_with_full_reads_while_others_write(tmp_path: Path) -> None:
     """Three views of one study that take turns at random, against one that reads everything anew."""
     rng = random.Random(1)
     results: list[dict[str, Any]] = [
@@ -192,7 +192,7 @@ def test_what_was_read_stays_true_while_others_write(tmp_path: Path) -> None:
     assert {record.state for record in info.trials} == {"complete", "infeasible", "failed", "running"}
 
 
-def test_a_finish_reads_what_is_new_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_trial_causes_reads_of_new_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that our reading fetches and records that are made, for one more trial after 3 and after 60."""
     session = make_study(tmp_path)
     session.begin_launch()

@@ -197,7 +197,7 @@ def test_hypervolume_by_trial_equals_the_prefixes_and_never_falls(objectives):
 
 
 @pytest.mark.parametrize("objectives", [THREE[:1], MAP_MEMORY, THREE])
-def test_a_front_that_grows_is_the_front_of_its_rows(objectives):
+def test_incremental_front_equals_batch_front(objectives):
     """Rows with NaN, infinities, equals, outside the reference point and beyond the ideal; after every one."""
     rng, m = np.random.default_rng(4), len(objectives)
     reference = [0.1] + [0.9] * (m - 1)
@@ -213,7 +213,7 @@ def test_a_front_that_grows_is_the_front_of_its_rows(objectives):
             assert growing.volume == pytest.approx(hypervolume(rows[: i + 1], objectives, reference))
 
 
-def test_a_row_that_is_beaten_or_equal_costs_no_volume(monkeypatch):
+def test_dominated_or_equal_rows_do_not_recompute_the_volume(monkeypatch):
     counted = []
     volume = pareto._volume
     monkeypatch.setattr(pareto, "_volume", lambda units: counted.append(len(units)) or volume(units))

@@ -153,7 +153,7 @@ def test_a_tally_is_the_study_in_whatever_order_its_trials_end() -> None:
             assert [volume for _, volume in tally.volumes] == pytest.approx(expected)
 
 
-def test_one_that_was_stopped_and_went_on_comes_late() -> None:
+def test_a_promoted_trial_enters_the_hypervolume_curve_late() -> None:
     made = make_info().trials[0]
     first, second, third = (replace(made, trial=i, map=q, device_bytes=400) for i, q in enumerate((0.5, 0.3, 0.6)))
     tally = Tally(make_info())
@@ -201,7 +201,7 @@ def shape(value: Any) -> Any:
     return type(value).__name__
 
 
-def test_the_shape_of_front_json_is_that_of_the_design() -> None:
+def test_front_json_has_the_documented_keys() -> None:
     report = json.loads(json.dumps(front_report(make_info())))
     for entry in report["front"]:
         assert isinstance(entry.pop("config"), dict)

@@ -221,7 +221,7 @@ def test_without_a_second_seed_nothing_is_said_of_noise() -> None:
     ]  # fmt: skip
 
 
-def test_twins_are_both_on_the_front() -> None:
+def test_identical_trials_are_both_on_the_front() -> None:
     info = make_info({})
     info = replace(info, trials=(*info.trials, replace(info.trials[A], trial=4)))
     first, second = verdicts(info, [A, 4])

@@ -72,7 +72,7 @@ def test_the_clock_is_the_databases(storage_url: str) -> None:
     assert abs(made.now() - time.time()) < 30
 
 
-def test_one_at_a_time_is_within(storage_url: str) -> None:
+def test_only_one_process_holds_the_study_lock(storage_url: str) -> None:
     made = [open_storage(storage_url, make=True) for _ in range(3)]
     inside, most, done = 0, 0, []
 
@@ -104,7 +104,7 @@ HOLDS = """
 """
 
 
-def test_who_is_killed_within_leaves_it(storage_url: str) -> None:
+def test_a_killed_process_releases_the_study_lock(storage_url: str) -> None:
     made = open_storage(storage_url, make=True)
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(HOLDS), storage_url], stdout=subprocess.PIPE, text=True
@@ -169,7 +169,7 @@ def test_a_restart_is_waited_for(restarting: Server, mode: str) -> None:
 
 @NEEDS_POSTGRES
 @pytest.mark.parametrize("when", ["before it has a trial", "with a trial half asked for", "that is taken for dead"])
-def test_who_loses_the_lock_while_choosing_chooses_again(
+def test_losing_the_lock_while_choosing_repeats_the_choice(
     postgres: Server, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """As in a restart of the server: another launch of the same seed comes in between, and takes the same."""
@@ -215,7 +215,9 @@ def test_who_loses_the_lock_while_choosing_chooses_again(
     assert [r.state for r in info.trials] == ["complete"] * 2
 
 
-def test_a_server_that_stays_away_ends_it_with_a_word(restarting: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_ends_the_search_with_a_message(
+    restarting: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = make(restarting.database("away"))
     session.begin_launch()
     monkeypatch.setattr(storage, "WAIT_SECONDS", 1.0)
@@ -235,7 +237,9 @@ def test_a_server_that_stays_away_ends_it_with_a_word(restarting: Server, monkey
 
 
 @pytest.mark.parametrize("lost", [True, False])
-def test_an_end_whose_answer_was_lost_is_one_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
+def test_a_lost_response_does_not_end_a_trial_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
     """The server had done it when the connection broke: the second call finds the trial ended, as it was to be."""
     session = make(f"sqlite:///{tmp_path / 'studies.db'}")
     session.begin_launch()

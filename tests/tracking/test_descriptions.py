@@ -29,7 +29,7 @@ CONFIG = {"method": "cst", "cst.reduction": 16, "cst.mtc_stages": (3, 4, 5), "cs
         ({"config": {}}, "7 ? map .412 3.12GB"),
     ],
 )  # fmt: skip
-def test_a_run_is_named_by_what_it_is_and_what_came_out(changes: dict[str, Any], name: str) -> None:
+def test_run_name_has_configuration_and_result(changes: dict[str, Any], name: str) -> None:
     values: dict[str, Any] = {"trial": 7, "state": "complete", "config": CONFIG, "map": 0.412, "device_bytes": 3.12e9}
     assert run_name(TrialRecord(**values | changes)) == name
 
@@ -59,7 +59,7 @@ def test_the_front_in_a_description_links_to_its_runs(tmp_path: Path) -> None:
     assert "get-artifact?path=pareto%2Ffront-small.png&run_uuid=abc" in text
 
 
-def test_what_markdown_would_take_for_its_own() -> None:
+def test_markdown_syntax_in_names_is_escaped() -> None:
     assert escape("a_b [c](d) <e>\n| *f* &lt;") == r"a\_b \[c\]\(d\) \<e\> \| \*f\* \&lt;"
     assert (code("a"), code("a `b`"), code("``")) == ("`a`", "`` a `b` ``", "``` `` ```")
 

@@ -223,7 +223,7 @@ def test_trials_that_were_stopped_early(tmp_path: Path, uri: str) -> None:
     )
 
 
-def test_trial_by_trial_it_is_as_at_once(
+def test_incremental_record_equals_one_sync_at_the_end(
     tmp_path: Path, uri: str, record: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What `add` makes of a study of two workers, the server away for a while, is what `sync` makes of it at the end.
@@ -309,7 +309,7 @@ def test_the_tag_follows_the_front(session: SearchSession, record: Any, uri: str
     assert everyone == {"true", "false"}
 
 
-def test_to_sync_again_changes_nothing(session: SearchSession, record: Any, uri: str) -> None:
+def test_repeated_sync_changes_nothing(session: SearchSession, record: Any, uri: str) -> None:
     record(session)
     first = [(run.info.run_id, run.data.to_dictionary()) for run in runs(uri, session)]
     record(session, parent=False)
@@ -320,7 +320,7 @@ def test_to_sync_again_changes_nothing(session: SearchSession, record: Any, uri:
     assert len(runs(uri, session, "launch")) == 2
 
 
-def test_all_of_a_study_goes_into_another_mlflow(
+def test_sync_writes_a_whole_study_to_another_mlflow(
     session: SearchSession, record: Any, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A launch, a confirmation and another launch; MLflow took none of it, or the last trials alone are missing."""
@@ -373,7 +373,7 @@ def test_all_of_a_study_goes_into_another_mlflow(
     assert away.code == 1 and "MLflow did not take a record" in away.err
 
 
-def test_a_launch_at_work_brings_what_is_its_own(session: SearchSession, uri: str, tmp_path: Path) -> None:
+def test_sync_leaves_the_trials_of_a_running_launch_to_it(session: SearchSession, uri: str, tmp_path: Path) -> None:
     """To sync beside it makes nothing twice."""
     session.describe_launch(SETTINGS)
     assert run_cli("sync", session.study.name, "--home", tmp_path, "--tracking-uri", uri).code == 0
@@ -383,7 +383,7 @@ def test_a_launch_at_work_brings_what_is_its_own(session: SearchSession, uri: st
     assert len(runs(uri, session)) > 3 and len(runs(uri, session, "launch")) == 1
 
 
-def test_a_launch_that_begins_before_its_server_has_its_run(
+def test_launch_started_before_its_server_still_gets_a_run(
     session: SearchSession, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
@@ -433,7 +433,7 @@ def test_a_run_that_was_cut_off_is_completed(
     assert tagged(uri, session) == on_front(session)
 
 
-def test_an_answer_that_is_lost_makes_no_second_run(
+def test_lost_response_creates_no_second_run(
     session: SearchSession, uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The server made the run, and went away before it said so."""
@@ -473,7 +473,7 @@ def test_an_answer_that_is_lost_makes_no_second_run(
     assert len(asked) == len(finished) + 2
 
 
-def test_what_a_server_missed_at_the_end_of_a_launch_comes_with_sync(
+def test_sync_delivers_what_the_server_missed_at_the_end_of_a_launch(
     session: SearchSession, uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It took all trials; it was away when the launch ended, or the launch was killed."""
@@ -607,7 +607,7 @@ def test_a_launch_ends_well_without_its_server_and_the_next_one_delivers(
     assert (home / "artifacts" / "lonely").is_dir()  # a bare database: not into ./mlruns of the current folder
 
 
-def test_launches_side_by_side_bring_each_trial_once(uri: str, tmp_path: Path, request: Any) -> None:
+def test_concurrent_launches_record_each_trial_once(uri: str, tmp_path: Path, request: Any) -> None:
     """Two at work bring their own, each told of both; one dies without, and the other brings the rest at its end."""
     first = make_study(tmp_path, request.node.name)
     first.begin_launch(shares_machine=True)

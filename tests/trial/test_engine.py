@@ -369,7 +369,7 @@ def test_perfect_predictions_have_map_1(sx: float, sy: float, batch_size: int) -
     assert scores.map_small == pytest.approx(1.0) and scores.map_large is None  # COCO: small below 32 * 32 px
 
 
-def test_without_the_scale_they_would_be_wrong() -> None:
+def test_detections_need_scaling_back_to_file_pixels() -> None:
     assert judge(right_answers(2.0, 2.0)).map < 0.1
 
 

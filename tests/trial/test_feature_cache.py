@@ -106,7 +106,7 @@ def test_losses_and_scores_are_equal_bit_for_bit(
     assert len(calls) - n_filling <= 4 + 3 * rest < n_filling
 
 
-def test_maps_that_are_read_are_those_computed(
+def test_read_feature_maps_equal_computed_ones(
     tiny_recipe: Make, same_size: DetectionData, tmp_path: Path, always: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every map that LST reads, flipped and not, over several epochs."""
@@ -171,7 +171,7 @@ def test_images_of_several_sizes(
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - set(SIDE)))
-def test_a_body_that_is_trained_is_computed(
+def test_a_trained_backbone_is_always_computed(
     tiny_recipe: Make, same_size: DetectionData, tmp_path: Path, method: str
 ) -> None:
     recipe = tiny_recipe(method=method)
@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_used_is_one_note(tiny_recipe: Make, same_size: 
     assert [note.partition(":")[0] for note in result.notes] == ["cache off", "features computed"]
 
 
-def test_a_slow_disk_ends_it(
+def test_a_slow_disk_turns_the_cache_off(
     tiny_recipe: Make, same_size: DetectionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "decide", lambda *a: Decision(True, "features kept: in a test"))
@@ -284,7 +284,7 @@ def test_decision(costs: Costs, passes: list[Passes], n_trials: int, use: bool, 
     assert decision.why.startswith("features kept: 1 GB" if use else "features computed: ") and "\n" not in decision.why
 
 
-def test_without_room_it_is_no() -> None:
+def test_decision_is_no_without_room() -> None:
     assert decide(FAST, [FLIPPED], 9, 10**9, False) == Decision(
         False, "features computed: 1 GB of them do not fit into what --cache-size leaves"
     )

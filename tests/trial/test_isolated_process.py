@@ -62,7 +62,7 @@ def test_it_gives_what_a_trial_gives(tiny_recipe: Make, tiny_data: DetectionData
     assert same == without_times(here)
 
 
-def test_running_out_is_a_result_and_what_comes_after_is_not_touched(run: Any) -> None:
+def test_out_of_memory_is_a_result_and_leaves_the_next_trial_intact(run: Any) -> None:
     before = run(10_000)
     small, small_again = run(6), run(6)
     after = run(10_000)
@@ -87,7 +87,7 @@ def test_a_trial_that_is_told_to_stop_leaves_the_server_as_it_is(run: Any) -> No
     assert run(10_000)["outcome"] == "complete" and server().pid == pid and server().children() == []
 
 
-def test_an_answer_that_nobody_waits_for_is_not_taken_for_a_request(run: Any) -> None:
+def test_a_late_answer_is_not_taken_for_a_request(run: Any) -> None:
     """The trial was killed after it had reported, and the server saw that first."""
     assert run(10_000)["outcome"] == "complete"
     assert trial_process._server is not None

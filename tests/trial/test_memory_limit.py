@@ -146,7 +146,7 @@ OTHERS: list[tuple[str, torch.device, Exception]] = [
 
 
 @pytest.mark.parametrize(("why", "device", "error", "asked"), REFUSALS, ids=[row[0] for row in REFUSALS])
-def test_what_means_that_memory_ran_out(
+def test_errors_that_mean_out_of_memory(
     gpu: SimpleNamespace, why: str, device: torch.device, error: Exception, asked: int | None
 ) -> None:
     found = MemoryLimit(device, None).refusal(error)  # also where no limit is set: it is what it is
@@ -155,7 +155,9 @@ def test_what_means_that_memory_ran_out(
 
 
 @pytest.mark.parametrize(("why", "device", "error"), OTHERS, ids=[row[0] for row in OTHERS])
-def test_nothing_else_is_taken_for_it(gpu: SimpleNamespace, why: str, device: torch.device, error: Exception) -> None:
+def test_other_errors_do_not_count_as_out_of_memory(
+    gpu: SimpleNamespace, why: str, device: torch.device, error: Exception
+) -> None:
     assert MemoryLimit(device, None).refusal(error) is None
 
 
@@ -261,14 +263,14 @@ def test_a_process_is_bound_and_freed_again() -> None:
     assert [int(row[2]) for row in rows] == [pytest.approx(40, abs=1)] * 3 + [pytest.approx(90, abs=1)]
 
 
-def test_elsewhere_it_says_that_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systems_without_a_cpu_limit_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CPU_IS_LIMITED", False)
     with memory_limit(CPU, GB) as held:
         assert (held.kind, held.limit_bytes, held.peak_bytes()) == ("none", None, None)
         assert str(held) == "memory is not limited, which on a CPU only Linux can do"
 
 
-def test_it_says_what_it_holds(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_limit_describes_itself(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CPU_IS_LIMITED", True)
     assert str(MemoryLimit(CUDA, 5_500_000_000)) == "torch may hold at most 5.5 GB"
     assert str(MemoryLimit(CPU, 300_000_000)) == "the process may grow by at most 300 MB"
@@ -287,7 +289,7 @@ def test_a_process_that_has_ended_has_no_memory(tmp_path: Any, monkeypatch: pyte
     assert module.process_memory(process.pid) == {}
 
 
-def test_every_text_is_of_one_kind() -> None:
+def test_no_error_text_belongs_to_two_kinds() -> None:
     kinds: list[tuple[str, ...]] = [module._HOST, module._DEVICE, module._HOST_MAYBE, module._DEVICE_MAYBE]
     texts = [text for kind in kinds for text in kind]
     contains: Callable[[str, str], bool] = lambda a, b: a != b and a in b  # noqa: E731

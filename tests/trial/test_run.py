@@ -216,7 +216,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
     ("module", "function", "stage"),
     [(trial, "build_detector", "building the model"), (loop, "evaluate", "evaluating, epoch 1")],
 )
-def test_running_out_of_memory_elsewhere_too(
+def test_running_out_of_memory_outside_training_is_an_outcome(
     tiny_recipe: Make, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch, module: Any, function: str, stage: str
 ) -> None:
     recipe, real = tiny_recipe(method="head"), build_detector
@@ -229,7 +229,7 @@ def test_running_out_of_memory_elsewhere_too(
     assert (result.petl_params, result.trainable_params) == expected
 
 
-def test_nothing_of_a_trial_that_ran_out_is_held(
+def test_an_out_of_memory_trial_leaves_no_references(
     tiny_recipe: Make, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A traceback holds frames, and those the model: the next trial in this process must find it gone."""
