@@ -17,7 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from cst_search.config import catalog
-from cst_search.config.recipe import Recipe, renamed_fields
+from cst_search.config.recipe import Recipe, written_fields
 from cst_search.config.search_space import Space, renamed_dimensions
 from cst_search.errors import ConfigError
 
@@ -126,7 +126,7 @@ _RECIPE = TypeAdapter(Recipe)
 def make_recipe(content: Mapping[str, Any], where: str) -> Recipe:
     """Check a mapping as a recipe, method and options included. Raises ConfigError with every fault."""
     try:
-        text = json.dumps(_plain(renamed_fields(content)), default=str)
+        text = json.dumps(_plain(written_fields(content)), default=str)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     except (TypeError, ValueError, RecursionError) as error:  # an anchor that contains itself

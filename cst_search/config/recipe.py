@@ -80,6 +80,30 @@ def renamed_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     return {FORMER_NAMES.get(name, name): value for name, value in values.items()}
 
 
+def stored_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all fields of a recipe that this or an earlier version stored, by their names and meaning of today.
+
+    A recipe without ``neck`` is from before whole detectors could be loaded: its ``DEFAULT`` weights are IMAGENET.
+    Fields that it does not have get their defaults, which change nothing. Values are not checked.
+
+    Raises:
+        ConfigError: a field is given under both of its names.
+    """
+    values = renamed_fields(values)
+    if "neck" not in values and values.get("weights") == "DEFAULT":
+        values["weights"] = "IMAGENET"
+    return Recipe().to_dict() | values
+
+
+def written_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields as a person wrote them, by their names of today; a recipe that a study exported is a stored one.
+
+    Raises:
+        ConfigError: a field is given under both of its names.
+    """
+    return stored_fields(values) if values.get("origin") else renamed_fields(values)
+
+
 def resolve_recompute(recompute: str, has_side: bool) -> str:
     """Return what ``auto`` stands for: ``neck`` with a side network, which is there to save memory; else ``none``."""
     return recompute if recompute != "auto" else "neck" if has_side else "none"
@@ -244,8 +268,8 @@ class Recipe:
         ]
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
-        """The recipe of `to_dict`, also as an earlier version wrote it.
+    def from_dict(cls, content: Mapping[str, Any], *, by_hand: bool = False) -> Recipe:
+        """The recipe of `to_dict`, also as an earlier version wrote it; ``by_hand``: one that a person wrote.
 
         Raises:
             ConfigError: a value is out of its range, or a field is given under both of its names.
@@ -253,7 +277,7 @@ class Recipe:
         """
         if not isinstance(content, Mapping):
             raise TypeError(f"a recipe is a mapping of its fields; got {type(content).__name__}")
-        return cls(**renamed_fields(content))
+        return cls(**(written_fields(content) if by_hand else stored_fields(content)))
 
     def configured(self, config: Mapping[str, Any]) -> Recipe:
         """This recipe with a configuration laid over it.

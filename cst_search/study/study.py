@@ -13,7 +13,7 @@ from pathlib import Path
 
 import optuna
 
-from cst_search.config.recipe import renamed_fields
+from cst_search.config.recipe import stored_fields
 from cst_search.config.search_space import Space, renamed_dimensions
 from cst_search.errors import StudyError
 from cst_search.study.launch_registry import Launches, now
@@ -68,7 +68,7 @@ class Study:
         spec["objectives"] = tuple(OBJECTIVES[name] for name in spec["objectives"])
         spec["budget"] = Budget(**spec["budget"])
         spec["eta"] = spec.get("eta") or 0
-        spec["recipe"] = renamed_fields(spec["recipe"])
+        spec["recipe"] = stored_fields(spec["recipe"])
         self.spec = StudySpec(**spec)
         self.started: str = stored["started"]
         self.space = Space.from_dict(self.spec.space, where=f"space of study {self.name!r}")

@@ -34,7 +34,7 @@ def main() -> None:
     try:
         limit = args.limit_mem and allowance(parse_bytes(args.limit_mem), choose_device(), "--limit-mem")
         data, _ = load_data(args.data)
-        recipe = Recipe.from_dict(yaml.safe_load(args.recipe.read_text()))
+        recipe = Recipe.from_dict(yaml.safe_load(args.recipe.read_text()), by_hand=True)
     except UserError as error:
         parser.exit(error.exit_code, f"{error}\n")
     result = run_trial(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cst_search.config.recipe import renamed_fields
+from cst_search.config.recipe import stored_fields
 from cst_search.detector.build import trained_tensors
 
 BOUND_BYTES = 20 * 10**9  # bound for all checkpoints of a study
@@ -114,7 +114,7 @@ def _read(path: Path, identity: Mapping[str, Any], training: Training) -> dict[s
 def _renamed(identity: str) -> str:
     """Return an identity of an earlier version with today's names of the recipe fields."""
     stored = json.loads(identity)
-    return _text(stored | {"recipe": renamed_fields(stored["recipe"])} if "recipe" in stored else stored)
+    return _text(stored | {"recipe": stored_fields(stored["recipe"])} if "recipe" in stored else stored)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:

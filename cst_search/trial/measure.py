@@ -331,7 +331,7 @@ def read_recipe(path: Path) -> Recipe:
             import yaml
 
             content = yaml.safe_load(text)
-        return Recipe.from_dict(content)
+        return Recipe.from_dict(content, by_hand=True)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: must hold a recipe: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Recipe fields that were called otherwise once: whatever an earlier version wrote is still read.
+"""Recipe fields that were called otherwise once, or meant something else: what an earlier version wrote is still read.
 
 `study-before-recompute.sql` is the database of a study that version 0.1.0 made on the demo while ``recompute`` was
 called ``checkpoint``: 2 trials of one epoch, the field set in the recipe, shared in the space and of one method's own.
@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import random_body_state
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from studies import fake_estimate, run_cli
+from torchvision.models import WeightsEnum
 
 from cst_search.config.loading import apply_settings, load_recipe, load_space, make_recipe, read_yaml
 from cst_search.config.recipe import FORMER_NAMES, Recipe
@@ -103,6 +105,8 @@ def test_an_old_study_is_read_and_continued(old_home: Path) -> None:
     # Optuna's parameters are named as before, or its samplers would know nothing of the trials that are there
     assert [d.name for d in study.space.dimensions()] == ["method", "lr", "checkpoint", "norm.checkpoint"]
 
+    # written before whole detectors could be loaded: DEFAULT was torchvision's ResNet, neck and heads were trained
+    assert study.spec.recipe["weights"] == "demo" and study.spec.recipe["neck"] == "train"
     spec = {key: value for key, value in vars(study.spec).items()}
     today = replace(study.spec, space=load_space(spec["space"]).source)
     assert "recompute" in today.space["shared"] and "recompute" in today.recipe
@@ -145,3 +149,45 @@ def test_a_trial_goes_on_from_an_old_checkpoint(tiny_recipe: Make, tiny_data: De
     torch.save(content, path)
     ended = run_trial(recipe, tiny_data, **options)
     assert ended.resumed_epochs == 1 and ended.notes == []
+
+
+# --- weights: DEFAULT, which meant the ResNet alone until whole detectors could be loaded -----------------------------
+
+NEW_FIELDS = ("neck", "head", "lora_rank", "class_init", "augment")
+
+
+def before_detectors(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as it was stored before it had the fields of a trained detector."""
+    return {name: value for name, value in recipe.to_dict().items() if name not in NEW_FIELDS}
+
+
+def test_default_weights_that_were_stored_keep_their_meaning() -> None:
+    recipe = Recipe(detector="fcos", weights="DEFAULT")
+    assert recipe.weights_kind == "COCO"
+    assert Recipe.from_dict(before_detectors(recipe)) == replace(recipe, weights="IMAGENET")
+    assert Recipe.from_dict(recipe.to_dict()) == recipe  # stored by this version
+    kept = Recipe(detector="fcos", weights="none")
+    assert Recipe.from_dict(before_detectors(kept)) == kept
+
+
+def test_default_weights_in_a_file_mean_what_they_mean_today(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("detector: fcos\nweights: DEFAULT\n")
+    assert load_recipe(path).weights_kind == "COCO"
+    path.write_text("detector: fcos\nweights: DEFAULT\norigin: {study: s, trial: 3}\n")  # exported by a study
+    assert load_recipe(path).weights_kind == "IMAGENET"
+    assert Recipe.from_dict(read_yaml(path), by_hand=True).weights == "IMAGENET"
+    path.write_text("detector: fcos\nweights: DEFAULT\nneck: train\norigin: {study: s, trial: 3}\n")
+    assert load_recipe(path).weights_kind == "COCO"
+
+
+def test_old_weights_with_default_are_read(tiny_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their base hash is that of torchvision's ResNet."""
+    state = random_body_state("resnet18", 1.0)
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, **options: state)
+    recipe, path = tiny_recipe(method="head", width=1.0, weights="DEFAULT"), tmp_path / "w.safetensors"
+    save_trained(build_detector(recipe, 3), recipe, ("a", "b", "c"), path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, metadata=metadata | {"recipe": json.dumps(before_detectors(recipe))})
+    assert load_trained(path).recipe == replace(recipe, weights="IMAGENET")
