@@ -43,11 +43,12 @@ from cst_search.config.loading import load_recipe, load_space
 from cst_search.memory.estimate import worst_input
 from cst_search.search.early_stopping import Rungs, rung_epochs
 from cst_search.search.gaussian_process import Model
-from cst_search.search.optuna_space import layout, params_of, pick
+from cst_search.search.optuna_space import layout, pick
 from cst_search.search.pareto_sampler import KnownValues, ParetoSampler
 from cst_search.search.samplers import pareto_sampler
 from cst_search.search.transfer_prior import Prior
 from cst_search.study.objectives import choose_objectives
+from cst_search.study.parameters import params_of
 from cst_search.study.records import Budget, StudySpec
 from cst_search.study.study import ETA
 from cst_search.trial.cost import depends_on, predict_step

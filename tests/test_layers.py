@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "search": ("config", "memory", "study", "trial.cost", "trial.result"),
     "execution": (*BELOW_TRIAL, "trial", "study", "search"),
     "tracking": ("config", "study", "trial.inference", "trial.result"),
-    "report": ("config", "memory", "study", "search", "trial.result"),
+    "report": ("config", "memory", "study", "search.suggestion", "trial.result"),
     "commands": (*BELOW_TRIAL, "trial", "study", "search", "execution", "tracking", "report"),
     "cli": (*BELOW_TRIAL, "trial", "study", "report", "tracking", "commands"),
     "api": (*BELOW_TRIAL, "trial", "study", "report", "commands"),

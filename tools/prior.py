@@ -14,8 +14,9 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from cst_search.config.loading import load_space
-from cst_search.search.optuna_space import layout, params_of
+from cst_search.search.optuna_space import layout
 from cst_search.search.transfer_prior import FILE, Prior
+from cst_search.study.parameters import params_of
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def status(
     from rich.table import Table
     from rich.text import Text
 
-    from cst_search.study.wording import describe, repeat_words
+    from cst_search.study.wording import describe, format_quality, repeat_words
     from cst_search.units import format_bytes, format_count, format_seconds
 
     info = open_study(study, home, storage).info()
@@ -69,7 +69,7 @@ def status(
         table.add_row(
             str(record.trial),
             record.state,
-            f"{record.map:.3f}" if record.map is not None else "-",
+            format_quality(record.map),
             format_bytes(record.device_bytes),
             format_count(record.trainable_params),
             format_seconds(record.seconds),
@@ -90,6 +90,7 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
     from rich.text import Text
 
     from cst_search.study.study import Study, default_storage, list_studies
+    from cst_search.study.wording import format_quality
     from cst_search.units import format_bytes
 
     url = storage or default_storage(home_of(home))
@@ -117,10 +118,9 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
     for name in ("study", "started (UTC)", "data", "complete", "best map", "budget"):
         table.add_column(name)
     for i in infos:
-        best = i.best_map()
         table.add_row(
             Text(i.name), i.started[:16].replace("T", " "), Text(i.data), str(i.counts()[TrialState.COMPLETE]),
-            "-" if best is None else f"{best:.3f}", format_bytes(i.budget.memory_bytes),
+            format_quality(i.best_map()), format_bytes(i.budget.memory_bytes),
         )  # fmt: skip
     out.print(table)
 
@@ -220,7 +220,7 @@ def export(
         return
     from shlex import quote
 
-    from cst_search.study.wording import over_seeds_words
+    from cst_search.study.wording import format_quality, over_seeds_words
     from cst_search.units import format_bytes, format_count
 
     if verified is not None:
@@ -231,7 +231,7 @@ def export(
         )
     confirmed = over_seeds_words(info.brief(record))
     say(
-        f"trial {record.trial}: map {record.map:.3f}, {confirmed + ', ' if confirmed else ''}"
+        f"trial {record.trial}: map {format_quality(record.map)}, {confirmed + ', ' if confirmed else ''}"
         f"{format_bytes(record.device_bytes)} ({record.memory_source}), "
         f"{format_count(record.trainable_params)} trainable -> {output}"
     )

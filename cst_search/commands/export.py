@@ -18,7 +18,7 @@ from cst_search.config.recipe import Recipe
 from cst_search.errors import ConfigError, RunError, StudyError
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
-from cst_search.study.wording import over_seeds_words
+from cst_search.study.wording import format_quality, over_seeds_words
 from cst_search.trial.result import Outcome
 from cst_search.units import format_bytes, format_count
 
@@ -87,8 +87,8 @@ def export(info: StudyInfo, pick: str, path: Path, verified: Mapping[str, Any] |
     confirmed = over_seeds_words(info.brief(record))
     header = (
         f"cst-search train {quote(path.name)} --data {quote(recipe.data)} --out {quote(path.stem)}\n\n"
-        f"Trial {record.trial} of study {info.name}: map {record.map:.3f} after {len(record.history)} epochs, "
-        f"{confirmed + ', ' if confirmed else ''}{format_bytes(record.device_bytes)} ({record.memory_source}), "
+        f"Trial {record.trial} of study {info.name}: map {format_quality(record.map)} after {len(record.history)} "
+        f"epochs, {confirmed + ', ' if confirmed else ''}{format_bytes(record.device_bytes)} ({record.memory_source}), "
         f"{format_count(record.trainable_params)} trainable parameters."
     )
     try:

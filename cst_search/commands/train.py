@@ -21,6 +21,7 @@ from cst_search.detector.build import check_weights
 from cst_search.detector.weights import save_trained
 from cst_search.errors import ConfigError
 from cst_search.petl import get_method
+from cst_search.study.wording import format_quality
 from cst_search.trial.device import check_device
 from cst_search.trial.result import TrialResult
 from cst_search.trial.run import run_trial
@@ -107,7 +108,7 @@ def _check_free(folder: Path, checkpoint: Path) -> None:
 
 
 def _epoch_line(entry: dict[str, Any], n_epochs: int) -> str:
-    scores = f", map {entry['map']:.3f}, map50 {entry['map50']:.3f}" if "map" in entry else ""
+    scores = f", map {format_quality(entry['map'])}, map50 {format_quality(entry['map50'])}" if "map" in entry else ""
     speed = f"{entry['images_per_second']:.1f} images/s"
     return f"epoch {entry['epoch']}/{n_epochs}: loss {entry['loss']:.4f}, {speed}{scores}"
 
@@ -116,7 +117,7 @@ def _say_result(result: TrialResult, weights: Path, say: Callable[[str], None]) 
     for note in result.notes:
         say(note)
     for split, scores in result.final.items():
-        say(f"{split}: map {scores['map']:.3f}, map50 {scores['map50']:.3f}, map75 {scores['map75']:.3f}")
+        say(f"{split}: {', '.join(f'{name} {format_quality(scores[name])}' for name in ('map', 'map50', 'map75'))}")
     if weights.exists():
         say(
             f"{format_count(result.trainable_params)} trained parameters, "

@@ -15,7 +15,7 @@ from cst_search.report.summary import front_report
 from cst_search.study.records import StudyInfo
 from cst_search.study.states import TrialState
 from cst_search.study.verdicts import Verdict, noise, quality, verdicts
-from cst_search.study.wording import describe
+from cst_search.study.wording import describe, format_quality
 from cst_search.units import format_seconds
 
 
@@ -87,17 +87,13 @@ def confirm_table(report: dict[str, Any]) -> Table:
         failed = f" + {len(entry['failed'])} failed" if entry["failed"] else ""
         table.add_row(
             str(entry["trial"]),
-            *(_figure(entry[key]) for key in (name, "mean", "std")),
+            *(format_quality(entry[key]) for key in (name, "mean", "std")),
             f"{entry['n_seeds']}{failed}",
-            _figure(entry["new_mean"]),
+            format_quality(entry["new_mean"]),
             Text(entry["verdict"]),
             Text(describe(entry["config"])),
         )
     return table
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def say_confirmation(report: dict[str, Any], page: Path, console: Console) -> None:

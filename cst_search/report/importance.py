@@ -113,7 +113,7 @@ def _evaluate(
 def _frozen(space: Space, record: TrialRecord) -> Any:
     import optuna
 
-    from cst_search.search.optuna_space import distribution, label
+    from cst_search.study.parameters import distribution, label
 
     method = [space.method_dimension] if len(space.methods) > 1 else []
     dimensions = [*method, *space.by_method.get(record.config.get(Space.METHOD, ""), ())]

@@ -141,7 +141,7 @@ class View:
                 self.say(f"trial {record.trial}: {note}")
         if self._live is None:
             reason = f", {record.reason}" if record.reason else ""
-            quality = f"map {record.map:.3f}, " if record.map is not None else ""
+            quality = f"map {format_quality(record.map)}, " if record.map is not None else ""
             self.say(
                 f"trial {record.trial} {record.state}: {quality}{format_bytes(record.device_bytes)}, "
                 f"{format_count(record.trainable_params)} trainable, {format_seconds(record.seconds)}{reason} | "

@@ -10,10 +10,11 @@ from optuna.trial import FrozenTrial
 
 from cst_search.config.search_space import Space
 from cst_search.errors import StudyError
-from cst_search.search.optuna_space import conditions, distributions, value_of
+from cst_search.search.optuna_space import conditions, distributions
 from cst_search.search.pareto_sampler import KnownValues, ParetoSampler
 from cst_search.search.transfer_prior import Prior
 from cst_search.study.objectives import Objective
+from cst_search.study.parameters import value_of
 from cst_search.study.records import StudySpec
 from cst_search.study.storage import experimental
 

@@ -12,12 +12,13 @@ from optuna.trial import FrozenTrial, Trial
 from optuna.trial import TrialState as OptunaState
 
 from cst_search.config.recipe import renamed_fields
-from cst_search.search.optuna_space import params_of, pick
+from cst_search.search.optuna_space import pick
 from cst_search.search.outcomes import Outcomes
 from cst_search.search.pareto_sampler import ParetoSampler
 from cst_search.search.samplers import make_sampler
 from cst_search.search.suggestion import Suggestion
 from cst_search.study.launch_registry import now
+from cst_search.study.parameters import params_of
 from cst_search.study.records import Budget
 from cst_search.study.study import Study
 from cst_search.study.trial_attributes import SUGGESTED, Suggested, learning_curve

@@ -24,7 +24,8 @@ import numpy as np
 
 from cst_search.config.search_space import Dimension, Space
 from cst_search.search.gaussian_process import Model
-from cst_search.search.optuna_space import label, layout, params_of
+from cst_search.search.optuna_space import layout
+from cst_search.study.parameters import label, params_of
 from cst_search.study.pareto import Floats
 
 FILE = Path(__file__).with_name("prior.json.gz")

@@ -20,10 +20,11 @@ from cst_search.config.search_space import Space
 from cst_search.search import pareto_sampler as sampler_module
 from cst_search.search import samplers, surrogate
 from cst_search.search.encoding import ParameterLayout
-from cst_search.search.optuna_space import layout, params_of
+from cst_search.search.optuna_space import layout
 from cst_search.search.pareto_sampler import KnownValues, ParetoSampler
 from cst_search.search.surrogate import Surrogate
 from cst_search.search.transfer_prior import FILE, Prior
+from cst_search.study.parameters import params_of
 
 SMALL = Space.from_dict(
     {
