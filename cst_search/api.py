@@ -33,7 +33,7 @@ def launch(
     budget_params: str | float | None = None,
     data: str | Path | None = None,
     recipe: RecipeLike | None = None,
-    space: SpaceLike = "cst",
+    space: SpaceLike | None = None,
     settings: Settings | None = None,
     study: str | None = None,
     trials: int = 16,
@@ -62,7 +62,8 @@ def launch(
         budget_params: budget of trainable parameters.
         data: COCO-format folder; None: the embedded demo.
         recipe: fixed settings; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
-        space: search space: a shipped name, a YAML file, or the mapping that such a file holds.
+        space: search space: a shipped name, a YAML file, or the mapping that such a file holds (default: demo; with
+            data, cst).
         settings: fields of the recipe to change, ``{"search_epochs": 2}`` or ``["search_epochs=2"]``.
         study: name; an existing study is continued.
         trials: total trials in the study, including earlier launches.

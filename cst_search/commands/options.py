@@ -205,9 +205,9 @@ class LaunchOptions(ResumeOptions):
         SEARCH,
         completion="recipes",
     )
-    space: SpaceLike = _option(
-        "--space", "Search space: a shipped name or a YAML file.", SEARCH, default="cst", completion="spaces",
-        recorded=True,
+    space: SpaceLike | None = _option(
+        "--space", "Search space: a shipped name or a YAML file (default: demo; with --data, cst).", SEARCH,
+        completion="spaces", recorded=True,
     )  # fmt: skip
     settings: Settings | None = _option(
         "--set", "Change a field of the recipe: name=value. Repeatable.", SEARCH, kind=list, completion="settings"

@@ -15,7 +15,14 @@ from cst_search.commands.options import LaunchOptions, declared
 from cst_search.commands.output import Say
 from cst_search.commands.worker_setup import Machines, WorkerSetup
 from cst_search.config.catalog import own_path
-from cst_search.config.loading import apply_settings, load_recipe, load_space, make_recipe, shown_name
+from cst_search.config.loading import (
+    SpaceLike,
+    apply_settings,
+    load_recipe,
+    load_space_for,
+    make_recipe,
+    shown_name,
+)
 from cst_search.config.recipe import WEIGHT_NAMES, WEIGHTS_RULE, Recipe
 from cst_search.config.search_space import Space
 from cst_search.data.coco import DetectionData
@@ -27,6 +34,7 @@ from cst_search.search.samplers import default_sampler
 from cst_search.search.suggester import enqueue
 from cst_search.study.records import Budget, StudySpec
 from cst_search.study.study import Study
+from cst_search.trial.cost import recomputed_part
 
 
 @dataclass(frozen=True)
@@ -49,20 +57,28 @@ class SearchSetup:
 def set_up_search(options: LaunchOptions, machines: Machines, say: Say) -> SearchSetup:
     """Load recipe, space and data, and print how much of the space the budget allows. Raises UserError."""
     known = options.of_study
-    space = load_space(options.space) if known is None else Space.from_dict(known.space, where=f"study {known.name!r}")
-    for method in space.methods:
-        get_method(method)
     if known is None:
         recipe = base_recipe(options, machines.device)
-        check_space(space, recipe, shown_name(options.space))
+        space, notes = load_space_for(chosen_space(options), recipe)
+        for method in space.methods:
+            get_method(method)
+        for note in notes:
+            say(note)
+        check_space(space, recipe, shown_name(chosen_space(options)))
     else:
         recipe = make_recipe(known.recipe, f"study {known.name!r}")
+        space = Space.from_dict(known.space, where=f"study {known.name!r}")
     data = load_dataset(options, recipe, say)
     say(check_weights(recipe, data.class_names))  # downloads weights once, and fails before any trial
     estimate = estimator(recipe, data)
     survey = survey_costs(space, recipe, estimate)
     show_budget(options.budget, survey, say)
     return SearchSetup(recipe, space, data, estimate, survey)
+
+
+def chosen_space(options: LaunchOptions) -> SpaceLike:
+    """Return the search space of a launch: the one given, or the default for its data."""
+    return options.space or ("demo" if options.data is None else "cst")
 
 
 def base_recipe(options: LaunchOptions, device: Any) -> Recipe:
@@ -129,7 +145,8 @@ def default_config(space: Space, recipe: Recipe) -> dict[str, Any]:
     made = method.make_options(recipe.options if own else {})
     config = {key: value for key, value in vars(recipe).items() if key not in ("options", "origin")}
     config |= {"method": method.name, "lr": (recipe.lr if own else None) or method.lr}
-    return config | {f"{method.name}.{key}": value for key, value in vars(made).items()}
+    config |= {f"{method.name}.{key}": value for key, value in vars(made).items()}
+    return config | {"recompute": recomputed_part(recipe.configured(config))}
 
 
 def recorded_settings(study: Study, options: LaunchOptions, workers: WorkerSetup) -> dict[str, Any]:
@@ -137,7 +154,7 @@ def recorded_settings(study: Study, options: LaunchOptions, workers: WorkerSetup
     spec = study.spec
     actual = replace(
         options,
-        space=shown_name(options.space),
+        space=shown_name(chosen_space(options)),
         data=spec.data,
         limit_mem=spec.limit_bytes,
         objectives=",".join(o.name for o in spec.objectives),

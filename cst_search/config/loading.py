@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cst_search.config import catalog
 from cst_search.config.recipe import Recipe, written_fields
-from cst_search.config.search_space import Space, renamed_dimensions
+from cst_search.config.search_space import Space, fit_space, renamed_dimensions
 from cst_search.errors import ConfigError
 
 # how a program gives what is a name or a path on the command line, and ``--set``
@@ -163,12 +163,24 @@ def shown_name(given: RecipeLike | SpaceLike) -> str:
     return str(given) if isinstance(given, str | Path) else "given"
 
 
-def load_space(name: SpaceLike) -> Space:
-    """A search space by path, or a shipped one by name; or the mapping that such a file holds. Raises ConfigError."""
+def load_space(name: SpaceLike, recipe: Recipe | None = None) -> Space:
+    """A search space by path, or a shipped one by name; or the mapping that such a file holds. Raises ConfigError.
+
+    Args:
+        recipe: what the space is for, see `search_space.fit_space`; None: the defaults.
+    """
+    return load_space_for(name, recipe or Recipe())[0]
+
+
+def load_space_for(name: SpaceLike, recipe: Recipe) -> tuple[Space, list[str]]:
+    """`load_space`, and a note on each dimension that this recipe cannot vary."""
     if isinstance(name, Mapping):
-        return Space.from_dict(renamed_dimensions(name, "search space"))
-    path = catalog.find("search_spaces", str(name))
-    return Space.from_dict(renamed_dimensions(read_yaml(path), str(path)), where=str(path))
+        content, where = name, "search space"
+    else:
+        path = catalog.find("search_spaces", str(name))
+        content, where = read_yaml(path), str(path)
+    fitted, notes = fit_space(renamed_dimensions(content, where), recipe, where)
+    return Space.from_dict(fitted, where=where), notes
 
 
 def recipe_json_schema() -> dict[str, Any]:

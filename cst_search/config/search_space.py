@@ -8,7 +8,7 @@
       lr: {float: [1e-3, 3e-2], log: true}      # replaces the shared one for this method
 
 A dimension is ``choice: [...]``, ``float: [low, high]`` or ``int: [low, high]``, the last two with ``log: true`` if
-wanted. Standard library only.
+wanted; or ``times: [0.5, 1]``, a choice among multiples of the recipe's own value (`fit_space`). Standard library only.
 """
 
 from __future__ import annotations
@@ -47,6 +47,46 @@ def renamed_dimensions(content: Mapping[str, Any], where: str) -> dict[str, Any]
         }
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def fit_space(content: Mapping[str, Any], recipe: Recipe, where: str) -> tuple[dict[str, Any], list[str]]:
+    """Return a search space as it is for one recipe, and a note on each dimension that it leaves out.
+
+    ``times: [0.5, 1]`` becomes a choice among that many times the recipe's value, rounded to whole numbers for a field
+    that holds one. ``neck`` and ``head`` are left out if the recipe's weights leave them random.
+
+    Raises:
+        ConfigError: ``times`` stands at something that is no number of the recipe.
+    """
+    fitted: dict[str, Any] = {}
+    left_out: set[str] = set()
+    for section, rules in content.items():
+        fitted[section] = rules
+        if not isinstance(rules, Mapping):
+            continue
+        fitted[section] = dict(rules)
+        for name, rule in rules.items():
+            if name in ("neck", "head") and not recipe.has_trained_detector:
+                left_out.add(name)
+                del fitted[section][name]
+            elif isinstance(rule, Mapping) and "times" in rule:
+                fitted[section][name] = {"choice": _multiples(recipe, name, rule, f"{where}: {section}.{name}")}
+    if not left_out:
+        return fitted, []
+    names = " and ".join(name for name in ("neck", "head") if name in left_out)
+    return fitted, [f"{names} not varied: weights {recipe.weights_kind} leave neck and heads random, all is trained"]
+
+
+def _multiples(recipe: Recipe, name: str, rule: Mapping[str, Any], where: str) -> list[float]:
+    own = getattr(recipe, name, None) if name in _FIELDS else None
+    if isinstance(own, bool) or not isinstance(own, int | float):
+        raise ConfigError(f"{where}: times needs a field of the recipe that holds a number")
+    factors = rule["times"]
+    fine = isinstance(factors, list) and factors
+    if set(rule) != {"times"} or not fine or not all(isinstance(f, int | float) and 0 < f < _BEYOND for f in factors):
+        raise ConfigError(f"{where} must be {{times: [...]}} with numbers above 0; got {rule!r}")
+    values = [factor * own for factor in factors]
+    return list(dict.fromkeys(max(1, round(value)) if isinstance(own, int) else value for value in values))
 
 
 _BEYOND = 2**63  # integers above are none for a database, and above 10**308 no floats either; not so for NaN
@@ -186,7 +226,8 @@ def _dimension(name: str, key: str, rule: Any, place: str, faults: list[str]) ->
     kinds = [kind for kind in ("choice", "float", "int") if isinstance(rule, dict) and kind in rule]
     if len(kinds) != 1 or set(rule) - {kinds[0], "log"}:
         faults.append(
-            f"{place} must be one of {{choice: [...]}}, {{float: [low, high]}}, {{int: [low, high]}}; got {rule!r}"
+            f"{place} must be one of {{choice: [...]}}, {{float: [low, high]}}, {{int: [low, high]}}, "
+            f"{{times: [...]}}; got {rule!r}"
         )
         return None
     kind, log = kinds[0], rule.get("log", False)

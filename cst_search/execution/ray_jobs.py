@@ -170,9 +170,10 @@ def check_words(command: str, given: Mapping[str, Any]) -> None:
         from cst_search.config.loading import apply_settings, load_recipe, load_space
         from cst_search.config.recipe import WEIGHT_NAMES
 
-        load_space(given["space"])
         name = given["recipe"] or "demo"
         recipe = apply_settings(load_recipe(name), given["settings"] or (), name)
+        if given["space"] is not None:
+            load_space(given["space"], recipe)
         if recipe.weights not in WEIGHT_NAMES and not Path(recipe.weights).is_absolute():
             raise ConfigError(f"recipe {name!r}: weights must be a whole path on the cluster; got {recipe.weights}")
 

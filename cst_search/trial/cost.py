@@ -23,7 +23,7 @@ from cst_search.memory.estimate import (
     worst_input,
 )
 from cst_search.memory.plan import MemoryPlan, StepShape
-from cst_search.memory.resnet_shapes import resnet_shape
+from cst_search.memory.resnet_shapes import BackboneShape, resnet_shape
 from cst_search.petl import get_method
 
 # fields of a recipe that change no tensor's shape, and a value for each
@@ -93,18 +93,31 @@ def predict_step(
     )
 
 
-def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[StepShape, MemoryPlan]:
-    """What the arithmetic needs to know of a recipe."""
-    detector = get_detector(recipe.detector)
-    backbone = resnet_shape(recipe.backbone, recipe.width, recipe.used_stages, frozen_norm=recipe.frozen_norm)
+def backbone_shape(recipe: Recipe) -> BackboneShape:
+    """Return the shape of a recipe's backbone."""
+    return resnet_shape(recipe.backbone, recipe.width, recipe.used_stages, frozen_norm=recipe.frozen_norm)
+
+
+def memory_plan(recipe: Recipe) -> MemoryPlan:
+    """Return the changes that a recipe's method makes to the training step, in shapes."""
     method = get_method(recipe.method)
-    plan = method.footprint(backbone, method.make_options(recipe.options))
+    return method.footprint(backbone_shape(recipe), method.make_options(recipe.options))
+
+
+def recomputed_part(recipe: Recipe) -> str:
+    """Return ``none``, ``neck`` or ``all``: the recipe's ``recompute``, or what ``auto`` stands for."""
+    return resolve_recompute(recipe.recompute, has_side=memory_plan(recipe).side is not None)
+
+
+def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[StepShape, MemoryPlan]:
+    """Return a recipe's training step and its method's changes to it, in shapes."""
+    detector, plan = get_detector(recipe.detector), memory_plan(recipe)
     step = StepShape(
         heads=detector.heads,
         head_layers=detector.head_layers,
         tower=None if detector.tower is None else detector.tower(recipe),
         pooled=detector.pooled,
-        shape=backbone,
+        shape=backbone_shape(recipe),
         channels=recipe.fpn_channels,
         n_classes=n_classes,
         batch=recipe.batch_size,
@@ -112,7 +125,7 @@ def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[StepSha
         width_px=shape.width_px,
         max_boxes=shape.max_boxes,
         memsave=recipe.memsave,
-        recompute=resolve_recompute(recipe.recompute, has_side=plan.side is not None),
+        recompute=recomputed_part(recipe),
         neck=recipe.neck,
         head=recipe.head,
         lora_rank=recipe.lora_rank,

@@ -10,7 +10,7 @@ import pytest
 from studies import SPACE, fake_estimate, make_study
 
 from cst_search.config.recipe import Recipe
-from cst_search.config.search_space import Space
+from cst_search.config.search_space import Space, fit_space
 from cst_search.errors import ConfigError
 from cst_search.study.records import Budget
 from cst_search.study.study import Study
@@ -182,3 +182,53 @@ def test_a_study_hands_out_and_gives_back_the_configurations_of_its_space(tmp_pa
     assert [record.config for record in records] == configs
     assert any(isinstance(config.get("cst.mtc_stages"), tuple) for config in configs)
     assert Study.open(session.study.url, session.study.name).space == space
+
+
+# --- a space for one recipe -------------------------------------------------------------------------------------------
+
+LEVERS = {
+    "methods": ["cst", "head"],
+    "shared": {"image_size_px": {"times": [0.5, 0.75, 1.0]}, "neck": {"choice": ["train", "frozen"]}},
+    "head": {"head": {"choice": ["train", "predictor"]}, "weight_decay": {"times": [0.5, 2]}},
+}
+
+
+def test_times_is_a_choice_among_multiples_of_the_recipes_value() -> None:
+    recipe = Recipe(image_size_px=150, max_size_px=200, weight_decay=1e-3)
+    fitted, notes = fit_space(LEVERS, recipe, "space")
+    space = Space.from_dict(fitted)
+    choices = {d.key: d.choices for d in space.by_method["head"]}
+    assert choices["image_size_px"] == (75, 112, 150) and notes == []
+    assert choices["weight_decay"] == (5e-4, 2e-3)
+    assert "times" in LEVERS["shared"]["image_size_px"]  # type: ignore[index]  # the given space is left as it is
+
+
+def test_equal_multiples_are_one_choice() -> None:
+    space = {"methods": ["head"], "shared": {"batch_size": {"times": [0.1, 0.5, 1]}}}
+    fitted, _ = fit_space(space, Recipe(batch_size=2), "space")
+    assert fitted["shared"]["batch_size"] == {"choice": [1, 2]}
+
+
+def test_neck_and_head_are_left_out_where_they_start_random() -> None:
+    fitted, notes = fit_space(LEVERS, Recipe(weights="IMAGENET"), "space")
+    keys = Space.from_dict(fitted).keys()
+    assert "neck" not in keys and "head" not in keys and "image_size_px" in keys
+    assert notes == ["neck and head not varied: weights IMAGENET leave neck and heads random, all is trained"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "says"),
+    [
+        ("hflip", {"times": [1]}, "shared.hflip: times needs a field of the recipe that holds a number"),
+        ("nothing", {"times": [1]}, "shared.nothing: times needs a field"),
+        ("lr", {"times": [1]}, "shared.lr: times needs a field"),  # none: the method's prior
+        ("batch_size", {"times": []}, "shared.batch_size must be {times"),
+        ("batch_size", {"times": [0, 1]}, "shared.batch_size must be {times"),
+        ("batch_size", {"times": [1], "log": True}, "shared.batch_size must be {times"),
+        ("batch_size", {"times": ["1"]}, "shared.batch_size must be {times"),
+    ],
+)
+def test_wrong_multiples_are_refused(name: str, rule: Any, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        fit_space({"methods": ["head"], "shared": {name: rule}}, Recipe(), "space")
+    assert says in str(caught.value)
