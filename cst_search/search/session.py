@@ -40,9 +40,15 @@ class SearchSession:
 
     Attributes:
         rungs: epochs after which a trial may be stopped.
+
+    Raises:
+        RuntimeError: the `Study` object has a session already. Another session of the same study needs an object of its
+            own, as another process has.
     """
 
     def __init__(self, study: Study) -> None:
+        if study.reader.is_followed:  # the trials that it reads go to one session
+            raise RuntimeError(f"study {study.name!r} has a search session already; open the study again for another")
         self.study = study
         spec = study.spec
         self.rungs = rung_epochs(spec.full_epochs, spec.eta) if spec.eta else ()

@@ -42,6 +42,11 @@ class TrialReader:
         self._last_id = -1
         self._held: set[int] = set()
 
+    @property
+    def is_followed(self) -> bool:
+        """True if each trial that is read is passed on; see `restart`."""
+        return self._on_read is not None
+
     def hold(self, number: int) -> None:
         """Mark an unfinished trial as changed by this process only: `read` does not read it again."""
         self._held.add(number)

@@ -1042,6 +1042,17 @@ def test_progress_is_kept_without_early_stopping(tmp_path: Path) -> None:
     assert session.study.info().front() == []
 
 
+def test_a_study_object_has_one_session(tmp_path: Path) -> None:
+    session = make_study(tmp_path)
+    run_one(session, scored(0.4))
+    with pytest.raises(RuntimeError, match="'made' has a search session already; open the study again"):
+        SearchSession(session.study)
+    run_one(session, scored(0.5))
+    other = open_session(session.study.url, "made")
+    other.study.reader.read()
+    assert session.study.reader.n_ran == other.study.reader.n_ran == 2
+
+
 # --- reading --------------------------------------------------------------------------------------------------------
 
 

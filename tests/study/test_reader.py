@@ -1,0 +1,47 @@
+"""What a reader reads again, and what it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from studies import fake_estimate, make_study, scored
+
+from cst_search.study.study import Study
+from cst_search.study.trial_attributes import Progress
+
+
+def test_a_held_trial_is_read_where_it_is_asked_for(tmp_path: Path) -> None:
+    session = make_study(tmp_path)
+    suggestion = session.ask(fake_estimate)  # type: ignore[arg-type]
+    assert suggestion is not None
+    other = Study.open(session.study.url, "made")
+    other.reader.read()
+    other.reader.hold(suggestion.trial)
+    session.progress(suggestion.trial, {"epoch": 1, "loss": 2.0})
+
+    def n_epochs() -> int:
+        return len(Progress.of(other.reader.unfinished[suggestion.trial].user_attrs).history)
+
+    other.reader.read()
+    assert n_epochs() == 0
+    other.reader.read(suggestion.trial)
+    assert n_epochs() == 1
+    session.progress(suggestion.trial, {"epoch": 2, "loss": 1.0})
+    other.reader.release(suggestion.trial)
+    other.reader.read()
+    assert n_epochs() == 2
+
+
+def test_a_finished_trial_is_read_once_and_its_record_is_the_last(tmp_path: Path) -> None:
+    session = make_study(tmp_path)
+    suggestion = session.ask(fake_estimate)  # type: ignore[arg-type]
+    assert suggestion is not None
+    seen: list[str] = []
+    other = Study.open(session.study.url, "made")
+    other.reader.restart(on_read=lambda trial: seen.append(trial.state))
+    other.reader.read()
+    session.tell(suggestion.trial, scored(0.4))
+    for _ in range(3):
+        other.reader.read()
+    assert seen == ["RUNNING", "COMPLETE"] and other.reader.n_ran == other.reader.n_trials == 1
+    assert other.record(suggestion.trial).map == 0.4
