@@ -14,7 +14,7 @@ from cst_search.commands.output import Say
 from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
 from cst_search.data.coco import DetectionData
-from cst_search.memory.estimate import Estimate, InputShape, worst_input
+from cst_search.memory.estimate import CONTEXT_BYTES, Estimate, InputShape, worst_input
 from cst_search.petl import get_method
 from cst_search.study.records import Budget
 from cst_search.trial.cost import predict
@@ -25,11 +25,15 @@ _SURVEY = 24  # random configurations that a budget is compared with
 
 @dataclass(frozen=True)
 class Survey:
-    """Predicted costs of random configurations; each tuple is in ascending order."""
+    """Predicted costs of random configurations; each tuple is in ascending order.
+
+    ``context_bytes`` is the CUDA context that all of ``device_bytes`` include.
+    """
 
     device_bytes: tuple[int, ...]
     trainable_params: tuple[int, ...]
     petl_params: tuple[int, ...]
+    context_bytes: int = CONTEXT_BYTES
 
 
 def estimator(recipe: Recipe, data: DetectionData) -> Callable[[dict[str, Any]], Estimate]:

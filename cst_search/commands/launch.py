@@ -173,5 +173,5 @@ def _say_end(result: LaunchResult, options: LaunchOptions, console: Console, say
         say(f"hypervolume {info.hypervolume():.4f}; page {result.files['html']}")
         home = _flags(replace(options, storage=None))
         say(f"next:  cst-search ui{home}")
-        say(f"       cst-search export {shlex.quote(info.name)} --pick knee -o best.yaml{flags}")
+        say(f"       cst-search export {shlex.quote(info.name)} --pick {info.suggested_pick()} -o best.yaml{flags}")
         say(f"       cst-search train best.yaml{data} --out trained{home}")

@@ -125,10 +125,17 @@ def open_or_make_study(options: LaunchOptions, request: Request, setup: SearchSe
 def reference_point(survey: Survey, budget: Budget) -> dict[str, float]:
     """Return the reference point of the hypervolume: the budget, or 105 % of the space's highest cost if that is lower.
 
-    With a reference point far above the space, all hypervolumes would look alike.
+    With a reference point far above the space, all hypervolumes would look alike. So the 105 % are of the working memory;
+    5 % of the CUDA context may be more than the whole space spans.
     """
-    ceiling = {name: values[-1] * 1.05 + 1 for name, values in vars(survey).items()}
-    reference = {"map": 0.0, "map50": 0.0, **ceiling}
+    context = survey.context_bytes
+    reference = {
+        "map": 0.0,
+        "map50": 0.0,
+        "device_bytes": context + (survey.device_bytes[-1] - context) * 1.05 + 1,
+        "trainable_params": survey.trainable_params[-1] * 1.05 + 1,
+        "petl_params": survey.petl_params[-1] * 1.05 + 1,
+    }
     for cost, bound in (("device_bytes", budget.memory_bytes), ("trainable_params", budget.params)):
         reference[cost] = min(reference[cost], bound or reference[cost])
     return reference

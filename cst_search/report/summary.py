@@ -22,7 +22,9 @@ def front_report(info: StudyInfo) -> dict[str, Any]:
         "trials": counts,
         "reference_point": dict(info.reference_point),
         "hypervolume": info.hypervolume(),
+        "context_bytes": info.context_bytes,
         "knee": info.knee(),
+        "suggested_pick": info.suggested_pick(),
         "front": [info.brief(record) for record in info.front()],
     }
 

@@ -24,7 +24,7 @@ References.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import moocore
@@ -38,6 +38,8 @@ Floats = NDArray[np.float64]
 
 # Best possible value of a maximised metric; all of ours are shares (mAP is an average of precisions).
 BEST_SHARE = 1.0
+# An objective that spans less over the front, as a share of its largest value there, does not count for the knee.
+LEAST_SPAN = 0.01
 
 
 def front(values: ArrayLike, objectives: Sequence[Objective]) -> list[int]:
@@ -136,20 +138,33 @@ def knee(values: ArrayLike, objectives: Sequence[Objective]) -> int | None:
 
     Each objective is scaled so that its best value on the front is 0 and its worst is 1. The ideal is then the origin
     (the best of each, usually reached by no point), and the nearest point by Euclidean distance is the knee. An
-    objective that is constant over the front does not count. Ties go to the point with the higher mAP (the maximised
-    objectives, in order), then to the earlier row. A single point is its own knee; an empty front gives None.
+    objective that spans next to nothing does not count; see `tells_apart`. Ties go to the point with the higher mAP
+    (the maximised objectives, in order), then to the earlier row. A single point is its own knee; an empty front gives
+    None.
     """
     candidates = front(values, objectives)
     if not candidates:
         return None
     costs = as_costs(values, objectives)[candidates]
     low, high = costs.min(axis=0), costs.max(axis=0)
-    scaled = (costs - low) / np.where(high > low, high - low, 1.0)
+    counts = tells_apart(costs)
+    scaled = np.where(counts, (costs - low) / np.where(counts, high - low, 1.0), 0.0)
     # Mirrored points must tie: 1e-12 is far above rounding errors and far below any difference that matters.
     distance = np.round(np.linalg.norm(scaled, axis=1), 12)
     ties = [costs[:, j] for j, objective in enumerate(objectives) if objective.goal == "max"]
     order = np.lexsort([np.arange(len(candidates)), *reversed(ties), distance])  # the last key is the first criterion
     return candidates[int(order[0])]
+
+
+def tells_apart(points: ArrayLike) -> NDArray[np.bool_]:
+    """Return a mask of the m objectives that span at least `LEAST_SPAN` of their largest value over ``n x m`` points.
+
+    The points are those of a front, without NaN; signs do not matter. By the other objectives no point is worth more
+    than another: scaled to its span, 1 MB in 1 GB would weigh as much as all that the front spans in mAP.
+    """
+    table = np.asarray(points, dtype=np.float64)
+    span = np.ptp(table, axis=0)
+    return np.asarray((span > 0) & (span >= LEAST_SPAN * np.abs(table).max(axis=0)))
 
 
 def as_costs(values: ArrayLike, objectives: Sequence[Objective]) -> Floats:
@@ -208,7 +223,7 @@ def _volume(units: Floats) -> float:
     return dominated_volume(units, np.ones(units.shape[1]))
 
 
-def common_reference(points: Sequence[Mapping[str, float]], objectives: Sequence[Objective]) -> list[float]:
+def common_reference(points: Sequence[Sequence[float]], objectives: Sequence[Objective]) -> list[float]:
     """Return the worst of several reference points, per objective, so that hypervolumes can be compared at it."""
     worst = {"min": max, "max": min}
-    return [worst[o.goal](point[o.name] for point in points) for o in objectives]
+    return [worst[o.goal](column) for o, column in zip(objectives, zip(*points, strict=True), strict=True)]

@@ -1,4 +1,4 @@
-"""Records of studies, trials and launches as plain values. Standard library and `pareto` only."""
+"""Records of studies, trials and launches as plain values. Arithmetic only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+from cst_search.memory.estimate import CONTEXT_BYTES
 from cst_search.study import pareto
 from cst_search.study.objectives import Objective
 from cst_search.study.seed_statistics import NOISY, Sample
@@ -45,6 +46,7 @@ class TrialRecord(TrialFigures):
     Attributes:
         memory_source: ``measured`` or ``predicted``: where ``device_bytes`` comes from.
         memory_correction: factor on the predicted memory, learned from the study's measured trials.
+        context_bytes: CUDA context in ``device_bytes``, predicted or measured.
         trainable_params, petl_params: predicted; the counts that the budget was applied to.
         feasible: complete and within the budget.
         ran: False if it was rejected by predicted cost, so that no worker was used.
@@ -58,6 +60,7 @@ class TrialRecord(TrialFigures):
     config: Mapping[str, Any]
     memory_source: str = "predicted"
     memory_correction: float = 1.0
+    context_bytes: int = 0
     trainable_params: int | None = None
     petl_params: int | None = None
     feasible: bool = False
@@ -68,15 +71,21 @@ class TrialRecord(TrialFigures):
     repeat_epochs: int | None = None
     launch: str | None = None
 
+    @property
+    def working_bytes(self) -> int | None:
+        """Device bytes without the CUDA context."""
+        return None if self.device_bytes is None else self.device_bytes - self.context_bytes
+
     def values(self, objectives: Sequence[Objective]) -> list[float]:
         """Return the objectives in the form that `pareto` takes; all NaN unless the trial is complete and feasible."""
         if self.state != TrialState.COMPLETE or not self.feasible:
             return [math.nan] * len(objectives)
-        return [math.nan if (v := getattr(self, o.name)) is None else float(v) for o in objectives]
+        return [math.nan if (v := getattr(self, o.compared)) is None else float(v) for o in objectives]
 
     def brief(self) -> dict[str, Any]:
         """Return the trial's own part of a front entry in ``cst-search front --json``; see `StudyInfo.brief`."""
-        names = ("trial", "config", "map", "map50", "device_bytes", "memory_source", "trainable_params", "petl_params")
+        names = ("trial", "config", "map", "map50", "device_bytes", "working_bytes", "memory_source",
+                 "trainable_params", "petl_params")  # fmt: skip
         return {name: dict(self.config) if name == "config" else getattr(self, name) for name in names}
 
 
@@ -152,9 +161,22 @@ class StudyInfo(StudySpec):
     repeats: tuple[TrialRecord, ...] = ()
     launches: tuple[LaunchRecord, ...] = ()  # by start time
 
+    @cached_property
+    def context_bytes(self) -> int:
+        """CUDA context in the study's device bytes: that of its first trial, or what the next one will have."""
+        return self.trials[0].context_bytes if self.trials else CONTEXT_BYTES
+
     @property
     def reference(self) -> list[float]:
-        return [self.reference_point[o.name] for o in self.objectives]
+        """Reference point in the form that `pareto` takes: that of memory is without the CUDA context, as the values.
+
+        Earlier versions took the hypervolume of device memory. Where they stored one (a launch's curve in MLflow), it
+        is smaller by a factor that is the same for the whole study: 1 - context / reference.
+        """
+        point = dict(self.reference_point)
+        if "device_bytes" in point:  # a budget below the context, within which there is no trial, is no fault
+            point["device_bytes"] = max(1.0, point["device_bytes"] - self.context_bytes)
+        return [point[o.name] for o in self.objectives]
 
     @cached_property
     def repeated(self) -> Mapping[int, tuple[TrialRecord, ...]]:
@@ -211,6 +233,18 @@ class StudyInfo(StudySpec):
         index = pareto.knee(self.values(), self.objectives)
         return None if index is None else self.trials[index].trial
 
+    def suggested_pick(self) -> str:
+        """Return what to export when there is no reason for another point: ``knee``, or ``best``.
+
+        It is ``best`` if fewer than three points are on the front, or no cost tells them apart: the knee would give up
+        accuracy for next to nothing.
+        """
+        front = [self.values_of(record) for record in self.front()]
+        if len(front) < 3:
+            return "best"
+        counts = pareto.tells_apart(front)
+        return "knee" if any(counts[i] for i, o in enumerate(self.objectives) if o.goal == "min") else "best"
+
     def hypervolume(self) -> float:
         return pareto.hypervolume(self.values(), self.objectives, self.reference)
 
@@ -245,4 +279,4 @@ def common_reference(infos: Sequence[StudyInfo]) -> list[float] | None:
     first = infos[0]
     if any((info.data, info.objectives) != (first.data, first.objectives) for info in infos):
         return None
-    return pareto.common_reference([info.reference_point for info in infos], first.objectives)
+    return pareto.common_reference([info.reference for info in infos], first.objectives)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cst_search.config.recipe import renamed_fields
+from cst_search.memory.estimate import context_of
 from cst_search.study.fast_reads import StoredTrial
 from cst_search.study.records import TrialRecord
 from cst_search.study.states import TrialState
@@ -247,6 +248,7 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
         state=result.state,
         config=suggested.recipe_values(),
         memory_correction=suggested.factor,
+        context_bytes=context_of(estimate.get("breakdown")),  # measured device bytes include the same constant
         trainable_params=estimate["trainable_params"],
         petl_params=estimate["petl_params"],
         feasible=result.state == TrialState.COMPLETE,  # any other violates a constraint, see search/outcomes.py

@@ -71,10 +71,11 @@ def description(info: StudyInfo, experiment: str, run: str, runs: Mapping[int, s
             f"| {format_bytes(record.device_bytes)}{_GAP}| {format_count(record.trainable_params)}{_GAP}"
             f"| {'**knee**' if record.trial == knee else ''} |"
         )
+    pick = f"cst-search export {quote(info.name)} --pick {info.suggested_pick()} -o best.yaml"
     return "\n".join([
         *lines, "",
         f"![the front](get-artifact?path=pareto%2Ffront-small.png&run_uuid={run})", "",
-        f"{code(f'cst-search export {quote(info.name)} --pick knee -o best.yaml')} writes a point as a recipe, "
+        f"{code(pick)} writes a point as a recipe, "
         "`--pick trial=N` another; `cst-search train best.yaml --out trained` trains it.", "",
         "The page to explore: **Artifacts**, `pareto/front.html`. These runs as a table with charts: **Views**, "
         f"*Pareto front*, in the list of runs, or the filter `{ON_FRONT}`.",

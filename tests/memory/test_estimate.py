@@ -25,6 +25,7 @@ from cst_search.data.resize import resized_hw
 from cst_search.detector.build import build_detector, count_parameters, prepare
 from cst_search.errors import ConfigError
 from cst_search.memory import estimate as memory
+from cst_search.memory.correction import Correction
 from cst_search.memory.estimate import (
     BLAS_WORKSPACE_BYTES,
     CONTEXT_BYTES,
@@ -239,6 +240,9 @@ def test_the_breakdown_adds_up(tiny_recipe: Make, detector: str, method: str) ->
     assert all(isinstance(part, int) and part >= 0 for part in estimate.breakdown.values())
     assert estimate.reserved_bytes == round(estimate.active_bytes * FRAGMENTATION) + SLACK_BYTES
     assert estimate.device_bytes == estimate.reserved_bytes + CONTEXT_BYTES
+    assert estimate.working_bytes == estimate.reserved_bytes
+    corrected = estimate.corrected(Correction(1.5, 9))
+    assert corrected.device_bytes - corrected.working_bytes == CONTEXT_BYTES
 
 
 @pytest.mark.parametrize(

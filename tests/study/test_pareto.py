@@ -12,7 +12,7 @@ import pytest
 from cst_search.errors import ConfigError
 from cst_search.study import pareto
 from cst_search.study.objectives import OBJECTIVES, Objective
-from cst_search.study.pareto import GrowingFront, front, hypervolume, hypervolume_by_trial, knee
+from cst_search.study.pareto import GrowingFront, front, hypervolume, hypervolume_by_trial, knee, tells_apart
 
 NAN = math.nan
 MAP_MEMORY = [OBJECTIVES["map"], OBJECTIVES["device_bytes"]]
@@ -263,6 +263,26 @@ def test_knee_is_on_the_front_and_does_not_depend_on_the_unit():
         chosen = knee(rows, THREE)
         assert chosen in front(rows, THREE)
         assert chosen == knee(rows * [1.0, 1e9, 1e6], THREE)
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        ([100, 150, 200], 1),
+        ([1000, 1005, 1010.2], 1),  # 1 % of the largest value, and a little more
+        ([1000, 1005, 1009.9], 2),  # below 1 %: only mAP counts
+        ([0, 0, 0], 2),
+    ],
+)
+def test_knee_ignores_an_objective_that_spans_less_than_a_hundredth_of_its_value(memory, expected):
+    assert knee(list(zip((0.30, 0.31, 0.32), memory, strict=True)), MAP_MEMORY) == expected
+
+
+def test_objectives_that_tell_points_apart():
+    points = [[0.5, 1000, 7, 0], [0.3, 1005, 7, 0], [0.4, 1002, 7, 0]]
+    assert tells_apart(points).tolist() == [True, False, False, False]
+    assert tells_apart(-np.array(points)).tolist() == [True, False, False, False]  # signs do not matter
+    assert tells_apart(points[:1]).tolist() == [False] * 4
 
 
 def test_knee_of_one_objective_is_the_best():

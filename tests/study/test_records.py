@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from cst_search.errors import ConfigError
+from cst_search.memory.estimate import CONTEXT_BYTES
 from cst_search.report.summary import front_report, page_report
 from cst_search.study import pareto
+from cst_search.study.fast_reads import StoredTrial
 from cst_search.study.objectives import OBJECTIVES, choose_objectives
-from cst_search.study.records import Budget, StudyInfo, TrialRecord
+from cst_search.study.records import Budget, StudyInfo, TrialRecord, common_reference
 from cst_search.study.states import TrialState
 from cst_search.study.tally import Tally
+from cst_search.study.trial_attributes import SUGGESTED, Suggested, trial_record
 from cst_search.study.wording import describe
 
 # map over memory, drawn by hand; the budget is 600:
@@ -189,6 +192,77 @@ def test_by_number() -> None:
     assert make_info().by_number(0) is None
 
 
+# --- working memory -------------------------------------------------------------------------------------------------
+
+
+def with_context(info: StudyInfo, context_bytes: int) -> StudyInfo:
+    """The same study on a device whose context takes this much."""
+    trials = tuple(
+        replace(r, context_bytes=context_bytes, device_bytes=(r.device_bytes or 0) + context_bytes) for r in info.trials
+    )
+    reference = {**info.reference_point, "device_bytes": info.reference_point["device_bytes"] + context_bytes}
+    return replace(info, trials=trials, reference_point=reference)
+
+
+def test_the_context_changes_neither_front_nor_knee_nor_hypervolume() -> None:
+    info = make_info()
+    fixed = with_context(info, 800_000_000)
+    assert fixed.trials[0].working_bytes == info.trials[0].working_bytes == info.trials[0].device_bytes
+    assert on_front(fixed) == on_front(info) and fixed.knee() == info.knee()
+    assert fixed.hypervolume() == info.hypervolume()
+    assert common_reference([fixed, info]) == info.reference
+
+
+def test_the_hypervolume_of_working_memory_is_that_of_device_memory_by_a_factor_of_the_study() -> None:
+    fixed = with_context(make_info(), 400)
+    device = [[r[0], r[1] + 400] for r in fixed.values()]
+    points = list(fixed.reference_point.values())
+    assert pareto.hypervolume(device, fixed.objectives, points) == pytest.approx(
+        fixed.hypervolume() * (1 - 400 / points[1])
+    )
+
+
+def test_a_budget_below_the_context_leaves_an_empty_front_and_no_fault() -> None:
+    info = make_info(reference_point={"map": 0.0, "device_bytes": 5e8}, trials=())
+    assert info.context_bytes == CONTEXT_BYTES and info.reference == [0.0, 1.0]
+    assert info.hypervolume() == 0.0 and info.suggested_pick() == "best"
+
+
+@pytest.mark.parametrize(
+    ("stored", "working"),
+    [
+        ({"breakdown": {"weights": 1, "context": 500}}, 400),  # of a version with another constant
+        ({"breakdown": {"weights": 900}}, 900),  # the parts add up to the whole, so there is no context in it
+        ({}, 900 - CONTEXT_BYTES),
+    ],
+)
+def test_working_memory_is_derived_from_what_is_stored(stored: dict[str, Any], working: int) -> None:
+    estimate = dict.fromkeys(("reserved_bytes", "active_bytes", "trainable_params", "petl_params"), 1)
+    suggested = Suggested(config={}, estimate={**estimate, "device_bytes": 900, **stored}, launch=None)
+    trial = StoredTrial(1, 0, "RUNNING", {SUGGESTED: suggested.to_dict()})
+    assert trial_record(trial, (), 1).working_bytes == working
+
+
+@pytest.mark.parametrize(
+    ("points", "pick"),
+    [
+        ([(0.3, 200), (0.5, 400), (0.6, 600)], "knee"),
+        ([(0.3, 200), (0.6, 600)], "best"),  # each is the best of something
+        ([(0.3, 1000), (0.5, 1004), (0.6, 1008)], "best"),  # memory tells nothing apart
+        ([(0.5999, 200), (0.6, 400), (0.6001, 600)], "knee"),  # mAP does not either, but memory does
+        ([], "best"),
+    ],
+)
+def test_the_suggested_pick(points: list[tuple[float, int]], pick: str) -> None:
+    made = make_info().trials[0]
+    trials = tuple(replace(made, trial=i, map=q, device_bytes=used) for i, (q, used) in enumerate(points))
+    assert make_info(trials=trials).suggested_pick() == pick
+
+
+def test_no_cost_among_the_objectives_leaves_the_best() -> None:
+    assert make_info(objectives=(OBJECTIVES["map"],), reference_point={"map": 0.0}).suggested_pick() == "best"
+
+
 # --- shapes ---------------------------------------------------------------------------------------------------------
 
 
@@ -212,13 +286,16 @@ def test_front_json_has_the_documented_keys() -> None:
         "trials": dict.fromkeys(("total", "complete", "pruned", "infeasible", "failed", "running", "repeats"), "int"),
         "reference_point": {"map": "float", "device_bytes": "float"},
         "hypervolume": "float",
+        "context_bytes": "int",
         "knee": "int",
+        "suggested_pick": "str",
         "front": [
             {
                 "trial": "int",
                 "map": "float",
                 "map50": "float",
                 "device_bytes": "int",
+                "working_bytes": "int",
                 "memory_source": "str",
                 "trainable_params": "int",
                 "petl_params": "int",
