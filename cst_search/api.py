@@ -156,9 +156,9 @@ class Search:
     def front(self) -> pandas.DataFrame:
         """Return the Pareto front, one row per point, best mAP first.
 
-        Columns: ``trial``, ``state``, ``map``, ``map50``, ``device_bytes``, ``memory_source``, ``trainable_params``,
-        ``petl_params``, then ``config.NAME`` for every parameter that varied. Once a point was confirmed with other
-        seeds, ``map_mean``, ``map_std`` and ``n_seeds`` follow ``map50``.
+        Columns: ``trial``, ``state``, ``map``, ``map50``, ``device_bytes``, ``working_bytes``, ``memory_source``,
+        ``trainable_params``, ``petl_params``, then ``config.NAME`` for every parameter that varied. Once a point was
+        confirmed with other seeds, ``map_mean``, ``map_std`` and ``n_seeds`` follow ``map50``.
         """
         info = self.info
         return _frame(info, info.front())
@@ -419,7 +419,8 @@ def _frame(info: StudyInfo, records: Sequence[TrialRecord]) -> pandas.DataFrame:
     from cst_search.config.search_space import Space
 
     seeds = ("map_mean", "map_std", "n_seeds") if info.repeats else ()
-    figures = ("map", "map50", *seeds, "device_bytes", "memory_source", "trainable_params", "petl_params")
+    figures = ("map", "map50", *seeds, "device_bytes", "working_bytes", "memory_source", "trainable_params",
+               "petl_params")  # fmt: skip
     keys = Space.from_dict(info.space).keys()
 
     def row(record: TrialRecord) -> list[Any]:

@@ -42,6 +42,12 @@ function format(kind, value) {
   return String(Number.isInteger(value) ? value : Number(value.toPrecision(3)));
 }
 
+/* A metric of trial i; of memory the working memory and the whole. */
+function metricText(columns, metric, i) {
+  const value = columns[metric.key][i], whole = columns.device_bytes[i], text = format(metric.kind, value);
+  return metric.key === "working_bytes" && value !== null && value !== whole ? `${text} of ${format("bytes", whole)}` : text;
+}
+
 // --- scales ---
 
 /* Minimum and maximum of an array, gaps ignored; null if it has no values. */
@@ -74,6 +80,20 @@ function ticks(low, high, n) {
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(Number((i * step).toPrecision(12)));
   return found;
+}
+
+/* Round numbers from low to high on a logarithmic axis: as many of each power of ten as give no more than six. */
+function decades(low, high) {
+  const found = (steps, every) => {
+    const all = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
+      if (power % every) continue;
+      for (const step of steps) all.push(Number((step * 10 ** power).toPrecision(6)));
+    }
+    return all.filter((v) => v >= low * 0.9999 && v <= high * 1.0001);
+  };
+  const some = [[[1, 1.5, 2, 3, 4, 5, 7], 1], [[1, 2, 5], 1], [[1, 3], 1], [[1], 1], [[1], 2], [[1], 3]].map((way) => found(...way)).find((all) => all.length <= 6) ?? [];
+  return some.length > 1 ? some : ticks(low, high, 4);
 }
 
 /* Labels of ticks and their unit, with enough decimals that none is rounded. */

@@ -12,7 +12,7 @@ let looks = [];
 const readLooks = () => (looks = data.studies.map((_, k) => ({ ...series(k), shape: series(k).marker, filled: true, rank: k })));
 
 function describe(i) {
-  const figures = shown.filter((m) => columns[m.key][i] !== null).map((m) => `${m.short} ${format(m.kind, columns[m.key][i])}${spread(i, m.key) === null ? "" : ` \u00b1 ${format(m.kind, spread(i, m.key))}`}`);
+  const figures = shown.filter((m) => m.key !== "device_bytes" && columns[m.key][i] !== null).map((m) => `${m.short} ${metricText(columns, m, i)}${spread(i, m.key) === null ? "" : ` \u00b1 ${format(m.kind, spread(i, m.key))}`}`);
   return [`${data.studies[data.study[i]]}: trial ${data.trial[i]}`, ...figures, ...data.config[i].slice(0, 12)];
 }
 

@@ -8,6 +8,7 @@ expand();
 const groupOf = (i) => data.groups[trials.group[i]];
 const has = (key) => data.columns[key].some((v) => v !== null);
 const shown = metrics.filter((metric) => has(metric.key));
+const told = shown.filter((metric) => metric.key !== "device_bytes"); // in words it stands beside the working memory
 const hidden = new Set(); // kinds of trials that the legend hides
 let selection = null; // trials selected in the scatter plot, or null
 let current = trials.trial.indexOf(data.knee); // trial whose details are shown
@@ -52,11 +53,11 @@ const shorten = (text, most) => (text.length > most ? `${text.slice(0, most - 1)
 function describe(i) {
   const lines = [`trial ${trials.trial[i]}: ${stateText(i)}`];
   if (reason(i)) lines.push(shorten(reason(i), 140));
-  for (const metric of shown) {
-    const value = data.columns[metric.key][i], off = spread(i, metric.key);
-    if (value === null) continue;
-    const source = metric.key === "device_bytes" ? ` (${data.sources[trials.source[i]]})` : "";
-    lines.push(`${metric.short} ${format(metric.kind, value)}${source}${off === null ? "" : ` \u00b1 ${format(metric.kind, off)}, ${data.seeds[i].n} seeds`}`);
+  for (const metric of told) {
+    const off = spread(i, metric.key);
+    if (data.columns[metric.key][i] === null) continue;
+    const source = metric.key === "working_bytes" ? ` (${data.sources[trials.source[i]]})` : "";
+    lines.push(`${metric.short} ${metricText(data.columns, metric, i)}${source}${off === null ? "" : ` \u00b1 ${format(metric.kind, off)}, ${data.seeds[i].n} seeds`}`);
   }
   const rest = configuration(i);
   lines.push(...rest.slice(0, 12).map(([key, text]) => shorten(`${key} = ${text}`, 70)));
@@ -161,7 +162,7 @@ function keys() {
 const parallel = new Parallel(byId("parallel"), { n, active, visible, paint: (i) => looks[groupOf(i).key], brushed: refreshSoon() });
 const axes = [
   ...data.dimensions.filter((d) => d.kind === "number" || d.labels.length > 1).map((d) => axisOf({ ...d, title: d.title, method: d.owner, format: "number" }, n, d.kind === "choice" ? (i) => d.codes[i] : (i) => d.values[i])),
-  ...shown.filter((m) => data.objectives.includes(m.key)).map((m) => axisOf({ key: m.key, title: m.short, kind: "number", format: m.kind, log: m.kind === "count", metric: true }, n, (i) => data.columns[m.key][i])),
+  ...shown.filter((m) => data.objectives.includes(m.key)).map((m) => axisOf({ key: m.key, title: m.short, kind: "number", format: m.kind, log: m.log || m.kind === "count", metric: true }, n, (i) => data.columns[m.key][i])),
 ];
 const methodAxis = axes.find((axis) => axis.key === "method" && axis.labels?.length > 1);
 
@@ -220,10 +221,10 @@ function detail() {
   const said = [reason(i), ...(data.remarks[i] ?? [])].filter(Boolean);
   byId("detail-reason").replaceChildren(...said.map((text) => make("p", { class: "caption" }, text)));
   const fact = (label, text) => make("div", {}, make("dt", {}, label), make("dd", {}, text));
-  byId("detail-figures").replaceChildren(...shown.filter((m) => data.columns[m.key][i] !== null).map((m) => {
+  byId("detail-figures").replaceChildren(...told.filter((m) => data.columns[m.key][i] !== null).map((m) => {
     const off = spread(i, m.key);
-    const source = m.key === "device_bytes" ? `, ${data.sources[trials.source[i]]}` : "";
-    return fact(m.short + source, format(m.kind, data.columns[m.key][i]) + (off === null ? "" : ` \u00b1 ${format(m.kind, off)} (${data.seeds[i].n} seeds)`));
+    const source = m.key === "working_bytes" ? `, ${data.sources[trials.source[i]]}` : "";
+    return fact(m.short + source, metricText(data.columns, m, i) + (off === null ? "" : ` \u00b1 ${format(m.kind, off)} (${data.seeds[i].n} seeds)`));
   }));
   byId("detail-config").replaceChildren(...configuration(i).map(([key, text]) => fact(key, text)));
   const exportable = data.states[trials.state[i]] === "complete";
@@ -304,9 +305,9 @@ const table = new Table(byId("trials"), [
   },
   { title: "state", value: (i) => groupOf(i).name, cell: (i) => groupOf(i).name },
   { title: "method", value: methodOf, cell: (i) => methodOf(i) ?? "-" },
-  ...shown.map((m) => ({
+  ...told.map((m) => ({
     title: m.short, number: true, value: number(m.key), descending: m.goal === "max",
-    cell: (i) => format(m.kind, data.columns[m.key][i]) + (spread(i, m.key) === null ? "" : ` \u00b1 ${format(m.kind, spread(i, m.key))}`),
+    cell: (i) => metricText(data.columns, m, i) + (spread(i, m.key) === null ? "" : ` \u00b1 ${format(m.kind, spread(i, m.key))}`),
   })),
   { title: "configuration", class: "config", value: (i) => configuration(i).join(), cell: (i) => configuration(i).filter(([key]) => key !== "method").map(([key, text]) => `${key}=${text}`).join("  ") },
 ], {
@@ -324,7 +325,7 @@ function fillTable() {
   byId("state").addEventListener("change", refresh);
   byId("brushed").addEventListener("change", refresh);
   byId("csv").addEventListener("click", download);
-  const by = shown.findIndex((m) => m.key === data.axes.x);
+  const by = told.findIndex((m) => m.key === data.axes.x);
   table.sort(by < 0 ? 0 : 3 + by, false);
 }
 

@@ -234,20 +234,6 @@ function axisLabels(axis) {
   return round.map((v) => [axis.scale.to(v), format(axis.format, v)]);
 }
 
-/* Round numbers from low to high on a logarithmic axis: 1, 2, 5 of each power of ten, or fewer if there are many. */
-function decades(low, high) {
-  const found = (steps, every) => {
-    const all = [];
-    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
-      if (power % every) continue;
-      for (const step of steps) all.push(Number((step * 10 ** power).toPrecision(6)));
-    }
-    return all.filter((v) => v >= low * 0.9999 && v <= high * 1.0001);
-  };
-  const some = [[[1, 2, 5], 1], [[1, 3], 1], [[1], 1], [[1], 2], [[1], 3]].map((way) => found(...way)).find((all) => all.length <= 6) ?? [];
-  return some.length > 1 ? some : ticks(low, high, 4); // less than a decade
-}
-
 function valueAt(axis, u, which) {
   if (axis.kind !== "choice") return format(axis.format, axis.scale.from(u));
   const n = axis.labels.length;

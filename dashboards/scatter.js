@@ -3,7 +3,7 @@
 
 const STRIP = 26; // px, for trials without one of the two metrics
 
-/* options: n; columns {metric: values}; metrics [{key, label, kind, goal}]; spread(i, key); paint(i) {shape, colour,
+/* options: n; columns {metric: values}; metrics [{key, label, kind, goal, log}]; spread(i, key); paint(i) {shape, colour,
    filled, rank}; visible(i); active(i); lines() [{members, colour, dash, label}]; rings() [{i, label}]; budgets {key:
    {value, label}}; trained(i): decides the first view; lines of a tooltip describe(i); pick(i, adds); select(set or
    null); viewed(). */
@@ -49,14 +49,26 @@ class Scatter {
         chosen.push(values[i] - spread, values[i] + spread);
       }
     }
-    let [low, high] = extent(chosen.length ? chosen : all) ?? [0, 1];
+    const { log } = this.metric(key), at = (v) => (log ? Math.log(v) : v), back = (v) => (log ? Math.exp(v) : v);
+    let [low, high] = (extent(chosen.length ? chosen : all) ?? [0, 1]).map(at);
     const span = high - low || Math.abs(high) * 0.5 || 1;
-    const budget = this.budgets[key]?.value;
-    const near = all.filter((v) => v >= low - span && v <= high + span);
+    const budget = at(this.budgets[key]?.value);
+    const near = all.map(at).filter((v) => v >= low - span && v <= high + span);
     if (budget >= low - span && budget <= high + span) near.push(budget);
     [low, high] = extent([low, high, ...near]);
     const pad = 0.07 * (high - low || span);
-    return [Math.max(low >= 0 ? 0 : -Infinity, low - pad), high + 1.4 * pad];
+    return [back(Math.max(low >= 0 && !log ? 0 : -Infinity, low - pad)), back(high + 1.4 * pad)];
+  }
+
+  /* The scale of an axis over a range, which is the view's if none is given. */
+  axis(which, range = this.view[which === "x" ? 0 : 1]) {
+    return scale(...range, this.metric(this[which]).log);
+  }
+
+  /* Ticks of an axis, and their labels: with a unit of their own on a logarithmic one. */
+  marks(which, range, n) {
+    const { log, kind } = this.metric(this[which]), at = log ? decades(...range) : ticks(...range, n);
+    return [at, log ? { labels: at.map((v) => format(kind, v)), unit: "" } : tickLabels(kind, at)];
   }
 
   zoom(view) {
@@ -75,18 +87,16 @@ class Scatter {
       noX ||= xs[i] === null && ys[i] !== null;
       noY ||= ys[i] === null && xs[i] !== null;
     }
-    this.xTicks = ticks(...vx, Math.max(2, this.width / 110));
-    this.yTicks = ticks(...vy, Math.max(2, this.height / 62));
-    this.xText = tickLabels(this.metric(this.x).kind, this.xTicks);
-    this.yText = tickLabels(this.metric(this.y).kind, this.yTicks);
+    [this.xTicks, this.xText] = this.marks("x", vx, Math.max(2, this.width / 110));
+    [this.yTicks, this.yText] = this.marks("y", vy, Math.max(2, this.height / 62));
     const left = Math.max(44, 18 + 7 * Math.max(0, ...this.yText.labels.map((t) => t.length)), noY ? 18 + 7.5 * `no ${this.metric(this.y).short}`.length : 0);
     const box = { left: left + (noX ? STRIP + 6 : 0), right: this.width - 14, top: 34, bottom: this.height - 46 - (noY ? STRIP + 6 : 0) };
     Object.assign(this, { box, noX, noY, labelLeft: left });
-    const [kx, ky] = [(box.right - box.left) / (vx[1] - vx[0]), (box.bottom - box.top) / (vy[1] - vy[0])];
-    this.toX = (v) => box.left + (v - vx[0]) * kx;
-    this.toY = (v) => box.bottom - (v - vy[0]) * ky;
-    this.fromX = (p) => vx[0] + (p - box.left) / kx;
-    this.fromY = (p) => vy[0] + (box.bottom - p) / ky;
+    const [ax, ay, wide, tall] = [this.axis("x"), this.axis("y"), box.right - box.left, box.bottom - box.top];
+    this.toX = (v) => box.left + ax.to(v) * wide;
+    this.toY = (v) => box.bottom - ay.to(v) * tall;
+    this.fromX = (p) => ax.from((p - box.left) / wide);
+    this.fromY = (p) => ay.from((box.bottom - p) / tall);
     this.outside = 0;
     this.placeless = 0;
     for (let i = 0; i < this.n; i++) {
@@ -115,7 +125,7 @@ class Scatter {
     for (let i = 0; i < this.n; i++) if (this.radius[i] && this.paint(i).filled) this.radius[i] = Math.max(4, this.radius[i]); // keeps the front visible among thousands
     const shades = this.shade ? extent(this.columns[this.shade]) : null;
     this.shadeRange = shades;
-    this.shadeOf = shades ? scale(...shades, this.metric(this.shade).kind === "count" && shades[0] > 0) : null;
+    this.shadeOf = shades ? scale(...shades, (this.metric(this.shade).log || this.metric(this.shade).kind === "count") && shades[0] > 0) : null;
   }
 
   /* Members that are non-dominated in the two drawn metrics, from left to right. */
@@ -158,7 +168,7 @@ class Scatter {
     c.fillStyle = muted;
     c.textAlign = "center";
     this.xTicks.forEach((v, i) => c.fillText(this.xText.labels[i], this.toX(v), this.height - 28));
-    const title = (metric, unit) => metric.label + (unit ? `, ${unit}` : "") + (metric.goal === "max" ? " (higher is better)" : " (lower is better)");
+    const title = (metric, unit) => metric.label + (unit ? `, ${unit}` : "") + (metric.log ? ", logarithmic" : "") + (metric.goal === "max" ? " (higher is better)" : " (lower is better)");
     c.fillText(title(this.metric(this.x), this.xText.unit), (box.left + box.right) / 2, this.height - 8);
     c.textAlign = "right";
     this.yTicks.forEach((v, i) => c.fillText(this.yText.labels[i], this.labelLeft - 8, this.toY(v) + 4));
@@ -391,9 +401,11 @@ class Scatter {
     Object.assign(drag, { toX: x, toY: y });
     drag.path.push([x, y]);
     if (this.mode === "pan") {
-      const [vx, vy] = drag.view;
-      const [dx, dy] = [this.fromX(drag.x) - this.fromX(x), this.fromY(drag.y) - this.fromY(y)];
-      this.zoom([[vx[0] + dx, vx[1] + dx], [vy[0] + dy, vy[1] + dy]]);
+      const { box } = this, shifts = [(drag.x - x) / (box.right - box.left), (y - drag.y) / (box.bottom - box.top)];
+      this.zoom(["x", "y"].map((which, k) => {
+        const axis = this.axis(which, drag.view[k]);
+        return [axis.from(shifts[k]), axis.from(1 + shifts[k])];
+      }));
     } else this.redrawTop();
   }
 
@@ -454,8 +466,11 @@ class Scatter {
   }
 
   scaleBy(factor) {
-    const about = this.hover >= 0 ? [this.fromX(this.px[this.hover]), this.fromY(this.py[this.hover])] : this.view.map(([a, b]) => (a + b) / 2);
-    this.zoom(this.view.map((range, k) => range.map((v) => about[k] + (v - about[k]) * factor)));
+    const { box } = this, at = [(this.px[this.hover] - box.left) / (box.right - box.left), (box.bottom - this.py[this.hover]) / (box.bottom - box.top)];
+    this.zoom(["x", "y"].map((which, k) => {
+      const axis = this.axis(which), about = this.hover >= 0 ? at[k] : 0.5;
+      return [0, 1].map((end) => axis.from(about + (end - about) * factor));
+    }));
   }
 }
 

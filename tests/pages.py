@@ -15,6 +15,7 @@ import pytest
 
 from cst_search.config.loading import load_space
 from cst_search.config.recipe import Recipe
+from cst_search.memory.estimate import CONTEXT_BYTES
 from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.records import Budget, StudyInfo, TrialRecord
 
@@ -58,7 +59,8 @@ def made_info(n: int = 60, name: str = "petl-6gb", seed: int = 6, **changes: Any
         trials.append(TrialRecord(
             trial=number, state=state, config=config, history=history,
             map=curve[-1] if known else None, map50=curve[-1] + 0.19 if known else None,
-            device_bytes=memory, memory_source="predicted" if state == "infeasible" else "measured",
+            device_bytes=memory, context_bytes=CONTEXT_BYTES,
+            memory_source="predicted" if state == "infeasible" else "measured",
             trainable_params=round(params * rng.uniform(0.7, 1.1)), petl_params=round(params * 0.02),
             seconds=rng.uniform(200, 900) if known else None, feasible=memory <= 6e9, ran=state != "infeasible",
             reason={"infeasible": f"predicted {memory / 1e9:.2f} GB is over the budget of 6 GB",

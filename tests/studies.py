@@ -17,6 +17,7 @@ import sqlalchemy
 from cst_search import cli
 from cst_search.config.recipe import Recipe
 from cst_search.memory.correction import Correction
+from cst_search.memory.estimate import context_of
 from cst_search.search import session as suggest
 from cst_search.search.early_stopping import rung_epochs
 from cst_search.search.session import SearchSession
@@ -52,6 +53,10 @@ class FakeEstimate:
     petl_params: int = 10
     breakdown: Mapping[str, int] = field(default_factory=lambda: {"weights": 1})
     target_device: str = "CUDA GPU (generic)"
+
+    @property
+    def working_bytes(self) -> int:
+        return self.device_bytes - context_of(self.breakdown)
 
     def corrected(self, correction: Correction) -> FakeEstimate:
         return replace(self, device_bytes=round(self.device_bytes * correction.factor))

@@ -43,8 +43,8 @@ def status(
     from rich.table import Table
     from rich.text import Text
 
-    from cst_search.study.wording import describe, format_quality, repeat_words
-    from cst_search.units import format_bytes, format_count, format_seconds
+    from cst_search.study.wording import describe, format_quality, memory_words, repeat_words
+    from cst_search.units import format_count, format_seconds
 
     info = open_study(study, home, storage).info()
     if json_:
@@ -70,7 +70,7 @@ def status(
             str(record.trial),
             record.state,
             format_quality(record.map),
-            format_bytes(record.device_bytes),
+            memory_words(record.working_bytes, record.device_bytes),
             format_count(record.trainable_params),
             format_seconds(record.seconds),
             Text(words + (f"\n{record.reason}" if record.reason else "")),
@@ -179,7 +179,7 @@ def front(
             say(f"study {info.name} has no feasible complete trial yet")
             continue
         out.print(front_table(info, out.width))
-        say(f"hypervolume {info.hypervolume():.4f} of 1 (reference {metric_words(info.reference_point)})")
+        say(f"hypervolume {info.hypervolume():.4f} of 1 (reference {metric_words(info.compared_reference)})")
     if len(infos) > 1:
         out.print(comparison_table(infos))
         if common_reference(infos) is None:
@@ -220,7 +220,7 @@ def export(
         return
     from shlex import quote
 
-    from cst_search.study.wording import format_quality, over_seeds_words
+    from cst_search.study.wording import format_quality, memory_words, over_seeds_words
     from cst_search.units import format_bytes, format_count
 
     if verified is not None:
@@ -232,7 +232,7 @@ def export(
     confirmed = over_seeds_words(info.brief(record))
     say(
         f"trial {record.trial}: map {format_quality(record.map)}, {confirmed + ', ' if confirmed else ''}"
-        f"{format_bytes(record.device_bytes)} ({record.memory_source}), "
+        f"{memory_words(record.working_bytes, record.device_bytes)} ({record.memory_source}), "
         f"{format_count(record.trainable_params)} trainable -> {output}"
     )
     data = "" if info.data == "demo" else f" --data {quote(info.data)}"

@@ -124,6 +124,7 @@ def estimate_report(guess: Estimate, config: Mapping[str, Any]) -> dict[str, Any
     return {
         "config": dict(config),
         "device_bytes": guess.device_bytes,
+        "working_bytes": guess.working_bytes,
         "reserved_bytes": guess.reserved_bytes,
         "active_bytes": guess.active_bytes,
         "trainable_params": guess.trainable_params,
@@ -142,11 +143,12 @@ def breakdown_table(title: str, guess: Estimate, budget_bytes: int | None = None
     table.add_column("of the device memory", no_wrap=True, width=_BAR_WIDTH)
     for part, n_bytes in guess.breakdown.items():
         bar = Bar(guess.device_bytes, 0, n_bytes, width=_BAR_WIDTH)
-        table.add_row(part.replace("_", " "), format_bytes(n_bytes), _percent(n_bytes / guess.device_bytes), bar)
+        table.add_row(_part_words(part), format_bytes(n_bytes), _percent(n_bytes / guess.device_bytes), bar)
     table.add_section()
     for total, n_bytes, meaning in (
         ("active memory", guess.active_bytes, "live tensors at the peak"),
         ("reserved memory", guess.reserved_bytes, "what PyTorch's allocator holds"),
+        ("working memory", guess.working_bytes, "device without CUDA context"),
         ("device memory", guess.device_bytes, "what nvidia-smi shows"),
     ):
         table.add_row(total, format_bytes(n_bytes), _percent(n_bytes / guess.device_bytes), Text(meaning, style="dim"))
@@ -249,7 +251,7 @@ def compare_table(title: str, rows: Sequence[MethodCost], budget_bytes: int | No
     """Table with a row per method; values above the budget are red."""
     table = Table(title=Text(title), title_justify="left")
     table.add_column("method", no_wrap=True)
-    for heading in ("device", "of full", "reserved", "active", "of full", "trainable", "of the method"):
+    for heading in ("device", "of full", "working", "of full", "active", "of full", "trainable", "of the method"):
         table.add_column(heading, justify="right")
     for row in rows:
         over = budget_bytes is not None and row.device_bytes > budget_bytes
@@ -257,13 +259,18 @@ def compare_table(title: str, rows: Sequence[MethodCost], budget_bytes: int | No
             row.method,
             Text(format_bytes(row.device_bytes), style="red" if over else ""),
             _percent(row.device_ratio),
-            format_bytes(row.reserved_bytes),
+            format_bytes(row.working_bytes),
+            _percent(row.working_ratio),
             format_bytes(row.active_bytes),
             _percent(row.active_ratio),
             format_count(row.trainable_params),
             format_count(row.petl_params),
         )
     return table
+
+
+def _part_words(part: str) -> str:
+    return "CUDA context (fixed cost)" if part == "context" else part.replace("_", " ")
 
 
 def _percent(share: float) -> str:

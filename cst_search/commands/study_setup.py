@@ -125,8 +125,8 @@ def open_or_make_study(options: LaunchOptions, request: Request, setup: SearchSe
 def reference_point(survey: Survey, budget: Budget) -> dict[str, float]:
     """Return the reference point of the hypervolume: the budget, or 105 % of the space's highest cost if that is lower.
 
-    With a reference point far above the space, all hypervolumes would look alike. So the 105 % are of the working memory;
-    5 % of the CUDA context may be more than the whole space spans.
+    With a reference point far above the space, all hypervolumes would look alike. So the 105 % are of the working
+    memory; 5 % of the CUDA context may be more than the whole space spans.
     """
     context = survey.context_bytes
     reference = {

@@ -191,6 +191,8 @@ class Cost(Protocol):
     @property
     def device_bytes(self) -> int: ...
     @property
+    def working_bytes(self) -> int: ...
+    @property
     def reserved_bytes(self) -> int: ...
     @property
     def active_bytes(self) -> int: ...
@@ -212,6 +214,8 @@ class MethodCost:
     petl_params: int
     device_ratio: float
     active_ratio: float
+    working_bytes: int
+    working_ratio: float
 
 
 def named(text: str, known: Sequence[str]) -> list[str]:
@@ -243,6 +247,7 @@ def compare_methods(recipe: Recipe, methods: Sequence[str], predict: Callable[[R
             MethodCost(
                 name, cost.device_bytes, cost.reserved_bytes, cost.active_bytes, cost.trainable_params,
                 cost.petl_params, cost.device_bytes / full.device_bytes, cost.active_bytes / full.active_bytes,
+                cost.working_bytes, cost.working_bytes / full.working_bytes,
             )
         )  # fmt: skip
     return rows

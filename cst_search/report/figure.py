@@ -13,30 +13,46 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cst_search.report.labels import GROUPS, METRICS, axes_of, facts, group_of, lasting_notes, over_seeds, plain
-from cst_search.study.objectives import OBJECTIVES
+from cst_search.report.labels import (
+    GROUPS,
+    METRICS,
+    axes_of,
+    budget_lines,
+    facts,
+    group_of,
+    has_log_axis,
+    lasting_notes,
+    over_seeds,
+    plain,
+)
+from cst_search.study.objectives import OBJECTIVES, Objective
 from cst_search.study.pareto import front
 from cst_search.study.states import TrialState
-from cst_search.units import format_bytes, format_count
+from cst_search.units import format_count
 
-_UNITS = {"share": ("", 1.0), "bytes": ("GB", 1e9), "count": ("M", 1e6)}  # unit and scale of the image's axes
+# units of the image's axes by the format of a metric, largest first: name and size
+_UNITS: dict[str, tuple[tuple[str, float], ...]] = {
+    "share": (("", 1.0),), "bytes": (("GB", 1e9), ("MB", 1e6)), "count": (("M", 1e6),),
+}  # fmt: skip
 SMALLEST, LARGEST, STRIP = 8.0, 24.0, 9.0  # marker diameters, pt
 INK, MUTED, GREY, GRID, ACCENT, LIMIT = "#1b2330", "#5d6878", "#7a8696", "#e4e8ee", "#0b6bcb", "#b3261e"  # as page.css
 
 
 def picture(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of the image in the units of the axes (GB, millions, mAP 0..1); all text is plain.
+    """Return the content of the image in the units of the axes (GB or MB, millions, mAP 0..1); all text is plain.
 
     ``groups``: one per kind of trial with its ``points``. A point of unknown quality has ``y`` None and goes into the
     strip below the plot; a confirmed point has a standard deviation over its seeds as ``spread``.
     ``line``: corners of the front from left to right. ``x_range``, ``y_range``: initial ranges of the axes, or None.
+    ``x_log``: True for a logarithmic x axis.
     ``budget``: position of the budget's line; None if there is none, or if it is too far out.
     ``notes``: sentences of the caption.
     """
     report = plain(report)
     x_name, y_name = axes_of(report)
-    (x_label, x_unit), (y_label, y_unit) = _axis(x_name), _axis(y_name)
     trials = [trial for trial in report["all"] if trial[x_name] is not None]
+    log = has_log_axis(trials, x_name)
+    (x_label, x_unit), (y_label, y_unit) = (_axis(name, trials) for name in (x_name, y_name))
     diameter, sizes = _sizes([trial["trainable_params"] for trial in trials if trial[y_name] is not None])
     points: dict[str, list[dict[str, Any]]] = {group: [] for group in GROUPS}
     for trial in trials:
@@ -50,16 +66,16 @@ def picture(report: Mapping[str, Any]) -> dict[str, Any]:
             "size": diameter(trial["trainable_params"]) if known else STRIP,
         })  # fmt: skip
     everything = [point for group in points.values() for point in group]
-    envelope = front([(p["y"], p["x"]) for p in points["front"]], [OBJECTIVES[y_name], OBJECTIVES[x_name]])
-    limit = report["budget"]["memory_bytes" if x_name == "device_bytes" else "params"]
-    budget = limit / x_unit if limit and x_name != "petl_params" else None
-    x_range, budget_fits = _x_range(everything, budget)
-    text = f"budget {format_bytes(limit) if x_name == 'device_bytes' else format_count(limit)}"
+    envelope = front([(p["y"], p["x"]) for p in points["front"]], [Objective(y_name, "max"), Objective(x_name, "min")])
+    limit = budget_lines(report).get(x_name)
+    budget, text = (limit["value"] / x_unit, limit["label"]) if limit else (None, "")
+    x_range, budget_fits = _x_range(everything, budget, log)
     knee = next((p for p in points["front"] if p["trial"] == report["knee"]), None)
     # the label goes to the upper left, which is always free, except at the left edge
-    at_left = knee is not None and x_range is not None and knee["x"] < x_range[0] + 0.2 * (x_range[1] - x_range[0])
+    at_left = knee is not None and x_range is not None and _place(knee["x"], x_range, log) < 0.2
     return {
-        "x_label": x_label,
+        "x_label": x_label + (" (logarithmic)" if log else ""),
+        "x_log": log,
         "y_label": y_label,
         "x_range": x_range,
         "y_range": _padded(
@@ -71,14 +87,22 @@ def picture(report: Mapping[str, Any]) -> dict[str, Any]:
         "knee": {**knee, "label": f"knee: trial {knee['trial']}", "side": 1 if at_left else -1} if knee else None,
         "budget": {"x": budget, "label": text} if budget and budget_fits and everything else None,
         "sizes": sizes,
-        "notes": _notes(report, everything, x_range, None if budget_fits else budget, text),
+        "notes": _notes(report, everything, x_range, None if budget_fits else budget, text, x_label),
     }
 
 
-def _axis(name: str) -> tuple[str, float]:
-    """Return a metric's label with its unit, and the size of that unit in units of the record."""
-    unit, size = _UNITS[METRICS[name][2]]
+def _axis(name: str, trials: Sequence[Mapping[str, Any]]) -> tuple[str, float]:
+    """Return a metric's label with the unit that suits the largest of its values, and the size of that unit."""
+    units = _UNITS[METRICS[name][2]]
+    most = max((trial[name] for trial in trials if trial[name] is not None), default=math.inf)
+    unit, size = next((one for one in units if most >= one[1]), units[-1])
     return METRICS[name][0] + (f", {unit}" if unit else ""), size
+
+
+def _place(value: float, ends: Sequence[float], log: bool) -> float:
+    """Return the place of a value between the ends of an axis, 0..1."""
+    at, low, high = (math.log(v) if log else v for v in (value, *ends))
+    return (at - low) / (high - low)
 
 
 def _sizes(counts: Sequence[int | None]) -> tuple[Any, list[dict[str, Any]]]:
@@ -101,24 +125,33 @@ def _sizes(counts: Sequence[int | None]) -> tuple[Any, list[dict[str, Any]]]:
     return diameter, [{"size": diameter(round(n)), "label": format_count(round(n))} for n in steps] if known else []
 
 
-def _padded(values: Sequence[float], above: float = 0.08) -> list[float] | None:
-    """Return minimum and maximum, widened by a share of the span and not below zero. None for no values."""
+def _padded(values: Sequence[float], above: float = 0.08, least: float = 0.0) -> list[float] | None:
+    """Return minimum and maximum, widened by a share of the span and not below ``least``. None for no values."""
     if not values:
         return None
     low, high = min(values), max(values)
     span = (high - low) or abs(high) * 0.2 or 1.0
-    return [max(0.0, low - 0.08 * span), high + above * span]
+    return [max(least, low - 0.08 * span), high + above * span]
 
 
-def _x_range(points: Sequence[Mapping[str, Any]], budget: float | None) -> tuple[list[float] | None, bool]:
+def _x_range(points: Sequence[Mapping[str, Any]], budget: float | None, log: bool) -> tuple[list[float] | None, bool]:
     """Return the initial range of the x axis, and True if the budget is inside it.
 
     The trained points set the range. The budget may double it, and untrained points may widen it by another half, so
-    that one far value does not squeeze all others into a corner.
+    that one far value does not squeeze all others into a corner. On a logarithmic axis all of this is in its powers.
     """
+    if log:
+        powers = [{**point, "x": math.log10(point["x"])} for point in points]
+        found, fits = _range(powers, math.log10(budget) if budget else None, -math.inf)
+        return [10**end for end in found] if found else None, fits
+    return _range(points, budget, 0.0)
+
+
+def _range(points: Sequence[Mapping[str, Any]], budget: float | None, least: float) -> tuple[list[float] | None, bool]:
     trained = [point["x"] for point in points if point["y"] is not None]
     if not trained:
-        return _padded([point["x"] for point in points] + ([budget] if budget and points else [])), True
+        shown = [point["x"] for point in points] + ([budget] if budget is not None and points else [])
+        return _padded(shown, least=least), True
     low, high = min(trained), max(trained)
     span = (high - low) or high * 0.5 or 1.0
     fits = budget is not None and low - span <= budget <= high + span
@@ -126,15 +159,17 @@ def _x_range(points: Sequence[Mapping[str, Any]], budget: float | None) -> tuple
         low, high = min(low, budget), max(high, budget)
     reach = 0.5 * max(span, high - low)
     near = [point["x"] for point in points if low - reach <= point["x"] <= high + reach]
-    return _padded([low, high, *near]), fits or budget is None
+    return _padded([low, high, *near], least=least), fits or budget is None
 
 
 def _notes(
-    report: Mapping[str, Any], points: Sequence[Any], x_range: Sequence[float] | None, far: float | None, budget: str
-) -> list[str]:
+    report: Mapping[str, Any], points: Sequence[Any], x_range: Sequence[float] | None, far: float | None, budget: str,
+    x_label: str,
+) -> list[str]:  # fmt: skip
     """Return the sentences of the caption: how to read the picture, and what it does not show."""
     x_name, y_name = axes_of(report)
-    others = [o["name"] for o in report["objectives"] if o["name"] not in (x_name, y_name)]
+    compared = [OBJECTIVES[o["name"]].compared for o in report["objectives"]]
+    others = [name for name in compared if name not in (x_name, y_name)]
     low, high = x_range or (-math.inf, math.inf)
     outside = [point for point in points if not low <= point["x"] <= high]
     lost = len(report["all"]) - len(points)
@@ -152,7 +187,7 @@ def _notes(
     if outside:
         subject = "1 trial lies" if len(outside) == 1 else f"{len(outside)} trials lie"
         nearest, furthest = min(point["x"] for point in outside), max(point["x"] for point in outside)
-        unit = _axis(x_name)[0].rpartition(", ")[2]
+        unit = x_label.rpartition(", ")[2]
         notes.append(f"{subject} outside this view ({nearest:.3g} to {furthest:.3g} {unit}).")
     if any(point["y"] is None for point in points):
         notes.append("The strip at the bottom holds trials without an mAP: not trained, failed or not finished.")
@@ -165,7 +200,7 @@ def paint(report: Mapping[str, Any], drawn: Mapping[str, Any], path: Path) -> No
     """Write the image, 1600 x 1000 px. It avoids pyplot, whose global state is not thread-safe."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     figure = Figure(figsize=(16, 10), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
@@ -183,6 +218,12 @@ def paint(report: Mapping[str, Any], drawn: Mapping[str, Any], path: Path) -> No
     strip.set(yticks=[], ylim=(-1, 1))
     strip.set_ylabel("no mAP", fontsize=13, color=MUTED, rotation=0, ha="right", va="center")
     strip.set_xlabel(drawn["x_label"], fontsize=15, color=INK)
+    if drawn["x_log"]:
+        wide = drawn["x_range"][1] > 20 * drawn["x_range"][0]
+        plot.set_xscale("log")
+        plot.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else (1, 1.5, 2, 3, 4, 5, 7)))
+        plot.xaxis.set_minor_locator(NullLocator())
+        plot.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
     if drawn["line"]:
         plot.step(*zip(*drawn["line"], strict=True), where="post", color=ACCENT, linewidth=2.5)

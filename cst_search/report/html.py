@@ -61,7 +61,8 @@ def write_comparison(reports: Sequence[Mapping[str, Any]], folder: Path) -> dict
     folder.mkdir(parents=True, exist_ok=True)
     data = comparison_data(reports)
     paths = {ending: folder / f"comparison.{ending}" for ending in ("html", "json")}
-    summary = {key: data[key] for key in ("objectives", "reference", "warnings")} | {"studies": data["table"]}
+    told = ("objectives", "reference", "compared_reference", "warnings")
+    summary = {key: data[key] for key in told} | {"studies": data["table"]}
     paths["json"].write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     html = _render("comparison.html.j2", data=data, version=reports[0]["version"])
     paths["html"].write_text(html, encoding="utf-8")
@@ -71,15 +72,16 @@ def write_comparison(reports: Sequence[Mapping[str, Any]], folder: Path) -> dict
 def _front_html(report: Mapping[str, Any]) -> str:
     data = page_data(report)
     groups = [{**group, "n": data["trials"]["group"].count(code)} for code, group in enumerate(data["groups"])]
-    knee = next((row for row in report["front"] if row["trial"] == report["knee"]), None)
+    wanted = report["knee"] if report["suggested_pick"] == "knee" else next((r["trial"] for r in report["front"]), None)
+    pick = next((row for row in report["front"] if row["trial"] == wanted), None)
     return _render(
         "front.html.j2",
         report=report,
         page=data,
         groups=[group for group in reversed(groups) if group["n"]],
         facts=facts(report),
-        knee=knee,
-        knee_map=over_seeds(knee, "map") if knee else None,
+        pick=pick,
+        pick_map=over_seeds(pick, "map") if pick else None,
         worker=worker(report),
         study=shlex.quote(report["study"]),
         data=shlex.quote(str(report["data"])),

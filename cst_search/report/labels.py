@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.states import TrialState
 from cst_search.study.wording import budget_words
+from cst_search.units import format_bytes, format_count
 
 # metric -> its label, its short label, and the format of its values
 METRICS: dict[str, tuple[str, str, str]] = {
     "map": ("COCO mAP@[.50:.95]", "mAP", "share"),
     "map50": ("mAP@.50", "mAP50", "share"),
-    "device_bytes": ("device memory", "memory", "bytes"),
+    "device_bytes": ("device memory", "device memory", "bytes"),
+    "working_bytes": ("working memory", "memory", "bytes"),
     "trainable_params": ("trainable parameters", "trainable", "count"),
     "petl_params": ("PETL parameters", "PETL", "count"),
     "seconds": ("training time", "time", "seconds"),
 }
+# by the format of a metric's values: an axis that spans more than this factor is logarithmic
+_LOG_ABOVE = {"bytes": 4.0, "count": 10.0}
 # kind of trial -> its label and its matplotlib marker; shapes differ, so that colour is not needed
 GROUPS: dict[str, tuple[str, str]] = {
     "unfinished": ("not finished", "D"),
@@ -36,10 +41,41 @@ GROUPS: dict[str, tuple[str, str]] = {
 
 def axes_of(report: Mapping[str, Any]) -> tuple[str, str]:
     """Return the metrics on x (a cost; memory if it is an objective) and on y (a quality)."""
-    goals = {objective["name"]: objective["goal"] for objective in report["objectives"]}
-    costs = [name for name in ("device_bytes", *goals) if goals.get(name) == "min"]
+    goals = {OBJECTIVES[o["name"]].compared: o["goal"] for o in report["objectives"]}
+    costs = [name for name in ("working_bytes", *goals) if goals.get(name) == "min"]
     qualities = [name for name, goal in goals.items() if goal == "max"]
-    return (costs or ["device_bytes"])[0], (qualities or ["map"])[0]
+    return (costs or ["working_bytes"])[0], (qualities or ["map"])[0]
+
+
+def is_log(name: str, values: Sequence[float]) -> bool:
+    """Return whether the axis of a metric is logarithmic: its values span more than a factor of `_LOG_ABOVE`."""
+    return bool(values) and min(values) > 0 and max(values) > _LOG_ABOVE.get(METRICS[name][2], math.inf) * min(values)
+
+
+def has_log_axis(trials: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Return whether the axis of a metric is logarithmic, by the trained trials; by all if none was trained."""
+    known = [trial for trial in trials if trial[name] is not None]
+    trained = [trial for trial in known if trial["map"] is not None]
+    # the axis must have a place for all: a method without parameters of its own has none on a logarithmic one
+    return is_log(name, [trial[name] for trial in trained or known]) and all(trial[name] > 0 for trial in known)
+
+
+def budget_lines(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the lines of the budget by metric: ``value`` and ``label``.
+
+    On the axis of working memory it is the budget without the CUDA context, and the label has both.
+    """
+    memory, params, context = report["budget"]["memory_bytes"], report["budget"]["params"], report["context_bytes"]
+    lines = {}
+    if memory:
+        label = f"budget {format_bytes(memory)}"
+        lines["device_bytes"] = {"value": memory, "label": label}
+        if memory > context:
+            label += f", {format_bytes(context)} of it fixed" if context else ""
+            lines["working_bytes"] = {"value": memory - context, "label": label}
+    if params:
+        lines["trainable_params"] = {"value": params, "label": f"budget {format_count(params)}"}
+    return lines
 
 
 def over_seeds(trial: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
@@ -79,6 +115,8 @@ def lasting_notes(report: Mapping[str, Any]) -> list[str]:
             else "Memory is measured for the trials that ran on it and otherwise"
         )
         notes.append(f"{which} predicted for {report['target_device']}.")
+    if report["context_bytes"]:
+        notes.append(f"Working memory excludes the CUDA context of {format_bytes(report['context_bytes'])}.")
     return notes
 
 

@@ -12,12 +12,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cst_search.config.search_space import Space
-from cst_search.report.labels import GROUPS, METRICS, axes_of, group_of, lasting_notes, over_seeds, plain
+from cst_search.report.labels import (
+    GROUPS,
+    METRICS,
+    axes_of,
+    budget_lines,
+    group_of,
+    has_log_axis,
+    lasting_notes,
+    over_seeds,
+    plain,
+)
 from cst_search.study import pareto
 from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.seed_statistics import NOISY
 from cst_search.study.wording import budget_words
-from cst_search.units import format_bytes, format_count
 
 _DIGITS = 6  # significant digits of numbers that are not whole
 _CURVE_DIGITS = {"map": 4, "loss": 4}
@@ -37,7 +46,8 @@ def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = report["all"]
     groups = list(GROUPS)
     x, y = axes_of(report)
-    others = [o["name"] for o in report["objectives"] if o["name"] not in (x, y)]
+    compared = [OBJECTIVES[o["name"]].compared for o in report["objectives"]]
+    others = [name for name in compared if name not in (x, y)]
     columns = {name: [_short(over_seeds(row, name)[0] if name in NOISY else row[name]) for row in rows]
                for name in METRICS}  # fmt: skip
     states, state = _codes([row["state"] for row in rows])
@@ -46,10 +56,10 @@ def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "study": report["study"],
         "quoted_study": shlex.quote(report["study"]),
-        "metrics": [_metric(name) for name in METRICS],
-        "objectives": [o["name"] for o in report["objectives"]],
+        "metrics": [_metric(name, has_log_axis(rows, name)) for name in METRICS],
+        "objectives": compared,
         "axes": {"x": x, "y": y, "size": next(iter(others), "trainable_params")},
-        "budgets": _budgets(report["budget"]),
+        "budgets": budget_lines(report),
         "knee": report["knee"],
         "notes": lasting_notes(report),
         "worker": worker(report),
@@ -91,7 +101,8 @@ def comparison_data(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ``metrics``, ``columns``, ``axes``, ``budgets`` as in `page_data`; index i is a point of a front, and
         ``study[i]`` the index of its study in ``studies``. ``table``: figures per study, with ``volume`` at the common
         ``reference`` and ``on_joint``, the number of its points on the joint front of all studies. Both are None, and
-        ``reference`` too, if the objectives or the data differ. ``warnings``: sentences on the differences.
+        ``reference`` too, if the objectives or the data differ. ``compared_reference`` is the same with the working
+        memory that is compared, in place of device memory. ``warnings``: sentences on the differences.
     """
     studies = [plain(report) for report in reports]
     points = [(k, row) for k, report in enumerate(studies) for row in report["front"]]
@@ -101,22 +112,27 @@ def comparison_data(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     metrics = [name for name in METRICS if name != "seconds"]  # front entries have no time
     x, y = axes_of(studies[0])
     reference: dict[str, float] | None = None
+    compared_reference: dict[str, float] | None = None
     volumes: list[float | None] = [None] * len(studies)
     joint: list[int | None] = [None] * len(studies)
     if same and _agree(studies, "data"):
-        corner = pareto.common_reference([report["reference_point"] for report in studies], objectives)
-        reference = {o.name: value for o, value in zip(objectives, corner, strict=True)}
-        values = [[_value_of(row, o.name) for o in objectives] for _, row in points]
+        corners = [[report["compared_reference"][o.compared] for o in objectives] for report in studies]
+        corner = pareto.common_reference(corners, objectives)
+        compared_reference = {o.compared: value for o, value in zip(objectives, corner, strict=True)}
+        fixed = max(report["context_bytes"] for report in studies)
+        reference = {o.name: value + (fixed if o.compared == "working_bytes" else 0)
+                     for o, value in zip(objectives, corner, strict=True)}  # fmt: skip
+        values = [[_value_of(row, o.compared) for o in objectives] for _, row in points]
         of = [[v for (k, _), v in zip(points, values, strict=True) if k == place] for place in range(len(studies))]
-        volumes = [pareto.hypervolume(v, objectives, list(reference.values())) if v else 0.0 for v in of]
+        volumes = [pareto.hypervolume(v, objectives, corner) if v else 0.0 for v in of]
         on_joint = [points[i][0] for i in pareto.front(values, objectives)] if values else []
         joint = [on_joint.count(place) for place in range(len(studies))]
     return {
         "studies": [report["study"] for report in studies],
-        "metrics": [_metric(name) for name in metrics],
-        "objectives": [o.name for o in objectives],
+        "metrics": [_metric(name, has_log_axis([row for _, row in points], name)) for name in metrics],
+        "objectives": [o.compared for o in objectives],
         "axes": {"x": x, "y": y, "size": None},
-        "budgets": _budgets(studies[0]["budget"]) if _agree(studies, "budget") else {},
+        "budgets": budget_lines(studies[0]) if _agree(studies, "budget") else {},
         "study": [k for k, _ in points],
         "trial": [row["trial"] for _, row in points],
         "columns": {name: [_short(_value_of(row, name)) for _, row in points] for name in metrics},
@@ -124,6 +140,7 @@ def comparison_data(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                   for i, (_, row) in enumerate(points) if (row.get("n_seeds") or 0) > 1},
         "config": [[f"{key} = {value_text(value)}" for key, value in row["config"].items()] for _, row in points],
         "reference": reference,
+        "compared_reference": compared_reference,
         "table": [
             {"study": report["study"], "data": report["data"], "device": report["target_device"],
              "budget": budget_words(**report["budget"]), "objectives": ", ".join(name for name, _ in goals[k]),
@@ -171,20 +188,10 @@ def _value_of(row: Mapping[str, Any], name: str) -> Any:
     return over_seeds(row, name)[0] if name in NOISY else row[name]
 
 
-def _metric(name: str) -> dict[str, str]:
+def _metric(name: str, log: bool) -> dict[str, Any]:
     label, short, kind = METRICS[name]
     goal = OBJECTIVES[name].goal if name in OBJECTIVES else "min"
-    return {"key": name, "label": label, "short": short, "kind": kind, "goal": goal}
-
-
-def _budgets(budget: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    memory, params = budget["memory_bytes"], budget["params"]
-    lines = {}
-    if memory:
-        lines["device_bytes"] = {"value": memory, "label": f"budget {format_bytes(memory)}"}
-    if params:
-        lines["trainable_params"] = {"value": params, "label": f"budget {format_count(params)}"}
-    return lines
+    return {"key": name, "label": label, "short": short, "kind": kind, "goal": goal, "log": log}
 
 
 def _short(value: Any) -> Any:

@@ -13,11 +13,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cst_search.memory.estimate import context_of
 from cst_search.search.suggestion import Suggestion
 from cst_search.study.records import TrialRecord
 from cst_search.study.states import TrialState
-from cst_search.study.wording import describe, format_quality, repeat_words
-from cst_search.units import format_bytes, format_count, format_seconds
+from cst_search.study.wording import describe, format_quality, memory_words, repeat_words
+from cst_search.units import format_count, format_seconds
 
 _STYLE = {
     TrialState.COMPLETE: "green", TrialState.INFEASIBLE: "yellow", TrialState.FAILED: "red", TrialState.PRUNED: "blue",
@@ -30,6 +31,11 @@ _COLUMNS = {
     "state": 60,
 }  # fmt: skip
 _ROWS = 14  # finished trials shown in the live table
+
+
+def _predicted_memory(suggestion: Suggestion) -> str:
+    device_bytes = suggestion.estimate["device_bytes"]
+    return memory_words(device_bytes - context_of(suggestion.estimate.get("breakdown")), device_bytes)
 
 
 class _Live(Live):
@@ -111,7 +117,7 @@ class View:
             again = " (again)" if suggestion.again else ""
             if suggestion.promoted_from is not None:
                 again = f" (goes on after epoch {suggestion.promoted_from})"
-            memory = format_bytes(suggestion.estimate["device_bytes"])
+            memory = _predicted_memory(suggestion)
             what = repeat_words(suggestion.repeat_of, suggestion.config.get("seed")) + describe(suggestion.config)
             self.say(f"trial {suggestion.trial} started{again}: {what}, predicted {memory}")
 
@@ -142,8 +148,9 @@ class View:
         if self._live is None:
             reason = f", {record.reason}" if record.reason else ""
             quality = f"map {format_quality(record.map)}, " if record.map is not None else ""
+            memory = memory_words(record.working_bytes, record.device_bytes)
             self.say(
-                f"trial {record.trial} {record.state}: {quality}{format_bytes(record.device_bytes)}, "
+                f"trial {record.trial} {record.state}: {quality}{memory}, "
                 f"{format_count(record.trainable_params)} trainable, {format_seconds(record.seconds)}{reason} | "
                 f"{self._n_finished()} of {self.n_trials}, {self._time_left()}, hypervolume {self.hypervolume:.4f}"
             )
@@ -186,7 +193,7 @@ class View:
             _CONFIGURATION: Text(repeat_words(record.repeat_of, record.seed) + describe(record.config)),
             "epoch": str(len(record.history)),
             "map": format_quality(record.map),
-            "memory": format_bytes(record.device_bytes),
+            "memory": memory_words(record.working_bytes, record.device_bytes),
             "trainable": format_count(record.trainable_params),
             "time": format_seconds(record.seconds),
             "state": Text(record.state, style=_STYLE.get(record.state, "")),
@@ -200,7 +207,7 @@ class View:
             _CONFIGURATION: Text(again + describe(suggestion.config)),
             "epoch": f"{entry.get('epoch', 0)}/{self.epochs}",
             "map": format_quality(entry.get("map")),
-            "memory": format_bytes(suggestion.estimate["device_bytes"]),
+            "memory": _predicted_memory(suggestion),
             "trainable": format_count(suggestion.estimate["trainable_params"]),
             "time": format_seconds(time.monotonic() - begun),
             "state": Text(TrialState.RUNNING, style=_STYLE[TrialState.RUNNING]),

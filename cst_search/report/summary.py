@@ -22,6 +22,7 @@ def front_report(info: StudyInfo) -> dict[str, Any]:
         "trials": counts,
         "reference_point": dict(info.reference_point),
         "hypervolume": info.hypervolume(),
+        "compared_reference": info.compared_reference,
         "context_bytes": info.context_bytes,
         "knee": info.knee(),
         "suggested_pick": info.suggested_pick(),

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from cst_search.study import pareto
 from cst_search.study.records import StudyInfo, common_reference
-from cst_search.study.wording import describe, format_quality
-from cst_search.units import format_bytes, format_count
+from cst_search.study.wording import describe, format_quality, memory_words
+from cst_search.units import format_count
 
 _BESIDE = 120  # least terminal width in characters for a column of configurations
 
@@ -52,7 +52,7 @@ def front_table(info: StudyInfo, width: int) -> Group:
             *seed_cells(entry)[: len(seeds)],
             format_quality(record.map),
             format_quality(record.map50),
-            format_bytes(record.device_bytes) + (f" {record.memory_source}" if sources else ""),
+            memory_words(record.working_bytes, record.device_bytes) + (f" {record.memory_source}" if sources else ""),
             format_count(record.trainable_params),
             format_count(record.petl_params),
             *([words] if beside else []),
@@ -74,13 +74,14 @@ def comparison_table(infos: Sequence[StudyInfo]) -> Table:
         table.add_column(name, justify="right")
     for info in infos:
         front, best = info.front(), info.best_map()
+        least = min(front, key=lambda record: record.working_bytes or 0, default=None)
         common = None if reference is None else pareto.hypervolume(info.values(), info.objectives, reference)
         table.add_row(
             Text(info.name),
             str(len(info.trials)),
             str(len(front)),
             format_quality(best),
-            format_bytes(min((record.device_bytes or 0 for record in front), default=None)),
+            memory_words(least.working_bytes, least.device_bytes) if least else "-",
             f"{info.hypervolume():.4f}",
             "-" if common is None else f"{common:.4f}",
         )

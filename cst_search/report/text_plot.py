@@ -1,11 +1,13 @@
-"""Plot the front as text for a terminal: memory on the x axis, mAP on the y axis."""
+"""Plot the front as text for a terminal: working memory on the x axis, mAP on the y axis."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.text import Text
 
+from cst_search.report.labels import is_log
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.units import format_bytes
 
@@ -44,10 +46,11 @@ def front_plot(infos: Sequence[StudyInfo], width: int, *, height: int = 12, asci
                 marks.append((record, score, sign, _STYLES[kind]))
     if not marks or columns < 20:
         return Text()
-    memory = [record.device_bytes or 0 for record, *_ in marks]
+    memory = [record.working_bytes or 0 for record, *_ in marks]
+    log = is_log("working_bytes", memory)
     scores = [score for _, score, *_ in marks]
     grid: list[list[tuple[str, str]]] = [[(" ", "")] * columns for _ in range(height)]
-    for x, y, (_, _, sign, style) in zip(_places(memory, columns), _places(scores, height), marks, strict=True):
+    for x, y, (_, _, sign, style) in zip(_places(memory, columns, log), _places(scores, height), marks, strict=True):
         grid[height - 1 - y][x] = (sign, style)
     side, corner, floor = ("|", "+", "-") if ascii_only else ("\u2502", "\u2514", "\u2500")
     text = Text()
@@ -59,7 +62,8 @@ def front_plot(infos: Sequence[StudyInfo], width: int, *, height: int = 12, asci
         text.append("\n")
     text.append(f"{'map':>{_LEFT - 2}} {corner}{floor * columns}\n")
     low, high = format_bytes(min(memory)), format_bytes(max(memory))
-    text.append(f"{'':{_LEFT}}{low}{'memory':^{max(1, columns - len(low) - len(high))}}{high}\n")
+    title = "working memory" + (", logarithmic" if log else "")
+    text.append(f"{'':{_LEFT}}{low}{title:^{max(1, columns - len(low) - len(high))}}{high}\n")
     if len(infos) == 1:
         words = [f"{_MARKS[kind][ascii_only]} {word}" for kind, word in (
             ("front", "front"), ("knee", "knee"), ("trial", "other complete trials"))]  # fmt: skip
@@ -69,7 +73,8 @@ def front_plot(infos: Sequence[StudyInfo], width: int, *, height: int = 12, asci
     return text
 
 
-def _places(values: Sequence[float], n: int) -> list[int]:
+def _places(values: Sequence[float], n: int, log: bool = False) -> list[int]:
     """Return the cell 0..n-1 of each value between minimum and maximum; the middle one if all values are equal."""
-    low, high = min(values), max(values)
-    return [round((value - low) / (high - low) * (n - 1)) if high > low else n // 2 for value in values]
+    at = [math.log(value) for value in values] if log else values
+    low, high = min(at), max(at)
+    return [round((value - low) / (high - low) * (n - 1)) if high > low else n // 2 for value in at]

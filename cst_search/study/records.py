@@ -167,16 +167,21 @@ class StudyInfo(StudySpec):
         return self.trials[0].context_bytes if self.trials else CONTEXT_BYTES
 
     @property
-    def reference(self) -> list[float]:
-        """Reference point in the form that `pareto` takes: that of memory is without the CUDA context, as the values.
+    def compared_reference(self) -> dict[str, float]:
+        """The reference point by the names of what is compared: of ``device_bytes`` the ``working_bytes``.
 
         Earlier versions took the hypervolume of device memory. Where they stored one (a launch's curve in MLflow), it
         is smaller by a factor that is the same for the whole study: 1 - context / reference.
         """
-        point = dict(self.reference_point)
-        if "device_bytes" in point:  # a budget below the context, within which there is no trial, is no fault
-            point["device_bytes"] = max(1.0, point["device_bytes"] - self.context_bytes)
-        return [point[o.name] for o in self.objectives]
+        point = {o.compared: self.reference_point[o.name] for o in self.objectives}
+        if "working_bytes" in point:  # at least 1: a budget below the context is no fault, though nothing fits into it
+            point["working_bytes"] = max(1.0, point["working_bytes"] - self.context_bytes)
+        return point
+
+    @property
+    def reference(self) -> list[float]:
+        """The reference point in the form that `pareto` takes."""
+        return list(self.compared_reference.values())
 
     @cached_property
     def repeated(self) -> Mapping[int, tuple[TrialRecord, ...]]:

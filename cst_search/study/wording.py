@@ -24,11 +24,17 @@ def metric_words(values: Mapping[str, float]) -> str:
     """Return metrics as text such as ``map 0, device_bytes 637 MB, trainable_params 1.44M``."""
 
     def show(name: str, value: float) -> str:
-        if name == "device_bytes":
+        if name.endswith("bytes"):
             return format_bytes(value)
         return format_count(value) if name.endswith("params") else f"{value:g}"
 
     return ", ".join(f"{name} {show(name, value)}" for name, value in values.items())
+
+
+def memory_words(working_bytes: float | None, device_bytes: float | None) -> str:
+    """Return working memory with the device memory that it is of: ``72 MB of 872 MB``; one figure if they are equal."""
+    whole = format_bytes(device_bytes)
+    return whole if working_bytes in (None, device_bytes) else f"{format_bytes(working_bytes)} of {whole}"
 
 
 def over_seeds_words(entry: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
-from cst_search.study.wording import budget_words, format_quality, repeat_words
+from cst_search.study.wording import budget_words, format_quality, memory_words, repeat_words
 from cst_search.tracking.views import ON_FRONT
 from cst_search.units import format_bytes, format_count, format_seconds
 
@@ -68,7 +68,8 @@ def description(info: StudyInfo, experiment: str, run: str, runs: Mapping[int, s
         link = f"[{name}](#/experiments/{experiment}/runs/{runs[record.trial]})" if record.trial in runs else name
         lines.append(
             f"| {link}{_GAP}| {quality}{_GAP}| {format_quality(record.map50)}{_GAP}"
-            f"| {format_bytes(record.device_bytes)}{_GAP}| {format_count(record.trainable_params)}{_GAP}"
+            f"| {memory_words(record.working_bytes, record.device_bytes)}{_GAP}"
+            f"| {format_count(record.trainable_params)}{_GAP}"
             f"| {'**knee**' if record.trial == knee else ''} |"
         )
     pick = f"cst-search export {quote(info.name)} --pick {info.suggested_pick()} -o best.yaml"

@@ -30,7 +30,7 @@ from cst_search.trial.result import Outcome
 
 NOTE = "mlflow.note.content"  # tag with the description of a run or a model
 EPOCH_METRICS = ("map", "map50", "loss", "images_per_second")
-_COST_METRICS = ("device_bytes", "active_bytes", "trainable_params", "petl_params")
+_COST_METRICS = ("device_bytes", "working_bytes", "active_bytes", "trainable_params", "petl_params")
 RUN_STATUS = {
     TrialState.COMPLETE: "FINISHED", TrialState.INFEASIBLE: "FINISHED", TrialState.PRUNED: "FINISHED",
     TrialState.FAILED: "FAILED",

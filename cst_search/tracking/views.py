@@ -24,8 +24,9 @@ _MOST_PARAMS = 6  # axes besides the metrics; the chart is small, and the UI can
 
 def make_views(info: StudyInfo) -> dict[str, str]:
     """Return the experiment's tags with the views ``front`` and ``trials``, each a table with charts."""
-    metrics = list(dict.fromkeys(["map", *(o.name for o in info.objectives)]))
-    columns = [f"metrics.`{name}`" for name in [*metrics, *({"device_bytes", "trainable_params"} - {*metrics})]]
+    metrics = list(dict.fromkeys(["map", *(o.compared for o in info.objectives)]))
+    more = [name for name in ("working_bytes", "device_bytes", "trainable_params") if name not in metrics]
+    columns = [f"metrics.`{name}`" for name in [*metrics, *more]]
     columns = sorted(columns, key=lambda column: "map" not in column)
     columns += ["tags.`cst.state`", "params.`method`"]
     columns += [f"params.`{name}`" for name in _common(info) if name != "method"]
@@ -56,9 +57,7 @@ def _common(info: StudyInfo) -> list[str]:
 
 def _charts(info: StudyInfo, metrics: Sequence[str]) -> list[dict[str, Any]]:
     """Return the charts: scatter and contour of objectives, parallel coordinates of dimensions, learning curves."""
-    costs = [name for name in metrics if name in ("device_bytes", "trainable_params", "petl_params")] or [
-        "device_bytes"
-    ]
+    costs = [name for name in metrics if not name.startswith("map")] or ["working_bytes"]
     charts: list[dict[str, Any]] = [
         {"type": "SCATTER", "xaxis": _axis(cost), "yaxis": _axis("map"), "displayName": f"map and {cost}"}
         for cost in costs

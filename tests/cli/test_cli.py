@@ -346,7 +346,8 @@ def test_status_of_many_trials_shows_the_last_and_what_has_not_finished(
 def test_front(home: Path) -> None:
     report = json.loads(run_cli("front", NAME, "--home", home, "--json").out)
     assert set(report) == {
-        "study", "objectives", "budget", "trials", "reference_point", "hypervolume", "knee", "front",
+        "study", "objectives", "budget", "trials", "reference_point", "compared_reference", "context_bytes",
+        "hypervolume", "knee", "suggested_pick", "front",
     }  # fmt: skip
     assert [set(objective) for objective in report["objectives"]] == [{"name", "goal"}] * 3
     assert report["budget"] == {"memory_bytes": 1000, "params": None}
@@ -355,7 +356,8 @@ def test_front(home: Path) -> None:
     assert [entry["trial"] for entry in report["front"]] == [0, 1]
     for entry in report["front"]:
         assert list(entry) == [
-            "trial", "config", "map", "map50", "device_bytes", "memory_source", "trainable_params", "petl_params",
+            "trial", "config", "map", "map50", "device_bytes", "working_bytes", "memory_source", "trainable_params",
+            "petl_params",
             "n_seeds", "map_mean", "map_std", "map50_mean", "map50_std",
         ]  # fmt: skip
         assert set(entry["config"]) == {"method", "cst.reduction", "cst.mtc_stages", "batch_size", "lr"}
@@ -402,16 +404,18 @@ def test_estimate(tmp_path: Path, tiny_recipe: Callable[..., Recipe]) -> None:
 
     found = estimate("--set", "cst.reduction=4", "--set", "batch_size=4")
     assert list(found) == [
-        "config", "device_bytes", "reserved_bytes", "active_bytes", "trainable_params", "petl_params", "breakdown",
-        "target_device",
+        "config", "device_bytes", "working_bytes", "reserved_bytes", "active_bytes", "trainable_params",
+        "petl_params", "breakdown", "target_device",
     ]  # fmt: skip
     assert {"method": "cst", "cst.reduction": 4, "batch_size": 4}.items() <= found["config"].items()
     assert 0 < found["active_bytes"] <= found["reserved_bytes"] <= found["device_bytes"]
     assert sum(found["breakdown"].values()) == found["device_bytes"]
+    assert found["working_bytes"] == found["device_bytes"] - found["breakdown"]["context"]
     assert 0 < found["petl_params"] < found["trainable_params"]
     assert estimate("--set", "batch_size=16")["device_bytes"] > found["device_bytes"]
     text = run_cli("estimate", "--recipe", tmp_path / "mine.yaml")
     assert text.code == 0 and "device memory" in text.out and "trainable parameters" in text.out
+    assert "CUDA context (fixed cost)" in text.out and "working memory" in text.out
 
 
 @pytest.fixture
@@ -424,7 +428,7 @@ def formula(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe], int]:
 
     def predict(recipe: Recipe, n_classes: int, shape: Any) -> FakeEstimate:
         n = needed(recipe)
-        parts = {"weights": 10**8, "rest_of_it": n - 10**8}
+        parts = {"weights": 10**8, "rest_of_it": n - 11 * 10**8, "context": 10**9}
         return FakeEstimate(n, trainable_params=1000, reserved_bytes=n - 10, active_bytes=n - 20, breakdown=parts)
 
     monkeypatch.setattr(cost, "predict", predict)
@@ -437,7 +441,15 @@ SQUARE = ("estimate", "--recipe", "small", "--set", "image_size_px=1000", "--set
 def test_estimate_is_a_table_with_a_bar_for_each_part(formula: Callable[[Recipe], int]) -> None:
     ran = run_cli(*SQUARE)
     lines = {line.split("│")[1].strip(): line for line in ran.out.splitlines() if line.count("│") > 3}
-    assert list(lines) == ["weights", "rest of it", "active memory", "reserved memory", "device memory"]
+    assert list(lines) == [
+        "weights",
+        "rest of it",
+        "CUDA context (fixed cost)",
+        "active memory",
+        "reserved memory",
+        "working memory",
+        "device memory",
+    ]
     assert [part in lines["weights"] for part in ("100 MB", "2 %")] == [True, True]
     assert lines["rest of it"].count("█") > 20 > lines["weights"].count("█")
     assert "5 GB" in lines["device memory"] and "What fits" not in ran.out
@@ -489,11 +501,12 @@ def test_estimate_compare(formula: Callable[[Recipe], int]) -> None:
     assert head == {
         "method": "head", "device_bytes": 5 * 10**9, "reserved_bytes": 5 * 10**9 - 10, "active_bytes": 5 * 10**9 - 20,
         "trainable_params": 1000, "petl_params": 10, "device_ratio": 5 / 17,
-        "active_ratio": (5 * 10**9 - 20) / (17 * 10**9 - 20),
+        "active_ratio": (5 * 10**9 - 20) / (17 * 10**9 - 20), "working_bytes": 4 * 10**9, "working_ratio": 4 / 16,
     }  # fmt: skip
     assert (full["method"], full["device_ratio"]) == ("full", 1.0)
     text = run_cli(*SQUARE, "--compare", "head,full")
     assert text.code == 0 and "29 %" in text.out and "100 %" in text.out
+    assert "working" in text.out and "25 %" in text.out
 
 
 @pytest.mark.parametrize("words", [("--compare",), ("--compare", "--json"), ("--compare=all",), ("--compare", "all")])

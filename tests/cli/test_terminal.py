@@ -71,7 +71,7 @@ def test_a_configuration_is_read_in_lines_and_not_in_a_column_of_words(info: Stu
 
 def test_the_reference_is_in_units(home: Path) -> None:
     said = run_cli("front", "one", "--home", home).out
-    assert "of 1 (reference map 0, device_bytes 1.6 kB, trainable_params 2k)" in said
+    assert "of 1 (reference map 0, working_bytes 1.6 kB, trainable_params 2k)" in said
 
 
 # --- the plot --------------------------------------------------------------------------------------------------------

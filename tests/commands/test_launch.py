@@ -121,7 +121,7 @@ def test_a_launch_ends_with_a_front_and_its_files(launched: tuple[Path, Ran], bu
     names = sorted(path.name for path in (home / "first").iterdir())
     assert names == ["best.yaml", "front.html", "front.json", "front.png"]
     # what is said on the way goes to standard error, so that the output is JSON alone
-    assert "study first: 0 of 4 trials done" in ran.err and "cst-search export first --pick knee" in ran.err
+    assert "study first: 0 of 4 trials done" in ran.err and "cst-search export first --pick " in ran.err
     assert "trial 0 started" in ran.err and "4 of 4" in ran.err
     assert f"cache {home / 'cache'}: up to " in ran.err
     assert len(list((home / "cache").glob("pixels-*.slots"))) == 2  # of both splits, shared by four trials

@@ -262,13 +262,15 @@ def test_the_recipes_own_method_keeps_its_options_and_the_others_have_their_defa
 def test_methods_side_by_side() -> None:
     def predict(recipe: Recipe) -> FakeEstimate:
         n = needed(recipe)
-        return FakeEstimate(n, trainable_params=7, reserved_bytes=n - 50, active_bytes=n - 100, petl_params=3)
+        return FakeEstimate(n, trainable_params=7, reserved_bytes=n - 50, active_bytes=n - 100, petl_params=3,
+                            breakdown={"context": 50, "rest": n - 50})  # fmt: skip
 
     cst, head = compare_methods(COCO, ["cst", "head"], predict)  # `full` is the measure without being listed
     full = needed(COCO.configured({"method": "full"}))
     assert (cst.method, cst.device_bytes, cst.reserved_bytes, cst.active_bytes) == ("cst", 953, 903, 853)
     assert (cst.trainable_params, cst.petl_params) == (7, 3)
     assert cst.device_ratio == 953 / full
+    assert (cst.working_bytes, cst.working_ratio) == (903, 903 / (full - 50))
     assert (cst.active_ratio, head.active_ratio) == pytest.approx((1 / 2, 1 / 4), abs=0.001)
     (itself,) = compare_methods(COCO, ["full"], predict)
     assert (itself.device_ratio, itself.active_ratio) == (1, 1)

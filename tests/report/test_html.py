@@ -18,7 +18,7 @@ from cst_search.config.catalog import shipped_folder
 from cst_search.errors import ConfigError
 from cst_search.report.figure import picture
 from cst_search.report.html import write_comparison, write_front
-from cst_search.report.labels import GROUPS, plain
+from cst_search.report.labels import GROUPS, budget_lines, has_log_axis, is_log, plain
 from cst_search.report.page_data import page_data
 from cst_search.report.summary import page_report
 from cst_search.study.objectives import OBJECTIVES
@@ -27,8 +27,9 @@ from cst_search.study.records import StudyInfo
 
 
 def make_report(
-    n: int = 24, study: str = "resnet50-voc-6gb", budget: int | None = 6_000_000_000, objectives: int = 2, seed: int = 6
-) -> dict[str, Any]:
+    n: int = 24, study: str = "resnet50-voc-6gb", budget: int | None = 6_000_000_000, objectives: int = 2,
+    seed: int = 6, context: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """A report as `cst-search front --json` gives it, with ``n`` trials of every state."""
     rng = random.Random(seed)
     chosen = [OBJECTIVES[name] for name in ("map", "device_bytes", "trainable_params")[:objectives]]
@@ -57,6 +58,7 @@ def make_report(
             "map": value,
             "map50": value + 0.19,
             "device_bytes": memory,
+            "working_bytes": memory - context,
             "memory_source": "predicted" if state == "infeasible" else "measured",
             "trainable_params": round(params * rng.uniform(0.7, 1.1) / math.sqrt(r)),
             "petl_params": round(params * 0.02),
@@ -66,12 +68,14 @@ def make_report(
             "history": [{"epoch": 1, "loss": 1.5, "map": value}] if done else [],
             "notes": [],
         })  # fmt: skip
-    rows = [[t[o.name] if t["state"] == "complete" else math.nan for o in chosen] for t in trials]
+    rows = [[t[o.compared] if t["state"] == "complete" else math.nan for o in chosen] for t in trials]
     reference = {"map": 0.0, "device_bytes": float(budget or 12e9), "trainable_params": 5e7}
-    point = [reference[o.name] for o in chosen]
+    compared = {o.compared: reference[o.name] - (context if o.name == "device_bytes" else 0) for o in chosen}
+    point = list(compared.values())
     for i in front(rows, chosen):
         trials[i]["on_front"] = True
-    columns = ("trial", "config", "map", "map50", "device_bytes", "memory_source", "trainable_params", "petl_params")
+    columns = ("trial", "config", "map", "map50", "device_bytes", "working_bytes", "memory_source", "trainable_params",
+               "petl_params")  # fmt: skip
     states = [t["state"] for t in trials]
     return {
         "study": study,
@@ -82,8 +86,11 @@ def make_report(
             **{s: states.count(s) for s in ("complete", "pruned", "infeasible", "failed", "running")},
         },
         "reference_point": {o.name: reference[o.name] for o in chosen},
+        "compared_reference": compared,
+        "context_bytes": context,
         "hypervolume": hypervolume(rows, chosen, point),
         "knee": knee(rows, chosen),
+        "suggested_pick": "knee",
         "front": [{name: t[name] for name in columns} for t in trials if t["on_front"]],
         "all": trials,
         "hypervolume_by_trial": [list(pair) for pair in enumerate(hypervolume_by_trial(rows, chosen, point))],
@@ -186,7 +193,68 @@ def test_axes_are_in_gigabytes_and_map():
     row = report["front"][0]
     (point,) = [p for p in points(drawn, "front") if p["trial"] == row["trial"]]
     assert (point["x"], point["y"]) == (row["device_bytes"] / 1e9, row["map"])
-    assert (drawn["x_label"], drawn["y_label"]) == ("device memory, GB", "COCO mAP@[.50:.95]")
+    assert (drawn["x_label"], drawn["y_label"]) == ("working memory, GB", "COCO mAP@[.50:.95]")
+
+
+def test_memory_is_drawn_without_the_context_and_the_budget_with_it():
+    drawn = picture(make_report(context=800_000_000))
+    x = {p["trial"]: p["x"] for group in drawn["groups"] for p in group["points"]}
+    assert all(x[t["trial"]] == t["working_bytes"] / 1e9 for t in make_report(context=800_000_000)["all"])
+    assert drawn["budget"] == {"x": 5.2, "label": "budget 6 GB, 800 MB of it fixed"}
+    assert "Working memory excludes the CUDA context of 800 MB." in drawn["notes"]
+    assert not any("CUDA context" in note for note in picture(make_report())["notes"])
+
+
+def test_a_budget_below_the_context_has_no_line():
+    report = make_report(context=800_000_000) | {"budget": {"memory_bytes": 500_000_000, "params": None}}
+    assert budget_lines(report).keys() == {"device_bytes"} and picture(report)["budget"] is None
+
+
+@pytest.mark.parametrize(("factor", "log"), [(1.0, False), (0.2, True)])
+def test_memory_that_spans_more_than_four_times_has_a_logarithmic_axis(tmp_path, factor, log):
+    report = make_report()
+    trained = [trial for trial in report["all"] if not math.isnan(trial["map"])]
+    least = min(trained, key=lambda trial: trial["working_bytes"])
+    ratio = max(trial["working_bytes"] for trial in trained) / least["working_bytes"]
+    assert 1.5 < ratio < 4
+    least["working_bytes"] = round(least["working_bytes"] * factor)
+    drawn = picture(report)
+    assert drawn["x_log"] is log and drawn["x_label"].endswith(" (logarithmic)") is log
+    assert 0 < drawn["x_range"][0] < least["working_bytes"] / 1e9  # 8 % of the span to the left of it, in its powers
+    assert drawn["x_range"][1] < 20
+    assert {m["key"]: m["log"] for m in page_data(plain(report))["metrics"]}["working_bytes"] is log
+    write_front(report, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "log"),
+    [
+        ("working_bytes", [10, 40], False),
+        ("working_bytes", [10, 41], True),
+        ("trainable_params", [10, 41], False),
+        ("trainable_params", [10, 101], True),
+        ("petl_params", [0, 10, 101], False),  # `head` has none of its own
+        ("map", [0.01, 0.9], False),
+        ("seconds", [1, 1000], False),
+        ("working_bytes", [], False),
+    ],
+)
+def test_which_axes_are_logarithmic(name, values, log):
+    assert is_log(name, values) is log
+    assert has_log_axis([{name: value, "map": 0.1} for value in values], name) is log
+
+
+def test_what_was_not_trained_does_not_decide_on_the_axis():
+    trials = [{"working_bytes": 100, "map": None}, {"working_bytes": 10, "map": 0.2}, {"working_bytes": 12, "map": 0.3}]
+    assert not has_log_axis(trials, "working_bytes") and has_log_axis(trials[:1] + trials[1:2], "map") is False
+    assert has_log_axis([{**trial, "map": None} for trial in trials], "working_bytes")
+
+
+def test_small_memory_is_in_megabytes():
+    report = make_report(budget=None)
+    for trial in report["all"]:
+        trial["working_bytes"] = trial["device_bytes"] // 1000
+    assert picture(report)["x_label"].startswith("working memory, MB")
 
 
 def test_trials_without_a_map_are_in_the_strip():
@@ -200,7 +268,7 @@ def test_axes_follow_the_objectives():
     report = make_report()
     report["objectives"] = [{"name": "map50", "goal": "max"}, {"name": "petl_params", "goal": "min"}]
     drawn = picture(report)
-    assert (drawn["x_label"], drawn["y_label"]) == ("PETL parameters, M", "mAP@.50")
+    assert (drawn["x_label"], drawn["y_label"]) == ("PETL parameters, M (logarithmic)", "mAP@.50")
     assert drawn["budget"] is None  # no budget limits the PETL parameters
 
 
@@ -243,6 +311,7 @@ def test_one_enormous_suggestion_does_not_squash_the_view():
         "state": "infeasible",
         "map": None,
         "device_bytes": 500e9,
+        "working_bytes": 500e9,
         "feasible": False,
         "on_front": False,
     }
@@ -253,7 +322,8 @@ def test_one_enormous_suggestion_does_not_squash_the_view():
 
 def test_a_trial_without_a_memory_figure_is_counted_in_the_caption():
     report = make_report()
-    report["all"][0] |= {"state": "failed", "map": None, "device_bytes": None, "on_front": False}
+    report["all"][0] |= {"state": "failed", "map": None, "device_bytes": None, "working_bytes": None,
+                         "on_front": False}  # fmt: skip
     assert any(note.startswith("1 trial has no memory figure") for note in picture(report)["notes"])
 
 
@@ -272,7 +342,7 @@ def test_the_knee_label_stays_off_the_left_axis(gigabytes, side):
     report = make_report()
     for trial in report["all"]:
         if trial["trial"] == report["knee"]:
-            trial["device_bytes"] = gigabytes * 1e9
+            trial["working_bytes"] = gigabytes * 1e9
     assert picture(report)["knee"]["side"] == side
 
 
@@ -352,8 +422,18 @@ def test_what_people_typed_is_escaped_everywhere(tmp_path):
     page = Page(written["html"])
     assert sum(tag == "script" for tag, _ in page.tags) == 2  # the data, the program
     assert f"cst-search export '{EVIL}' --pick knee" in page.text
+    assert "the knee" in page.text and "the best mAP" not in page.text
     assert f"--data 'a b{EVIL}'" in page.text
     assert embedded(written["html"])["reasons"] == [EVIL]
+
+
+def test_where_the_knee_says_little_the_page_suggests_the_best(tmp_path):
+    report = make_report() | {"suggested_pick": "best"}
+    best = max(report["front"], key=lambda row: row["map"])
+    report["front"].sort(key=lambda row: -row["map"])
+    text = " ".join(Page(write_front(report, tmp_path)["html"]).text.split())
+    assert f"trial {best['trial']}the best mAP" in text and "--pick best -o best.yaml" in text
+    assert "--pick knee" not in text
 
 
 def test_a_dollar_in_a_name_is_no_formula(tmp_path):
@@ -420,7 +500,7 @@ def test_columns_hold_every_trial_of_a_study():
         assert data["states"][data["trials"]["state"][i]] == record.state
         code = data["trials"]["reason"][i]
         assert (data["reasons"][code] if code >= 0 else None) == record.reason
-        for name in ("device_bytes", "trainable_params", "petl_params", "seconds"):
+        for name in ("device_bytes", "working_bytes", "trainable_params", "petl_params", "seconds"):
             assert near(data["columns"][name][i], getattr(record, name))
         assert near(data["columns"]["map"][i], info.over_seeds(record).mean)
         found = {}
@@ -501,17 +581,18 @@ def test_colours_stand_out_from_what_they_lie_on(scheme):
 
 def test_comparison_uses_one_reference_point_and_the_joint_front(tmp_path):
     a, b = page_report(made_info(60, "a", seed=1)), page_report(made_info(60, "b", seed=2))
-    b["reference_point"] = {"map": 0.1, "device_bytes": 5e9, "trainable_params": 9e7}
+    b["compared_reference"] = {"map": 0.1, "working_bytes": 4.2e9, "trainable_params": 9e7}
     written = write_comparison([a, b], tmp_path)
     result = json.loads(written["json"].read_text())
     assert result["reference"] == {"map": 0.0, "device_bytes": 6e9, "trainable_params": 9e7}  # the worst of each
     assert result["warnings"] == []
-    names = ("map", "device_bytes", "trainable_params")
-    objectives = [OBJECTIVES[name] for name in names]
-    rows = [[row["map_mean"], row["device_bytes"], row["trainable_params"]] for r in (a, b) for row in r["front"]]
+    corner = {"map": 0.0, "working_bytes": 5.2e9, "trainable_params": 9e7}
+    assert result["compared_reference"] == corner
+    objectives = [OBJECTIVES[name] for name in ("map", "device_bytes", "trainable_params")]
+    rows = [[row["map_mean"], row["working_bytes"], row["trainable_params"]] for r in (a, b) for row in r["front"]]
     n = len(a["front"])
     for study, own in zip(result["studies"], (rows[:n], rows[n:]), strict=True):
-        assert study["volume"] == pytest.approx(hypervolume(own, objectives, list(result["reference"].values())))
+        assert study["volume"] == pytest.approx(hypervolume(own, objectives, list(corner.values())))
     joint = front(rows, objectives)
     assert [s["on_joint"] for s in result["studies"]] == [sum(i < n for i in joint), sum(i >= n for i in joint)]
     assert len(joint) < len(rows)

@@ -286,6 +286,7 @@ def test_front_json_has_the_documented_keys() -> None:
         "trials": dict.fromkeys(("total", "complete", "pruned", "infeasible", "failed", "running", "repeats"), "int"),
         "reference_point": {"map": "float", "device_bytes": "float"},
         "hypervolume": "float",
+        "compared_reference": {"map": "float", "working_bytes": "float"},
         "context_bytes": "int",
         "knee": "int",
         "suggested_pick": "str",

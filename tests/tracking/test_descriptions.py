@@ -69,4 +69,4 @@ def test_the_command_in_a_description_can_be_pasted(tmp_path: Path) -> None:
     session.begin_launch()
     run_one(session, scored(0.5, device_bytes=700))
     text = description(session.study.info(), "4", "abc", {})
-    assert "`` cst-search export 'my `best` study' --pick knee -o best.yaml `` writes" in text
+    assert "`` cst-search export 'my `best` study' --pick best -o best.yaml `` writes" in text
