@@ -37,7 +37,7 @@ ACTIONS = {
     "pan": "scatter.zoom([[v[0][0] + k * d, v[0][1] + k * d], v[1]])",
     "hover": "scatter.point(order[k % order.length])",
     "brush": "parallel.brush(axis, [k / 60, 1])",
-    "axes": "(byId('x').value = ['seconds', 'trainable_params', 'device_bytes'][k % 3], chooseAxes())",
+    "axes": "(byId('x').value = ['seconds', 'trainable_params', 'working_bytes'][k % 3], chooseAxes())",
     "scroll": "byId('trials').scrollTop = 200 * k",
 }
 FRAMES = """async ([action, n]) => {

@@ -93,7 +93,7 @@ function decades(low, high) {
     return all.filter((v) => v >= low * 0.9999 && v <= high * 1.0001);
   };
   const some = [[[1, 1.5, 2, 3, 4, 5, 7], 1], [[1, 2, 5], 1], [[1, 3], 1], [[1], 1], [[1], 2], [[1], 3]].map((way) => found(...way)).find((all) => all.length <= 6) ?? [];
-  return some.length > 1 ? some : ticks(low, high, 4);
+  return some.length > 2 ? some : ticks(low, high, 4); // a small part of a decade
 }
 
 /* Labels of ticks and their unit, with enough decimals that none is rounded. */

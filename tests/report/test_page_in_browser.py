@@ -18,6 +18,7 @@ from cst_search.report import html as dashboard
 from cst_search.report.html import write_comparison, write_front
 from cst_search.report.summary import page_report
 from cst_search.study.records import StudyInfo
+from cst_search.units import format_bytes
 
 N = 90
 SCRIPT = "</script><script>document.title='OWNED'</script>"
@@ -210,19 +211,78 @@ def test_any_two_metrics(show: Callable[..., Any], front: Path, info: StudyInfo,
     order = sorted(at, key=lambda t: at[t])
     assert len(order) > 30
     assert all(value[int(a)] <= value[int(b)] * (1 + 1e-5) for a, b in pairwise(order))
-    expected = "no front of the study" if key in ("map50", "petl_params", "seconds") else "also weighs device memory"
+    expected = "no front of the study" if key in ("map50", "petl_params", "seconds") else "also weighs working memory"
     assert expected in page.locator("#notes").text_content()
 
 
 def test_the_same_metric_on_both_axes_changes_them(show: Callable[..., Any], front: Path) -> None:
     page = show(front)
-    page.select_option("#y", "device_bytes")
-    assert (page.input_value("#x"), page.input_value("#y")) == ("map", "device_bytes")
+    page.select_option("#y", "working_bytes")
+    assert (page.input_value("#x"), page.input_value("#y")) == ("map", "working_bytes")
     drawn(page)
     box = page.evaluate("scatter.box")
-    y = page.evaluate("scatter.toY(6e9)")
+    y = page.evaluate("scatter.toY(5.2e9)")
     assert box["top"] < y < box["bottom"]  # the budget is drawn on the axis that has it
-    assert page.evaluate("scatter.columns[scatter.y] === data.columns.device_bytes")
+    assert page.evaluate("scatter.columns[scatter.y] === data.columns.working_bytes")
+
+
+def test_memory_is_said_with_the_device_memory_it_is_of(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    page = show(front)
+    record = info.front()[1]
+    page.evaluate("(t) => open(trials.trial.indexOf(t))", record.trial)
+    words = f"{format_bytes(record.working_bytes)} of {format_bytes(record.device_bytes)}"
+    assert words in page.locator("#detail").text_content()
+    row = page.locator("#trials tr", has=page.locator(f"[data-trial='{record.trial}']"))
+    assert words in row.text_content()
+    lines = page.evaluate("(t) => describe(trials.trial.indexOf(t))", record.trial)
+    assert f"memory {words} (measured)" in lines and not any(line.startswith("device memory") for line in lines)
+    assert page.evaluate("scatter.budgets.working_bytes") == {
+        "value": 5_200_000_000, "label": "budget 6 GB, 800 MB of it fixed",
+    }  # fmt: skip
+    page.select_option("#x", "device_bytes")  # it can still be looked at
+    drawn(page)
+    assert page.evaluate("scatter.columns[scatter.x] === data.columns.device_bytes")
+
+
+def small_and_large(info: StudyInfo) -> StudyInfo:
+    """The same with a tenth of the working memory and a fiftieth of the parameters in every other trial."""
+    trials = tuple(
+        r if r.trial % 2 else replace(r, device_bytes=r.context_bytes + round((r.working_bytes or 0) / 10),
+                                      trainable_params=round((r.trainable_params or 0) / 50))
+        for r in info.trials
+    )  # fmt: skip
+    return replace(info, trials=trials, repeats=())
+
+
+def test_costs_that_span_much_have_logarithmic_axes(show: Callable[..., Any], info: StudyInfo, tmp_path: Path) -> None:
+    page = show(write_front(page_report(small_and_large(info)), tmp_path)["html"])
+    drawn(page)
+    logs = page.evaluate("Object.fromEntries(metrics.map((m) => [m.key, m.log]))")
+    assert {key for key in logs if logs[key]} == {"device_bytes", "working_bytes", "trainable_params", "petl_params"}
+    # equal ratios have equal distances, and a place in px leads back to its value
+    at = page.evaluate("[2e8, 4e8, 8e8].map((v) => scatter.toX(v))")
+    assert at[1] - at[0] == pytest.approx(at[2] - at[1]) and at[1] - at[0] > 20
+    assert page.evaluate("scatter.fromX(scatter.toX(4e8))") == pytest.approx(4e8)
+    assert page.evaluate("scatter.xText.labels.length") >= 3 and page.evaluate("scatter.xText.unit") == ""
+    assert all(label.endswith(("MB", "GB")) for label in page.evaluate("scatter.xText.labels"))
+    # zoom and pan keep what is in the middle or under the pointer
+    page.evaluate("scatter.scaleBy(0.5)")
+    drawn(page)
+    low, high = page.evaluate("scatter.view[0]")
+    middle = math.sqrt(low * high)
+    page.evaluate("scatter.setMode('pan')")
+    page.locator("#front").scroll_into_view_if_needed()
+    box = page.locator("#front").bounding_box()
+    x, y = box["x"] + page.evaluate("(v) => scatter.toX(v)", middle), box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 60, y)
+    page.mouse.up()
+    drawn(page)
+    assert box["x"] + page.evaluate("(v) => scatter.toX(v)", middle) == pytest.approx(x + 60, abs=1)
+    page.select_option("#x", "trainable_params")
+    drawn(page)
+    assert page.evaluate("scatter.view[0][0]") > 0
 
 
 def test_no_tick_is_rounded(show: Callable[..., Any], front: Path) -> None:
@@ -252,14 +312,14 @@ def test_the_line_is_the_front_of_the_plane(show: Callable[..., Any], front: Pat
     page = show(front)
     line = page.evaluate("scatter.frontier(members).map((i) => trials.trial[i])")
     points = [
-        (r.device_bytes, info.over_seeds(r).mean, r.trial) for r in info.trials if r.state == "complete" and r.feasible
+        (r.working_bytes, info.over_seeds(r).mean, r.trial) for r in info.trials if r.state == "complete" and r.feasible
     ]
     best = [(m, q, t) for m, q, t in points if not any(a <= m and b >= q and (a, b) != (m, q) for a, b, _ in points)]  # type: ignore[operator]
     assert line == [t for _, _, t in sorted(best)]
     assert len(line) > 3
     for swapped in (False, True):  # whichever way round: every corner is worse than both of its neighbours
         if swapped:
-            page.select_option("#y", "device_bytes")
+            page.select_option("#y", "working_bytes")
         signs = (-1, 1) if swapped else (1, -1)  # of a cost
         steps = page.evaluate("scatter.corners(scatter.frontier(members))")
         assert len(steps) == 2 * len(line) - 1
@@ -433,7 +493,7 @@ def check_csv(text: str, info: StudyInfo) -> None:
     for row, record in zip(rows, info.trials, strict=True):
         assert row["state"] == record.state and row["reason"] == (record.reason or "")
         assert row["on_front"] == str(record.trial in on_front).lower()
-        for name in ("map", "map50", "device_bytes", "trainable_params", "petl_params", "seconds"):
+        for name in ("map", "map50", "device_bytes", "working_bytes", "trainable_params", "petl_params", "seconds"):
             value = getattr(record, name)
             assert row[name] == "" if value is None else float(row[name]) == pytest.approx(value, rel=1e-5)
         sample = info.over_seeds(record)
@@ -607,7 +667,7 @@ def test_one_trial(show: Callable[..., Any], tmp_path: Path) -> None:
     one = replace(base, trials=(base.front()[0],), repeats=())
     page = show(write_front(page_report(one), tmp_path)["html"])
     low, high = page.evaluate("scatter.view[0]")
-    assert low < one.trials[0].device_bytes < high  # type: ignore[operator]
+    assert low < one.trials[0].working_bytes < high  # type: ignore[operator]
 
 
 def test_comparison_draws_a_line_a_study(show: Callable[..., Any], tmp_path: Path) -> None:
