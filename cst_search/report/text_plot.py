@@ -62,8 +62,10 @@ def front_plot(infos: Sequence[StudyInfo], width: int, *, height: int = 12, asci
         text.append("\n")
     text.append(f"{'map':>{_LEFT - 2}} {corner}{floor * columns}\n")
     low, high = format_bytes(min(memory)), format_bytes(max(memory))
-    title = "working memory" + (", logarithmic" if log else "")
-    text.append(f"{'':{_LEFT}}{low}{title:^{max(1, columns - len(low) - len(high))}}{high}\n")
+    room = max(1, columns - len(low) - len(high))
+    titles = ("working memory, logarithmic" if log else "working memory", "memory")
+    title = next((words for words in titles if len(words) < room), "")
+    text.append(f"{'':{_LEFT}}{low}{title:^{room}}{high}\n")
     if len(infos) == 1:
         words = [f"{_MARKS[kind][ascii_only]} {word}" for kind, word in (
             ("front", "front"), ("knee", "knee"), ("trial", "other complete trials"))]  # fmt: skip
