@@ -30,9 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import sigmoid_focal_loss
 
-from cst_search.config.loading import load_space
+from cst_search.config.loading import load_space, load_space_for
 from cst_search.config.recipe import DETECTORS, Recipe
-from cst_search.config.search_space import Space
 from cst_search.detector.build import build_detector
 from cst_search.memory import estimate as memory
 from cst_search.petl import METHODS
@@ -178,7 +177,7 @@ def _dense_part(model: Any, recipe: Recipe, images: Tensor) -> None:
         sigmoid_focal_loss(logits, torch.zeros_like(logits), reduction="sum")
 
 
-def draw(space: Space, rng: random.Random) -> tuple[Recipe, memory.InputShape]:
+def draw(rng: random.Random) -> tuple[Recipe, memory.InputShape]:
     """One random configuration, small enough for a CPU."""
     detector, backbone = rng.choice(DETECTORS), rng.choice(("resnet18", "resnet34", "resnet50", "resnet101"))
     height, width = rng.choice((96, 128, 192, 256)), rng.choice((96, 128, 160, 224, 320))
@@ -186,7 +185,8 @@ def draw(space: Space, rng: random.Random) -> tuple[Recipe, memory.InputShape]:
         detector=detector,
         backbone=backbone,
         width=rng.choice((0.25, 0.5, 1.0)) if backbone in ("resnet18", "resnet34") else rng.choice((0.125, 0.25, 0.5)),
-        weights=rng.choice(("demo", "demo", "demo", "none")),
+        weights=rng.choice(("demo-detector", "demo-detector", "demo-detector", "none")),
+        lora_rank=rng.choice((1, 2, 4, 8, 16)),
         fpn_channels=rng.choice((64, 128, 256)),
         head_convs=rng.choice((1, 2, 4)),
         image_size_px=min(height, width),
@@ -196,16 +196,18 @@ def draw(space: Space, rng: random.Random) -> tuple[Recipe, memory.InputShape]:
         recompute=rng.choice(("auto", "none", "neck", "all")),
         accumulate=rng.choice((1, 1, 1, 2)),
     )
-    configured = fixed.configured(space.sample(rng) | {"batch_size": rng.choice((1, 2, 3, 4))})
+    drawn = load_space_for("petl", fixed)[0].sample(rng) | {"batch_size": rng.choice((1, 2, 3, 4))}
+    own = ("image_size_px", "recompute", "accumulate")  # not as a search varies them
+    configured = fixed.configured({key: value for key, value in drawn.items() if key not in own})
     return configured, memory.InputShape(height, width, rng.choice((1, 5, 40)))
 
 
 def compare(n: int, seed: int) -> list[dict[str, Any]]:
     """One row per configuration: what it was, real and predicted bytes, and their ratios."""
-    rng, space = random.Random(seed), load_space("petl")
+    rng = random.Random(seed)
     rows: list[dict[str, Any]] = []
     while len(rows) < n:
-        recipe, shape = draw(space, rng)
+        recipe, shape = draw(rng)
         if recipe.weights == "none" and not METHODS[recipe.method].side and recipe.method not in ("full", "partial"):
             continue  # PETL inside a backbone of random weights is nobody's configuration
         begun = time.perf_counter()
@@ -246,7 +248,8 @@ def describe(row: dict[str, Any]) -> str:
     return (
         f"{r['method']:14} {r['detector']:10} {r['backbone']:9} x{r['width']} {r['precision']} "
         f"{r['batch_size']} x {shape['height_px']} x {shape['width_px']}, {shape['max_boxes']} boxes, "
-        f"memsave {r['memsave']!s:5} recompute {Recipe.from_dict(r).recompute:4} x{r['accumulate']} {options} | "
+        f"memsave {r['memsave']!s:5} recompute {Recipe.from_dict(r).recompute:4} x{r['accumulate']} "
+        f"neck {r.get('neck', 'train')} head {r.get('head', 'train')} {options} | "
         f"{row['active'] / 1e6:7.1f} MB, active {row['active_ratio']:.3f}, kept {row['kept_ratio']:.3f}"
     )
 
@@ -265,7 +268,7 @@ def errors(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
 def seconds_for_predictions(n: int, seed: int) -> float:
     """Of n random configurations of an 800 px Faster R-CNN with a ResNet-50, none predicted before."""
     rng, space = random.Random(seed), load_space("petl")
-    recipes = [Recipe(weights="DEFAULT").configured(space.sample(rng)) for _ in range(n)]
+    recipes = [Recipe().configured(space.sample(rng)) for _ in range(n)]
     begun = time.perf_counter()
     for recipe in recipes:
         cost.predict_step(recipe, 80, memory.InputShape(800, 1344, 100))
