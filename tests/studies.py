@@ -21,8 +21,9 @@ from cst_search.memory.estimate import context_of
 from cst_search.search import session as suggest
 from cst_search.search.early_stopping import rung_epochs
 from cst_search.search.session import SearchSession
+from cst_search.study.launch_registry import DEAD_SECONDS
 from cst_search.study.objectives import OBJECTIVES
-from cst_search.study.records import Budget, StudySpec, TrialRecord
+from cst_search.study.records import Budget, StudyInfo, StudySpec, TrialRecord
 from cst_search.study.study import Study
 
 
@@ -122,6 +123,86 @@ def run_one(session: SearchSession, result: Mapping[str, Any], **wanted: Any) ->
     suggestion = session.ask(fake_estimate)  # type: ignore[arg-type]
     assert suggestion is not None
     return session.tell(suggestion.trial, result)
+
+
+def move(session: SearchSession, host: str = "elsewhere") -> None:
+    """Have the study's launch be one on another host."""
+    key = f"cst_launch:{session.launch_id}"
+    session.study.optuna_study().set_user_attr(
+        key, session.study.optuna_study().user_attrs[key] | {"host": host, "pid": 1}
+    )
+
+
+def stop_the_heart(session: SearchSession, seconds_ago: float = DEAD_SECONDS + 1) -> None:
+    assert session.study.storage is not None
+    session.study.launch_registry._ended.set()
+    session.study.optuna_study().set_user_attr(
+        f"cst_beat:{session.launch_id}", session.study.storage.now() - seconds_ago
+    )
+
+
+# map over memory, drawn by hand; the budget is 600:
+#
+#   map
+#   .7 |                              . G: infeasible (650 measured)
+#   .6 |                        A
+#   .5 |            B = C       . D: as A in memory, worse in map
+#   .4 |            .     E: dominated by B
+#   .3 |      F
+#   .2 |            H: dominated by B
+#      +------+-----+-----+-----+----- memory
+#            100   200   300   400
+DRAWN: list[tuple[str, float | None, int, str]] = [
+    ("A", 0.6, 400, "complete"),
+    ("B", 0.5, 200, "complete"),
+    ("C", 0.5, 200, "complete"),
+    ("D", 0.5, 400, "complete"),
+    ("E", 0.4, 300, "complete"),
+    ("F", 0.3, 100, "complete"),
+    ("G", 0.7, 650, "infeasible"),
+    ("H", 0.2, 200, "complete"),
+    ("failed", None, 50, "failed"),
+    ("rejected", None, 900, "infeasible"),
+    ("runs now", None, 50, "running"),
+    ("was running", None, 50, "interrupted"),
+    ("pruned early", 0.65, 50, "pruned"),
+]
+
+
+def drawn_info(**changes: Any) -> StudyInfo:
+    """A study of the trials in `DRAWN`, numbered from 10 on."""
+    trials = tuple(
+        TrialRecord(
+            trial=number + 10,  # numbers are not places
+            state=state,
+            config={"method": "cst", "cst.reduction": 8, "cst.mtc_stages": (4, 5), "lr": 0.0123456},
+            map=quality,
+            map50=None if quality is None else quality + 0.1,
+            device_bytes=memory,
+            trainable_params=7000,
+            petl_params=70,
+            feasible=state == "complete",
+            ran=name != "rejected",
+            seconds=2.0,
+            reason="loss is not finite" if state == "failed" else None,
+        )
+        for number, (name, quality, memory, state) in enumerate(DRAWN)
+    )
+    values: dict[str, Any] = {
+        "name": "drawn",
+        "objectives": (OBJECTIVES["map"], OBJECTIVES["device_bytes"]),
+        "budget": Budget(600, None),
+        "reference_point": {"map": 0.0, "device_bytes": 600.0},
+        "recipe": {"detector": "fcos"},
+        "space": {},
+        "data": "demo",
+        "seed": 0,
+        "sampler": "tpe",
+        "target_device": "CUDA GPU (generic)",
+        "started": "2026-01-01T00:00:00+00:00",
+        "trials": trials,
+    } | changes
+    return StudyInfo(**values)
 
 
 @dataclass(frozen=True)

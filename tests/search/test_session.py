@@ -5,43 +5,36 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
-import psutil
 import pytest
 from optuna.trial import TrialState
 from studies import (
-    SPACE,
-    FakeEstimate,
     fake_estimate,
     make_spec,
     make_study,
+    move,
     open_session,
     run_one,
     scored,
     shorter_rungs,
+    stop_the_heart,
 )
 
 from cst_search.config.recipe import Recipe
 from cst_search.errors import StudyError
-from cst_search.redaction import shown_address
 from cst_search.search.outcomes import CONSTRAINTS
 from cst_search.search.samplers import SAMPLERS
 from cst_search.search.session import SearchSession
-from cst_search.study import launch_registry as launches
-from cst_search.study.launch_registry import DEAD_SECONDS
 from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.records import Budget
-from cst_search.study.storage import check_storage
-from cst_search.study.study import Study, list_studies
+from cst_search.study.study import Study
 from cst_search.study.trial_attributes import Repeat
 
 BUDGET = 1000  # bytes; see fake_estimate
@@ -443,128 +436,7 @@ def test_the_same_seed_draws_the_same_points() -> None:
     assert draw(1) == draw(1) != draw(2)
 
 
-# --- continuing -----------------------------------------------------------------------------------------------------
-
-CHANGES: list[tuple[str, dict[str, Any], str | None]] = [
-    ("other objectives", {"objectives": objectives("map", "device_bytes")}, "--objectives"),
-    (
-        "the same in another order",
-        {"objectives": objectives("device_bytes", "map", "trainable_params")},
-        "--objectives",
-    ),
-    ("another budget", {"budget": Budget(999, None)}, "--budget-mem/--budget-params"),
-    ("another recipe", {"recipe": Recipe(detector="retinanet").to_dict()}, "--recipe"),
-    ("another space", {"space": SPACE | {"cst": {"reduction": {"choice": [1, 2]}}}}, "--space"),
-    ("other data", {"data": "/elsewhere"}, "--data"),
-    ("another limit", {"limit_bytes": 10**9}, "--limit-mem"),
-    ("now with early stopping", {"eta": 3}, "--stop-early/--eta"),
-    ("without it, as before", {"eta": 0}, None),
-    ("sizes noted anew", {"inputs": {"n_classes": 3}}, None),
-    ("another sampler goes on", {"sampler": "tpe"}, None),
-    ("another reference point is kept", {"reference_point": {"map": 0.1}}, None),
-]
-
-
-@pytest.mark.parametrize(("why", "change", "flag"), CHANGES, ids=[row[0] for row in CHANGES])
-def test_a_study_is_continued_with_what_it_was_made_with(
-    tmp_path: Path, why: str, change: dict[str, Any], flag: str | None
-) -> None:
-    first = make_study(tmp_path)
-    if flag is None:
-        assert make_study(tmp_path, **change).study.spec == first.study.spec
-        return
-    with pytest.raises(StudyError) as caught:
-        make_study(tmp_path, **change)
-    assert f"was made with another {flag}; continue it with the same ones" in str(caught.value)
-
-
-def test_all_differences_are_named(tmp_path: Path) -> None:
-    make_study(tmp_path)
-    with pytest.raises(StudyError, match=r"another --objectives, --budget-mem/--budget-params, --data;"):
-        make_study(tmp_path, objectives=objectives("map"), budget=Budget(), data="/elsewhere")
-
-
-def test_two_launches_at_a_time_are_refused(tmp_path: Path) -> None:
-    first, second = make_study(tmp_path), make_study(tmp_path)
-    first.begin_launch()
-    with pytest.raises(StudyError, match=rf"'made' is being worked on by process {os.getpid()} on this host"):
-        second.begin_launch()
-    first.end_launch()
-    second.begin_launch()
-
-
-def test_reused_process_id_does_not_keep_a_dead_launch_alive(tmp_path: Path) -> None:
-    first, second = make_study(tmp_path), make_study(tmp_path)
-    launch = first.begin_launch()
-    ask(first)
-    raw = optuna.load_study(study_name="made", storage=first.study.url)
-    key = f"cst_launch:{launch}"
-    raw.set_user_attr(key, raw.user_attrs[key] | {"created": psutil.Process().create_time() - 3600})
-    assert second.study.info().trials[0].state == "interrupted"
-    second.begin_launch()
-    assert ask(second).again
-
-
-def move(session: SearchSession, host: str = "elsewhere") -> None:
-    """Have the study's launch be one on another host."""
-    key = f"cst_launch:{session.launch_id}"
-    session.study.optuna_study().set_user_attr(
-        key, session.study.optuna_study().user_attrs[key] | {"host": host, "pid": 1}
-    )
-
-
-def stop_the_heart(session: SearchSession, seconds_ago: float = DEAD_SECONDS + 1) -> None:
-    assert session.study.storage is not None
-    session.study.launch_registry._ended.set()
-    session.study.optuna_study().set_user_attr(
-        f"cst_beat:{session.launch_id}", session.study.storage.now() - seconds_ago
-    )
-
-
-def test_a_launch_on_another_host_lives_while_its_heart_beats(tmp_path: Path) -> None:
-    first, second, third = (make_study(tmp_path) for _ in range(3))
-    first.begin_launch()
-    mine = ask(first)
-    move(first)
-    assert second.study.info().trials[0].state == "running"
-    second.begin_launch()  # two hosts may work on one study
-    assert not ask(second).again
-    stop_the_heart(first, DEAD_SECONDS - 5)
-    assert third.study.info().by_number(mine.trial).state == "running"  # type: ignore[union-attr]
-    stop_the_heart(first)
-    assert third.study.info().by_number(mine.trial).state == "interrupted"  # type: ignore[union-attr]
-    assert [launch.state for launch in second.study.launches()] == []  # as none said what it is
-    again = ask(second)
-    assert (again.trial, again.again) == (mine.trial, True)
-    # it was not dead, it slept: whatever it brings is not counted
-    assert first.progress(mine.trial, {"epoch": 1, "map": 0.9}) is False
-    assert first.tell(mine.trial, scored(0.9)) is None
-    assert second.tell(again.trial, scored(0.4)).map == 0.4  # type: ignore[union-attr]
-    assert [r.map for r in third.study.info().trials if r.state == "complete"] == [0.4]
-
-
-def test_a_running_launch_writes_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launches, "BEAT_SECONDS", 0.02)
-    session = make_study(tmp_path)
-    beats: list[Any] = []
-    write = type(session.study.optuna_study()).set_user_attr
-
-    def note(self: Any, key: str, value: Any) -> None:
-        if key.startswith("cst_beat:"):
-            beats.append((key, value))
-        write(self, key, value)
-
-    monkeypatch.setattr(type(session.study.optuna_study()), "set_user_attr", note)
-    launch = session.begin_launch()
-    own = f"cst_beat:{launch}"  # the studies of other tests have hearts too
-    deadline = time.monotonic() + 30
-    while len([key for key, _ in beats if key == own]) < 4 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    session.end_launch()
-    n = len([key for key, _ in beats if key == own])
-    time.sleep(0.2)
-    assert n >= 4 and len([key for key, _ in beats if key == own]) == n
-    assert all(abs(value - time.time()) < 60 for _, value in beats)
+# --- launches side by side ------------------------------------------------------------------------------------------
 
 
 def test_a_trial_that_another_launch_finished_is_counted_once(tmp_path: Path) -> None:
@@ -1017,19 +889,6 @@ def test_every_sampler_copes_with_stopped_trials(sampler: str, names: tuple[str,
     assert session.study.info().n_ran() == 24
 
 
-def test_a_study_made_before_there_was_early_stopping(tmp_path: Path) -> None:
-    session = make_study(tmp_path)
-    raw = optuna.load_study(study_name="made", storage=session.study.url)
-    stamp = raw.user_attrs["cst_study"]
-    del stamp["spec"]["eta"]
-    raw.set_user_attr("cst_study", stamp | {"format": 2})
-    old = open_session(session.study.url, "made")
-    assert old.study.spec.eta == 0 and old.rungs == ()
-    assert make_study(tmp_path, eta=0).study.spec == old.study.spec  # --no-stop-early is what it was made with
-    with pytest.raises(StudyError, match="made with another --stop-early/--eta"):
-        make_study(tmp_path, eta=3)
-
-
 def test_progress_is_kept_without_early_stopping(tmp_path: Path) -> None:
     session = make_study(tmp_path)
     session.begin_launch()
@@ -1051,100 +910,3 @@ def test_a_study_object_has_one_session(tmp_path: Path) -> None:
     other = open_session(session.study.url, "made")
     other.study.reader.read()
     assert session.study.reader.n_ran == other.study.reader.n_ran == 2
-
-
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
-def test_a_study_of_a_newer_format_is_refused(tmp_path: Path) -> None:
-    session = make_study(tmp_path)
-    raw = optuna.load_study(study_name="made", storage=session.study.url)
-    stamp = raw.user_attrs["cst_study"]
-    raw.set_user_attr("cst_study", stamp | {"format": stamp["format"] + 1, "version": "99.0"})
-    with pytest.raises(StudyError, match=r"'made' was written by cst-search 99.0, which is newer; update"):
-        Study.open(session.study.url, "made")
-
-
-def test_a_study_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
-    session = make_study(tmp_path)
-    optuna.create_study(study_name="theirs", storage=session.study.url)
-    with pytest.raises(StudyError, match=r"'theirs' .* is not one of cst-search"):
-        Study.open(session.study.url, "theirs")
-    with pytest.raises(StudyError, match=r"'theirs' .* is not one of cst-search"):
-        make_study(tmp_path, "theirs")
-    assert list_studies(session.study.url) == ["made"]
-
-
-def test_an_unknown_study_names_those_that_exist(tmp_path: Path) -> None:
-    make_study(tmp_path, "one"), make_study(tmp_path, "two")
-    with pytest.raises(StudyError, match=r"there is no study 'three' in .*; it has 'one', 'two'"):
-        Study.open(f"sqlite:///{tmp_path / 'studies.db'}", "three")
-
-
-@pytest.mark.parametrize("read", [lambda url: Study.open(url, "made"), list_studies], ids=["open", "list"])
-def test_reading_a_missing_storage_does_not_create_it(tmp_path: Path, read: Callable[[str], Any]) -> None:
-    with pytest.raises(StudyError, match="does not exist"):
-        read(f"sqlite:///{tmp_path}/new/studies.db")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
-    path = tmp_path / "studies.db"
-    path.write_text("not a database, but long enough to be read as the head of one " * 20)
-    with pytest.raises(StudyError, match=r"the storage sqlite.* cannot be used: .*file is not a database"):
-        list_studies(f"sqlite:///{path}")
-
-
-# --- passwords ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "postgresql+psycopg://me:hunter2@db.example:5432/studies",  # the driver is not installed
-        "postgresql://me:hunter2@db.example/studies",
-        "postgresql://me:hunter2@db.example:port/studies",  # a port that is no number
-        "postgresql+nosuch://me:hunter2@db.example/studies",
-        "nosuch://me:hunter2@db.example/studies",
-        "sqlite://me:hunter2@/studies.db",
-        "postgresql+psycopg://db.example/studies?user=me&password=hunter2",
-        "postgresql://me:hun%2Fter2hunter2@db.example/studies",
-        "me:hunter2@db.example",
-    ],
-)
-def test_no_fault_of_a_storage_shows_its_password(url: str) -> None:
-    with pytest.raises(StudyError) as caught:
-        list_studies(url)
-    shown, cause = str(caught.value), caught.value.__cause__
-    assert "hunter2" not in shown
-    assert cause is None
-    assert "--storage" in shown or "storage" in shown
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("postgresql://me:pw@host:5432/db", "postgresql://me:***@host:5432/db"),
-        ("postgresql://me@host/db", "postgresql://me@host/db"),
-        ("postgresql://host/db?password=pw&x=1", "postgresql://host/db?password=***&x=1"),
-        ("postgresql://host/db?sslmode=require&sslpassword=pw", "postgresql://host/db?sslmode=require&sslpassword=***"),
-        ("http://me:p@ss/w@host:5000", "http://me:***@host:5000"),  # not percent-encoded
-        ("https://:token@host/path", "https://:***@host/path"),
-        ("https://host/path?access_token=abc#x", "https://host/path?access_token=***"),
-        ("sqlite:////home/me/a:b.db", "sqlite:////home/me/a:b.db"),
-        ("./mlruns", "./mlruns"),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-    ],
-)
-def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
-    assert shown_address(url) == shown
-    if url.startswith("sqlite"):  # else its driver must be there
-        assert check_storage(url) == shown
-
-
-def test_the_estimate_of_a_trial_is_kept(tmp_path: Path) -> None:
-    session = make_study(tmp_path)
-    ask(session, lambda config: FakeEstimate(700, 70, 600, 500, 7))
-    record = session.study.info().trials[0]
-    assert (record.device_bytes, record.reserved_bytes, record.active_bytes) == (700, 600, 500)
-    assert (record.trainable_params, record.petl_params, record.memory_source) == (70, 7, "predicted")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from studies import DRAWN, drawn_info
 
 from cst_search.errors import ConfigError
 from cst_search.memory.estimate import CONTEXT_BYTES
@@ -17,73 +17,11 @@ from cst_search.study import pareto
 from cst_search.study.fast_reads import StoredTrial
 from cst_search.study.objectives import OBJECTIVES, choose_objectives
 from cst_search.study.records import Budget, StudyInfo, TrialRecord, common_reference
-from cst_search.study.states import TrialState
 from cst_search.study.tally import Tally
 from cst_search.study.trial_attributes import SUGGESTED, Suggested, trial_record
 from cst_search.study.wording import describe
 
-# map over memory, drawn by hand; the budget is 600:
-#
-#   map
-#   .7 |                              . G: infeasible (650 measured)
-#   .6 |                        A
-#   .5 |            B = C       . D: as A in memory, worse in map
-#   .4 |            .     E: dominated by B
-#   .3 |      F
-#   .2 |            H: dominated by B
-#      +------+-----+-----+-----+----- memory
-#            100   200   300   400
-ROWS: list[tuple[str, float | None, int, str]] = [
-    ("A", 0.6, 400, "complete"),
-    ("B", 0.5, 200, "complete"),
-    ("C", 0.5, 200, "complete"),
-    ("D", 0.5, 400, "complete"),
-    ("E", 0.4, 300, "complete"),
-    ("F", 0.3, 100, "complete"),
-    ("G", 0.7, 650, "infeasible"),
-    ("H", 0.2, 200, "complete"),
-    ("failed", None, 50, "failed"),
-    ("rejected", None, 900, "infeasible"),
-    ("runs now", None, 50, "running"),
-    ("was running", None, 50, "interrupted"),
-    ("pruned early", 0.65, 50, "pruned"),
-]
-NAMES = [row[0] for row in ROWS]
-
-
-def make_info(**changes: Any) -> StudyInfo:
-    trials = tuple(
-        TrialRecord(
-            trial=number + 10,  # numbers are not places
-            state=state,
-            config={"method": "cst", "cst.reduction": 8, "cst.mtc_stages": (4, 5), "lr": 0.0123456},
-            map=quality,
-            map50=None if quality is None else quality + 0.1,
-            device_bytes=memory,
-            trainable_params=7000,
-            petl_params=70,
-            feasible=state == "complete",
-            ran=name != "rejected",
-            seconds=2.0,
-            reason="loss is not finite" if state == "failed" else None,
-        )
-        for number, (name, quality, memory, state) in enumerate(ROWS)
-    )
-    values: dict[str, Any] = {
-        "name": "drawn",
-        "objectives": (OBJECTIVES["map"], OBJECTIVES["device_bytes"]),
-        "budget": Budget(600, None),
-        "reference_point": {"map": 0.0, "device_bytes": 600.0},
-        "recipe": {"detector": "fcos"},
-        "space": {},
-        "data": "demo",
-        "seed": 0,
-        "sampler": "tpe",
-        "target_device": "CUDA GPU (generic)",
-        "started": "2026-01-01T00:00:00+00:00",
-        "trials": trials,
-    } | changes
-    return StudyInfo(**values)
+NAMES = [row[0] for row in DRAWN]
 
 
 def on_front(info: StudyInfo) -> list[str]:
@@ -91,22 +29,22 @@ def on_front(info: StudyInfo) -> list[str]:
 
 
 def test_the_front_of_the_drawing() -> None:
-    assert on_front(make_info()) == ["A", "B", "C", "F"]  # best map first; equals are both on it
+    assert on_front(drawn_info()) == ["A", "B", "C", "F"]  # best map first; equals are both on it
 
 
 def test_with_memory_alone_the_smallest_feasible_one_is_the_front() -> None:
-    info = make_info(objectives=(OBJECTIVES["device_bytes"],), reference_point={"device_bytes": 600.0})
+    info = drawn_info(objectives=(OBJECTIVES["device_bytes"],), reference_point={"device_bytes": 600.0})
     assert on_front(info) == ["F"]  # what failed, was pruned or runs is smaller still
 
 
 def test_a_complete_trial_that_is_not_feasible_is_not_on_the_front() -> None:
-    info = make_info()
+    info = drawn_info()
     trials = tuple(replace(r, feasible=r.feasible and r.trial != 10) for r in info.trials)
     assert on_front(replace(info, trials=trials)) == ["B", "C", "F"]
 
 
 def test_knee_and_hypervolume_of_the_drawing() -> None:
-    info = make_info()
+    info = drawn_info()
     # scaled to the front, (map, memory) from the ideal: A (0, 1), B (1/3, 1/3), F (1, 0)
     assert NAMES[info.knee() - 10] == "B"  # type: ignore[operator]
     # the dominated part of the box from (map 1, 0 bytes) to (0, 600): 0.3 up to 200, 0.5 up to 400, 0.6 up to 600
@@ -114,12 +52,12 @@ def test_knee_and_hypervolume_of_the_drawing() -> None:
 
 
 def test_counts() -> None:
-    assert make_info().counts() == {
+    assert drawn_info().counts() == {
         "total": 13, "complete": 7, "infeasible": 2, "failed": 1, "pruned": 1, "running": 1, "interrupted": 1,
         "repeats": 0,
     }  # fmt: skip
     # towards --trials counts what ended and had a worker: neither the rejected one nor those still open
-    assert make_info().n_ran() == 10
+    assert drawn_info().n_ran() == 10
 
 
 def test_a_tally_is_the_study_in_whatever_order_its_trials_end() -> None:
@@ -129,7 +67,7 @@ def test_a_tally_is_the_study_in_whatever_order_its_trials_end() -> None:
         n = rng.randint(1, 30)
         trials = tuple(
             replace(
-                make_info().trials[0],
+                drawn_info().trials[0],
                 trial=i,
                 state=(state := rng.choice(["complete", "complete", "infeasible", "failed", "pruned"])),
                 map=rng.randint(1, 9) / 10,
@@ -140,26 +78,26 @@ def test_a_tally_is_the_study_in_whatever_order_its_trials_end() -> None:
             for i in range(n)
         )
         order = rng.sample(range(n), rng.randint(0, n))
-        tally, done = Tally(make_info()), []
+        tally, done = Tally(drawn_info()), []
         while order:
             new = [order.pop() for _ in range(min(len(order), rng.randint(1, 3)))]
             done += new
             first_unfinished = next(i for i in range(n + 1) if i not in done)
             tally.add([trials[i] for i in new], first_unfinished)
-            info = make_info(trials=tuple(trials[i] for i in sorted(done)))
+            info = drawn_info(trials=tuple(trials[i] for i in sorted(done)))
             assert sorted(tally.front.members) == sorted(record.trial for record in info.front())
             assert tally.front.volume == pytest.approx(info.hypervolume())
             assert tally.n_rejected == sum(not record.ran for record in info.trials)
-            growth = make_info(trials=trials[:first_unfinished])
+            growth = drawn_info(trials=trials[:first_unfinished])
             expected = pareto.hypervolume_by_trial(growth.values(), growth.objectives, growth.reference)
             assert [number for number, _ in tally.volumes] == list(range(first_unfinished))
             assert [volume for _, volume in tally.volumes] == pytest.approx(expected)
 
 
 def test_a_promoted_trial_enters_the_hypervolume_curve_late() -> None:
-    made = make_info().trials[0]
+    made = drawn_info().trials[0]
     first, second, third = (replace(made, trial=i, map=q, device_bytes=400) for i, q in enumerate((0.5, 0.3, 0.6)))
-    tally = Tally(make_info())
+    tally = Tally(drawn_info())
     tally.add([second, third], first_running=3)  # the first waits
     tally.add([first], first_running=3)
     assert [number for number, _ in tally.volumes] == [1, 2, 2] and tally.volumes[1] == tally.volumes[2]
@@ -168,10 +106,10 @@ def test_a_promoted_trial_enters_the_hypervolume_curve_late() -> None:
 
 
 def test_a_tally_counts_the_mean_over_seeds() -> None:
-    made = make_info().trials[0]
+    made = drawn_info().trials[0]
     lucky, steady = (replace(made, trial=i, map=q, device_bytes=400) for i, q in enumerate((0.5, 0.4)))
     again = replace(lucky, trial=2, map=0.1, repeat_of=0, seed=1, repeat_epochs=3)
-    info = make_info(trials=(lucky, steady), repeats=(again,), recipe={"search_epochs": 3})
+    info = drawn_info(trials=(lucky, steady), repeats=(again,), recipe={"search_epochs": 3})
     tally = Tally(info)
     tally.add([lucky, again, steady], first_running=3)
     assert tally.front.members == [record.trial for record in info.front()] == [1]
@@ -179,7 +117,7 @@ def test_a_tally_counts_the_mean_over_seeds() -> None:
 
 
 def test_an_empty_study() -> None:
-    info = make_info(trials=())
+    info = drawn_info(trials=())
     report = front_report(info)
     assert (report["front"], report["knee"], report["hypervolume"]) == ([], None, 0.0)
     counts = ("total", "complete", "infeasible", "failed", "pruned", "running", "repeats")
@@ -188,8 +126,8 @@ def test_an_empty_study() -> None:
 
 
 def test_by_number() -> None:
-    assert make_info().by_number(13).map == 0.5  # type: ignore[union-attr]
-    assert make_info().by_number(0) is None
+    assert drawn_info().by_number(13).map == 0.5  # type: ignore[union-attr]
+    assert drawn_info().by_number(0) is None
 
 
 # --- working memory -------------------------------------------------------------------------------------------------
@@ -205,7 +143,7 @@ def with_context(info: StudyInfo, context_bytes: int) -> StudyInfo:
 
 
 def test_the_context_changes_neither_front_nor_knee_nor_hypervolume() -> None:
-    info = make_info()
+    info = drawn_info()
     fixed = with_context(info, 800_000_000)
     assert fixed.trials[0].working_bytes == info.trials[0].working_bytes == info.trials[0].device_bytes
     assert on_front(fixed) == on_front(info) and fixed.knee() == info.knee()
@@ -214,7 +152,7 @@ def test_the_context_changes_neither_front_nor_knee_nor_hypervolume() -> None:
 
 
 def test_the_hypervolume_of_working_memory_is_that_of_device_memory_by_a_factor_of_the_study() -> None:
-    fixed = with_context(make_info(), 400)
+    fixed = with_context(drawn_info(), 400)
     device = [[r[0], r[1] + 400] for r in fixed.values()]
     points = list(fixed.reference_point.values())
     assert pareto.hypervolume(device, fixed.objectives, points) == pytest.approx(
@@ -223,7 +161,7 @@ def test_the_hypervolume_of_working_memory_is_that_of_device_memory_by_a_factor_
 
 
 def test_a_budget_below_the_context_leaves_an_empty_front_and_no_fault() -> None:
-    info = make_info(reference_point={"map": 0.0, "device_bytes": 5e8}, trials=())
+    info = drawn_info(reference_point={"map": 0.0, "device_bytes": 5e8}, trials=())
     assert info.context_bytes == CONTEXT_BYTES and info.reference == [0.0, 1.0]
     assert info.hypervolume() == 0.0 and info.suggested_pick() == "best"
 
@@ -254,72 +192,13 @@ def test_working_memory_is_derived_from_what_is_stored(stored: dict[str, Any], w
     ],
 )
 def test_the_suggested_pick(points: list[tuple[float, int]], pick: str) -> None:
-    made = make_info().trials[0]
+    made = drawn_info().trials[0]
     trials = tuple(replace(made, trial=i, map=q, device_bytes=used) for i, (q, used) in enumerate(points))
-    assert make_info(trials=trials).suggested_pick() == pick
+    assert drawn_info(trials=trials).suggested_pick() == pick
 
 
 def test_no_cost_among_the_objectives_leaves_the_best() -> None:
-    assert make_info(objectives=(OBJECTIVES["map"],), reference_point={"map": 0.0}).suggested_pick() == "best"
-
-
-# --- shapes ---------------------------------------------------------------------------------------------------------
-
-
-def shape(value: Any) -> Any:
-    """Keys down to the leaves; of a list, the keys of its entries."""
-    if isinstance(value, dict):
-        return {key: shape(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [shape(value[0])] if value else []
-    return type(value).__name__
-
-
-def test_front_json_has_the_documented_keys() -> None:
-    report = json.loads(json.dumps(front_report(make_info())))
-    for entry in report["front"]:
-        assert isinstance(entry.pop("config"), dict)
-    assert shape(report) == {
-        "study": "str",
-        "objectives": [{"name": "str", "goal": "str"}],
-        "budget": {"memory_bytes": "int", "params": "NoneType"},
-        "trials": dict.fromkeys(("total", "complete", "pruned", "infeasible", "failed", "running", "repeats"), "int"),
-        "reference_point": {"map": "float", "device_bytes": "float"},
-        "hypervolume": "float",
-        "compared_reference": {"map": "float", "working_bytes": "float"},
-        "context_bytes": "int",
-        "knee": "int",
-        "suggested_pick": "str",
-        "front": [
-            {
-                "trial": "int",
-                "map": "float",
-                "map50": "float",
-                "device_bytes": "int",
-                "working_bytes": "int",
-                "memory_source": "str",
-                "trainable_params": "int",
-                "petl_params": "int",
-                "n_seeds": "int",
-                "map_mean": "float",
-                "map_std": "NoneType",
-                "map50_mean": "float",
-                "map50_std": "NoneType",
-            }
-        ],
-    }
-    assert report["trials"]["running"] == 2  # the interrupted one runs again
-    states = {state: n for state, n in report["trials"].items() if state not in ("total", "repeats")}
-    assert sum(states.values()) == report["trials"]["total"]
-
-
-def test_the_page_gets_every_trial() -> None:
-    report = page_report(make_info())
-    assert {entry["trial"] for entry in report["all"] if entry["on_front"]} == {10, 11, 12, 15}
-    assert {entry["state"] for entry in report["all"]} == set(TrialState)
-    volumes = [value for _, value in report["hypervolume_by_trial"]]
-    assert volumes == sorted(volumes) and volumes[-1] == pytest.approx(report["hypervolume"])
-    assert [trial for trial, _ in report["hypervolume_by_trial"]] == list(range(10, 23))
+    assert drawn_info(objectives=(OBJECTIVES["map"],), reference_point={"map": 0.0}).suggested_pick() == "best"
 
 
 # --- small parts ----------------------------------------------------------------------------------------------------
@@ -371,5 +250,5 @@ def test_objectives_keep_their_order() -> None:
 
 
 def test_a_configuration_in_words() -> None:
-    assert describe(make_info().trials[0].config) == "cst reduction 8, mtc_stages [4,5], lr 0.012"
+    assert describe(drawn_info().trials[0].config) == "cst reduction 8, mtc_stages [4,5], lr 0.012"
     assert describe({}) == "?"

@@ -7,7 +7,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from postgres import PASSWORD, Server, find_binaries, server
 from studies import fake_estimate, make_spec, open_session, run_one, scored
 
 from cst_search.errors import RunError, StudyError
+from cst_search.redaction import shown_address
 from cst_search.search.session import SearchSession
 from cst_search.study import storage
-from cst_search.study.storage import Storage, open_storage, try_storage
+from cst_search.study.storage import Storage, check_storage, open_storage, try_storage
 from cst_search.study.study import Study, list_studies
 
 NEEDS_POSTGRES = pytest.mark.skipif(find_binaries() is None, reason="PostgreSQL is not installed")
@@ -311,3 +312,61 @@ def test_why_a_server_cannot_be_used(postgres: Server, change: tuple[str, str], 
     with pytest.raises(StudyError) as caught:
         open_storage(url)
     assert said in str(caught.value) and "s3cret" not in str(caught.value) and "searcher:***@" in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [lambda url: Study.open(url, "made"), list_studies], ids=["open", "list"])
+def test_reading_a_missing_storage_does_not_create_it(tmp_path: Path, read: Callable[[str], Any]) -> None:
+    with pytest.raises(StudyError, match="does not exist"):
+        read(f"sqlite:///{tmp_path}/new/studies.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "studies.db"
+    path.write_text("not a database, but long enough to be read as the head of one " * 20)
+    with pytest.raises(StudyError, match=r"the storage sqlite.* cannot be used: .*file is not a database"):
+        list_studies(f"sqlite:///{path}")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://me:hunter2@db.example:5432/studies",  # the driver is not installed
+        "postgresql://me:hunter2@db.example/studies",
+        "postgresql://me:hunter2@db.example:port/studies",  # a port that is no number
+        "postgresql+nosuch://me:hunter2@db.example/studies",
+        "nosuch://me:hunter2@db.example/studies",
+        "sqlite://me:hunter2@/studies.db",
+        "postgresql+psycopg://db.example/studies?user=me&password=hunter2",
+        "postgresql://me:hun%2Fter2hunter2@db.example/studies",
+        "me:hunter2@db.example",
+    ],
+)
+def test_no_fault_of_a_storage_shows_its_password(url: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        list_studies(url)
+    shown, cause = str(caught.value), caught.value.__cause__
+    assert "hunter2" not in shown
+    assert cause is None
+    assert "--storage" in shown or "storage" in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:pw@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+        ("postgresql://host/db?password=pw&x=1", "postgresql://host/db?password=***&x=1"),
+        ("postgresql://host/db?sslmode=require&sslpassword=pw", "postgresql://host/db?sslmode=require&sslpassword=***"),
+        ("http://me:p@ss/w@host:5000", "http://me:***@host:5000"),  # not percent-encoded
+        ("https://:token@host/path", "https://:***@host/path"),
+        ("https://host/path?access_token=abc#x", "https://host/path?access_token=***"),
+        ("sqlite:////home/me/a:b.db", "sqlite:////home/me/a:b.db"),
+        ("./mlruns", "./mlruns"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert shown_address(url) == shown
+    if url.startswith("sqlite"):  # else its driver must be there
+        assert check_storage(url) == shown
