@@ -58,8 +58,8 @@ from cst_search.tracking.mlflow_record import MlflowRecord
 from cst_search.trial.cost import predict
 
 SHAPE, N_CLASSES = InputShape(128, 128, 8), 3  # the demo's
-BUDGET = Budget(memory_bytes=885_000_000)  # of demo trials that need 870 to 911 MB
-N_GP = 200  # the GP sampler takes n^3; its own advice is up to 500 trials, and above this one suggestion takes seconds
+BUDGET = Budget(memory_bytes=885_000_000)  # demo trials need 870 to 911 MB
+N_GP = 200  # the GP sampler takes n^3; Optuna advises up to 500 trials, and above 200 one suggestion takes seconds
 
 
 # --- a study of n trials --------------------------------------------------------------------------------------------
@@ -81,13 +81,13 @@ def make_spec(sampler: str = "random") -> StudySpec:
 
 
 def estimator() -> Callable[[dict[str, Any]], Estimate]:
-    """As a launch has it."""
+    """Return the estimator that a launch uses."""
     recipe = load_recipe("demo")
     return lambda config: predict(recipe.configured(config), N_CLASSES, SHAPE)
 
 
 def rough_estimator() -> Callable[[dict[str, Any]], Estimate]:
-    """One trace for all that share what memory depends on most: to make ten thousand trials in seconds."""
+    """Return a fast estimator, for ten thousand trials: one trace per value of what affects memory most."""
     exact, names = estimator(), ("batch_size", "cst.reduction", "cst.granularity", "cst.block")
 
     @functools.cache
@@ -98,7 +98,7 @@ def rough_estimator() -> Callable[[dict[str, Any]], Estimate]:
 
 
 def made_up_result(config: Mapping[str, Any], estimate: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
-    """`TrialResult.to_dict()` of a trial of five epochs: better with more parameters and a learning rate near 5e-3."""
+    """Return a made-up `TrialResult.to_dict()` of five epochs: better with more parameters and an lr near 5e-3."""
     outcome = rng.choices(("complete", "oom", "nonfinite", "failed"), (90, 4, 3, 3))[0]
     if outcome != "complete":
         return {"outcome": outcome, "reason": f"made up: {outcome}", "history": [], "final": {}, "seconds": 3.0}
@@ -123,7 +123,7 @@ def made_up_result(config: Mapping[str, Any], estimate: Mapping[str, Any], rng: 
 
 
 def make_trials(n: int) -> list[optuna.trial.FrozenTrial]:
-    """n finished trials, through `ask` and `tell` of a study in memory."""
+    """Make n finished trials with `ask` and `tell` of a study in memory."""
     with mock.patch.object(studies, "open_storage", lambda url, make=False: optuna.storages.InMemoryStorage()):
         study = Study.create("", "made up", make_spec())
     session = SearchSession(study)
@@ -138,7 +138,7 @@ def make_trials(n: int) -> list[optuna.trial.FrozenTrial]:
 
 
 def fill(url: str, name: str, trials: list[optuna.trial.FrozenTrial]) -> None:
-    """A study with these trials; rows in one transaction, as Optuna's own way takes a minute per thousand."""
+    """Create a study with these trials in one transaction; Optuna's own way takes a minute per thousand."""
     study_id = Study.create(url, name, make_spec()).optuna_study()._study_id
     engine = sqlalchemy.create_engine(url)
     tables = sqlalchemy.MetaData()
@@ -176,7 +176,7 @@ def fill(url: str, name: str, trials: list[optuna.trial.FrozenTrial]) -> None:
 
 
 def fill_mlflow(uri: str, artifacts: Path, url: str, name: str) -> None:
-    """The study's runs in MLflow: a few by `MlflowRecord.sync`, all others as copies of the first's rows."""
+    """Create the study's runs in MLflow: a few by `MlflowRecord.sync`, all others as copies of the first's rows."""
     info = Study.open(url, name).info()
     front = {record_.trial for record_ in info.front()}
     few = replace(info, trials=info.trials[:1])
@@ -214,7 +214,7 @@ def fill_mlflow(uri: str, artifacts: Path, url: str, name: str) -> None:
 
 
 class Clock:
-    """``with Clock() as clock``: wall and CPU time of the block (all threads), in milliseconds."""
+    """Context that measures wall and CPU time of its block (all threads), in milliseconds."""
 
     def __init__(self, collect: bool = True) -> None:
         self.collect = collect
@@ -231,7 +231,7 @@ class Clock:
 
 
 class _TimedSampler(optuna.samplers.BaseSampler):
-    """Passes on, and adds up the time that the sampler takes (it reads the trials it models itself)."""
+    """Wraps a sampler and adds up its time, which includes reading the trials that it models."""
 
     def __init__(self, sampler: optuna.samplers.BaseSampler) -> None:
         self.sampler, self.wall, self.cpu = sampler, 0.0, 0.0
@@ -259,7 +259,7 @@ class _TimedSampler(optuna.samplers.BaseSampler):
 
 
 class Figures:
-    """What was measured under each name; medians at the end."""
+    """Measurements by name, with medians at the end."""
 
     def __init__(self) -> None:
         self.all: dict[str, list[tuple[float, float]]] = {}
@@ -304,14 +304,14 @@ def growth(info: StudyInfo) -> list[float]:
 
 
 def work(url: str, name: str, home: Path, samplers: Sequence[str], figures: Figures, repeat: int) -> None:
-    """A launch that goes on with the study: of each sampler ``repeat`` suggestions, each told at once."""
+    """Continue the study as a launch does: ``repeat`` suggestions of each sampler, each told at once."""
     rng, estimate = random.Random(0), estimator()
     with Clock() as clock:
         study = Study.open(url, name)
         session = SearchSession(study)
         session.begin_launch()
     figures.note("resume", clock.wall, clock.cpu)
-    # the first suggestion of a launch waits for it
+    # the first suggestion of a launch waits for this
     figures.take("resume: Optuna's own reading", lambda: study.optuna_study().get_trials(deepcopy=False))
     record = MlflowRecord(f"sqlite:///{home / 'mlflow.db'}", home / "artifacts", warn=print)
     record.start(study.info(), session.describe_launch({"trials": 10**6}))
@@ -330,7 +330,7 @@ def work(url: str, name: str, home: Path, samplers: Sequence[str], figures: Figu
         return cost
 
     for sampler in samplers:
-        # nothing is rejected, so that each suggestion is one
+        # no budget, so that no suggestion is rejected
         study.spec = replace(study.spec, sampler=sampler, budget=Budget())
         session.suggester.bounds = Budget()
         timed_sampler = study.optuna_study().sampler = _TimedSampler(session.suggester.sampler())
@@ -340,7 +340,7 @@ def work(url: str, name: str, home: Path, samplers: Sequence[str], figures: Figu
                 suggestion = session.ask(timed_estimate)
             assert suggestion is not None
             result = made_up_result(suggestion.config, suggestion.estimate, rng)
-            if i == 0:  # caches of this process
+            if i == 0:  # warms the caches of this process
                 session.tell(suggestion.trial, result)
                 continue
             figures.note(f"suggest: sampler {sampler}", timed_sampler.wall, timed_sampler.cpu)
@@ -361,7 +361,7 @@ def delivered(record: MlflowRecord) -> None:
 
 
 def run(command: list[str], url: str, home: Path) -> tuple[float, float]:
-    """(wall, CPU) milliseconds of the command line in a process of its own."""
+    """Run the command line in a process of its own. Returns its (wall, CPU) time in milliseconds."""
     words = [sys.executable, "-m", "cst_search.cli", *command, "--storage", url, "--home", str(home)]
     begun, before = time.perf_counter(), os.times()
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)

@@ -36,7 +36,7 @@ MADE_UP = Path(__file__).resolve().parent.parent / "tests" / "faults" / "made_up
 
 
 def workers_of(driver: psutil.Process) -> list[psutil.Process]:
-    """Processes that run trials now."""
+    """Return the processes that run trials now."""
     found = []
     for process in driver.children(recursive=True):
         with suppress(psutil.Error):
@@ -46,7 +46,7 @@ def workers_of(driver: psutil.Process) -> list[psutil.Process]:
 
 
 def search(home: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Run it, and kill on the way."""
+    """Run the search, killing processes of trials at random."""
     arguments = [
         "launch", "--home", str(home), "--study", "load", "--trials", str(args.trials), "--workers", str(args.workers),
         "--set", "search_epochs=1", "--no-stop-early", "--device", "cpu", "--sampler", "random", "--cache-size", "0",
@@ -80,7 +80,7 @@ def search(home: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def count(home: Path) -> dict[str, Any]:
-    """What the study and MLflow have of it."""
+    """Count the trials that the study and MLflow have."""
     info = Study.open(default_storage(home), "load").info()
     configs = Counter(json.dumps(r.config, sort_keys=True) for r in info.trials if r.ran)
     client = MlflowClient(default_tracking_uri(home))

@@ -62,7 +62,7 @@ OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
 
 
 def draw(rng: random.Random, small: bool) -> tuple[Recipe, InputShape]:
-    """A random configuration; ``small``: of a size that a CPU trains in seconds."""
+    """Draw a random configuration; ``small``: of a size that a CPU trains in seconds."""
     method = rng.choice(sorted(METHODS))
     short = rng.choice((96, 128)) if small else rng.choice((480, 640, 800))
     recipe = Recipe(
@@ -70,7 +70,7 @@ def draw(rng: random.Random, small: bool) -> tuple[Recipe, InputShape]:
         backbone=rng.choice(BACKBONES[:2] if small else BACKBONES),
         width=0.25 if small else 1.0,
         fpn_channels=64 if small else 256,
-        weights="DEFAULT",  # their shapes only: none are read
+        weights="DEFAULT",  # only their shapes are used; no file is read
         image_size_px=short,
         max_size_px=round(short * rng.choice((1.0, 1.333, 1.666))),
         batch_size=rng.choice((1, 2) if small else (1, 2, 4, 8)),
@@ -85,7 +85,7 @@ def draw(rng: random.Random, small: bool) -> tuple[Recipe, InputShape]:
 
 
 def measured(recipe: Recipe, shape: InputShape, steps: int, limit_bytes: int | None) -> dict[str, Any]:
-    """`measure.measure` in this process, as a dict; what it raises is an outcome too."""
+    """Run `measure.measure` in this process. Returns its result as a dict; an exception becomes an outcome."""
     batch, device = synthetic_batch(recipe, shape, N_CLASSES), choose_device()
     try:
         return asdict(
@@ -98,7 +98,7 @@ def measured(recipe: Recipe, shape: InputShape, steps: int, limit_bytes: int | N
 
 
 def row_of(recipe: Recipe, shape: InputShape, steps: int, hold: bool) -> dict[str, Any]:
-    """A configuration, what is predicted of it, and what it really took."""
+    """Return a row with a configuration, its prediction and its measurement."""
     guess = predict(recipe, N_CLASSES, shape)
     found = measured(recipe, shape, steps, guess.reserved_bytes if hold else None)
     return {
@@ -126,7 +126,7 @@ def described(row: dict[str, Any]) -> str:
 
 
 def fitted(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The constants that fit best, and their spread, from rows with measured figures."""
+    """Return the constants that fit rows with measured figures best, and their spread."""
     slope, offset = statistics.linear_regression([r["active"] for r in rows], [r["reserved"] for r in rows])
     contexts = [r["device"] - r["reserved"] for r in rows if r["device"]]
     residuals = [r["reserved"] - slope * r["active"] - offset for r in rows]
@@ -140,7 +140,7 @@ def fitted(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def errors(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
-    """Of predicted over measured - 1: median and 90th percentile of its size, the worst below and above."""
+    """Return errors of predicted / measured - 1: median and 90th percentile of the size, lowest and highest value."""
     signed = sorted(r[f"predicted_{name}"] / r[name] - 1 for r in rows if r[name])
     sizes = sorted(map(abs, signed))
     return {
@@ -169,7 +169,7 @@ def main() -> None:
     rng = random.Random(args.seed)
     drawn = [draw(rng, small=args.dry_run) for _ in range(4 if args.dry_run else args.configs)]
     rows: list[dict[str, Any]] = []
-    # a process for each, forked from one that has imported torch and not touched a GPU
+    # one process per configuration, forked from one that has imported torch but not used a GPU
     fresh = multiprocessing.get_context("forkserver")
     fresh.set_forkserver_preload(["torchvision", "cst_search.trial.measure"])
 
@@ -178,7 +178,7 @@ def main() -> None:
             for row in pool.map(
                 partial(row_of, steps=args.steps, hold=args.hold and not args.dry_run), *zip(*part, strict=True)
             ):
-                if n_at_once > 1 and row["device_source"] != OF_PROCESS:  # of all that run
+                if n_at_once > 1 and row["device_source"] != OF_PROCESS:  # the figure covers all processes
                     row["device"] = None
                 rows.append(row)
                 print(f"[{len(rows)}] {described(row)}", flush=True)

@@ -52,9 +52,9 @@ from cst_search.trial.cost import predict
 from cst_search.trial.device import choose_device
 
 ROOT = Path(__file__).resolve().parent.parent
-# --size: a recipe of trials/, and what is laid over it (torchvision's weights would be fetched)
+# --size -> a recipe of trials/ and its overrides (torchvision's weights would be downloaded)
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {"small": ("small", {}), "gpu": ("resnet50", {"weights": "none"})}
-ENDED = ("complete", "oom", "nonfinite")  # these are results
+ENDED = ("complete", "oom", "nonfinite")  # outcomes that are results
 Start = Callable[[Job], dict[str, Any]]
 
 
@@ -62,7 +62,7 @@ Start = Callable[[Job], dict[str, Any]]
 
 
 def in_child(job: Job) -> dict[str, Any]:
-    """`measure` in a fresh process. Whatever happens to it, there is a result with an ``outcome``."""
+    """Run `measure` in a fresh process. Whatever happens to it, the result has an ``outcome``."""
     environment = os.environ | ({"OMP_NUM_THREADS": str(job.threads)} if job.device == "cpu" else {})
     command = [sys.executable, str(ROOT / "benchmarks" / "methods_measure.py")]
     ended = subprocess.run(command, input=json.dumps(asdict(job)), capture_output=True, text=True, env=environment)
@@ -73,7 +73,7 @@ def in_child(job: Job) -> dict[str, Any]:
 
 
 def read_journal(journal: Path) -> dict[str, dict[str, Any]]:
-    """Key -> last record. A line that a killed run left unfinished is passed over."""
+    """Return the last record of each key. An unfinished line of a killed run is skipped."""
     records = {}
     for line in filter(None, journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []):
         try:
@@ -85,13 +85,13 @@ def read_journal(journal: Path) -> dict[str, dict[str, Any]]:
 
 
 def run_missing(jobs: Iterable[Job], journal: Path, n_at_once: int, start: Start) -> dict[str, dict[str, Any]]:
-    """Run what the journal has no result of; each is appended as it ends. Returns all records by key."""
+    """Run the jobs without a result in the journal, appending each as it ends. Returns all records by key."""
     records = read_journal(journal)
     todo = {job.key: job for job in jobs if records.get(job.key, {}).get("outcome") not in ENDED}
     journal.parent.mkdir(parents=True, exist_ok=True)
     begun = perf_counter()
     with ThreadPoolExecutor(n_at_once) as pool, journal.open("a", encoding="utf-8") as file:
-        file.write("\n" if journal.stat().st_size else "")  # ends a line that a killed run left unfinished
+        file.write("\n" if journal.stat().st_size else "")  # ends an unfinished line of a killed run
         futures = {pool.submit(start, job): key for key, job in todo.items()}
         try:
             for n, future in enumerate(as_completed(futures), start=1):
@@ -115,7 +115,7 @@ def run_missing(jobs: Iterable[Job], journal: Path, n_at_once: int, start: Start
 
 
 def settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` -> {name: value}; a value is JSON, or else a text. Raises ConfigError."""
+    """Parse ``name=value`` pairs; a value is JSON, or else text. Raises ConfigError."""
     found: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -129,7 +129,7 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe's YAML; without PyYAML one of plain ``name: value`` lines, as those of trials/ are."""
+    """Read a recipe's YAML; without PyYAML only plain ``name: value`` lines, as in trials/."""
     try:
         import yaml
     except ImportError:
@@ -139,7 +139,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def base_recipe(values: Mapping[str, Any], changes: Mapping[str, Any]) -> Recipe:
-    """The recipe of all rows, without learning rate and options: every method has its own. Raises ConfigError."""
+    """Return the recipe of all rows, without learning rate and options, which each method has. Raises ConfigError."""
     if options := [name for name in changes if "." in name]:
         raise ConfigError(f"--set is for fields of all rows; for an option, --also METHOD:NAME=VALUE; got {options}")
     own = {name: value for name, value in values.items() if name not in ("method", "options", "lr", "origin")}
@@ -147,10 +147,13 @@ def base_recipe(values: Mapping[str, Any], changes: Mapping[str, Any]) -> Recipe
 
 
 def make_rows(base: Recipe, texts: Sequence[str]) -> dict[str, Recipe]:
-    """Name of the row -> its recipe. A text is ``METHOD[:name=value ...]``: fields of a recipe, options of the method.
+    """Return the recipe of each row by name.
+
+    Args:
+        texts: rows as ``METHOD[:name=value ...]``, with fields of a recipe or options of the method.
 
     Raises:
-        ConfigError: no such method, field or option, or a value out of range.
+        ConfigError: there is no such method, field or option, or a value is out of range.
     """
     own = {field.name for field in fields(Recipe)}
     rows = {}
@@ -164,7 +167,7 @@ def make_rows(base: Recipe, texts: Sequence[str]) -> dict[str, Recipe]:
 
 
 def open_data(args: argparse.Namespace, needed: bool) -> tuple[DetectionData | None, str, str | None]:
-    """(data, its name and hash, its folder); (None, "random", None) when there is none and none is needed."""
+    """Return (data, its name and hash, its folder), or (None, "random", None) if it is neither given nor needed."""
     folder = args.data or ("demo" if needed else None)
     if folder is None:
         return None, "random", None
@@ -179,7 +182,7 @@ def make_jobs(
     args: argparse.Namespace, rows: dict[str, Recipe], full: Recipe, accuracy_on: tuple[str, str | None],
     speed_on: tuple[str, str | None], device: str,
 ) -> tuple[dict[str, list[Job]], dict[str, Job]]:  # fmt: skip
-    """Row -> its accuracy trials, one a seed (none without a folder), and row -> its speed."""
+    """Return by row the accuracy trials, one per seed (none without a folder), and by row the speed job."""
     common: dict[str, Any] = {"limit": args.limit, "device": device, "threads": args.threads}
     trials, speeds = {}, {}
     for name, recipe in rows.items():
@@ -195,7 +198,7 @@ def make_jobs(
 
 
 def worst_shape(recipe: Recipe, data: DetectionData | None) -> InputShape:
-    """The largest training batch; without data, of random images."""
+    """Return the shape of the largest training batch; without data, of random images."""
     if data is None:
         return worst_input(recipe, max_boxes=N_RANDOM_BOXES)
     sizes = {(image.height, image.width) for split in data.splits.values() for image in split.images}
@@ -203,7 +206,7 @@ def worst_shape(recipe: Recipe, data: DetectionData | None) -> InputShape:
 
 
 def device_name(records: Iterable[dict[str, Any]]) -> str:
-    """Of the GPU that the results name, else of the processor."""
+    """Return the name of the GPU in the results, else of the processor."""
     gpus = {record["gpu"] for record in records if record.get("gpu")}
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
@@ -212,7 +215,7 @@ def device_name(records: Iterable[dict[str, Any]]) -> str:
 
 
 def benchmark(args: argparse.Namespace, argv: Sequence[str], start: Start) -> dict[str, Any]:
-    """Run what is missing; returns all that the JSON holds. Raises UserError before anything runs."""
+    """Run the missing jobs. Returns the content of the JSON file. Raises UserError before anything runs."""
     device = choose_device(args.device).type
     size = args.size or ("gpu" if device == "cuda" else "small")
     shipped, changes = SIZES[size]
@@ -226,7 +229,7 @@ def benchmark(args: argparse.Namespace, argv: Sequence[str], start: Start) -> di
     base = base_recipe(values | {"data": data.folder.name if data else "random"}, settings(args.set))
     rows = make_rows(base, [*filter(None, args.methods.split(",")), *args.also])
     clocked, n_classes = (None, N_RANDOM_CLASSES) if on_random or data is None else (data, len(data.class_names))
-    # predicted first: a detector that cannot be built stops here, not after hours
+    # predict first: a detector that cannot be built fails here, not after hours
     estimates = {name: predict(recipe, n_classes, worst_shape(recipe, clocked)) for name, recipe in rows.items()}
     trials, speeds = make_jobs(
         args, rows, replace(base, method="full"), (dataset, folder),
@@ -234,7 +237,7 @@ def benchmark(args: argparse.Namespace, argv: Sequence[str], start: Start) -> di
     )  # fmt: skip
 
     journal = args.out.with_suffix(".jsonl")
-    if args.phase != "speed":  # seed after seed: a run that is stopped has compared all methods
+    if args.phase != "speed":  # seed by seed, so that an interrupted run has compared all methods
         turns = [jobs[n] for n in range(args.seeds) for jobs in trials.values() if jobs]
         run_missing(turns, journal, args.jobs, start)
     if args.phase != "accuracy":

@@ -34,20 +34,20 @@ from cst_search.trial.device import choose_device
 from cst_search.trial.engine import choose_precision, detect, make_lr_schedule, make_optimiser, train_one_epoch
 from cst_search.trial.run import run_trial
 
-N_RANDOM_CLASSES, N_RANDOM_BOXES = 80, 10  # of random images; COCO has 80 classes and 7.3 boxes an image
+N_RANDOM_CLASSES, N_RANDOM_BOXES = 80, 10  # for random images; COCO has 80 classes and 7.3 boxes per image
 Batches = list[tuple[list[Tensor], list[dict[str, Any]]]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure; ready for JSON.
+    """A measurement to make; ready for JSON.
 
     Attributes:
-        row: its name in the table.
-        dataset: name and hash of its annotations, or ``random``.
-        folder: of the dataset; None: random images, for speed only.
-        limit: take the first images of each split only; None: all.
-        epochs: of an accuracy trial; 0 for speed, which is ``rounds`` of ``steps`` beside the recipe ``reference``.
+        row: name of the row in the table.
+        dataset: name of the dataset and hash of its annotations, or ``random``.
+        folder: folder of the dataset; None: random images, for speed only.
+        limit: number of images used of each split; None: all.
+        epochs: length of an accuracy trial; 0: measure speed, ``rounds`` of ``steps`` beside the recipe ``reference``.
     """
 
     row: str
@@ -64,23 +64,23 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Identity for resuming: all that changes a figure, without the folders of one machine."""
+        """Identity for resuming: everything that affects the result, without paths of this machine."""
         content = json.dumps(asdict(self) | {"row": None, "folder": None}, sort_keys=True)
         return sha256(without_folders(content).encode()).hexdigest()[:16]
 
 
 def without_folders(text: str) -> str:
-    """Absolute paths cut down to their last part: results are published."""
+    """Shorten absolute paths to their last part, because results are published."""
     return re.sub(r"(?<![\w:/.])(?:/[\w.+~-]+)+/(?=[\w.+~-])", "", text)
 
 
 def first_images(data: DetectionData, limit: int | None) -> DetectionData:
-    """A dataset of the first images of every split; None: all of them."""
+    """Return a dataset with the first images of every split; None: all of them."""
     return replace(data, splits={name: replace(s, images=s.images[:limit]) for name, s in data.splits.items()})
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """The dict of a TrialResult with ``saved_bytes``, or that of `run_speed`; and the name of the GPU."""
+    """Run a job. Returns a TrialResult as a dict with ``saved_bytes``, or that of `run_speed`, with the GPU's name."""
     recipe = Recipe.from_dict(job.recipe)
     data = None if job.folder is None else first_images(load_data(job.folder, check_images=False)[0], job.limit)
     if job.reference is not None:
@@ -102,7 +102,7 @@ def run_accuracy(recipe: Recipe, data: DetectionData, *, epochs: int, device: st
 
 
 def saved_bytes(model: nn.Module, recipe: Recipe, class_names: tuple[str, ...]) -> int:
-    """Of the file that `cst-search train` writes; without safetensors, of its tensors alone (some kB less)."""
+    """Return the size of the file that `cst-search train` writes; without safetensors, of its tensors (few kB less)."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             save_trained(model, recipe, class_names, path := Path(folder, "weights.safetensors"))
@@ -112,10 +112,10 @@ def saved_bytes(model: nn.Module, recipe: Recipe, class_names: tuple[str, ...]) 
 
 
 class Timed:
-    """A detector as a trial builds it, with batches that are loaded already.
+    """A detector as a trial builds it, with preloaded batches.
 
-    Its learning rate is so small that the weights stay as they are. Heads that never trained find as many boxes as
-    they may with FCOS and Faster R-CNN, none with RetinaNet, and the time of postprocessing follows.
+    Its learning rate is so small that the weights hardly change. Untrained heads of FCOS and Faster R-CNN find the
+    maximum number of boxes, those of RetinaNet none, which affects the time of postprocessing.
     """
 
     def __init__(self, recipe: Recipe, data: DetectionData | None, n_batches: int, device: str) -> None:
@@ -128,7 +128,7 @@ class Timed:
         self.scaler = torch.amp.GradScaler(device, enabled=self.precision.scaled)
 
     def train(self) -> float:
-        """Images per second of the median step: forward, backward, clipping and update, as in a trial."""
+        """Return images per second of the median step: forward, backward, clipping and update, as in a trial."""
         batches, ticks = self.batches["train"], [self._now()]
         train_one_epoch(
             self.model, batches, self.optimiser, self.schedule, self.scaler, device=self.device,
@@ -138,7 +138,7 @@ class Timed:
         return _median_rate(batches, ticks)
 
     def evaluate(self) -> float:
-        """Images per second of the median batch: forward and postprocessing, without COCO's scores."""
+        """Return images per second of the median batch: forward and postprocessing, without COCO scores."""
         ticks = [self._now()]
         for batch in self.batches["val"]:
             list(detect(self.model, [batch], device=self.device, precision=self.precision))
@@ -156,7 +156,7 @@ def _median_rate(batches: Batches, ticks: Sequence[float]) -> float:
 
 
 def load_batches(recipe: Recipe, data: DetectionData | None, split: str, n: int) -> Batches:
-    """The first n batches of a split, shuffled; without data, random images of the largest size in landscape."""
+    """Load the first n shuffled batches of a split; without data, random landscape images of the largest size."""
     if data is not None:
         images = CocoImages(
             data.splits[split], image_size_px=recipe.image_size_px, max_size_px=recipe.max_size_px, hflip=False
@@ -179,11 +179,11 @@ def load_batches(recipe: Recipe, data: DetectionData | None, split: str, n: int)
 def run_speed(
     recipe: Recipe, reference: Recipe, data: DetectionData | None, *, rounds: int, steps: int, device: str
 ) -> dict[str, Any]:
-    """Clock a recipe beside a reference.
+    """Measure the speed of a recipe beside a reference.
 
     Args:
-        data: None: random images.
-        steps: batches of each split in every round, fewer where the split has fewer.
+        data: the dataset; None: random images.
+        steps: batches of each split in every round, or fewer if the split has fewer.
 
     Returns:
         ``outcome``; ``train`` and ``eval``: for each round [images/s of the recipe, of the reference]; on a GPU the
@@ -192,7 +192,7 @@ def run_speed(
     result: dict[str, Any] = {"outcome": "complete"}
     try:
         timed = Timed(recipe, data, steps, device)
-        timed.train()  # kernels are chosen, the optimiser gets its state
+        timed.train()  # warm-up: chooses kernels and creates the optimiser's state
         result |= _peak_bytes(timed) if device == "cuda" else {}
         beside = Timed(reference, data, steps, device)
         for phase, clocks in {
@@ -203,16 +203,16 @@ def run_speed(
                 clock()
             result[phase] = []
             for n in range(rounds):
-                order = (0, 1) if n % 2 == 0 else (1, 0)  # neither is always first
+                order = (0, 1) if n % 2 == 0 else (1, 0)  # alternate which one is first
                 rates = {which: clocks[which]() for which in order}
                 result[phase].append([rates[0], rates[1]])
-    except torch.OutOfMemoryError as error:  # perhaps of both together: the peak of one may be known
+    except torch.OutOfMemoryError as error:  # perhaps only both together: the peak of one may be known
         result |= {"outcome": "oom", "reason": str(error).splitlines()[0]}
     return result
 
 
 def _peak_bytes(timed: Timed) -> dict[str, int]:
-    """Measured before the reference comes; ``device_bytes`` is all that the card has in use, other processes too."""
+    """Return the peaks before the reference is built. ``device_bytes`` includes other processes on the GPU."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     timed.train()

@@ -52,7 +52,7 @@ SIDES = {
 
 
 def nothing(notes: str, seconds: float, recipe: Any, data: Any, *, report: Any = None, **_: Any) -> Any:
-    """Instead of `cst_search.trial.run.run_trial`: a made-up result of one epoch."""
+    """Return a made-up result of one epoch, in place of `cst_search.trial.run.run_trial`."""
     import json
     import os
     import time
@@ -71,7 +71,7 @@ def nothing(notes: str, seconds: float, recipe: Any, data: Any, *, report: Any =
 
 
 def arrive(notes: str, seconds: float, values: dict[str, Any]) -> DetectionData:
-    """Unpickles the data, and puts `nothing` in the place of the trial in the process where that happens."""
+    """Unpickle the data, and replace the trial function by `nothing` in the process that does so."""
     import functools
     import sys
 
@@ -85,7 +85,7 @@ def arrive(notes: str, seconds: float, values: dict[str, Any]) -> DetectionData:
 
 
 class Carrier(DetectionData):
-    """The data on its way to the workers: what changes the trial there travels with it."""
+    """Data that replaces the trial function in the worker where it is unpickled."""
 
     notes, seconds = "", 0.0
 
@@ -105,7 +105,7 @@ def carried(data: DetectionData, args: argparse.Namespace) -> DetectionData:
 
 @contextlib.contextmanager
 def stamped(parts: dict[str, list[float]], place: Any, *names: str) -> Iterator[None]:
-    """While it lasts, calls of these functions leave [begin, end] in ``parts``, in time.time(); the last one stays."""
+    """Context in which calls of these functions store [begin, end] in ``parts``, in time.time(); the last one stays."""
     kept = {name: getattr(place, name) for name in names}
 
     def wrapped(name: str) -> Any:
@@ -128,7 +128,7 @@ def stamped(parts: dict[str, list[float]], place: Any, *names: str) -> Iterator[
 
 
 def launch_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
-    """A real launch; only the trial function is another."""
+    """Run a real launch with a made-up trial function."""
     begun = time.time()
     from rich.console import Console
 
@@ -206,7 +206,7 @@ def child(side: str, args: argparse.Namespace) -> None:
 
 
 def figures(begun: float, ended: float, notes: Sequence[Mapping[str, float]], n_workers: int) -> dict[str, float]:
-    """The four figures of the head of this file, in seconds, from times of one clock."""
+    """Return the four figures listed at the top of this file, in seconds, from times of one clock."""
     begins, ends = sorted(note["begun"] for note in notes), sorted(note["ended"] for note in notes)
     waits = [begin - end for begin, end in zip(begins[n_workers:], ends, strict=False)]
     return {
@@ -220,7 +220,7 @@ def figures(begun: float, ended: float, notes: Sequence[Mapping[str, float]], n_
 
 
 def startup(begun: float, parts: Mapping[str, Sequence[float]], first: float) -> dict[str, float]:
-    """Where a launch's start-up goes, in seconds; what runs beside something else is named so and not in the sum."""
+    """Return the parts of a launch's start-up in seconds; parallel parts are named so and are not in the sum."""
     took = {name: end - begin for name, (begin, end) in parts.items()}
     found = {
         "python, torch, torchvision": parts["imports"][1] - begun,

@@ -32,7 +32,7 @@ from cst_search.report.labels import plain
 from cst_search.report.page_data import page_data
 from cst_search.report.summary import page_report
 
-# each: what is done in a frame, in the page's own words; k counts frames
+# JavaScript that each action runs in a frame; k counts frames
 ACTIONS = {
     "pan": "scatter.zoom([[v[0][0] + k * d, v[0][1] + k * d], v[1]])",
     "hover": "scatter.point(order[k % order.length])",
@@ -58,7 +58,7 @@ FRAMES = """async ([action, n]) => {
 
 
 def in_browser(path: Path, browser: Any, repeat: int) -> dict[str, Any]:
-    """Milliseconds from navigation to first paint and to the drawn chart; a frame's while something moves."""
+    """Measure milliseconds from navigation to first paint and to the drawn chart, and per frame during actions."""
     firsts, drawn = [], []
     for _ in range(repeat):
         page = browser.new_page(viewport={"width": 1200, "height": 900}, bypass_csp=True)  # FRAMES makes a function
@@ -98,7 +98,7 @@ def measure(n: int, folder: Path, browser: Any, repeat: int) -> dict[str, Any]:
 
 
 def timed(call: Callable[[], Any], repeat: int) -> tuple[dict[str, float], Any]:
-    """Median wall and CPU seconds, and what it returned; the latter says more on a machine that does other things."""
+    """Return median wall and CPU seconds of a call, and its result. CPU time is more telling on a busy machine."""
     walls, cpus = [], []
     for _ in range(repeat):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -109,7 +109,7 @@ def timed(call: Callable[[], Any], repeat: int) -> tuple[dict[str, float], Any]:
 
 
 def with_plotly(n: int, folder: Path, browser: Any) -> dict[str, Any]:
-    """The same number of points with plotly.js: its size, the first drawing, and another opacity for half of them."""
+    """Measure plotly.js with the same number of points: size, first drawing, and a changed opacity for half of them."""
     from plotly.offline import get_plotlyjs
 
     library = get_plotlyjs()

@@ -38,13 +38,13 @@ from cst_search.petl import METHODS
 from cst_search.trial import cost
 from cst_search.trial.engine import make_optimiser
 
-CPU_FP32_OPS = frozenset({"bce"})  # of those that the prediction knows, what autocast on a CPU runs in four bytes
+CPU_FP32_OPS = frozenset({"bce"})  # operations of the prediction that autocast on a CPU runs in fp32
 
 WITNESS_SHAPE = memory.InputShape(800, 1344, 20)  # COCO's size, for a ResNet-50: fake tensors cost nothing
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of all storages that operations make, as long as they live. Those of ``own`` are not counted."""
+    """Dispatch mode that counts the bytes of all live storages made by operations, except those of ``own``."""
 
     def __init__(self, own: Iterable[Tensor] = ()) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def real_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple[int, int]:
-    """(bytes kept of the forward pass, peak of active bytes in a step) of a real detector on the CPU."""
+    """Run a step of a real detector on the CPU. Returns (bytes kept of the forward pass, peak of active bytes)."""
     torch.manual_seed(0)
     model = build_detector(recipe, n_classes, shapes_only=True).train()
     _calm(model)
@@ -86,7 +86,7 @@ def real_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple
         group["foreach"] = True  # as on CUDA
     live = LiveBytes(own)
     gc.collect()
-    gc.disable()  # what a cycle would keep is to be seen
+    gc.disable()  # so that memory held by reference cycles shows
     try:
         with live:
             for _ in range(2):
@@ -113,7 +113,7 @@ def real_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple
 
 
 def _calm(model: nn.Module) -> None:
-    """Let every residual branch begin small: untrained deep ResNets give infinities, and then no region is proposed."""
+    """Scale down every residual branch: untrained deep ResNets give infinities, and then no region is proposed."""
     for name, module in model.backbone.body.named_modules():  # type: ignore[union-attr]
         if name.endswith(("bn2", "bn3")) and hasattr(module, "weight"):
             with torch.no_grad():
@@ -121,7 +121,10 @@ def _calm(model: nn.Module) -> None:
 
 
 def predicted_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple[int, int]:
-    """By arithmetic, for a CPU under a dispatch mode: its rules of autocast, no rounding, new sums, no workspaces."""
+    """Return the same two figures predicted for a CPU under a dispatch mode.
+
+    That means a CPU's autocast rules, no rounding of allocations, out-of-place sums, and no workspaces.
+    """
     step = cost.predict_step(
         recipe, n_classes, shape, fp32_ops=CPU_FP32_OPS, block=1, sums_in_place=False, workspaces=False
     )
@@ -129,17 +132,17 @@ def predicted_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> 
 
 
 def kept_on_cuda(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> int:
-    """Bytes that autograd keeps of the dense part on CUDA, its rules of autocast included; no GPU is needed.
+    """Return the bytes that autograd keeps of the dense part on CUDA under its autocast rules; needs no GPU.
 
-    A second witness: fake tensors have a device, shapes and types, and no contents. Matching, whose shapes depend on
-    contents, is left out; regions come as a tensor of their number. Nothing may be recomputed (``recompute: none``):
-    what a checkpoint holds is hidden from autograd's hooks.
+    This is an independent check with fake tensors, which have a device, shapes and dtypes, but no contents. Matching,
+    whose shapes depend on contents, is left out; regions are a tensor of their number. Nothing may be recomputed
+    (``recompute: none``), because autograd's hooks do not see what a checkpoint holds.
     """
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # held, so that its address is not given to another
+        kept[storage._cdata] = storage  # held, so that its address is not reused
         return tensor
 
     with FakeTensorMode(), torch.device("cuda"):
@@ -170,7 +173,7 @@ def _dense_part(model: Any, recipe: Recipe, images: Tensor) -> None:
         model.roi_heads.box_predictor(model.roi_heads.box_head(regions * 1))
         return
     logits = model.head(levels)["cls_logits"]
-    if recipe.detector == "retinanet":  # image by image, each through its mask of anchors that count
+    if recipe.detector == "retinanet":  # image by image, each through its mask of counted anchors
         for one in logits:
             sigmoid_focal_loss(one.clone(), torch.zeros_like(one), reduction="sum")
     else:
@@ -178,7 +181,7 @@ def _dense_part(model: Any, recipe: Recipe, images: Tensor) -> None:
 
 
 def draw(rng: random.Random) -> tuple[Recipe, memory.InputShape]:
-    """One random configuration, small enough for a CPU."""
+    """Draw a random configuration, small enough for a CPU."""
     detector, backbone = rng.choice(DETECTORS), rng.choice(("resnet18", "resnet34", "resnet50", "resnet101"))
     height, width = rng.choice((96, 128, 192, 256)), rng.choice((96, 128, 160, 224, 320))
     fixed = Recipe(
@@ -203,13 +206,13 @@ def draw(rng: random.Random) -> tuple[Recipe, memory.InputShape]:
 
 
 def compare(n: int, seed: int) -> list[dict[str, Any]]:
-    """One row per configuration: what it was, real and predicted bytes, and their ratios."""
+    """Return one row per configuration with its values, real and predicted bytes, and their ratios."""
     rng = random.Random(seed)
     rows: list[dict[str, Any]] = []
     while len(rows) < n:
         recipe, shape = draw(rng)
         if recipe.weights == "none" and not METHODS[recipe.method].side and recipe.method not in ("full", "partial"):
-            continue  # PETL inside a backbone of random weights is nobody's configuration
+            continue  # PETL inside a backbone of random weights is not a realistic configuration
         begun = time.perf_counter()
         kept, active = real_step(recipe, 3, shape)
         guess_kept, guess_active = predicted_step(recipe, 3, shape)
@@ -230,7 +233,7 @@ def compare(n: int, seed: int) -> list[dict[str, Any]]:
 
 
 def predicted_anew(path: Path) -> list[dict[str, Any]]:
-    """The rows of an earlier run, whose real figures stay, with what is predicted now."""
+    """Return the rows of an earlier run with its real figures and new predictions."""
     rows = json.loads(path.read_text())["rows"]
     for row in rows:
         tuples = {name: tuple(v) if isinstance(v, list) else v for name, v in row["recipe"].items()}
@@ -255,7 +258,7 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def errors(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
-    """Shares: median, 90th percentile and worst of |ratio - 1|, and the signed mean."""
+    """Return median, 90th percentile and maximum of |ratio - 1|, and the signed mean, as shares."""
     off = sorted(abs(row[key] - 1) for row in rows)
     return {
         "median": statistics.median(off),
@@ -266,7 +269,7 @@ def errors(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
 
 
 def seconds_for_predictions(n: int, seed: int) -> float:
-    """Of n random configurations of an 800 px Faster R-CNN with a ResNet-50, none predicted before."""
+    """Time predictions of n new random configurations of an 800 px Faster R-CNN with a ResNet-50, in seconds."""
     rng, space = random.Random(seed), load_space("petl")
     recipes = [Recipe().configured(space.sample(rng)) for _ in range(n)]
     begun = time.perf_counter()

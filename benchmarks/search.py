@@ -64,7 +64,7 @@ warnings.simplefilter("ignore")
 
 
 class Cost(NamedTuple):
-    """As the memory model had it when the tables were made: the world must not change with the model."""
+    """Cost from the memory model at the time the tables were made, so that results do not change with the model."""
 
     device_bytes: int
     active_bytes: int
@@ -73,7 +73,7 @@ class Cost(NamedTuple):
 
 
 class World:
-    """What a search of the benchmark sees: costs and results of any configuration of the space."""
+    """The simulated world of a search: costs and results of any configuration of the space."""
 
     def __init__(self, table: dict[str, Any], surrogate: str) -> None:
         self.data = table.get("data", "demo")
@@ -122,10 +122,10 @@ class World:
         self.epochs: int = table["settings"]["search_epochs"]
         every = table["settings"].get("eval_every", 1)
         evaluated = [row["map"][every - 1 :: every] if len(row["map"]) == self.epochs else row["map"] for row in rows]
-        self.truth = np.repeat(evaluated, every, axis=1)  # of an epoch without an evaluation: the next one's
+        self.truth = np.repeat(evaluated, every, axis=1)  # an epoch without an evaluation has the value of the next one
         fit = {"gp": _process, "trees": _trees}[surrogate]
         self.surrogate, self.residuals = fit(x, self.truth)
-        # seeds differ by that much (benchmarks/results/methods-bccd.json); the rest of a residual is not noise
+        # spread between seeds (benchmarks/results/methods-bccd.json); the rest of a residual is not noise
         self.noise = SEED_STD / float(self.residuals[:, -1].std())
         self._map = lru_cache(maxsize=100_000)(lambda text: self.surrogate(self._features(json.loads(text))[None])[0])
 
@@ -138,7 +138,7 @@ class World:
         return np.append(self._layout.encode(self._layout.row(labels)[None]), logs)
 
     def curve(self, config: dict[str, Any]) -> np.ndarray:
-        """map after each epoch, without noise."""
+        """Return the mAP after each epoch, without noise."""
         return self._map(json.dumps(config, sort_keys=True))
 
     def violation(self, config: dict[str, Any]) -> float:
@@ -149,7 +149,7 @@ Surrogate = Callable[[np.ndarray], np.ndarray]
 
 
 def _trees(x: np.ndarray, y: np.ndarray) -> tuple[Surrogate, np.ndarray]:
-    """(y of rows, residuals of left-out rows)."""
+    """Fit extremely randomised trees. Returns (function from rows to y, residuals of left-out rows)."""
     from sklearn.ensemble import ExtraTreesRegressor
 
     trees = ExtraTreesRegressor(300, min_samples_leaf=2, bootstrap=True, oob_score=True, random_state=0)
@@ -158,7 +158,10 @@ def _trees(x: np.ndarray, y: np.ndarray) -> tuple[Surrogate, np.ndarray]:
 
 
 def _process(x: np.ndarray, y: np.ndarray) -> tuple[Surrogate, np.ndarray]:
-    """Likewise. Lengthscales and noise are those of the last epoch; leaving one out is exact [Rasmussen2006, 5.4.2]."""
+    """Fit a Gaussian process. Returns (function from rows to y, residuals of left-out rows).
+
+    Lengthscales and noise are those of the last epoch; leaving one out is exact [Rasmussen2006, 5.4.2].
+    """
     from sklearn.gaussian_process import GaussianProcessRegressor
 
     low, span = x.min(axis=0), np.maximum(np.ptp(x, axis=0), 1e-12)
@@ -177,10 +180,10 @@ def _of(config: dict[str, Any], key: str) -> Any:
 
 @dataclass
 class Ledger:
-    """What a search spent, and what it trained to the end.
+    """Epochs that a search has spent, and its full-length trials.
 
     Attributes:
-        steps: (epochs spent, noiseless map, device bytes, trainable parameters) of each feasible full-length trial.
+        steps: (epochs spent, noiseless mAP, device bytes, trainable parameters) of each feasible full-length trial.
     """
 
     world: World
@@ -189,7 +192,7 @@ class Ledger:
     steps: list[tuple[float, ...]] = field(default_factory=list)
 
     def noisy(self, config: dict[str, Any]) -> np.ndarray:
-        """map after each epoch as a trial would see it."""
+        """Return the mAP after each epoch with noise, as a trial would see it."""
         residual = self.world.residuals[self.rng.integers(len(self.world.residuals))]
         return np.clip(self.world.curve(config) + self.world.noise * residual, 0.0, 1.0)
 
@@ -199,10 +202,10 @@ class Ledger:
             self.steps.append((self.epochs, self.world.curve(config)[-1], cost.device_bytes, cost.trainable_params))
 
 
-SEED_STD = 0.012  # of map, between seeds of a configuration
+SEED_STD = 0.012  # standard deviation of mAP between seeds of a configuration
 
 
-# --- who searches -----------------------------------------------------------------------------------------------------
+# --- searches --------------------------------------------------------------------------------------------------------
 
 
 def optuna_search(
@@ -214,7 +217,7 @@ def optuna_search(
     eta: int = 0,
     first: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Ask and tell; with ``eta``, trials are stopped and promoted at rungs."""
+    """Search with an Optuna sampler by ask and tell; with ``eta``, trials are stopped and promoted at rungs."""
     study = optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=sampler)
     for params in first:
         study.enqueue_trial(params)
@@ -250,7 +253,7 @@ def optuna_search(
 
 
 def stock_ray(world: World, ledger: Ledger, seed: int, budget: int) -> None:
-    """Ray Tune's OptunaSearch as it comes, with several metrics. Driven by hand: the suggestions are Ray's own."""
+    """Search with Ray Tune's unchanged OptunaSearch and several metrics, called directly; suggestions are Ray's own."""
     from ray.tune.search.optuna import OptunaSearch
 
     def space(trial: optuna.Trial) -> None:
@@ -278,7 +281,7 @@ def _value_of(dimension: Any, label: Any) -> Any:
 
 
 def moasha(world: World, ledger: Ledger, seed: int, budget: int) -> None:
-    """Syne Tune's MOASHA: random configurations, stopped at rungs by non-dominated rank. It has no constraint."""
+    """Search with Syne Tune's MOASHA: random configurations, stopped at rungs by non-dominated rank. No constraints."""
     import random
 
     from syne_tune.backend.trial_status import Trial
@@ -286,7 +289,7 @@ def moasha(world: World, ledger: Ledger, seed: int, budget: int) -> None:
 
     rng = random.Random(seed)
 
-    class Draw:  # Syne Tune's spaces have no conditions; its scheduler takes whatever has `sample`
+    class Draw:  # Syne Tune's spaces have no conditions; its scheduler accepts any object with `sample`
         def sample(self) -> Any:
             return world.space.sample(rng)
 
@@ -321,7 +324,7 @@ def moasha(world: World, ledger: Ledger, seed: int, budget: int) -> None:
 
 
 def searches(world: World) -> dict[str, Callable[[Ledger, int, int], None]]:
-    """By name: (ledger, seed, epochs to spend)."""
+    """Return the searches by name: functions of (ledger, seed, epochs to spend)."""
 
     def ours(eta: int, prior: Prior | None) -> Callable[[Ledger, int, int], None]:
         def run(ledger: Ledger, seed: int, budget: int) -> None:
@@ -356,7 +359,7 @@ def searches(world: World) -> dict[str, Callable[[Ledger, int, int], None]]:
 
 
 def search(job: tuple[str, int, int, str, str]) -> dict[str, Any]:
-    """One search of one seed on the table."""
+    """Run one search with one seed on the table."""
     name, seed, budget, table, surrogate = job
     world = _world(table, surrogate)
     ledger = Ledger(world, np.random.default_rng((seed, 1)))
@@ -371,7 +374,7 @@ def _world(table: str, surrogate: str) -> World:
         return World(json.load(file), surrogate)
 
 
-# full trials; fewer where a suggestion takes a second
+# full trials; fewer if a suggestion takes a second
 BUDGETS = {
     "pareto, early stopping": 60,
     "pareto": 60,
@@ -380,18 +383,18 @@ BUDGETS = {
     "Optuna GP": 60,
 }
 FULL_TRIALS = 200
-MOST_SEEDS = {"Optuna GP": 3, "Syne Tune MOASHA": 3}  # a search of theirs takes minutes
+MOST_SEEDS = {"Optuna GP": 3, "Syne Tune MOASHA": 3}  # one search takes minutes
 GOAL = "Ray Tune + OptunaSearch"
 
 
 def table_report(results: list[dict[str, Any]], epochs: int) -> dict[str, Any]:
-    """Medians over seeds: hypervolume at some epochs, and epochs until stock Ray Tune's final hypervolume.
+    """Return medians over seeds: hypervolume at some epochs, and epochs until stock Ray Tune's final hypervolume.
 
-    The hypervolume is that of the box between the best of each objective and 1.1 times as far as the worst, both of
-    the front of everything that any search found.
+    The box of the hypervolume extends from the best value of each objective to 1.1 times the distance of the worst,
+    both on the joint front of all searches.
 
     Args:
-        epochs: of a full trial.
+        epochs: length of a full trial.
     """
     import moocore
 
@@ -447,7 +450,7 @@ N_TRIALS = 60
 
 
 def solve(job: tuple[str, str, int]) -> dict[str, Any]:
-    """A problem of pymoo with three objectives, the last of which costs; the others and the constraints are known."""
+    """Solve a pymoo problem of three objectives, the last one expensive; the others and the constraints are known."""
     from pymoo.problems import get_problem
 
     problem_name, sampler_name, seed = job
@@ -485,13 +488,13 @@ def solve(job: tuple[str, str, int]) -> dict[str, Any]:
 
 
 def problems_report(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median hypervolume of the feasible points, in the box that all feasible points of all samplers span."""
+    """Return the median hypervolume of feasible points, in the box of all feasible points of all samplers."""
     import moocore
 
     rows: dict[str, dict[str, float]] = {}
     for problem in dict.fromkeys(r["problem"] for r in results):
         points = np.array([p for r in results if r["problem"] == problem for p in r["feasible"]]).reshape(-1, 3)
-        if len(points) == 0:  # nobody found a feasible one
+        if len(points) == 0:  # no sampler found a feasible point
             rows[problem] = {sampler: 0.0 for sampler in dict.fromkeys(r["sampler"] for r in results)}
             continue
         best = points[moocore.is_nondominated(points)]
@@ -512,7 +515,7 @@ def problems_report(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _run(function: Callable[[Any], dict[str, Any]], jobs: list[Any], n: int, kept: Path) -> Iterator[dict[str, Any]]:
-    """Every job once, `n` at a time; results lie in a file as they come, and are not made again."""
+    """Run every job once, `n` at a time. Results are stored in a file as they come and are not computed again."""
     old = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     done = {json.dumps(item["job"]) for item in old}
     yield from (item["result"] for item in old if item["job"] in [list(job) for job in jobs])

@@ -41,7 +41,7 @@ SIDES = {
     "pool": "multiprocessing.Pool, nothing else",
 }
 _CLI = "from cst_search.cli import main; main()"
-# nothing reports home, on any side
+# no side sends telemetry
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -64,13 +64,13 @@ def command(side: str, home: Path, points: Path | None, args: argparse.Namespace
 
 
 def threads_of(n_workers: int) -> int:
-    """CPU threads of a trial: what a launch gives each."""
+    """Return the CPU threads per trial, as a launch sets them."""
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, n_cores // n_workers)
 
 
 def trials_of_launch(home: Path) -> list[dict[str, Any]]:
-    """What a launch left in its study, in the form that stock.py prints."""
+    """Return the trials of a launch's study in the form that stock.py prints."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -78,7 +78,7 @@ def trials_of_launch(home: Path) -> list[dict[str, Any]]:
     trials = []
     for attrs in (trial.user_attrs for trial in study.get_trials() if "cst_result" in trial.user_attrs):
         result, estimate = attrs["cst_result"], attrs["cst_suggested"]["estimate"]
-        # of one that was stopped early the whole time is known, with what it took to build its model
+        # for a trial stopped early only the whole time is known, which includes building the model
         trial = {"map": result.get("map"), "train_seconds": result.get("train_seconds") or result.get("seconds")}
         trial |= {key: estimate[key] for key in ("device_bytes", "trainable_params")}
         trials.append({"config": attrs["cst_suggested"]["config"]} | trial)
@@ -86,7 +86,7 @@ def trials_of_launch(home: Path) -> list[dict[str, Any]]:
 
 
 def as_points(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Configurations of a launch as those of stock.py, whose choices are scalars and whose method is fixed."""
+    """Convert configurations of a launch to those of stock.py, whose choices are scalars and whose method is fixed."""
     return [
         {key: "".join(map(str, value)) if isinstance(value, list) else value for key, value in trial["config"].items()
          if key != "method"}
@@ -95,7 +95,7 @@ def as_points(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def run_side(side: str, home: Path, points: Path | None, args: argparse.Namespace) -> dict[str, Any]:
-    """One search of one side from its start to its end."""
+    """Run the search of one side from start to end."""
     load = os.getloadavg()[0]
     with (home / "output.txt").open("w") as output:
         begun = time.perf_counter()
@@ -108,13 +108,13 @@ def run_side(side: str, home: Path, points: Path | None, args: argparse.Namespac
         raise SystemExit(f"{SIDES[side]} ended with {code}:\n{said[-3000:]}")
     if side == "launch":
         trials = trials_of_launch(home)
-    else:  # Ray may still say something after the script's own last line
+    else:  # Ray may print more after the script's last line
         trials = json.loads(said[said.rindex('[{"config"') :].splitlines()[0])
     return shares(wall, trials, args.workers) | {"side": side, "load_before": load, "trials": trials}
 
 
 def shares(wall: float, trials: Sequence[Mapping[str, Any]], n_workers: int) -> dict[str, float]:
-    """Seconds of wall time, those of it in training and evaluation (over the workers), the rest, and its share."""
+    """Return seconds of wall time, of training and evaluation (divided by workers), of the rest, and its share."""
     training = sum(trial["train_seconds"] or 0.0 for trial in trials) / n_workers
     return {
         "n_trials": len(trials),
@@ -160,7 +160,7 @@ TIMES = ("wall_seconds", "training_seconds", "rest_seconds")
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each side: means over its rounds, and its ratios to those of the launch."""
+    """Return a row per side: means over its rounds, and their ratios to those of the launch."""
     rows = []
     for side in SIDES:
         own = [run for run in runs if run["side"] == side]
@@ -183,7 +183,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def agreement(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many configurations ran on more than one side, and of how many all sides have the same map."""
+    """Count the configurations that ran on several sides, and those of them with equal mAP on all sides."""
     maps: dict[str, list[float | None]] = {}
     for run in runs:
         for trial in run["trials"]:
@@ -213,7 +213,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What a timing depends on."""
+    """Return the properties of the machine that timings depend on."""
     libraries = ("cst-search", "torch", "ray", "optuna", "mlflow")
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
