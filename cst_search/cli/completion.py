@@ -88,12 +88,13 @@ def shipped(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 @_never_fails
 def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     """Fields of a recipe, their values if there are few, and the method options that shipped spaces vary."""
-    from cst_search.config.recipe import BACKBONES, DETECTORS, PRECISIONS, RECOMPUTE_CHOICES, Recipe
+    from cst_search.config.recipe import AUGMENTATIONS, BACKBONES, DETECTORS, PRECISIONS, RECOMPUTE_CHOICES, Recipe
 
     name, equals, _ = incomplete.partition("=")
     choices = {
         "detector": DETECTORS, "backbone": BACKBONES, "precision": PRECISIONS, "recompute": RECOMPUTE_CHOICES,
         "method": _methods(), "memsave": ("true", "false"), "hflip": ("true", "false"),
+        "augment": AUGMENTATIONS,
     }  # fmt: skip
     if equals:
         return [f"{name}={value}" for value in choices.get(name, ())]

@@ -63,17 +63,32 @@ def survey_costs(space: Space, recipe: Recipe, estimate: Callable[[dict[str, Any
 def expected_sharers(space: Space, recipe: Recipe, n_trials: int) -> int:
     """Expected number of trials, out of ``n_trials`` random ones, that share one trial's frozen-backbone feature maps.
 
-    The trial itself counts. Only side methods share feature maps; without any in the sample the result is 1.
+    The trial itself counts. Only side methods share feature maps, and only without augmentation; without any such trial
+    in the sample the result is 1.
     """
-    rng = random.Random(0)
     found: Counter[tuple[Any, ...]] = Counter()
-    for _ in range(_SURVEY):
-        r = recipe.configured(space.sample(rng))
-        if get_method(r.method).side:
+    for r in _with_side(space, recipe):
+        if not r.augmentation.changes_images:
             body = (r.backbone, r.width, r.weights, r.precision, r.memsave)
             found[*body, r.image_size_px, r.max_size_px, r.batch_size] += 1
     n = sum(found.values())
     return max(1, round(n_trials * sum(count * count for count in found.values()) / (n * _SURVEY))) if n else 1
+
+
+def augmentation_note(space: Space, recipe: Recipe) -> str | None:
+    """Return what to say where augmentation keeps trials from sharing feature maps of a frozen backbone, else None."""
+    augmented = [r.augmentation.changes_images for r in _with_side(space, recipe)]
+    if not any(augmented):
+        return None
+    which = "no feature maps" if all(augmented) else "feature maps of trials without augmentation alone"
+    return f"the cache holds {which}, as augmentation changes the images in every epoch"
+
+
+def _with_side(space: Space, recipe: Recipe) -> list[Recipe]:
+    """Return those of some random configurations, always the same ones, whose backbone is frozen."""
+    rng = random.Random(0)
+    drawn = [recipe.configured(space.sample(rng)) for _ in range(_SURVEY)]
+    return [r for r in drawn if get_method(r.method).side]
 
 
 def show_budget(budget: Budget, survey: Survey, say: Say) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cst_search.commands.budget_survey import expected_sharers
+from cst_search.commands.budget_survey import augmentation_note, expected_sharers
 from cst_search.commands.checks import Request, check_left, check_request
 from cst_search.commands.options import LaunchOptions
 from cst_search.commands.output import Say, line_printer
@@ -131,6 +131,9 @@ def _open_cache(options: LaunchOptions, setup: SearchSetup, n_before: int, say: 
     n_sharers = expected_sharers(setup.space, setup.recipe, options.trials - n_before)
     cache, line = open_cache(options.home.absolute(), options.cache_size, n_sharers)
     say(line)
+    note = None if cache is None else augmentation_note(setup.space, setup.recipe)
+    if note is not None:
+        say(note)
     return cache
 
 

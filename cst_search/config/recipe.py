@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from cst_search import plugins
+from cst_search.config.augmentation import PRESETS, Augmentation
 from cst_search.errors import ConfigError
 
 # detector: the stages that its pyramid reads
@@ -30,7 +31,7 @@ RECOMPUTE_CHOICES = ("auto", "none", "neck", "all")
 NECK_CHOICES = ("train", "norm", "lora", "frozen")
 HEAD_CHOICES = ("train", "norm", "lora", "predictor")
 CLASS_INITS = ("match", "new")
-AUGMENTATIONS = ("none", "light", "strong")
+AUGMENTATIONS = tuple(PRESETS)
 WEIGHT_NAMES = ("DEFAULT", "COCO", "IMAGENET", "none", "demo", "demo-detector")  # all others are paths
 WEIGHTS_RULE = ", ".join(WEIGHT_NAMES) + ", a file, or a folder of `cst-search train`"
 #: Field names that earlier versions wrote, each with the field's name today. `renamed_fields` reads them.
@@ -135,6 +136,8 @@ class Recipe:
     max_size_px: int = 1333  # bound of the long side in pixels
     hflip: bool = True  # flip training images left-right with probability one half
     augment: str = "none"  # none | light | strong: scale and photometric jitter of training images
+    scale_jitter: float | None = None  # objects are shown 1/f to f times as large; none: 1, 1.25 or 2, by augment
+    photometric: float | None = None  # strength of brightness, contrast, saturation, hue; none: 0, 0.4 or 1, by augment
 
     method: str = "cst"  # a name in cst_search.petl.METHODS
     options: Mapping[str, Any] = field(default_factory=dict)  # of the method; what is not given has its default
@@ -160,7 +163,7 @@ class Recipe:
     recompute: str = "auto"
     eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated
     loader_workers: int = 0  # processes that load images; 0: in the trial's own
-    seed: int = 0  # of what is random in a trial: initial weights, order and flips of the images
+    seed: int = 0  # of what is random in a trial: initial weights, order, flips and jitter of images
 
     origin: Mapping[str, Any] | None = None  # where an exported recipe comes from: study, trial, what was measured
 
@@ -193,6 +196,15 @@ class Recipe:
     def frozen_norm(self) -> bool:
         """True if the body's norms are frozen ones, whose weight and bias are no parameters; else BatchNorm2d."""
         return self.weights_kind != "none" and self.detector not in BATCH_NORM_DETECTORS
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The jitter of training images: that of ``augment``, or what is given beside it."""
+        preset = PRESETS[self.augment]
+        return Augmentation(
+            preset.scale_jitter if self.scale_jitter is None else self.scale_jitter,
+            preset.photometric if self.photometric is None else self.photometric,
+        )
 
     @property
     def used_stages(self) -> tuple[int, ...]:
@@ -242,6 +254,8 @@ class Recipe:
             ),
             whole("lora_rank", 1, 256),
             one_of("augment", AUGMENTATIONS),
+            ("scale_jitter", self.scale_jitter is None or 1 <= self.scale_jitter <= 4, "a factor from 1 to 4"),
+            ("photometric", self.photometric is None or 0 <= self.photometric <= 1, "a strength from 0 to 1"),
             whole("fpn_channels", 8, 2048),
             ("fpn_channels", self.fpn_channels % 8 == 0, "a multiple of 8"),
             # torchvision normalises FCOS's towers in 32 groups; one channel a group fails on a level of 1 x 1 pixel

@@ -20,6 +20,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from cst_search.config.augmentation import PRESETS, Augmentation
+from cst_search.data.augmentation import augment
 from cst_search.data.coco import ImageEntry, Split
 from cst_search.data.disk_cache import Slots, Store
 from cst_search.data.resize import resized_hw
@@ -86,11 +88,12 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
 
     Item i is (image, target). The image is float32 (3, H, W) in 0..1, RGB. The target has ``boxes`` float32 (N, 4) xyxy
     in resized pixels, ``labels`` int64 (N,), ``iscrowd`` int64 (N,), ``image_id`` int, ``scale_xy`` (sx, sy), the
-    factors from resized to original pixels, ``index`` i, and ``is_flipped``. N may be 0. Crowd boxes are left out
-    unless `keep_crowd`.
+    factors from resized to original pixels (of an image that is not augmented), ``index`` i, and ``is_flipped``. N may
+    be 0. Crowd boxes are left out unless `keep_crowd`.
 
     Args:
         hflip: flip horizontally with probability 0.5, determined by (seed, epoch, i) alone; see `set_epoch`.
+        augmentation: scale and colour jitter, determined likewise; the cache holds the image before it.
         cache_bytes: bound of the pixels cached in memory; the first images that fit are kept; 0: keep none.
         store: disk cache to use instead of memory.
     """
@@ -102,6 +105,7 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
         image_size_px: int,
         max_size_px: int,
         hflip: bool,
+        augmentation: Augmentation = PRESETS["none"],
         cache_bytes: int = CACHE_BYTES,
         keep_crowd: bool = False,
         store: Store | None = None,
@@ -110,6 +114,7 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
         self.image_size_px = image_size_px
         self.max_size_px = max_size_px
         self.hflip = hflip
+        self.augmentation = augmentation
         self.keep_crowd = keep_crowd
         self.sizes_hw = [self._size_hw(entry) for entry in split.images]
         slots = None
@@ -124,7 +129,7 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
         self.seed_and_epoch = (0, 0)
 
     def set_epoch(self, epoch: int, seed: int) -> None:
-        """Choose the flips of an epoch. `loader` calls it; code that indexes the dataset directly must call it too."""
+        """Choose flips and jitter of an epoch; called by `loader`. Code that indexes the dataset must call it too."""
         self.seed_and_epoch = (seed, epoch)
 
     def content_key(self) -> str:
@@ -154,7 +159,11 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
         keep = [n for n, crowd in enumerate(entry.iscrowd) if self.keep_crowd or not crowd]
         x, y, w, h = torch.tensor([entry.boxes_xywh[n] for n in keep], dtype=torch.float64).reshape(-1, 4).unbind(1)
         boxes = torch.stack([x * scale_x, y * scale_y, (x + w) * scale_x, (y + h) * scale_y], dim=1).float()
-        is_flipped = self._is_flipped(i)
+        rng = np.random.default_rng((*self.seed_and_epoch, i))
+        is_flipped = bool(rng.random() < 0.5) and self.hflip
+        if self.augmentation.changes_images:
+            pixels, boxes, visible = augment(pixels, boxes, self.augmentation, rng)
+            keep = [keep[n] for n in visible]
         if is_flipped:
             pixels = pixels[:, :, ::-1]
             boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
@@ -170,9 +179,6 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
             "is_flipped": is_flipped,
         }
         return image, target
-
-    def _is_flipped(self, i: int) -> bool:
-        return self.hflip and bool(np.random.default_rng((*self.seed_and_epoch, i)).random() < 0.5)
 
     def _pixels(self, i: int) -> np.ndarray:
         """Return the resized pixels of image i, read-only uint8 (3, H, W)."""
@@ -246,8 +252,8 @@ def loader(
     """Return the batches of one epoch, equal for any number of loader processes. The last one may be smaller.
 
     Args:
-        images: dataset; (seed, epoch), both integers from 0, determine its order and flips. Loaders that share a
-            dataset must not be iterated at the same time.
+        images: dataset; (seed, epoch), both integers from 0, determine its order, flips and jitter. Loaders that share
+            a dataset must not be iterated at the same time.
         workers: number of loader processes; 0: load in this process, which is fastest once the pixels are cached.
     """
     return Batches(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cst_search.config.augmentation import PRESETS
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData, coco_ground_truth
 from cst_search.data.disk_cache import Store
@@ -72,13 +73,14 @@ class TrialSetup:
         part = -(-self.epochs // _SAVES)
         return {*self.rungs, *range(part, self.epochs, part)}
 
-    def images(self, split: str) -> CocoImages:
-        """Return the images of a split, resized and (for training) flipped as the recipe says."""
+    def images(self, split: str, *, training: bool = False) -> CocoImages:
+        """Return the images of a split, resized and (for training) flipped and augmented as the recipe says."""
         return CocoImages(
             self.data.splits[split],
             image_size_px=self.recipe.image_size_px,
             max_size_px=self.recipe.max_size_px,
-            hflip=self.recipe.hflip and split == "train",
+            hflip=training and self.recipe.hflip,
+            augmentation=self.recipe.augmentation if training else PRESETS["none"],
             store=self.store,
         )
 
@@ -136,13 +138,13 @@ class TrialProgress:
 
 def image_losses(model: nn.Module, setup: TrialSetup) -> Iterator[Tensor]:
     """Yield the training loss of each image, in the order of the first epoch."""
-    images = loader(setup.images("train"), batch_size=1, shuffle=True, seed=setup.recipe.seed)
+    images = loader(setup.images("train", training=True), batch_size=1, shuffle=True, seed=setup.recipe.seed)
     yield from losses(model, images, device=setup.device, precision=setup.precision)
 
 
 def run_epochs(progress: TrialProgress, model: nn.Module, setup: TrialSetup) -> Iterator[dict[str, Any]]:
     """Train and evaluate, yielding the history entry of every epoch. A resumed trial first repeats its last entry."""
-    recipe, train, val = setup.recipe, setup.images("train"), setup.images("val")
+    recipe, train, val = setup.recipe, setup.images("train", training=True), setup.images("val")
     n_batches = -(-len(train) // recipe.batch_size)
     lr = recipe.lr if recipe.lr is not None else get_method(recipe.method).lr
     optimiser = make_optimiser(model, lr, recipe.weight_decay)

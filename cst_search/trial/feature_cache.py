@@ -381,12 +381,17 @@ def frozen_features(
 ) -> FrozenFeatures | None:  # fmt: skip
     """Attach a feature cache to a detector whose body is frozen. Returns None if that is not possible.
 
+    With images that augmentation changes it says so in the notes of the store.
+
     Args:
         n_epochs: number of passes of a trial over each of these image sets.
     """
     backbone = model.backbone
     assert isinstance(backbone, Backbone)
     if store is None or not get_method(recipe.method).side or not is_frozen(backbone.body) or not backbone.body_hash:
+        return None
+    if any(images.augmentation.changes_images for images in n_epochs):
+        store.notes.append("features computed: augmentation changes the images in every epoch")
         return None
     body = backbone.body
     identity = {

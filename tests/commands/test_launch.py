@@ -25,7 +25,7 @@ import torch
 from mlflow import MlflowClient
 from studies import Ran, run_cli, scored
 
-from cst_search.commands.budget_survey import expected_sharers
+from cst_search.commands.budget_survey import augmentation_note, expected_sharers
 from cst_search.commands.dataset import dataset_inputs, image_sizes
 from cst_search.commands.study_setup import default_config
 from cst_search.commands.worker_setup import memory_limit_of
@@ -246,6 +246,36 @@ def test_number_of_trials_that_share_feature_maps(
 ) -> None:
     space = Space.from_dict({"methods": methods, "shared": shared})
     assert low <= expected_sharers(space, tiny_recipe(), 24) <= high
+
+
+LR = {"lr": {"float": [1e-3, 1e-2]}}
+NO_MAPS = "the cache holds no feature maps, as augmentation changes the images in every epoch"
+
+
+@pytest.mark.parametrize(
+    ("methods", "shared", "augment", "n_sharers", "said"),
+    [
+        (["cst"], LR, "none", 24, None),
+        (["cst", "full"], LR, "light", 1, NO_MAPS),
+        (["full"], LR, "light", 1, None),  # it would share none anyway
+        (["cst"], LR | {"scale_jitter": {"choice": [1.0]}, "photometric": {"choice": [0.0]}}, "light", 24, None),
+        (["cst"], {"augment": {"choice": ["none", "strong"]}}, "none", 12, "of trials without augmentation alone"),
+    ],
+)
+def test_augmented_trials_share_no_maps(
+    tiny_recipe: Callable[..., Recipe], methods: list[str], shared: dict[str, Any], augment: str, n_sharers: int,
+    said: str | None,
+) -> None:  # fmt: skip
+    space, recipe = Space.from_dict({"methods": methods, "shared": shared}), tiny_recipe(augment=augment)
+    assert expected_sharers(space, recipe, 24) == pytest.approx(n_sharers, abs=3 if n_sharers == 12 else 0)
+    note = augmentation_note(space, recipe)
+    assert note == said or (said is not None and note is not None and said in note)
+
+
+def test_a_launch_says_that_augmented_images_have_no_maps(tmp_path: Path, base: Callable[..., list[str]]) -> None:
+    ran = run_cli("launch", "--in-process", *base(tmp_path), "--trials", 1, "--set", "augment=light")
+    assert ran.code == 0 and NO_MAPS in ran.out
+    assert list((tmp_path / "cache").glob("features-*")) == []
 
 
 def test_a_budget_that_excludes_all_is_said_and_ends(

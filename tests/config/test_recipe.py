@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cst_search.config.augmentation import Augmentation
 from cst_search.config.recipe import BACKBONES, DETECTORS, PRECISIONS, Recipe
 from cst_search.errors import ConfigError
 
@@ -51,6 +52,10 @@ def test_a_recipe_is_frozen() -> None:
         ({"lr": 0.0}, "lr must be above 0"),
         ({"lr": float("inf")}, "lr must be above 0"),
         ({"weight_decay": -0.1}, "weight_decay must be"),
+        ({"augment": "much"}, "augment must be one of none, light, strong; got 'much'"),
+        ({"scale_jitter": 0.8}, "scale_jitter must be a factor from 1 to 4"),
+        ({"scale_jitter": float("nan")}, "scale_jitter must be a factor from 1 to 4"),
+        ({"photometric": 1.1}, "photometric must be a strength from 0 to 1"),
         ({"warmup": 1.0}, "warmup must be a share from 0 to 0.9"),  # nothing left for the cosine
         ({"clip_norm": 0.0}, "clip_norm must be above 0"),
         ({"clip_norm": float("inf")}, "clip_norm must be above 0"),
@@ -72,6 +77,8 @@ def test_a_value_out_of_range_is_refused_with_its_rule(changes: dict[str, Any], 
         {"warmup": 0},
         {"weight_decay": 0},
         {"lr": None},  # the method's prior
+        {"scale_jitter": 1, "photometric": 0},  # neither
+        {"scale_jitter": 4.0, "photometric": 1.0},
         {"seed": 2**31 - 1},
         *({"detector": name} for name in DETECTORS),
         *({"backbone": name} for name in BACKBONES),
@@ -80,6 +87,30 @@ def test_a_value_out_of_range_is_refused_with_its_rule(changes: dict[str, Any], 
 )
 def test_the_ends_of_the_ranges_are_allowed(changes: dict[str, Any]) -> None:
     Recipe(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, Augmentation(1.0, 0.0)),
+        ({"augment": "light"}, Augmentation(1.25, 0.4)),
+        ({"augment": "strong"}, Augmentation(2.0, 1.0)),
+        ({"augment": "strong", "photometric": 0.0}, Augmentation(2.0, 0.0)),
+        ({"augment": "light", "scale_jitter": 1}, Augmentation(1, 0.4)),
+        ({"scale_jitter": 1.5}, Augmentation(1.5, 0.0)),  # without a preset
+    ],
+)
+def test_what_is_given_beside_a_preset_replaces_its_part(changes: dict[str, Any], expected: Augmentation) -> None:
+    assert Recipe(**changes).augmentation == expected
+    assert expected.changes_images == bool(changes)
+
+
+def test_colour_ranges_of_the_presets() -> None:
+    """Hue moves from half the strength on, so not with ``light``."""
+    light, strong = (Recipe(augment=name).augmentation.colour_ranges for name in ("light", "strong"))
+    assert light == pytest.approx({"brightness": 0.05, "contrast": 0.2, "saturation": 0.2, "hue": 0.0})
+    assert strong == {"brightness": 0.125, "contrast": 0.5, "saturation": 0.5, "hue": 0.05}
+    assert Recipe(photometric=0.75).augmentation.colour_ranges["hue"] == 0.025
 
 
 def test_all_faults_are_said_at_once() -> None:

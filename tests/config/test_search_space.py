@@ -97,6 +97,9 @@ KINDS = Space.from_dict(
             "accumulate": {"int": [1, 64], "log": True},
             "precision": {"choice": ["fp32", "bf16"]},
             "hflip": {"choice": [True, False]},
+            "augment": {"choice": ["none", "light", "strong"]},
+            "scale_jitter": {"choice": [None, 1.5]},
+            "photometric": {"float": [0.0, 1.0]},
         },
         "cst": {"mtc_stages": {"choice": [[2, 3], [5]]}},
     }
@@ -114,6 +117,7 @@ def test_what_is_drawn_is_inside_and_reaches_every_value() -> None:
     assert values["batch_size"] == {1, 2, 3} and all(type(value) is int for value in values["batch_size"])
     assert values["cst.mtc_stages"] == {(2, 3), (5,)}
     assert values["hflip"] == {True, False}
+    assert values["augment"] == {"none", "light", "strong"} and values["scale_jitter"] == {None, 1.5}
     # half of a log range lies below its geometric mean
     assert 150 < sum(config["lr"] < 1e-3 for config in drawn) < 250
     assert 150 < sum(config["weight_decay"] < 0 for config in drawn) < 250

@@ -301,6 +301,7 @@ def test_half_precision_needs_less(tiny_recipe: Make) -> None:
         {"warmup": 0.5},
         {"clip_norm": 1.5},
         {"hflip": False},
+        {"augment": "strong", "scale_jitter": 4.0, "photometric": 0.5},
         {"origin": {"study": "s"}},
         {"options": {"gate_init": 1.0, "temperature": 0.5}},
         {"data": "elsewhere"},

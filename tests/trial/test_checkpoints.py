@@ -71,6 +71,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("blocks that start as those of the body", {"method": "lst", "options": {"init": "prune_l1"}}),
     ("inside the backbone", {"method": "conv_lora"}),
     ("without an evaluation of its own", {"eval_every": 99}),
+    ("augmented images", {"augment": "strong"}),
 ]  # fmt: skip
 
 

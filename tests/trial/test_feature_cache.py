@@ -199,6 +199,20 @@ def test_no_room_is_said_and_computed(tiny_recipe: Make, same_size: DetectionDat
     assert len(result.notes) == 1 and "do not fit" in result.notes[0]
 
 
+def test_augmented_images_are_computed_which_one_note_says(
+    tiny_recipe: Make, same_size: DetectionData, tmp_path: Path, always: None
+) -> None:
+    recipe = tiny_recipe(batch_size=2, augment="light")
+    result = run_trial(recipe, same_size, epochs=2, cache=Cache(tmp_path, 10**8))
+    assert result.notes == ["features computed: augmentation changes the images in every epoch"]
+    assert n_features(tmp_path) == 0 and len(list(tmp_path.glob("pixels-*"))) == 2
+    assert figures(result) == figures(run_trial(recipe, same_size, epochs=2))
+    # where there would be no features anyway, there is nothing to say
+    assert run_trial(tiny_recipe(method="full", augment="light"), same_size, cache=Cache(tmp_path, 10**8)).notes == []
+    only_flipped = tiny_recipe(batch_size=2, augment="light", scale_jitter=1.0, photometric=0.0)
+    assert run_trial(only_flipped, same_size, cache=Cache(tmp_path, 10**8)).notes == ["features kept: in a test"]
+
+
 def test_a_folder_that_cannot_be_used_is_one_note(tiny_recipe: Make, same_size: DetectionData, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = run_trial(tiny_recipe(batch_size=2), same_size, epochs=2, cache=Cache(tmp_path / "file" / "x", 10**8))

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from cst_search.config.recipe import DETECTORS, Recipe
+from cst_search.config.recipe import AUGMENTATIONS, DETECTORS, Recipe
 from cst_search.data.coco import DetectionData
+from cst_search.data.images import CocoImages
 from cst_search.detector.build import build_detector, count_parameters
 from cst_search.errors import ConfigError
 from cst_search.memory.estimate import CONTEXT_BYTES
@@ -318,10 +319,40 @@ def test_half_precision_on_a_cpu(tiny_recipe: Make, tiny_data: DetectionData) ->
     assert result.outcome == "complete" and result.loss is not None
 
 
-def test_loader_processes_change_nothing(tiny_recipe: Make, tiny_data: DetectionData) -> None:
-    recipe = tiny_recipe(method="head")
+@pytest.mark.parametrize("augment", ["none", "strong"])
+def test_loader_processes_change_nothing(tiny_recipe: Make, tiny_data: DetectionData, augment: str) -> None:
+    recipe = tiny_recipe(method="head", augment=augment)
     alone = run_trial(recipe, tiny_data)
     assert without_times(run_trial(dataclasses.replace(recipe, loader_workers=1), tiny_data)) == without_times(alone)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("augment", [name for name in AUGMENTATIONS if name != "none"])
+def test_augmented_images_train(tiny_recipe: Make, tiny_data: DetectionData, detector: str, augment: str) -> None:
+    split = tiny_data.splits["train"]
+    one_step = {"train": dataclasses.replace(split, images=split.images[:2])}
+    data = dataclasses.replace(tiny_data, splits=tiny_data.splits | one_step)
+    recipe = tiny_recipe(detector=detector, augment=augment, method="head")
+    result = run_trial(recipe, data)
+    assert result.outcome == "complete" and result.loss is not None and result.loss > 0
+
+
+def test_evaluation_is_never_augmented(
+    tiny_recipe: Make, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor flipped, whatever the split."""
+    evaluated: list[CocoImages] = []
+    evaluate = loop.evaluate_split
+
+    def seen(model: nn.Module, setup: Any, images: CocoImages, *features: Any) -> Any:
+        evaluated.append(images)
+        return evaluate(model, setup, images, *features)
+
+    for module in (trial, loop):
+        monkeypatch.setattr(module, "evaluate_split", seen)
+    result = run_trial(tiny_recipe(augment="strong"), tiny_data, final_splits=("train", "val", "test"))
+    assert set(result.final) == {"train", "val", "test"} and len(evaluated) == 3
+    assert not any(images.augmentation.changes_images or images.hflip for images in evaluated)
 
 
 def test_choose_device(monkeypatch: pytest.MonkeyPatch) -> None:
