@@ -1,0 +1,136 @@
+"""Tables of `cst-search estimate` for a terminal: the breakdown, the largest sizes that fit, methods side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.bar import Bar
+from rich.table import Table
+from rich.text import Text
+
+from cst_search.memory.fit import Change, Fit, MethodCost, MethodFit
+from cst_search.memory.gpus import Card
+from cst_search.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from cst_search.memory.estimate import Estimate
+
+_BAR_WIDTH = 30
+
+
+def breakdown_table(title: str, guess: Estimate, budget_bytes: int | None = None) -> Table:
+    """Table of every part with its share of ``device_bytes``, then the totals and their share of a budget."""
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("part")
+    table.add_column("memory", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("of the device memory", no_wrap=True, width=_BAR_WIDTH)
+    for part, n_bytes in guess.breakdown.items():
+        bar = Bar(guess.device_bytes, 0, n_bytes, width=_BAR_WIDTH)
+        table.add_row(_part_words(part), format_bytes(n_bytes), _percent(n_bytes / guess.device_bytes), bar)
+    table.add_section()
+    for total, n_bytes, meaning in (
+        ("active memory", guess.active_bytes, "live tensors at the peak"),
+        ("reserved memory", guess.reserved_bytes, "what PyTorch's allocator holds"),
+        ("working memory", guess.working_bytes, "device without CUDA context"),
+        ("device memory", guess.device_bytes, "what nvidia-smi shows"),
+    ):
+        table.add_row(total, format_bytes(n_bytes), _percent(n_bytes / guess.device_bytes), Text(meaning, style="dim"))
+    if budget_bytes is not None:
+        left = budget_bytes - guess.device_bytes
+        used = _percent(guess.device_bytes / budget_bytes)
+        verdict = f"{used} used, {format_bytes(left)} left" if left >= 0 else f"too large by {format_bytes(-left)}"
+        table.add_section()
+        table.add_row("budget", format_bytes(budget_bytes), "", verdict)
+    return table
+
+
+def fit_table(fit: Fit, card: Card | None) -> Table:
+    """Table with a row per method. A plus sign means that nothing larger was tried."""
+    recipe = fit.recipe
+    where = format_bytes(fit.budget_bytes) if card is None else f"the {format_bytes(fit.budget_bytes)} of {card.name}"
+    table = Table(title=Text(f"What fits in {where}: the largest batch, the largest image"), title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for heading in (
+        "memory\nas it is",
+        f"batch at\n{recipe.image_size_px} px",
+        f"image at\nbatch {recipe.batch_size}",
+        "image at\nbatch 1",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    too_large = not all(row.fits for row in fit.methods)
+    if too_large:
+        table.add_column("what would make it fit")
+    for row in fit.methods:
+        table.add_row(
+            row.method,
+            Text(format_bytes(row.device_bytes), style="" if row.fits else "red"),
+            _size(row.batch_size, fit.batch_size_bound),
+            _size(row.image_size_px, fit.image_size_px_bound, " px"),
+            _size(row.image_size_px_batch_1, fit.image_size_px_bound, " px"),
+            *([_changes(row)] if too_large else []),
+        )
+    return table
+
+
+def fit_notes(fit: Fit, card: Card | None) -> list[str]:
+    """Notes below the table: the cheapest setting where nothing fits, and particulars of the card."""
+    recipe, cheapest = fit.recipe, fit.cheapest()
+    at = f"at batch 1 and {recipe.image_size_px} px"
+    notes = []
+    if cheapest.batch_size is None:
+        notes.append(
+            f"no method fits {at}; the one that needs least, {cheapest.method}, needs "
+            f"{format_bytes(cheapest.batch_1_bytes)}"
+        )
+    elif any(row.batch_size is None for row in fit.methods):
+        notes.append(f"what needs least {at}: {cheapest.method}, {format_bytes(cheapest.batch_1_bytes)}")
+    if card is not None and card.note:
+        notes.append(f"{card.name}: {card.note}")
+    return notes
+
+
+def _size(value: int | None, bound: int, unit: str = "") -> str:
+    return "-" if value is None else f"{value}{'+' if value >= bound else ''}{unit}"
+
+
+def _changes(row: MethodFit) -> Text:
+    if row.fits:
+        return Text()
+    return Text("\n".join(_change(change) for change in row.changes) or "another method")
+
+
+def _change(change: Change) -> str:
+    settings = " ".join(f"{name}={str(value).lower()}" for name, value in change.settings.items())
+    return f"{settings} ({format_bytes(change.device_bytes)})"
+
+
+def compare_table(title: str, rows: Sequence[MethodCost], budget_bytes: int | None = None) -> Table:
+    """Table with a row per method; values above the budget are red."""
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for heading in ("device", "of full", "working", "of full", "active", "of full", "trainable", "of the method"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        over = budget_bytes is not None and row.device_bytes > budget_bytes
+        table.add_row(
+            row.method,
+            Text(format_bytes(row.device_bytes), style="red" if over else ""),
+            _percent(row.device_ratio),
+            format_bytes(row.working_bytes),
+            _percent(row.working_ratio),
+            format_bytes(row.active_bytes),
+            _percent(row.active_ratio),
+            format_count(row.trainable_params),
+            format_count(row.petl_params),
+        )
+    return table
+
+
+def _part_words(part: str) -> str:
+    return "CUDA context (fixed cost)" if part == "context" else part.replace("_", " ")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
