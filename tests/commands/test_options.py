@@ -24,9 +24,7 @@ from cst_search.study.study import ETA
     ],
     ids=str,
 )
-def test_early_stopping_is_the_studys_unless_an_option_says_otherwise(
-    given: dict[str, object], eta: int | None
-) -> None:
+def test_early_stopping_is_the_studys_unless_an_option_differs(given: dict[str, object], eta: int | None) -> None:
     assert LaunchOptions.read(**given).early_stopping_eta == eta
 
 
