@@ -142,10 +142,13 @@ def _files(incomplete: str) -> list[str]:
 
 
 def _methods() -> list[str]:
-    """Names of the built-in methods, from the search spaces of the same names (a test holds that each has one)."""
+    """Names of the built-in methods, from the search spaces of the same names (a test holds that each has one).
+
+    The shipped spaces ``petl`` (all methods) and ``demo`` are not named after a method.
+    """
     from cst_search import plugins
 
-    return [name for name in _shipped("search_spaces") if name != "petl"] + list(plugins.names("methods"))
+    return [name for name in _shipped("search_spaces") if name not in ("petl", "demo")] + list(plugins.names("methods"))
 
 
 def _options(method: str) -> list[str]:
