@@ -66,6 +66,7 @@ class ExistingRuns:
         begun_trials: trial or repeat -> its incomplete run, if the launch or the server died meanwhile.
         on_front: trials whose run is tagged as being on the front.
         verdicts: trial -> number of seeds and verdict in the tags of its run.
+        without_working_memory: trials whose run an earlier version made, without this metric.
     """
 
     launches: dict[str, str] = field(default_factory=dict)
@@ -75,6 +76,7 @@ class ExistingRuns:
     begun_trials: dict[int, str] = field(default_factory=dict)
     on_front: set[int] = field(default_factory=set)
     verdicts: dict[int, tuple[float, str]] = field(default_factory=dict)
+    without_working_memory: set[int] = field(default_factory=set)
 
     def read(self, client: MlflowClient, experiment: str) -> None:
         """Read all runs of the experiment, 1,000 at a time."""
@@ -103,6 +105,8 @@ class ExistingRuns:
         (self.begun_trials if run.info.status == "RUNNING" else self.trials)[number] = run.info.run_id
         if tags.get("cst.pareto") == "true":
             self.on_front.add(number)
+        if number in self.trials and "device_bytes" in run.data.metrics and "working_bytes" not in run.data.metrics:
+            self.without_working_memory.add(number)
         if "cst.verdict" in tags:
             self.verdicts[number] = run.data.metrics.get("n_seeds", 0), tags["cst.verdict"]
 
@@ -175,6 +179,7 @@ class MlflowMirror:
             self._make_parent(info.name, launch)
         self.add(info.name, finished, front, volumes if own is not None else ())
         self._add_seeds(info)
+        self._add_working_memory(info)
         launch_of = {record.trial: record.launch for record in info.trials}
         for launch in over:
             self._log_volumes(launch.id, [one for one in volumes if launch_of[one[0]] == launch.id])
@@ -283,6 +288,15 @@ class MlflowMirror:
             client.log_batch(run_id, metrics=seed_metrics(sample))
             client.set_tag(run_id, "cst.verdict", verdict.text)
             existing.verdicts[record.trial] = sample.n, verdict.text
+
+    def _add_working_memory(self, info: StudyInfo) -> None:
+        """Add it to the runs of earlier versions: the charts of our views draw it, and a run without it nowhere."""
+        client, _ = self.open(info.name)
+        for record in (*info.trials, *info.repeats):
+            if record.trial in self.existing.without_working_memory and record.working_bytes is not None:
+                run_id = self.existing.trials[record.trial]
+                client.log_metric(run_id, "working_bytes", record.working_bytes, step=len(record.history))
+                self.existing.without_working_memory.remove(record.trial)
 
     def _end(self, launch: str, status: str) -> None:
         assert self.client is not None

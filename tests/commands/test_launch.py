@@ -25,9 +25,9 @@ import torch
 from mlflow import MlflowClient
 from studies import Ran, run_cli, scored
 
-from cst_search.commands.budget_survey import augmentation_note, expected_sharers
+from cst_search.commands.budget_survey import Survey, augmentation_note, expected_sharers
 from cst_search.commands.dataset import dataset_inputs, image_sizes
-from cst_search.commands.study_setup import default_config
+from cst_search.commands.study_setup import default_config, reference_point
 from cst_search.commands.worker_setup import memory_limit_of
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
@@ -125,6 +125,23 @@ def test_a_launch_ends_with_a_front_and_its_files(launched: tuple[Path, Ran], bu
     assert "trial 0 started" in ran.err and "4 of 4" in ran.err
     assert f"cache {home / 'cache'}: up to " in ran.err
     assert len(list((home / "cache").glob("pixels-*.slots"))) == 2  # of both splits, shared by four trials
+
+
+@pytest.mark.parametrize(
+    ("budget", "memory", "params"),
+    [
+        (Budget(), 8 * 10**8 + 105 * 10**6 + 1, 2101),  # 5 % of the working memory, not of the context
+        (Budget(850_000_000, 2050), 850_000_000, 2050),
+        (Budget(6 * GB, 10**6), 8 * 10**8 + 105 * 10**6 + 1, 2101),  # a budget far above the space
+    ],
+)
+def test_the_reference_point_is_a_little_beyond_the_space_or_the_budget(
+    budget: Budget, memory: float, params: float
+) -> None:
+    survey = Survey((870_000_000, 900_000_000), (1000, 2000), (10, 20), context_bytes=800_000_000)
+    assert reference_point(survey, budget) == pytest.approx(
+        {"map": 0, "map50": 0, "device_bytes": memory, "trainable_params": params, "petl_params": 22}
+    )
 
 
 def test_the_first_trial_is_the_methods_own_choice(launched: tuple[Path, Ran]) -> None:

@@ -52,6 +52,17 @@ def test_ehvi_is_the_mean_of_the_improvement(m: int) -> None:
         assert found[i] == pytest.approx(np.mean(gains), rel=2e-3, abs=1e-9)
 
 
+def test_a_fixed_cost_changes_no_improvement() -> None:
+    """The sampler need not know of working memory: a shift of costs and bound leaves every volume as it is."""
+    rng = np.random.default_rng(0)
+    mean, std, costs = rng.random(20), np.full(20, 0.1), rng.random((20, 2))
+    front_y, front_costs, reference = rng.random(6) * 0.6, rng.random((6, 2)), np.array([0.0, 1.0, 1.0])
+    fixed = np.array([11.0, 0.0])
+    found = ehvi(mean, std, costs, front_y, front_costs, reference)
+    shifted = ehvi(mean, std, costs + fixed, front_y, front_costs + fixed, reference + np.append(0.0, fixed))
+    assert shifted == pytest.approx(found) and found.max() > 0.1
+
+
 def test_ehvi_is_zero_for_dominated_or_out_of_bounds_costs() -> None:
     front_y, front_costs, reference = np.array([0.9]), np.array([[0.1, 0.1]]), np.array([0.0, 1.0, 1.0])
     sure = np.array([1e-9])

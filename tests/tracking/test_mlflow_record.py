@@ -21,6 +21,7 @@ from cst_search.search.session import SearchSession
 from cst_search.study.pareto import hypervolume_by_trial
 from cst_search.study.tally import Tally
 from cst_search.study.trial_attributes import Repeat
+from cst_search.tracking import runs as run_entries
 from cst_search.tracking.connection import default_tracking_uri
 from cst_search.tracking.mlflow_record import MlflowRecord
 
@@ -107,9 +108,23 @@ def test_one_child_run_for_every_finished_trial(session: SearchSession, record: 
         assert run.info.status == ("FAILED" if trial.state == "failed" else "FINISHED")
         assert set(run.data.params) == set(trial.config)
         assert run.data.metrics["device_bytes"] == trial.device_bytes
+        assert run.data.metrics["working_bytes"] == trial.working_bytes
         assert {"active_bytes", "trainable_params", "petl_params"} <= set(run.data.metrics)
         assert run.data.metrics.get("map") == trial.map
     assert {r.state for r in finished} == {"complete", "infeasible", "failed"}
+
+
+def test_runs_of_an_earlier_version_get_their_working_memory(
+    session: SearchSession, record: Any, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(run_entries, "_COST_METRICS", ("device_bytes", "trainable_params"))
+        record(session)
+    before = [run.data.metrics for run in runs(uri, session)]
+    assert before and not any("working_bytes" in metrics for metrics in before)
+    record(session, parent=False)
+    after = [run.data.metrics for run in runs(uri, session)]
+    assert after == [metrics | {"working_bytes": metrics["device_bytes"]} for metrics in before]  # no context in these
 
 
 def test_the_figures_of_every_epoch(session: SearchSession, record: Any, uri: str) -> None:
