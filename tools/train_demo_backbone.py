@@ -172,6 +172,33 @@ def detector(backbone: nn.Module, n_classes: int) -> FCOS:
     return FCOS(backbone, n_classes, anchor_generator=anchors, head=head, score_thresh=0.05, **sizes)
 
 
+def optimization(
+    model: nn.Module, lr: float, n_steps: int, slow: str | None = None
+) -> tuple[list[nn.Parameter], torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return the trained parameters, AdamW without decay of norms and biases, and one cosine with 5 % warm-up.
+
+    Args:
+        slow: prefix of the parameters that learn at a fifth of the rate; None: none do.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups = []
+    for is_slow in (False, True):
+        some = [p for name, p in named.items() if (slow is not None and name.startswith(slow)) == is_slow]
+        for decay, parameters in ((0.05, [p for p in some if p.ndim > 1]), (0.0, [p for p in some if p.ndim <= 1])):
+            if parameters:
+                groups.append({"params": parameters, "weight_decay": decay, "lr": lr / 5 if is_slow else lr})
+    optimizer = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        [group["lr"] for group in groups],
+        total_steps=n_steps,
+        pct_start=0.05,
+        div_factor=25,
+        cycle_momentum=False,
+    )
+    return list(named.values()), optimizer, schedule
+
+
 def train(
     model: FCOS,
     images: Tensor,
@@ -182,19 +209,9 @@ def train(
     batch_size: int,
     seconds: float = math.inf,
 ) -> None:
-    """Train with AdamW, 5 % warm-up, one cosine and horizontal flips. Stops early, with a note, after ``seconds``."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=lr,
-    )
+    """Train as `optimization` says, with horizontal flips. Stops early, with a note, after ``seconds``."""
     per_epoch = len(images) // batch_size
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=epochs * per_epoch, pct_start=0.05, div_factor=25, cycle_momentum=False
-    )
+    parameters, optimizer, schedule = optimization(model, lr, epochs * per_epoch)
     model.train()
     started = time.monotonic()
     for epoch in range(epochs):

@@ -1,0 +1,67 @@
+"""The detector shipped for the demo: small, of the demo recipe's shape, and trained on the source domain."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from cst_search import detector
+from cst_search.config.recipe import Recipe
+from cst_search.data.demo import CATEGORIES
+from cst_search.detector import build_detector
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from source_domain import CLASS_NAMES, draw_image  # noqa: E402  (of tools/, which is no package)
+from train_demo_backbone import evaluate  # noqa: E402
+
+FILE = Path(detector.__file__).parent / "weights" / "demo-detector.safetensors"
+
+
+@cache
+def metadata() -> dict[str, str]:
+    with safe_open(FILE, "pt") as file:
+        return dict(file.metadata())
+
+
+def network() -> nn.Module:
+    """The demo recipe's network for the source classes, its pyramid and heads random."""
+    content = yaml.safe_load((ROOT / "trials" / "demo.yaml").read_text())
+    recipe = Recipe.from_dict(content | {"weights": "demo", "neck": "train", "head": "train", "method": "head"})
+    return build_detector(recipe, len(CLASS_NAMES)).eval()
+
+
+def test_the_file_is_small_and_says_where_it_comes_from() -> None:
+    assert FILE.stat().st_size < 8_000_000
+    assert metadata().keys() >= {"format", "what", "class_names", "script", "command", "source_map", "date"}
+    assert {tensor.dtype for tensor in load_file(FILE).values()} == {torch.float16}
+
+
+def test_its_classes_are_the_source_domain_and_none_of_the_demo() -> None:
+    assert tuple(json.loads(metadata()["class_names"])) == CLASS_NAMES
+    assert not set(CATEGORIES) & {word for name in CLASS_NAMES for word in name.split()}
+
+
+def test_every_tensor_of_the_demo_network_is_in_the_file() -> None:
+    state = load_file(FILE)
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    assert network().load_state_dict(state, strict=False) == ([], [])
+
+
+def test_it_detects_on_images_that_it_has_not_seen() -> None:
+    drawn = [draw_image(seed) for seed in range(2_000_000, 2_000_012)]
+    images = torch.stack([torch.from_numpy(pixels).permute(2, 0, 1) for pixels, _, _ in drawn])
+    targets = [{"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)} for _, boxes, labels in drawn]
+    model = network()
+    untrained = evaluate(model, images, targets, len(CLASS_NAMES) + 1)[0]
+    model.load_state_dict(load_file(FILE))
+    assert evaluate(model, images, targets, len(CLASS_NAMES) + 1)[0] > untrained + 0.1
