@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+import train_demo_backbone
+from safetensors.torch import save_file
 from source_domain import CLASS_NAMES, draw_image
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
@@ -28,7 +29,8 @@ from train_demo_backbone import Target, evaluate, flipped, optimization
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cst_search.backbone.resnet import STAGES, load_weights
+from cst_search.backbone.lean_layers import fix_statistics
+from cst_search.backbone.resnet import STAGES, load_body, read_body
 from cst_search.config.recipe import Recipe
 from cst_search.detector import build_detector
 
@@ -41,20 +43,24 @@ BATCHES = ((128, 24, 0.45), (160, 24, 0.3), (192, 24, 0.14), (256, 18, 0.08), (3
 ONE_WAY = {label for label, name in enumerate(CLASS_NAMES, 1) if name.startswith("letter")}
 
 
-def load_source(first: int, n_images: int, workers: int) -> tuple[Tensor, list[Target]]:
-    """Draw images (n, 3, S, S) uint8 and their targets."""
-    seeds = range(first, first + n_images)
+def load_source(first: int, n_rich: int, n_plain: int, workers: int) -> tuple[list[Tensor], list[Target]]:
+    """Draw images (3, S, S) uint8 and their targets: rich ones, then plain ones of `train_demo_backbone`.
+
+    The plain ones have the first nine of the classes.
+    """
+    seeds = range(first, first + n_rich)
     with ProcessPoolExecutor(workers) as pool:
         drawn = list(pool.map(draw_image, seeds, chunksize=50))
-    images = torch.from_numpy(np.stack([pixels for pixels, _, _ in drawn])).permute(0, 3, 1, 2).contiguous()
-    return images, [{"boxes": torch.from_numpy(b), "labels": torch.from_numpy(c)} for _, b, c in drawn]
+    images = [torch.from_numpy(pixels).permute(2, 0, 1).contiguous() for pixels, _, _ in drawn]
+    targets = [{"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)} for _, boxes, labels in drawn]
+    plain_images, plain_targets = train_demo_backbone.load_source(first, n_plain)
+    return [*images, *plain_images], [*targets, *plain_targets]
 
 
-def detector(start: Path | None) -> FCOS:
-    """Return the detector of the demo's recipe for the source classes, all of it to be trained.
+def detector() -> FCOS:
+    """Return the detector of the demo's recipe for the source classes; its body is the shipped one.
 
-    Args:
-        start: an earlier file of this script; None: the shipped body, pyramid and heads random.
+    The norms of the body keep their statistics, as in the product; the first stages keep all of their tensors.
     """
     recipe = Recipe(
         detector="fcos",
@@ -75,9 +81,8 @@ def detector(start: Path | None) -> FCOS:
     for stage in STAGES[:FROZEN_STAGES]:
         for child in stage:
             getattr(model.backbone.body, child).requires_grad_(False)
-    load_weights(model.backbone.body, "resnet18", str(start or "demo"))
-    if start is not None:
-        model.load_state_dict({name: value.float() for name, value in load_file(start).items()}, strict=False)
+    load_body(model.backbone.body, read_body("resnet18", "demo"), "demo")
+    fix_statistics(model)
     model.head.register_forward_hook(lambda _module, _inputs, outputs: {k: v.float() for k, v in outputs.items()})
     return model
 
@@ -112,7 +117,7 @@ def jittered(image: Tensor, target: Target, size_px: int) -> tuple[Tensor, Targe
 
 def train(
     model: FCOS,
-    images: Tensor,
+    images: list[Tensor],
     targets: list[Target],
     *,
     epochs: int,
@@ -121,7 +126,7 @@ def train(
     rank: int,
     n_processes: int,
 ) -> None:
-    """Train with a running mean of the weights; the last quarter with the body's statistics fixed.
+    """Train, with a running mean of the weights; the body learns at a fifth of the rate.
 
     Args:
         rank, n_processes: this process computes every n_processes-th image of a batch, from ``rank`` on.
@@ -134,7 +139,6 @@ def train(
     losses: list[float] = []
     for step in range(n_steps):
         model.train()
-        fix_statistics(model)
         size_px, n_batch, _ = BATCHES[int(generator.choice(len(BATCHES), p=[share for *_, share in BATCHES]))]
         chosen = generator.integers(len(images), size=n_batch)[rank::n_processes]
         batch = [jittered(images[i], targets[i], size_px) for i in chosen]
@@ -156,13 +160,6 @@ def train(
             print(f"step {step + 1}/{n_steps}  loss {np.mean(losses[-50:]):.3f}", flush=True)
         if (step + 1) % (n_steps // epochs) == 0:
             after_epoch((step + 1) // (n_steps // epochs), mean)
-
-
-def fix_statistics(model: FCOS) -> None:
-    """Use the norms' running statistics as they are, as the product does, which freezes them."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
@@ -204,19 +201,20 @@ def write(state: dict[str, Tensor], path: Path, figures: dict[str, str]) -> None
 
 def command(args: argparse.Namespace, n_processes: int) -> str:
     start = "python" if n_processes == 1 else f"torchrun --nproc-per-node {n_processes}"
-    options = f"--images {args.images} --epochs {args.epochs} --lr {args.lr:g} --seed {args.seed}"
-    return f"{start} tools/train_demo_detector.py {options}{' --start ' + args.start.name if args.start else ''}"
+    numbers = ("images", "plain_images", "epochs", "lr", "seed")
+    options = " ".join(f"--{name.replace('_', '-')} {getattr(args, name):g}" for name in numbers)
+    return f"{start} tools/train_demo_detector.py {options}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the shipped detector on the source domain.")
     parser.add_argument("--images", type=int, default=3000)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--plain-images", type=int, default=1500, help="of tools/train_demo_backbone.py")
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draw-workers", type=int, default=2, help="processes that draw, before training")
     parser.add_argument("--drawn", type=Path, help="file that keeps the drawn images for another run")
-    parser.add_argument("--start", type=Path, help="go on from an earlier file of this script, with another cycle")
     parser.add_argument("--out", type=Path, default=OUT, help="written after every epoch")
     args = parser.parse_args()
     rank, n_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets them
@@ -227,8 +225,8 @@ def main() -> None:
     elif n_processes > 1:
         parser.error("several processes need the images in a file: run it once as one process with --drawn, --epochs 0")
     else:
-        images, targets = load_source(0, args.images, args.draw_workers)
-        val_images, val_targets = load_source(10**6, 200, args.draw_workers)
+        images, targets = load_source(0, args.images, args.plain_images, args.draw_workers)
+        val_images, val_targets = load_source(10**6, 100, 100, args.draw_workers)
         print(f"drew {len(images)} + {len(val_images)} images in {time.monotonic() - started:.0f} s", flush=True)
         if args.drawn:
             torch.save((images, targets, val_images, val_targets), args.drawn)
@@ -254,7 +252,7 @@ def main() -> None:
     if n_processes > 1:
         distributed.init_process_group("gloo")
     options = {"epochs": args.epochs, "lr": args.lr, "rank": rank, "n_processes": n_processes}
-    model = detector(args.start)
+    model = detector()
     torch.manual_seed(args.seed + rank)  # of the jitter; the initial weights have the recipe's seed
     train(model, images, targets, after_epoch=after_epoch, **options)
     if rank:

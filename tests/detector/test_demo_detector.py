@@ -21,8 +21,9 @@ from cst_search.detector import build_detector
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from source_domain import CLASS_NAMES, draw_image  # noqa: E402  (of tools/, which is no package)
+from source_domain import CLASS_NAMES  # noqa: E402  (of tools/, which is no package)
 from train_demo_backbone import evaluate  # noqa: E402
+from train_demo_detector import load_source  # noqa: E402
 
 FILE = Path(detector.__file__).parent / "weights" / "demo-detector.safetensors"
 
@@ -58,10 +59,8 @@ def test_every_tensor_of_the_demo_network_is_in_the_file() -> None:
 
 
 def test_it_detects_on_images_that_it_has_not_seen() -> None:
-    drawn = [draw_image(seed) for seed in range(2_000_000, 2_000_012)]
-    images = torch.stack([torch.from_numpy(pixels).permute(2, 0, 1) for pixels, _, _ in drawn])
-    targets = [{"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)} for _, boxes, labels in drawn]
-    model = network()
-    untrained = evaluate(model, images, targets, len(CLASS_NAMES) + 1)[0]
+    images, targets = load_source(5_000_000, n_rich=4, n_plain=8, workers=1)
+    model, n_labels = network(), len(CLASS_NAMES) + 1
+    untrained = evaluate(model, images, targets, n_labels)[0]
     model.load_state_dict(load_file(FILE))
-    assert evaluate(model, images, targets, len(CLASS_NAMES) + 1)[0] > untrained + 0.1
+    assert evaluate(model, images, targets, n_labels)[0] > untrained + 0.1
