@@ -228,7 +228,7 @@ def test_a_folder_or_a_missing_file_is_not_a_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"recipe 'nosuch' is neither a file nor a shipped one; shipped: .*demo"):
         load_recipe("nosuch")
     with pytest.raises(ConfigError, match="is neither a file nor a shipped one"):
-        load_recipe("../trials/demo")  # a shipped name is a bare name
+        load_recipe("../trials/demo.yaml")  # a shipped name is a bare name; from its folder this path leads to one
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

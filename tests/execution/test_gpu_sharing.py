@@ -146,6 +146,13 @@ def test_gpus_of_a_node_are_booked_one_by_one() -> None:
     assert cluster.place("e", round(5.4 * GB)) is None  # 0.4 is free
 
 
+def test_small_trials_share_a_gpu_so_that_another_stays_free() -> None:
+    """Ray fills the fullest GPU that has room, and the fleet must choose as Ray does."""
+    cluster = fleet(Node("n", 16, 2, 10 * GB))
+    assert all(cluster.place(name, 3 * GB) is not None for name in "ab")
+    assert cluster.place("c", 8 * GB) is not None
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_no_gpu_and_no_node_is_overbooked(seed: int) -> None:
     rng = random.Random(seed)

@@ -488,6 +488,15 @@ def places(dimension: dict[str, Any], info: StudyInfo) -> list[int]:
     return [i for i, record in enumerate(info.trials) if not some or record.config["method"] in some]
 
 
+def test_curves_name_their_epochs_where_some_are_missing():
+    report = make_report()
+    with_curves = [i for i, row in enumerate(report["all"]) if row["history"]][:2]
+    report["all"][with_curves[0]]["history"] = [{"epoch": 2, "map": 0.25, "loss": 1.0}, {"epoch": 4, "map": 0.5}]
+    curves = page_data(report)["curves"]
+    assert curves["map"][with_curves[0]] == [0.25, 0.5] and curves["loss"][with_curves[0]] == [1.0, None]
+    assert curves["epochs"] == {with_curves[0]: [2, 4]}  # those of the other run from 1 on
+
+
 def test_columns_hold_every_trial_of_a_study():
     """Against the records, of a space in which most dimensions are absent from most trials."""
     info = made_info(90)
