@@ -243,15 +243,7 @@ class Recipe:
             one_of("class_init", CLASS_INITS),
             one_of("neck", NECK_CHOICES),
             one_of("head", HEAD_CHOICES),
-            *(
-                (
-                    part,
-                    getattr(self, part) == "train" or self.has_trained_detector,
-                    f"train, because weights {self.weights_kind} leave neck and heads random; "
-                    "start from a trained detector (weights: COCO, demo-detector or a file)",
-                )
-                for part in ("neck", "head")
-            ),
+            *self._neck_and_head_rules(),
             whole("lora_rank", 1, 256),
             one_of("augment", AUGMENTATIONS),
             ("scale_jitter", self.scale_jitter is None or 1 <= self.scale_jitter <= 4, "a factor from 1 to 4"),
@@ -280,6 +272,13 @@ class Recipe:
             ("warmup", 0 <= self.warmup <= 0.9, "a share from 0 to 0.9"),
             above("clip_norm", 0),
         ]
+
+    def _neck_and_head_rules(self) -> list[tuple[str, bool, str]]:
+        rule = (
+            f"train, because weights {self.weights_kind} leave neck and heads random; "
+            "start from a trained detector (weights: COCO, demo-detector or a file)"
+        )
+        return [(part, getattr(self, part) == "train" or self.has_trained_detector, rule) for part in ("neck", "head")]
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], *, by_hand: bool = False) -> Recipe:

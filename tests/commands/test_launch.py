@@ -25,6 +25,7 @@ import torch
 from mlflow import MlflowClient
 from studies import Ran, run_cli, scored
 
+from cst_search.commands import launch as launch_module
 from cst_search.commands.budget_survey import Survey, augmentation_note, expected_sharers
 from cst_search.commands.dataset import dataset_inputs, image_sizes
 from cst_search.commands.study_setup import default_config, reference_point
@@ -289,10 +290,17 @@ def test_augmented_trials_share_no_maps(
     assert note == said or (said is not None and note is not None and said in note)
 
 
-def test_a_launch_says_that_augmented_images_have_no_maps(tmp_path: Path, base: Callable[..., list[str]]) -> None:
-    ran = run_cli("launch", "--in-process", *base(tmp_path), "--trials", 1, "--set", "augment=light")
-    assert ran.code == 0 and NO_MAPS in ran.out
-    assert list((tmp_path / "cache").glob("features-*")) == []
+def test_the_line_about_the_cache_says_that_augmented_images_have_no_maps(
+    tmp_path: Path, tiny_recipe: Callable[..., Recipe]
+) -> None:
+    setup: Any = SimpleNamespace(
+        space=Space.from_dict({"methods": ["cst"], "shared": LR}), recipe=tiny_recipe(augment="light")
+    )
+    for cache_size, expected in ((10**8, [NO_MAPS]), (0, [])):  # without a cache there is nothing to say of it
+        said: list[str] = []
+        options: Any = SimpleNamespace(home=tmp_path, cache_size=cache_size, trials=4)
+        launch_module._open_cache(options, setup, 0, said.append)
+        assert said[0].startswith("cache ") and said[1:] == expected
 
 
 def test_a_budget_that_excludes_all_is_said_and_ends(
