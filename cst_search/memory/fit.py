@@ -204,7 +204,11 @@ class Cost(Protocol):
 
 @dataclass(frozen=True)
 class MethodCost:
-    """Predicted cost of one method at the recipe's batch and image size; the ratios are to ``full``."""
+    """Predicted cost of one method at the recipe's batch and image size; the ratios are to ``full``.
+
+    Attributes:
+        saved_bytes: size of the trained parameters on disk, in float32.
+    """
 
     method: str
     device_bytes: int
@@ -216,6 +220,8 @@ class MethodCost:
     active_ratio: float
     working_bytes: int
     working_ratio: float
+    trainable_ratio: float
+    saved_bytes: int
 
 
 def named(text: str, known: Sequence[str]) -> list[str]:
@@ -248,6 +254,7 @@ def compare_methods(recipe: Recipe, methods: Sequence[str], predict: Callable[[R
                 name, cost.device_bytes, cost.reserved_bytes, cost.active_bytes, cost.trainable_params,
                 cost.petl_params, cost.device_bytes / full.device_bytes, cost.active_bytes / full.active_bytes,
                 cost.working_bytes, cost.working_bytes / full.working_bytes,
+                cost.trainable_params / full.trainable_params, 4 * cost.trainable_params,
             )
         )  # fmt: skip
     return rows

@@ -110,7 +110,10 @@ def compare_table(title: str, rows: Sequence[MethodCost], budget_bytes: int | No
     """Table with a row per method; values above the budget are red."""
     table = Table(title=Text(title), title_justify="left")
     table.add_column("method", no_wrap=True)
-    for heading in ("device", "of full", "working", "of full", "active", "of full", "trainable", "of the method"):
+    headings = (
+        "device", "of full", "working", "of full", "active", "trainable", "of full", "of the method", "saved",
+    )  # fmt: skip
+    for heading in headings:
         table.add_column(heading, justify="right")
     for row in rows:
         over = budget_bytes is not None and row.device_bytes > budget_bytes
@@ -121,9 +124,10 @@ def compare_table(title: str, rows: Sequence[MethodCost], budget_bytes: int | No
             format_bytes(row.working_bytes),
             _percent(row.working_ratio),
             format_bytes(row.active_bytes),
-            _percent(row.active_ratio),
             format_count(row.trainable_params),
+            f"{100 * row.trainable_ratio:.3g} %",
             format_count(row.petl_params),
+            format_bytes(row.saved_bytes),
         )
     return table
 
