@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import warm
 from mlflow import MlflowClient
 
 from cst_search.errors import StudyError
@@ -27,13 +26,10 @@ MADE_UP = Path(__file__).parent / "faults" / "made_up.py"
 
 
 class Search:
-    """A command in a process of its own, whose output is read as it comes."""
+    """``python WORDS`` in a process of its own, whose output is read as it comes."""
 
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "200"} | env,
-        )  # fmt: skip
+    def __init__(self, words: list[str], env: dict[str, str]) -> None:
+        self.process = warm.start(words, os.environ | {"COLUMNS": "200"} | env)
         self.pid = self.process.pid
         self.lines: list[str] = []
         self.family: dict[int, psutil.Process] = {}
@@ -102,7 +98,7 @@ class Place:
             where = [*self._flags(self.home, **recipe), "--study", "faults"]
         else:
             where = ["faults", "--home", str(self.home), "--device", "cpu"]
-        arguments = [sys.executable, *program, command, *where, "--trials", str(trials), "--storage", self.storage]
+        arguments = [*program, command, *where, "--trials", str(trials), "--storage", self.storage]
         one = Search([*arguments, *more], self.env | (env or {}))
         try:
             yield one

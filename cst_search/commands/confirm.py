@@ -45,7 +45,7 @@ from cst_search.study.states import TrialState
 from cst_search.study.study import Study
 from cst_search.study.trial_attributes import Repeat
 from cst_search.study.verdicts import quality
-from cst_search.trial.checkpoints import checkpoints_of
+from cst_search.trial.checkpoint_folder import checkpoints_of
 from cst_search.units import format_seconds
 
 if TYPE_CHECKING:

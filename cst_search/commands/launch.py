@@ -29,7 +29,7 @@ from cst_search.search.session import SearchSession
 from cst_search.study.records import StudyInfo
 from cst_search.study.states import TrialState
 from cst_search.study.storage import check_storage
-from cst_search.trial.checkpoints import checkpoints_of
+from cst_search.trial.checkpoint_folder import checkpoints_of
 from cst_search.trial.memory_limit import MemoryLimit
 from cst_search.units import format_seconds
 

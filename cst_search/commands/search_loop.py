@@ -19,7 +19,7 @@ from cst_search.execution.workers import SearchJob
 from cst_search.report.progress import View
 from cst_search.study.study import Study
 from cst_search.study.tally import Tally
-from cst_search.trial.checkpoints import Checkpoints
+from cst_search.trial.checkpoint_folder import Checkpoints
 
 if TYPE_CHECKING:
     from cst_search.tracking.mlflow_record import MlflowRecord

@@ -10,7 +10,7 @@ from typing import Any
 from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData
 from cst_search.data.disk_cache import Cache
-from cst_search.trial.checkpoints import Checkpoints
+from cst_search.trial.checkpoint_folder import Checkpoints
 
 
 @dataclass(frozen=True)

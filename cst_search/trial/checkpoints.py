@@ -7,7 +7,6 @@ depends on seed and epoch alone (`images.loader`). A file that is damaged or bel
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import zipfile
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 from cst_search.config.recipe import stored_fields
 from cst_search.detector.build import trained_tensors
 
-BOUND_BYTES = 20 * 10**9  # bound for all checkpoints of a study
 _FORMAT = 1
 
 
@@ -123,45 +121,3 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
 
 def _text(value: Mapping[str, Any]) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """The checkpoints of a study: ``<folder>/<trial>.pt``."""
-
-    folder: Path
-    bound_bytes: int = BOUND_BYTES
-
-    def path(self, trial: int) -> Path:
-        return self.folder / f"{trial}.pt"
-
-    def drop(self, trial: int) -> None:
-        self.path(trial).unlink(missing_ok=True)
-
-    def trim(self) -> None:
-        """Delete the oldest checkpoints until the rest is within the bound.
-
-        A trial whose checkpoint is gone starts over: the same result, later.
-        """
-        found = []
-        for path in self.folder.glob("*.pt"):
-            with contextlib.suppress(FileNotFoundError):
-                found.append((path.stat(), path))
-        total = sum(facts.st_size for facts, _ in found)
-        for facts, path in sorted(found, key=lambda each: each[0].st_mtime_ns):
-            if total <= self.bound_bytes:
-                return
-            path.unlink(missing_ok=True)
-            total -= facts.st_size
-
-    def tidy(self) -> None:
-        """Delete half-written files of killed processes, and the folder if it is empty."""
-        for part in self.folder.glob("*.part"):
-            part.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
-
-
-def checkpoints_of(home: Path, study: str) -> Checkpoints:
-    """Return the checkpoints of a study, shared by all its launches and confirmations."""
-    return Checkpoints(home.absolute() / study / "checkpoints")

@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ import optuna
 import psutil
 import pytest
 import torch
+import warm
 from mlflow import MlflowClient
 from studies import Ran, run_cli, scored
 
@@ -346,9 +345,8 @@ class MadeUp:
 
 
 def test_cost_of_a_finished_trial_does_not_grow(
-    tmp_path: Path, base: Callable[..., list[str]], tables: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(tables, tmp_path)
     workers = MadeUp(monkeypatch)
     monkeypatch.setattr("cst_search.commands.worker_setup.make_workers", lambda *_: (workers, 1, 1))
     for n_trials in (12, 24):  # the second launch goes on
@@ -394,21 +392,10 @@ def test_the_recipe_is_tried_first(method: str, expected: str, tiny_recipe: Call
 # --- searches that are cut off --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: to make one takes seconds."""
-    home = tmp_path_factory.mktemp("tables")
-    MlflowClient(default_tracking_uri(home)).search_experiments()
-    return home / "mlflow.db"
-
-
 @contextmanager
-def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def started(*arguments: str) -> Iterator[Any]:
     """A launch in a process of its own; whatever it started is ended with the block."""
-    command = [sys.executable, "-m", "cst_search.cli", "launch", *arguments]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
-    )
+    process: Any = warm.start(["-m", "cst_search.cli", "launch", *arguments], dict(os.environ))
     family: dict[int, psutil.Process] = {}
     process.family = family  # type: ignore[attr-defined]
     try:
@@ -416,7 +403,8 @@ def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
         for relative in family.values():
             if relative.is_running():  # false when the number belongs to another process now
                 relative.kill()
@@ -484,11 +472,11 @@ def resumed_epochs(home: Path, trial: int) -> int:
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint(
-    tmp_path: Path, base: Callable[..., list[str]], tables: Path, tiny_data: DetectionData,
+    tmp_path: Path, base: Callable[..., list[str]], mlflow_tables: Path, tiny_data: DetectionData,
     tiny_recipe: Callable[..., Recipe],
 ) -> None:  # fmt: skip
     """kill -9 in the middle of a trial; then to the end, with trials that are stopped early."""
-    shutil.copy(tables, tmp_path)
+    shutil.copy(mlflow_tables, tmp_path)
     changes: dict[str, Any] = {"method": "head", "search_epochs": 20}
     flags = [*base(tmp_path, "lr", **changes), "--study", "cut", "--in-process", "--trials", "3"]
     checkpoint = tmp_path / "cut" / "checkpoints" / "0.pt"
@@ -532,11 +520,10 @@ def test_stopping_early_where_there_is_nothing_to_stop(tmp_path: Path, base: Cal
 
 
 def test_ctrl_c_ends_a_search_and_keeps_it(
-    tmp_path: Path, base: Callable[..., list[str]], tables: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = [*flags_of(base, tmp_path), "--in-process", "--objectives", "map", "--budget-mem", "80GB",
              "--time-limit", "1d"]  # fmt: skip
-    shutil.copy(tables, tmp_path)
     original = View.progressed
 
     def interrupt(self: View, trial: int, entry: Any) -> None:
@@ -561,13 +548,10 @@ def test_ctrl_c_ends_a_search_and_keeps_it(
     check_the_end(tmp_path, stopped, run_cli("resume", "cut", "--home", tmp_path, "--device", "cpu", "--in-process"))
 
 
-def test_resume_takes_all_from_the_study(
-    tmp_path: Path, tables: Path, tiny_folder: Path, tiny_recipe: Callable[..., Recipe]
-) -> None:
+def test_resume_takes_all_from_the_study(tmp_path: Path, tiny_folder: Path, tiny_recipe: Callable[..., Recipe]) -> None:
     """The files of recipe and space are gone; the data may not be another."""
     home, data = tmp_path / "home", tmp_path / "data"
     home.mkdir()
-    shutil.copy(tables, home)
     shutil.copytree(tiny_folder, data)
     recipe, space = tmp_path / "recipe.yaml", tmp_path / "space.yaml"
     write_yaml(recipe, tiny_recipe(method="head", batch_size=1).to_dict(), "test")
@@ -607,11 +591,10 @@ def test_resume_takes_all_from_the_study(
 
 
 def test_relative_home_is_the_same_folder_for_all_workers(
-    tmp_path: Path, base: Callable[..., list[str]], tables: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray's workers are in folders of their own: what trials share, and their checkpoints, are still in --home."""
     (tmp_path / "runs").mkdir()
-    shutil.copy(tables, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     seen: list[Any] = []
 

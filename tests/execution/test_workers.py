@@ -28,7 +28,7 @@ from cst_search.search.suggestion import Suggestion
 from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.records import Budget, StudyInfo, TrialRecord
 from cst_search.study.study import Study
-from cst_search.trial.checkpoints import Checkpoints
+from cst_search.trial.checkpoint_folder import Checkpoints
 from cst_search.trial.memory_limit import CPU_IS_LIMITED
 from cst_search.trial.run import run_trial
 

@@ -22,6 +22,10 @@ import pytest
 from searches import Place, Search
 from studies import run_cli
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import load
+
 LIBFAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
@@ -48,7 +52,7 @@ def test_the_driver_is_killed_with_ray(place: Place) -> None:
             assert time.monotonic() < deadline, f"they outlive the search: {left}"
             time.sleep(0.1)
     assert before and place.info().counts()["interrupted"]
-    again = place.run(trials=8, command="resume")
+    again = place.run("--in-process", trials=8, command="resume")
     place.check(8, before)
     assert "started (again)" in again.output
     assert place.runs() == dict.fromkeys(place.finished(), 1)
@@ -108,7 +112,7 @@ def test_a_confirmation_that_mlflow_does_not_answer_ends_in_time(place: Place) -
     before = place.finished()
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes calls and never answers
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        command = [sys.executable, "-m", "cst_search.cli", "confirm", "faults", "--home", str(place.home), "--storage",
+        command = ["-m", "cst_search.cli", "confirm", "faults", "--home", str(place.home), "--storage",
                    place.storage, "--device", "cpu", "--in-process", "--seeds", "100",
                    "--tracking-uri", uri]  # fmt: skip
         one = Search(command, place.env)
@@ -311,8 +315,10 @@ def test_mlflows_server_goes_and_comes(place: Place) -> None:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--port", str(port), "--host",
                "127.0.0.1", "--workers", "1", "--artifacts-destination", str(place.home / "artifacts")]  # fmt: skip
 
+    without_jobs = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # for which it starts eight processes
+
     def serve() -> psutil.Popen:
-        server = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        server = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=without_jobs)
         deadline = time.monotonic() + 60
         while subprocess.run(["curl", "-sf", f"{uri}/health"], capture_output=True).returncode:
             assert time.monotonic() < deadline
@@ -340,24 +346,13 @@ def test_mlflows_server_goes_and_comes(place: Place) -> None:
         end(server)
 
 
-def test_many_trials_and_random_kills(tmp_path: Path) -> None:
+def test_many_trials_and_random_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """benchmarks/load.py, with fewer trials: none is lost, none is there twice."""
-    script = Path(__file__).parents[2] / "benchmarks" / "load.py"
-    command = [
-        sys.executable,
-        str(script),
-        "--trials",
-        "40",
-        "--kills",
-        "2",
-        "--workers",
-        "3",
-        "--out",
-        str(tmp_path / "load.json"),
-    ]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    found = json.loads((tmp_path / "load.json").read_text())
-    assert found["n_ran"] == found["mlflow_runs"] == sum(found["states"].values()) == 40
+    out = tmp_path / "load.json"
+    words = ["load.py", "--trials", "30", "--kills", "2", "--workers", "2", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    load.main()
+    found = json.loads(out.read_text())
+    assert found["n_ran"] == found["mlflow_runs"] == sum(found["states"].values()) == 30
     assert found["configurations_twice"] == found["mlflow_runs_twice"] == 0 and found["killed"] >= 1
-    assert set(found["states"]) <= {"complete", "failed"} and found["states"]["complete"] >= 38
+    assert set(found["states"]) <= {"complete", "failed"} and found["states"]["complete"] >= 28

@@ -19,7 +19,7 @@ from cst_search.data.coco import DetectionData
 from cst_search.detector.build import build_detector
 from cst_search.trial import checkpoints
 from cst_search.trial import epochs as loop
-from cst_search.trial.checkpoints import Checkpoints
+from cst_search.trial.checkpoint_folder import Checkpoints
 from cst_search.trial.result import TrialResult
 from cst_search.trial.run import run_trial
 

@@ -1,0 +1,163 @@
+"""Programs in processes of their own that need not import torch, Ray and MLflow first.
+
+To import them takes 5 to 8 s of a core, most of what a search with made-up trials takes. So one process, the *server*,
+imports them once, and is forked for each program: a process like any other, with its own pid, signals and end.
+
+    python tests/warm.py FD     the server; programs are asked for on this socket
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from functools import lru_cache
+from typing import IO
+
+# what a launch imports; that only Linux has it in a form that can be forked is of no matter: see `start`
+MODULES = (
+    "cst_search.cli", "cst_search.commands.launch", "cst_search.commands.confirm", "cst_search.execution.ray_tune",
+    "cst_search.tracking.mlflow_record", "cst_search.trial.run", "cst_search.report.figure", "cst_search.report.html",
+    "cst_search.search.pareto_sampler",
+)  # fmt: skip
+_NUMBER = struct.Struct("<i")
+
+
+class Forked:
+    """What the tests use of `subprocess.Popen`, with standard output and error in one pipe."""
+
+    def __init__(self, words: list[str], env: dict[str, str]) -> None:
+        output, theirs = os.pipe()
+        self._status, status = os.pipe()
+        request = json.dumps({"words": words, "env": env, "cwd": os.getcwd()}).encode()
+        socket.send_fds(_server(), [request], [theirs, status])
+        for end in (theirs, status):
+            os.close(end)
+        self.stdout: IO[str] = open(output, encoding="utf-8", errors="replace")
+        self.pid = self._number()
+        self.returncode: int | None = None
+
+    def _number(self) -> int:
+        content = os.read(self._status, _NUMBER.size)
+        assert content, "the server of tests/warm.py has ended"
+        return int(_NUMBER.unpack(content)[0])
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            self.returncode = self._number()
+            os.close(self._status)
+        return self.returncode
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start(words: list[str], env: dict[str, str]) -> Forked | subprocess.Popen[str]:
+    """Start ``python WORDS``, where WORDS are ``-m MODULE ...`` or ``FILE ...``.
+
+    A fresh interpreter takes it where there is no fork server to be had, or where the environment holds what the
+    dynamic linker reads.
+    """
+    if sys.platform == "linux" and "LD_PRELOAD" not in env:
+        return Forked(words, env)
+    env = env | {"PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    )
+
+
+@lru_cache
+def _server() -> socket.socket:
+    """The end of a socket whose other end the server of this process has; it ends when this one is closed."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    subprocess.Popen(
+        [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+    )
+    theirs.close()
+    return ours
+
+
+# --- the server -------------------------------------------------------------------------------------------------------
+
+
+def _import_all() -> dict[str, str]:
+    """Return what the modules set in the environment as they are imported."""
+    before = set(os.environ)
+    for name in MODULES:
+        importlib.import_module(name)
+    return {name: value for name, value in os.environ.items() if name not in before}
+
+
+def serve(requests: socket.socket) -> tuple[bytes, list[int]]:
+    """Fork for each request. Returns in the processes of the programs alone, with the request."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that `_watch`
+    gc.freeze()  # else every fork copies it all at its first collection
+    while True:
+        request, pipes, *_ = socket.recv_fds(requests, 2**20, 2)
+        if not request:
+            os._exit(0)
+        if os.fork() == 0:
+            requests.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _watch(pipes)
+            return request, pipes
+        for pipe in pipes:
+            os.close(pipe)
+
+
+def _watch(pipes: list[int]) -> None:
+    """Fork once more; the parent says on the second pipe who the program is and how it ended."""
+    if (pid := os.fork()) == 0:
+        return
+    os.close(pipes[0])
+    os.write(pipes[1], _NUMBER.pack(pid))
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with contextlib.suppress(BrokenPipeError):
+        os.write(pipes[1], _NUMBER.pack(code))
+    os._exit(0)
+
+
+def main() -> None:
+    defaults = _import_all()
+    request, (output, status) = serve(socket.socket(fileno=int(sys.argv[1])))
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    os.close(status)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, write_through=True)  # type: ignore[union-attr]
+    asked = json.loads(request)
+    os.environ.clear()
+    os.environ.update(defaults | asked["env"])
+    os.chdir(asked["cwd"])
+    words: list[str] = asked["words"]
+    if words[0] == "-m":
+        sys.argv, sys.path[0] = words[1:], os.getcwd()
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = words, os.path.dirname(words[0])
+        runpy.run_path(words[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
