@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import typer
+from smaller_demo import use_smaller_demo
 
 pytest.importorskip("material", reason="building the documentation needs the extra `docs`, which `test` includes")
 
@@ -246,6 +247,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert sum(SMALLER[1] in cell.source or "= 1, 1, 1" in cell.source for cell in notebook.cells) == 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(cst_search.__file__).parents[1]))
+        use_smaller_demo(patch, folder)
         patch.delenv("CST_SEARCH_HOME", raising=False)
         client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
         with one_core():
@@ -272,9 +274,10 @@ def test_the_notebook_is_kept_without_outputs() -> None:
 
 
 def test_the_blocks_of_the_python_page_run(
-    played: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    played: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(played)
+    use_smaller_demo(monkeypatch, tmp_path)  # else the one that is there would be drawn anew
     text = (ROOT / "docs/python.md").read_text(encoding="utf-8").replace(*SMALLER)
     assert SMALLER[1] in text
     blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, flags=re.M | re.S))

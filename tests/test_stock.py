@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from smaller_demo import use_smaller_demo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -23,19 +24,18 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--set", "search_epochs=1", "--set", "image_size_px=32", "--set", "max_size_px=32"]
 
 
-# a tenth of the demo's images, in every process that is started: what is learned from them is nobody's business here
-SMALLER = "from cst_search.data.demo import write_demo\nwrite_demo.__kwdefaults__ |= {'n_train': 24, 'n_val': 8}\n"
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``run(script, *arguments)`` -> what it printed; the searches that it starts are processes, the script is not."""
+    use_smaller_demo(monkeypatch, tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
+    def ran(script: ModuleType, *arguments: Any) -> str:
+        monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
+        script.main()
+        return capsys.readouterr().out
 
-def run(folder: Path, script: str, *arguments: Any) -> str:
-    (folder / "smaller").mkdir()
-    (folder / "smaller" / "sitecustomize.py").write_text(SMALLER)
-    path = os.pathsep.join([str(folder / "smaller"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    words = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=1800, env=environment)
-    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
-    return ran.stdout
+    return ran
 
 
 def trial(seconds: float | None, score: float | None = 0.5, **config: Any) -> dict[str, Any]:
@@ -125,19 +125,19 @@ def test_overhead_is_read_from_when_trials_began_and_ended() -> None:
 # --- the scripts -----------------------------------------------------------------------------------------------------
 
 
-def test_one_trial_of_the_plain_script(tmp_path: Path) -> None:
+def test_one_trial_of_the_plain_script(run: Callable[..., str], tmp_path: Path) -> None:
     """Real processes, Ray and a trial. All sides together take minutes: that is the benchmark itself."""
     out = tmp_path / "wall.json"
-    said = run(tmp_path, "wall.py", "--trials", 1, "--workers", 1, "--sides", "stock", *TINY, "--out", out)
+    said = run(wall, "--trials", 1, "--workers", 1, "--sides", "stock", *TINY, "--out", out)
     (row,) = json.loads(out.read_text())["rows"]
     assert row["side"] == "stock" and row["n_trials"] == 1 and 0 < row["training_seconds"] < row["wall_seconds"]
     assert "| stock.py | 1 |" in said
     assert str(ROOT) not in out.read_text() and str(tmp_path) not in out.read_text()
 
 
-def test_trials_that_do_nothing_go_through_a_whole_launch(tmp_path: Path) -> None:
+def test_trials_that_do_nothing_go_through_a_whole_launch(run: Callable[..., str], tmp_path: Path) -> None:
     out = tmp_path / "overhead.json"
-    said = run(tmp_path, "overhead.py", "--sides", "function,in-process", "--trials", 4, "--out", out)
+    said = run(overhead, "--sides", "function,in-process", "--trials", 4, "--out", out)
     function, launch = json.loads(out.read_text())["rows"]
     assert function["n_trials"] == launch["n_trials"] == 4 and launch["n_processes"] == 1
     assert launch["per_trial_seconds"] > function["per_trial_seconds"]  # a database and a record against nothing

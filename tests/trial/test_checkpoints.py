@@ -166,6 +166,23 @@ def damaged(run: Run, how: str) -> None:
 
 
 @pytest.fixture(scope="module")
+def of_epoch_1(tiny_recipe: Make, tiny_data: DetectionData, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The checkpoint that ``make()`` leaves when it is stopped after its first epoch."""
+    run = Run(tiny_recipe(method="head", lr=1e-2), tiny_data, tmp_path_factory.mktemp("stopped") / "7.pt")
+    run(stop_at=1)
+    return run.path.read_bytes()
+
+
+@pytest.fixture
+def stopped(make: Callable[..., Run], of_epoch_1: bytes) -> Run:
+    """``make()``, stopped after its first epoch."""
+    run = make()
+    run.path.parent.mkdir()
+    run.path.write_bytes(of_epoch_1)
+    return run
+
+
+@pytest.fixture(scope="module")
 def through(tiny_recipe: Make, tiny_data: DetectionData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What ``make()`` gives when it is never stopped."""
     run = Run(tiny_recipe(method="head", lr=1e-2), tiny_data, tmp_path_factory.mktemp("through") / "7.pt")
@@ -180,10 +197,9 @@ def through(tiny_recipe: Make, tiny_data: DetectionData, tmp_path_factory: pytes
     ],
 )  # fmt: skip
 def test_a_damaged_checkpoint_is_noticed_and_the_trial_begins_anew(
-    make: Callable[..., Run], through: dict[str, Any], how: str
+    stopped: Run, through: dict[str, Any], how: str
 ) -> None:
-    run = make()
-    run(stop_at=1)
+    run = stopped
     damaged(run, how)
     ended = run()
     assert run.epochs == [1, 2, 3] and ended.resumed_epochs == 0
@@ -194,11 +210,10 @@ def test_a_damaged_checkpoint_is_noticed_and_the_trial_begins_anew(
     )
 
 
-def test_no_damage_goes_unnoticed(make: Callable[..., Run], through: dict[str, Any]) -> None:
+def test_no_damage_goes_unnoticed(stopped: Run, of_epoch_1: bytes, through: dict[str, Any]) -> None:
     """One bit at a time: either the trial begins anew, or the bit is none that is read."""
-    run = make()
-    run(stop_at=1)
-    content, rng = run.path.read_bytes(), random.Random(0)
+    run, content, rng = stopped, of_epoch_1, random.Random(0)
+    assert run().resumed_epochs == 1  # whole, it is one that is taken
     for _ in range(6):
         broken = bytearray(content)
         broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
@@ -209,8 +224,9 @@ def test_no_damage_goes_unnoticed(make: Callable[..., Run], through: dict[str, A
 @pytest.mark.parametrize(
     "change", [{"lr": 2e-2}, {"seed": 1}, {"method": "norm"}, {"epochs": 4}, {"data": "fewer"}], ids=str
 )
-def test_a_checkpoint_of_another_trial_is_left_aside(make: Callable[..., Run], change: dict[str, Any]) -> None:
-    make()(stop_at=1)
+def test_a_checkpoint_of_another_trial_is_left_aside(
+    make: Callable[..., Run], stopped: Run, change: dict[str, Any]
+) -> None:
     other = make(**{name: value for name, value in change.items() if name not in ("epochs", "data")})
     if "data" in change:
         train = other.data.splits["train"]
