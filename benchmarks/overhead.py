@@ -145,7 +145,7 @@ def launch_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
         device="cpu", in_process=side == "in-process", study="overhead",
     )  # fmt: skip
     with contextlib.ExitStack() as stack, open(os.devnull, "w") as nowhere:
-        stack.enter_context(stamped(parts, study_setup, "load_dataset", "build_detector", "survey_costs"))
+        stack.enter_context(stamped(parts, study_setup, "load_dataset", "check_weights", "survey_costs"))
         stack.enter_context(stamped(parts, worker_setup, "make_workers"))
         stack.enter_context(stamped(parts, launching, "open_or_make_study", "recorded_settings", "write_report"))
         stack.enter_context(stamped(parts, View, "__enter__"))
@@ -225,7 +225,7 @@ def startup(begun: float, parts: Mapping[str, Sequence[float]], first: float) ->
     found = {
         "python, torch, torchvision": parts["imports"][1] - begun,
         "data": took["load_dataset"],
-        "detector": took["build_detector"],
+        "detector": took["check_weights"],
         "survey": took["survey_costs"],
         "ray, imported": took.get("import ray", 0.0) + took["make_workers"],
         "study": parts["recorded_settings"][0] - parts["make_workers"][1],
