@@ -205,8 +205,9 @@ class Scatter {
       c.beginPath();
       if (x >= box.left && x <= box.right) {
         c.moveTo(x, box.top); c.lineTo(x, box.bottom); c.stroke();
-        c.textAlign = x > box.right - 70 ? "right" : "center";
-        c.fillText(budget.label, Math.min(x, box.right), box.top - 6);
+        const half = c.measureText(budget.label).width / 2; // the whole label stays inside
+        c.textAlign = "center";
+        c.fillText(budget.label, Math.max(box.left + half, Math.min(x, box.right - half)), box.top - 6);
       } else if (y >= box.top && y <= box.bottom) {
         c.moveTo(box.left, y); c.lineTo(box.right, y); c.stroke();
         c.textAlign = "right";

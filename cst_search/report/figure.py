@@ -85,7 +85,7 @@ def picture(report: Mapping[str, Any]) -> dict[str, Any]:
         "groups": [{"key": key, "name": GROUPS[key][0], "points": group} for key, group in points.items() if group],
         "line": sorted([points["front"][i]["x"], points["front"][i]["y"]] for i in envelope),
         "knee": {**knee, "label": f"knee: trial {knee['trial']}", "side": 1 if at_left else -1} if knee else None,
-        "budget": {"x": budget, "label": text} if budget and budget_fits and everything else None,
+        "budget": _budget_line(budget, text, x_range, log) if budget and budget_fits and x_range else None,
         "sizes": sizes,
         "notes": _notes(report, everything, x_range, None if budget_fits else budget, text, x_label),
     }
@@ -123,6 +123,11 @@ def _sizes(counts: Sequence[int | None]) -> tuple[Any, list[dict[str, Any]]]:
 
     steps = [low, math.sqrt(low * high), high] if high > low else [low]
     return diameter, [{"size": diameter(round(n)), "label": format_count(round(n))} for n in steps] if known else []
+
+
+def _budget_line(x: float, label: str, x_range: Sequence[float], log: bool) -> dict[str, Any]:
+    """Return the line of the budget; near the right edge its label ends at the line, which would cut it off."""
+    return {"x": x, "label": label, "align": "right" if _place(x, x_range, log) > 0.85 else "center"}
 
 
 def _padded(values: Sequence[float], above: float = 0.08, least: float = 0.0) -> list[float] | None:
@@ -243,7 +248,7 @@ def paint(report: Mapping[str, Any], drawn: Mapping[str, Any], path: Path) -> No
             axes.axvline(limit["x"], color=LIMIT, linewidth=2, linestyle=(0, (6, 4)))
         plot.annotate(
             limit["label"], (limit["x"], 1), (0, 6), xycoords=("data", "axes fraction"), textcoords="offset points",
-            ha="center", va="bottom", fontsize=14, color=LIMIT, weight="bold",
+            ha=limit["align"], va="bottom", fontsize=14, color=LIMIT, weight="bold",
         )  # fmt: skip
     if drawn["x_range"]:
         plot.set_xlim(*drawn["x_range"])

@@ -200,7 +200,7 @@ def test_memory_is_drawn_without_the_context_and_the_budget_with_it():
     drawn = picture(make_report(context=800_000_000))
     x = {p["trial"]: p["x"] for group in drawn["groups"] for p in group["points"]}
     assert all(x[t["trial"]] == t["working_bytes"] / 1e9 for t in make_report(context=800_000_000)["all"])
-    assert drawn["budget"] == {"x": 5.2, "label": "budget 6 GB, 800 MB of it fixed"}
+    assert drawn["budget"] == {"x": 5.2, "label": "budget 6 GB, 800 MB of it fixed", "align": "center"}
     assert "Working memory excludes the CUDA context of 800 MB." in drawn["notes"]
     assert not any("CUDA context" in note for note in picture(make_report())["notes"])
 
@@ -303,6 +303,13 @@ def test_budget_line(budget, drawn_at, note):
     assert note is None or any(note in text for text in drawn["notes"])
     if drawn_at:
         assert drawn["x_range"][0] < drawn_at < drawn["x_range"][1]
+
+
+def test_a_budget_label_at_the_right_edge_is_not_cut_off():
+    report = make_report()
+    report["all"] = [trial for trial in report["all"] if trial["working_bytes"] <= 6e9]
+    drawn = picture(report)
+    assert drawn["budget"]["x"] > 0.85 * drawn["x_range"][1] and drawn["budget"]["align"] == "right"
 
 
 def test_one_enormous_suggestion_does_not_squash_the_view():
