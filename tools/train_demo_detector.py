@@ -23,8 +23,8 @@ parameters. "before" is the shipped body with random pyramid and heads, all trai
     blood cells, 240 px, 4       0.323 (0.671) 463k    0.379 (0.698) 3.2M    0.368 (0.715) 101k     (weights of epoch 5)
 
 Tried before: rich images alone, batch 16, 7 epochs, the body at the full rate: source mAP 0.028 on the rich images;
-on the demo (weights of epoch 5) cst, frozen, 0.285 and full 0.295, below the start from the body alone. The class logits had learnt next to nothing,
-and the body had lost what it knew. Plain images and a slow body mended both.
+on the demo (weights of epoch 5) cst, frozen, 0.285 and full 0.295, below the start from the body alone. The class
+logits had learnt next to nothing, and the body had lost what it knew. Plain images and a slow body mended both.
 """
 
 from __future__ import annotations
