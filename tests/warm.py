@@ -149,6 +149,10 @@ def main() -> None:
     asked = json.loads(request)
     os.environ.clear()
     os.environ.update(defaults | asked["env"])
+    if "RAY_AUTH_TOKEN" in os.environ:  # Ray has read, as it was imported, that there was none
+        from ray._private.authentication_test_utils import reset_auth_token_state
+
+        reset_auth_token_state()
     os.chdir(asked["cwd"])
     words: list[str] = asked["words"]
     if words[0] == "-m":
