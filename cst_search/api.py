@@ -62,7 +62,7 @@ def launch(
         budget_params: budget of trainable parameters.
         data: COCO-format folder; None: the embedded demo.
         recipe: fixed settings; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
-        space: search space: a shipped name, a YAML file, or the mapping that such a file holds (default: demo; with
+        space: search space: a shipped name, a YAML file, or the mapping that such a file holds (default: quick; with
             data, cst).
         settings: fields of the recipe to change, ``{"search_epochs": 2}`` or ``["search_epochs=2"]``.
         study: name; an existing study is continued.

@@ -88,13 +88,25 @@ def shipped(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 @_never_fails
 def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     """Fields of a recipe, their values if there are few, and the method options that shipped spaces vary."""
-    from cst_search.config.recipe import AUGMENTATIONS, BACKBONES, DETECTORS, PRECISIONS, RECOMPUTE_CHOICES, Recipe
+    from cst_search.config.recipe import (
+        AUGMENTATIONS,
+        BACKBONES,
+        CLASS_INITS,
+        DETECTORS,
+        HEAD_CHOICES,
+        NECK_CHOICES,
+        PRECISIONS,
+        RECOMPUTE_CHOICES,
+        WEIGHT_NAMES,
+        Recipe,
+    )
 
     name, equals, _ = incomplete.partition("=")
     choices = {
         "detector": DETECTORS, "backbone": BACKBONES, "precision": PRECISIONS, "recompute": RECOMPUTE_CHOICES,
         "method": _methods(), "memsave": ("true", "false"), "hflip": ("true", "false"),
-        "augment": AUGMENTATIONS,
+        "augment": AUGMENTATIONS, "neck": NECK_CHOICES, "head": HEAD_CHOICES, "class_init": CLASS_INITS,
+        "weights": WEIGHT_NAMES,
     }  # fmt: skip
     if equals:
         return [f"{name}={value}" for value in choices.get(name, ())]
@@ -144,11 +156,11 @@ def _files(incomplete: str) -> list[str]:
 def _methods() -> list[str]:
     """Names of the built-in methods, from the search spaces of the same names (a test holds that each has one).
 
-    The shipped spaces ``petl`` (all methods) and ``demo`` are not named after a method.
+    The shipped spaces ``petl`` (all methods) and ``quick`` are not named after a method.
     """
     from cst_search import plugins
 
-    return [name for name in _shipped("search_spaces") if name not in ("petl", "demo")] + list(plugins.names("methods"))
+    return [name for name in _shipped("search_spaces") if name not in ("petl", "quick")] + list(plugins.names("methods"))
 
 
 def _options(method: str) -> list[str]:

@@ -206,7 +206,7 @@ def _set_up(
         folder = options.data if options.data == "demo" else str(own_path(options.data).absolute())
         recipe = replace(recipe, data=folder)
     data = _same_data(info, recipe, options, say)
-    say(check_weights(recipe, data.class_names))  # downloads weights once, and fails before any trial
+    say(check_weights(recipe, data.class_names)[0])  # downloads weights once, and fails before any trial
     trials = {record.trial: record for record in info.trials}
     again = [trials[repeat.repeat_of] for repeat in repeats]
     survey = Survey(tuple(sorted(record.device_bytes or 0 for record in again)), (), ())

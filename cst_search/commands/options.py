@@ -206,7 +206,7 @@ class LaunchOptions(ResumeOptions):
         completion="recipes",
     )
     space: SpaceLike | None = _option(
-        "--space", "Search space: a shipped name or a YAML file (default: demo; with --data, cst).", SEARCH,
+        "--space", "Search space: a shipped name or a YAML file (default: quick; with --data, cst).", SEARCH,
         completion="spaces", recorded=True,
     )  # fmt: skip
     settings: Settings | None = _option(

@@ -57,28 +57,37 @@ class SearchSetup:
 def set_up_search(options: LaunchOptions, machines: Machines, say: Say) -> SearchSetup:
     """Load recipe, space and data, and print how much of the space the budget allows. Raises UserError."""
     known = options.of_study
-    if known is None:
-        recipe = base_recipe(options, machines.device)
-        space, notes = load_space_for(chosen_space(options), recipe)
-        for method in space.methods:
-            get_method(method)
-        for note in notes:
-            say(note)
-        check_space(space, recipe, shown_name(chosen_space(options)))
-    else:
-        recipe = make_recipe(known.recipe, f"study {known.name!r}")
-        space = Space.from_dict(known.space, where=f"study {known.name!r}")
+    recipe = (
+        base_recipe(options, machines.device) if known is None else make_recipe(known.recipe, f"study {known.name!r}")
+    )
+    space, notes = _space(options, recipe)
     data = load_dataset(options, recipe, say)
-    say(check_weights(recipe, data.class_names))  # downloads weights once, and fails before any trial
+    start, starts_trained = check_weights(recipe, data.class_names)  # downloads once, and fails before any trial
+    if not starts_trained:
+        space, notes = _space(options, recipe, starts_trained)
+    for line in (start, *notes):
+        say(line)
     estimate = estimator(recipe, data)
     survey = survey_costs(space, recipe, estimate)
     show_budget(options.budget, survey, say)
     return SearchSetup(recipe, space, data, estimate, survey)
 
 
+def _space(options: LaunchOptions, recipe: Recipe, starts_trained: bool = True) -> tuple[Space, list[str]]:
+    """Return the checked search space of a launch, and notes on dimensions that it leaves out. Raises ConfigError."""
+    if options.of_study is not None:
+        return Space.from_dict(options.of_study.space, where=f"study {options.of_study.name!r}"), []
+    chosen = chosen_space(options)
+    space, notes = load_space_for(chosen, recipe, starts_trained)
+    for method in space.methods:
+        get_method(method)
+    check_space(space, recipe, shown_name(chosen))
+    return space, notes
+
+
 def chosen_space(options: LaunchOptions) -> SpaceLike:
     """Return the search space of a launch: the one given, or the default for its data."""
-    return options.space or ("demo" if options.data is None else "cst")
+    return options.space or ("quick" if options.data is None else "cst")
 
 
 def base_recipe(options: LaunchOptions, device: Any) -> Recipe:

@@ -56,7 +56,7 @@ def train(
     _check_free(folder, checkpoint)
     check_folder("--home", home)
     detection = open_data(recipe.data, home, skip_bad=skip_bad, say=say)
-    start = check_weights(recipe, detection.class_names)  # unsuitable weights fail before anything is written
+    start, _ = check_weights(recipe, detection.class_names)  # unsuitable weights fail before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     cache, line = open_cache(home, cache_bytes, n_trials=1)
     say(line)

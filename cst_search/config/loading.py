@@ -172,14 +172,14 @@ def load_space(name: SpaceLike, recipe: Recipe | None = None) -> Space:
     return load_space_for(name, recipe or Recipe())[0]
 
 
-def load_space_for(name: SpaceLike, recipe: Recipe) -> tuple[Space, list[str]]:
-    """`load_space`, and a note on each dimension that this recipe cannot vary."""
+def load_space_for(name: SpaceLike, recipe: Recipe, starts_trained: bool = True) -> tuple[Space, list[str]]:
+    """Return the search space for a recipe, and a note on dimensions that it cannot vary; see `fit_space`."""
     if isinstance(name, Mapping):
         content, where = name, "search space"
     else:
         path = catalog.find("search_spaces", str(name))
         content, where = read_yaml(path), str(path)
-    fitted, notes = fit_space(renamed_dimensions(content, where), recipe, where)
+    fitted, notes = fit_space(renamed_dimensions(content, where), recipe, where, starts_trained)
     return Space.from_dict(fitted, where=where), notes
 
 

@@ -49,16 +49,22 @@ def renamed_dimensions(content: Mapping[str, Any], where: str) -> dict[str, Any]
         raise ConfigError(f"{where}: {error}") from None
 
 
-def fit_space(content: Mapping[str, Any], recipe: Recipe, where: str) -> tuple[dict[str, Any], list[str]]:
-    """Return a search space as it is for one recipe, and a note on each dimension that it leaves out.
+def fit_space(
+    content: Mapping[str, Any], recipe: Recipe, where: str, starts_trained: bool = True
+) -> tuple[dict[str, Any], list[str]]:
+    """Return a search space as it is for one recipe, and a note on dimensions that it leaves out.
 
     ``times: [0.5, 1]`` becomes a choice among that many times the recipe's value, rounded to whole numbers for a field
     that holds one. ``neck`` and ``head`` are left out if the recipe's weights leave them random.
+
+    Args:
+        starts_trained: False if a weights file proved to hold a body alone.
 
     Raises:
         ConfigError: ``times`` stands at something that is no number of the recipe.
     """
     fitted: dict[str, Any] = {}
+    starts_trained = starts_trained and recipe.has_trained_detector
     left_out: set[str] = set()
     for section, rules in content.items():
         fitted[section] = rules
@@ -66,7 +72,7 @@ def fit_space(content: Mapping[str, Any], recipe: Recipe, where: str) -> tuple[d
             continue
         fitted[section] = dict(rules)
         for name, rule in rules.items():
-            if name in ("neck", "head") and not recipe.has_trained_detector:
+            if name in ("neck", "head") and not starts_trained:
                 left_out.add(name)
                 del fitted[section][name]
             elif isinstance(rule, Mapping) and "times" in rule:

@@ -100,15 +100,18 @@ def _recompute(model: nn.Module, backbone: Backbone, what: str) -> None:
     backbone.body.recompute = what == "all"
 
 
-def check_weights(recipe: Recipe, class_names: Sequence[str]) -> str:
-    """Read the weights of a recipe, downloaded if need be, and return what the detector starts from, as a line.
+def check_weights(recipe: Recipe, class_names: Sequence[str]) -> tuple[str, bool]:
+    """Read the weights of a recipe, downloaded if need be.
+
+    Returns:
+        What the detector starts from, as a line for the person, and whether pyramid and heads start trained.
 
     Raises:
         ConfigError: they cannot be had, or do not fit.
     """
     backbone = build_detector(recipe, len(class_names), class_names).backbone
     assert isinstance(backbone, Backbone)
-    return backbone.start
+    return backbone.start, backbone.starts_trained
 
 
 def restored(file: TrainedFile) -> nn.Module:

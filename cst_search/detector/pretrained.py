@@ -173,7 +173,8 @@ def load_start(model: nn.Module, detector: Detector, recipe: Recipe, start: Star
             if isinstance(module, FrozenNorm):
                 module.eps, module.as_batch_norm = start.norm_eps, start.batch_norm
         loaded = _load_outside(model, detector, recipe, start, labels)
-    fix_norms(model, recipe, whole=bool(loaded))
+    backbone.starts_trained = bool(loaded)
+    fix_norms(model, recipe, whole=backbone.starts_trained)
     backbone.body_hash = backbone.base_hash = fingerprint(backbone.body)
     if (recipe.neck, recipe.head) != ("train", "train"):  # then training leaves some of them as they are
         state = model.state_dict()

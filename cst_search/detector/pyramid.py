@@ -85,6 +85,7 @@ class Backbone(nn.Module):
         base_hash: identity of all tensors that were loaded and that training may leave as they are: the body's, and
             those of neck and heads unless both are trained in full.
         start: what the detector starts from, a line for the person.
+        starts_trained: True if the weights held pyramid and heads too.
     """
 
     def __init__(self, recipe: Recipe, *, pooled: bool = False) -> None:
@@ -92,6 +93,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.body = Body(recipe.backbone, recipe.width, frozen_norm=recipe.frozen_norm)
         self.body_hash = self.base_hash = self.start = ""
+        self.starts_trained = False
         self.side: SideNetwork | None = None
         self.features: Callable[[Tensor], OrderedDict[str, Tensor]] | None = None
         self.used_stages = recipe.used_stages

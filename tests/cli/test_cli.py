@@ -502,6 +502,7 @@ def test_estimate_compare(formula: Callable[[Recipe], int]) -> None:
         "method": "head", "device_bytes": 5 * 10**9, "reserved_bytes": 5 * 10**9 - 10, "active_bytes": 5 * 10**9 - 20,
         "trainable_params": 1000, "petl_params": 10, "device_ratio": 5 / 17,
         "active_ratio": (5 * 10**9 - 20) / (17 * 10**9 - 20), "working_bytes": 4 * 10**9, "working_ratio": 4 / 16,
+        "trainable_ratio": 1.0, "saved_bytes": 4000,
     }  # fmt: skip
     assert (full["method"], full["device_ratio"]) == ("full", 1.0)
     text = run_cli(*SQUARE, "--compare", "head,full")

@@ -70,7 +70,7 @@ def test_every_shipped_space_holds_the_defaults_of_its_methods(path: Path) -> No
 
 
 def test_every_method_has_a_space() -> None:
-    assert set(catalog.names("search_spaces")) == {"demo", "petl", *METHODS}
+    assert set(catalog.names("search_spaces")) == {"petl", "quick", *METHODS}
     assert set(load_space("petl").methods) == set(METHODS)
     for name in METHODS:
         assert load_space(name).methods == (name,)
