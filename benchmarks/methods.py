@@ -53,7 +53,8 @@ from cst_search.trial.device import choose_device
 
 ROOT = Path(__file__).resolve().parent.parent
 # --size -> a recipe of trials/ and its overrides (torchvision's weights would be downloaded)
-SIZES: dict[str, tuple[str, dict[str, Any]]] = {"small": ("small", {}), "gpu": ("resnet50", {"weights": "none"})}
+_RANDOM = {"weights": "none", "neck": "train", "head": "train"}
+SIZES: dict[str, tuple[str, dict[str, Any]]] = {"small": ("small", {}), "gpu": ("resnet50", _RANDOM)}
 ENDED = ("complete", "oom", "nonfinite")  # outcomes that are results
 Start = Callable[[Job], dict[str, Any]]
 
