@@ -28,7 +28,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from cst_search.backbone.resnet import Body
 from cst_search.config.loading import write_yaml
-from cst_search.config.recipe import Recipe
+from cst_search.config.recipe import GROUP_NORM_DETECTORS, Recipe
 from cst_search.data.coco import DetectionData, load_data
 from cst_search.tracking.connection import default_tracking_uri
 
@@ -191,7 +191,8 @@ def tiny_recipe(tiny_folder: Path, weights_file: Callable[[str, float], str]) ->
             "detector": "fcos",
             "backbone": "resnet18",
             "width": 0.125,
-            "fpn_channels": 64 if changes.get("detector", "fcos") == "fcos" else 16,  # the least that FCOS can have
+            # the least that 32 groups of a norm can have
+            "fpn_channels": 64 if changes.get("detector", "fcos") in GROUP_NORM_DETECTORS else 16,
             "head_convs": 1,
             "anchor_scale": 0.5,
             "data": str(tiny_folder),

@@ -18,10 +18,17 @@ from cst_search.config.augmentation import PRESETS, Augmentation
 from cst_search.errors import ConfigError
 
 # detector: the stages that its pyramid reads
-USED_STAGES = {"fasterrcnn": (2, 3, 4, 5), "retinanet": (3, 4, 5), "fcos": (3, 4, 5)}
+USED_STAGES = {
+    "fasterrcnn": (2, 3, 4, 5),
+    "retinanet": (3, 4, 5),
+    "fcos": (3, 4, 5),
+    "fasterrcnn_v2": (2, 3, 4, 5),
+    "retinanet_v2": (3, 4, 5),
+}
 DETECTORS = tuple(USED_STAGES)
 # detectors with BatchNorm2d in body, pyramid or heads; the others have FrozenBatchNorm2d in a pre-trained body
 BATCH_NORM_DETECTORS = ("fasterrcnn_v2", "retinanet_v2")
+GROUP_NORM_DETECTORS = ("fcos", "retinanet_v2")  # in the towers of their heads
 # torchvision's detectors with weights trained on COCO, all on a full ResNet-50
 COCO_DETECTORS = ("fasterrcnn", "fasterrcnn_v2", "retinanet", "retinanet_v2", "fcos")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -120,7 +127,8 @@ class Recipe:
     # a typo in a recipe is an error and a quoted number is not a number (read by pydantic in config.py)
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
-    detector: str = "fasterrcnn"  # fasterrcnn | retinanet | fcos (torchvision's), or one of another package
+    # torchvision's fasterrcnn | retinanet | fcos | fasterrcnn_v2 | retinanet_v2, or one of another package
+    detector: str = "fasterrcnn"
     backbone: str = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101
     width: float = 1.0  # channels of the backbone relative to torchvision's
     # COCO (torchvision's trained detector), IMAGENET (its ResNet; neck and heads random), DEFAULT (COCO where there is
@@ -250,11 +258,11 @@ class Recipe:
             ("photometric", self.photometric is None or 0 <= self.photometric <= 1, "a strength from 0 to 1"),
             whole("fpn_channels", 8, 2048),
             ("fpn_channels", self.fpn_channels % 8 == 0, "a multiple of 8"),
-            # torchvision normalises FCOS's towers in 32 groups; one channel a group fails on a level of 1 x 1 pixel
+            # torchvision normalises their towers in 32 groups; one channel a group fails on a level of 1 x 1 pixel
             (
                 "fpn_channels",
-                self.detector != "fcos" or (self.fpn_channels % 32 == 0 and self.fpn_channels >= 64),
-                "a multiple of 32 from 64 on for fcos",
+                self.detector not in GROUP_NORM_DETECTORS or (self.fpn_channels % 32 == 0 and self.fpn_channels >= 64),
+                f"a multiple of 32 from 64 on for {' and '.join(GROUP_NORM_DETECTORS)}",
             ),
             whole("head_convs", 1, 8),
             ("anchor_scale", 0.05 <= self.anchor_scale <= 20, "from 0.05 to 20"),

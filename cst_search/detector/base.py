@@ -36,6 +36,8 @@ class Detector:
             has no dense heads, or describes them without these two.
         pooled: True if the pyramid has one more level, by pooling (torchvision's LastLevelMaxPool); else it has two
             more, by convolutions (LastLevelP6P7).
+        p6_from_c5: True if the first of these two reads C5, calibrated like the other feature maps; else P5.
+        neck_norm: True if a BatchNorm2d follows each convolution of the other levels.
         class_layers: layers with rows per class, made anew for the data's classes when weights are loaded.
     """
 
@@ -47,4 +49,6 @@ class Detector:
     last_layers: tuple[str, ...]
     tower: Callable[[Recipe], DenseTower] | None = None
     pooled: bool = False
+    p6_from_c5: bool = False
+    neck_norm: bool = False
     class_layers: tuple[ClassLayer, ...] = ()

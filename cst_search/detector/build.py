@@ -44,7 +44,7 @@ def build_detector(
     method, detector = get_method(recipe.method), get_detector(recipe.detector)
     options = method.make_options(recipe.options)
     torch.manual_seed(recipe.seed)
-    backbone = Backbone(recipe, pooled=detector.pooled)
+    backbone = Backbone(recipe, pooled=detector.pooled, p6_from_c5=detector.p6_from_c5, neck_norm=detector.neck_norm)
     # neck and head first, then the method: their initial values do not depend on the method's random numbers
     model = detector.build(backbone, n_classes + 1, recipe)
     if shapes_only:

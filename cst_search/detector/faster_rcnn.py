@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cst_search.config.recipe import USED_STAGES, Recipe
@@ -24,8 +25,13 @@ if TYPE_CHECKING:
     from cst_search.detector.pyramid import Backbone
 
 
-def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
-    """Build torchvision's Faster R-CNN on a backbone; ``n_labels`` counts the background."""
+def build(backbone: Backbone, n_labels: int, recipe: Recipe, **heads: nn.Module) -> nn.Module:
+    """Build torchvision's Faster R-CNN on a backbone.
+
+    Args:
+        n_labels: number of labels, background included.
+        heads: ``rpn_head`` and ``box_head`` in place of torchvision's own.
+    """
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 
@@ -40,17 +46,36 @@ def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
         max_size=recipe.max_size_px,
         rpn_anchor_generator=anchors,
         box_score_thresh=SCORE_THRESHOLD,
+        **heads,
     )
     model.rpn.box_similarity = box_iou
     return model
 
 
-def run_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[ShapeTensor]:
+BoxHead = Callable[[Tape, StepShape, ShapeTensor], ShapeTensor]  # pooled regions (n, C, 7, 7) -> (n, 1024)
+N_HIDDEN = 1024  # values of a region that the box predictor reads
+
+
+def two_layers(tape: Tape, step: StepShape, x: ShapeTensor) -> ShapeTensor:
+    """Mirror torchvision's TwoMLPHead."""
+    part = step.head_part
+    flat = tape.op((x.shape[0], step.channels * 49), x, alias=True, passes=True)
+    del x
+    hidden = part.relu(tape, part.linear(tape, flat, N_HIDDEN), inplace=False)
+    del flat
+    return part.relu(tape, part.linear(tape, hidden, N_HIDDEN), inplace=False, before_last=True)
+
+
+def run_heads(
+    tape: Tape, step: StepShape, levels: list[ShapeTensor], *, rpn_convs: int = 1, box_head: BoxHead = two_layers
+) -> list[ShapeTensor]:
     """Mirror the forward pass of the detector behind the pyramid: levels -> losses."""
     b, part = step.batch, step.head_part
 
     def rpn_head(x: ShapeTensor) -> list[ShapeTensor]:
-        x = part.relu(tape, part.conv(tape, x, step.channels, 3, key="rpn"), before_last=True)
+        for i in range(rpn_convs):
+            x = part.conv(tape, x, step.channels, 3, key=f"rpn.conv{i}")
+            x = part.relu(tape, x, before_last=i == rpn_convs - 1)
         return [part.conv(tape, x, n, 1, key=f"rpn.{n}", last=True) for n in (3, 12)]  # logits, deltas
 
     def concatenated(outputs: list[list[ShapeTensor]]) -> list[ShapeTensor]:
@@ -88,10 +113,12 @@ def run_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[Sh
     for _ in range(b):
         Allocation(tape, BOX_IOU_PAIR * n_proposals * max(1, step.max_boxes))
     n_rois = min(512, n_proposals) * b
-    return [*losses, *_roi_heads(tape, step, levels[:4], n_rois)]
+    return [*losses, *_roi_heads(tape, step, levels[:4], n_rois, box_head)]
 
 
-def _roi_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor], n_rois: int) -> list[ShapeTensor]:
+def _roi_heads(
+    tape: Tape, step: StepShape, levels: list[ShapeTensor], n_rois: int, box_head: BoxHead
+) -> list[ShapeTensor]:
     def pool() -> ShapeTensor:
         """MultiScaleRoIAlign: the result is filled level by level."""
         width = levels[0].width
@@ -107,23 +134,26 @@ def _roi_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor], n_rois: i
             result = tape.op(result.shape, result, found, alias=True)
         return result
 
-    part = step.head_part
-    x = pool()
-    flat = tape.op((n_rois, step.channels * 49), x, alias=True, passes=True)
-    del x
-    hidden = part.relu(tape, part.linear(tape, flat, 1024), inplace=False)
-    del flat
-    hidden = part.relu(tape, part.linear(tape, hidden, 1024), inplace=False, before_last=True)
+    part, hidden = step.head_part, box_head(tape, step, pool())
     scores, deltas = (part.linear(tape, hidden, n, last=True) for n in (step.n_labels, 4 * step.n_labels))
     return [tape.op((1,), scores, save=[tape.cast(scores, 4)]), tape.op((1,), deltas)]
 
 
 def head_layers(step: StepShape) -> list[LayerShape]:
     """Return the layers of region proposal network and box head."""
-    c, k = step.channels, step.n_labels
-    rpn = [LayerShape(c, c, 3), LayerShape(c, 3, last=True), LayerShape(c, 12, last=True)]
-    outputs = [LayerShape(1024, k, last=True), LayerShape(1024, 4 * k, last=True)]
-    return [*rpn, LayerShape(49 * c, 1024), LayerShape(1024, 1024), *outputs]
+    box_head = [LayerShape(49 * step.channels, N_HIDDEN), LayerShape(N_HIDDEN, N_HIDDEN)]
+    return [*rpn_layers(step), *box_head, *predictor_layers(step)]
+
+
+def rpn_layers(step: StepShape, n_convs: int = 1) -> list[LayerShape]:
+    """Return the layers of the region proposal network; it has three anchors per cell."""
+    c = step.channels
+    return [LayerShape(c, c, 3)] * n_convs + [LayerShape(c, 3, last=True), LayerShape(c, 12, last=True)]
+
+
+def predictor_layers(step: StepShape) -> list[LayerShape]:
+    """Return the layers that give a region's class scores and its box for every class."""
+    return [LayerShape(N_HIDDEN, n, last=True) for n in (step.n_labels, 4 * step.n_labels)]
 
 
 DETECTOR = Detector(

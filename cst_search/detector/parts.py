@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 
-from cst_search.backbone.lean_layers import LeanConv2d, LeanReLU, lean_relu
+from cst_search.backbone.lean_layers import LeanBatchNorm2d, LeanConv2d, LeanReLU, lean_relu
 from cst_search.config.recipe import Recipe
 from cst_search.detector.base import Detector
 from cst_search.errors import ConfigError
@@ -75,6 +75,9 @@ def _make_lean(part: nn.Module, layers: Iterable[nn.Module], *, relus: bool) -> 
     for layer in layers:
         if type(layer) is nn.Conv2d:
             layer.__class__ = LeanConv2d
+        elif isinstance(layer, nn.BatchNorm2d) and not layer.weight.requires_grad:
+            layer.__class__ = LeanBatchNorm2d
+            layer.train(False)
         elif type(layer) is TwoMLPHead and relus:
             layer.__class__ = LeanTwoMLPHead
     for tower in _towers(part) if relus else ():
@@ -83,9 +86,9 @@ def _make_lean(part: nn.Module, layers: Iterable[nn.Module], *, relus: bool) -> 
 
 
 def _towers(part: nn.Module) -> Iterator[nn.Module]:
-    """Yield torchvision's towers of convolutions; last layers read the result of each."""
+    """Yield torchvision's towers of layers; last layers read the result of each."""
     for name, module in part.named_modules():
-        if name.rpartition(".")[2] == "conv":
+        if name.rpartition(".")[2] == "conv" or type(module) is FastRCNNConvFCHead:
             yield module
 
 

@@ -83,8 +83,7 @@ def read_start(recipe: Recipe, of_run: Callable[[TrainedFile], Start]) -> Start 
     if kind == "none":
         return None
     if kind == "COCO":
-        tensors = fetch(coco_weights(recipe.detector), kind)
-        return _whole(f"torchvision's {BUILDERS[recipe.detector]}", tensors, coco_labels(), _coco_eps(recipe))
+        return _coco(recipe.detector, fetch(coco_weights(recipe.detector), kind))
     if kind == "demo-detector":
         file = Path(__file__).parent / "weights" / "demo-detector.safetensors"
         return _whole("the shipped detector", read_tensors(file), _labels_in(file))
@@ -111,23 +110,22 @@ def _of_file(path: Path, recipe: Recipe, of_run: Callable[[TrainedFile], Start])
         return of_run(read_trained(path))._replace(is_file=True)
     tensors = read_tensors(path)
     labels = _labels_in(path) if path.suffix == ".safetensors" else ()
-    eps = _coco_eps(recipe) if recipe.coco_detector and _is_download(path, recipe.detector) else _EPS
-    return _whole(str(path), tensors, labels, eps)._replace(is_file=True)
+    coco = recipe.coco_detector and _is_download(path, recipe.detector)
+    start = _coco(recipe.detector, tensors) if coco else _whole(str(path), tensors, labels)
+    return start._replace(is_file=True)
 
 
-def _whole(source: str, tensors: Mapping[str, Tensor], labels: tuple[str, ...], norm_eps: float = _EPS) -> Start:
+def _coco(detector: str, tensors: Mapping[str, Tensor]) -> Start:
+    return Start(f"torchvision's {BUILDERS[detector]}", tensors, coco_labels(), _COCO_EPS.get(detector, _EPS))
+
+
+def _whole(source: str, tensors: Mapping[str, Tensor], labels: tuple[str, ...]) -> Start:
     batch_norm = any(name.startswith(BODY) and name.endswith("num_batches_tracked") for name in tensors)
-    return Start(source, tensors, labels, norm_eps, batch_norm)
-
-
-def _coco_eps(recipe: Recipe) -> float:
-    return _COCO_EPS.get(recipe.detector, _EPS)
+    return Start(source, tensors, labels, batch_norm=batch_norm)
 
 
 def _is_download(path: Path, detector: str) -> bool:
     """Whether a file is torchvision's COCO_V1 of a detector: the URL's name ends in 8 digits of the file's SHA-256."""
-    if detector not in _COCO_EPS:  # the others need not be told apart
-        return False
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return coco_weights(detector).url.endswith(f"-{digest[:8]}.pth")

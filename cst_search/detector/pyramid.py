@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from cst_search.backbone.recompute import recompute
 from cst_search.backbone.resnet import Body
@@ -24,10 +24,12 @@ class Pyramid(FeaturePyramidNetwork):
 
     Attributes:
         recompute: True if levels keep only their inputs and are recomputed in the backward pass, large feature maps a
-            few images at a time.
+            few images at a time, unless norms need the statistics of the whole batch.
+        p6_from_c5: see `detector.base.Detector`.
     """
 
     recompute = False
+    p6_from_c5 = False
 
     def forward(
         self, features: OrderedDict[str, Tensor], side: SideNetwork | None = None, states: Mapping[str, Tensor] = {}
@@ -35,12 +37,15 @@ class Pyramid(FeaturePyramidNetwork):
         """Return the levels, finest first, of feature maps ``{"c3": (B, c_3, H / 8, W / 8), ...}`` and side states."""
         levels: list[Tensor] = []
         above: Tensor | None = None
+        if self.p6_from_c5 and side is not None and "c5" in states:
+            features, states = OrderedDict(features), dict(states)
+            features["c5"] = side.calibrate("c5", features["c5"], states.pop("c5"))
         for index, (key, feature) in reversed(list(enumerate(features.items()))):
             calibrate = None if side is None else partial(side.calibrate, key)
             if not self.recompute or not torch.is_grad_enabled():
                 above, level = self._level(index, calibrate, feature, states.get(key), above)
             else:
-                n = images_at_once(feature[0].numel())
+                n = len(feature) if self._needs_batch() else images_at_once(feature[0].numel())
                 given = (feature.split(n), _split(states.get(key), feature, n), _split(above, feature, n))
                 parts = [recompute(self._level, index, calibrate, *each) for each in zip(*given, strict=True)]
                 above = _cat([inner for inner, _ in parts]) if index else None  # the finest level comes last
@@ -48,8 +53,11 @@ class Pyramid(FeaturePyramidNetwork):
                 del parts
             levels.insert(0, level)
         names = [str(index) for index in range(len(levels))]
-        levels, names = self.extra_blocks(levels, levels, names)  # it reads no backbone feature map
+        levels, names = self.extra_blocks(levels, list(features.values()), names)
         return OrderedDict(zip(names, levels, strict=True))
+
+    def _needs_batch(self) -> bool:
+        return any(isinstance(module, nn.BatchNorm2d) and module.training for module in self.modules())
 
     def _level(
         self,
@@ -88,8 +96,10 @@ class Backbone(nn.Module):
         starts_trained: True if the weights held pyramid and heads too.
     """
 
-    def __init__(self, recipe: Recipe, *, pooled: bool = False) -> None:
-        """Build the backbone with random numbers; ``pooled``: see `detector.base.Detector`."""
+    def __init__(
+        self, recipe: Recipe, *, pooled: bool = False, p6_from_c5: bool = False, neck_norm: bool = False
+    ) -> None:
+        """Build the backbone with random numbers; keywords as in `detector.base.Detector`."""
         super().__init__()
         self.body = Body(recipe.backbone, recipe.width, frozen_norm=recipe.frozen_norm)
         self.body_hash = self.base_hash = self.start = ""
@@ -99,8 +109,12 @@ class Backbone(nn.Module):
         self.used_stages = recipe.used_stages
         channels = [self.body.stage_channels[stage - 1] for stage in self.used_stages]
         self.out_channels = recipe.fpn_channels
-        extra = LastLevelMaxPool() if pooled else LastLevelP6P7(self.out_channels, self.out_channels)
-        self.fpn = Pyramid(channels, self.out_channels, extra)
+        extra: ExtraFPNBlock = LastLevelMaxPool()
+        if not pooled:
+            extra = LastLevelP6P7(channels[-1] if p6_from_c5 else self.out_channels, self.out_channels)
+            extra.use_P5 = not p6_from_c5
+        self.fpn = Pyramid(channels, self.out_channels, extra, nn.BatchNorm2d if neck_norm else None)
+        self.fpn.p6_from_c5 = p6_from_c5
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Return the pyramid levels of images (B, 3, H, W), finest first.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 from cst_search import plugins
-from cst_search.detector import faster_rcnn, fcos, retinanet
+from cst_search.detector import faster_rcnn, faster_rcnn_v2, fcos, retinanet, retinanet_v2
 from cst_search.detector.base import Detector
 
-DETECTORS = {module.DETECTOR.name: module.DETECTOR for module in (faster_rcnn, retinanet, fcos)}
+_MODULES = (faster_rcnn, retinanet, fcos, faster_rcnn_v2, retinanet_v2)
+DETECTORS = {module.DETECTOR.name: module.DETECTOR for module in _MODULES}
 
 
 @cache

@@ -19,8 +19,16 @@ if TYPE_CHECKING:
     from cst_search.detector.pyramid import Backbone
 
 
-def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
-    """Build torchvision's RetinaNet on a backbone; ``n_labels`` counts the background."""
+ANCHORS_PER_CELL = 9  # three scales, three aspect ratios
+
+
+def build(backbone: Backbone, n_labels: int, recipe: Recipe, **head: nn.Module) -> nn.Module:
+    """Build torchvision's RetinaNet on a backbone.
+
+    Args:
+        n_labels: number of labels, background included.
+        head: ``head`` in place of torchvision's own.
+    """
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 
     from cst_search.detector.lean_heads import LeanRetinaNet
@@ -36,6 +44,7 @@ def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
         max_size=recipe.max_size_px,
         anchor_generator=anchors,
         score_thresh=SCORE_THRESHOLD,
+        **head,
     )
 
 
@@ -77,6 +86,6 @@ DETECTOR = Detector(
     heads=run_heads,
     head_layers=head_layers,
     last_layers=("head.classification_head.cls_logits", "head.regression_head.bbox_reg"),
-    tower=lambda recipe: DenseTower(n_convs=4, anchors_per_cell=9),
+    tower=lambda recipe: DenseTower(n_convs=4, anchors_per_cell=ANCHORS_PER_CELL),
     class_layers=(ClassLayer("head.classification_head.cls_logits"),),
 )

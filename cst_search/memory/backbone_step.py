@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from cst_search.memory.plan import Features, MemoryPlan, StepShape, images_at_once
+from cst_search.memory.plan import Features, MemoryPlan, StepShape
 from cst_search.memory.resnet_shapes import BlockShape, ConvShape
 from cst_search.memory.tape import Allocation, ShapeTensor, Tape
 
@@ -102,13 +102,15 @@ def run_backbone(tape: Tape, step: StepShape, plan: MemoryPlan, images: ShapeTen
 
     levels: list[ShapeTensor] = []
     above: ShapeTensor | None = None
+    if step.p6_from_c5 and plan.calibrate and "c5" in states:
+        features["c5"] = plan.calibrate(tape, "c5", features["c5"], states.pop("c5"))
     for stage in reversed(step.shape.used_stages):
         key = f"c{stage}"
         run = partial(_level, tape, step, plan, key)
         if not neck:
             above, level = run(features[key], states.get(key), above)
         else:
-            n = images_at_once(features[key].numel // step.batch)
+            n = step.neck_images(features[key].numel // step.batch)
             pieces = tape.split(features[key], n)
             none: list[ShapeTensor | None] = [None] * len(pieces)
             state = states.get(key)
@@ -128,7 +130,7 @@ def run_backbone(tape: Tape, step: StepShape, plan: MemoryPlan, images: ShapeTen
         levels.append(_half_grid(tape, last))
     else:  # LastLevelP6P7
         neck_part = step.neck_part
-        p6 = neck_part.conv(tape, last, step.channels, 3, 2)
+        p6 = neck_part.conv(tape, features["c5"] if step.p6_from_c5 else last, step.channels, 3, 2)
         p7 = neck_part.conv(tape, tape.relu(p6, inplace=False), step.channels, 3, 2)
         levels += [p6, p7]
     return levels
@@ -145,12 +147,17 @@ def _level(
 ) -> tuple[ShapeTensor, ShapeTensor]:
     if plan.calibrate and state is not None:
         feature = plan.calibrate(tape, key, feature, state)
-    part = step.neck_part
-    inner = part.conv(tape, feature, step.channels, 1, key=f"fpn.inner.{key}")
+    inner = _neck_conv(tape, step, feature, 1, f"fpn.inner.{key}")
     if above is not None:
         # nearest-neighbour interpolation keeps nothing
         inner = tape.add(inner, tape.op(inner.shape, above))
-    return inner, part.conv(tape, inner, step.channels, 3, key=f"fpn.{key}")
+    return inner, _neck_conv(tape, step, inner, 3, f"fpn.{key}")
+
+
+def _neck_conv(tape: Tape, step: StepShape, x: ShapeTensor, kernel: int, key: str) -> ShapeTensor:
+    part = step.neck_part
+    x = part.conv(tape, x, step.channels, kernel, key=key, bias=not step.neck_norm)
+    return part.batch_norm(tape, x, f"{key}.norm") if step.neck_norm else x
 
 
 def _half_grid(tape: Tape, x: ShapeTensor) -> ShapeTensor:

@@ -42,7 +42,7 @@ def join_anchors(tape: Tape, parts: list[ShapeTensor]) -> ShapeTensor:
 
 def _tower(tape: Tape, part: Part, x: ShapeTensor, tower: DenseTower, key: str) -> ShapeTensor:
     for i in range(tower.n_convs):
-        x = part.conv(tape, x, x.shape[1], 3, key=f"{key}.{i}")
+        x = part.conv(tape, x, x.shape[1], 3, key=f"{key}.{i}", bias=tower.bias)
         if tower.group_norm:
             x = part.group_norm(tape, x, f"{key}.{i}.norm")
         x = part.relu(tape, x, inplace=tower.inplace_relu, before_last=i == tower.n_convs - 1)
@@ -87,7 +87,7 @@ def dense_head_layers(step: StepShape, outputs: Sequence[int], n_towers: int = 2
         outputs: channels per anchor of every output; each is a 3x3 convolution with bias.
     """
     tower, c = declared_tower(step), step.channels
-    layers = [LayerShape(c, c, 3, norm=tower.group_norm)] * (n_towers * tower.n_convs)
+    layers = [LayerShape(c, c, 3, bias=tower.bias, norm=tower.group_norm)] * (n_towers * tower.n_convs)
     return layers + [LayerShape(c, tower.anchors_per_cell * n, 3, last=True) for n in outputs]
 
 

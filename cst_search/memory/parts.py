@@ -29,6 +29,7 @@ class LayerShape:
     Attributes:
         kernel: 1 for a linear layer.
         norm: True if a norm with scale and shift follows.
+        statistics: True if that norm is a BatchNorm2d, with a mean and a variance per channel.
         last: True for a layer that gives classes or boxes.
     """
 
@@ -37,6 +38,7 @@ class LayerShape:
     kernel: int = 1
     bias: bool = True
     norm: bool = False
+    statistics: bool = False
     last: bool = False
 
     @property
@@ -114,6 +116,12 @@ class Part:
         low = tape.linear(x, self.rank, bias=False)
         return tape.add(out, tape.linear(low, c_out, bias=False), inplace=True)
 
+    def batch_norm(self, tape: Tape, x: ShapeTensor, key: str) -> ShapeTensor:
+        """Record a BatchNorm2d; a frozen lean one keeps the scale of each channel."""
+        if self.mode in ("train", "norm"):
+            return tape.batch_norm(x, key=key)
+        return tape.op(x.shape, x, save=[] if self.lean else [x])
+
     def group_norm(self, tape: Tape, x: ShapeTensor, key: str) -> ShapeTensor:
         """Record a GroupNorm of torchvision; its backward pass reads its input, frozen or not."""
         return tape.group_norm(x, key=key, stock=True, trained=self.mode in ("train", "norm"))
@@ -134,6 +142,6 @@ def count_trained(layers: Sequence[LayerShape], part: Part) -> int:
 
 
 def count_values(layers: Sequence[LayerShape], part: Part) -> int:
-    """Return all parameters of layers, with those that ``lora`` adds."""
+    """Return all values of layers: parameters, with those that ``lora`` adds, and statistics of norms."""
     added = sum(layer.lora_params(part.rank) for layer in layers) if part.mode == "lora" else 0
-    return count_params(layers) + added
+    return count_params(layers) + added + sum(2 * layer.c_out for layer in layers if layer.statistics)

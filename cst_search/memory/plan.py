@@ -58,12 +58,14 @@ class DenseTower:
         anchors_per_cell: predictions per cell of a level.
         group_norm: True if a GroupNorm follows each convolution.
         inplace_relu: True if the ReLUs work in place.
+        bias: True if the convolutions have a bias.
     """
 
     n_convs: int
     anchors_per_cell: int
     group_norm: bool = False
     inplace_relu: bool = True
+    bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class StepShape:
         head_layers: layers with parameters behind the pyramid.
         tower: towers of the detector's dense heads; None: it has none.
         pooled: True if the pyramid has one more level, by pooling; else it has two more, by convolutions.
+        p6_from_c5: True if the first of these two reads C5 instead of the level before it.
+        neck_norm: True if a BatchNorm2d follows each convolution of the pyramid's levels, which then has no bias.
+        fixed_norms: True if norms of pyramid and heads keep the statistics of the weights; else they use the batch's.
         shape: shape of the backbone.
         channels: channels of a pyramid level.
         n_classes: number of classes without background.
@@ -103,6 +108,13 @@ class StepShape:
     neck: str = "train"
     head: str = "train"
     lora_rank: int = 8
+    p6_from_c5: bool = False
+    neck_norm: bool = False
+    fixed_norms: bool = False
+
+    def neck_images(self, values: int) -> int:
+        """Return the images of a feature map that the pyramid processes at once, see `images_at_once`."""
+        return self.batch if self.neck_norm and not self.fixed_norms else images_at_once(values)
 
     @property
     def neck_part(self) -> Part:

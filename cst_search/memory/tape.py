@@ -141,9 +141,9 @@ class Tape(Recorder):
                          transient=x.nbytes if weight else 0)  # fmt: skip
         return self.op(x.shape, scaled, passes=True, params=4 * c)
 
-    def batch_norm(self, x: ShapeTensor) -> ShapeTensor:
+    def batch_norm(self, x: ShapeTensor, key: str = "") -> ShapeTensor:
         """Record a BatchNorm2d: it keeps its input."""
-        return self.op(x.shape, x, save=[x], params=8 * x.shape[1])
+        return self.op(x.shape, x, save=[x], params=8 * x.shape[1], key=key)
 
     def group_norm(self, x: ShapeTensor, key: str = "", stock: bool = False, trained: bool = True) -> ShapeTensor:
         """Record a GroupNorm: it keeps its input. Autocast on CUDA runs the stock one in fp32."""

@@ -41,5 +41,9 @@ def _transform(tape: Tape, step: StepShape, given: list[ShapeTensor]) -> ShapeTe
 def neck_layers(step: StepShape) -> list[LayerShape]:
     """Return the convolutions of the pyramid; tests compare their parameters with built models."""
     c, used = step.channels, [step.shape.stage_channels[s - 1] for s in step.shape.used_stages]
-    levels = len(used) + (0 if step.pooled else 2)
-    return [LayerShape(c_in, c) for c_in in used] + [LayerShape(c, c, 3)] * levels
+    normed, plain = {"bias": False, "norm": True, "statistics": True}, {"bias": True}
+    kind = normed if step.neck_norm else plain
+    layers = [LayerShape(c_in, c, **kind) for c_in in used] + [LayerShape(c, c, 3, **kind)] * len(used)
+    if not step.pooled:
+        layers += [LayerShape(used[-1] if step.p6_from_c5 else c, c, 3), LayerShape(c, c, 3)]
+    return layers

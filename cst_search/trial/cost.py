@@ -130,5 +130,8 @@ def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[StepSha
         neck=recipe.neck,
         head=recipe.head,
         lora_rank=recipe.lora_rank,
+        p6_from_c5=detector.p6_from_c5,
+        neck_norm=detector.neck_norm,
+        fixed_norms=recipe.has_trained_detector,
     )
     return step, plan

@@ -1,0 +1,71 @@
+"""Faster R-CNN v2 of torchvision: norms in the pyramid, more convolutions in the heads. Needs torch only to build.
+
+Li et al., "Benchmarking Detection Transfer Learning with Vision Transformers", 2021, as `fasterrcnn_resnet50_fpn_v2`:
+BatchNorm2d in body, pyramid and box head; two convolutions in the region proposal network, four in the box head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cst_search.config.recipe import USED_STAGES, Recipe
+from cst_search.detector import faster_rcnn
+from cst_search.detector.faster_rcnn import N_HIDDEN, predictor_layers, rpn_layers
+from cst_search.memory.parts import LayerShape
+from cst_search.memory.plan import StepShape
+from cst_search.memory.tape import ShapeTensor, Tape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cst_search.detector.pyramid import Backbone
+
+RPN_CONVS = 2
+BOX_CONVS = 4
+
+
+def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
+    """Build torchvision's Faster R-CNN v2 on a backbone; ``n_labels`` counts the background."""
+    from torch import nn
+    from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
+    from torchvision.models.detection.rpn import RPNHead
+
+    c = backbone.out_channels
+    return faster_rcnn.build(
+        backbone,
+        n_labels,
+        recipe,
+        rpn_head=RPNHead(c, 3, conv_depth=RPN_CONVS),
+        box_head=FastRCNNConvFCHead((c, 7, 7), [c] * BOX_CONVS, [N_HIDDEN], norm_layer=nn.BatchNorm2d),
+    )
+
+
+def box_head(tape: Tape, step: StepShape, x: ShapeTensor) -> ShapeTensor:
+    """Mirror torchvision's FastRCNNConvFCHead: pooled regions (n, C, 7, 7) -> (n, 1024)."""
+    part = step.head_part
+    for _ in range(BOX_CONVS):
+        x = part.conv(tape, x, step.channels, 3, bias=False)
+        x = part.relu(tape, part.batch_norm(tape, x, ""))
+    flat = tape.op((x.shape[0], step.channels * 49), x, alias=True, passes=True)
+    del x
+    return part.relu(tape, part.linear(tape, flat, N_HIDDEN), before_last=True)
+
+
+def head_layers(step: StepShape) -> list[LayerShape]:
+    """Return the layers of region proposal network and box head."""
+    c = step.channels
+    convs = [LayerShape(c, c, 3, bias=False, norm=True, statistics=True)] * BOX_CONVS
+    return [*rpn_layers(step, RPN_CONVS), *convs, LayerShape(49 * c, N_HIDDEN), *predictor_layers(step)]
+
+
+DETECTOR = replace(
+    faster_rcnn.DETECTOR,
+    name="fasterrcnn_v2",
+    build=build,
+    used_stages=USED_STAGES["fasterrcnn_v2"],
+    heads=partial(faster_rcnn.run_heads, rpn_convs=RPN_CONVS, box_head=box_head),
+    head_layers=head_layers,
+    neck_norm=True,
+)

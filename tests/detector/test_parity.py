@@ -1,0 +1,157 @@
+"""The five detectors that torchvision trained on COCO, against torchvision's own builders: equal bit for bit.
+
+Random weights in COCO's shapes stand for the trained ones, so that nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum, detection
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from cst_search.config.recipe import COCO_DETECTORS, Recipe
+from cst_search.detector.base import SCORE_THRESHOLD
+from cst_search.detector.build import build_detector
+from cst_search.detector.class_rows import coco_labels
+from cst_search.detector.pretrained import BUILDERS, coco_weights
+
+SIZES: dict[str, Any] = {"min_size": 128, "max_size": 192}
+CLASSES = coco_labels()[1:]
+# tensors in a state_dict of torchvision 0.26; BatchNorm2d has one more per norm than FrozenBatchNorm2d
+N_TENSORS = {
+    ("fasterrcnn", "file"): 348, ("fasterrcnn", "COCO"): 295,
+    ("fasterrcnn_v2", "file"): 404, ("fasterrcnn_v2", "COCO"): 404,
+    ("retinanet", "file"): 354, ("retinanet", "COCO"): 301,
+    ("retinanet_v2", "file"): 362, ("retinanet_v2", "COCO"): 362,
+    ("fcos", "file"): 372, ("fcos", "COCO"): 319,
+}  # fmt: skip
+
+
+def builder(detector: str) -> Callable[..., Any]:
+    return getattr(detection, BUILDERS[detector])
+
+
+def random_state(detector: str) -> dict[str, Tensor]:
+    """Tensors of torchvision's builder with random numbers in all of them, small enough for finite activations."""
+    torch.manual_seed(0)
+    state: dict[str, Tensor] = builder(detector)(weights=None, weights_backbone=None, num_classes=91).state_dict()
+    for name, value in state.items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+        elif name.endswith("running_mean"):
+            value.normal_(0, 0.1)
+        elif name.endswith("bn3.weight"):
+            value.uniform_(0.1, 0.4)
+        elif value.dim() == 1:
+            value.add_(torch.randn_like(value) * 0.1 if value.is_floating_point() else 7)
+        if name.endswith(("cls_logits.weight", "bbox_reg.weight", "bbox_pred.weight")):
+            value.normal_(0, 0.02)
+        elif name.endswith("cls_score.weight"):
+            value.normal_(0, 0.3)
+        elif ".conv." in name and value.dim() == 4:  # torchvision's towers start so small that inputs do not matter
+            value.normal_(0, 0.03)
+        elif name.endswith("cls_logits.bias"):
+            value.normal_(-1, 1)
+    return state
+
+
+class Pair(NamedTuple):
+    """torchvision's detector and the recipe that starts ours from the same weights."""
+
+    theirs: nn.Module
+    recipe: Recipe
+    n_tensors: int
+
+
+def few_regions(model: Any) -> nn.Module:
+    """Faster R-CNN with fewer proposals, which take most of its time."""
+    if hasattr(model, "rpn"):
+        model.rpn._pre_nms_top_n = {"training": 200, "testing": 200}
+        model.rpn._post_nms_top_n = {"training": 100, "testing": 50}
+        model.roi_heads.fg_bg_sampler.batch_size_per_image = 32
+    return model
+
+
+@pytest.fixture(scope="module", params=COCO_DETECTORS)
+def state(request: pytest.FixtureRequest) -> tuple[str, dict[str, Tensor]]:
+    return request.param, random_state(request.param)
+
+
+@pytest.fixture(scope="module", params=["file", "COCO"])
+def pair(
+    request: pytest.FixtureRequest, state: tuple[str, dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """``file``: a builder without weights; ``COCO``: one with the weights of COCO, the download replaced."""
+    detector, tensors = state
+    options = {**SIZES, "score_thresh": SCORE_THRESHOLD} if detector == "fcos" else SIZES
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "COCO":
+            patch.setattr(WeightsEnum, "get_state_dict", lambda self, **options: tensors)
+            theirs, weights = builder(detector)(weights=coco_weights(detector), **options), "COCO"
+        else:
+            weights = str(tmp_path_factory.mktemp("whole") / "w.pt")
+            theirs = builder(detector)(weights=None, weights_backbone=None, num_classes=91, **options)
+            theirs.load_state_dict(tensors)
+            torch.save(theirs.state_dict(), weights)
+        recipe = Recipe(
+            detector=detector, weights=weights, method="head", recompute="none",
+            image_size_px=SIZES["min_size"], max_size_px=SIZES["max_size"],
+        )  # fmt: skip
+        yield Pair(few_regions(theirs), recipe, N_TENSORS[detector, request.param])
+    if weights != "COCO":
+        Path(weights).unlink()
+
+
+def losses(model: nn.Module, images: list[Tensor]) -> dict[str, Tensor]:
+    """Losses in training mode, with norms in eval mode on both sides."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train(False)
+    boxes = torch.tensor([[4.0, 4.0, 60.0, 70.0], [30.0, 20.0, 120.0, 90.0]])
+    labels = torch.tensor([17, 90])
+    targets = [{"boxes": boxes[:n], "labels": labels[:n]} for n in (2, 0)]
+    torch.manual_seed(0)  # Faster R-CNN samples its proposals
+    found: dict[str, Tensor] = model(images, targets)
+    return found
+
+
+LEAN = {"method": "cst", "options": {"reduction": 16}, "neck": "frozen", "head": "predictor", "memsave": True}
+
+
+@pytest.mark.parametrize("changes", [{"memsave": False}, LEAN], ids=["stock", "lean"])
+def test_torchvisions_detector_with_the_same_weights(pair: Pair, changes: dict[str, Any]) -> None:
+    ours = few_regions(build_detector(Recipe(**(vars(pair.recipe) | changes)), len(CLASSES), CLASSES))
+    state, expected_state = ours.state_dict(), pair.theirs.state_dict()
+    assert len(expected_state) == pair.n_tensors
+    both = [name for name in expected_state if name in state]
+    differing = [name for name in both if not torch.equal(state[name], expected_state[name])]
+    missing = [name for name in expected_state if name not in state and not name.endswith("num_batches_tracked")]
+    assert differing == [] and missing == []
+
+    generator = torch.Generator().manual_seed(1)
+    images = [torch.rand(3, 100, 140, generator=generator), torch.rand(3, 150, 90, generator=generator)]
+    with torch.no_grad():
+        for mine, expected in zip(ours.eval()(images), pair.theirs.eval()(images), strict=True):
+            assert len(expected["boxes"]) > 20 and len(expected["labels"].unique()) > 3  # else equality says nothing
+            assert all(torch.equal(mine[key], expected[key]) for key in ("boxes", "scores", "labels"))
+    mine, expected = losses(ours, images), losses(pair.theirs, images)
+    assert mine.keys() == expected.keys()
+    assert {key: mine[key].item() for key in mine} == {key: expected[key].item() for key in expected}
+    assert all(value.isfinite() for value in expected.values())
+
+
+def test_the_fixture_has_the_norms_of_the_real_weights(pair: Pair) -> None:
+    """FrozenBatchNorm2d where torchvision's builder has it, with the eps that it sets."""
+    body: Any = pair.theirs.backbone.body  # type: ignore[union-attr]
+    kinds = {(type(m), m.eps) for m in body.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d)}
+    if pair.recipe.weights != "COCO" or pair.recipe.detector.endswith("v2"):
+        assert kinds == {(nn.BatchNorm2d, 1e-5)}
+    else:
+        assert kinds == {(FrozenBatchNorm2d, 1e-5 if pair.recipe.detector == "fcos" else 0.0)}
