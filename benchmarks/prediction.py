@@ -165,7 +165,7 @@ def kept_on_cuda(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> in
 
 def _dense_part(model: Any, recipe: Recipe, images: Tensor) -> None:
     levels = list(model.backbone(images).values())
-    if recipe.detector == "fasterrcnn":
+    if recipe.detector.startswith("fasterrcnn"):
         logits, _ = model.rpn.head(levels)
         anchors = sum(one.shape[1] * one.shape[2] * one.shape[3] for one in logits)
         n_rois = recipe.batch_size * min(512, anchors)
@@ -173,7 +173,7 @@ def _dense_part(model: Any, recipe: Recipe, images: Tensor) -> None:
         model.roi_heads.box_predictor(model.roi_heads.box_head(regions * 1))
         return
     logits = model.head(levels)["cls_logits"]
-    if recipe.detector == "retinanet":  # image by image, each through its mask of counted anchors
+    if recipe.detector.startswith("retinanet"):  # image by image, each through its mask of counted anchors
         for one in logits:
             sigmoid_focal_loss(one.clone(), torch.zeros_like(one), reduction="sum")
     else:

@@ -273,5 +273,5 @@ def test_dense_heads_without_a_declared_tower_are_refused(brought: Callable[...,
 
 
 def test_a_plugin_that_is_no_detector_is_refused() -> None:
-    with pytest.raises(ConfigError, match="detector must be one of fasterrcnn, retinanet, fcos; got 'mine'"):
+    with pytest.raises(ConfigError, match=r"detector must be one of fasterrcnn, .*; got 'mine'"):
         Recipe(detector="mine")

@@ -119,27 +119,39 @@ class LeanMaxPool2d(nn.MaxPool2d):
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Batch norm with constant statistics, weight and bias; its backward pass needs only the scale of each channel."""
+    """Batch norm with constant statistics; its backward pass reads its input for the gradient of the weight alone."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(mean, var, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, mean, var, weight)
         ctx.eps = eps
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _, var, weight = ctx.saved_tensors
-        scale = weight * (var + ctx.eps).rsqrt()
-        return grad * scale.to(grad.dtype).reshape(1, -1, 1, 1), None, None, None, None, None
+        x, mean, var, weight = ctx.saved_tensors
+        of_x, _, _, of_weight, of_bias, _ = ctx.needs_input_grad
+        if of_weight:
+            mask = [of_x, True, of_bias]
+            grads = torch.ops.aten.native_batch_norm_backward(
+                grad, x, weight, mean, var, None, None, False, ctx.eps, mask
+            )
+            return grads[0], None, None, grads[1], grads[2] if of_bias else None, None
+        grad_x = grad_bias = None
+        if of_x:
+            scale = weight * (var + ctx.eps).rsqrt()
+            grad_x = grad * scale.to(grad.dtype).reshape(1, -1, 1, 1)
+        if of_bias:
+            grad_bias = grad.sum((0, 2, 3)).to(weight.dtype)
+        return grad_x, None, None, None, grad_bias, None
 
 
 def constant_batch_norm(norm: Any, x: Tensor) -> Tensor:
-    """Return what ``F.batch_norm`` gives in eval mode, to the bit, without keeping ``x`` for the backward pass.
+    """Return what ``F.batch_norm`` gives in eval mode, to the bit; ``x`` is kept only if the weight is trained.
 
     Args:
-        norm: a BatchNorm2d or FrozenBatchNorm2d whose tensors need no gradient.
+        norm: a BatchNorm2d or FrozenBatchNorm2d.
     """
     return _BatchNorm.apply(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 

@@ -52,13 +52,12 @@ def _maxpool(tape: Tape, x: ShapeTensor, lean: bool) -> ShapeTensor:
 def _norm(tape: Tape, step: StepShape, plan: MemoryPlan, x: ShapeTensor, stage: int) -> ShapeTensor:
     """Run the norm behind a convolution of the body."""
     if stage >= plan.norm_from and plan.norm != "frozen":
-        if plan.norm == "ssf":
-            x = tape.frozen_norm(x)
-        return tape.open_norm(x, weight=plan.norm != "bias")
-    if step.shape.frozen_norm:
-        return tape.frozen_norm(x)
-    if step.memsave and stage < plan.trained_from:
-        return tape.op(x.shape, x)  # a lean BatchNorm2d keeps the scale of each channel
+        if plan.norm != "ssf":
+            return tape.open_norm(x, weight=plan.norm != "bias", fused=not step.shape.frozen_norm)
+        x = tape.frozen_norm(x, fused=not step.shape.frozen_norm)
+        return tape.open_norm(x, weight=True)
+    if step.shape.frozen_norm or (step.memsave and stage < plan.trained_from):
+        return tape.frozen_norm(x, fused=not step.shape.frozen_norm)
     if stage >= plan.trained_from:
         return tape.batch_norm(x)
     return tape.op(x.shape, x, save=[x])  # BatchNorm2d in eval mode keeps its input as well

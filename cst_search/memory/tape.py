@@ -130,13 +130,21 @@ class Tape(Recorder):
             transient=2 * n if self.half and trained else 0,
         )
 
-    def frozen_norm(self, x: ShapeTensor) -> ShapeTensor:
-        """Record ``x * scale + shift``, both constant: two results, the first freed at once; it keeps nothing large."""
+    def frozen_norm(self, x: ShapeTensor, fused: bool = False) -> ShapeTensor:
+        """Record ``x * scale + shift``, both constant: two results, the first freed at once; it keeps nothing large.
+
+        Args:
+            fused: True for `backbone.lean_layers.constant_batch_norm`, which has one result.
+        """
+        if fused:
+            return self.op(x.shape, x)
         return self.op(x.shape, self.op(x.shape, x), passes=True)
 
-    def open_norm(self, x: ShapeTensor, weight: bool) -> ShapeTensor:
+    def open_norm(self, x: ShapeTensor, weight: bool, fused: bool = False) -> ShapeTensor:
         """Record a `frozen_norm` with a trained shift; ``weight``: a trained scale too, whose gradient needs x."""
         c = x.shape[1]
+        if fused:
+            return self.op(x.shape, x, save=[x] if weight else [], params=8 * c if weight else 4 * c)
         scaled = self.op(x.shape, x, save=[x] if weight else [], params=4 * c if weight else 0,
                          transient=x.nbytes if weight else 0)  # fmt: skip
         return self.op(x.shape, scaled, passes=True, params=4 * c)

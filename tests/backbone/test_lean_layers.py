@@ -26,6 +26,7 @@ from cst_search.backbone.resnet import FrozenNorm
 from cst_search.config.recipe import Recipe
 from cst_search.detector.build import build_detector
 from cst_search.petl import METHODS
+from cst_search.petl.modules.layers import OpenNorm
 
 Make = Callable[..., Recipe]
 
@@ -108,13 +109,31 @@ def test_a_layer_gives_the_same_gradient_from_less(
             grads.append(leaf.grad)
     finally:
         stock.__class__ = kind
-    if lean is LeanBatchNorm2d:  # the sum in another order
-        torch.testing.assert_close(outs[1], outs[0])
+    assert torch.equal(outs[0], outs[1])
+    if lean is LeanBatchNorm2d:  # a product in another order
         torch.testing.assert_close(grads[1], grads[0])
     else:
-        assert torch.equal(outs[0], outs[1]) and torch.equal(grads[0], grads[1])
+        assert torch.equal(grads[0], grads[1])
     assert kept[1] <= weight + 128 + 1.1 * share * x.numel() * 4  # 128: a padded byte and small odds and ends
     assert kept[0] >= x.numel() * 4
+
+
+@pytest.mark.parametrize("opened", [(), ("bias",), ("weight",), ("weight", "bias")])
+def test_an_open_norm_with_batch_norm_rounding_has_its_output_and_gradients(opened: tuple[str, ...]) -> None:
+    norm = norm_of(nn.BatchNorm2d).eval().requires_grad_()
+    ours = OpenNorm(norm, opened)  # type: ignore[arg-type]
+    x = torch.randn(2, 6, 9, 11)
+    found: list[list[Tensor]] = []
+    for module in (norm, ours):
+        leaf = x.clone().requires_grad_()
+        out = module(leaf)
+        out.backward(torch.linspace(-1, 1, out.numel()).view(out.shape))
+        found.append([out.detach(), leaf.grad, *(getattr(module, name).grad for name in opened)])  # type: ignore[list-item]
+    assert torch.equal(found[0][0], found[1][0])
+    for mine, expected in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(mine, expected)
+    kept = saved_bytes(lambda: ours(x.clone().requires_grad_()))
+    assert (kept >= x.nbytes) == ("weight" in opened)
 
 
 def test_relu_in_place_writes_its_input() -> None:

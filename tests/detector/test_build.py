@@ -238,7 +238,7 @@ Pair = tuple[Any, nn.Module]
 WIDE = {"width": 1.0, "max_size_px": 96, "head_convs": 4, "anchor_scale": 1.0, "method": "head"}  # torchvision's sizes
 
 
-@pytest.fixture(scope="module", params=DETECTORS)
+@pytest.fixture(scope="module", params=["fasterrcnn", "retinanet", "fcos"])  # test_parity.py has those of v2
 def pair(request: pytest.FixtureRequest, tiny_recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """(ours with method head, torchvision's) with the same weights, both in eval mode."""
     path = tmp_path_factory.mktemp("wide") / "w.pt"
@@ -346,6 +346,8 @@ def test_neck_and_head_start_equal_whatever_the_method(tiny_recipe: Make, detect
     states = [build_detector(tiny_recipe(detector=detector, method=m), 3).state_dict() for m in sorted(METHODS)]
     plain = build_detector(tiny_recipe(detector=detector, method="head"), 3).state_dict()
     for name, value in plain.items():  # and the base's tensors, whose names are torchvision's in every method
+        if name.endswith("num_batches_tracked"):  # opened norms count no batches
+            continue
         assert all(torch.equal(value, state[name]) for state in states), name
 
 
@@ -445,7 +447,7 @@ def test_merged_and_unmerged_agree(
     state = {name: value for name, value in model.state_dict().items() if "num_batches" not in name}
     plain.load_state_dict(state)
     assert count_parameters(model)[0] == 0
-    if base == "file":  # nor is any layer of ours left
+    if base == "file" and recipe.frozen_norm:  # nor is any layer of ours left
         assert {type(m) for m in model.backbone.body.modules()} == {type(m) for m in plain.backbone.body.modules()}
     with torch.no_grad():
         out = plain.backbone(x)  # type: ignore[operator]
@@ -533,14 +535,14 @@ def test_a_wrong_recipe_is_refused(tiny_recipe: Make, changes: dict[str, Any], s
 def test_anchor_scale_multiplies_the_anchors(tiny_recipe: Make, detector: str) -> None:
     def sizes(scale: float) -> list[float]:
         model: Any = build_detector(tiny_recipe(detector=detector, anchor_scale=scale), 3)
-        generator = model.rpn.anchor_generator if detector == "fasterrcnn" else model.anchor_generator
+        generator = model.rpn.anchor_generator if hasattr(model, "rpn") else model.anchor_generator
         return [float(size) for level in generator.sizes for size in level]
 
     default = {
         "fasterrcnn": [32, 64, 128, 256, 512],
         "retinanet": [32, 40, 50, 64, 80, 101, 128, 161, 203, 256, 322, 406, 512, 645, 812],
         "fcos": [8, 16, 32, 64, 128],
-    }[detector]
+    }[detector.removesuffix("_v2")]
     assert sizes(1.0) == default  # torchvision's
     assert sizes(0.25) == pytest.approx([size / 4 for size in default], abs=1)
 

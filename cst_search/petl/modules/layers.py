@@ -99,6 +99,7 @@ def still_norm(norm: Norm) -> FrozenNorm:
 
 
 def _take_tensors(still: FrozenNorm, norm: Norm) -> None:
+    still.as_batch_norm = not isinstance(norm, FrozenNorm) or norm.as_batch_norm
     for name in ("weight", "bias", "running_mean", "running_var"):
         setattr(still, name, getattr(norm, name).detach())
 
