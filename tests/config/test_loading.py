@@ -106,7 +106,11 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("a typing error in a name", {"epoch": 12}, "epoch is not a field of a recipe"),
     ("a name that is a number", {3: 1}, "3 is not a field of a recipe"),
     ("below the range", {"epochs": 0}, "epochs must be a whole number from 1 to 10000; got 0"),
-    ("an unknown choice names the known ones", {"detector": "yolo"}, "one of fasterrcnn, retinanet, fcos; got 'yolo'"),
+    (
+        "an unknown choice names the known ones",
+        {"detector": "yolo"},
+        "retinanet, fcos, fasterrcnn_v2, retinanet_v2; got 'yolo'",
+    ),
     ("not a number", {"lr": float("nan")}, "lr must be above 0"),
     ("infinity", {"clip_norm": float("inf")}, "clip_norm must be above 0"),
     ("two fields that do not go together", {"image_size_px": 900, "max_size_px": 800}, "max_size_px must be from"),

@@ -25,7 +25,10 @@ def test_a_recipe_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"detector": "yolo"}, "detector must be one of fasterrcnn, retinanet, fcos; got 'yolo'"),
+        (
+            {"detector": "yolo"},
+            "detector must be one of fasterrcnn, retinanet, fcos, fasterrcnn_v2, retinanet_v2; got 'yolo'",
+        ),
         ({"backbone": "vgg16"}, "backbone must be one of resnet18"),
         ({"precision": "fp8"}, "precision must be one of auto, fp32, bf16, fp16"),
         ({"width": 0.01}, "width must be from 0.05 to 4"),

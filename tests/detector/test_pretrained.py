@@ -93,7 +93,7 @@ def test_the_hash_covers_neck_and_heads_once_they_are_not_trained(whole: tuple[R
     recipe, given = whole
     frozen = Recipe(**(vars(recipe) | {"head": "predictor"}))
     before: list[Any] = [build_detector(each, 3, NEW).backbone for each in (recipe, frozen)]
-    name = "backbone.fpn.inner_blocks.0.0.bias"
+    name = "backbone.fpn.inner_blocks.0.0.weight"
     given[name][0] += 1
     save_file(given, recipe.weights, metadata={"class_names": json.dumps(KNOWN)})
     after: list[Any] = [build_detector(each, 3, NEW).backbone for each in (recipe, frozen)]
