@@ -138,7 +138,7 @@ def test_front_and_trials(first: Search) -> None:
     front, trials, info = first.front(), first.trials(), first.info
     columns = ["trial", "state", "map", "map50", "device_bytes", "working_bytes", "memory_source", "trainable_params",
                "petl_params"]  # fmt: skip
-    assert list(front.columns[:8]) == columns
+    assert list(front.columns[:9]) == columns
     assert {"config.method", "config.cst.reduction", "config.lr"} <= set(front.columns[8:])
     assert front["trial"].tolist() == [record.trial for record in info.front()]
     assert front["map"].is_monotonic_decreasing
