@@ -51,6 +51,7 @@ def test_a_wheel_holds_one_package_and_all_its_files(built: dict[str, Path], nam
         assert shipped and shipped <= set(files)
     names = (
         "backbone/weights/demo-resnet18.safetensors",
+        "detector/coco_labels.txt",
         "detector/weights/demo-detector.safetensors",
         "memory/devices.yaml",
         "memory/memory.yaml",

@@ -160,7 +160,9 @@ def _methods() -> list[str]:
     """
     from cst_search import plugins
 
-    return [name for name in _shipped("search_spaces") if name not in ("petl", "quick")] + list(plugins.names("methods"))
+    return [name for name in _shipped("search_spaces") if name not in ("petl", "quick")] + list(
+        plugins.names("methods")
+    )
 
 
 def _options(method: str) -> list[str]:

@@ -142,21 +142,26 @@ def estimate(
 
 @app.command()
 def ls(json_: JsonOption = False) -> None:
-    """List shipped recipes and search spaces, and the methods and detectors of other packages."""
+    """List shipped recipes, search spaces and detectors, and the methods and detectors of other packages."""
     from cst_search import plugins
     from cst_search.config import catalog
+    from cst_search.config.recipe import COCO_DETECTORS, DETECTORS
 
     found = {kind: catalog.names(kind) for kind in ("trials", "search_spaces")}
     others = [plugin for kind in plugins.KINDS for plugin in plugins.found(kind)]
     if json_:
         names = ("kind", "name", "package", "version", "value")
-        print_json(found | {"plugins": [{name: getattr(plugin, name) for name in names} for plugin in others]})
+        plugged = [{name: getattr(plugin, name) for name in names} for plugin in others]
+        print_json(found | {"detectors": list(DETECTORS), "plugins": plugged})
         return
     for kind, label in (("trials", "recipes"), ("search_spaces", "search spaces")):
         say(f"{label}:")
         for name in found[kind]:
             first = catalog.shipped(kind, name).read_text(encoding="utf-8").splitlines()[0]  # type: ignore[arg-type]
             say(f"  {name:<12} {first.lstrip('# ')}")
+    say("detectors:")
+    for name in DETECTORS:
+        say(f"  {name:<13} weights: COCO on resnet50 (torchvision's {COCO_DETECTORS[name]}), IMAGENET on any ResNet")
     if others:
         say("plug-ins (`cst-search doctor` tries them):")
         for plugin in others:

@@ -29,8 +29,14 @@ DETECTORS = tuple(USED_STAGES)
 # detectors with BatchNorm2d in body, pyramid or heads; the others have FrozenBatchNorm2d in a pre-trained body
 BATCH_NORM_DETECTORS = ("fasterrcnn_v2", "retinanet_v2")
 GROUP_NORM_DETECTORS = ("fcos", "retinanet_v2")  # in the towers of their heads
-# torchvision's detectors with weights trained on COCO, all on a full ResNet-50
-COCO_DETECTORS = ("fasterrcnn", "fasterrcnn_v2", "retinanet", "retinanet_v2", "fcos")
+# detectors with weights trained on COCO, all on a full ResNet-50: torchvision's builder, which has them as COCO_V1
+COCO_DETECTORS = {
+    "fasterrcnn": "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_v2": "fasterrcnn_resnet50_fpn_v2",
+    "retinanet": "retinanet_resnet50_fpn",
+    "retinanet_v2": "retinanet_resnet50_fpn_v2",
+    "fcos": "fcos_resnet50_fpn",
+}
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")  # where a trial runs; no field

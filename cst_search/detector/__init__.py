@@ -7,6 +7,7 @@ build detectors or count parameters are imported on first use.
 from typing import TYPE_CHECKING
 
 from cst_search.detector.base import SCORE_THRESHOLD, Detector
+from cst_search.detector.class_rows import ClassLayer
 from cst_search.detector.registry import DETECTORS, get_detector
 from cst_search.lazy import lazy_names
 from cst_search.memory.dense_heads import (
@@ -33,6 +34,7 @@ __all__ = [
     "DETECTORS",
     "SCORE_THRESHOLD",
     "Allocation",
+    "ClassLayer",
     "DenseTower",
     "Detector",
     "LayerShape",

@@ -18,21 +18,13 @@ from torchvision.models import WeightsEnum, get_model_weights
 
 from cst_search.backbone.lean_layers import fix_statistics
 from cst_search.backbone.resnet import BODY, FrozenNorm, fetch, fingerprint, load_body, read_body, read_tensors
-from cst_search.config.recipe import Recipe
+from cst_search.config.recipe import COCO_DETECTORS, Recipe
 from cst_search.detector.base import Detector
 from cst_search.detector.class_rows import coco_labels, copy_rows, matching_labels, n_known_labels
 from cst_search.detector.pyramid import Backbone
 from cst_search.detector.trained_file import TrainedFile, is_run, lineage, read_metadata, read_trained, weights_file
 from cst_search.errors import ConfigError
 
-# torchvision's builder of each detector of `config.recipe.COCO_DETECTORS`, whose weights COCO_V1 these are
-BUILDERS = {
-    "fasterrcnn": "fasterrcnn_resnet50_fpn",
-    "fasterrcnn_v2": "fasterrcnn_resnet50_fpn_v2",
-    "retinanet": "retinanet_resnet50_fpn",
-    "retinanet_v2": "retinanet_resnet50_fpn_v2",
-    "fcos": "fcos_resnet50_fpn",
-}
 # eps of FrozenBatchNorm2d: torchvision's own, and what its builders set (`overwrite_eps`) after loading COCO_V1
 _EPS, _COCO_EPS = 1e-5, {"fasterrcnn": 0.0, "retinanet": 0.0}
 
@@ -66,7 +58,7 @@ class Start(NamedTuple):
 
 def coco_weights(detector: str) -> WeightsEnum:
     """Return torchvision's entry for the weights of a detector trained on COCO."""
-    weights: WeightsEnum = get_model_weights(BUILDERS[detector])["COCO_V1"]
+    weights: WeightsEnum = get_model_weights(COCO_DETECTORS[detector])["COCO_V1"]
     return weights
 
 
@@ -116,7 +108,7 @@ def _of_file(path: Path, recipe: Recipe, of_run: Callable[[TrainedFile], Start])
 
 
 def _coco(detector: str, tensors: Mapping[str, Tensor]) -> Start:
-    return Start(f"torchvision's {BUILDERS[detector]}", tensors, coco_labels(), _COCO_EPS.get(detector, _EPS))
+    return Start(f"torchvision's {COCO_DETECTORS[detector]}", tensors, coco_labels(), _COCO_EPS.get(detector, _EPS))
 
 
 def _whole(source: str, tensors: Mapping[str, Tensor], labels: tuple[str, ...]) -> Start:

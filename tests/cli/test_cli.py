@@ -21,7 +21,7 @@ from cst_search import __version__, cli
 from cst_search.cli import app
 from cst_search.config import catalog
 from cst_search.config.loading import write_yaml
-from cst_search.config.recipe import Recipe
+from cst_search.config.recipe import DETECTORS, Recipe
 from cst_search.petl import METHODS
 from cst_search.search.session import SearchSession
 from cst_search.study.study import Study
@@ -521,6 +521,7 @@ def test_compare_without_a_list_means_all_methods(formula: Callable[[Recipe], in
 def test_ls_and_cp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads(run_cli("ls", "--json").out)
     assert found.pop("plugins") == []
+    assert found.pop("detectors") == list(DETECTORS) and all(name in run_cli("ls").out for name in DETECTORS)
     assert found == {kind: catalog.names(kind) for kind in ("trials", "search_spaces")}  # type: ignore[arg-type]
     text = run_cli("ls").out
     assert all(name in text for names in found.values() for name in names)

@@ -19,7 +19,7 @@ from cst_search.config.recipe import COCO_DETECTORS, Recipe
 from cst_search.detector.base import SCORE_THRESHOLD
 from cst_search.detector.build import build_detector
 from cst_search.detector.class_rows import coco_labels
-from cst_search.detector.pretrained import BUILDERS, coco_weights
+from cst_search.detector.pretrained import coco_weights
 
 SIZES: dict[str, Any] = {"min_size": 128, "max_size": 192}
 CLASSES = coco_labels()[1:]
@@ -34,7 +34,7 @@ N_TENSORS = {
 
 
 def builder(detector: str) -> Callable[..., Any]:
-    return getattr(detection, BUILDERS[detector])
+    return getattr(detection, COCO_DETECTORS[detector])
 
 
 def random_state(detector: str) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def few_regions(model: Any) -> nn.Module:
     return model
 
 
-@pytest.fixture(scope="module", params=COCO_DETECTORS)
+@pytest.fixture(scope="module", params=list(COCO_DETECTORS))
 def state(request: pytest.FixtureRequest) -> tuple[str, dict[str, Tensor]]:
     return request.param, random_state(request.param)
 
