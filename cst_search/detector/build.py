@@ -75,6 +75,8 @@ def prepare(model: nn.Module, recipe: Recipe, losses: Iterator[Tensor]) -> None:
     backbone = model.backbone
     assert isinstance(backbone, Backbone)
     trained = [p for p in model.parameters() if p.requires_grad]
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
     device = trained[0].device
     try:
         for parameter in trained:  # gradients not needed here would take memory
@@ -85,6 +87,8 @@ def prepare(model: nn.Module, recipe: Recipe, losses: Iterator[Tensor]) -> None:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+        for buffer, before in statistics:  # those of pyramid and heads that start random follow the images
+            buffer.copy_(before)
 
 
 def _recompute(model: nn.Module, backbone: Backbone, what: str) -> None:

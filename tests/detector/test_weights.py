@@ -38,6 +38,8 @@ def disturbed(recipe: Recipe) -> nn.Module:
                 tensor += 7
             if name.endswith("cls_logits.bias"):
                 tensor.zero_()
+            elif name.endswith("cls_score.weight"):
+                tensor *= 0.05  # or the background alone has a score
     return model.eval()
 
 
