@@ -141,7 +141,7 @@ def launch_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
     load = study_setup.load_dataset
     study_setup.load_dataset = lambda *a: carried(load(*a), args)  # type: ignore[assignment]
     options = LaunchOptions(
-        home=args.home, settings=("search_epochs=1",), trials=args.trials, workers=args.workers,
+        home=args.home, settings=("search_epochs=1",), space="cst", trials=args.trials, workers=args.workers,
         device="cpu", in_process=side == "in-process", study="overhead",
     )  # fmt: skip
     with contextlib.ExitStack() as stack, open(os.devnull, "w") as nowhere:

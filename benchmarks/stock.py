@@ -42,6 +42,11 @@ def space(trial):
     trial.suggest_float("cst.gate_init", -1.39, 1.39)
     trial.suggest_float("cst.temperature", 0.05, 1.0, log=True)
     trial.suggest_categorical("batch_size", [2, 4, 8])
+    trial.suggest_categorical("image_size_px", [64, 96, 128])
+    trial.suggest_categorical("recompute", ["none", "neck"])
+    trial.suggest_categorical("neck", ["train", "norm", "lora", "frozen"])
+    trial.suggest_categorical("head", ["train", "norm", "lora", "predictor"])
+    trial.suggest_categorical("augment", ["none", "light"])
     trial.suggest_float("lr", 1e-3, 2e-2, log=True)
     return {"method": "cst"}
 

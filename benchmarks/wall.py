@@ -54,8 +54,8 @@ def command(side: str, home: Path, points: Path | None, args: argparse.Namespace
     threads = ["--threads", str(threads_of(args.workers))]
     if side == "launch":
         same = ["--sampler", "random", "--no-stop-early"] if args.same else []
-        return [sys.executable, "-c", _CLI, "launch", *shared, "--device", "cpu", "--study", "wall", "--seed",
-                str(args.seed), *same]  # fmt: skip
+        return [sys.executable, "-c", _CLI, "launch", *shared, "--space", "cst", "--device", "cpu", "--study", "wall",
+                "--seed", str(args.seed), *same]  # fmt: skip
     listed = ["--points", str(points)] if points else []
     if side == "pool":
         return [sys.executable, str(HERE / "wall.py"), "--pool", *shared, *threads, *listed]

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import overhead
 import wall
 
-from cst_search.config.loading import load_space
+from cst_search.config.loading import load_recipe, load_space
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--set", "search_epochs=1", "--set", "image_size_px=32", "--set", "max_size_px=32"]
@@ -60,7 +60,7 @@ def test_the_plain_script_searches_the_space_of_the_launch() -> None:
         def suggest_float(self, name: str, low: float, high: float, log: bool = False) -> None:
             self.found[name] = (low, high, log)
 
-    asked, space = Asked(), load_space("cst")
+    asked, space = Asked(), load_space("cst", load_recipe("demo"))
     assert stock.space(asked) == {"method": space.methods[0]}
     assert asked.found == {
         d.name: tuple("".join(map(str, c)) if isinstance(c, tuple) else c for c in d.choices) or (d.low, d.high, d.log)
