@@ -21,7 +21,7 @@ import wall
 from cst_search.config.loading import load_recipe, load_space
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ["--set", "search_epochs=1", "--set", "image_size_px=32", "--set", "max_size_px=32"]
+TINY = ["--set", "search_epochs=1"]
 
 
 @pytest.fixture
