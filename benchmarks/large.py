@@ -41,6 +41,7 @@ import sqlalchemy
 import torch
 from rich.console import Console
 
+from cst_search.commands.budget_survey import Estimator
 from cst_search.commands.search_loop import follow
 from cst_search.config.loading import load_recipe, load_space
 from cst_search.memory.estimate import Estimate, InputShape
@@ -55,7 +56,6 @@ from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.records import Budget, LaunchRecord, StudyInfo, StudySpec
 from cst_search.study.study import Study
 from cst_search.tracking.mlflow_record import MlflowRecord
-from cst_search.trial.cost import predict
 
 SHAPE, N_CLASSES = InputShape(128, 128, 8), 3  # the demo's
 BUDGET = Budget(memory_bytes=885_000_000)  # demo trials need 870 to 911 MB
@@ -80,10 +80,9 @@ def make_spec(sampler: str = "random") -> StudySpec:
     )
 
 
-def estimator() -> Callable[[dict[str, Any]], Estimate]:
+def estimator() -> Estimator:
     """Return the estimator that a launch uses."""
-    recipe = load_recipe("demo")
-    return lambda config: predict(recipe.configured(config), N_CLASSES, SHAPE)
+    return Estimator(load_recipe("demo"), N_CLASSES, ((SHAPE.height_px, SHAPE.width_px),), SHAPE.max_boxes)
 
 
 def rough_estimator() -> Callable[[dict[str, Any]], Estimate]:
@@ -329,6 +328,7 @@ def work(url: str, name: str, home: Path, samplers: Sequence[str], figures: Figu
         spent[:] = [clock.wall, clock.cpu]
         return cost
 
+    timed_estimate.roughly = estimate.roughly  # type: ignore[attr-defined]
     for sampler in samplers:
         # no budget, so that no suggestion is rejected
         study.spec = replace(study.spec, sampler=sampler, budget=Budget())

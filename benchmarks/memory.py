@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=1, help="configurations at a time, after the first few [1]")
     parser.add_argument("--fit", action="store_true", help="also the constants as this device has them")
-    parser.add_argument("--hold", action="store_true", help="each to the reserved bytes that are predicted of it")
+    parser.add_argument("--hold", action="store_true", help="each to the device bytes that are predicted of it")
     parser.add_argument("--dry-run", action="store_true", help="four small configurations, on any machine")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -15,7 +15,7 @@ import pytest
 
 from cst_search.config.loading import load_space
 from cst_search.config.recipe import Recipe
-from cst_search.memory.estimate import CONTEXT_BYTES
+from cst_search.memory.estimate import CONTEXT_WITH_BLAS_BYTES
 from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.records import Budget, StudyInfo, TrialRecord
 
@@ -59,7 +59,7 @@ def made_info(n: int = 60, name: str = "petl-6gb", seed: int = 6, **changes: Any
         trials.append(TrialRecord(
             trial=number, state=state, config=config, history=history,
             map=curve[-1] if known else None, map50=curve[-1] + 0.19 if known else None,
-            device_bytes=memory, context_bytes=CONTEXT_BYTES,
+            device_bytes=memory, context_bytes=CONTEXT_WITH_BLAS_BYTES,
             memory_source="predicted" if state == "infeasible" else "measured",
             trainable_params=round(params * rng.uniform(0.7, 1.1)), petl_params=round(params * 0.02),
             seconds=rng.uniform(200, 900) if known else None, feasible=memory <= 6e9, ran=state != "infeasible",

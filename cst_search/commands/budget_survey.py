@@ -14,10 +14,10 @@ from cst_search.commands.output import Say
 from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
 from cst_search.data.coco import DetectionData
-from cst_search.memory.estimate import CONTEXT_BYTES, Estimate, InputShape, worst_input
+from cst_search.memory.estimate import Estimate, InputShape, context_of, worst_input
 from cst_search.petl import get_method
 from cst_search.study.records import Budget
-from cst_search.trial.cost import predict
+from cst_search.trial.cost import predict, predict_roughly
 from cst_search.units import format_bytes, format_count
 
 _SURVEY = 24  # random configurations that a budget is compared with
@@ -27,26 +27,44 @@ _SURVEY = 24  # random configurations that a budget is compared with
 class Survey:
     """Predicted costs of random configurations; each tuple is in ascending order.
 
-    ``context_bytes`` is the CUDA context that all of ``device_bytes`` include.
+    ``context_bytes`` is the CUDA context in the largest of ``device_bytes``.
     """
 
     device_bytes: tuple[int, ...]
     trainable_params: tuple[int, ...]
     petl_params: tuple[int, ...]
-    context_bytes: int = CONTEXT_BYTES
+    context_bytes: int = 0
 
 
-def estimator(recipe: Recipe, data: DetectionData) -> Callable[[dict[str, Any]], Estimate]:
-    """Return a function that predicts the cost of a configuration at the dataset's worst input."""
-    sizes, max_boxes = image_sizes(data), data.summary()["max_boxes"]
-    n_classes = len(data.class_names)
+@dataclass(frozen=True)
+class Estimator:
+    """Function from a configuration to its predicted cost at the dataset's worst input.
 
-    def estimate(config: dict[str, Any]) -> Estimate:
-        configured = recipe.configured(config)
-        shape: InputShape = worst_input(configured, sizes, max_boxes)
-        return predict(configured, n_classes, shape)
+    Attributes:
+        sizes: distinct (height, width) of the dataset's images in pixels.
+        max_boxes: most boxes in one image.
+    """
 
-    return estimate
+    recipe: Recipe
+    n_classes: int
+    sizes: tuple[tuple[int, int], ...]
+    max_boxes: int
+
+    def __call__(self, config: dict[str, Any]) -> Estimate:
+        return predict(*self._asked(config))
+
+    def roughly(self, config: dict[str, Any]) -> Estimate:
+        """Return a cheaper prediction, by which hundreds of candidates are compared."""
+        return predict_roughly(*self._asked(config))
+
+    def _asked(self, config: dict[str, Any]) -> tuple[Recipe, int, InputShape]:
+        configured = self.recipe.configured(config)
+        return configured, self.n_classes, worst_input(configured, self.sizes, self.max_boxes)
+
+
+def estimator(recipe: Recipe, data: DetectionData) -> Estimator:
+    """Return the estimator of a recipe's configurations on a dataset."""
+    return Estimator(recipe, len(data.class_names), image_sizes(data), data.summary()["max_boxes"])
 
 
 def survey_costs(space: Space, recipe: Recipe, estimate: Callable[[dict[str, Any]], Estimate]) -> Survey:
@@ -57,6 +75,7 @@ def survey_costs(space: Space, recipe: Recipe, estimate: Callable[[dict[str, Any
         tuple(sorted(e.device_bytes for e in found)),
         tuple(sorted(e.trainable_params for e in found)),
         tuple(sorted(e.petl_params for e in found)),
+        context_of(max(found, key=lambda e: e.device_bytes).breakdown),
     )
 
 

@@ -30,7 +30,6 @@ from cst_search.study.records import StudyInfo
 from cst_search.study.states import TrialState
 from cst_search.study.storage import check_storage
 from cst_search.trial.checkpoint_folder import checkpoints_of
-from cst_search.trial.memory_limit import MemoryLimit
 from cst_search.units import format_seconds
 
 
@@ -122,7 +121,7 @@ def _say_beginning(
     if machines.cluster is not None:
         say(f"cluster {options.address}: {'; '.join(map(str, machines.cluster.nodes.values()))}")
     if machines.limit_bytes is not None and machines.cluster is None:
-        say(f"each trial: {MemoryLimit(machines.device, machines.limit_bytes)}")
+        say(f"each trial: {machines.limit_words()}")
     if workers.placement is not None and not options.in_process:
         say(str(workers.placement))
 

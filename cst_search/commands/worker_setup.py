@@ -15,9 +15,10 @@ from cst_search.data.coco import DetectionData
 from cst_search.errors import ConfigError, check_choice
 from cst_search.execution.gpu_sharing import Fleet, Placement, cpus_of_each
 from cst_search.execution.workers import InProcess, Workers
-from cst_search.memory.estimate import CONTEXT_BYTES
 from cst_search.study.records import Budget
-from cst_search.trial.device import allowance, check_device
+from cst_search.trial.device import check_bound, check_device
+from cst_search.trial.memory_limit import MemoryLimit
+from cst_search.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,12 @@ class Machines:
     cluster: Cluster | None
     device: torch.device
     limit_bytes: int | None
+
+    def limit_words(self) -> str:
+        """Return the memory limit of each trial in words."""
+        if self.device.type == "cuda" and self.limit_bytes is not None:
+            return f"at most {format_bytes(self.limit_bytes)} of the GPU, the CUDA context included"
+        return str(MemoryLimit(self.device, self.limit_bytes))
 
 
 @dataclass(frozen=True)
@@ -118,24 +125,24 @@ def device_of(name: str, cluster: Cluster | None) -> Any:
 def memory_limit_of(budget: Budget, limit_bytes: int | None, device: Any) -> int | None:
     """Return the memory limit of each trial, as `run_trial` takes it. Raises ConfigError if --limit-mem is too low."""
     if limit_bytes is not None:
-        return allowance(limit_bytes, device, "--limit-mem")
+        return check_bound(limit_bytes, device, "--limit-mem")
     if device.type != "cuda" or budget.memory_bytes is None:
         return None
     # a budget below the context excludes every suggestion; `show_budget` prints a note about that
-    return max(1, budget.memory_bytes - CONTEXT_BYTES)
+    return budget.memory_bytes
 
 
 def gpu_placement(limit: int | None, cluster: Cluster | None = None) -> Placement | Fleet:
     """Return how trials share the GPUs of this machine or of a cluster."""
     if cluster is not None:
-        fleet = Fleet(on_gpus=True, context_bytes=CONTEXT_BYTES, most_bytes=limit)
+        fleet = Fleet(on_gpus=True, most_bytes=limit)
         fleet.set_nodes(cluster.nodes.values())
         return fleet
     import torch
 
     n_gpus = torch.cuda.device_count()
     gpu_bytes = min(torch.cuda.get_device_properties(i).total_memory for i in range(n_gpus))
-    return Placement(n_gpus, gpu_bytes, CONTEXT_BYTES, limit)
+    return Placement(n_gpus, gpu_bytes, limit)
 
 
 def make_workers(

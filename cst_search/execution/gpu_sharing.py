@@ -26,13 +26,11 @@ class Placement:
     Attributes:
         n_gpus: number of GPUs.
         gpu_bytes: total memory of the smallest of them.
-        context_bytes: GPU memory that CUDA itself takes for each process.
-        most_bytes: upper bound of any trial's allocator, from the budget; None: only its share bounds it.
+        most_bytes: upper bound of any trial's memory, from the budget; None: only its share bounds it.
     """
 
     n_gpus: int
     gpu_bytes: int
-    context_bytes: int
     most_bytes: int | None = None
 
     def share(self, device_bytes: int) -> float:
@@ -41,9 +39,9 @@ class Placement:
         return min(max(wanted, 1), _STEPS) / _STEPS
 
     def limit_bytes(self, share: float) -> int:
-        """Return the memory limit in bytes of the allocator of a trial with that share, without the CUDA context."""
-        held = round(share * _STEPS) * self.gpu_bytes // _STEPS - self.context_bytes
-        return max(1, held if self.most_bytes is None else min(held, self.most_bytes))
+        """Return the memory limit in bytes of a trial with that share, its CUDA context included."""
+        held = round(share * _STEPS) * self.gpu_bytes // _STEPS
+        return held if self.most_bytes is None else min(held, self.most_bytes)
 
     def n_at_once(self, device_bytes: int) -> int:
         """Return the number of trials with that many predicted device bytes that fit at the same time."""
@@ -79,7 +77,7 @@ class Assignment:
 
     Attributes:
         gpu: share of one GPU; 0: the trial runs on CPUs.
-        limit_bytes: memory limit of its allocator; None: the trial is not on a GPU.
+        limit_bytes: its memory limit, as `trial.run.run_trial` takes it; None: the trial is not on a GPU.
     """
 
     node: str
@@ -107,13 +105,12 @@ class Fleet:
     Attributes:
         cpus: CPUs per trial. A node with too few CPUs for all its GPUs gives each trial fewer, so no GPU stays idle.
         on_gpus: True if trials run on GPUs.
-        context_bytes, most_bytes: as in `Placement`.
+        most_bytes: as in `Placement`.
         n_most: maximum number of concurrent trials; None: as many as fit.
     """
 
     cpus: float = 1.0
     on_gpus: bool = False
-    context_bytes: int = 0
     most_bytes: int | None = None
     n_most: int | None = None
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -179,7 +176,7 @@ class Fleet:
         return min(by_cpus, self._gpus_of(node).n_at_once(device_bytes)) if device_bytes <= node.gpu_bytes else 0
 
     def _gpus_of(self, node: Node) -> Placement:
-        return Placement(node.n_gpus, node.gpu_bytes, self.context_bytes, self.most_bytes)
+        return Placement(node.n_gpus, node.gpu_bytes, self.most_bytes)
 
     def _cpus_on(self, node: Node) -> float:
         return min(self.cpus, node.n_cpus / node.n_gpus) if self.on_gpus else self.cpus

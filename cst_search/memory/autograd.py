@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Allocation:
     """Bytes of a device that live as long as something refers to them."""
 
-    __slots__ = ("nbytes", "shared", "tape")
+    __slots__ = ("nbytes", "position", "shared", "tape")
 
     def __init__(self, tape: Recorder, nbytes: int) -> None:
         if tape.block > 1:
@@ -30,9 +30,15 @@ class Allocation:
         tape.live += nbytes
         if tape.live > tape.peak:
             tape.peak = tape.live
+        if tape.trace is not None and nbytes:
+            self.position = len(tape.trace)
+            tape.trace.append(nbytes)
 
     def __del__(self) -> None:
-        self.tape.live -= self.nbytes
+        tape = self.tape
+        tape.live -= self.nbytes
+        if tape.trace is not None and self.nbytes:
+            tape.trace.append(~self.position)
 
 
 class ShapeTensor:
@@ -64,7 +70,7 @@ class ShapeTensor:
 class Node:
     """Operation that the backward pass will visit."""
 
-    __slots__ = ("edges", "frame", "grad", "key", "params", "passes", "saved", "slots", "transient")
+    __slots__ = ("edges", "frame", "grad", "key", "multiplies", "params", "passes", "saved", "slots", "transient")
 
     def __init__(self) -> None:
         self.edges: list[tuple[Node, int]] = []  # nodes of the inputs, and the bytes of their gradients
@@ -74,6 +80,7 @@ class Node:
         self.params = 0  # bytes of the parameter gradients made here
         self.key = ""  # name of these parameters if they are shared
         self.transient = 0  # further bytes while the operation's backward runs
+        self.multiplies = False  # cuBLAS multiplies matrices in it
         self.frame: _Frame | None = None
         self.slots: list[int] = []
 
@@ -104,6 +111,9 @@ class Recorder:
         conv_copies: True if convolutions take a workspace as large as their input and output together. cuDNN's kernels
             for tensor cores need channels last and copy other layouts. (Fitted on an H100, docs/memory.md; not
             documented.)
+        trace: list that is given every event; None: none is. An allocation appends its bytes (above 0), its end appends
+            ``~i`` (below 0), i being the index where the allocation was appended; and where cuBLAS multiplies for the
+            first time in a thread, forward and backward, there is a 0: it then has its workspace.
 
     Attributes:
         live, peak: current bytes, and their maximum so far.
@@ -120,8 +130,11 @@ class Recorder:
         drops: bool = False,
         sums_in_place: bool = True,
         conv_copies: bool = False,
+        trace: list[int] | None = None,
     ) -> None:
-        self.conv_copies, self.multiplies = conv_copies, False
+        self.conv_copies, self.multiplies, self.trace = conv_copies, False, trace
+        self._multiplied: set[bool] = set()  # whether backward: the threads in which cuBLAS has its workspace
+        self._backward = False
         self.half, self.fp32_ops, self.block = half, fp32_ops, block
         self.adds_up, self.drops, self.sums_in_place = adds_up, drops, sums_in_place
         self.live = self.peak = 0
@@ -133,6 +146,11 @@ class Recorder:
             str, Allocation
         ] = {}  # autocast's copies of trained weights, kept until the forward pass is over
         self._grads: dict[str, Allocation] = {}  # gradients of parameters, by key
+
+    @property
+    def gradients(self) -> list[int]:
+        """Bytes of each gradient of parameters that the tape holds, in the order of the backward pass."""
+        return [grad.nbytes for grad in self._grads.values()]
 
     # --- recording ----------------------------------------------------------------------------------------------------
 
@@ -150,6 +168,13 @@ class Recorder:
         finally:
             self.recording = before
 
+    def multiply(self) -> None:
+        """Note a multiplication of matrices by cuBLAS."""
+        self.multiplies = True
+        if self.trace is not None and self._backward not in self._multiplied:
+            self._multiplied.add(self._backward)
+            self.trace.append(0)
+
     def op(
         self,
         shape: tuple[int, ...],
@@ -163,6 +188,7 @@ class Recorder:
         key: str = "",
         transient: int = 0,
         transient_forward: int = 0,
+        multiplies: bool = False,
     ) -> ShapeTensor:
         """Record an operation.
 
@@ -177,7 +203,10 @@ class Recorder:
             key: name of parameters that several operations share; their gradients are added up in one place.
             transient: bytes that live beside the gradients while the backward of this operation runs.
             transient_forward: bytes that live beside inputs and result while the operation runs.
+            multiplies: True if the operation multiplies matrices outside of convolutions, forward and backward.
         """
+        if multiplies:
+            self.multiply()
         node = None
         if self.recording and (params or any(t.node is not None for t in inputs)):
             node = Node()
@@ -198,6 +227,7 @@ class Recorder:
                 self._keep(node, (out,))
             node.edges = [(t.node, t.nbytes) for t in inputs if t.node is not None]
             node.passes, node.params, node.key, node.transient = passes, params, key, transient
+            node.multiplies = multiplies
             if self._again is None:
                 self._nodes.append(node)
         return out
@@ -243,7 +273,7 @@ class Recorder:
 
     def backward(self) -> None:
         """Walk back from the last operation. Gradients of parameters live as long as the tape."""
-        self.recording = False
+        self.recording, self._backward = False, True
         if self._nodes:
             self._nodes[-1].grad = Allocation(self, 4)
         while self._nodes:
@@ -260,6 +290,8 @@ class Recorder:
                 for slot in node.slots:
                     frame.found[slot] = None  # type: ignore[index]
                 del frame
+            if node.multiplies:
+                self.multiply()
             beside = Allocation(self, node.transient) if node.transient else None
             mine: Allocation | None = None
             made = self._make_grads(node) if node.params and not self.half else None
@@ -278,7 +310,7 @@ class Recorder:
             if node.params and self.half:  # cast from the gradients in two bytes, which are `beside`
                 made = self._make_grads(node)
             del beside, made
-        self.recording = True
+        self.recording, self._backward = True, False
 
     def _make_grads(self, node: Node) -> Allocation:
         """Return the gradients of a node's parameters; shared parameters add up in one place."""

@@ -4,11 +4,15 @@ The step is replayed in shapes alone (`tape.py`, `training_step.py`). This gives
 workspaces of cuDNN and cuBLAS, to within a few percent of a real step, in a few milliseconds. In bytes:
 
     active   = weights + optimiser state + max(step, update) + cuBLAS's workspaces
+    reserved = what the caching allocator holds after two such steps, simulated (`reserved.py`, `allocator.py`)
+    device   = reserved + context
+
+Where hundreds of candidates are only ranked, a factor stands for the simulation:
+
     reserved = active * FRAGMENTATION + SLACK_BYTES
-    device   = reserved + CONTEXT_BYTES
 
 Device memory is what a process takes from the GPU, and what budgets and placement use. Its CUDA context is a fixed
-cost: the same for every configuration, and there before the first tensor. The rest is the working memory,
+cost, there before the first tensor; it is larger where cuBLAS is loaded too. The rest is the working memory,
 
     working  = device - context
 
@@ -17,18 +21,21 @@ by which configurations are compared: 20 MB and 40 MB of it differ by a factor o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from cst_search.config.recipe import Recipe
 from cst_search.data.resize import resized_hw
+from cst_search.memory.allocator import MIN_BLOCK_BYTES
 from cst_search.memory.correction import Correction
 from cst_search.memory.parts import count_trained, count_values
 from cst_search.memory.plan import MemoryPlan, StepShape
+from cst_search.memory.reserved import Process
 from cst_search.memory.resnet_shapes import BackboneShape
 from cst_search.memory.tape import Tape
-from cst_search.memory.training_step import neck_layers, training_step
+from cst_search.memory.training_step import load_images, neck_layers, training_step
 
 
 def _constants() -> dict[str, float]:
@@ -40,11 +47,10 @@ def _constants() -> dict[str, float]:
 
 _DEVICE = _constants()
 CONTEXT_BYTES = int(_DEVICE["context_bytes"])
+CONTEXT_WITH_BLAS_BYTES = int(_DEVICE["context_with_blas_bytes"])
 FRAGMENTATION = _DEVICE["fragmentation"]
 SLACK_BYTES = int(_DEVICE["slack_bytes"])
 BLAS_WORKSPACE_BYTES = int(_DEVICE["blas_workspace_bytes"])
-# CUDA's caching allocator rounds every request up to this (kMinBlockSize in c10/cuda/CUDACachingAllocator.h)
-BLOCK_BYTES = 512
 # operations that autocast runs in fp32 on CUDA (PyTorch, "Automatic Mixed Precision", CUDA ops: autocast to float32)
 CUDA_FP32_OPS = frozenset({"group_norm", "bce", "pow"})
 
@@ -55,9 +61,10 @@ def context_of(breakdown: Mapping[str, int] | None) -> int:
     """Return the CUDA context, in bytes, that an estimate's device bytes include.
 
     Args:
-        breakdown: of an estimate, which may have been stored by a version with another constant; None: not stored.
+        breakdown: of an estimate, which may have been stored by a version with other constants; None: not stored, by a
+            version that counted cuBLAS always.
     """
-    return CONTEXT_BYTES if breakdown is None else breakdown.get("context", 0)
+    return CONTEXT_WITH_BLAS_BYTES if breakdown is None else breakdown.get("context", 0)
 
 
 @dataclass(frozen=True)
@@ -121,12 +128,16 @@ class StepBytes:
     Attributes:
         parts: named parts in bytes, which add up to the peak of live tensors.
         kept: bytes that autograd keeps of the forward pass.
+        multiplies: True if matrices are multiplied outside of convolutions, so that cuBLAS is loaded.
+        process: allocations of the training process; None: not traced.
     """
 
     parts: Mapping[str, int]
     kept: int
     petl_params: int
     trainable_params: int
+    multiplies: bool
+    process: Process | None = None
 
     @property
     def active_bytes(self) -> int:
@@ -141,9 +152,10 @@ def step_bytes(
     half: bool,
     accumulates: bool,
     fp32_ops: frozenset[str] = CUDA_FP32_OPS,
-    block: int = BLOCK_BYTES,
+    block: int = MIN_BLOCK_BYTES,
     sums_in_place: bool = True,
     workspaces: bool = True,
+    traced: bool = False,
 ) -> StepBytes:
     """Predict the live bytes of one training step; by default by CUDA's rules.
 
@@ -153,55 +165,102 @@ def step_bytes(
         accumulates: True if gradients are accumulated over several steps before the optimiser runs.
         fp32_ops, block, sums_in_place: see `tape.Tape`.
         workspaces: True to count the workspaces of cuDNN and cuBLAS.
+        traced: True to trace the allocations of the process too.
     """
     parts_of = ((neck_layers(step), step.neck_part), (step.head_layers(step), step.head_part))
     trainable_params = petl_params + sum(count_trained(*each) for each in parts_of)
     trainable = 4 * trainable_params
     weights = 4 * (_body_values(step.shape, plan, petl_params) + sum(count_values(*each) for each in parts_of))
 
+    new_tape = partial(
+        Tape, half=half, fp32_ops=fp32_ops, block=block, sums_in_place=sums_in_place, conv_copies=workspaces
+    )
     # with accumulation the gradients of the first step exist when the second runs
-    tape = Tape(
-        half=half, fp32_ops=fp32_ops, block=block, adds_up=accumulates, sums_in_place=sums_in_place,
-        conv_copies=workspaces,
-    )  # fmt: skip
-    kept = training_step(tape, step, plan)
-    peak = tape.peak + (trainable if accumulates else 0)
+    last = _Pass(new_tape(adds_up=accumulates, trace=[] if traced else None), step, plan)
+    peak = last.tape.peak + (trainable if accumulates else 0)
     images = step.batch * 3 * step.height_px * step.width_px * 4
     # AdamW's foreach update holds the gradients and one temporary list beside its two states
     update = images + 2 * trainable
     parts = {"weights": weights, "optimiser": 2 * trainable, "images": images}
+    kept = last.kept
     if peak >= update:
         parts |= {"activations": kept, "gradients_and_transients": peak - images - kept}
     else:
         parts |= {"gradients": trainable, "update_transients": trainable}
+    start = None
     if plan.start is not None:
-        before = Tape(
-            half=half, fp32_ops=fp32_ops, block=block, drops=True, sums_in_place=sums_in_place, conv_copies=workspaces
-        )
-        start = start_pass(before, step, plan.start)
-        if weights + start > sum(parts.values()):  # the start pass runs before the optimiser exists
-            parts, kept = {"weights": weights, "start": start}, 0
-    if workspaces and tape.multiplies:
+        start = start_pass(new_tape(drops=True, trace=[] if traced else None), step, plan.start)
+        if weights + start.tape.peak > sum(parts.values()):  # the start pass runs before the optimiser exists
+            parts, kept = {"weights": weights, "start": start.tape.peak}, 0
+    if workspaces and last.tape.multiplies:
         parts["blas_workspace"] = BLAS_WORKSPACE_BYTES
-    return StepBytes(parts, kept, petl_params, trainable_params)
+    process = None
+    if traced:
+        first = _Pass(new_tape(trace=[]), step, plan) if accumulates else last
+        trained = first.tape.gradients
+        process = Process(
+            weights=[*_split_up(step.shape, weights - trainable), *trained],
+            trained=trained,
+            passes=[first.trace, last.trace] if accumulates else [last.trace],
+            start=[] if start is None else start.trace,
+        )
+    return StepBytes(parts, kept, petl_params, trainable_params, last.tape.multiplies, process)
 
 
-def estimate_of(step: StepBytes) -> Estimate:
-    """Return the estimate of a step: its live bytes, the allocator's share and the CUDA context."""
-    active = step.active_bytes
-    reserved = round(active * FRAGMENTATION) + SLACK_BYTES
-    breakdown = {**step.parts, "allocator": reserved - active, "context": CONTEXT_BYTES}
-    device = reserved + CONTEXT_BYTES
-    return Estimate(device, reserved, active, step.trainable_params, step.petl_params, breakdown)
+def estimate_of(step: StepBytes, *, expandable: bool = True) -> Estimate:
+    """Return the estimate of a step: its live bytes, the allocator's share and the CUDA context.
 
-
-def start_pass(tape: Tape, step: StepShape, plan: MemoryPlan) -> int:
-    """Return the peak of live bytes of `petl.Method.prepare`: one image, forward and backward, gradients dropped.
-
-    The result is somewhat above the real peak, since in the real pass the pyramid and the heads are frozen.
+    Args:
+        step: if its process was traced, the allocator is simulated, else a factor stands for it.
+        expandable: True if the allocator uses expandable segments.
     """
-    training_step(tape, replace(step, batch=1), plan)
-    return tape.peak
+    active = step.active_bytes
+    if step.process is None:
+        reserved = round(active * FRAGMENTATION) + SLACK_BYTES
+    else:
+        reserved = step.process.reserved_bytes(expandable=expandable, workspace_bytes=BLAS_WORKSPACE_BYTES // 2)
+        reserved = max(reserved, active)
+    context = CONTEXT_WITH_BLAS_BYTES if step.multiplies else CONTEXT_BYTES
+    breakdown = {**step.parts, "allocator": reserved - active, "context": context}
+    return Estimate(reserved + context, reserved, active, step.trainable_params, step.petl_params, breakdown)
+
+
+class _Pass:
+    """Forward and backward pass, replayed on a new tape."""
+
+    def __init__(self, tape: Tape, step: StepShape, plan: MemoryPlan) -> None:
+        given = load_images(tape, step)
+        self.tape, self.kept = tape, training_step(tape, step, plan, given)
+        # as it is now: what ends with the tape and the images is left allocated
+        self.trace, tape.trace = tape.trace or [], None
+
+
+def start_pass(tape: Tape, step: StepShape, plan: MemoryPlan) -> _Pass:
+    """Run `petl.Method.prepare`: one image, forward and backward, gradients dropped.
+
+    The peak is somewhat above the real one, since in the real pass the pyramid and the heads are frozen.
+    """
+    return _Pass(tape, replace(step, batch=1), plan)
+
+
+def _split_up(shape: BackboneShape, nbytes: int) -> Iterator[int]:
+    """Split the bytes of frozen parameters and buffers into tensors: those of the body, in its order, then one more."""
+    for size in _body_tensors(shape):
+        if nbytes <= size:
+            break
+        yield size
+        nbytes -= size
+    if nbytes > 0:
+        yield nbytes
+
+
+def _body_tensors(shape: BackboneShape) -> Iterator[int]:
+    """Yield the bytes of each parameter and buffer of a body as built: convolutions, each with its norm."""
+    convs = [(147 * shape.stage_channels[0], shape.stage_channels[0])]
+    convs += [(c.c_in * c.c_out * c.kernel**2, c.c_out) for block in shape.blocks() for c in block.convs]
+    for n, c_out in convs:
+        yield 4 * n
+        yield from [4 * c_out] * 4
 
 
 def _body_values(shape: BackboneShape, plan: MemoryPlan, petl_params: int) -> int:

@@ -1,8 +1,9 @@
 """Largest sizes that fit into a memory budget, changes that make a recipe fit, and a comparison of methods.
 
 The predicted memory is a callable argument (`trial.cost.predict`, or a formula in a test). Sizes are found by
-bisection, which assumes that more images and more pixels never need less memory (`tests/memory/test_fit.py` checks this
-for the prediction). If the assumption failed, the size found would still fit, but might not be the largest.
+bisection, which assumes that more images and more pixels never need less memory. Of live tensors this is so; the
+caching allocator may hold a page or two less for them (`tests/memory/test_fit.py` checks both). So the size found fits,
+but one more image or step of pixels sometimes would too.
 """
 
 from __future__ import annotations

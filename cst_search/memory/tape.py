@@ -88,7 +88,6 @@ class Tape(Recorder):
         weight = Allocation(self, 4 * n)
         del scaled
         kept = Allocation(self, 2 * n) if self.half else weight
-        self.multiplies = True
         shape = (b, c_out, -(-h // stride), -(-w // stride))
         copies_bytes = self._copies(x, shape)
         return self.op(
@@ -98,6 +97,7 @@ class Tape(Recorder):
             params=4 * n_low,
             transient=4 * n + copies_bytes,  # with the gradient of the sum
             transient_forward=copies_bytes,
+            multiplies=True,
         )
 
     def side_block(self, kind: str, norm: str, x: ShapeTensor) -> ShapeTensor:
@@ -118,7 +118,6 @@ class Tape(Recorder):
         """
         b, c_in = x.shape
         n = c_out * c_in
-        self.multiplies = True
         if self.half:
             x = self.cast(x, 2)
         copies = self.weight_cast(n, trained)
@@ -128,6 +127,7 @@ class Tape(Recorder):
             save=[x, *copies] if trained else copies,
             params=4 * ((n if trained else 0) + (c_out if bias else 0)),
             transient=2 * n if self.half and trained else 0,
+            multiplies=True,
         )
 
     def frozen_norm(self, x: ShapeTensor, fused: bool = False) -> ShapeTensor:

@@ -11,10 +11,17 @@ from cst_search.memory.plan import MemoryPlan, StepShape
 from cst_search.memory.tape import ShapeTensor, Tape
 
 
-def training_step(tape: Tape, step: StepShape, plan: MemoryPlan) -> int:
-    """Run forward and backward pass; gradients stay. Return the bytes that autograd kept of the forward pass."""
-    b, h, w = step.batch, step.height_px, step.width_px
-    given = [tape.tensor(3, h, w) for _ in range(b)]
+def load_images(tape: Tape, step: StepShape) -> list[ShapeTensor]:
+    """Copy a batch to the device."""
+    return [tape.tensor(3, step.height_px, step.width_px) for _ in range(step.batch)]
+
+
+def training_step(tape: Tape, step: StepShape, plan: MemoryPlan, given: list[ShapeTensor]) -> int:
+    """Run forward and backward pass; gradients stay. Return the bytes that autograd kept of the forward pass.
+
+    Args:
+        given: images, from `load_images`.
+    """
     _forward(tape, step, plan, given)
     tape.end_forward()
     kept = tape.live - sum(image.storage.nbytes for image in given)

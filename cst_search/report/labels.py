@@ -115,8 +115,10 @@ def lasting_notes(report: Mapping[str, Any]) -> list[str]:
             else "Memory is measured for the trials that ran on it and otherwise"
         )
         notes.append(f"{which} predicted for {report['target_device']}.")
-    if report["context_bytes"]:
-        notes.append(f"Working memory excludes the CUDA context of {format_bytes(report['context_bytes'])}.")
+    contexts = [t["device_bytes"] - t["working_bytes"] for t in report["all"] if t["device_bytes"] is not None]
+    if any(contexts):
+        spans = sorted({format_bytes(context) for context in (min(contexts), max(contexts))})
+        notes.append(f"Working memory excludes the CUDA context of {' to '.join(spans)}.")
     return notes
 
 

@@ -42,6 +42,7 @@ _CHANGES = 0.5, 0.25, 0.125  # mutation rates: shares of parameters that change
 _MOST_PRICED = 4096  # cached known costs, one per structure
 # one suggestion in so many is random, to guard against model errors [Hutter2011]
 _CYCLE = 8
+_FINALISTS = 4  # candidates that are compared by exact known values
 # The model is one of many fits that a few trials allow, and more confident than all of them together. Its standard
 # deviation is multiplied by this factor when it ranks; less the more trials there are per column (docs/searching.md).
 _BOLD = 2.0
@@ -77,7 +78,9 @@ class ParetoSampler(BaseSampler):
         prior: function from n configurations, ``n x p`` as in `ParameterLayout`, to the costly objective expected
             before any trial, up to a constant, in its units. It weighs as much as three trials, and is trusted
             according to its evidence. It is not used beyond 300 trials.
-        n_priced: approximate number of calls of ``known`` per suggestion; five times as many for the first, and while
+        rough: cheaper approximation of ``known``, by which candidates are compared. The best few of them are compared
+            again by ``known``, and what is suggested is feasible by both. None: ``known`` itself.
+        n_priced: approximate number of calls of ``rough`` per suggestion; five times as many for the first, and while
             nothing is known to be feasible.
         n_startup: number of results before the model is used; until then configurations are random. 0 with a prior.
         n_candidates: number of configurations compared per suggestion. Beyond 300 trials half of them, and an eighth
@@ -96,12 +99,13 @@ class ParetoSampler(BaseSampler):
         reference: Sequence[float] | None = None,
         curve: Callable[[FrozenTrial], Mapping[int, float]] | None = None,
         prior: Callable[[Floats], Floats] | None = None,
+        rough: Callable[[Params], KnownValues] | None = None,
         n_startup: int = 5,
         n_priced: int = 48,
         n_candidates: int = 1000,
         seed: int | None = None,
     ) -> None:
-        self.known = known
+        self.known, self._rough = known, rough
         self._space, self._costly, self._reference = dict(space), costly, reference
         self._curve = curve or (lambda trial: trial.intermediate_values)
         self._n_startup = 0 if prior else n_startup
@@ -111,7 +115,8 @@ class ParetoSampler(BaseSampler):
         self._layout = ParameterLayout(space, conditions)
         self._surrogate = Surrogate(self._layout, prior, self._rng)
         self._free = self._layout.mask(free)
-        self._priced: dict[bytes, tuple[Floats, KnownValues]] = {}
+        self._priced: dict[bytes, tuple[Floats, KnownValues]] = {}  # by `rough`, and by `known` where it was asked
+        self._exact: set[bytes] = set()  # keys of those by `known`
         self._ended: dict[int, Observation | None] = {}
 
     def reseed_rng(self) -> None:
@@ -121,6 +126,7 @@ class ParetoSampler(BaseSampler):
     def forget_prices(self) -> None:
         """Clear the cached known values, so that ``known`` is called again for every configuration."""
         self._priced.clear()
+        self._exact.clear()
         self._ended.clear()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -147,18 +153,32 @@ class ParetoSampler(BaseSampler):
 
     def _price(self, codes: Floats) -> KnownValues:
         """Return the known values of a configuration; computed once for all values of the free parameters."""
-        return self._prices(codes[None])[0]
+        key = np.where(self._free, 0.0, codes).tobytes()
+        if key not in self._priced or (self._rough is not None and key not in self._exact):
+            self._remember(key, codes, self.known(self._layout.params(codes)))
+            self._exact.add(key)
+        return self._priced[key][1]
 
     def _prices(self, rows: Floats) -> list[KnownValues]:
+        """Return rough known values of many configurations; those of `_price` where they are cached."""
         found = []
         for row, bound in zip(rows, np.where(self._free, 0.0, rows), strict=True):
             key = bound.tobytes()
             if key not in self._priced:
-                if len(self._priced) >= _MOST_PRICED:
-                    del self._priced[next(iter(self._priced))]
-                self._priced[key] = row, self.known(self._layout.params(row))
+                self._remember(key, row, (self._rough or self.known)(self._layout.params(row)))
             found.append(self._priced[key][1])
         return found
+
+    def _remember(self, key: bytes, row: Floats, known: KnownValues) -> None:
+        if key not in self._priced and len(self._priced) >= _MOST_PRICED:
+            oldest = next(iter(self._priced))
+            del self._priced[oldest]
+            self._exact.discard(oldest)
+        self._priced[key] = row, known
+
+    def _fits(self, codes: Floats) -> bool:
+        """Return whether a configuration is feasible, roughly and then exactly."""
+        return self._prices(codes[None])[0].violation <= 0 and self._price(codes).violation <= 0
 
     def _costs(self, prices: Sequence[KnownValues], signs: Floats) -> Floats:
         """Return known costs, ``n x m``, to be minimised."""
@@ -172,11 +192,11 @@ class ParetoSampler(BaseSampler):
         """
         tries = self._n_priced if not self._priced or self._feasible() else _FIRST_PRICED * self._n_priced
         for drawn in self._layout.draw(tries // 2, self._rng):
-            if self._price(drawn).violation <= 0:
+            if self._fits(drawn):
                 return drawn
         for change in self._rng.choice(_CHANGES, size=tries // 2):
             drawn = self._layout.like(self._least_over()[None], change, self._rng)[0]
-            if self._price(drawn).violation <= 0:
+            if self._fits(drawn):
                 return drawn
         return self._least_over()
 
@@ -222,7 +242,7 @@ class ParetoSampler(BaseSampler):
         if math.isfinite(y):
             curve[END] = sign * y
             counts = all(violation <= 0 for violation in trial.constraints.values())
-        elif self._price(codes).violation > 0:  # refused before it ran
+        elif not self._fits(codes):  # refused before it ran
             return None
         else:
             curve, counts = {END: -math.inf}, False
@@ -273,7 +293,11 @@ class ParetoSampler(BaseSampler):
             ranked, gains = np.vstack([ranked, candidates[feasible]]), np.append(gains, found[feasible])
             best = np.argsort(-gains, kind="stable")[:8]
             ranked, gains = ranked[best], gains[best]
-        return ranked[0] if gains[0] >= 0 else self._any_feasible()
+        finalists = [row for row in ranked[gains >= 0][: _FINALISTS if self._rough else 1] if self._fits(row)]
+        if len(finalists) < 2:
+            return finalists[0] if finalists else self._any_feasible()
+        exact = self._costs([self._price(row) for row in finalists], signs)
+        return finalists[np.argmax(gain(np.stack(finalists), exact))]
 
     def _anywhere(self, n: int, n_priced: int) -> Floats:
         """Return up to n feasible configurations from those with known costs and ``n_priced`` new random ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -20,6 +21,8 @@ from cst_search.study.storage import experimental
 
 if TYPE_CHECKING:
     from cst_search.memory.estimate import Estimate
+
+Cost = Callable[[dict[str, Any]], "Estimate"]  # predicted cost of a configuration
 
 NO_PRIOR = "pareto-no-prior"
 SAMPLERS = ("pareto", NO_PRIOR, "tpe", "nsga2", "gp", "random")
@@ -43,14 +46,19 @@ def check_sampler(name: str, objectives: Sequence[Objective]) -> None:
 def make_sampler(
     spec: StudySpec,
     space: Space,
-    cost: Callable[[dict[str, Any]], Estimate],
+    cost: Cost,
     curve: Callable[[FrozenTrial], Mapping[int, float]],
     seed: int,
+    rough_cost: Cost | None = None,
 ) -> optuna.samplers.BaseSampler:
-    """Return the sampler that a study names. Raises StudyError, as `check_sampler`."""
+    """Return the sampler that a study names. Raises StudyError, as `check_sampler`.
+
+    Args:
+        rough_cost: cheaper prediction of the same, to compare candidates by; None: ``cost`` itself.
+    """
     if spec.sampler in ("pareto", NO_PRIOR):
         prior = Prior.load(without=[spec.data]) if spec.sampler == "pareto" else None
-        return pareto_sampler(spec, space, cost, curve, seed, prior)
+        return pareto_sampler(spec, space, cost, curve, seed, prior, rough_cost)
     if spec.sampler == "nsga2":
         return optuna.samplers.NSGAIISampler(population_size=16, seed=seed)
     if spec.sampler == "random":
@@ -64,10 +72,11 @@ def make_sampler(
 def pareto_sampler(
     spec: StudySpec,
     space: Space,
-    cost: Callable[[dict[str, Any]], Estimate],
+    cost: Cost,
     curve: Callable[[FrozenTrial], Mapping[int, float]],
     seed: int,
     prior: Prior | None = None,
+    rough_cost: Cost | None = None,
 ) -> ParetoSampler:
     """Return a `ParetoSampler` for a space within a budget. Raises StudyError, as `check_sampler`."""
     from cst_search.trial.cost import depends_on  # it loads torch, which takes seconds; reading a study needs none
@@ -77,14 +86,14 @@ def pareto_sampler(
     costly = [objective.goal for objective in objectives].index("max")
     dimensions = {dimension.name: dimension for dimension in space.dimensions()}
 
-    def known(params: dict[str, Any]) -> KnownValues:
+    def known(cost: Cost, params: dict[str, Any]) -> KnownValues:
         predicted = cost(space.configure(lambda d: value_of(d, params[d.name])))
         over = spec.budget.violations(predicted.device_bytes, predicted.trainable_params)
         values = [float(getattr(predicted, o.name)) for o in objectives if o.goal == "min"]
         return KnownValues(values, sum(max(0.0, violation) for violation in over.values()))
 
     return ParetoSampler(
-        known,
+        partial(known, cost),
         distributions(space),
         costly=costly,
         conditions=conditions(space),
@@ -92,5 +101,6 @@ def pareto_sampler(
         reference=[spec.reference_point[o.name] for o in objectives],
         curve=curve,
         prior=None if prior is None else prior.over(space),
+        rough=None if rough_cost is None else partial(known, rough_cost),
         seed=seed,
     )

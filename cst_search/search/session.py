@@ -165,7 +165,8 @@ class SearchSession:
         A trial that lost its worker, or whose launch died, comes first. No configuration is handed out twice.
 
         Args:
-            estimate: predicted cost of a configuration. Over the budget, it is reported at once and takes no worker.
+            estimate: predicted cost of a configuration, as in `Suggester.suggest`. Over the budget, it is reported at
+                once and takes no worker.
             n_trials: total trials in the study, including those running in any launch; None: no limit.
             max_rejects: stop after so many suggestions in a row that were over the budget, or not new.
         """

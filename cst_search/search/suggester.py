@@ -60,7 +60,9 @@ class Suggester:
         def curve(trial: FrozenTrial) -> dict[int, float]:
             return learning_curve(trial.user_attrs, name)
 
-        return make_sampler(replace(spec, budget=self.bounds), self._study.space, self._cost, curve, seed)
+        return make_sampler(
+            replace(spec, budget=self.bounds), self._study.space, self._cost, curve, seed, self._rough_cost
+        )
 
     def begin(self) -> None:
         """Set a new `sampler` on Optuna's study."""
@@ -76,7 +78,8 @@ class Suggester:
         """Suggest a configuration as a running trial; None: ``max_rejects`` in a row were over the bounds, or not new.
 
         Args:
-            estimate: predicted cost of a configuration, uncorrected.
+            estimate: predicted cost of a configuration, uncorrected. Its method ``roughly``, if any, is a cheaper
+                prediction, by which a sampler compares candidates.
             is_alone: returns whether the study's lock is still held.
 
         Raises:
@@ -128,6 +131,11 @@ class Suggester:
 
     def _cost(self, config: dict[str, Any]) -> Estimate:
         return self._estimate(config).corrected(self._outcomes.correction())
+
+    def _rough_cost(self, config: dict[str, Any]) -> Estimate:
+        roughly = getattr(self._estimate, "roughly", self._estimate)
+        found: Estimate = roughly(config)
+        return found.corrected(self._outcomes.correction())
 
     def _forget_costs(self) -> None:
         """Clear the sampler's cached costs once the correction of predicted memory has changed by more than 1 %."""

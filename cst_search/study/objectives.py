@@ -19,7 +19,8 @@ class Objective:
     def compared(self) -> str:
         """Field of a record that front, knee and hypervolume compare: of device memory, the working memory.
 
-        The CUDA context is the same in every trial, so trials keep their order. It would hide how they differ.
+        The CUDA context depends on whether cuBLAS is loaded, and hardly on the configuration. It would hide how trials
+        differ.
         """
         return "working_bytes" if self.name == "device_bytes" else self.name
 

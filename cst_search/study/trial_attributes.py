@@ -248,7 +248,7 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
         state=result.state,
         config=suggested.recipe_values(),
         memory_correction=suggested.factor,
-        context_bytes=context_of(estimate.get("breakdown")),  # measured device bytes include the same constant
+        context_bytes=_context_of(estimate, result),
         trainable_params=estimate["trainable_params"],
         petl_params=estimate["petl_params"],
         feasible=result.state == TrialState.COMPLETE,  # any other violates a constraint, see search/outcomes.py
@@ -258,6 +258,17 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
         launch=suggested.launch,
         **figures,
     )
+
+
+def _context_of(estimate: Mapping[str, Any], result: Result) -> int:
+    """Return the CUDA context in a trial's device bytes: what was added to those measured, else what was predicted.
+
+    The two differ if a later version ran what an earlier one had suggested.
+    """
+    device, reserved = (result.get(name) for name in ("device_bytes", "reserved_bytes"))
+    if device is None or reserved is None:
+        return context_of(estimate.get("breakdown"))
+    return int(device - reserved - (result.get("asked_bytes") or 0))
 
 
 def tuples(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.coco import load_data
 from cst_search.data.disk_cache import Cache, default_bound
 from cst_search.errors import UserError
-from cst_search.trial.device import allowance, choose_device
+from cst_search.trial.device import check_bound, choose_device
 from cst_search.trial.run import run_trial
 from cst_search.units import parse_bytes
 
@@ -32,7 +32,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     try:
-        limit = args.limit_mem and allowance(parse_bytes(args.limit_mem), choose_device(), "--limit-mem")
+        limit = args.limit_mem and check_bound(parse_bytes(args.limit_mem), choose_device(), "--limit-mem")
         data, _ = load_data(args.data)
         recipe = Recipe.from_dict(yaml.safe_load(args.recipe.read_text()), by_hand=True)
     except UserError as error:

@@ -12,12 +12,13 @@ from typing import Any
 
 from cst_search.config.recipe import Recipe, resolve_recompute
 from cst_search.detector.registry import get_detector
+from cst_search.memory.allocator import MIN_BLOCK_BYTES, expands_segments
 from cst_search.memory.estimate import (
-    BLOCK_BYTES,
     CUDA_FP32_OPS,
     Estimate,
     InputShape,
     StepBytes,
+    context_of,
     estimate_of,
     step_bytes,
     worst_input,
@@ -44,8 +45,16 @@ def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> 
     Raises:
         ConfigError: the method or its options are wrong.
     """
-    shape = worst_input(recipe) if shape is None else shape
-    # what does not change a shape must not cost another trace
+    return _predict(_shapes_of(recipe), n_classes, shape or worst_input(recipe), expands_segments())
+
+
+def predict_roughly(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> Estimate:
+    """Predict as `predict` does, in less than half the time: a factor stands for the simulated allocator."""
+    return _predict_roughly(_shapes_of(recipe), n_classes, shape or worst_input(recipe))
+
+
+def _shapes_of(recipe: Recipe) -> str:
+    """Return what a prediction depends on, as JSON: what does not change a shape must not cost another trace."""
     method = get_method(recipe.method)
     method.make_options(recipe.options)  # refuses what is wrong, also where it changes no shape
     options = {name: value for name, value in recipe.options.items() if name not in method.shapeless}
@@ -53,7 +62,7 @@ def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> 
         recipe, options=options, origin=None, accumulate=min(recipe.accumulate, 2),
         weights="none" if recipe.weights == "none" else "demo-detector", **_SHAPELESS,
     )  # fmt: skip
-    return _predict(json.dumps(plain.to_dict(), sort_keys=True), n_classes, shape)
+    return json.dumps(plain.to_dict(), sort_keys=True)
 
 
 def depends_on(key: str) -> bool:
@@ -63,9 +72,14 @@ def depends_on(key: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _predict(recipe_json: str, n_classes: int, shape: InputShape) -> Estimate:
-    values: dict[str, Any] = json.loads(recipe_json)
-    return estimate_of(predict_step(Recipe.from_dict(values), n_classes, shape))
+def _predict(recipe_json: str, n_classes: int, shape: InputShape, expandable: bool) -> Estimate:
+    step = predict_step(Recipe.from_dict(json.loads(recipe_json)), n_classes, shape, traced=True)
+    return estimate_of(step, expandable=expandable)
+
+
+@lru_cache(maxsize=4096)
+def _predict_roughly(recipe_json: str, n_classes: int, shape: InputShape) -> Estimate:
+    return estimate_of(predict_step(Recipe.from_dict(json.loads(recipe_json)), n_classes, shape))
 
 
 def predict_step(
@@ -74,9 +88,10 @@ def predict_step(
     shape: InputShape,
     *,
     fp32_ops: frozenset[str] = CUDA_FP32_OPS,
-    block: int = BLOCK_BYTES,
+    block: int = MIN_BLOCK_BYTES,
     sums_in_place: bool = True,
     workspaces: bool = True,
+    traced: bool = False,
 ) -> StepBytes:
     """Predict the live bytes of one training step of a recipe; options as in `memory.estimate.step_bytes`."""
     method = get_method(recipe.method)
@@ -91,7 +106,15 @@ def predict_step(
         block=block,
         sums_in_place=sums_in_place,
         workspaces=workspaces,
+        traced=traced,
     )
+
+
+def context_bytes(recipe: Recipe, n_classes: int) -> int:
+    """Return the CUDA context of a process that trains a recipe."""
+    # what runs does not depend on the size
+    small = InputShape(64, 64, 1)
+    return context_of(predict_roughly(replace(recipe, batch_size=1), n_classes, small).breakdown)
 
 
 def backbone_shape(recipe: Recipe) -> BackboneShape:

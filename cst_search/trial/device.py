@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
-import sys
 
 import torch
 
 from cst_search.config.recipe import DEVICES
 from cst_search.errors import ConfigError, check_choice
-from cst_search.memory.estimate import CONTEXT_BYTES
+from cst_search.memory.allocator import CONFIG_VARIABLES, EXPANDABLE, can_expand_segments
+from cst_search.memory.estimate import CONTEXT_WITH_BLAS_BYTES
 from cst_search.units import format_bytes
 
 
@@ -29,12 +28,11 @@ def _expand_segments() -> None:
     """Turn on expandable segments in CUDA's allocator, unless the environment configures it.
 
     The allocator then reserved 1.02 to 1.28 times the live tensors, and 1.03 to 1.64 times without (40 configurations
-    on an H100, benchmarks/results/). Under WSL a refused allocation can then raise another error, so it stays off.
+    on an H100, benchmarks/results/).
     """
-    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the second is for torch 2.9 and later
-    if sys.platform == "linux" and "microsoft" not in platform.release().lower() and torch.version.hip is None:
-        if not any(name in os.environ for name in names):
-            os.environ[names[0]] = "expandable_segments:True"
+    if can_expand_segments() and torch.version.hip is None:
+        if not any(name in os.environ for name in CONFIG_VARIABLES):
+            os.environ[CONFIG_VARIABLES[0]] = EXPANDABLE
 
 
 def check_device(name: str) -> torch.device:
@@ -46,17 +44,21 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def allowance(bound_bytes: int, device: torch.device, flag: str) -> int:
-    """Return the memory limit for `run_trial` from a bound on the whole process; on a GPU it excludes the context.
+def check_bound(bound_bytes: int, device: torch.device, flag: str) -> int:
+    """Return a bound on the memory of a trial's process, as `run_trial` takes it.
 
     Raises:
-        ConfigError: the bound is not above the context; the message names the flag.
+        ConfigError: on a GPU, it is not above the CUDA context; the message names the flag.
     """
-    if device.type != "cuda":
-        return bound_bytes
-    if bound_bytes <= CONTEXT_BYTES:
+    if device.type == "cuda" and bound_bytes <= CONTEXT_WITH_BLAS_BYTES:
         raise ConfigError(
-            f"{flag} must be above the {format_bytes(CONTEXT_BYTES)} that CUDA itself takes of a GPU; "
+            f"{flag} must be above the {format_bytes(CONTEXT_WITH_BLAS_BYTES)} that CUDA itself takes of a GPU; "
             f"got {format_bytes(bound_bytes)}"
         )
-    return bound_bytes - CONTEXT_BYTES
+    return bound_bytes
+
+
+def without_context(bound_bytes: int | None, context_bytes: int) -> int | None:
+    """Return what `memory_limit` takes, from a bound on the process and the CUDA context in it (0 on a CPU)."""
+    # a bound below the context is no fault here: nothing fits into it
+    return None if bound_bytes is None else max(1, bound_bytes - context_bytes)

@@ -17,9 +17,9 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData, coco_ground_truth
 from cst_search.data.disk_cache import Store
 from cst_search.data.images import CocoImages, loader
-from cst_search.memory.estimate import CONTEXT_BYTES
 from cst_search.petl import get_method
 from cst_search.trial.checkpoints import Training, Unusable, restore, save
+from cst_search.trial.cost import context_bytes
 from cst_search.trial.engine import (
     EpochStats,
     Precision,
@@ -55,6 +55,11 @@ class TrialSetup:
     store: Store | None
     rungs: tuple[int, ...]
     checkpoint: Path | None
+
+    @cached_property
+    def context_bytes(self) -> int:
+        """CUDA context of the process; 0 on a CPU."""
+        return context_bytes(self.recipe, len(self.data.class_names)) if self.device.type == "cuda" else 0
 
     @cached_property
     def precision(self) -> Precision:
@@ -175,7 +180,7 @@ def run_epochs(progress: TrialProgress, model: nn.Module, setup: TrialSetup) -> 
         progress.history.append(entry)
         taken = progress.taken(setup.device) if epoch in saved else {}
         if epoch in setup.rungs:
-            entry |= _so_far(taken)
+            entry |= _so_far(taken, setup)
         if setup.checkpoint is not None and epoch in saved:  # before the report, which may end this process
             _write(progress, setup.checkpoint, setup.identity(), training, taken)
         yield entry
@@ -206,13 +211,13 @@ def _train_epoch(
     )
 
 
-def _so_far(taken: dict[str, Any]) -> dict[str, Any]:
+def _so_far(taken: dict[str, Any], setup: TrialSetup) -> dict[str, Any]:
     """Return the additional figures of a history entry at a rung: seconds and peaks so far."""
     reserved = taken["reserved_bytes"]
     if reserved is None:
         return {"seconds": taken["seconds"]}
-    return {"seconds": taken["seconds"], "device_bytes": reserved + CONTEXT_BYTES, "reserved_bytes": reserved,
-            "active_bytes": taken["active_bytes"]}  # fmt: skip
+    return {"seconds": taken["seconds"], "device_bytes": reserved + setup.context_bytes,
+            "reserved_bytes": reserved, "active_bytes": taken["active_bytes"]}  # fmt: skip
 
 
 def _write(

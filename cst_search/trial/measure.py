@@ -27,9 +27,10 @@ from cst_search.data.images import CocoImages
 from cst_search.data.resize import resized_hw
 from cst_search.detector.build import build_detector, count_parameters, prepare
 from cst_search.errors import ConfigError, UserError
-from cst_search.memory.estimate import CONTEXT_BYTES, InputShape, worst_input
+from cst_search.memory.estimate import InputShape, worst_input
 from cst_search.petl import get_method
-from cst_search.trial.cost import predict
+from cst_search.trial.cost import context_bytes, predict
+from cst_search.trial.device import without_context
 from cst_search.trial.engine import (
     NonFiniteLoss,
     choose_precision,
@@ -140,13 +141,13 @@ def _train_steps(
 
 
 def _measured_figures(
-    device: torch.device, asked_bytes: int | None, process: tuple[int | None, str | None]
+    device: torch.device, context: int, asked_bytes: int | None, process: tuple[int | None, str | None]
 ) -> dict[str, Any]:
     """Return the memory of this process on a GPU; a refused allocation counts as needed."""
     reserved = torch.cuda.max_memory_reserved(device)
     return {
         "memory_source": "measured",
-        "device_bytes": reserved + (asked_bytes or 0) + CONTEXT_BYTES,
+        "device_bytes": reserved + (asked_bytes or 0) + context,
         "active_bytes": torch.cuda.max_memory_allocated(device),
         "reserved_bytes": reserved,
         "process_bytes": process[0],
@@ -179,6 +180,7 @@ def measure(
     used_before = _device_used()
     steps = max(steps, _ENOUGH * min(recipe.accumulate, _ENOUGH))
     outcome, reason, asked = Outcome.COMPLETE, None, None
+    context = context_bytes(recipe, n_classes) if on_gpu else 0
     loss: float | None = None
     if on_gpu:
         free_before = torch.cuda.mem_get_info(device)[0]
@@ -186,7 +188,7 @@ def measure(
     model = build_detector(recipe, n_classes, shapes_only=not read_weights)
     petl_params, trainable_params = count_parameters(model)
     times = [time.perf_counter()]
-    with memory_limit(device, memory_limit_bytes) as limit:
+    with memory_limit(device, without_context(memory_limit_bytes, context)) as limit:
         try:
             loss = _train_steps(model, recipe, batch, steps, device, times)
         except NonFiniteLoss as error:
@@ -199,7 +201,7 @@ def measure(
     seconds = [after - before for before, after in itertools.pairwise(times)]
     figures: dict[str, Any] = {"memory_source": "predicted"}
     if on_gpu:
-        figures = _measured_figures(device, asked, _process_used(device, used_before, free_before))
+        figures = _measured_figures(device, context, asked, _process_used(device, used_before, free_before))
     return Measured(
         outcome=outcome, reason=reason, loss=loss,
         device=torch.cuda.get_device_name(device) if on_gpu else "cpu", torch=torch.__version__,
@@ -341,7 +343,7 @@ def main() -> None:
     import json
     import sys
 
-    from cst_search.trial.device import allowance, choose_device
+    from cst_search.trial.device import check_bound, choose_device
     from cst_search.units import parse_bytes
 
     parser = argparse.ArgumentParser(
@@ -375,7 +377,7 @@ def main() -> None:
             raise ConfigError("--height and --width are given together or not at all")
         device = choose_device(args.device)
         bound = args.budget_mem and parse_bytes(args.budget_mem)
-        limit = allowance(bound, device, "--budget-mem") if bound and device.type == "cuda" else None
+        limit = check_bound(bound, device, "--budget-mem") if bound and device.type == "cuda" else None
         recipe = read_recipe(args.recipe)
         n_classes = args.n_classes
         if args.data is not None:

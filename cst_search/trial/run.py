@@ -21,8 +21,7 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.coco import DetectionData
 from cst_search.data.disk_cache import Cache, Store
 from cst_search.detector.build import build_detector, count_parameters, prepare
-from cst_search.memory.estimate import CONTEXT_BYTES
-from cst_search.trial.device import choose_device
+from cst_search.trial.device import choose_device, without_context
 from cst_search.trial.engine import NonFiniteLoss
 from cst_search.trial.epochs import TrialProgress, TrialSetup, evaluate_split, image_losses, run_epochs
 from cst_search.trial.memory_limit import memory_limit
@@ -62,8 +61,8 @@ def run_trial(
             trial goes on from a checkpoint. If it returns False the trial ends there.
         keep: called once with the trained model.
         final_splits: splits whose full scores go into ``final``; one beside ``val`` costs its evaluation.
-        memory_limit_bytes: bound of the trial's memory, see `memory_limit`: of the allocator on a GPU, of the growth
-            of this process on a CPU, where all of the process is bound by it.
+        memory_limit_bytes: bound of the trial's memory: of all that the process takes of a GPU; on a CPU of the growth
+            of this process, see `memory_limit`.
         cache: where to keep resized images and the feature maps of a frozen backbone; None: images in this process,
             feature maps nowhere.
         rungs: epochs after which it is evaluated whatever ``eval_every`` says, and its checkpoint is written.
@@ -79,11 +78,11 @@ def run_trial(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(target)
     store = None if cache is None else Store(cache)
-    with memory_limit(target, memory_limit_bytes) as progress.limit:
+    length = recipe.epochs if epochs is None else epochs
+    setup = TrialSetup(recipe, data, length, target, store, rungs, checkpoint)
+    with memory_limit(target, without_context(memory_limit_bytes, setup.context_bytes)) as progress.limit:
         if progress.limit.kind == "process":  # one that loads images inherits it, and, refused a thread, never answers
-            recipe = replace(recipe, loader_workers=0)
-        length = recipe.epochs if epochs is None else epochs
-        setup = TrialSetup(recipe, data, length, target, store, rungs, checkpoint)
+            setup = replace(setup, recipe=replace(recipe, loader_workers=0))
         ending = _attempt(progress, setup, report, final_splits)
     # the exception is gone, and with it the frames that held tensors
     return _concluded(progress, setup, ending, keep)
@@ -142,7 +141,7 @@ def _concluded(
         map=val.map if val else None,
         map50=val.map50 if val else None,
         loss=history[-1]["loss"] if history else None,
-        device_bytes=reserved + (ending.asked_bytes or 0) + CONTEXT_BYTES if reserved is not None else None,
+        device_bytes=reserved + (ending.asked_bytes or 0) + setup.context_bytes if reserved is not None else None,
         reserved_bytes=reserved,
         active_bytes=taken["active_bytes"],
         images_per_second=history[-1]["images_per_second"] if history else None,

@@ -35,7 +35,7 @@ from cst_search.config.search_space import Space
 from cst_search.data.coco import DetectionData
 from cst_search.errors import ConfigError
 from cst_search.execution.workers import SearchJob
-from cst_search.memory.estimate import CONTEXT_BYTES, worst_input
+from cst_search.memory.estimate import CONTEXT_WITH_BLAS_BYTES, worst_input
 from cst_search.petl import get_method
 from cst_search.report.progress import View
 from cst_search.search.samplers import check_sampler, default_sampler
@@ -203,11 +203,11 @@ def test_a_study_is_not_continued_by_mistake(
 @pytest.mark.parametrize(
     ("why", "device", "budget", "limit", "allowed"),
     [
-        ("a GPU is held to the budget, less what CUDA itself takes", "cuda", 6 * GB, None, 6 * GB - CONTEXT_BYTES),
-        ("unless told otherwise", "cuda", 6 * GB, 4 * GB, 4 * GB - CONTEXT_BYTES),
-        ("also without a budget", "cuda", None, 4 * GB, 4 * GB - CONTEXT_BYTES),
+        ("a GPU is held to the budget", "cuda", 6 * GB, None, 6 * GB),
+        ("unless told otherwise", "cuda", 6 * GB, 4 * GB, 4 * GB),
+        ("also without a budget", "cuda", None, 4 * GB, 4 * GB),
         ("or to nothing", "cuda", None, None, None),
-        ("a budget that lets nothing through", "cuda", 10, None, 1),
+        ("a budget that lets nothing through", "cuda", 10, None, 10),
         ("the budget is about a GPU's memory, not this CPU's", "cpu", 6 * GB, None, None),
         ("a CPU's is asked for", "cpu", 6 * GB, 300, 300),
     ],
@@ -220,7 +220,7 @@ def test_memory_limit_of_each_trial(
 
 def test_a_limit_below_what_cuda_takes_is_the_persons_mistake() -> None:
     with pytest.raises(ConfigError, match=r"--limit-mem must be above the .* that CUDA itself takes of a GPU; got "):
-        memory_limit_of(Budget(), CONTEXT_BYTES, torch.device("cuda"))
+        memory_limit_of(Budget(), CONTEXT_WITH_BLAS_BYTES, torch.device("cuda"))
 
 
 def test_a_limit_that_is_no_size(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from cst_search.study.study import Study
 from cst_search.trial.memory_limit import CPU_IS_LIMITED
 
 GB = 10**9
-CARD = Placement(n_gpus=1, gpu_bytes=24 * GB, context_bytes=GB // 2)
+CARD = Placement(n_gpus=1, gpu_bytes=24 * GB)
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
@@ -48,20 +48,20 @@ CARD = Placement(n_gpus=1, gpu_bytes=24 * GB, context_bytes=GB // 2)
 def test_shares(device_bytes: int, share: float, n_at_once: int) -> None:
     assert CARD.share(device_bytes) == share
     assert CARD.n_at_once(device_bytes) == n_at_once
-    assert Placement(3, CARD.gpu_bytes, 0).n_at_once(device_bytes) == 3 * n_at_once
+    assert Placement(3, CARD.gpu_bytes).n_at_once(device_bytes) == 3 * n_at_once
 
 
 @pytest.mark.parametrize("gpu_bytes", [6 * GB - 1, 6 * GB, 25_757_220_864, 85_100_000_007])
 def test_trials_are_limited_to_the_share_they_requested(gpu_bytes: int) -> None:
-    card = Placement(1, gpu_bytes, GB // 2)
+    card = Placement(1, gpu_bytes)
     for device_bytes in range(6 * 10**8, gpu_bytes, gpu_bytes // 37):
         share = card.share(device_bytes)
         assert round(share * 10**4) % 100 == 0  # Ray keeps four decimals and drops the rest
         limit = card.limit_bytes(share)
         # no more than its share, and at least the prediction, with its margin as long as the card has that
-        assert device_bytes - GB // 2 <= limit <= share * gpu_bytes - GB // 2 + 1
-        assert limit >= min(gpu_bytes, device_bytes * (1 + MARGIN)) - GB // 2 - 1
-        assert card.n_at_once(device_bytes) * (limit + GB // 2) <= gpu_bytes
+        assert device_bytes <= limit <= share * gpu_bytes + 1
+        assert limit >= min(gpu_bytes, device_bytes * (1 + MARGIN)) - 1
+        assert card.n_at_once(device_bytes) * limit <= gpu_bytes
 
 
 def test_placement_describes_itself() -> None:
@@ -69,8 +69,8 @@ def test_placement_describes_itself() -> None:
 
 
 def test_the_budget_bounds_the_limit() -> None:
-    card = Placement(1, 24 * GB, GB // 2, most_bytes=2 * GB)
-    assert card.limit_bytes(0.05) == 24 * GB // 20 - GB // 2
+    card = Placement(1, 24 * GB, most_bytes=2 * GB)
+    assert card.limit_bytes(0.05) == 24 * GB // 20
     assert card.limit_bytes(0.5) == card.limit_bytes(1.0) == 2 * GB
 
 
@@ -91,7 +91,7 @@ def test_workers_on_gpus(
     trials: int, expected: int,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
-    placement = Placement(n_gpus, 24 * GB, GB // 2)
+    placement = Placement(n_gpus, 24 * GB)
     options = LaunchOptions(workers=asked)
     survey = Survey((smallest, 9 * smallest), (1, 2), (1, 2))
     workers, n_workers, threads = make_workers(options, trials, placement, Recipe(loader_workers=loaders), survey)
@@ -106,7 +106,7 @@ SMALL, LARGE = Node("small", 8, 1, 6 * GB), Node("large", 8, 2, 48 * GB)
 
 
 def fleet(*nodes: Node, **changes: Any) -> Fleet:
-    values: dict[str, Any] = {"on_gpus": True, "context_bytes": GB // 2} | changes
+    values: dict[str, Any] = {"on_gpus": True} | changes
     made = Fleet(**values)
     made.set_nodes(nodes)
     return made
@@ -117,7 +117,7 @@ def test_a_trial_goes_where_it_fits() -> None:
     assert cluster.gpu_bytes == 48 * GB
     place = cluster.place("a", 5 * GB)
     assert place is not None and (place.node, place.gpu) == ("small", 0.92)  # both are idle: the smaller one
-    assert place.limit_bytes == 6 * GB * 92 // 100 - GB // 2
+    assert place.limit_bytes == 6 * GB * 92 // 100
     place = cluster.place("b", 20 * GB)  # never to a GPU that is too small
     assert place is not None and (place.node, place.gpu) == ("large", 0.46)
     place = cluster.place("c", 5 * GB)  # the small one is full
@@ -169,7 +169,7 @@ def test_no_gpu_and_no_node_is_overbooked(seed: int) -> None:
             at_work.add(str(i))
             node = cluster.nodes[place.node]
             assert needs <= node.gpu_bytes and place.limit_bytes is not None
-            assert place.limit_bytes + GB // 2 <= place.gpu * node.gpu_bytes + 1
+            assert place.limit_bytes <= place.gpu * node.gpu_bytes + 1
         for node in nodes:
             here = [(p, gpu) for p, gpu in cluster.placed.values() if p.node == node.name]
             assert sum(p.cpus for p, _ in here) <= node.n_cpus + 1e-9
@@ -320,7 +320,7 @@ def test_trials_share_the_gpu_by_their_prediction(
     session = SearchSession(
         Study.create(f"sqlite:///{tmp_path}/s.db", "s", make_spec(space=SPACE, budget=Budget(9600, None)))
     )
-    placement = Placement(1, 10_000, 100, 9000)
+    placement = Placement(1, 10_000, 9000)
     session.begin_launch(placement.gpu_bytes)
     # never; a quarter each; more than a half; all of it
     for i, batch_size in enumerate((4, 1, 1, 1, 1, 2, 2, 3, 1)):
@@ -343,7 +343,7 @@ def test_trials_share_the_gpu_by_their_prediction(
     for one in found:
         assert one["share"] == share[one["batch_size"]]
         assert one["booked"] == pytest.approx(one["share"], abs=1e-4)
-        assert one["limit_bytes"] == min(9000, round(one["share"] * 10_000) - 100)
+        assert one["limit_bytes"] == min(9000, round(one["share"] * 10_000))
         assert one["sum"] <= 1 + 1e-9  # what else was at work, itself counted, while it was
         assert len(one["gpu_ids"]) == 1
     assert list((tmp_path / "seen").glob("*-together"))  # four quarters ran at a time
@@ -359,7 +359,7 @@ def test_a_real_trial_is_held_to_its_share(
     space = {"methods": ["head"], "shared": {"batch_size": {"choice": [1, 8]}, "lr": {"float": [1e-3, 1e-2]}}}
     recipe = tiny_recipe(method="head")
     session = SearchSession(Study.create(f"sqlite:///{tmp_path}/s.db", "s", make_spec(space=space, budget=Budget())))
-    placement = Placement(1, 100 * 10**6, 0)
+    placement = Placement(1, 100 * 10**6)
     session.begin_launch(placement.gpu_bytes)
     for batch_size in (8, 1):
         session.enqueue({"method": "head", "batch_size": batch_size})

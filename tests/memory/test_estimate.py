@@ -29,6 +29,7 @@ from cst_search.memory.correction import Correction
 from cst_search.memory.estimate import (
     BLAS_WORKSPACE_BYTES,
     CONTEXT_BYTES,
+    CONTEXT_WITH_BLAS_BYTES,
     FRAGMENTATION,
     SLACK_BYTES,
     InputShape,
@@ -178,7 +179,7 @@ def test_a_look_at_the_data_before_training_is_counted(
     assert plan.start is not None
     half = recipe.precision != "fp32"
     tape = Tape(half=half, fp32_ops=prediction.CPU_FP32_OPS, drops=True, sums_in_place=False)
-    guess = memory.start_pass(tape, step, plan.start)
+    guess = memory.start_pass(tape, step, plan.start).tape.peak
 
     model = build_detector(recipe, 3)
     live = prediction.LiveBytes([*model.parameters(), *model.buffers()])
@@ -238,11 +239,23 @@ def test_the_breakdown_adds_up(tiny_recipe: Make, detector: str, method: str) ->
     estimate = predict(tiny_recipe(detector=detector, method=method), 3, SHAPE)
     assert sum(estimate.breakdown.values()) == estimate.device_bytes
     assert all(isinstance(part, int) and part >= 0 for part in estimate.breakdown.values())
-    assert estimate.reserved_bytes == round(estimate.active_bytes * FRAGMENTATION) + SLACK_BYTES
-    assert estimate.device_bytes == estimate.reserved_bytes + CONTEXT_BYTES
+    context = CONTEXT_WITH_BLAS_BYTES if detector == "fasterrcnn" or method == "conv_lora" else CONTEXT_BYTES
+    assert estimate.device_bytes == estimate.reserved_bytes + context
     assert estimate.working_bytes == estimate.reserved_bytes
     corrected = estimate.corrected(Correction(1.5, 9))
-    assert corrected.device_bytes - corrected.working_bytes == CONTEXT_BYTES
+    assert corrected.device_bytes - corrected.working_bytes == context
+
+
+@families
+def test_a_rough_prediction_differs_in_the_allocators_share_alone(tiny_recipe: Make, detector: str) -> None:
+    recipe = tiny_recipe(detector=detector)
+    exact, rough = predict(recipe, 3, SHAPE), cost.predict_roughly(recipe, 3, SHAPE)
+    assert rough.reserved_bytes == round(rough.active_bytes * FRAGMENTATION) + SLACK_BYTES
+    change = rough.reserved_bytes - exact.reserved_bytes
+    parts = dict(exact.breakdown, allocator=exact.breakdown["allocator"] + change)
+    assert change and rough == dataclasses.replace(
+        exact, reserved_bytes=rough.reserved_bytes, device_bytes=exact.device_bytes + change, breakdown=parts
+    )
 
 
 @pytest.mark.parametrize(
@@ -344,16 +357,44 @@ def test_values_that_change_a_shape_change_the_prediction(tiny_recipe: Make, cha
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
+def predicted_rows(name: str) -> list[tuple[dict[str, Any], memory.Estimate]]:
+    """Rows of a benchmark on a GPU, and what is predicted of them now."""
+    rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+
+    def guess(row: dict[str, Any]) -> memory.Estimate:
+        recipe = Recipe.from_dict({k: tuple(v) if isinstance(v, list) else v for k, v in row["recipe"].items()})
+        return predict(recipe, 80, InputShape(**row["shape"]))
+
+    return [(row, guess(row)) for row in rows]
+
+
 @pytest.mark.parametrize("name", ["memory-h100-before-expandable", "memory-h100"])
 def test_it_agrees_with_what_a_gpu_measured(name: str) -> None:
     """The first is what the workspaces were fitted to, the second came after. Measured peaks, predicted anew."""
-    rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
-    off = []
-    for row in rows:
-        recipe = Recipe.from_dict({k: tuple(v) if isinstance(v, list) else v for k, v in row["recipe"].items()})
-        off.append(predict(recipe, 80, InputShape(**row["shape"])).active_bytes / row["active"] - 1)
+    off = [guess.active_bytes / row["active"] - 1 for row, guess in predicted_rows(name)]
     assert len(off) == 40 and median(map(abs, off)) < 0.015
     assert min(off) > -0.08 and max(off) < 0.125
+
+
+@pytest.mark.parametrize(
+    ("name", "reserved", "device"),
+    [
+        # error of reserved and of device bytes: median, 90 % within
+        ("memory-h100-before-expandable", (0.021, 0.055), (0.016, 0.036)),
+        ("memory-h100", (0.026, 0.068), (0.017, 0.047)),
+        ("memory-h100-before", (0.038, 0.08), (0.026, 0.056)),  # native segments
+    ],
+)
+def test_the_simulated_allocator_agrees_with_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, name: str, reserved: tuple[float, float], device: tuple[float, float]
+) -> None:
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", json.loads((RESULTS / f"{name}.json").read_text())["allocator"])
+    found = predicted_rows(name)
+    for figure, (middle, most) in {"reserved": reserved, "device": device}.items():
+        off = [getattr(guess, f"{figure}_bytes") / row[figure] - 1 for row, guess in found if row[figure]]
+        sizes = sorted(map(abs, off))
+        assert len(off) == 40 and median(sizes) < middle and sizes[35] < most
+        assert sum(one < 1 / 1.1 - 1 for one in off) <= 2  # a search gives a trial a tenth more than predicted
 
 
 def test_a_convolution_on_a_gpu_copies_what_it_reads_and_makes() -> None:
@@ -396,7 +437,8 @@ def test_the_constants_are_those_of_the_file() -> None:
     """It is read without PyYAML, line by line; and yet it is YAML."""
     content = yaml.safe_load((Path(memory.__file__).parent / "memory.yaml").read_text())
     assert content == {
-        "context_bytes": CONTEXT_BYTES, "fragmentation": FRAGMENTATION, "slack_bytes": SLACK_BYTES,
+        "context_bytes": CONTEXT_BYTES, "context_with_blas_bytes": CONTEXT_WITH_BLAS_BYTES,
+        "fragmentation": FRAGMENTATION, "slack_bytes": SLACK_BYTES,
         "blas_workspace_bytes": BLAS_WORKSPACE_BYTES,
     }  # fmt: skip
 

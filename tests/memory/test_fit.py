@@ -29,6 +29,7 @@ from cst_search.trial import cost
 
 # nothing more to save but by the precision
 COCO = Recipe(image_size_px=800, max_size_px=1333, batch_size=4, precision="fp32", memsave=True, recompute="all")
+PAGE = 20 * 2**20  # by which the allocator reserves more
 FACTOR = {"head": 1, "cst": 2, "full": 4}
 
 
@@ -290,16 +291,18 @@ def test_names_of_methods() -> None:
 
 @pytest.mark.parametrize("detector", DETECTORS)
 @pytest.mark.parametrize("method", ["cst", "full"])
-def test_more_images_and_more_pixels_never_need_less(
+def test_more_images_and_more_pixels_never_need_less_but_for_a_page(
     tiny_recipe: Callable[..., Recipe], detector: str, method: str
 ) -> None:
     recipe = tiny_recipe(detector=detector, method=method)
 
-    def bytes_of(candidate: Recipe) -> int:
-        return cost.predict(candidate, 3, memory.worst_input(candidate, max_boxes=20)).device_bytes
+    def bytes_of(candidate: Recipe) -> tuple[int, int]:
+        guess = cost.predict(candidate, 3, memory.worst_input(candidate, max_boxes=20))
+        return guess.active_bytes, guess.device_bytes
 
     by_batch = [bytes_of(replace(recipe, batch_size=n)) for n in (1, 2, 3, 32)]
     by_size = [bytes_of(at_size(recipe, px)) for px in (32, 64, 96, 320)]
     for needs in (by_batch, by_size):
-        assert all(less <= more for less, more in pairwise(needs)), needs
+        for (active, device), (more_active, more_device) in pairwise(needs):
+            assert active <= more_active and device <= more_device + PAGE, needs
         assert needs[0] < needs[-1]

@@ -172,6 +172,28 @@ def test_it_beats_random_search_and_never_suggests_an_infeasible_point() -> None
     assert hypervolume(ours) > max(chance)
 
 
+@pytest.mark.parametrize("off", [0.9, 1.1])
+def test_rough_values_compare_candidates_and_exact_ones_decide(off: float) -> None:
+    """The rough ones are too low, so that they let through what is over the bound, or too high."""
+    asked: dict[str, list[float]] = {"exact": [], "rough": []}
+
+    def exact(params: dict[str, Any]) -> KnownValues:
+        asked["exact"].append(params["x"])
+        return known(params)
+
+    def rough(params: dict[str, Any]) -> KnownValues:
+        asked["rough"].append(params["x"])
+        return known({**params, "x": params["x"] * off})
+
+    sampler = ParetoSampler(exact, SPACE, rough=rough, n_startup=6, n_priced=60, n_candidates=120, seed=1)
+    study = run(sampler, 16)
+    assert all(known(trial.params).violation <= 0 for trial in study.trials)
+    assert max(trial.params["x"] for trial in study.trials) > 0.6  # up to near the bound of either
+    n_exact = len(asked["exact"])
+    assert n_exact < 16 * 8 < len(asked["rough"])
+    assert any(known({**t.params, "x": x}).violation > 0 for t in study.trials for x in asked["exact"]) == (off < 1)
+
+
 def test_it_works_with_optimize_and_a_single_objective() -> None:
     sampler = ParetoSampler(lambda params: KnownValues([]), {"z": SPACE["z"]}, n_startup=4, n_priced=30, seed=0)
     study = optuna.create_study(direction="minimize", sampler=sampler)

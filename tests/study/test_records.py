@@ -11,7 +11,7 @@ import pytest
 from studies import DRAWN, drawn_info
 
 from cst_search.errors import ConfigError
-from cst_search.memory.estimate import CONTEXT_BYTES
+from cst_search.memory.estimate import CONTEXT_BYTES, CONTEXT_WITH_BLAS_BYTES
 from cst_search.report.summary import front_report, page_report
 from cst_search.study import pareto
 from cst_search.study.fast_reads import StoredTrial
@@ -171,7 +171,7 @@ def test_a_budget_below_the_context_leaves_an_empty_front_and_no_fault() -> None
     [
         ({"breakdown": {"weights": 1, "context": 500}}, 400),  # of a version with another constant
         ({"breakdown": {"weights": 900}}, 900),  # the parts add up to the whole, so there is no context in it
-        ({}, 900 - CONTEXT_BYTES),
+        ({}, 900 - CONTEXT_WITH_BLAS_BYTES),
     ],
 )
 def test_working_memory_is_derived_from_what_is_stored(stored: dict[str, Any], working: int) -> None:

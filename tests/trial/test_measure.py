@@ -242,7 +242,7 @@ def test_what_the_device_says_of_the_process(
 def test_running_out_of_memory_is_an_outcome(on_gpu: Any) -> None:
     smi = [BEFORE, ("--query-compute-apps", f"{os.getpid()}, 1890")]
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-    found = on_gpu(smi, error, memory_limit_bytes=1410 * MIB)
+    found = on_gpu(smi, error, memory_limit_bytes=1410 * MIB + CONTEXT_BYTES)
     assert (found.outcome, found.asked_bytes, found.limit_bytes) == ("oom", 20 * MIB, 1410 * MIB)
     assert found.device_bytes == 1420 * MIB + CONTEXT_BYTES
     assert on_gpu([BEFORE, ("--query-compute-apps", f"{os.getpid()}, 1890")]).limit_bytes is None

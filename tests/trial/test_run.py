@@ -19,12 +19,12 @@ from cst_search.data.coco import DetectionData
 from cst_search.data.images import CocoImages
 from cst_search.detector.build import build_detector, count_parameters
 from cst_search.errors import ConfigError
-from cst_search.memory.estimate import CONTEXT_BYTES
+from cst_search.memory import allocator
+from cst_search.memory.estimate import CONTEXT_BYTES, CONTEXT_WITH_BLAS_BYTES
 from cst_search.petl import METHODS
-from cst_search.trial import device as device_module
 from cst_search.trial import epochs as loop
 from cst_search.trial import run as trial
-from cst_search.trial.device import allowance, choose_device
+from cst_search.trial.device import choose_device, without_context
 from cst_search.trial.engine import EpochStats
 from cst_search.trial.result import TrialResult
 from cst_search.trial.run import run_trial
@@ -275,7 +275,7 @@ def test_what_a_gpu_measured_when_it_ran_out(
         monkeypatch.setattr(torch.cuda, name, function, raising=False)
     monkeypatch.setattr(trial, "choose_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(trial, "_train_and_score", raising(OOM))
-    result = run_trial(tiny_recipe(method="head"), tiny_data, memory_limit_bytes=400 * MIB)
+    result = run_trial(tiny_recipe(method="head"), tiny_data, memory_limit_bytes=400 * MIB + CONTEXT_BYTES)
     assert calls == ["empty", "reset", "empty", 0.4, 1.0, "empty"]
     assert (result.outcome, result.device) == ("oom", "a GPU")
     assert (result.limit_bytes, result.held_bytes, result.asked_bytes) == (400 * MIB, 390 * MIB, 20 * MIB)
@@ -283,9 +283,23 @@ def test_what_a_gpu_measured_when_it_ran_out(
     assert result.device_bytes == 410 * MIB + CONTEXT_BYTES
 
 
-@pytest.mark.parametrize(("device", "allowed"), [("cpu", 6 * 10**9), ("cuda", 6 * 10**9 - CONTEXT_BYTES)])
-def test_an_allowance_is_without_the_context(device: str, allowed: int) -> None:
-    assert allowance(6 * 10**9, torch.device(device), "--limit-mem") == allowed
+@pytest.mark.parametrize(
+    ("changes", "context"),
+    [
+        ({}, CONTEXT_BYTES),
+        ({"method": "conv_lora"}, CONTEXT_WITH_BLAS_BYTES),  # its sum of weights is a product of matrices
+        ({"detector": "fasterrcnn"}, CONTEXT_WITH_BLAS_BYTES),  # its box head is linear
+    ],
+    ids=str,
+)
+def test_a_trial_on_a_gpu_is_held_to_its_bound_without_its_own_context(
+    tiny_recipe: Make, tiny_data: DetectionData, changes: dict[str, Any], context: int
+) -> None:
+    for device, included in (("cuda", context), ("cpu", 0)):
+        setup = loop.TrialSetup(tiny_recipe(**changes), tiny_data, 1, torch.device(device), None, (), None)
+        assert setup.context_bytes == included
+    assert without_context(6 * 10**9, context) == 6 * 10**9 - context
+    assert without_context(10, context) == 1 and without_context(None, context) is None
 
 
 def test_a_learning_rate_far_too_high_is_an_outcome(tiny_recipe: Make, tiny_data: DetectionData) -> None:
@@ -385,8 +399,8 @@ def test_segments_of_a_gpu_grow_unless_the_person_says_how(
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(device_module.sys, "platform", "linux")
-    monkeypatch.setattr(device_module.platform, "release", lambda: kernel)
+    monkeypatch.setattr(allocator.sys, "platform", "linux")
+    monkeypatch.setattr(allocator.platform, "release", lambda: kernel)
     monkeypatch.setattr(torch.version, "hip", hip)
     choose_device(device)
     assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
