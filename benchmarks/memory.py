@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py --configs 60 --out benchmarks/results/memory-NAME.json --fit
     python benchmarks/memory.py --dry-run          # on a CPU: everything but the figures
+    python benchmarks/memory.py --again benchmarks/results/memory-h100*.json  # measured rows, predicted anew
 
 Needs torch and torchvision alone. Random configurations of all methods, detectors and ResNets are trained for a few
 steps on their worst batch (`cst_search.trial.measure`). Prints the errors of active, reserved and device bytes, the
@@ -35,9 +36,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cst_search.config.recipe import BACKBONES, DETECTORS, Recipe
-from cst_search.memory.estimate import InputShape, worst_input
+from cst_search.memory.allocator import CONFIG_VARIABLES, expands_segments
+from cst_search.memory.estimate import InputShape, estimate_of, worst_input
 from cst_search.petl import METHODS
-from cst_search.trial.cost import predict
+from cst_search.trial.cost import predict, predict_step
 from cst_search.trial.device import choose_device
 from cst_search.trial.measure import measure, synthetic_batch
 
@@ -151,6 +153,33 @@ def errors(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
     }
 
 
+def predicted_again(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return a file's rows with the figures predicted now, by rule: ``rough``, and ``simulated`` as they were run."""
+    content = json.loads(path.read_text())
+    expandable = expands_segments({CONFIG_VARIABLES[0]: content["allocator"]})
+    found: dict[str, list[dict[str, Any]]] = {"rough": [], "simulated": []}
+    for row in content["rows"]:
+        if not row["reserved"]:
+            continue
+        recipe = Recipe.from_dict({k: tuple(v) if isinstance(v, list) else v for k, v in row["recipe"].items()})
+        for rule, rows in found.items():
+            step = predict_step(recipe, N_CLASSES, InputShape(**row["shape"]), traced=rule == "simulated")
+            guess = estimate_of(step, expandable=expandable)
+            names = ("active", "reserved", "device")
+            rows.append(row | {f"predicted_{name}": getattr(guess, f"{name}_bytes") for name in names})
+    return found
+
+
+def show_again(paths: Sequence[Path]) -> None:
+    """Print the errors of measured rows that are predicted anew."""
+    for path in paths:
+        for rule, rows in predicted_again(path).items():
+            for name in ("active", "reserved", "device"):
+                n_short = sum(bool(r[name]) and r[name] > 1.1 * r[f"predicted_{name}"] for r in rows)
+                found = {key: f"{100 * value:+.1f} %" for key, value in errors(rows, name).items()}
+                print(f"{path.stem} {rule:9} {name:8} {found} over 10 % short: {n_short} of {len(rows)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", type=int, default=60)
@@ -160,8 +189,12 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="also the constants as this device has them")
     parser.add_argument("--hold", action="store_true", help="each to the device bytes that are predicted of it")
     parser.add_argument("--dry-run", action="store_true", help="four small configurations, on any machine")
+    parser.add_argument("--again", type=Path, nargs="+", metavar="FILE", help="results whose rows are predicted anew")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.again:
+        show_again(args.again)
+        return
     device = choose_device()
     if device.type != "cuda" and not args.dry_run:
         parser.error("there is no GPU here; --dry-run shows that the script works")

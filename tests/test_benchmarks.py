@@ -261,6 +261,16 @@ def test_a_mistake_ends_with_2_before_anything_runs(command: list[str]) -> None:
         assert ended.value.code == 2
 
 
+def test_measured_rows_are_predicted_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(memory_benchmark.__file__).parent / "results" / "memory-h100.json"
+    memory_benchmark.show_again([path])
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 6 and printed.count("of 40") == 6
+    found = memory_benchmark.predicted_again(path)
+    rough, simulated = (memory_benchmark.errors(found[rule], "device") for rule in ("rough", "simulated"))
+    assert simulated["median"] < rough["median"] < 0.05
+
+
 # --- the memory benchmark's arithmetic -------------------------------------------------------------------------------
 
 
