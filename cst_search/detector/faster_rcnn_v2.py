@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cst_search.config.recipe import USED_STAGES, Recipe
 from cst_search.detector import faster_rcnn
 from cst_search.detector.faster_rcnn import N_HIDDEN, predictor_layers, rpn_layers
-from cst_search.memory.parts import LayerShape
+from cst_search.memory.parts import LayerShape, Part
 from cst_search.memory.plan import StepShape
 from cst_search.memory.tape import ShapeTensor, Tape
 
@@ -42,15 +42,23 @@ def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
     )
 
 
-def box_head(tape: Tape, step: StepShape, x: ShapeTensor) -> ShapeTensor:
-    """Mirror torchvision's FastRCNNConvFCHead: pooled regions (n, C, 7, 7) -> (n, 1024)."""
-    part = step.head_part
+def box_head(tape: Tape, step: StepShape, regions: ShapeTensor) -> ShapeTensor:
+    """Mirror torchvision's FastRCNNConvFCHead: pooled regions (n, C, 7, 7) -> (n, 1024).
+
+    RoIHeads holds the pooled regions until the head is done, and nn.Sequential the input of the block that runs.
+    """
+    part, x = step.head_part, regions
     for _ in range(BOX_CONVS):
-        x = part.conv(tape, x, step.channels, 3, bias=False)
-        x = part.relu(tape, part.batch_norm(tape, x, ""))
+        x = _block(tape, part, x)
     flat = tape.op((x.shape[0], step.channels * 49), x, alias=True, passes=True)
     del x
     return part.relu(tape, part.linear(tape, flat, N_HIDDEN), before_last=True)
+
+
+def _block(tape: Tape, part: Part, x: ShapeTensor) -> ShapeTensor:
+    out = part.conv(tape, x, x.shape[1], 3, bias=False)
+    out = part.batch_norm(tape, out, "")
+    return part.relu(tape, out)
 
 
 def head_layers(step: StepShape) -> list[LayerShape]:
