@@ -120,7 +120,8 @@ class Timed:
 
     def __init__(self, recipe: Recipe, data: DetectionData | None, n_batches: int, device: str) -> None:
         self.recipe, self.device = recipe, choose_device(device)
-        self.model = build_detector(recipe, N_RANDOM_CLASSES if data is None else len(data.class_names)).to(device)
+        names = () if data is None else data.class_names
+        self.model = build_detector(recipe, len(names) or N_RANDOM_CLASSES, names).to(device)
         self.batches = {split: load_batches(recipe, data, split, n_batches) for split in ("train", "val")}
         self.optimiser = make_optimiser(self.model, 1e-9, recipe.weight_decay)
         self.schedule = make_lr_schedule(self.optimiser, 10**6, 0)

@@ -50,7 +50,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"weights {str(path)!r} cannot be read: {error}") from error
+        raise ConfigError(f"trained weights {str(path)!r} cannot be read: {error}") from error
 
 
 def read_trained(path: Path) -> TrainedFile:
@@ -73,7 +73,7 @@ def read_trained(path: Path) -> TrainedFile:
     try:
         return TrainedFile(path, load_file(path), recipe, class_names, trained_on)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"weights {str(path)!r} cannot be read: {error}") from error
+        raise ConfigError(f"trained weights {str(path)!r} cannot be read: {error}") from error
 
 
 def _recipe_in(metadata: dict[str, Any]) -> Recipe:
@@ -102,5 +102,8 @@ def lineage(recipe: Recipe) -> list[tuple[Recipe, Path | None]]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a file was written by `cst-search train`."""
-    return path.suffix == ".safetensors" and path.is_file() and read_metadata(path).get("format") == FORMAT
+    """Whether a file was written by `cst-search train`; one that cannot be read was not."""
+    try:
+        return path.suffix == ".safetensors" and path.is_file() and read_metadata(path).get("format") == FORMAT
+    except ConfigError:
+        return False

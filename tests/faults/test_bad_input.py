@@ -793,8 +793,8 @@ def nothing_slow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for owner in (budget_survey, cost):
         monkeypatch.setattr(owner, "predict", lambda *_, **__: fake)
     monkeypatch.setattr(worker_setup, "make_workers", reached)
-    monkeypatch.setattr(study_setup, "build_detector", lambda *_, **__: None)
-    monkeypatch.setattr(training, "build_detector", reached)
+    monkeypatch.setattr(study_setup, "check_weights", lambda *_, **__: ("weights", True))
+    monkeypatch.setattr(training, "check_weights", reached)
 
 
 numbers = st.one_of(
