@@ -99,7 +99,7 @@ def test_the_reference_has_every_field_of_a_recipe_with_its_bounds(made: dict[st
     assert [name for name, row in rows.items() if not row[-1]] == []  # each says what it means
     assert rows["warmup"][:3] == ["number", "`0.1`", "a share from 0 to 0.9"]
     assert rows["backbone"][2] == "one of resnet18, resnet34, resnet50, resnet101"
-    assert rows["fpn_channels"][2].endswith("a multiple of 32 from 64 on for fcos")
+    assert rows["fpn_channels"][2].endswith("a multiple of 32 from 64 on for fcos and retinanet_v2")
     assert rows["recompute"][-1].startswith("computed again instead of kept: none;")  # its comment has two lines
 
 
