@@ -1,1 +1,1 @@
-"""What a person configures: recipes, search spaces, the files that hold them."""
+"""Recipes, search spaces, and the files that hold them."""

@@ -1,4 +1,4 @@
-"""Where files are: shipped recipes, search spaces and page templates, and the folder of studies.
+"""Locations of files: shipped recipes, search spaces and page templates, and the folder of studies.
 
 In a wheel the shipped ones lie inside the package (`pyproject.toml` forces them there), in a checkout or editable
 install beside it.
@@ -72,5 +72,5 @@ def home_of(home: Path | str | None) -> Path:
 
 
 def default_home() -> Path:
-    """Where studies, their records and the demo data lie: $CST_SEARCH_HOME, else ``cst-runs`` in the current folder."""
+    """Return the folder of studies and the demo data: $CST_SEARCH_HOME, else ``cst-runs`` in the current folder."""
     return Path(os.environ.get("CST_SEARCH_HOME") or "cst-runs")

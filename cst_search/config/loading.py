@@ -159,7 +159,7 @@ def load_recipe(name: RecipeLike) -> Recipe:
 
 
 def shown_name(given: RecipeLike | SpaceLike) -> str:
-    """What a message calls a recipe or a search space."""
+    """Return the name of a recipe or a search space in messages."""
     return str(given) if isinstance(given, str | Path) else "given"
 
 

@@ -125,7 +125,7 @@ def resolve_recompute(recompute: str, has_side: bool) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a trial trains, on what, and how.
+    """Detector, data, method and schedule of a trial.
 
     ``epochs`` is the full length that ``train`` uses; ``search_epochs`` is what a trial of a search gets.
     """

@@ -117,7 +117,7 @@ def _whole(source: str, tensors: Mapping[str, Tensor], labels: tuple[str, ...]) 
 
 
 def _is_download(path: Path, detector: str) -> bool:
-    """Whether a file is torchvision's COCO_V1 of a detector: the URL's name ends in 8 digits of the file's SHA-256."""
+    """Return whether a file is torchvision's COCO_V1: the URL ends in 8 digits of the file's SHA-256."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return coco_weights(detector).url.endswith(f"-{digest[:8]}.pth")

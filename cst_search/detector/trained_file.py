@@ -16,7 +16,7 @@ FORMAT = "cst-search/1"
 
 
 class TrainedFile(NamedTuple):
-    """What the file holds.
+    """Contents of a file of trained weights.
 
     Attributes:
         tensors: the trained ones, by their names in the detector.
@@ -102,7 +102,7 @@ def lineage(recipe: Recipe) -> list[tuple[Recipe, Path | None]]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a file was written by `cst-search train`; one that cannot be read was not."""
+    """Return whether a file was written by `cst-search train`; one that cannot be read was not."""
     try:
         return path.suffix == ".safetensors" and path.is_file() and read_metadata(path).get("format") == FORMAT
     except ConfigError:

@@ -21,7 +21,7 @@ by which configurations are compared: 20 MB and 40 MB of it differ by a factor o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -196,15 +196,20 @@ def step_bytes(
         parts["blas_workspace"] = BLAS_WORKSPACE_BYTES
     process = None
     if traced:
-        first = _Pass(new_tape(trace=[]), step, plan) if accumulates else last
-        trained = first.tape.gradients
-        process = Process(
-            weights=[*_split_up(step.shape, weights - trainable), *trained],
-            trained=trained,
-            passes=[first.trace, last.trace] if accumulates else [last.trace],
-            start=[] if start is None else start.trace,
-        )
+        passes = [_Pass(new_tape(trace=[]), step, plan), last] if accumulates else [last]
+        process = _process(passes, start, [*_split_up(step.shape, weights - trainable)])
     return StepBytes(parts, kept, petl_params, trainable_params, last.tape.multiplies, process)
+
+
+def _process(passes: Sequence[_Pass], start: _Pass | None, frozen: list[int]) -> Process:
+    """Return the allocations of a training process; ``frozen``: bytes of each tensor that is not trained."""
+    trained = passes[0].tape.gradients
+    return Process(
+        weights=[*frozen, *trained],
+        trained=trained,
+        passes=[each.trace for each in passes],
+        start=[] if start is None else start.trace,
+    )
 
 
 def estimate_of(step: StepBytes, *, expandable: bool = True) -> Estimate:

@@ -205,7 +205,7 @@ def paint(report: Mapping[str, Any], drawn: Mapping[str, Any], path: Path) -> No
     """Write the image, 1600 x 1000 px. It avoids pyplot, whose global state is not thread-safe."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(16, 10), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
@@ -224,11 +224,7 @@ def paint(report: Mapping[str, Any], drawn: Mapping[str, Any], path: Path) -> No
     strip.set_ylabel("no mAP", fontsize=13, color=MUTED, rotation=0, ha="right", va="center")
     strip.set_xlabel(drawn["x_label"], fontsize=15, color=INK)
     if drawn["x_log"]:
-        wide = drawn["x_range"][1] > 20 * drawn["x_range"][0]
-        plot.set_xscale("log")
-        plot.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else (1, 1.5, 2, 3, 4, 5, 7)))
-        plot.xaxis.set_minor_locator(NullLocator())
-        plot.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _logarithmic(plot, *drawn["x_range"])
 
     if drawn["line"]:
         plot.step(*zip(*drawn["line"], strict=True), where="post", color=ACCENT, linewidth=2.5)
@@ -263,6 +259,16 @@ def paint(report: Mapping[str, Any], drawn: Mapping[str, Any], path: Path) -> No
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # names may use scripts that the font lacks
         figure.savefig(path)
+
+
+def _logarithmic(plot: Any, low: float, high: float) -> None:
+    """Give a plot a logarithmic x axis with labels at round values."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    plot.set_xscale("log")
+    plot.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 20 * low else (1, 1.5, 2, 3, 4, 5, 7)))
+    plot.xaxis.set_minor_locator(NullLocator())
+    plot.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _scatter(axes: Any, key: str, points: Sequence[Mapping[str, Any]]) -> None:

@@ -66,7 +66,7 @@ def _shapes_of(recipe: Recipe) -> str:
 
 
 def depends_on(key: str) -> bool:
-    """Whether a prediction depends on a key of a configuration (``lr``, ``cst.reduction``), see `Recipe.configured`."""
+    """Return whether a prediction depends on a key of a configuration, such as ``cst.reduction``."""
     method, dot, option = key.partition(".")
     return option not in get_method(method).shapeless if dot else key not in _SHAPELESS
 

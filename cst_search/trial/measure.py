@@ -8,6 +8,7 @@ steps are those of a trial (`engine.train_one_epoch`), in a process that has don
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import statistics
@@ -338,14 +339,7 @@ def read_recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path}: must hold a recipe: {error}") from error
 
 
-def main() -> None:
-    import argparse
-    import json
-    import sys
-
-    from cst_search.trial.device import check_bound, choose_device
-    from cst_search.units import parse_bytes
-
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Train a few steps on the worst batch and print what they took, as one line of JSON.",
         epilog="Exit codes: 0 done, 1 memory ran out or the loss is not finite (see outcome), 2 change something.",
@@ -367,6 +361,17 @@ def main() -> None:
         "--budget-mem", help="memory limit of the process on a GPU, as for a trial of a search, e.g. 6GB"
     )
     parser.add_argument("--no-weights", action="store_true", help="use random weights of the same shapes; read no file")
+    return parser
+
+
+def main() -> None:
+    import json
+    import sys
+
+    from cst_search.trial.device import check_bound, choose_device
+    from cst_search.units import parse_bytes
+
+    parser = _parser()
     args = parser.parse_args()
     try:
         for name in ("n_classes", "steps", "boxes", "height", "width"):
