@@ -204,7 +204,7 @@ def test_merged_low_rank_updates_leave_a_plain_detector(
     start = build_detector(recipe, 3).eval()
     with torch.no_grad():
         assert not torch.allclose(start.backbone(x)["0"], before["0"], atol=1e-4)  # type: ignore[operator]
-    assert all(torch.allclose(after[key], before[key], atol=1e-5, rtol=1e-5) for key in before)
+    assert all(torch.allclose(after[key], before[key], atol=1e-4, rtol=1e-4) for key in before)
 
 
 @families

@@ -838,7 +838,7 @@ def counted(backbone: str, width: float, detector: str, weights: str, method: st
         options=dataclasses.asdict(options),
     )
     with torch.device("meta"):
-        built = Backbone(recipe, shapes_only=True)
+        built = Backbone(recipe)
         built.body.requires_grad_(False)
         get_method(method).apply(built, options)
     parts = [built.body] + ([built.side] if built.side is not None else [])
