@@ -11,10 +11,11 @@ Where hundreds of candidates are only ranked, a factor stands for the simulation
 
     reserved = active * FRAGMENTATION + SLACK_BYTES
 
-Device memory is what a process takes from the GPU, and what budgets and placement use. Its CUDA context is a fixed
-cost, there before the first tensor; it is larger where cuBLAS is loaded too. The rest is the working memory,
+Device memory is what a process takes from the GPU, and what budgets and placement use. A part of its CUDA context is a
+fixed cost, there before the first tensor. What cuBLAS adds to the context, where matrices are multiplied, is not: it
+counts as working memory,
 
-    working  = device - context
+    working  = device - fixed cost
 
 by which configurations are compared: 20 MB and 40 MB of it differ by a factor of two, and by 2 % of device memory.
 """
@@ -58,13 +59,18 @@ _TARGET_DEVICE = "CUDA GPU (generic)"
 
 
 def context_of(breakdown: Mapping[str, int] | None) -> int:
-    """Return the CUDA context, in bytes, that an estimate's device bytes include.
+    """Return the fixed cost in an estimate's device bytes: the CUDA context without what cuBLAS adds to it.
 
     Args:
         breakdown: of an estimate, which may have been stored by a version with other constants; None: not stored, by a
             version that counted cuBLAS always.
     """
     return CONTEXT_WITH_BLAS_BYTES if breakdown is None else breakdown.get("context", 0)
+
+
+def process_context_of(breakdown: Mapping[str, int]) -> int:
+    """Return all of the CUDA context in an estimate's device bytes, with what cuBLAS adds to it."""
+    return context_of(breakdown) + breakdown.get("blas_context", 0)
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Estimate:
 
     @property
     def working_bytes(self) -> int:
-        """Device bytes without the CUDA context."""
+        """Device bytes without the fixed cost."""
         return self.device_bytes - context_of(self.breakdown)
 
     def corrected(self, correction: Correction) -> Estimate:
@@ -225,9 +231,11 @@ def estimate_of(step: StepBytes, *, expandable: bool = True) -> Estimate:
     else:
         reserved = step.process.reserved_bytes(expandable=expandable, workspace_bytes=BLAS_WORKSPACE_BYTES // 2)
         reserved = max(reserved, active)
-    context = CONTEXT_WITH_BLAS_BYTES if step.multiplies else CONTEXT_BYTES
-    breakdown = {**step.parts, "allocator": reserved - active, "context": context}
-    return Estimate(reserved + context, reserved, active, step.trainable_params, step.petl_params, breakdown)
+    # what cuBLAS adds to the context is no fixed cost: configurations that multiply no matrices do without it
+    blas = {"blas_context": CONTEXT_WITH_BLAS_BYTES - CONTEXT_BYTES} if step.multiplies else {}
+    breakdown = {**step.parts, "allocator": reserved - active, **blas, "context": CONTEXT_BYTES}
+    device = reserved + process_context_of(breakdown)
+    return Estimate(device, reserved, active, step.trainable_params, step.petl_params, breakdown)
 
 
 class _Pass:

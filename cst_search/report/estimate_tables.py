@@ -33,7 +33,7 @@ def breakdown_table(title: str, guess: Estimate, budget_bytes: int | None = None
     for total, n_bytes, meaning in (
         ("active memory", guess.active_bytes, "live tensors at the peak"),
         ("reserved memory", guess.reserved_bytes, "what PyTorch's allocator holds"),
-        ("working memory", guess.working_bytes, "device without CUDA context"),
+        ("working memory", guess.working_bytes, "device without the fixed cost"),
         ("device memory", guess.device_bytes, "what nvidia-smi shows"),
     ):
         table.add_row(total, format_bytes(n_bytes), _percent(n_bytes / guess.device_bytes), Text(meaning, style="dim"))

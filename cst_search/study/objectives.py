@@ -19,8 +19,7 @@ class Objective:
     def compared(self) -> str:
         """Field of a record that front, knee and hypervolume compare: of device memory, the working memory.
 
-        The CUDA context depends on whether cuBLAS is loaded, and hardly on the configuration. It would hide how trials
-        differ.
+        They differ by the fixed cost, which is the same for all trials and would hide how much they differ.
         """
         return "working_bytes" if self.name == "device_bytes" else self.name
 

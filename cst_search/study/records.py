@@ -46,7 +46,7 @@ class TrialRecord(TrialFigures):
     Attributes:
         memory_source: ``measured`` or ``predicted``: where ``device_bytes`` comes from.
         memory_correction: factor on the predicted memory, learned from the study's measured trials.
-        context_bytes: CUDA context in ``device_bytes``, predicted or measured.
+        context_bytes: fixed cost in ``device_bytes``, the CUDA context without what cuBLAS adds.
         trainable_params, petl_params: predicted; the counts that the budget was applied to.
         feasible: complete and within the budget.
         ran: False if it was rejected by predicted cost, so that no worker was used.
@@ -73,7 +73,7 @@ class TrialRecord(TrialFigures):
 
     @property
     def working_bytes(self) -> int | None:
-        """Device bytes without the CUDA context."""
+        """Device bytes without the fixed cost."""
         return None if self.device_bytes is None else self.device_bytes - self.context_bytes
 
     def values(self, objectives: Sequence[Objective]) -> list[float]:
@@ -163,7 +163,7 @@ class StudyInfo(StudySpec):
 
     @cached_property
     def context_bytes(self) -> int:
-        """CUDA context in the study's device bytes: that of its first trial, or what the next one will have."""
+        """Fixed cost in the study's device bytes: that of its first trial, or what the next one will have."""
         return self.trials[0].context_bytes if self.trials else CONTEXT_BYTES
 
     @property

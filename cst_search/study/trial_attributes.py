@@ -261,14 +261,15 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
 
 
 def _context_of(estimate: Mapping[str, Any], result: Result) -> int:
-    """Return the CUDA context in a trial's device bytes: what was added to those measured, else what was predicted.
+    """Return the fixed cost in a trial's device bytes: of the context added to those measured, else as predicted.
 
     The two differ if a later version ran what an earlier one had suggested.
     """
+    breakdown = estimate.get("breakdown")
     device, reserved = (result.get(name) for name in ("device_bytes", "reserved_bytes"))
     if device is None or reserved is None:
-        return context_of(estimate.get("breakdown"))
-    return int(device - reserved - (result.get("asked_bytes") or 0))
+        return context_of(breakdown)
+    return int(device - reserved - (result.get("asked_bytes") or 0) - (breakdown or {}).get("blas_context", 0))
 
 
 def tuples(config: Mapping[str, Any]) -> dict[str, Any]:

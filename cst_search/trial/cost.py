@@ -18,8 +18,8 @@ from cst_search.memory.estimate import (
     Estimate,
     InputShape,
     StepBytes,
-    context_of,
     estimate_of,
+    process_context_of,
     step_bytes,
     worst_input,
 )
@@ -111,10 +111,10 @@ def predict_step(
 
 
 def context_bytes(recipe: Recipe, n_classes: int) -> int:
-    """Return the CUDA context of a process that trains a recipe."""
+    """Return the CUDA context of a process that trains a recipe, with cuBLAS where it is loaded."""
     # what runs does not depend on the size
     small = InputShape(64, 64, 1)
-    return context_of(predict_roughly(replace(recipe, batch_size=1), n_classes, small).breakdown)
+    return process_context_of(predict_roughly(replace(recipe, batch_size=1), n_classes, small).breakdown)
 
 
 def backbone_shape(recipe: Recipe) -> BackboneShape:

@@ -242,9 +242,10 @@ def test_the_breakdown_adds_up(tiny_recipe: Make, detector: str, method: str) ->
     multiplies = detector.startswith("fasterrcnn") or method == "conv_lora"
     context = CONTEXT_WITH_BLAS_BYTES if multiplies else CONTEXT_BYTES
     assert estimate.device_bytes == estimate.reserved_bytes + context
-    assert estimate.working_bytes == estimate.reserved_bytes
+    # all configurations have one fixed cost: with cuBLAS the context is larger, and so is the working memory
     corrected = estimate.corrected(Correction(1.5, 9))
-    assert corrected.device_bytes - corrected.working_bytes == context
+    for each in (estimate, corrected):
+        assert each.device_bytes - each.working_bytes == CONTEXT_BYTES
 
 
 @families

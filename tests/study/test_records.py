@@ -170,6 +170,7 @@ def test_a_budget_below_the_context_leaves_an_empty_front_and_no_fault() -> None
     ("stored", "working"),
     [
         ({"breakdown": {"weights": 1, "context": 500}}, 400),  # of a version with another constant
+        ({"breakdown": {"weights": 1, "blas_context": 100, "context": 500}}, 400),  # cuBLAS is no fixed cost
         ({"breakdown": {"weights": 900}}, 900),  # the parts add up to the whole, so there is no context in it
         ({}, 900 - CONTEXT_WITH_BLAS_BYTES),
     ],
