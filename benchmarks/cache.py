@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cst_search import __version__
 from cst_search.config.loading import load_recipe
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData, load_data
+from cst_search.data.dataset import DetectionData, load_data
 from cst_search.data.demo import write_demo
 from cst_search.data.disk_cache import Cache, taken_bytes
 from cst_search.trial.run import run_trial

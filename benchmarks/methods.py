@@ -43,7 +43,7 @@ from methods_table import relate, summarise, table
 from cst_search import __version__
 from cst_search.config import catalog
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData, load_data
+from cst_search.data.dataset import DetectionData, load_data
 from cst_search.data.demo import write_demo
 from cst_search.errors import ConfigError, UserError
 from cst_search.memory.estimate import InputShape, worst_input

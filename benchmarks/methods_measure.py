@@ -26,7 +26,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData, load_data
+from cst_search.data.dataset import DetectionData, load_data
 from cst_search.data.images import CocoImages, loader
 from cst_search.detector.build import build_detector, trained_tensors
 from cst_search.detector.weights import save_trained

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from wall import machine
 
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 
 SIDES = {
     "function": "the trial function alone",
@@ -76,7 +76,7 @@ def arrive(notes: str, seconds: float, values: dict[str, Any]) -> DetectionData:
     import sys
 
     import cst_search.trial.run
-    from cst_search.data.coco import DetectionData
+    from cst_search.data.dataset import DetectionData
 
     cst_search.trial.run.run_trial = functools.partial(nothing, notes, seconds)
     if "stock" in sys.modules:
@@ -187,7 +187,7 @@ def stock_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def function_side(args: argparse.Namespace) -> dict[str, Any]:
     from cst_search.config.loading import load_recipe
-    from cst_search.data.coco import load_data
+    from cst_search.data.dataset import load_data
     from cst_search.trial import run as trial
 
     data = carried(load_data(args.home / "demo-data")[0], args)

@@ -27,7 +27,7 @@ import torch
 
 from cst_search.commands.dataset import image_sizes
 from cst_search.config.loading import load_recipe, load_space
-from cst_search.data.coco import DetectionData, load_data
+from cst_search.data.dataset import DetectionData, load_data
 from cst_search.data.demo import write_demo
 from cst_search.data.disk_cache import Cache
 from cst_search.memory.estimate import worst_input

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cst_search.commands.budget_survey import estimator
 from cst_search.config.loading import make_recipe
-from cst_search.data.coco import load_data
+from cst_search.data.dataset import load_data
 from cst_search.study.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent

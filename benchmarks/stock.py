@@ -22,7 +22,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from cst_search.commands.dataset import image_sizes
 from cst_search.config.loading import apply_settings, load_recipe
-from cst_search.data.coco import load_data
+from cst_search.data.dataset import load_data
 from cst_search.data.demo import write_demo
 from cst_search.memory.estimate import worst_input
 from cst_search.trial.cost import predict

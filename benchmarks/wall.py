@@ -143,7 +143,7 @@ def _trial_of_pool(job: tuple[dict[str, Any], Any, Any, int]) -> dict[str, Any]:
 
 def pool(args: argparse.Namespace) -> None:
     from cst_search.config.loading import apply_settings, load_recipe
-    from cst_search.data.coco import load_data
+    from cst_search.data.dataset import load_data
     from cst_search.data.demo import write_demo
 
     data, _ = load_data(write_demo(args.home / "demo-data"))

@@ -29,7 +29,7 @@ from xdist.scheduler import LoadFileScheduling
 from cst_search.backbone.resnet import Body
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import GROUP_NORM_DETECTORS, Recipe
-from cst_search.data.coco import DetectionData, load_data
+from cst_search.data.dataset import DetectionData, load_data
 from cst_search.tracking.connection import default_tracking_uri
 
 # tensors of a few thousand numbers: handing them to a second thread costs more than it saves

@@ -14,7 +14,7 @@ from studies import run_cli
 
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import DETECTORS, Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import Cache
 from cst_search.memory.estimate import CONTEXT_BYTES, InputShape
 from cst_search.petl import METHODS

@@ -24,7 +24,7 @@ from cst_search import plugins
 from cst_search.commands.doctor import _plugins, examine
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.detector.build import build_detector, count_parameters
 from cst_search.detector.registry import get_detector
 from cst_search.errors import ConfigError

@@ -13,7 +13,7 @@ from cst_search.commands.dataset import image_sizes
 from cst_search.commands.output import Say
 from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.memory.estimate import Estimate, InputShape, context_of, worst_input
 from cst_search.petl import get_method
 from cst_search.study.records import Budget

@@ -28,7 +28,7 @@ from cst_search.config.catalog import check_folder, own_path
 from cst_search.config.loading import make_recipe
 from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import open_cache
 from cst_search.detector.build import check_weights
 from cst_search.errors import ConfigError, DataError, StudyError

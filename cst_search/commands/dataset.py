@@ -9,7 +9,7 @@ from typing import Any
 from cst_search.commands.options import LaunchOptions
 from cst_search.commands.output import Say
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData, load_data
+from cst_search.data.dataset import DetectionData, load_data
 from cst_search.data.demo import write_demo
 
 

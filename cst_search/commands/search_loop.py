@@ -11,7 +11,7 @@ from cst_search.commands.options import RunOptions
 from cst_search.commands.output import Say
 from cst_search.commands.worker_setup import WorkerSetup
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import Cache
 from cst_search.errors import CstSearchError
 from cst_search.execution.task import Task

@@ -25,7 +25,7 @@ from cst_search.config.loading import (
 )
 from cst_search.config.recipe import WEIGHT_NAMES, WEIGHTS_RULE, Recipe
 from cst_search.config.search_space import Space
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.detector.build import check_weights
 from cst_search.errors import ConfigError
 from cst_search.memory.estimate import Estimate

@@ -11,7 +11,7 @@ from cst_search.commands.budget_survey import Survey
 from cst_search.commands.options import RunOptions
 from cst_search.commands.output import Say
 from cst_search.config.recipe import DEVICES, Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.errors import ConfigError, check_choice
 from cst_search.execution.gpu_sharing import Fleet, Placement, cpus_of_each
 from cst_search.execution.workers import InProcess, Workers

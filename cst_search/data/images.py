@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cst_search.config.augmentation import PRESETS, Augmentation
 from cst_search.data.augmentation import augment
-from cst_search.data.coco import ImageEntry, Split
+from cst_search.data.dataset import ImageEntry, Split
 from cst_search.data.disk_cache import Slots, Store
+from cst_search.data.pixels import FORMATS
 from cst_search.data.resize import resized_hw
-from cst_search.data.validation import FORMATS
 from cst_search.errors import DataError
 
 CACHE_BYTES = 2**30  # bound of resized pixels in memory without a disk cache: 420 images of 1066x800

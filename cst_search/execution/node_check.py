@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cst_search.config.recipe import Recipe
-    from cst_search.data.coco import DetectionData
+    from cst_search.data.dataset import DetectionData
 
 _SAMPLE = 20  # images per split whose content is compared; all of COCO would be 19 GB over a network
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import Cache
 from cst_search.trial.checkpoint_folder import Checkpoints
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import load_data
+from cst_search.data.dataset import load_data
 from cst_search.data.disk_cache import Cache, default_bound
 from cst_search.errors import UserError
 from cst_search.trial.device import check_bound, choose_device

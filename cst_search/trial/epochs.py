@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cst_search.config.augmentation import PRESETS
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData, coco_ground_truth
+from cst_search.data.dataset import DetectionData, coco_ground_truth
 from cst_search.data.disk_cache import Store
 from cst_search.data.images import CocoImages, loader
 from cst_search.petl import get_method

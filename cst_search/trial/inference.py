@@ -9,9 +9,9 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from cst_search.config.catalog import check_folder
-from cst_search.data.coco import ImageEntry, Split
+from cst_search.data.dataset import ImageEntry, Split
 from cst_search.data.images import CocoImages, loader
-from cst_search.data.validation import FORMATS, BadImage, inspect_image
+from cst_search.data.pixels import FORMATS, BadImage, inspect_image
 from cst_search.detector.trained_file import weights_file
 from cst_search.detector.weights import load_trained
 from cst_search.errors import ConfigError

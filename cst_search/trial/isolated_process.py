@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import Cache
 from cst_search.trial.result import Outcome
 from cst_search.units import format_bytes

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData, ImageEntry, Split
+from cst_search.data.dataset import DetectionData, ImageEntry, Split
 from cst_search.data.images import CocoImages
 from cst_search.data.resize import resized_hw
 from cst_search.detector.build import build_detector, count_parameters, prepare
@@ -386,7 +386,7 @@ def main() -> None:
         recipe = read_recipe(args.recipe)
         n_classes = args.n_classes
         if args.data is not None:
-            from cst_search.data.coco import load_data
+            from cst_search.data.dataset import load_data
 
             data, _ = load_data(args.data, skip_bad=True, cache=args.cache)
             n_classes, batch = len(data.class_names), dataset_batch(recipe, data)

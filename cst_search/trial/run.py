@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import Cache, Store
 from cst_search.detector.build import build_detector, count_parameters, prepare
 from cst_search.trial.device import choose_device, without_context

@@ -26,7 +26,7 @@ from cst_search.commands.dataset import image_sizes
 from cst_search.commands.export import export, exported_recipe, pick_trial
 from cst_search.config.loading import load_recipe, read_yaml
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.detector.weights import load_trained
 from cst_search.errors import ConfigError, RunError, StudyError
 from cst_search.memory.estimate import worst_input

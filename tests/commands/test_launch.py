@@ -32,7 +32,7 @@ from cst_search.commands.worker_setup import memory_limit_of
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.errors import ConfigError
 from cst_search.execution.workers import SearchJob
 from cst_search.memory.estimate import CONTEXT_WITH_BLAS_BYTES, worst_input

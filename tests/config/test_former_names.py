@@ -24,7 +24,7 @@ from torchvision.models import WeightsEnum
 from cst_search.config.loading import apply_settings, load_recipe, load_space, make_recipe, read_yaml
 from cst_search.config.recipe import FORMER_NAMES, Recipe
 from cst_search.config.search_space import Space
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.detector.build import build_detector
 from cst_search.detector.weights import load_trained, save_trained
 from cst_search.errors import ConfigError, StudyError

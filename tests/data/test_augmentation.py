@@ -19,7 +19,7 @@ from cst_search.config.augmentation import PRESETS, Augmentation
 from cst_search.config.recipe import Recipe
 from cst_search.data import augmentation as module
 from cst_search.data.augmentation import MIN_VISIBLE_SHARE, augment
-from cst_search.data.coco import ImageEntry, Split
+from cst_search.data.dataset import ImageEntry, Split
 from cst_search.data.disk_cache import Cache, Store
 from cst_search.data.images import CocoImages, loader
 from cst_search.memory.estimate import worst_input

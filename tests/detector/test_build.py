@@ -24,7 +24,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from cst_search.backbone.resnet import Body
 from cst_search.config.recipe import DETECTORS, Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.data.images import CocoImages, loader
 from cst_search.detector.build import build_detector, count_parameters, merge, prepare, trained_tensors
 from cst_search.errors import ConfigError

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from cst_search.config.recipe import DETECTORS, HEAD_CHOICES, NECK_CHOICES, Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.detector.build import build_detector, count_parameters, merge, trained_tensors
 from cst_search.detector.registry import get_detector
 from cst_search.detector.weights import load_trained, save_trained

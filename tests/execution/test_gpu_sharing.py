@@ -16,7 +16,7 @@ from cst_search.commands.budget_survey import Survey
 from cst_search.commands.options import LaunchOptions
 from cst_search.commands.worker_setup import make_workers
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.execution import ray_tune as search
 from cst_search.execution.gpu_sharing import MARGIN, Fleet, Node, Placement, cpus_of_each
 from cst_search.execution.task import Task

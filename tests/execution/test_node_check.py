@@ -16,7 +16,7 @@ import torch
 from torchvision.models import WeightsEnum
 
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData, load_data
+from cst_search.data.dataset import DetectionData, load_data
 from cst_search.data.demo import write_demo
 from cst_search.execution import node_check
 from cst_search.execution.node_check import NodeRequirements, inspect_node, requirements_of

@@ -18,7 +18,7 @@ import pytest
 from studies import FakeEstimate, fake_estimate, make_spec, make_study, open_session, shorter_rungs
 
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import Cache
 from cst_search.errors import RunError
 from cst_search.execution.task import Task, execute

@@ -18,7 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 
 if TYPE_CHECKING:
     from cst_search.execution.task import Task

@@ -32,7 +32,7 @@ from cst_search.commands import train as training
 from cst_search.commands.dataset import dataset_inputs
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.detector.build import build_detector
 from cst_search.detector.weights import save_trained
 from cst_search.errors import UserError

@@ -23,7 +23,7 @@ from studies import Ran, make_study, run_cli, run_one, scored
 
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import load_data
+from cst_search.data.dataset import load_data
 from cst_search.data.images import CocoImages
 from cst_search.redaction import shown_address, without_password
 

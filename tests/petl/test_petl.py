@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cst_search.backbone.resnet import Body
 from cst_search.config.recipe import BACKBONES, DETECTORS, Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.data.images import CocoImages, loader
 from cst_search.detector.build import build_detector, count_parameters, prepare
 from cst_search.detector.pyramid import Backbone

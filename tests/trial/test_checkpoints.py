@@ -15,7 +15,7 @@ import torch
 from test_run import without_times
 
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.detector.build import build_detector
 from cst_search.trial import checkpoints
 from cst_search.trial import epochs as loop

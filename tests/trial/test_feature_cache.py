@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cst_search.config.recipe import DETECTORS, Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import Cache, Store
 from cst_search.data.images import CocoImages, loader
 from cst_search.detector.build import build_detector

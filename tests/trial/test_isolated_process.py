@@ -14,7 +14,7 @@ import pytest
 from test_run import without_times
 
 from cst_search.config.recipe import Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.trial import isolated_process as trial_process
 from cst_search.trial.isolated_process import run_in_own_process
 from cst_search.trial.memory_limit import CPU_IS_LIMITED
@@ -180,7 +180,7 @@ def test_ctrl_c_ends_the_trial_at_once(run: Any) -> None:
 ORPHAN = """
 import sys
 sys.path[:] = {path!r}
-from cst_search.data.coco import load_data
+from cst_search.data.dataset import load_data
 from cst_search.config.recipe import Recipe
 from cst_search.trial.isolated_process import run_in_own_process
 import cst_search.trial.isolated_process as module

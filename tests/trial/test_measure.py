@@ -17,7 +17,7 @@ import torch
 
 from cst_search.commands.dataset import image_sizes
 from cst_search.config.recipe import DETECTORS, Recipe
-from cst_search.data.coco import DetectionData, load_data
+from cst_search.data.dataset import DetectionData, load_data
 from cst_search.detector.build import build_detector, count_parameters
 from cst_search.errors import ConfigError
 from cst_search.memory.estimate import CONTEXT_BYTES, InputShape, worst_input

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cst_search.config.recipe import AUGMENTATIONS, DETECTORS, Recipe
-from cst_search.data.coco import DetectionData
+from cst_search.data.dataset import DetectionData
 from cst_search.data.images import CocoImages
 from cst_search.detector.build import build_detector, count_parameters
 from cst_search.errors import ConfigError

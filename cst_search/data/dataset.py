@@ -11,17 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cst_search.data.validation import (
-    FAULTS,
-    NOTES,
-    BadImage,
-    DataReport,
-    Fault,
-    Findings,
-    ListedSplit,
-    inspect_images,
-    read_split,
-)
+from cst_search.data.entries import ListedSplit, read_split
+from cst_search.data.findings import FAULTS, NOTES, DataReport, Fault, Findings
+from cst_search.data.formats import find_splits, without_split
+from cst_search.data.pixels import BadImage, inspect_images
 from cst_search.errors import DataError
 
 __all__ = [
@@ -31,14 +24,8 @@ __all__ = [
     "ImageEntry",
     "Split",
     "coco_ground_truth",
-    "find_splits",
     "load_data",
 ]
-
-_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # split -> names in use for it
-LAYOUTS = """  train.json, val.json (test.json)                    with images in train/, val/, images/train/ or images/
-  annotations/instances_train2017.json, ..._val2017   with images in train2017/, images/train2017/ or images/
-  train/_annotations.coco.json, valid/...             with the images beside it"""
 
 
 @dataclass(frozen=True)
@@ -97,53 +84,6 @@ def _n_boxes(entry: ImageEntry) -> int:
     return len(entry.labels) - sum(entry.iscrowd)
 
 
-def find_splits(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Return the annotation file and the image folder of every split that exists, by split name; see LAYOUTS.
-
-    Raises:
-        DataError: the folder does not exist, or it has no split, several annotation files for one split, or no image
-            folder.
-    """
-    if not folder.is_dir():
-        raise DataError(f"the dataset must be a COCO-format folder; there is no folder {folder}")
-    places: dict[str, tuple[Path, Path]] = {}
-    for split, names in _NAMES.items():
-        candidates = sorted((folder / "annotations").glob(f"instances_{split}*.json"))
-        for name in names:
-            paths = (folder / f"{name}.json", folder / name / "_annotations.coco.json")
-            candidates += [path for path in paths if path.is_file()]
-        if len(candidates) > 1:
-            listed = ", ".join(str(path.relative_to(folder)) for path in candidates)
-            raise DataError(
-                f"each split must have one annotation file; {folder} has for {split}: {listed}. Move the others away"
-            )
-        if candidates:
-            places[split] = (candidates[0], _image_folder(folder, candidates[0], names))
-    if not places:
-        raise DataError(_no_split(folder, "no split"))
-    return places
-
-
-def _image_folder(folder: Path, annotation_file: Path, names: tuple[str, ...]) -> Path:
-    if annotation_file.name == "_annotations.coco.json":
-        return annotation_file.parent
-    stem = annotation_file.stem.removeprefix("instances_")  # train2017
-    tried = [base / name for name in dict.fromkeys((stem, *names)) for base in (folder, folder / "images")]
-    tried.append(folder / "images")
-    for path in tried:
-        if path.is_dir():
-            return path
-    listed = ", ".join(f"{path.relative_to(folder)}/" for path in tried)
-    raise DataError(f"{annotation_file} has no image folder beside it; looked for {listed} in {folder}")
-
-
-def _no_split(folder: Path, what: str) -> str:
-    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    names += sorted(f"annotations/{path.name}" for path in (folder / "annotations").glob("*.json"))
-    found = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    return f"{folder} has {what}. Understood are\n{LAYOUTS}\nFound: {found or 'an empty folder'}"
-
-
 def load_data(
     folder: Path | str,
     *,
@@ -155,7 +95,7 @@ def load_data(
     """Find, read and validate a COCO-format folder.
 
     Args:
-        folder: folder with one of the LAYOUTS.
+        folder: folder with a layout of `formats`.
         skip_bad: drop faulty images and boxes instead of raising. An object whose box is dropped becomes background.
         check_images: decode every image once. If False, only the presence and location of image files are checked.
         cache: JSON file that remembers decoded images by path, size and mtime, so that the next start is fast.
@@ -165,24 +105,27 @@ def load_data(
         DataError: the dataset has faults (with ``skip_bad``, faults that cannot be skipped); one report lists them all.
     """
     folder = Path(folder)
-    places = find_splits(folder)
-    if missing := [name for name in need if name not in places]:
-        raise DataError(_no_split(folder, f"no {' and no '.join(missing)} split"))
+    sources = find_splits(folder)
+    if missing := [name for name in need if name not in sources]:
+        raise DataError(without_split(folder, f"no {' and no '.join(missing)} split"))
     faults, notes = Findings(FAULTS), Findings(NOTES)
-    listed = {name: split for name in places if (split := read_split(name, *places[name], faults, notes))}
+    listed = {name: split for name in sources if (split := read_split(name, sources[name], faults, notes))}
     n_from_cache = _check_images(listed, cache, faults, notes) if check_images else 0
     _check_together(listed, faults, notes)
 
     ids = tuple(sorted(next(iter(listed.values())).categories)) if listed else ()
     names = tuple(next(iter(listed.values())).categories[i] for i in ids) if listed else ()
     label_of = {category_id: i + 1 for i, category_id in enumerate(ids)}
-    splits = {name: Split(name, *places[name], _entries(split, label_of), names, ids) for name, split in listed.items()}
+    splits = {
+        name: Split(name, sources[name].annotations, sources[name].images, _entries(split, label_of), names, ids)
+        for name, split in listed.items()
+    }
     kept = [entry for split in splits.values() for entry in split.images]
     n_images, n_boxes = (sum(getattr(split, name) for split in listed.values()) for name in ("n_images", "n_boxes"))
     report = DataReport(
         faults=faults.collected(),
         notes=notes.collected(),
-        places=tuple(f"{name}: {annotations}, images in {images}" for name, (annotations, images) in places.items()),
+        places=tuple(f"{name}: {source.annotations}, images in {source.images}" for name, source in sources.items()),
         n_images=n_images,
         n_boxes=n_boxes,
         n_dropped_images=n_images - len(kept) if skip_bad else 0,

@@ -17,11 +17,15 @@ from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cst_search.data import images as images_module
-from cst_search.data.coco import DetectionData, ImageEntry, Split, coco_ground_truth, find_splits, load_data
+from cst_search.data.dataset import DetectionData, ImageEntry, Split, coco_ground_truth, load_data
 from cst_search.data.disk_cache import Cache, Store
+from cst_search.data.entries import check_box
+from cst_search.data.file_names import locate
+from cst_search.data.findings import FAULTS, Findings
+from cst_search.data.formats import find_splits
 from cst_search.data.images import CocoImages, loader
+from cst_search.data.pixels import inspect_image
 from cst_search.data.resize import resized_hw
-from cst_search.data.validation import FAULTS, Findings, check_box, inspect_image, locate
 from cst_search.errors import DataError
 
 WIDTH, HEIGHT = 48, 32
@@ -442,8 +446,8 @@ def lay_out(folder: Path, names: list[str]) -> Path:
 @pytest.mark.parametrize(("names", "expected"), LAYOUTS)
 def test_layouts(tmp_path: Path, names: list[str], expected: dict[str, str]) -> None:
     found = find_splits(lay_out(tmp_path, names))
-    assert {split: str(images.relative_to(tmp_path)) for split, (_, images) in found.items()} == expected
-    assert all(annotations.is_file() for annotations, _ in found.values())
+    assert {split: str(source.images.relative_to(tmp_path)) for split, source in found.items()} == expected
+    assert all(source.annotations.is_file() for source in found.values())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,35 @@
+"""Formats of data sets: one file per format, and the choice of the one that a folder is in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cst_search.data.formats import coco
+from cst_search.data.formats.source import DataFormat, SplitSource
+from cst_search.errors import DataError
+
+FORMATS: tuple[DataFormat, ...] = (coco.FORMAT,)
+
+
+def find_splits(folder: Path) -> Mapping[str, SplitSource]:
+    """Return the splits of a folder by name (train, val, test), in the format that the folder is in.
+
+    Raises:
+        DataError: the folder does not exist, is in no known format, or is unclear.
+    """
+    if not folder.is_dir():
+        raise DataError(f"the dataset must be a folder; there is no folder {folder}")
+    for data_format in FORMATS:
+        if sources := data_format.find(folder):
+            return sources
+    raise DataError(without_split(folder, "no split"))
+
+
+def without_split(folder: Path, what: str) -> str:
+    """Return the message that a folder has ``what`` (no split), with the known layouts and what the folder holds."""
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    names += sorted(f"annotations/{path.name}" for path in (folder / "annotations").glob("*.json"))
+    found = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    layouts = "\n".join(f"  {line}" for data_format in FORMATS for line in data_format.layouts)
+    return f"{folder} has {what}. Understood are\n{layouts}\nFound: {found or 'an empty folder'}"
