@@ -37,7 +37,7 @@ import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from methods_measure import N_RANDOM_BOXES, N_RANDOM_CLASSES, Job, first_images, without_folders
+from methods_measure import N_RANDOM_BOXES, N_RANDOM_CLASSES, Job, first_images, start_digest, without_folders
 from methods_table import relate, summarise, table
 
 from cst_search import __version__
@@ -189,6 +189,7 @@ def make_jobs(
     for name, recipe in rows.items():
         seeds = range(recipe.seed, recipe.seed + (args.seeds if accuracy_on[1] else 0))
         epochs = args.epochs or recipe.search_epochs
+        common["start"] = start_digest(recipe)
         trials[name] = [
             Job(name, replace(recipe, seed=seed).to_dict(), *accuracy_on, epochs=epochs, **common) for seed in seeds
         ]

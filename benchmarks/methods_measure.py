@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import islice, pairwise
@@ -29,6 +29,7 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import DetectionData, load_data
 from cst_search.data.images import CocoImages, loader
 from cst_search.detector.build import build_detector, trained_tensors
+from cst_search.detector.pretrained import SHIPPED
 from cst_search.detector.weights import save_trained
 from cst_search.trial.device import choose_device
 from cst_search.trial.engine import choose_precision, detect, make_lr_schedule, make_optimiser, train_one_epoch
@@ -47,6 +48,7 @@ class Job:
         dataset: name of the dataset and hash of its annotations, or ``random``.
         folder: folder of the dataset; None: random images, for speed only.
         limit: number of images used of each split; None: all.
+        start: the first 12 digits of the SHA-256 of the weights file; empty for weights that have a name elsewhere.
         epochs: length of an accuracy trial; 0: measure speed, ``rounds`` of ``steps`` beside the recipe ``reference``.
     """
 
@@ -57,6 +59,7 @@ class Job:
     limit: int | None
     device: str
     threads: int
+    start: str = ""
     epochs: int = 0
     rounds: int = 0
     steps: int = 0
@@ -64,14 +67,29 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Identity for resuming: everything that affects the result, without paths of this machine."""
-        content = json.dumps(asdict(self) | {"row": None, "folder": None}, sort_keys=True)
+        """Identity for resuming: everything that affects the result, without paths of this machine.
+
+        Of recipes only what is not the default counts, so that a field added later changes no key.
+        """
+        defaults = Recipe().to_dict()
+
+        def changed(recipe: Mapping[str, Any] | None) -> dict[str, Any]:
+            return {name: value for name, value in (recipe or {}).items() if value != defaults.get(name)}
+
+        recipes = {"recipe": changed(self.recipe), "reference": changed(self.reference)}
+        content = json.dumps(asdict(self) | {"row": None, "folder": None} | recipes, sort_keys=True)
         return sha256(without_folders(content).encode()).hexdigest()[:16]
 
 
 def without_folders(text: str) -> str:
     """Shorten absolute paths to their last part, because results are published."""
     return re.sub(r"(?<![\w:/.])(?:/[\w.+~-]+)+/(?=[\w.+~-])", "", text)
+
+
+def start_digest(recipe: Recipe) -> str:
+    """Return the start of the hash of the weights file that a recipe names, as in `Job`."""
+    file = SHIPPED if recipe.weights_kind == "demo-detector" else Path(recipe.weights).expanduser()
+    return sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else ""
 
 
 def first_images(data: DetectionData, limit: int | None) -> DetectionData:

@@ -25,6 +25,7 @@ from cst_search.detector.pyramid import Backbone
 from cst_search.detector.trained_file import TrainedFile, is_run, lineage, read_metadata, read_trained, weights_file
 from cst_search.errors import ConfigError
 
+SHIPPED = Path(__file__).parent / "weights" / "demo-detector.safetensors"
 # eps of FrozenBatchNorm2d: torchvision's own, and what its builders set (`overwrite_eps`) after loading COCO_V1
 _EPS, _COCO_EPS = 1e-5, {"fasterrcnn": 0.0, "retinanet": 0.0}
 
@@ -77,8 +78,7 @@ def read_start(recipe: Recipe, of_run: Callable[[TrainedFile], Start]) -> Start 
     if kind == "COCO":
         return _coco(recipe.detector, fetch(coco_weights(recipe.detector), kind))
     if kind == "demo-detector":
-        file = Path(__file__).parent / "weights" / "demo-detector.safetensors"
-        return _whole("the shipped detector", read_tensors(file), _labels_in(file))
+        return _whole("the shipped detector", read_tensors(SHIPPED), _labels_in(SHIPPED))
     if kind in ("IMAGENET", "demo"):
         source = f"torchvision's {recipe.backbone}" if kind == "IMAGENET" else "the shipped ResNet"
         return Start(source, read_body(recipe.backbone, kind))
