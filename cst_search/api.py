@@ -32,6 +32,7 @@ def launch(
     *,
     budget_params: str | float | None = None,
     data: str | Path | None = None,
+    exif: str | None = None,
     recipe: RecipeLike | None = None,
     space: SpaceLike | None = None,
     settings: Settings | None = None,
@@ -61,6 +62,7 @@ def launch(
         budget_mem: GPU memory budget per trial.
         budget_params: budget of trainable parameters.
         data: COCO-format folder; None: the embedded demo.
+        exif: field of the recipe on how data are read; None: the recipe's.
         recipe: fixed settings; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
         space: search space: a shipped name, a YAML file, or the mapping that such a file holds (default: quick; with
             data, cst).
@@ -269,6 +271,7 @@ def train(
     *,
     out: str | Path,
     data: str | Path | None = None,
+    exif: str | None = None,
     device: str = "auto",
     settings: Settings | None = None,
     skip_bad: bool = False,
@@ -282,6 +285,7 @@ def train(
     Args:
         out: folder for weights, metrics and recipe; it must be empty or not exist.
         data: COCO-format folder; None: the recipe's.
+        exif: field of the recipe on how data are read; None: the recipe's.
 
     Returns:
         Content of ``metrics.json``. ``outcome`` is ``complete``, or ``oom`` or ``nonfinite`` with a ``reason``.
@@ -291,13 +295,13 @@ def train(
     >>> metrics["outcome"], 0 <= metrics["map"] <= 1
     ('complete', True)
     """
-    from cst_search.commands.options import parse_cache
+    from cst_search.commands.options import ReadingOptions, parse_cache
     from cst_search.commands.train import train as run
 
     return run(
         recipe, Path(out), data=None if data is None else str(data), settings=settings or (), device=device,
         skip_bad=skip_bad, home=home_of(home), tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size),
-        console=console(quiet),
+        reading=ReadingOptions.read(exif=exif), console=console(quiet),
     )  # fmt: skip
 
 

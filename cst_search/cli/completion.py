@@ -93,6 +93,7 @@ def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
         BACKBONES,
         CLASS_INITS,
         DETECTORS,
+        EXIF_CHOICES,
         HEAD_CHOICES,
         NECK_CHOICES,
         PRECISIONS,
@@ -106,6 +107,7 @@ def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
         "detector": DETECTORS, "backbone": BACKBONES, "precision": PRECISIONS, "recompute": RECOMPUTE_CHOICES,
         "method": _methods(), "memsave": ("true", "false"), "hflip": ("true", "false"),
         "augment": AUGMENTATIONS, "neck": NECK_CHOICES, "head": HEAD_CHOICES, "class_init": CLASS_INITS,
+        "exif": EXIF_CHOICES,
         "weights": WEIGHT_NAMES,
     }  # fmt: skip
     if equals:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from cst_search.cli import completion
-from cst_search.commands.options import LaunchOptions, Option, RunOptions, declared
+from cst_search.commands.options import LaunchOptions, Option, Options, declared
 from cst_search.redaction import read_address
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -53,7 +53,7 @@ def typer_type(option: Option) -> Any:
     return Annotated[kind if option.default is not None else kind | None, typer_option(option, option.panel)]
 
 
-def takes(options: type[RunOptions]) -> Callable[[Command], Command]:
+def takes(options: type[Options]) -> Callable[[Command], Command]:
     """Give a command the options that a class declares, in place of its ``**given``.
 
     Typer, shell completion and the reference page read the command's signature, so the options are written into it.

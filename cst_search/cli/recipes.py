@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,12 +24,16 @@ from cst_search.cli.app import (
     print_json,
     say,
 )
+from cst_search.cli.options import takes
+from cst_search.commands.options import ReadingOptions, parse_cache
 from cst_search.config.catalog import home_of
 from cst_search.trial.result import Outcome
 
 
 @app.command()
+@takes(ReadingOptions)
 def train(
+    *,
     recipe: Annotated[
         str,
         typer.Argument(
@@ -49,14 +53,15 @@ def train(
     home: HomeOption = None,
     quiet: QuietOption = False,
     json_: JsonOption = False,
+    **given: Any,
 ) -> None:
     """Train a recipe at full length and save the trained weights."""
-    from cst_search.commands.options import parse_cache
     from cst_search.commands.train import train as run
 
     result = run(
         recipe, output, data=data, settings=settings or (), device=device, skip_bad=skip_bad, home=home_of(home),
-        tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size), console=console_of(json_, quiet),
+        tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size),
+        reading=ReadingOptions.read(**given), console=console_of(json_, quiet),
     )  # fmt: skip
     if json_:
         print_json(result)

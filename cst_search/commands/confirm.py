@@ -259,7 +259,7 @@ def _same_data(info: StudyInfo, recipe: Recipe, options: ConfirmOptions, say: Sa
             f"the data of study {info.name!r} must be there to train again, and {recipe.data} is no folder; "
             f"say with --data where it is now"
         )
-    data = open_data(recipe.data, options.home, skip_bad=options.skip_bad, say=say)
+    data = open_data(recipe, options.home, skip_bad=options.skip_bad, say=say)
     found, known = dataset_inputs(data), dict(info.inputs)
     differs = [f"{key} {found[key]}, in the search {known[key]}" for key in known if found[key] != known[key]]
     if differs:

@@ -11,14 +11,17 @@ from cst_search.commands.output import Say
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import DetectionData, load_data
 from cst_search.data.demo import write_demo
+from cst_search.data.options import ReadOptions
 
 
 def open_data(
-    folder: str, home: Path, *, skip_bad: bool, say: Say, need: tuple[str, ...] = ("train", "val")
+    recipe: Recipe, home: Path, *, skip_bad: bool, say: Say, need: tuple[str, ...] = ("train", "val")
 ) -> DetectionData:
     """Load and check the dataset of a recipe; ``demo`` is drawn if missing. Raises DataError that lists every fault."""
-    path = write_demo(home / "demo-data") if folder == "demo" else Path(folder)
-    data, report = load_data(path, skip_bad=skip_bad, cache=home / "checked-images.json", need=need)
+    path = write_demo(home / "demo-data") if recipe.data == "demo" else Path(recipe.data)
+    data, report = load_data(
+        path, ReadOptions.of(recipe), skip_bad=skip_bad, cache=home / "checked-images.json", need=need
+    )
     home.mkdir(parents=True, exist_ok=True)
     if report.faults or report.notes:
         say(report.render())
@@ -27,7 +30,7 @@ def open_data(
 
 def load_dataset(options: LaunchOptions, recipe: Recipe, say: Say) -> DetectionData:
     """Load and check the dataset of a launch, and print its size."""
-    data = open_data(recipe.data, options.home, skip_bad=options.skip_bad, say=say)
+    data = open_data(recipe, options.home, skip_bad=options.skip_bad, say=say)
     summary = data.summary()
     parts = ", ".join(
         f"{split} {n} images / {summary['n_boxes'][split]} boxes" for split, n in summary["n_images"].items()

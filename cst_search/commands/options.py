@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from cst_search.config.catalog import home_of
-from cst_search.config.recipe import DEVICES
+from cst_search.config.recipe import DEVICES, EXIF_CHOICES, READING_FIELDS
 from cst_search.errors import ConfigError, StudyError, check_choice
 from cst_search.units import parse_bytes, parse_count, parse_seconds
 
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from cst_search.study.records import Budget, StudyInfo
 
 # groups of options in --help, in this order
-SEARCH, BUDGET, TRIALS, RECORD = "What is searched", "Budget and length", "Where trials run", "Where results go"
-PANELS = (SEARCH, BUDGET, TRIALS, RECORD)
+SEARCH, READING, BUDGET, TRIALS, RECORD = (
+    "What is searched", "How data are read", "Budget and length", "Where trials run", "Where results go"
+)  # fmt: skip
+PANELS = (SEARCH, READING, BUDGET, TRIALS, RECORD)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def _option(flag: str, help: str, panel: str, **more: Any) -> Any:
     return field(default=option.default, metadata={"option": option})
 
 
-def declared(owner: type[RunOptions]) -> dict[str, Option]:
+def declared(owner: type[Options]) -> dict[str, Option]:
     """Return the options of a class by field name, sorted by group, then by order of declaration."""
     found = {f.name: f.metadata["option"] for f in fields(owner) if "option" in f.metadata}
     return dict(sorted(found.items(), key=lambda item: PANELS.index(item[1].panel)))
@@ -91,21 +93,61 @@ def parse_cache(size: str | float | None) -> int | None:
     return 0 if str(size).strip() == "0" else _bytes(size)
 
 
-def _device(name: str) -> str:
-    check_choice("--device", name, DEVICES)
+def _choice(flag: str, name: str | None, names: tuple[str, ...]) -> str | None:
+    if name is not None:
+        check_choice(flag, name, names)
     return name
 
 
 def _sampler(name: str | None) -> str | None:
-    if name is not None:
-        from cst_search.search.samplers import SAMPLERS  # loads Optuna; --help does without it
+    if name is None:
+        return None
+    from cst_search.search.samplers import SAMPLERS  # loads Optuna; --help does without it
 
-        check_choice("--sampler", name, SAMPLERS)
-    return name
+    return _choice("--sampler", name, SAMPLERS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class Options:
+    """Base of the classes that declare options."""
+
+    @classmethod
+    def read(cls, **given: Any) -> Self:
+        """Parse options from the command line or from Python; sizes and times may be text or numbers.
+
+        Options that are not given have their default. Raises UserError if a value is not valid.
+        """
+        options = declared(cls)
+        if unknown := given.keys() - options.keys():
+            raise TypeError(f"no such options of {cls.__name__}: {', '.join(sorted(unknown))}")
+        values = {name: given.get(name, option.default) for name, option in options.items()}
+        parsers = {name: option.parse for name, option in options.items() if option.parse is not None}
+        return cls(**values | {name: parse(values[name]) for name, parse in parsers.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions(Options):
+    """Options of every command that reads a data set anew; each sets the recipe's field of its name.
+
+    A study has them in its recipe, so commands that continue one do not take them.
+    """
+
+    exif: str | None = _option(
+        "--exif",
+        "Boxes of images with an EXIF orientation lie on the picture as shown, as stored, or as the sizes in the "
+        "annotation file say: auto (default: the recipe's, auto).",
+        READING,
+        parse=partial(_choice, "--exif", names=EXIF_CHOICES),
+        completion=EXIF_CHOICES,
+    )
+
+    def reading_fields(self) -> dict[str, Any]:
+        """Return the fields of the recipe that were given, by name."""
+        return {name: value for name in READING_FIELDS if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
     """Options of every command that runs trials: `launch`, `resume` and `confirm`."""
 
     workers: int | None = _option(
@@ -113,7 +155,8 @@ class RunOptions:
         recorded=True,
     )  # fmt: skip
     device: str = _option(
-        "--device", "Device of the trials: auto, cpu or cuda.", TRIALS, default="auto", parse=_device,
+        "--device", "Device of the trials: auto, cpu or cuda.", TRIALS, default="auto",
+        parse=partial(_choice, "--device", names=DEVICES),
         completion=("auto", "cpu", "cuda"), recorded=True,
     )  # fmt: skip
     in_process: bool = _option(
@@ -142,19 +185,6 @@ class RunOptions:
         is_address=True,
     )
 
-    @classmethod
-    def read(cls, **given: Any) -> Self:
-        """Parse options from the command line or from Python; sizes and times may be text or numbers.
-
-        Options that are not given have their default. Raises UserError if a value is not valid.
-        """
-        options = declared(cls)
-        if unknown := given.keys() - options.keys():
-            raise TypeError(f"no such options of {cls.__name__}: {', '.join(sorted(unknown))}")
-        values = {name: given.get(name, option.default) for name, option in options.items()}
-        parsers = {name: option.parse for name, option in options.items() if option.parse is not None}
-        return cls(**values | {name: parse(values[name]) for name, parse in parsers.items()})
-
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeOptions(RunOptions):
@@ -182,7 +212,7 @@ class ResumeOptions(RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaunchOptions(ResumeOptions):
+class LaunchOptions(ResumeOptions, ReadingOptions):
     """Options of `launch`. None means that `launch` chooses.
 
     Attributes:

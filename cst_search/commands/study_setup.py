@@ -95,6 +95,7 @@ def base_recipe(options: LaunchOptions, device: Any) -> Recipe:
     chosen = options.recipe or ("demo" if options.data is None else "small" if device.type == "cpu" else "resnet50")
     name = shown_name(chosen)
     recipe = apply_settings(load_recipe(chosen), options.settings or (), name)
+    recipe = replace(recipe, **options.reading_fields())
     get_method(recipe.method).make_options(recipe.options)
     folder, weights = options.data or recipe.data, recipe.weights
     if folder != "demo":

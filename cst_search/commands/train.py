@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cst_search.commands.checks import check_tracking
 from cst_search.commands.dataset import open_data
+from cst_search.commands.options import ReadingOptions
 from cst_search.config.catalog import check_folder, own_path
 from cst_search.config.loading import RecipeLike, Settings, apply_settings, load_recipe, shown_name, write_yaml
 from cst_search.config.recipe import Recipe
@@ -39,6 +40,7 @@ def train(
     home: Path,
     tracking_uri: str | None,
     cache_bytes: int | None = None,
+    reading: ReadingOptions,
     console: Console,
 ) -> dict[str, Any]:
     """Train and write ``weights.safetensors``, ``metrics.json`` and ``recipe.yaml``. Returns the metrics.
@@ -50,12 +52,12 @@ def train(
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    recipe = _checked_recipe(given, settings, device, data)
+    recipe = _checked_recipe(given, settings, device, data, reading)
     check_tracking(tracking_uri)
     checkpoint = folder / "checkpoint.pt"
     _check_free(folder, checkpoint)
     check_folder("--home", home)
-    detection = open_data(recipe.data, home, skip_bad=skip_bad, say=say)
+    detection = open_data(recipe, home, skip_bad=skip_bad, say=say)
     start, _ = check_weights(recipe, detection.class_names)  # unsuitable weights fail before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     cache, line = open_cache(home, cache_bytes, n_trials=1)
@@ -90,8 +92,11 @@ def train(
     return metrics
 
 
-def _checked_recipe(given: RecipeLike, settings: Settings, device: str, data: str | None) -> Recipe:
+def _checked_recipe(
+    given: RecipeLike, settings: Settings, device: str, data: str | None, reading: ReadingOptions
+) -> Recipe:
     recipe = apply_settings(load_recipe(given), settings, shown_name(given))
+    recipe = replace(recipe, **reading.reading_fields())
     get_method(recipe.method).make_options(recipe.options)
     check_device(device)
     return recipe if data is None else replace(recipe, data=data if data == "demo" else str(own_path(data).absolute()))

@@ -44,6 +44,7 @@ RECOMPUTE_CHOICES = ("auto", "none", "neck", "all")
 NECK_CHOICES = ("train", "norm", "lora", "frozen")
 HEAD_CHOICES = ("train", "norm", "lora", "predictor")
 CLASS_INITS = ("match", "new")
+EXIF_CHOICES = ("auto", "shown", "stored")
 AUGMENTATIONS = tuple(PRESETS)
 WEIGHT_NAMES = ("DEFAULT", "COCO", "IMAGENET", "none", "demo", "demo-detector")  # all others are paths
 WEIGHTS_RULE = ", ".join(WEIGHT_NAMES) + ", a file, or a folder of `cst-search train`"
@@ -123,6 +124,11 @@ def resolve_recompute(recompute: str, has_side: bool) -> str:
     return recompute if recompute != "auto" else "neck" if has_side else "none"
 
 
+def _reading(default: Any) -> Any:
+    """Declare a field that says how the data set is read: one of `READING_FIELDS`, which no search varies."""
+    return field(default=default, metadata={"reading": True})
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Detector, data, method and schedule of a trial.
@@ -146,6 +152,8 @@ class Recipe:
     head_convs: int = 4  # convolutions in each FCOS tower; RetinaNet (4) and Faster R-CNN have theirs fixed
 
     data: str = "demo"  # a COCO-format folder, or demo
+    # boxes lie on the picture as shown (EXIF orientation applied) | as stored | auto: as the sizes in the file say
+    exif: str = _reading("auto")
     image_size_px: int = 800  # short side in pixels
     max_size_px: int = 1333  # bound of the long side in pixels
     hflip: bool = True  # flip training images left-right with probability one half
@@ -255,6 +263,7 @@ class Recipe:
                 f"{', '.join(COCO_DETECTORS)} with resnet50, width 1, fpn_channels 256, head_convs 4",
             ),
             one_of("class_init", CLASS_INITS),
+            one_of("exif", EXIF_CHOICES),
             one_of("neck", NECK_CHOICES),
             one_of("head", HEAD_CHOICES),
             *self._neck_and_head_rules(),
@@ -338,3 +347,7 @@ class Recipe:
         if plain["origin"] is None:
             del plain["origin"]
         return plain
+
+
+#: Fields that say how the data set is read, see `data.options.ReadOptions`. Trials of a search share the data.
+READING_FIELDS = tuple(f.name for f in fields(Recipe) if "reading" in f.metadata)

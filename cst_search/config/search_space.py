@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cst_search.config.recipe import FORMER_NAMES, Recipe, renamed_fields
+from cst_search.config.recipe import FORMER_NAMES, READING_FIELDS, Recipe, renamed_fields
 from cst_search.errors import ConfigError
 
 _FIELDS = {f.name for f in fields(Recipe)} - {
@@ -27,6 +27,7 @@ _FIELDS = {f.name for f in fields(Recipe)} - {
     "options",
     "origin",
     "data",
+    *READING_FIELDS,
     "weights",
     "seed",
     "epochs",

@@ -14,6 +14,7 @@ from typing import Any
 from cst_search.data.entries import ListedSplit, read_split
 from cst_search.data.findings import FAULTS, NOTES, DataReport, Fault, Findings
 from cst_search.data.formats import find_splits, without_split
+from cst_search.data.options import DEFAULT_OPTIONS, ReadOptions
 from cst_search.data.pixels import BadImage, inspect_images
 from cst_search.errors import DataError
 
@@ -86,6 +87,7 @@ def _n_boxes(entry: ImageEntry) -> int:
 
 def load_data(
     folder: Path | str,
+    options: ReadOptions = DEFAULT_OPTIONS,
     *,
     skip_bad: bool = False,
     check_images: bool = True,
@@ -96,6 +98,7 @@ def load_data(
 
     Args:
         folder: folder with a layout of `formats`.
+        options: how it is read; `ReadOptions.of` gives those of a recipe.
         skip_bad: drop faulty images and boxes instead of raising. An object whose box is dropped becomes background.
         check_images: decode every image once. If False, only the presence and location of image files are checked.
         cache: JSON file that remembers decoded images by path, size and mtime, so that the next start is fast.

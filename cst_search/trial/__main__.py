@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import load_data
 from cst_search.data.disk_cache import Cache, default_bound
+from cst_search.data.options import ReadOptions
 from cst_search.errors import UserError
 from cst_search.trial.device import check_bound, choose_device
 from cst_search.trial.run import run_trial
@@ -33,10 +35,12 @@ def main() -> None:
     args = parser.parse_args()
     try:
         limit = args.limit_mem and check_bound(parse_bytes(args.limit_mem), choose_device(), "--limit-mem")
-        data, _ = load_data(args.data)
         recipe = Recipe.from_dict(yaml.safe_load(args.recipe.read_text()), by_hand=True)
+        data, report = load_data(args.data, ReadOptions.of(recipe))
     except UserError as error:
         parser.exit(error.exit_code, f"{error}\n")
+    if report.notes:
+        print(report.render(), file=sys.stderr)
     result = run_trial(
         recipe, data, epochs=args.epochs, memory_limit_bytes=limit,
         cache=args.cache and Cache(args.cache, default_bound(args.cache)),

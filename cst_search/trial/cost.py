@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from cst_search.config.recipe import Recipe, resolve_recompute
+from cst_search.config.recipe import READING_FIELDS, Recipe, resolve_recompute
 from cst_search.detector.registry import get_detector
 from cst_search.memory.allocator import MIN_BLOCK_BYTES, expands_segments
 from cst_search.memory.estimate import (
@@ -32,6 +32,7 @@ _SHAPELESS: dict[str, Any] = {
     "lr": None, "weight_decay": 0.0, "seed": 0, "epochs": 1, "search_epochs": 1, "warmup": 0.0, "data": "demo",
     "hflip": True, "augment": "none", "scale_jitter": None, "photometric": None, "class_init": "match",
     "eval_every": 1, "loader_workers": 0, "clip_norm": 1.0,
+    **{name: getattr(Recipe(), name) for name in READING_FIELDS},
 }  # fmt: skip
 
 

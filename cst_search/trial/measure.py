@@ -387,8 +387,9 @@ def main() -> None:
         n_classes = args.n_classes
         if args.data is not None:
             from cst_search.data.dataset import load_data
+            from cst_search.data.options import ReadOptions
 
-            data, _ = load_data(args.data, skip_bad=True, cache=args.cache)
+            data, _ = load_data(args.data, ReadOptions.of(recipe), skip_bad=True, cache=args.cache)
             n_classes, batch = len(data.class_names), dataset_batch(recipe, data)
         else:
             largest = worst_input(recipe, max_boxes=args.boxes)

@@ -8,8 +8,10 @@ import pytest
 from studies import drawn_info
 
 from cst_search.commands.launch import _deadline
-from cst_search.commands.options import LaunchOptions, ResumeOptions, resumed
-from cst_search.errors import StudyError
+from cst_search.commands.options import LaunchOptions, ReadingOptions, ResumeOptions, declared, resumed
+from cst_search.commands.study_setup import base_recipe
+from cst_search.config.recipe import READING_FIELDS, Recipe
+from cst_search.errors import StudyError, UserError
 from cst_search.study.study import ETA
 
 
@@ -44,3 +46,17 @@ def test_no_trial_starts_after_the_time_limit() -> None:
     now = time.monotonic()
     assert _deadline(now - 10, 9.5)() and not _deadline(now, 60)()
     assert not _deadline(now - 10**6, None)()
+
+
+def test_an_option_on_reading_sets_the_recipes_field_and_an_omitted_one_leaves_it() -> None:
+    """The recipe is what workers, `resume` and `train` get, so a choice of how data are read must be in it."""
+
+    def recipe_of(**given: object) -> Recipe:
+        return base_recipe(LaunchOptions.read(recipe=Recipe(exif="stored", weights="none"), **given), None)
+
+    assert recipe_of().exif == "stored"
+    assert recipe_of(settings=["exif=auto"]).exif == "auto"
+    assert recipe_of(settings=["exif=auto"], exif="shown").exif == "shown"
+    assert set(READING_FIELDS) == set(declared(ReadingOptions))
+    with pytest.raises(UserError, match="--exif must be one of auto, shown, stored; got 'turned'"):
+        LaunchOptions.read(exif="turned")
