@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import memory as memory_benchmark
 import methods
 import methods_measure
+import methods_summary
 import methods_table
 from methods_measure import Job
 
@@ -102,6 +103,27 @@ def test_the_table_is_aligned_and_shows_failures() -> None:
     for text in ("0.375 (100 %)", "0.177", "1 kB (100 %)", "10 (125 %, 125..125)", "2 complete"):
         assert text in lines[2], text
     assert "1 failed, speed oom" in lines[3] and "| -" in lines[3]
+
+
+def test_the_summary_names_what_differs_beyond_the_noise(tmp_path: Path) -> None:
+    maps = {"full": (0.50, 0.52), "cst": (0.60, 0.62), "head": (0.49, 0.51), "norm": (0.30, 0.32)}
+    paths = []
+    for name in ("a", "b"):
+        rows = [row(method, *map(done, values)) for method, values in maps.items()]
+        results = [{"row": method, "map": value} for method, values in maps.items() for value in values]
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps({"dataset": {"name": f"{name} 1a2b"}, "rows": rows, "results": results}))
+    found = [methods_summary.read(path) for path in paths]
+    # each row has the variance 0.0002; two means of two seeds: 2 * sqrt(0.0002 * 2 / 2)
+    assert found[0].noise() == pytest.approx(2 * 0.0002**0.5)
+    assert methods_summary.beyond_noise(found[1], "full") == (
+        "b: noise 0.028; better than `full`: `cst` +0.100; worse: `norm` -0.200"
+    )
+    order = methods_summary.by_mean(found)
+    assert order == ["cst", "full", "head", "norm"]
+    assert methods_summary.accuracy(found, order)[1] == ["`cst`", "0.610", "**0.610** (0.014)", "**0.610** (0.014)"]
+    one = replace(found[0], maps={name: values[:1] for name, values in maps.items()})
+    assert one.noise() is None and "one seed" in methods_summary.beyond_noise(one, "full")
 
 
 # --- rows and settings -----------------------------------------------------------------------------------------------
