@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cst_search.data.entries import ListedSplit, read_split
+from cst_search.data.entries import ListedSplit, list_split, read_boxes
 from cst_search.data.findings import FAULTS, NOTES, DataReport, Fault, Findings
 from cst_search.data.formats import find_splits, without_split
 from cst_search.data.options import DEFAULT_OPTIONS, ReadOptions
@@ -112,8 +112,10 @@ def load_data(
     if missing := [name for name in need if name not in sources]:
         raise DataError(without_split(folder, f"no {' and no '.join(missing)} split"))
     faults, notes = Findings(FAULTS), Findings(NOTES)
-    listed = {name: split for name in sources if (split := read_split(name, sources[name], faults, notes))}
+    listed = {name: split for name in sources if (split := list_split(name, sources[name], faults, notes))}
     n_from_cache = _check_images(listed, cache, faults, notes) if check_images else 0
+    for split in listed.values():
+        read_boxes(split, faults, notes)
     _check_together(listed, faults, notes)
 
     ids = tuple(sorted(next(iter(listed.values())).categories)) if listed else ()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,17 +46,26 @@ class ListedImage:
 
 @dataclass(frozen=True)
 class ListedSplit:
-    """A well-formed annotation file."""
+    """A split as its annotations list it."""
 
     name: str
     categories: dict[int, str]
     images: list[ListedImage]
+    listed_ids: set[int]  # of all image entries, valid or not
+    annotations: list[Any]  # unchecked; `read_boxes` gives them to the images
     n_images: int  # entries in the file, valid or not
-    n_boxes: int
+
+    @property
+    def n_boxes(self) -> int:
+        """Number of annotations, valid or not."""
+        return len(self.annotations)
 
 
-def read_split(name: str, source: SplitSource, faults: Findings, notes: Findings) -> ListedSplit | None:
-    """Read the annotations of a split and check everything but the pixels. Returns None if they cannot be read."""
+def list_split(name: str, source: SplitSource, faults: Findings, notes: Findings) -> ListedSplit | None:
+    """Read the categories and images of a split, without opening images. Returns None if they cannot be read.
+
+    `read_boxes` reads the rest, once it is known how large the images are.
+    """
     try:
         document = source.read()
     except DocumentError as error:
@@ -66,8 +74,8 @@ def read_split(name: str, source: SplitSource, faults: Findings, notes: Findings
         return None
     categories = _read_categories(name, document["categories"], faults)
     images, listed_ids = _read_images(name, document["images"], source.images, faults, notes)
-    _read_boxes(name, document["annotations"], images, listed_ids, categories, faults, notes)
-    return ListedSplit(name, categories, list(images.values()), len(document["images"]), len(document["annotations"]))
+    annotations, n_images = document["annotations"], len(document["images"])
+    return ListedSplit(name, categories, list(images.values()), listed_ids, annotations, n_images)
 
 
 def _read_categories(name: str, entries: list[Any], faults: Findings) -> dict[int, str]:
@@ -124,18 +132,11 @@ def _read_images(
     return images, listed_ids
 
 
-def _read_boxes(
-    name: str,
-    entries: list[Any],
-    images: Mapping[int, ListedImage],
-    listed_ids: set[int],
-    categories: Mapping[int, str],
-    faults: Findings,
-    notes: Findings,
-) -> None:
+def read_boxes(split: ListedSplit, faults: Findings, notes: Findings) -> None:
     """Append every valid box to its image."""
+    name, images = split.name, {image.image_id: image for image in split.images}
     seen: set[int] = set()
-    for i, entry in enumerate(entries):
+    for i, entry in enumerate(split.annotations):
         if not isinstance(entry, dict):
             faults.add("annotation-entry", name, f"annotations[{i}]: {entry}")
             continue
@@ -154,9 +155,9 @@ def _read_boxes(
             continue
         if annotation_id is not None:
             seen.add(annotation_id)
-        if image_id not in listed_ids:
+        if image_id not in split.listed_ids:
             faults.add("image-unknown", name, f"{label}: image {image_id}")
-        elif category_id not in categories:
+        elif category_id not in split.categories:
             faults.add("category-unknown", name, f"{label}: category {category_id}")
         elif image is not None:  # otherwise the image entry was already reported
             box, kind = check_box(entry.get("bbox"), image.width, image.height)
