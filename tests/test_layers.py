@@ -217,11 +217,12 @@ def test_the_architecture_page_names_files_that_exist() -> None:
 
 # --- libraries -------------------------------------------------------------------------------------------------------
 
-# a trial runs where there are torch, torchvision and pycocotools; safetensors and yaml are imported where used
+# a trial runs where there are torch, torchvision and pycocotools; faster-coco-eval, safetensors and yaml are imported
+# where used
 _OF_A_TRIAL = sorted(name for name in map(_short, MODULES) if _is_in(name, (*BELOW_TRIAL, "trial")))
 ALONE = [name for name in (*_OF_A_TRIAL, "execution.node_check") if name != "config.loading"]
 SERVICES = {"ray", "optuna", "mlflow", "matplotlib", "pydantic", "typer", "rich", "sqlalchemy", "psutil"}
-OF_A_TRIAL = {"torch", "torchvision", "pycocotools", "numpy", "PIL", "safetensors", "yaml"}
+OF_A_TRIAL = {"torch", "torchvision", "pycocotools", "faster_coco_eval", "numpy", "PIL", "safetensors", "yaml"}
 # modules that need the standard library only, and so do the modules that they import
 ARITHMETIC = [
     "units", "errors", "plugins",
@@ -244,11 +245,11 @@ def test_arithmetic_needs_the_standard_library_only(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_safetensors_and_yaml_are_imported_inside_functions(name: str) -> None:
+def test_what_a_trial_can_do_without_is_imported_inside_functions(name: str) -> None:
     path = MODULES[f"cst_search.{name}"]
     statements = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
     top = {found.split(".")[0] for found in _imports(ast.Module(statements, []), name, path)}
-    assert not top & {"safetensors", "yaml"}
+    assert not top & {"faster_coco_eval", "safetensors", "yaml"}
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,8 @@ def test_safetensors_and_yaml_are_imported_inside_functions(name: str) -> None:
         ("pydantic", ("config.loading",)),
         ("typer", ("cli",)),
         ("rich", ("report", "commands", "cli", "api")),
-        ("pycocotools", ("trial.engine",)),
+        ("pycocotools", ("trial.coco_eval",)),
+        ("faster_coco_eval", ("trial.coco_eval",)),
         ("safetensors", ("backbone.resnet", "detector.trained_file", "detector.weights")),
         (
             "torchvision",
@@ -289,7 +291,8 @@ def test_every_third_party_import_is_declared() -> None:
     if not pyproject.is_file():
         pytest.skip("not a checkout")
     text = pyproject.read_text().lower()
-    names = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "optuna_dashboard": "optuna-dashboard"}
+    names = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "optuna_dashboard": "optuna-dashboard",
+             "faster_coco_eval": "faster-coco-eval"}  # fmt: skip
     used = {library for module in MODULES for library in third_party(module)}
     assert {lib for lib in used if f'"{names.get(lib, lib).lower()}' not in text} == set()
 
@@ -407,7 +410,7 @@ def test_a_trial_runs_where_there_is_nothing_but_torch(
         "import sys\n"
         "class Refuse:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.split('.')[0] in {sorted(SERVICES | {'moocore', 'jinja2'})!r}:\n"
+        f"        if name.split('.')[0] in {sorted(SERVICES | {'moocore', 'jinja2', 'faster_coco_eval'})!r}:\n"
         "            raise ModuleNotFoundError('blocked: ' + name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
     )

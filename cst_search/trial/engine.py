@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cst_search.errors import RunError
+from cst_search.trial.coco_eval import MAX_DETECTIONS, CocoFigures, coco_figures
 
 
 class NonFiniteLoss(RunError):
@@ -31,16 +30,9 @@ class EpochStats:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """COCO scores in 0..1; ``map`` is mAP@[.50:.95], ``per_class`` gives the mAP by class name."""
+class Scores(CocoFigures):
+    """COCO's figures of a split, and the speed of detection in it."""
 
-    map: float
-    map50: float
-    map75: float
-    map_small: float | None
-    map_medium: float | None
-    map_large: float | None
-    per_class: dict[str, float | None]
     images_per_second: float
 
 
@@ -224,16 +216,15 @@ def evaluate(
     *,
     device: torch.device,
     precision: Precision,
+    max_detections: int = MAX_DETECTIONS,
 ) -> Scores:
-    """Evaluate a detector with pycocotools' COCO evaluation.
+    """Run a detector and evaluate its detections as COCO does.
 
     Args:
         batches: batches as for training, but without flips; see `detect`.
         ground_truth: COCO annotation dictionary.
         category_ids: COCO ids; label i + 1 is category_ids[i].
-
-    Returns:
-        The scores. pycocotools' -1 for "no ground truth" becomes None, or 0 for the three main scores.
+        max_detections: the best detections of an image that count, in each class by itself.
     """
     begun, n_images, detections = time.perf_counter(), 0, []
     for found in detect(model, batches, device=device, precision=precision):
@@ -248,38 +239,5 @@ def evaluate(
                 }
             )
     seconds = time.perf_counter() - begun
-    return _coco_scores(ground_truth, detections, n_images / max(seconds, 1e-9))
-
-
-def _coco_scores(ground_truth: dict[str, Any], detections: list[dict[str, Any]], images_per_second: float) -> Scores:
-    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    if not detections:
-        return Scores(0.0, 0.0, 0.0, None, None, None, dict.fromkeys(names.values(), 0.0), images_per_second)
-    from pycocotools.coco import COCO  # imported here: training alone does not need it
-    from pycocotools.cocoeval import COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth = COCO()
-        truth.dataset = ground_truth
-        truth.createIndex()
-        result = COCOeval(truth, truth.loadRes(detections), "bbox")
-        result.evaluate()
-        result.accumulate()
-        result.summarize()
-    precision = result.eval["precision"]  # [IoU, recall, class, area, max detections]; -1: no ground truth
-    per_class: dict[str, float | None] = {}
-    for k, category_id in enumerate(result.params.catIds):
-        values = precision[:, :, k, 0, -1]
-        values = values[values > -1]
-        per_class[names[category_id]] = float(values.mean()) if values.size else None
-    stats = [float(value) if value >= 0 else None for value in result.stats[:6]]
-    return Scores(
-        map=stats[0] or 0.0,
-        map50=stats[1] or 0.0,
-        map75=stats[2] or 0.0,
-        map_small=stats[3],
-        map_medium=stats[4],
-        map_large=stats[5],
-        per_class=per_class,
-        images_per_second=images_per_second,
-    )
+    figures = coco_figures(ground_truth, detections, max_detections=max_detections)
+    return Scores(**vars(figures), images_per_second=n_images / max(seconds, 1e-9))
