@@ -72,6 +72,8 @@ def list_split(name: str, source: SplitSource, faults: Findings, notes: Findings
         for reason in error.args:
             faults.add("annotations", name, f"{source.annotations.name} {reason}")
         return None
+    for kind, example in document.get("findings", ()):
+        (faults if kind in FAULTS else notes).add(kind, name, example)
     categories = _read_categories(name, document["categories"], faults)
     images, listed_ids = _read_images(name, document["images"], source.images, faults, notes)
     annotations, n_images = document["annotations"], len(document["images"])
@@ -143,7 +145,7 @@ def read_boxes(split: ListedSplit, faults: Findings, notes: Findings) -> None:
         image_id, category_id = _whole(entry.get("image_id")), _whole(entry.get("category_id"))
         iscrowd = entry.get("iscrowd", 0)
         annotation_id = _whole(entry.get("id"))  # optional: nothing here needs it
-        label = f"annotation {entry.get('id', f'[{i}]')}"
+        label = entry.get("place") or f"annotation {entry.get('id', f'[{i}]')}"  # its place in another format's file
         if image_id is None or category_id is None or iscrowd not in (0, 1):
             faults.add("annotation-entry", name, f"{label}: image_id, category_id or iscrowd")
             continue
@@ -189,6 +191,8 @@ def check_box(bbox: Any, width: int, height: int) -> tuple[tuple[float, float, f
         return (x, y, w, h), None
     left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
     clipped = (left, top, right - left, bottom - top)
+    if overhang <= 1e-6:  # of the arithmetic, as of shares times the size
+        return clipped, None
     return clipped, "box-clipped" if min(clipped[2:]) >= MIN_SIDE_PX else "box-no-area"
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 # Fault -> (its text in the report, True if --skip-bad may drop it), in the order of the report.
 FAULTS: dict[str, tuple[str, bool]] = {
     "annotations": ("the annotation file cannot be used", False),
+    "annotations-unreadable": ("the annotation file of an image cannot be read", True),
+    "annotations-missing": ("image is listed, and has no annotation file", True),
     "category-entry": ("category without a whole-number id and a name", False),
     "category-id-twice": ("two categories with one id", False),
     "category-name-twice": ("two categories with one name", False),
@@ -35,6 +37,11 @@ NOTES: dict[str, str] = {
     "image-without-boxes": "image without boxes; it is kept",
     "class-without-boxes": "class without a single box in this split",
     "exif-turned": "image has an EXIF orientation, which is ignored",
+    "annotations-without-image": "annotation file without an image of its name; it is not used",
+    "image-without-annotations": "image without an annotation file; it is not used",
+    "corners-from-0": "corners in the XML files are read as positions from 0",
+    "corners-from-1": "corners in the XML files are read as numbers of pixels from 1, both in the box",
+    "category-of-project": "Roboflow's category with the name of the project is no class; it is left out",
     "cache": "the list of checked images could not be saved; the next start checks again",
 }
 N_EXAMPLES = 3  # examples shown per kind of fault

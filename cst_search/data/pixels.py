@@ -93,6 +93,20 @@ def inspect_image(path: str) -> ImageFacts | BadImage:
     return ImageFacts(width, height, hashlib.blake2b(data, digest_size=16).hexdigest(), turned)
 
 
+def shown_size(path: Path) -> tuple[int, int] | None:
+    """Return (width, height) of an image as viewers show it, turned by its EXIF orientation; None if it is no image.
+
+    Only the head of the file is read.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            quarter_turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception:  # as in `inspect_image`, which reports it
+        return None
+    return (height, width) if quarter_turned else (width, height)
+
+
 def _is_turned(image: Image.Image) -> bool:
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from cst_search.data.formats import coco
+from cst_search.data.formats import coco, voc, yolo
 from cst_search.data.formats.source import DataFormat, SplitSource
 from cst_search.errors import DataError
 
-FORMATS: tuple[DataFormat, ...] = (coco.FORMAT,)
+FORMATS: tuple[DataFormat, ...] = (coco.FORMAT, yolo.FORMAT, voc.FORMAT)
 
 
 def find_splits(folder: Path) -> Mapping[str, SplitSource]:
@@ -22,7 +23,7 @@ def find_splits(folder: Path) -> Mapping[str, SplitSource]:
         raise DataError(f"the dataset must be a folder; there is no folder {folder}")
     for data_format in FORMATS:
         if sources := data_format.find(folder):
-            return sources
+            return {name: replace(source, format=data_format.name) for name, source in sources.items()}
     raise DataError(without_split(folder, "no split"))
 
 

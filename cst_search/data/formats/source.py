@@ -7,8 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # split -> names in use
-Document = dict[str, list[Any]]  # the lists "images", "annotations" and "categories" of COCO; their entries unchecked
+# split -> names in use, in any letter case
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+#: Endings of image files, where a format takes all images of a folder. `pixels.FORMATS` says what is decoded.
+IMAGE_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+# The lists "images", "annotations" and "categories" of COCO, their entries unchecked, and perhaps "findings": pairs
+# (kind of fault or note, example) of what the format itself found.
+Document = dict[str, list[Any]]
 
 
 class DocumentError(Exception):
@@ -22,6 +29,7 @@ class SplitSource:
     annotations: Path  # a file, or the folder of one file per image
     images: Path  # the folder that file names are relative to
     read: Callable[[], Document]  # raises DocumentError
+    format: str = ""  # name of the format; `find_splits` sets it
 
 
 @dataclass(frozen=True)
@@ -37,3 +45,19 @@ class DataFormat:
     name: str
     layouts: tuple[str, ...]
     find: Callable[[Path], Mapping[str, SplitSource]]
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a folder or file of this name is for, or None."""
+    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
+
+
+def child(folder: Path, *names: str) -> Path | None:
+    """Return the first sub-folder of one of these names, in any letter case but preferably in this one."""
+    found = {path.name: path for path in sorted(folder.iterdir(), reverse=True) if path.is_dir()}
+    folded = {name.lower(): path for name, path in found.items()}
+    return next((path for name in names if (path := found.get(name) or folded.get(name.lower()))), None)
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
