@@ -33,6 +33,9 @@ def launch(
     budget_params: str | float | None = None,
     data: str | Path | None = None,
     exif: str | None = None,
+    max_pixels: str | float | None = None,
+    truncated: str | None = None,
+    white_level: float | None = None,
     recipe: RecipeLike | None = None,
     space: SpaceLike | None = None,
     settings: Settings | None = None,
@@ -62,7 +65,7 @@ def launch(
         budget_mem: GPU memory budget per trial.
         budget_params: budget of trainable parameters.
         data: COCO-format folder; None: the embedded demo.
-        exif: field of the recipe on how data are read; None: the recipe's.
+        exif, max_pixels, truncated, white_level: fields of the recipe on how data are read; None: the recipe's.
         recipe: fixed settings; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
         space: search space: a shipped name, a YAML file, or the mapping that such a file holds (default: quick; with
             data, cst).
@@ -272,6 +275,9 @@ def train(
     out: str | Path,
     data: str | Path | None = None,
     exif: str | None = None,
+    max_pixels: str | float | None = None,
+    truncated: str | None = None,
+    white_level: float | None = None,
     device: str = "auto",
     settings: Settings | None = None,
     skip_bad: bool = False,
@@ -285,7 +291,7 @@ def train(
     Args:
         out: folder for weights, metrics and recipe; it must be empty or not exist.
         data: COCO-format folder; None: the recipe's.
-        exif: field of the recipe on how data are read; None: the recipe's.
+        exif, max_pixels, truncated, white_level: fields of the recipe on how data are read; None: the recipe's.
 
     Returns:
         Content of ``metrics.json``. ``outcome`` is ``complete``, or ``oom`` or ``nonfinite`` with a ``reason``.
@@ -298,10 +304,11 @@ def train(
     from cst_search.commands.options import ReadingOptions, parse_cache
     from cst_search.commands.train import train as run
 
+    reading = ReadingOptions.read(exif=exif, max_pixels=max_pixels, truncated=truncated, white_level=white_level)
     return run(
         recipe, Path(out), data=None if data is None else str(data), settings=settings or (), device=device,
         skip_bad=skip_bad, home=home_of(home), tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size),
-        reading=ReadingOptions.read(exif=exif), console=console(quiet),
+        reading=reading, console=console(quiet),
     )  # fmt: skip
 
 
@@ -310,6 +317,7 @@ def predict(
     images: str | Path | Sequence[str | Path],
     *,
     score: float = 0.5,
+    max_pixels: str | float | None = None,
     out: str | Path | None = None,
     device: str = "auto",
 ) -> list[dict[str, Any]]:
@@ -319,11 +327,13 @@ def predict(
         run: folder written by training, or its weights file.
         images: image files, or folders of them.
         score: score threshold, 0..1; detections below it are left out.
+        max_pixels: bound of an image's width times height; None: the recipe's.
         out: folder for images with drawn detections; None: nothing is drawn.
 
     Returns:
         One dict per image: ``image``, ``width``, ``height``, ``picture`` and ``detections``, best first, each with
-        ``class``, ``score`` and ``box`` (x1, y1, x2, y2 in pixels of the file).
+        ``class``, ``score`` and ``box`` (x1, y1, x2, y2 in pixels of the picture as shown, its EXIF orientation
+        applied, unless the recipe says ``exif: stored``).
 
     >>> import cst_search
     >>> found = cst_search.predict("trained", "cst-runs/demo-data/val", score=0.9)
@@ -331,10 +341,12 @@ def predict(
     ['detections', 'height', 'image', 'picture', 'width']
     """
     from cst_search.trial.inference import predict as detect
+    from cst_search.units import parse_count
 
     paths = [images] if isinstance(images, str | Path) else images
     drawn = None if out is None else Path(out)
-    return detect(Path(run), [Path(path) for path in paths], drawn, score=score, device=device)
+    limit = None if max_pixels is None else parse_count(max_pixels)
+    return detect(Path(run), [Path(path) for path in paths], drawn, score=score, device=device, max_pixels=limit)
 
 
 def estimate(

@@ -98,6 +98,7 @@ def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
         NECK_CHOICES,
         PRECISIONS,
         RECOMPUTE_CHOICES,
+        TRUNCATED_CHOICES,
         WEIGHT_NAMES,
         Recipe,
     )
@@ -108,6 +109,7 @@ def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
         "method": _methods(), "memsave": ("true", "false"), "hflip": ("true", "false"),
         "augment": AUGMENTATIONS, "neck": NECK_CHOICES, "head": HEAD_CHOICES, "class_init": CLASS_INITS,
         "exif": EXIF_CHOICES,
+        "truncated": TRUNCATED_CHOICES,
         "weights": WEIGHT_NAMES,
     }  # fmt: skip
     if equals:

@@ -24,10 +24,11 @@ from cst_search.cli.app import (
     print_json,
     say,
 )
-from cst_search.cli.options import takes
+from cst_search.cli.options import launch_option, takes
 from cst_search.commands.options import ReadingOptions, parse_cache
 from cst_search.config.catalog import home_of
 from cst_search.trial.result import Outcome
+from cst_search.units import parse_count
 
 
 @app.command()
@@ -79,6 +80,7 @@ def predict(
         bool, typer.Option("--draw/--no-draw", help="Draw boxes, classes and scores into PNG copies of the images.")
     ] = True,
     score: Annotated[float, typer.Option("--score", min=0.0, max=1.0, help="Lowest score of a reported box.")] = 0.5,
+    max_pixels: Annotated[str | None, launch_option("max_pixels")] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Detect objects with a trained recipe: JSON on stdout, pictures in a folder."""
@@ -87,6 +89,7 @@ def predict(
     with err.status("loading ...") if err.is_terminal else nullcontext() as status:
         results = run_predict(
             run, images, output if draw else None, score=score, device=device,
+            max_pixels=None if max_pixels is None else parse_count(max_pixels),
             progress=None if status is None else lambda done, n: status.update(f"{done} of {n} images"),
         )  # fmt: skip
     print_json(results)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from cst_search.config.catalog import home_of
-from cst_search.config.recipe import DEVICES, EXIF_CHOICES, READING_FIELDS
+from cst_search.config.recipe import DEVICES, EXIF_CHOICES, READING_FIELDS, TRUNCATED_CHOICES
 from cst_search.errors import ConfigError, StudyError, check_choice
 from cst_search.units import parse_bytes, parse_count, parse_seconds
 
@@ -139,6 +139,24 @@ class ReadingOptions(Options):
         READING,
         parse=partial(_choice, "--exif", names=EXIF_CHOICES),
         completion=EXIF_CHOICES,
+    )
+    max_pixels: int | None = _option(
+        "--max-pixels", "Largest width times height of an image, e.g. 200M (default: the recipe's, 89478485).", READING,
+        parse=_count,
+    )  # fmt: skip
+    truncated: str | None = _option(
+        "--truncated",
+        "Image files that are cut off at their end: refuse, or use what is there (default: the recipe's, refuse).",
+        READING,
+        parse=partial(_choice, "--truncated", names=TRUNCATED_CHOICES),
+        completion=TRUNCATED_CHOICES,
+    )
+    white_level: float | None = _option(
+        "--white-level",
+        "Value of white in grey-scale images of more than 8 bits, e.g. 4095 for a camera of 12 bits (default: the "
+        "recipe's, else 65535; 1 or 255 for floats).",
+        READING,
+        kind=float,
     )
 
     def reading_fields(self) -> dict[str, Any]:

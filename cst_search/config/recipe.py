@@ -45,6 +45,8 @@ NECK_CHOICES = ("train", "norm", "lora", "frozen")
 HEAD_CHOICES = ("train", "norm", "lora", "predictor")
 CLASS_INITS = ("match", "new")
 EXIF_CHOICES = ("auto", "shown", "stored")
+TRUNCATED_CHOICES = ("refuse", "use")
+MAX_PIXELS = 89_478_485  # PIL.Image.MAX_IMAGE_PIXELS, where Pillow warns: a quarter GiB as 24-bit RGB
 AUGMENTATIONS = tuple(PRESETS)
 WEIGHT_NAMES = ("DEFAULT", "COCO", "IMAGENET", "none", "demo", "demo-detector")  # all others are paths
 WEIGHTS_RULE = ", ".join(WEIGHT_NAMES) + ", a file, or a folder of `cst-search train`"
@@ -154,6 +156,10 @@ class Recipe:
     data: str = "demo"  # a COCO-format folder, or demo
     # boxes lie on the picture as shown (EXIF orientation applied) | as stored | auto: as the sizes in the file say
     exif: str = _reading("auto")
+    max_pixels: int = _reading(MAX_PIXELS)  # bound of width times height: a small file may claim more than memory holds
+    truncated: str = _reading("refuse")  # image files that are cut off at their end: refuse | use (what is there)
+    # value of white in grey scale of more than 8 bits; none: 65535, or 1 or 255 for floats
+    white_level: float | None = _reading(None)
     image_size_px: int = 800  # short side in pixels
     max_size_px: int = 1333  # bound of the long side in pixels
     hflip: bool = True  # flip training images left-right with probability one half
@@ -264,6 +270,13 @@ class Recipe:
             ),
             one_of("class_init", CLASS_INITS),
             one_of("exif", EXIF_CHOICES),
+            whole("max_pixels", 1, 2**40),
+            one_of("truncated", TRUNCATED_CHOICES),
+            (
+                "white_level",
+                self.white_level is None or (math.isfinite(self.white_level) and self.white_level > 0),
+                "above 0",
+            ),
             one_of("neck", NECK_CHOICES),
             one_of("head", HEAD_CHOICES),
             *self._neck_and_head_rules(),

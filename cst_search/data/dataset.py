@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cst_search.data.decoding import PLAIN, Decoding
 from cst_search.data.entries import ListedSplit, list_split, read_boxes
 from cst_search.data.findings import FAULTS, NOTES, DataReport, Fault, Findings
 from cst_search.data.formats import find_splits, without_split
+from cst_search.data.image_check import check_images as check_files
 from cst_search.data.options import DEFAULT_OPTIONS, ReadOptions
-from cst_search.data.pixels import BadImage, inspect_images
 from cst_search.errors import DataError
 
 __all__ = [
@@ -43,6 +44,7 @@ class ImageEntry:
     iscrowd: tuple[int, ...]  # 0 or 1
     areas: tuple[float, ...]  # square pixels
     digest: str = ""  # BLAKE2b of the file's content; empty if it was not decoded
+    decoding: Decoding = PLAIN  # how pixels become RGB; width, height and boxes are those of the decoded picture
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def load_data(
         folder: folder with a layout of `formats`.
         options: how it is read; `ReadOptions.of` gives those of a recipe.
         skip_bad: drop faulty images and boxes instead of raising. An object whose box is dropped becomes background.
-        check_images: decode every image once. If False, only the presence and location of image files are checked.
+        check_images: decode every image once. If False, only the headers of image files are read.
         cache: JSON file that remembers decoded images by path, size and mtime, so that the next start is fast.
         need: required splits. Others are read if they exist.
 
@@ -113,7 +115,7 @@ def load_data(
         raise DataError(without_split(folder, f"no {' and no '.join(missing)} split"))
     faults, notes = Findings(FAULTS), Findings(NOTES)
     listed = {name: split for name in sources if (split := list_split(name, sources[name], faults, notes))}
-    n_from_cache = _check_images(listed, cache, faults, notes) if check_images else 0
+    n_from_cache = check_files(listed, options, cache, faults, notes, decode=check_images)
     for split in listed.values():
         read_boxes(split, faults, notes)
     _check_together(listed, faults, notes)
@@ -147,29 +149,6 @@ def _raise_faults(report: DataReport, skip_bad: bool) -> None:
         raise DataError(f"{report.render()}\nCorrect these first, --skip-bad cannot leave them out: {', '.join(fixed)}")
     if report.faults and not skip_bad:
         raise DataError(f"{report.render()}\nCorrect them, or leave out the broken images and boxes with --skip-bad")
-
-
-def _check_images(listed: Mapping[str, ListedSplit], cache: Path | None, faults: Findings, notes: Findings) -> int:
-    """Decode the images and compare them with the annotation file. Returns the number of cache hits."""
-    usable = [(split.name, image) for split in listed.values() for image in split.images if image.usable]
-    facts, n_from_cache, saved = inspect_images({image.path: image.file_stamp for _, image in usable}, cache)
-    if not saved:
-        notes.add("cache", next(iter(listed)), cache)
-    for name, image in usable:
-        fact = facts[image.path]
-        if isinstance(fact, BadImage):
-            faults.add(fact.kind, name, f"{image.file_name} ({fact.why})")
-            image.usable = False
-            continue
-        if fact.turned:
-            notes.add("exif-turned", name, image.file_name)
-        if (fact.width, fact.height) != (image.width, image.height):
-            sizes = f"says {image.width}x{image.height}, is {fact.width}x{fact.height}"
-            hint = ", has an EXIF orientation" if fact.turned else ""
-            faults.add("image-size", name, f"{image.file_name} ({sizes}{hint})")
-            image.usable = False
-        image.digest = fact.digest
-    return n_from_cache
 
 
 def _check_together(listed: Mapping[str, ListedSplit], faults: Findings, notes: Findings) -> None:
@@ -212,6 +191,7 @@ def _entries(split: ListedSplit, label_of: Mapping[int, int]) -> tuple[ImageEntr
             iscrowd=tuple(box.iscrowd for box in image.boxes),
             areas=tuple(box.area for box in image.boxes),
             digest=image.digest,
+            decoding=image.decoding,
         )
         for image in split.images
         if image.usable

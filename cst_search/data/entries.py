@@ -1,8 +1,7 @@
 """Read the entries of a COCO document: categories, images and boxes, each valid one kept and each fault collected.
 
-Coordinates are COCO's: ``bbox`` is (x, y, width, height) in pixels with the origin at the top left corner, for the
-pixels as stored. EXIF orientation is ignored here and in `dataset`, as in pycocotools and torchvision's COCO; a note
-counts the images that have one.
+Coordinates are COCO's: ``bbox`` is (x, y, width, height) in pixels with the origin at the top left corner, of the
+picture as stored or as shown: `image_check` finds out which.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cst_search.data.decoding import PLAIN, Decoding
 from cst_search.data.file_names import locate
 from cst_search.data.findings import FAULTS, Findings
 from cst_search.data.formats.source import DocumentError, SplitSource
@@ -36,12 +36,13 @@ class ListedImage:
     image_id: int
     file_name: str
     path: str  # absolute, links resolved; never opened if it is outside the image folder
-    width: int
+    width: int  # 0, with the height: not in the annotation file
     height: int
     file_stamp: tuple[int, int] = (0, 0)  # size in bytes, mtime in ns
     boxes: list[Box] = field(default_factory=list)
     usable: bool = True
     digest: str = ""  # BLAKE2b of the file's content; empty until it is decoded
+    decoding: Decoding = PLAIN
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _read_images(
         repeated = image_id in listed_ids
         if image_id is not None:
             listed_ids.add(image_id)
-        good_size = width is not None and height is not None and width > 0 and height > 0
+        good_size = all(get(key) is None or side is not None for key, side in (("width", width), ("height", height)))
         if image_id is None or not isinstance(file_name, str) or not file_name or not good_size:
             faults.add("image-entry", name, f"images[{i}]: {file_name if isinstance(file_name, str) else entry}")
             continue
@@ -124,7 +125,9 @@ def _read_images(
                 images[image_id].usable = False  # its boxes could belong to either image
             continue
         path, stamp, kind = locate(root, file_name, real_parents)
-        image = ListedImage(image_id, file_name, path, width or 0, height or 0, stamp, usable=kind is None)
+        known = width is not None and height is not None and width > 0 and height > 0
+        size = (width or 0, height or 0) if known else (0, 0)  # null, 0 and -1 stand for a size that nobody looked up
+        image = ListedImage(image_id, file_name, path, *size, stamp, usable=kind is None)
         images[image_id] = image
         if kind is not None:
             faults.add(kind, name, file_name)

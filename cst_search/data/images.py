@@ -4,7 +4,7 @@
     for epoch in range(epochs):
         for images, targets in loader(train, batch_size=4, shuffle=True, seed=0, epoch=epoch): ...
 
-Pixels are used as stored: EXIF orientation is ignored, as in pycocotools and torchvision.
+An image is decoded as its entry says (`decoding.Decoding`): turned by its EXIF orientation or not, for example.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from cst_search.config.augmentation import PRESETS, Augmentation
 from cst_search.data.augmentation import augment
 from cst_search.data.dataset import ImageEntry, Split
+from cst_search.data.decoding import PLAIN, decode
 from cst_search.data.disk_cache import Slots, Store
-from cst_search.data.pixels import FORMATS
 from cst_search.data.resize import resized_hw
-from cst_search.errors import DataError
 
 CACHE_BYTES = 2**30  # bound of resized pixels in memory without a disk cache: 420 images of 1066x800
 
@@ -141,7 +140,8 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
                 stamp = (stat.st_size, stat.st_mtime_ns)  # too, as it may have changed since the check
             except OSError:  # reading it later reports the fault
                 stamp = (0, 0)
-            digest.update(repr((entry.digest or str(entry.path), stamp, size_hw)).encode())
+            how = () if entry.decoding == PLAIN else (entry.decoding,)
+            digest.update(repr((entry.digest or str(entry.path), stamp, size_hw, *how)).encode())
         return digest.hexdigest()
 
     def _size_hw(self, entry: ImageEntry) -> tuple[int, int]:
@@ -190,14 +190,7 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
 
 
 def _read_resized(entry: ImageEntry, size_hw: tuple[int, int]) -> np.ndarray:
-    try:
-        with Image.open(entry.path, formats=FORMATS) as stored:
-            image = stored.convert("RGB")
-    except Exception as error:  # codecs raise almost any type
-        raise DataError(f"image {entry.path} cannot be read: {error}; was it changed after the check?") from error
-    if image.size != (entry.width, entry.height):
-        sizes = f"is {image.width}x{image.height}, the annotation file says {entry.width}x{entry.height}"
-        raise DataError(f"image {entry.path} {sizes}; its boxes would be wrong")
+    image = decode(entry.path, (entry.width, entry.height), entry.decoding)
     height, width = size_hw
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)  # Pillow's filters are antialiased

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cst_search.config.recipe import READING_FIELDS, Recipe
+from cst_search.config.recipe import MAX_PIXELS, READING_FIELDS, Recipe
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,15 @@ class ReadOptions:
     Attributes:
         exif: which picture the boxes of an image with an EXIF orientation lie on: ``shown`` (turned as viewers show
             it), ``stored``, or ``auto`` (what the sizes in the annotation file say).
+        max_pixels: bound of an image's width times height; a file of a few kB may claim more than there is memory for.
+        truncated: ``refuse`` image files that are cut off at their end, or ``use`` what is there.
+        white_level: value of white in grey scale of more than 8 bits; None: the end of the format's range.
     """
 
     exif: str = "auto"
+    max_pixels: int = MAX_PIXELS
+    truncated: str = "refuse"
+    white_level: float | None = None
 
     @classmethod
     def of(cls, recipe: Recipe) -> ReadOptions:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont
 
 from cst_search.config.catalog import check_folder
 from cst_search.data.dataset import ImageEntry, Split
+from cst_search.data.decoding import FULL_RANGE, decode
+from cst_search.data.image_check import white_level
 from cst_search.data.images import CocoImages, loader
-from cst_search.data.pixels import FORMATS, BadImage, inspect_image
+from cst_search.data.options import ReadOptions
+from cst_search.data.pixels import BadImage, inspect_images
 from cst_search.detector.trained_file import weights_file
 from cst_search.detector.weights import load_trained
 from cst_search.errors import ConfigError
@@ -61,7 +65,19 @@ class Predictor:
 
         Raises ConfigError if an image cannot be read, before any detection.
         """
-        entries = tuple(_entry(i, path) for i, path in enumerate(images))
+        yield from self.detect_entries(self.entries(images), score)
+
+    def entries(self, images: list[Path]) -> tuple[ImageEntry, ...]:
+        """Return the images as the detector reads them, in the way in which its recipe read data.
+
+        An image with an EXIF orientation is turned, as a viewer shows it, unless the recipe says ``exif: stored``.
+
+        Raises ConfigError if one cannot be read.
+        """
+        return tuple(_entry(i, path, ReadOptions.of(self.recipe)) for i, path in enumerate(images))
+
+    def detect_entries(self, entries: tuple[ImageEntry, ...], score: float = 0.5) -> Iterator[dict[str, Any]]:
+        """Yield what `detect` does, for images that `entries` has read."""
         dataset = CocoImages(
             Split("predict", self.weights, self.weights.parent, entries),
             image_size_px=self.recipe.image_size_px,
@@ -90,7 +106,7 @@ class Predictor:
 
 
 def predict(
-    run: Path, paths: list[Path], out: Path | None, *, score: float, device: str,
+    run: Path, paths: list[Path], out: Path | None, *, score: float, device: str, max_pixels: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Detect objects in images and draw them.
@@ -99,11 +115,12 @@ def predict(
         run: folder that `cst-search train` wrote, or its weights file.
         out: folder for one PNG per image; None: draw nothing.
         score: lowest score of a returned detection, 0..1.
+        max_pixels: bound of an image's width times height; None: the recipe's.
         progress: called with the number of finished images and the total.
 
     Returns:
         Per image ``image``, ``width``, ``height``, ``picture`` (or None) and ``detections``, best first, each with
-        ``class``, ``score`` and ``box`` (x1, y1, x2, y2 in pixels of the file).
+        ``class``, ``score`` and ``box`` (x1, y1, x2, y2 in pixels of the picture; see `Predictor.entries`).
 
     Raises:
         ConfigError: there are no weights or no images, or an image cannot be read.
@@ -113,28 +130,35 @@ def predict(
     images = find_images(paths)
     predictor = Predictor(run, device)
     results = []
-    for result in predictor.detect(images, score):
+    if max_pixels is not None:
+        predictor.recipe = replace(predictor.recipe, max_pixels=max_pixels)
+    entries = predictor.entries(images)
+    for entry, result in zip(entries, predictor.detect_entries(entries, score), strict=True):
         picture = None
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            picture = out / f"{Path(result['image']).stem}.png"
-            _draw(Path(result["image"]), result["detections"], predictor.class_names, picture)
+            picture = out / f"{entry.path.stem}.png"
+            _draw(entry, result["detections"], predictor.class_names, picture)
         results.append(result | {"picture": None if picture is None else str(picture)})
         if progress is not None:
             progress(len(results), len(images))
     return results
 
 
-def _entry(index: int, path: Path) -> ImageEntry:
-    facts = inspect_image(str(path))  # completely decoded, so that no later image stops the work half-way
+def _entry(index: int, path: Path, options: ReadOptions) -> ImageEntry:
+    # completely decoded, so that no later image stops the work half-way
+    facts = inspect_images({str(path): (0, 0)}, None, options)[0][str(path)]
     if isinstance(facts, BadImage):
         raise ConfigError(f"{path} cannot be read as an image: {facts.why}")
-    return ImageEntry(index, path.name, path, facts.width, facts.height, (), (), (), ())
+    seen_as = "stored" if options.exif == "stored" else "shown"
+    white = white_level(facts.depth, facts.peak, options) or FULL_RANGE
+    return ImageEntry(
+        index, path.name, path, *facts.size(seen_as), (), (), (), (), decoding=facts.decoding(seen_as, white)
+    )
 
 
-def _draw(path: Path, detections: list[dict[str, Any]], class_names: tuple[str, ...], picture: Path) -> None:
-    with Image.open(path, formats=FORMATS) as stored:
-        image = stored.convert("RGB")
+def _draw(entry: ImageEntry, detections: list[dict[str, Any]], class_names: tuple[str, ...], picture: Path) -> None:
+    image = decode(entry.path, (entry.width, entry.height), entry.decoding)
     draw = ImageDraw.Draw(image)
     line = max(1, round(min(image.size) / 240))
     font = ImageFont.load_default(max(10, min(image.size) / 36))
