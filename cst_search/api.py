@@ -36,6 +36,8 @@ def launch(
     max_pixels: str | float | None = None,
     truncated: str | None = None,
     white_level: float | None = None,
+    val_fraction: float | None = None,
+    val_seed: int | None = None,
     recipe: RecipeLike | None = None,
     space: SpaceLike | None = None,
     settings: Settings | None = None,
@@ -65,7 +67,8 @@ def launch(
         budget_mem: GPU memory budget per trial.
         budget_params: budget of trainable parameters.
         data: COCO-format folder; None: the embedded demo.
-        exif, max_pixels, truncated, white_level: fields of the recipe on how data are read; None: the recipe's.
+        exif, max_pixels, truncated, white_level, val_fraction, val_seed: fields of the recipe on how data are read;
+            None: the recipe's.
         recipe: fixed settings; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
         space: search space: a shipped name, a YAML file, or the mapping that such a file holds (default: quick; with
             data, cst).
@@ -278,6 +281,8 @@ def train(
     max_pixels: str | float | None = None,
     truncated: str | None = None,
     white_level: float | None = None,
+    val_fraction: float | None = None,
+    val_seed: int | None = None,
     device: str = "auto",
     settings: Settings | None = None,
     skip_bad: bool = False,
@@ -291,7 +296,8 @@ def train(
     Args:
         out: folder for weights, metrics and recipe; it must be empty or not exist.
         data: COCO-format folder; None: the recipe's.
-        exif, max_pixels, truncated, white_level: fields of the recipe on how data are read; None: the recipe's.
+        exif, max_pixels, truncated, white_level, val_fraction, val_seed: fields of the recipe on how data are read;
+            None: the recipe's.
 
     Returns:
         Content of ``metrics.json``. ``outcome`` is ``complete``, or ``oom`` or ``nonfinite`` with a ``reason``.
@@ -304,7 +310,10 @@ def train(
     from cst_search.commands.options import ReadingOptions, parse_cache
     from cst_search.commands.train import train as run
 
-    reading = ReadingOptions.read(exif=exif, max_pixels=max_pixels, truncated=truncated, white_level=white_level)
+    reading = ReadingOptions.read(
+        exif=exif, max_pixels=max_pixels, truncated=truncated, white_level=white_level, val_fraction=val_fraction,
+        val_seed=val_seed,
+    )  # fmt: skip
     return run(
         recipe, Path(out), data=None if data is None else str(data), settings=settings or (), device=device,
         skip_bad=skip_bad, home=home_of(home), tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size),

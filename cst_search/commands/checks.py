@@ -87,7 +87,7 @@ _NAME = re.compile(r"^[^/\\]{1,100}$")
 
 
 # names in --home that are not folders of studies
-_TAKEN = ("studies.db", "mlflow.db", "artifacts", "demo-data", "checked-images.json", "cache")
+_TAKEN = ("studies.db", "mlflow.db", "artifacts", "demo-data", "checked-images.json", "val-splits.json", "cache")
 
 
 def check_name(name: str) -> None:

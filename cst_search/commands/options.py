@@ -158,6 +158,17 @@ class ReadingOptions(Options):
         READING,
         kind=float,
     )
+    val_fraction: float | None = _option(
+        "--val-fraction",
+        "Share of the training images to validate on, e.g. 0.2, for a set without a validation split (default: the "
+        "recipe's, none).",
+        READING,
+        kind=float,
+    )
+    val_seed: int | None = _option(
+        "--val-seed", "Seed of the choice of these images (default: the recipe's, 0).", READING, kind=int, least=0,
+        most=2**31 - 1,
+    )  # fmt: skip
 
     def reading_fields(self) -> dict[str, Any]:
         """Return the fields of the recipe that were given, by name."""

@@ -160,6 +160,8 @@ class Recipe:
     truncated: str = _reading("refuse")  # image files that are cut off at their end: refuse | use (what is there)
     # value of white in grey scale of more than 8 bits; none: 65535, or 1 or 255 for floats
     white_level: float | None = _reading(None)
+    val_fraction: float | None = _reading(None)  # share of train that validates a set without validation split
+    val_seed: int = _reading(0)  # of the choice of these images; not `seed`, so that repeated trials share the data
     image_size_px: int = 800  # short side in pixels
     max_size_px: int = 1333  # bound of the long side in pixels
     hflip: bool = True  # flip training images left-right with probability one half
@@ -272,6 +274,8 @@ class Recipe:
             one_of("exif", EXIF_CHOICES),
             whole("max_pixels", 1, 2**40),
             one_of("truncated", TRUNCATED_CHOICES),
+            ("val_fraction", self.val_fraction is None or 0.01 <= self.val_fraction <= 0.5, "a share from 0.01 to 0.5"),
+            whole("val_seed", 0, 2**31 - 1),
             (
                 "white_level",
                 self.white_level is None or (math.isfinite(self.white_level) and self.white_level > 0),

@@ -17,6 +17,7 @@ from cst_search.data.findings import FAULTS, NOTES, DataReport, Fault, Findings
 from cst_search.data.formats import find_splits, without_split
 from cst_search.data.image_check import check_images as check_files
 from cst_search.data.options import DEFAULT_OPTIONS, ReadOptions
+from cst_search.data.val_split import must_make_val, with_val
 from cst_search.errors import DataError
 
 __all__ = [
@@ -111,13 +112,17 @@ def load_data(
     """
     folder = Path(folder)
     sources = find_splits(folder)
-    if missing := [name for name in need if name not in sources]:
-        raise DataError(without_split(folder, f"no {' and no '.join(missing)} split"))
+    makes_val = must_make_val(folder, sources, options)
+    if missing := [name for name in need if name not in sources and not (name == "val" and makes_val)]:
+        raise DataError(without_split(folder, f"no {' and no '.join(missing)} split", sources))
     faults, notes = Findings(FAULTS), Findings(NOTES)
     listed = {name: split for name in sources if (split := list_split(name, sources[name], faults, notes))}
     n_from_cache = check_files(listed, options, cache, faults, notes, decode=check_images)
     for split in listed.values():
         read_boxes(split, faults, notes)
+    if makes_val and "train" in listed:
+        listed = with_val(listed, options, cache, notes)
+        sources = {name: sources["train" if name == "val" else name] for name in listed}
     _check_together(listed, faults, notes)
 
     ids = tuple(sorted(next(iter(listed.values())).categories)) if listed else ()

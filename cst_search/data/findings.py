@@ -61,6 +61,8 @@ NOTES: dict[str, str] = {
     "corners-from-0": "corners in the XML files are read as positions from 0",
     "corners-from-1": "corners in the XML files are read as numbers of pixels from 1, both in the box",
     "category-of-project": "Roboflow's category with the name of the project is no class; it is left out",
+    "split-off": "validation images are split off from train",
+    "split-not-saved": "the choice of validation images could not be saved; the next start makes the same one again",
     "cache": "the list of checked images could not be saved; the next start checks again",
 }
 N_EXAMPLES = 3  # examples shown per kind of fault

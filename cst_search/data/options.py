@@ -21,12 +21,17 @@ class ReadOptions:
         max_pixels: bound of an image's width times height; a file of a few kB may claim more than there is memory for.
         truncated: ``refuse`` image files that are cut off at their end, or ``use`` what is there.
         white_level: value of white in grey scale of more than 8 bits; None: the end of the format's range.
+        val_fraction: share of the training images that becomes the validation split of a set without one; None: such
+            a set is refused.
+        val_seed: seed of the choice of these images.
     """
 
     exif: str = "auto"
     max_pixels: int = MAX_PIXELS
     truncated: str = "refuse"
     white_level: float | None = None
+    val_fraction: float | None = None
+    val_seed: int = 0
 
     @classmethod
     def of(cls, recipe: Recipe) -> ReadOptions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -30,6 +29,7 @@ from cst_search.data.decoding import (
     turned_size,
 )
 from cst_search.data.options import ReadOptions
+from cst_search.data.saved import replace_file
 
 _CACHE_VERSION = 2
 
@@ -162,7 +162,12 @@ def inspect_image(path: str, *, max_pixels: int = MAX_PIXELS, decode: bool = Tru
         return BadImage("image-truncated" if "truncated" in why else "image-unreadable", why)
     if isinstance(found, BadImage):
         return found
-    return found._replace(digest=hashlib.blake2b(data, digest_size=16).hexdigest()) if decode else found
+    return found._replace(digest=file_digest(data)) if decode else found
+
+
+def file_digest(content: bytes) -> str:
+    """Return a key of a file's content."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def shown_size(path: Path) -> tuple[int, int] | None:
@@ -228,14 +233,4 @@ def _read_cache(cache: Path) -> dict[str, tuple[tuple[int, int], ImageFacts]]:
 
 def _write_cache(cache: Path, entries: Mapping[str, tuple[tuple[int, int], ImageFacts]]) -> bool:
     images = {path: [*stamp, *facts] for path, (stamp, facts) in entries.items()}
-    document = {"version": _CACHE_VERSION, "images": images}
-    part = cache.with_name(f".{cache.name}.{os.getpid()}.part")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(document))
-        os.replace(part, cache)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        return False
-    return True
+    return replace_file(cache, json.dumps({"version": _CACHE_VERSION, "images": images}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from cst_search.data.formats import coco, voc, yolo
 from cst_search.data.formats.source import DataFormat, SplitSource
@@ -27,10 +28,16 @@ def find_splits(folder: Path) -> Mapping[str, SplitSource]:
     raise DataError(without_split(folder, "no split"))
 
 
-def without_split(folder: Path, what: str) -> str:
+def without_split(folder: Path, what: str, sources: Mapping[str, SplitSource] = MappingProxyType({})) -> str:
     """Return the message that a folder has ``what`` (no split), with the known layouts and what the folder holds."""
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     names += sorted(f"annotations/{path.name}" for path in (folder / "annotations").glob("*.json"))
     found = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     layouts = "\n".join(f"  {line}" for data_format in FORMATS for line in data_format.layouts)
-    return f"{folder} has {what}. Understood are\n{layouts}\nFound: {found or 'an empty folder'}"
+    remedy = ""
+    if "train" in sources and "val" not in sources:
+        remedy = (
+            f"\nTo validate on a fifth of its images in {sources['train'].images}: --val-fraction 0.2 "
+            "(recipe field val_fraction)"
+        )
+    return f"{folder} has {what}. Understood are\n{layouts}\nFound: {found or 'an empty folder'}{remedy}"
