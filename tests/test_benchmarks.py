@@ -13,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import evaluation as evaluation_benchmark
 import memory as memory_benchmark
 import methods
 import methods_measure
@@ -309,3 +310,21 @@ def test_errors_are_of_predicted_over_measured() -> None:
     found = memory_benchmark.errors(rows, "active")
     assert found["lowest"] == pytest.approx(-0.1) and found["highest"] == pytest.approx(0.1)
     assert found["median"] == pytest.approx(0.065)
+
+
+# --- COCO evaluation by two libraries --------------------------------------------------------------------------------
+
+
+def test_both_libraries_evaluate_drawn_detections(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed")
+    out = tmp_path / "evaluation.json"
+    evaluation_benchmark.main(
+        ["--data", str(tiny_folder), "--per-image", "10", "--rounds", "1", "--epochs", "0", "--out", str(out)]
+    )
+    drawn = json.loads(out.read_text())["drawn"]
+    assert drawn["equal"] and (drawn["images"], drawn["detections"]) == (4, 40)
+    assert 0 < drawn["figures"]["pycocotools"]["AP"] == drawn["figures"]["faster-coco-eval"]["AP"] < 1
+    assert set(drawn["per_class"]["pycocotools"]) == {"square", "disc", "bar"}
+    assert "all precisions and recalls equal: True" in capsys.readouterr().out

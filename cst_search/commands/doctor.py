@@ -61,6 +61,7 @@ def examine(
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("machine", _machine),
         ("torch", _torch),
+        ("evaluation", _evaluation),
         ("plug-ins", _plugins),
         ("home", lambda: _home(home)),
         ("storage", lambda: _storage(storage)),
@@ -174,6 +175,19 @@ def _torch() -> Iterator[Finding]:
             f"{name}, {format_bytes(free)} of {format_bytes(total)} free, {bf16}",
             "other processes hold the rest; nvidia-smi names them" if busy else "",
         )
+
+
+def _evaluation() -> Iterator[Finding]:
+    from cst_search.trial.coco_eval import chosen_library
+
+    library = chosen_library()
+    slow = library == "pycocotools"
+    yield Finding(
+        "evaluation",
+        "note" if slow else "ok",
+        f"mAP by {library} {version(library)}" + (", several times slower than faster-coco-eval" if slow else ""),
+        "pip install faster-coco-eval; the figures stay the same" if slow else "",
+    )
 
 
 def _driver() -> str | None:

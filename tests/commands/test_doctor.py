@@ -169,6 +169,16 @@ def test_a_gpu(monkeypatch: pytest.MonkeyPatch, free: int, state: str) -> None:
     assert gpu.text == f"A card, {free // 10**9} GB of 24 GB free, bf16"
 
 
+def test_the_library_that_evaluates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cst_search.trial.coco_eval.chosen_library", lambda: "pycocotools")
+    (slow,) = doctor._evaluation()
+    assert slow.state == "note" and slow.text.startswith("mAP by pycocotools 2") and "pip install" in slow.remedy
+    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed")
+    monkeypatch.setattr("cst_search.trial.coco_eval.chosen_library", lambda: "faster-coco-eval")
+    (fast,) = doctor._evaluation()
+    assert fast.state == "ok" and fast.text.startswith("mAP by faster-coco-eval 1") and not fast.remedy
+
+
 def test_torch_and_torchvision_of_other_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any) -> Any:
         raise RuntimeError("operator torchvision::nms does not exist")
