@@ -91,13 +91,16 @@ def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     from cst_search.config.recipe import (
         AUGMENTATIONS,
         BACKBONES,
+        BOX_FORMS,
         CLASS_INITS,
+        CROWD_CHOICES,
         DETECTORS,
         EXIF_CHOICES,
         HEAD_CHOICES,
         NECK_CHOICES,
         PRECISIONS,
         RECOMPUTE_CHOICES,
+        ROTATED_CHOICES,
         TRUNCATED_CHOICES,
         WEIGHT_NAMES,
         Recipe,
@@ -108,8 +111,8 @@ def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
         "detector": DETECTORS, "backbone": BACKBONES, "precision": PRECISIONS, "recompute": RECOMPUTE_CHOICES,
         "method": _methods(), "memsave": ("true", "false"), "hflip": ("true", "false"),
         "augment": AUGMENTATIONS, "neck": NECK_CHOICES, "head": HEAD_CHOICES, "class_init": CLASS_INITS,
-        "exif": EXIF_CHOICES,
-        "truncated": TRUNCATED_CHOICES,
+        "exif": EXIF_CHOICES, "truncated": TRUNCATED_CHOICES,
+        "boxes": BOX_FORMS, "crowd": CROWD_CHOICES, "rotated": ROTATED_CHOICES,
         "weights": WEIGHT_NAMES,
     }  # fmt: skip
     if equals:

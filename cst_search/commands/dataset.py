@@ -15,12 +15,21 @@ from cst_search.data.options import ReadOptions
 
 
 def open_data(
-    recipe: Recipe, home: Path, *, skip_bad: bool, say: Say, need: tuple[str, ...] = ("train", "val")
+    recipe: Recipe,
+    home: Path,
+    *,
+    skip_bad: bool,
+    say: Say,
+    need: tuple[str, ...] = ("train", "val"),
+    also: tuple[str, ...] = (),
 ) -> DetectionData:
-    """Load and check the dataset of a recipe; ``demo`` is drawn if missing. Raises DataError that lists every fault."""
+    """Load and check the dataset of a recipe; ``demo`` is drawn if missing. Raises DataError that lists every fault.
+
+    `need` and `also` are those of `load_data`: splits that the command reads, and those that it reads if they exist.
+    """
     path = write_demo(home / "demo-data") if recipe.data == "demo" else Path(recipe.data)
     data, report = load_data(
-        path, ReadOptions.of(recipe), skip_bad=skip_bad, cache=home / "checked-images.json", need=need
+        path, ReadOptions.of(recipe), skip_bad=skip_bad, cache=home / "checked-images.json", need=need, also=also
     )
     home.mkdir(parents=True, exist_ok=True)
     if report.faults or report.notes:

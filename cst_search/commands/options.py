@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from cst_search.config.catalog import home_of
-from cst_search.config.recipe import DEVICES, EXIF_CHOICES, READING_FIELDS, TRUNCATED_CHOICES
+from cst_search.config.recipe import (
+    BOX_FORMS,
+    CROWD_CHOICES,
+    DEVICES,
+    EXIF_CHOICES,
+    READING_FIELDS,
+    ROTATED_CHOICES,
+    TRUNCATED_CHOICES,
+)
 from cst_search.errors import ConfigError, StudyError, check_choice
 from cst_search.units import parse_bytes, parse_count, parse_seconds
 
@@ -169,6 +177,29 @@ class ReadingOptions(Options):
         "--val-seed", "Seed of the choice of these images (default: the recipe's, 0).", READING, kind=int, least=0,
         most=2**31 - 1,
     )  # fmt: skip
+    boxes: str | None = _option(
+        "--boxes",
+        f"Form of the boxes in the annotation file: {', '.join(BOX_FORMS)} (default: the recipe's, auto: COCO's xywh).",
+        READING,
+        parse=partial(_choice, "--boxes", names=BOX_FORMS),
+        completion=BOX_FORMS,
+    )
+    crowd: str | None = _option(
+        "--crowd",
+        "Objects with iscrowd 1: auto, ignore or as-objects (default: the recipe's, auto: ignored, but not if they are "
+        "most).",
+        READING,
+        parse=partial(_choice, "--crowd", names=CROWD_CHOICES),
+        completion=CROWD_CHOICES,
+    )
+    rotated: str | None = _option(
+        "--rotated",
+        "Boxes with a rotation: refuse, enclose (take the upright box around) or ignore (the rotation) (default: the "
+        "recipe's, refuse).",
+        READING,
+        parse=partial(_choice, "--rotated", names=ROTATED_CHOICES),
+        completion=ROTATED_CHOICES,
+    )
 
     def reading_fields(self) -> dict[str, Any]:
         """Return the fields of the recipe that were given, by name."""

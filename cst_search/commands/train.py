@@ -57,7 +57,7 @@ def train(
     checkpoint = folder / "checkpoint.pt"
     _check_free(folder, checkpoint)
     check_folder("--home", home)
-    detection = open_data(recipe, home, skip_bad=skip_bad, say=say)
+    detection = open_data(recipe, home, skip_bad=skip_bad, say=say, also=("test",))
     start, _ = check_weights(recipe, detection.class_names)  # unsuitable weights fail before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     cache, line = open_cache(home, cache_bytes, n_trials=1)

@@ -47,6 +47,9 @@ CLASS_INITS = ("match", "new")
 EXIF_CHOICES = ("auto", "shown", "stored")
 TRUNCATED_CHOICES = ("refuse", "use")
 MAX_PIXELS = 89_478_485  # PIL.Image.MAX_IMAGE_PIXELS, where Pillow warns: a quarter GiB as 24-bit RGB
+BOX_FORMS = ("auto", "xywh", "xyxy", "cxcywh", "normalised", "normalised-xyxy", "normalised-cxcywh")
+CROWD_CHOICES = ("auto", "ignore", "as-objects")
+ROTATED_CHOICES = ("refuse", "enclose", "ignore")
 AUGMENTATIONS = tuple(PRESETS)
 WEIGHT_NAMES = ("DEFAULT", "COCO", "IMAGENET", "none", "demo", "demo-detector")  # all others are paths
 WEIGHTS_RULE = ", ".join(WEIGHT_NAMES) + ", a file, or a folder of `cst-search train`"
@@ -162,6 +165,14 @@ class Recipe:
     white_level: float | None = _reading(None)
     val_fraction: float | None = _reading(None)  # share of train that validates a set without validation split
     val_seed: int = _reading(0)  # of the choice of these images; not `seed`, so that repeated trials share the data
+    # form of a bbox: xywh | xyxy | cxcywh (centre, width, height), in pixels; normalised, normalised-xyxy,
+    # normalised-cxcywh: the same in 0..1 | auto: xywh, but stop where the boxes together speak for another form
+    boxes: str = _reading("auto")
+    # objects with iscrowd 1: ignore (no object to learn from or to find) | as-objects | auto: ignore, but stop where
+    # they are most of a split
+    crowd: str = _reading("auto")
+    # boxes with a rotation: refuse | enclose (the upright box around) | ignore (the box as if it were not turned)
+    rotated: str = _reading("refuse")
     image_size_px: int = 800  # short side in pixels
     max_size_px: int = 1333  # bound of the long side in pixels
     hflip: bool = True  # flip training images left-right with probability one half
@@ -281,6 +292,9 @@ class Recipe:
                 self.white_level is None or (math.isfinite(self.white_level) and self.white_level > 0),
                 "above 0",
             ),
+            one_of("boxes", BOX_FORMS),
+            one_of("crowd", CROWD_CHOICES),
+            one_of("rotated", ROTATED_CHOICES),
             one_of("neck", NECK_CHOICES),
             one_of("head", HEAD_CHOICES),
             *self._neck_and_head_rules(),

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cst_search.data.boxes import place_boxes
+from cst_search.data.classes import match_classes
 from cst_search.data.decoding import PLAIN, Decoding
-from cst_search.data.entries import ListedSplit, list_split, read_boxes
-from cst_search.data.findings import FAULTS, NOTES, DataReport, Fault, Findings
+from cst_search.data.entries import list_split
+from cst_search.data.findings import FAULTS, FIXED, NOTES, Counts, DataReport, Fault, Findings, refusal
 from cst_search.data.formats import find_splits, without_split
+from cst_search.data.formats.source import SplitSource
 from cst_search.data.image_check import check_images as check_files
+from cst_search.data.listed import ListedSplit
 from cst_search.data.options import DEFAULT_OPTIONS, ReadOptions
 from cst_search.data.val_split import must_make_val, with_val
 from cst_search.errors import DataError
@@ -96,6 +100,7 @@ def load_data(
     check_images: bool = True,
     cache: Path | None = None,
     need: tuple[str, ...] = ("train", "val"),
+    also: tuple[str, ...] = (),
 ) -> tuple[DetectionData, DataReport]:
     """Find, read and validate a COCO-format folder.
 
@@ -105,7 +110,8 @@ def load_data(
         skip_bad: drop faulty images and boxes instead of raising. An object whose box is dropped becomes background.
         check_images: decode every image once. If False, only the headers of image files are read.
         cache: JSON file that remembers decoded images by path, size and mtime, so that the next start is fast.
-        need: required splits. Others are read if they exist.
+        need: required splits. Others that exist are read too, and left out with a note if they have faults.
+        also: splits that are not required, but whose faults are faults if they exist.
 
     Raises:
         DataError: the dataset has faults (with ``skip_bad``, faults that cannot be skipped); one report lists them all.
@@ -118,57 +124,71 @@ def load_data(
     faults, notes = Findings(FAULTS), Findings(NOTES)
     listed = {name: split for name in sources if (split := list_split(name, sources[name], faults, notes))}
     n_from_cache = check_files(listed, options, cache, faults, notes, decode=check_images)
+    match_classes(listed, faults, notes)
     for split in listed.values():
-        read_boxes(split, faults, notes)
+        place_boxes(split, options, faults, notes)
     if makes_val and "train" in listed:
         listed = with_val(listed, options, cache, notes)
         sources = {name: sources["train" if name == "val" else name] for name in listed}
     _check_together(listed, faults, notes)
+    for name in (name for name in sources if name not in (*need, *also)):
+        _leave_out_if_faulty(name, listed, faults, notes, skip_bad)
 
-    ids = tuple(sorted(next(iter(listed.values())).categories)) if listed else ()
-    names = tuple(next(iter(listed.values())).categories[i] for i in ids) if listed else ()
+    report = _report(sources, listed, faults, notes, n_from_cache)
+    if why := refusal(report, skip_bad):
+        raise DataError(why)
+    first = next(iter(listed.values()))
+    ids = tuple(sorted(first.categories))
+    names = tuple(first.categories[i] for i in ids)
     label_of = {category_id: i + 1 for i, category_id in enumerate(ids)}
     splits = {
         name: Split(name, sources[name].annotations, sources[name].images, _entries(split, label_of), names, ids)
         for name, split in listed.items()
     }
-    kept = [entry for split in splits.values() for entry in split.images]
-    n_images, n_boxes = (sum(getattr(split, name) for split in listed.values()) for name in ("n_images", "n_boxes"))
-    report = DataReport(
-        faults=faults.collected(),
-        notes=notes.collected(),
-        places=tuple(f"{name}: {source.annotations}, images in {source.images}" for name, source in sources.items()),
-        n_images=n_images,
-        n_boxes=n_boxes,
-        n_dropped_images=n_images - len(kept) if skip_bad else 0,
-        n_dropped_boxes=n_boxes - sum(len(entry.labels) for entry in kept) if skip_bad else 0,
-        n_from_cache=n_from_cache,
-    )
-    _raise_faults(report, skip_bad)
     return DetectionData(folder.resolve(), names, ids, splits), report
 
 
-def _raise_faults(report: DataReport, skip_bad: bool) -> None:
-    fixed = sorted({fault.kind for fault in report.faults if not FAULTS[fault.kind][1]})
-    if fixed:
-        raise DataError(f"{report.render()}\nCorrect these first, --skip-bad cannot leave them out: {', '.join(fixed)}")
-    if report.faults and not skip_bad:
-        raise DataError(f"{report.render()}\nCorrect them, or leave out the broken images and boxes with --skip-bad")
+def _leave_out_if_faulty(
+    name: str, listed: dict[str, ListedSplit], faults: Findings, notes: Findings, skip_bad: bool
+) -> None:
+    """Drop a split that nothing needs if it has faults (with ``skip_bad``, those that cannot be skipped)."""
+    if faults.has(name, FIXED if skip_bad else FAULTS):
+        found = faults.take(name)
+        notes.take(name)
+        listed.pop(name, None)
+        why = "; ".join(f"{fault.count} {FAULTS[fault.kind][0]} ({fault.detail})" for fault in found)
+        notes.add_count("split-left-out", name, sum(fault.count for fault in found), why)
+
+
+def _report(
+    sources: Mapping[str, SplitSource],
+    listed: Mapping[str, ListedSplit],
+    faults: Findings,
+    notes: Findings,
+    n_from_cache: int,
+) -> DataReport:
+    kept = {name: [image for image in split.images if image.usable] for name, split in listed.items()}
+    return DataReport(
+        faults=faults.collected(),
+        notes=notes.collected(),
+        places=tuple(f"{name}: {source.annotations}, images in {source.images}" for name, source in sources.items()),
+        counts={
+            name: Counts(split.n_images, split.n_boxes, len(kept[name]), sum(len(image.boxes) for image in kept[name]))
+            for name, split in listed.items()
+        },
+        n_from_cache=n_from_cache,
+    )
 
 
 def _check_together(listed: Mapping[str, ListedSplit], faults: Findings, notes: Findings) -> None:
     """Collect faults and notes that concern images, boxes and splits together."""
-    first = next(iter(listed.values()), None)
     split_of_image: dict[str, str] = {}  # keyed by content if that is known, else by path
     for name, split in listed.items():
-        if first and split.categories != first.categories:
-            differ = dict(sorted(set(split.categories.items()) ^ set(first.categories.items())))
-            for category_id in differ:
-                here, there = (s.categories.get(category_id, "nothing") for s in (split, first))
-                faults.add("categories-differ", name, f"{category_id} is {here}, in {first.name} {there}")
         kept = [image for image in split.images if image.usable]
         boxes = [box for image in kept for box in image.boxes if not box.iscrowd]
         if not boxes:
+            if faults.has(name, FIXED):
+                continue  # that is why
             faults.add("empty-split", name, f"{len(kept)} of {split.n_images} images and 0 of {split.n_boxes} boxes")
             continue
         for image in kept:

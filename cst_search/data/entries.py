@@ -1,71 +1,29 @@
-"""Read the entries of a COCO document: categories, images and boxes, each valid one kept and each fault collected.
+"""Read the entries of a COCO document: categories, images and annotations, each well-formed one kept.
 
-Coordinates are COCO's: ``bbox`` is (x, y, width, height) in pixels with the origin at the top left corner, of the
-picture as stored or as shown: `image_check` finds out which.
+Each fault is collected, with the field, its value and what was expected. Boxes are only read here; `boxes` holds them
+to their images once these are decoded. Coordinates are of the picture
+as stored or as shown: `image_check` finds out which.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cst_search.data.decoding import PLAIN, Decoding
 from cst_search.data.file_names import locate
 from cst_search.data.findings import FAULTS, Findings
 from cst_search.data.formats.source import DocumentError, SplitSource
-
-MAX_OVERHANG_PX = 1.0  # annotation tools round corners to whole pixels or count pixels from 1
-MIN_SIDE_PX = 0.01  # below this, corners may coincide in float32 after resizing, which torchvision refuses
-
-
-@dataclass
-class Box:
-    xywh: tuple[float, float, float, float]  # in pixels, clipped to the image
-    category_id: int
-    iscrowd: int  # 0 or 1
-    area: float  # square pixels: of the outline if the file gives it, else of the box
-
-
-@dataclass
-class ListedImage:
-    """A well-formed image entry with its valid boxes. `usable` becomes False if the image must be dropped."""
-
-    image_id: int
-    file_name: str
-    path: str  # absolute, links resolved; never opened if it is outside the image folder
-    width: int  # 0, with the height: not in the annotation file
-    height: int
-    file_stamp: tuple[int, int] = (0, 0)  # size in bytes, mtime in ns
-    boxes: list[Box] = field(default_factory=list)
-    usable: bool = True
-    digest: str = ""  # BLAKE2b of the file's content; empty until it is decoded
-    decoding: Decoding = PLAIN
-
-
-@dataclass(frozen=True)
-class ListedSplit:
-    """A split as its annotations list it."""
-
-    name: str
-    categories: dict[int, str]
-    images: list[ListedImage]
-    listed_ids: set[int]  # of all image entries, valid or not
-    annotations: list[Any]  # unchecked; `read_boxes` gives them to the images
-    n_images: int  # entries in the file, valid or not
-
-    @property
-    def n_boxes(self) -> int:
-        """Number of annotations, valid or not."""
-        return len(self.annotations)
+from cst_search.data.listed import ListedImage, ListedSplit, WrittenBox
+from cst_search.data.outlines import OutlineError, bounds
+from cst_search.data.values import finite, is_text, shown, whole
 
 
 def list_split(name: str, source: SplitSource, faults: Findings, notes: Findings) -> ListedSplit | None:
-    """Read the categories and images of a split, without opening images. Returns None if they cannot be read.
+    """Read the entries of a split, without opening images. Returns None if they cannot be read.
 
-    `read_boxes` reads the rest, once it is known how large the images are.
+    `boxes.place_boxes` does the rest, once it is known how large the images are.
     """
     try:
         document = source.read()
@@ -75,27 +33,40 @@ def list_split(name: str, source: SplitSource, faults: Findings, notes: Findings
         return None
     for kind, example in document.get("findings", ()):
         (faults if kind in FAULTS else notes).add(kind, name, example)
-    categories = _read_categories(name, document["categories"], faults)
+    categories = _read_categories(name, document["categories"], faults, notes)
     images, listed_ids = _read_images(name, document["images"], source.images, faults, notes)
-    annotations, n_images = document["annotations"], len(document["images"])
-    return ListedSplit(name, categories, list(images.values()), listed_ids, annotations, n_images)
+    n_boxes = _read_annotations(name, document["annotations"], images, listed_ids, categories, faults, notes)
+    if source.format != "coco":
+        for image in images.values():
+            for box in image.written:
+                box.in_pixels = True  # the format has converted them
+    return ListedSplit(name, categories, list(images.values()), len(document["images"]), n_boxes)
 
 
-def _read_categories(name: str, entries: list[Any], faults: Findings) -> dict[int, str]:
+def _read_categories(name: str, entries: list[Any], faults: Findings, notes: Findings) -> dict[int, str]:
     categories: dict[int, str] = {}
     if not entries:
         faults.add("category-entry", name, "'categories' is empty")
     for i, entry in enumerate(entries):
-        category_id = _whole(entry.get("id")) if isinstance(entry, dict) else None
-        title = entry.get("name") if isinstance(entry, dict) else None
-        if category_id is None or not isinstance(title, str) or not title.strip() or not _is_text(title):
-            faults.add("category-entry", name, f"categories[{i}]: {entry}")
+        get = entry.get if isinstance(entry, dict) else lambda _key: None
+        category_id = whole(get("id"))
+        title: Any = get("name")
+        number = None if isinstance(title, str) else whole(title)
+        if number is not None:
+            title = str(number)
+            notes.add("class-name-number", name, title)
+        if category_id is None:
+            faults.add("category-entry", name, f"categories[{i}]: id is {shown(get('id'))}, expected a whole number")
+        elif not is_text(title):
+            faults.add("category-entry", name, f"categories[{i}]: name is {shown(title)}, expected a text")
         elif category_id in categories:
             faults.add("category-id-twice", name, f"{category_id} ({categories[category_id]}, {title})")
         else:
             if title in categories.values():
                 faults.add("category-name-twice", name, title)
             categories[category_id] = title
+        if isinstance(get("id"), str):
+            notes.add("number-text", name, f"categories[{i}]")
     return categories
 
 
@@ -110,15 +81,24 @@ def _read_images(
     real_parents: dict[str, str] = {}
     for i, entry in enumerate(entries):
         get = entry.get if isinstance(entry, dict) else lambda _key: None
-        image_id, width, height = (_whole(get(key)) for key in ("id", "width", "height"))
+        image_id, width, height = (whole(get(key)) for key in ("id", "width", "height"))
         file_name = get("file_name")
         repeated = image_id in listed_ids
         if image_id is not None:
             listed_ids.add(image_id)
-        good_size = all(get(key) is None or side is not None for key, side in (("width", width), ("height", height)))
-        if image_id is None or not isinstance(file_name, str) or not file_name or not good_size:
-            faults.add("image-entry", name, f"images[{i}]: {file_name if isinstance(file_name, str) else entry}")
+        wrong = [
+            f"{key} is {shown(get(key))}, expected a whole number"
+            for key, value in (("id", image_id), ("width", width), ("height", height))
+            if value is None and (key == "id" or get(key) is not None)
+        ]
+        if not isinstance(file_name, str) or not file_name:
+            wrong.append(f"file_name is {shown(file_name)}, expected a text")
+        if wrong or image_id is None or not isinstance(file_name, str):
+            named = f" ({file_name})" if isinstance(file_name, str) else ""
+            faults.add("image-entry", name, f"images[{i}]{named}: {'; '.join(wrong)}")
             continue
+        if any(isinstance(get(key), str) for key in ("id", "width", "height")):
+            notes.add("number-text", name, f"images[{i}]")
         if repeated:
             faults.add("image-id-twice", name, f"{file_name} (id {image_id})")
             if image_id in images and images[image_id].file_name != file_name:
@@ -137,84 +117,123 @@ def _read_images(
     return images, listed_ids
 
 
-def read_boxes(split: ListedSplit, faults: Findings, notes: Findings) -> None:
-    """Append every valid box to its image."""
-    name, images = split.name, {image.image_id: image for image in split.images}
-    seen: set[int] = set()
-    for i, entry in enumerate(split.annotations):
-        if not isinstance(entry, dict):
-            faults.add("annotation-entry", name, f"annotations[{i}]: {entry}")
-            continue
-        image_id, category_id = _whole(entry.get("image_id")), _whole(entry.get("category_id"))
-        iscrowd = entry.get("iscrowd", 0)
-        annotation_id = _whole(entry.get("id"))  # optional: nothing here needs it
-        label = entry.get("place") or f"annotation {entry.get('id', f'[{i}]')}"  # its place in another format's file
-        if image_id is None or category_id is None or iscrowd not in (0, 1):
-            faults.add("annotation-entry", name, f"{label}: image_id, category_id or iscrowd")
-            continue
-        image = images.get(image_id)
-        if image is not None:
-            label = f"{image.file_name} ({label})"
-        if annotation_id is not None and annotation_id in seen:
-            faults.add("annotation-id-twice", name, label)
-            continue
-        if annotation_id is not None:
-            seen.add(annotation_id)
-        if image_id not in split.listed_ids:
-            faults.add("image-unknown", name, f"{label}: image {image_id}")
-        elif category_id not in split.categories:
-            faults.add("category-unknown", name, f"{label}: category {category_id}")
-        elif image is not None:  # otherwise the image entry was already reported
-            box, kind = check_box(entry.get("bbox"), image.width, image.height)
-            if kind in FAULTS:
-                faults.add(kind, name, f"{label}: {entry.get('bbox')} in {image.width}x{image.height}")
-                continue
-            if kind is not None:
-                notes.add(kind, name, label)
-            area = _finite(entry.get("area"))
-            area = area if area is not None and area > 0 else box[2] * box[3]
-            image.boxes.append(Box(box, category_id, int(iscrowd), area))
+class _EntryError(Exception):
+    """An annotation entry is not well-formed: its kind of fault, and a clause on field, value and what was expected."""
+
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(why)
+        self.kind, self.why = kind, why
 
 
-def check_box(bbox: Any, width: int, height: int) -> tuple[tuple[float, float, float, float], str | None]:
-    """Return the box (x, y, w, h) in pixels, clipped to its image, and the kind of its fault or note, or None.
+def _read_annotations(
+    name: str,
+    entries: list[Any],
+    images: Mapping[int, ListedImage],
+    listed_ids: set[int],
+    categories: Mapping[int, str],
+    faults: Findings,
+    notes: Findings,
+) -> int:
+    """Append every well-formed annotation to its image, in the order of the file.
 
-    A box that overhangs the edge by at most MAX_OVERHANG_PX is clipped, with a note; more is a fault.
+    Returns the number of entries, without copies of another.
     """
-    numbers = [number for value in bbox if (number := _finite(value)) is not None] if isinstance(bbox, list) else []
-    if len(numbers) != 4 or len(bbox) != 4:
-        return (0, 0, 0, 0), "box-malformed"
-    x, y, w, h = numbers
-    if w < MIN_SIDE_PX or h < MIN_SIDE_PX:
-        return (x, y, w, h), "box-no-area"
-    overhang = max(-x, -y, x + w - width, y + h - height)
-    if overhang > MAX_OVERHANG_PX + 1e-6:
-        return (x, y, w, h), "box-outside"
-    if overhang <= 0:
-        return (x, y, w, h), None
-    left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
-    clipped = (left, top, right - left, bottom - top)
-    if overhang <= 1e-6:  # of the arithmetic, as of shares times the size
-        return clipped, None
-    return clipped, "box-clipped" if min(clipped[2:]) >= MIN_SIDE_PX else "box-no-area"
+    n_copies = 0
+    seen: dict[int, tuple[Any, ...]] = {}
+    for i, entry in enumerate(entries):
+        try:
+            image_id, box = _read_annotation(entry, i, listed_ids, categories)
+        except _EntryError as error:
+            faults.add(error.kind, name, f"{_place(entry, i, images)}: {error.why}")
+            continue
+        annotation_id = whole(entry.get("id"))  # optional: nothing here needs it
+        content = (image_id, box.category_id, box.numbers)
+        if annotation_id is not None and annotation_id in seen:
+            is_copy = seen[annotation_id] == content
+            notes.add("annotation-twice" if is_copy else "annotation-id-twice", name, _place(entry, i, images))
+            n_copies += is_copy
+            if is_copy:
+                continue
+        elif annotation_id is not None:
+            seen[annotation_id] = content
+        if _has_number_as_text(entry):
+            notes.add("number-text", name, _place(entry, i, images))
+        if box.is_bounds:
+            notes.add("box-of-segmentation", name, _place(entry, i, images))
+        if image_id in images:  # otherwise the image entry was already reported
+            images[image_id].written.append(box)
+    return len(entries) - n_copies
 
 
-def _whole(value: Any) -> int | None:
-    """Return a whole number as int (640 and 640.0 -> 640), or None for anything else and for more than 64 bits."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**63:
-        return None
-    return int(value) if isinstance(value, int) or value.is_integer() else None
+def _place(entry: Any, i: int, images: Mapping[int, ListedImage]) -> str:
+    """Return which annotation an entry is, with its image file if that is known."""
+    if not isinstance(entry, dict):
+        return f"annotations[{i}]"
+    label = _name(entry, i)
+    image = images.get(whole(entry.get("image_id")) or 0)
+    return label if image is None else f"{image.file_name} ({label})"
 
 
-def _finite(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # JSON integers have any length
-        return None
+def _name(entry: Mapping[str, Any], i: int) -> str:
+    """Return the id of an annotation, or its place in the file of another format."""
+    if "place" in entry:
+        return str(entry["place"])
+    return f"annotation {shown(entry['id'])}" if "id" in entry else f"annotations[{i}]"
 
 
-def _is_text(value: str) -> bool:
-    """Return False for text with a lone surrogate, which JSON may escape but no file name or terminal accepts."""
-    return not any("\ud800" <= c <= "\udfff" for c in value)
+def _has_number_as_text(entry: Mapping[str, Any]) -> bool:
+    keys = ("id", "image_id", "category_id", "iscrowd", "area")
+    return any(isinstance(entry.get(key), str) for key in keys) or any(
+        isinstance(number, str) for number in entry.get("bbox") or ()
+    )
+
+
+def _read_annotation(entry: Any, i: int, listed_ids: set[int], categories: Mapping[int, str]) -> tuple[int, WrittenBox]:
+    """Return the image id and the box of an entry. Raises _EntryError."""
+    if not isinstance(entry, dict):
+        raise _EntryError("annotation-entry", f"{shown(entry)}, expected an object")
+    image_id, category_id = whole(entry.get("image_id")), whole(entry.get("category_id"))
+    for key, value in (("image_id", image_id), ("category_id", category_id)):
+        if value is None:
+            raise _EntryError("annotation-entry", f"{key} is {shown(entry.get(key))}, expected a whole number")
+    iscrowd = entry.get("iscrowd")
+    iscrowd = 0 if iscrowd is None else int(iscrowd) if isinstance(iscrowd, bool) else whole(iscrowd)
+    if iscrowd not in (0, 1):
+        raise _EntryError("annotation-entry", f"iscrowd is {shown(entry['iscrowd'])}, expected 0 or 1")
+    assert image_id is not None and category_id is not None
+    if image_id not in listed_ids:
+        raise _EntryError("image-unknown", f"image_id is {image_id}, expected the id of a listed image")
+    if category_id not in categories:
+        raise _EntryError("category-unknown", f"category_id is {category_id}, expected the id of a listed category")
+    numbers, is_bounds = _read_bbox(entry)
+    box = WrittenBox(
+        _name(entry, i), numbers[:4], category_id, iscrowd, is_bounds, is_bounds, finite(entry.get("area"))
+    )
+    if not is_bounds:
+        box.rotation = None if len(numbers) == 5 else _rotation(entry)
+        box.segmentation = entry.get("segmentation") if box.rotation is None else None
+    return image_id, box
+
+
+def _read_bbox(entry: Mapping[str, Any]) -> tuple[tuple[float, ...], bool]:
+    """Return the four numbers of ``bbox``, or five of a rotated one; or the bounds of the segmentation, and True."""
+    bbox = entry.get("bbox")
+    if bbox is None or bbox == []:
+        if not entry.get("segmentation"):
+            raise _EntryError("box-malformed", f"bbox is {shown(bbox)} and there is no segmentation")
+        try:
+            return bounds(entry["segmentation"]), True
+        except OutlineError as error:
+            raise _EntryError("box-malformed", f"bbox is {shown(bbox)} and {error}") from None
+    numbers = tuple(map(finite, bbox)) if isinstance(bbox, list) else ()
+    found = tuple(number for number in numbers if number is not None)
+    if len(found) != len(numbers) or not (len(found) == 4 or (len(found) == 5 and "place" not in entry)):
+        raise _EntryError("box-malformed", f"bbox is {shown(bbox)}, expected four finite numbers")
+    return found, False
+
+
+def _rotation(entry: Mapping[str, Any]) -> float:
+    """Return the rotation in degrees, 0 to 180, that CVAT writes as an attribute; 0 if there is none."""
+    attributes = entry.get("attributes")
+    value = entry.get("rotation", attributes.get("rotation") if isinstance(attributes, dict) else None)
+    return (finite(value) or 0.0) % 180

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # Fault -> (its text in the report, True if --skip-bad may drop it), in the order of the report.
 FAULTS: dict[str, tuple[str, bool]] = {
@@ -13,7 +14,7 @@ FAULTS: dict[str, tuple[str, bool]] = {
     "category-entry": ("category without a whole-number id and a name", False),
     "category-id-twice": ("two categories with one id", False),
     "category-name-twice": ("two categories with one name", False),
-    "categories-differ": ("categories are not those of the first split", False),
+    "categories-differ": ("class with boxes that the training split does not have", False),
     "image-entry": (
         "image entry without a whole-number id and a file_name, or with a size that is no number",
         True,
@@ -35,16 +36,35 @@ FAULTS: dict[str, tuple[str, bool]] = {
         False,
     ),
     "annotation-entry": ("annotation entry of the wrong form", True),
-    "annotation-id-twice": ("two annotations with one id", True),
     "image-unknown": ("annotation of an image that is not listed", True),
     "category-unknown": ("annotation of a category that is not listed", True),
     "box-malformed": ("bbox is not four finite numbers", True),
     "box-no-area": ("box has no area", True),
-    "box-outside": ("box lies more than 1 px outside its image", True),
+    "box-outside": ("box is outside its image for the most part", True),
+    "box-form": ("boxes are not x, y, width, height in pixels", False),
+    "box-rotated": ("boxes are rotated; the detectors find upright ones", False),
+    "crowd-most": (
+        "most objects are crowds (iscrowd 1; difficult in Pascal VOC), nothing to learn from",
+        False,
+    ),
     "empty-split": ("no image or no box is left", False),
 }
+FIXED = tuple(kind for kind, (_, can_be_skipped) in FAULTS.items() if not can_be_skipped)
 NOTES: dict[str, str] = {
+    "number-text": "number written as text; it was read as a number",
+    "class-name-number": "class name is a number; it was read as a text",
+    "class-matched": "class with another id or spelling than in the training split; it was matched by name",
+    "class-only-here": "class without boxes that the training split does not have; it was left out",
+    "annotation-twice": "annotation listed twice; it was read once",
+    "annotation-id-twice": "annotation id used again; ids of annotations are not used",
+    "box-of-segmentation": "no bbox; the box around the segmentation was taken",
     "box-clipped": "box hangs over the edge by at most 1 px; it was clipped",
+    "box-cut": "box hangs over the edge by more, at least half of it is inside; it was clipped",
+    "box-tiny": "box is smaller than a pixel",
+    "box-form-unsure": "boxes may be in another form than x, y, width, height",
+    "box-corner": "all boxes are in the upper left quarter of their images; are the coordinates right?",
+    "crowd": "objects are crowds (iscrowd 1; difficult in Pascal VOC): ignored, neither learned nor counted as missed",
+    "crowd-as-objects": "objects with iscrowd 1 are taken as objects",
     "leak": "the same image is in several splits; scores will flatter",
     "file-twice": "the same file is listed under several image ids",
     "image-without-boxes": "image without boxes; it is kept",
@@ -63,9 +83,20 @@ NOTES: dict[str, str] = {
     "category-of-project": "Roboflow's category with the name of the project is no class; it is left out",
     "split-off": "validation images are split off from train",
     "split-not-saved": "the choice of validation images could not be saved; the next start makes the same one again",
+    "split-left-out": "the split has faults, and nothing here reads it; it was left out",
     "cache": "the list of checked images could not be saved; the next start checks again",
 }
+# Fault -> what to do about it, where the text does not say it.
+REMEDIES: dict[str, str] = {
+    "categories-differ": "correct the name, or add the class to the training split",
+    "box-form": "say with --boxes which form it is; --boxes xywh: COCO's, as it stands",
+    "box-rotated": "--rotated enclose takes the upright box around each, --rotated ignore the box as not turned",
+    "crowd-most": "--crowd as-objects takes them as objects, --crowd ignore leaves them out",
+}
 N_EXAMPLES = 3  # examples shown per kind of fault
+# Share of the images or boxes of a split that --skip-bad may cost before the report warns of it: a box that is left
+# out becomes background.
+MAX_SKIPPED_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -76,11 +107,39 @@ class Fault:
     split: str  # train | val | test
     count: int
     examples: tuple[str, ...]  # the first few, printable
+    why: str = ""  # of a finding about many at once, which has no examples
 
     def __str__(self) -> str:
         says = FAULTS[self.kind][0] if self.kind in FAULTS else NOTES[self.kind]
+        return f"{self.split:<6}{self.count:>7}  {says} [{self.kind}]: {self.detail}"
+
+    @property
+    def detail(self) -> str:
+        """The reason, or the first examples."""
         more = ", ..." if self.count > len(self.examples) else ""
-        return f"{self.split:<6}{self.count:>7}  {says} [{self.kind}]: {', '.join(self.examples)}{more}"
+        return self.why or ", ".join(self.examples) + more
+
+
+class Counts(NamedTuple):
+    """Images and annotations of a split, as listed and as kept."""
+
+    images: int
+    boxes: int
+    kept_images: int
+    kept_boxes: int
+
+    @property
+    def lost_share(self) -> float:
+        """The larger of the shares of images and boxes that are not kept, 0..1."""
+        return max(
+            1 - kept / listed if listed else 0.0
+            for kept, listed in ((self.kept_images, self.images), (self.kept_boxes, self.boxes))
+        )
+
+    def lost(self) -> str:
+        """Return how many are not kept, of how many."""
+        images, boxes = self.images - self.kept_images, self.boxes - self.kept_boxes
+        return f"{images} of {self.images} images and {boxes} of {self.boxes} boxes"
 
 
 @dataclass(frozen=True)
@@ -90,11 +149,27 @@ class DataReport:
     faults: tuple[Fault, ...]
     notes: tuple[Fault, ...]
     places: tuple[str, ...]  # "train: annotation file, image folder", one per split
-    n_images: int  # listed in all splits
-    n_boxes: int  # annotations listed in all splits
-    n_dropped_images: int = 0  # 0 unless skip_bad
-    n_dropped_boxes: int = 0  # boxes of dropped images included; 0 unless skip_bad
+    counts: Mapping[str, Counts]  # by split
     n_from_cache: int = 0  # image files that the cache knows, so they were not decoded
+
+    @property
+    def n_images(self) -> int:
+        """Images listed in all splits."""
+        return sum(counts.images for counts in self.counts.values())
+
+    @property
+    def n_boxes(self) -> int:
+        """Annotations listed in all splits."""
+        return sum(counts.boxes for counts in self.counts.values())
+
+    @property
+    def n_dropped_images(self) -> int:
+        return sum(counts.images - counts.kept_images for counts in self.counts.values())
+
+    @property
+    def n_dropped_boxes(self) -> int:
+        """Boxes that are left out, those of dropped images included."""
+        return sum(counts.boxes - counts.kept_boxes for counts in self.counts.values())
 
     def render(self) -> str:
         """Return a plain-text table with one line per split and kind."""
@@ -105,9 +180,45 @@ class DataReport:
             lines += ["faults:", *(f"  {fault}" for fault in self.faults)]
         if self.notes:
             lines += ["notes:", *(f"  {note}" for note in self.notes)]
-        if self.n_dropped_images or self.n_dropped_boxes:
-            lines.append(f"left out: {self.n_dropped_images} images, {self.n_dropped_boxes} boxes")
+        kinds = dict.fromkeys(finding.kind for finding in (*self.faults, *self.notes))
+        if remedies := [f"  {kind}: {REMEDIES[kind]}" for kind in kinds if kind in REMEDIES]:
+            lines += ["what to do:", *remedies]
+        lost = [f"{counts.lost()} of {name}" for name, counts in self.counts.items() if counts.lost_share]
+        if lost and not any(fault.kind in FIXED for fault in self.faults):
+            lines.append(f"left out: {'; '.join(lost)}")
         return "\n".join(lines)
+
+
+def refusal(report: DataReport, skip_bad: bool) -> str | None:
+    """Return the report with advice if its faults stop the work, else None.
+
+    The advice names causes: an empty split is one only if nothing else is wrong with it. It recommends ``--skip-bad``
+    only where that costs little.
+    """
+    fixed = dict.fromkeys(fault.kind for fault in report.faults if fault.kind in FIXED and fault.kind != "empty-split")
+    emptied = [fault.split for fault in report.faults if fault.kind == "empty-split"]
+    causes = dict.fromkeys(fault.kind for fault in report.faults if fault.split in emptied and fault.kind not in FIXED)
+    if fixed:
+        advice = f"Correct these first, --skip-bad cannot leave them out: {', '.join(fixed)}"
+    elif causes:
+        advice = f"Correct these first, --skip-bad cannot help as it would leave nothing of {' and '.join(emptied)}"
+        advice += f": {', '.join(causes)}"
+    elif emptied:
+        advice = f"--skip-bad cannot help: {' and '.join(emptied)} must have an image with a box"
+    elif not report.faults or skip_bad:
+        return None
+    else:
+        advice = _advice_to_skip(report)
+    return f"{report.render()}\n{advice}"
+
+
+def _advice_to_skip(report: DataReport) -> str:
+    lost = {name: counts for name, counts in report.counts.items() if counts.lost_share}
+    said = "; ".join(f"{counts.lost()} of {name}" for name, counts in lost.items())
+    kinds = ", ".join(dict.fromkeys(fault.kind for fault in report.faults))
+    if all(counts.lost_share <= MAX_SKIPPED_SHARE for counts in lost.values()):
+        return f"Correct them ({kinds}), or leave out the broken images and boxes with --skip-bad: {said}"
+    return f"Correct these: {kinds}. --skip-bad is no help, as it would leave out much: {said}"
 
 
 class Findings:
@@ -116,6 +227,7 @@ class Findings:
     def __init__(self, kinds: Iterable[str]) -> None:
         self._kinds = list(kinds)
         self._found: dict[tuple[str, str], tuple[int, list[str]]] = {}
+        self._why: dict[tuple[str, str], str] = {}
 
     def add(self, kind: str, split: str, example: object) -> None:
         count, examples = self._found.get((split, kind), (0, []))
@@ -123,13 +235,32 @@ class Findings:
             examples.append(_printable(str(example)))
         self._found[split, kind] = (count + 1, examples)
 
+    def add_count(self, kind: str, split: str, count: int, why: str) -> None:
+        """Add a finding about many at once, such as all boxes of a split."""
+        self._found[split, kind] = (count, [])
+        self._why[split, kind] = _printable(why, limit=400)
+
+    def has(self, split: str, kinds: Iterable[str]) -> bool:
+        """Return whether a split has a finding of one of some kinds."""
+        return any((split, kind) in self._found for kind in kinds)
+
+    def take(self, split: str) -> tuple[Fault, ...]:
+        """Remove the findings of a split and return them."""
+        taken = tuple(fault for fault in self.collected() if fault.split == split)
+        for fault in taken:
+            del self._found[split, fault.kind]
+        return taken
+
     def collected(self) -> tuple[Fault, ...]:
         splits = list(dict.fromkeys(split for split, _ in self._found))
         found = sorted(self._found.items(), key=lambda item: (splits.index(item[0][0]), self._kinds.index(item[0][1])))
-        return tuple(Fault(kind, split, count, tuple(examples)) for (split, kind), (count, examples) in found)
+        return tuple(
+            Fault(kind, split, count, tuple(examples), self._why.get((split, kind), ""))
+            for (split, kind), (count, examples) in found
+        )
 
 
-def _printable(text: str, limit: int = 100) -> str:
+def _printable(text: str, limit: int = 160) -> str:
     """Return a name without control characters, as it comes from a file and goes to the terminal."""
     text = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cst_search.data.decoding import FULL_RANGE, UPRIGHT
-from cst_search.data.entries import ListedImage, ListedSplit
 from cst_search.data.findings import Findings
+from cst_search.data.listed import ListedImage, ListedSplit
 from cst_search.data.options import ReadOptions
 from cst_search.data.pixels import BadImage, ImageFacts, inspect_images
 

@@ -24,6 +24,11 @@ class ReadOptions:
         val_fraction: share of the training images that becomes the validation split of a set without one; None: such
             a set is refused.
         val_seed: seed of the choice of these images.
+        boxes: form of ``bbox``: ``xywh``, ``xyxy`` or ``cxcywh`` in pixels; ``normalised``, ``normalised-xyxy`` or
+            ``normalised-cxcywh`` in 0..1; ``auto`` (xywh; a fault where the boxes together speak for another form).
+        crowd: objects with ``iscrowd`` 1: ``ignore``, ``as-objects``, or ``auto`` (ignored, but a fault where they are
+            most).
+        rotated: boxes with a rotation: ``refuse``, ``enclose`` (the upright box around) or ``ignore`` (as not turned).
     """
 
     exif: str = "auto"
@@ -32,6 +37,9 @@ class ReadOptions:
     white_level: float | None = None
     val_fraction: float | None = None
     val_seed: int = 0
+    boxes: str = "auto"
+    crowd: str = "auto"
+    rotated: str = "refuse"
 
     @classmethod
     def of(cls, recipe: Recipe) -> ReadOptions:

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from cst_search.data.entries import ListedImage, ListedSplit
 from cst_search.data.findings import Findings
 from cst_search.data.formats.source import SplitSource
+from cst_search.data.listed import ListedImage, ListedSplit
 from cst_search.data.options import ReadOptions
 from cst_search.data.pixels import file_digest
 from cst_search.data.saved import replace_file
@@ -100,21 +100,11 @@ def split_off(
 def _part(split: ListedSplit, image_ids: set[int], inside: bool) -> ListedSplit:
     """Return the part of a split inside or outside a set of images; entries that belong to no image are outside."""
     images = [image for image in split.images if (image.image_id in image_ids) == inside]
-    n_others = split.n_images - len(split.images)  # entries without a usable form
-    annotations = [
-        entry
-        for entry in split.annotations
-        if (isinstance(entry, dict) and _id_of(entry) in image_ids) == inside
-    ]  # fmt: skip
-    n_images = len(images) + (0 if inside else n_others)
-    return replace(split, images=images, annotations=annotations, n_images=n_images)
-
-
-def _id_of(entry: Mapping[str, object]) -> int | None:
-    try:
-        return int(entry.get("image_id"))  # type: ignore[call-overload]
-    except (TypeError, ValueError, OverflowError):
-        return None
+    n_images, n_boxes = len(images), sum(len(image.written) for image in images)
+    if not inside:  # entries without a usable form
+        n_images += split.n_images - len(split.images)
+        n_boxes += split.n_boxes - sum(len(image.written) for image in split.images)
+    return replace(split, images=images, n_images=n_images, n_boxes=n_boxes)
 
 
 def _groups(split: ListedSplit, seed: int) -> list[_Group]:

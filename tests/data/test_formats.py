@@ -251,7 +251,7 @@ def test_yolo_keypoints_stand_behind_the_box(tmp_path: Path) -> None:
         ("7 0.5 0.5 0.5 0.5", "category-unknown"),
         ("0.5 0.5 0.5 0.5 0.5", "annotation-entry"),  # half a class
         ("cat 0.5 0.5 0.5 0.5", "annotation-entry"),
-        ("1 0.9 0.5 0.5 0.5", "box-outside"),
+        ("1 1.1 0.5 0.5 0.5", "box-outside"),
         ("1 0.5 0.5 0 0.5", "box-no-area"),
     ],
 )

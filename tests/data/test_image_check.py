@@ -241,7 +241,7 @@ def test_a_size_that_is_missing_is_the_images(tmp_path: Path, size: dict[str, An
 
 def test_boxes_are_checked_against_the_size_that_was_missing(tmp_path: Path) -> None:
     save(tmp_path / "train" / "a.png", shown_picture())
-    assert "[box-outside]" in fault(write(tmp_path, [entry("a.png", None, (50, 10, 20, 8))]))
+    assert "[box-outside]" in fault(write(tmp_path, [entry("a.png", None, (55, 10, 20, 8))]))
 
 
 def test_a_size_that_is_missing_says_nothing_of_the_orientation(tmp_path: Path) -> None:
