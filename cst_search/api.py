@@ -38,6 +38,7 @@ def launch(
     white_level: float | None = None,
     val_fraction: float | None = None,
     val_seed: int | None = None,
+    sizes: str | None = None,
     boxes: str | None = None,
     crowd: str | None = None,
     rotated: str | None = None,
@@ -70,8 +71,8 @@ def launch(
         budget_mem: GPU memory budget per trial.
         budget_params: budget of trainable parameters.
         data: COCO-format folder; None: the embedded demo.
-        exif, max_pixels, truncated, white_level, val_fraction, val_seed, boxes, crowd, rotated: fields of the recipe
-            on how data are read; None: the recipe's.
+        exif, max_pixels, truncated, white_level, val_fraction, val_seed, sizes, boxes, crowd, rotated: fields of the
+            recipe on how data are read; None: the recipe's.
         recipe: fixed settings; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
         space: search space: a shipped name, a YAML file, or the mapping that such a file holds (default: quick; with
             data, cst).
@@ -286,6 +287,7 @@ def train(
     white_level: float | None = None,
     val_fraction: float | None = None,
     val_seed: int | None = None,
+    sizes: str | None = None,
     boxes: str | None = None,
     crowd: str | None = None,
     rotated: str | None = None,
@@ -302,8 +304,8 @@ def train(
     Args:
         out: folder for weights, metrics and recipe; it must be empty or not exist.
         data: COCO-format folder; None: the recipe's.
-        exif, max_pixels, truncated, white_level, val_fraction, val_seed, boxes, crowd, rotated: fields of the recipe
-            on how data are read; None: the recipe's.
+        exif, max_pixels, truncated, white_level, val_fraction, val_seed, sizes, boxes, crowd, rotated: fields of the
+            recipe on how data are read; None: the recipe's.
 
     Returns:
         Content of ``metrics.json``. ``outcome`` is ``complete``, or ``oom`` or ``nonfinite`` with a ``reason``.
@@ -318,7 +320,7 @@ def train(
 
     reading = ReadingOptions.read(
         exif=exif, max_pixels=max_pixels, truncated=truncated, white_level=white_level, val_fraction=val_fraction,
-        val_seed=val_seed, boxes=boxes, crowd=crowd, rotated=rotated,
+        val_seed=val_seed, sizes=sizes, boxes=boxes, crowd=crowd, rotated=rotated,
     )  # fmt: skip
     return run(
         recipe, Path(out), data=None if data is None else str(data), settings=settings or (), device=device,

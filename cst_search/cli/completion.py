@@ -101,6 +101,7 @@ def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
         PRECISIONS,
         RECOMPUTE_CHOICES,
         ROTATED_CHOICES,
+        SIZES_CHOICES,
         TRUNCATED_CHOICES,
         WEIGHT_NAMES,
         Recipe,
@@ -112,7 +113,7 @@ def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
         "method": _methods(), "memsave": ("true", "false"), "hflip": ("true", "false"),
         "augment": AUGMENTATIONS, "neck": NECK_CHOICES, "head": HEAD_CHOICES, "class_init": CLASS_INITS,
         "exif": EXIF_CHOICES, "truncated": TRUNCATED_CHOICES,
-        "boxes": BOX_FORMS, "crowd": CROWD_CHOICES, "rotated": ROTATED_CHOICES,
+        "sizes": SIZES_CHOICES, "boxes": BOX_FORMS, "crowd": CROWD_CHOICES, "rotated": ROTATED_CHOICES,
         "weights": WEIGHT_NAMES,
     }  # fmt: skip
     if equals:

@@ -24,6 +24,7 @@ from cst_search.config.recipe import (
     EXIF_CHOICES,
     READING_FIELDS,
     ROTATED_CHOICES,
+    SIZES_CHOICES,
     TRUNCATED_CHOICES,
 )
 from cst_search.errors import ConfigError, StudyError, check_choice
@@ -177,6 +178,14 @@ class ReadingOptions(Options):
         "--val-seed", "Seed of the choice of these images (default: the recipe's, 0).", READING, kind=int, least=0,
         most=2**31 - 1,
     )  # fmt: skip
+    sizes: str | None = _option(
+        "--sizes",
+        "Width and height of images: file (those of the annotation file, which must be right) or image (do not read "
+        "them) (default: the recipe's, file).",
+        READING,
+        parse=partial(_choice, "--sizes", names=SIZES_CHOICES),
+        completion=SIZES_CHOICES,
+    )
     boxes: str | None = _option(
         "--boxes",
         f"Form of the boxes in the annotation file: {', '.join(BOX_FORMS)} (default: the recipe's, auto: COCO's xywh).",

@@ -48,6 +48,7 @@ EXIF_CHOICES = ("auto", "shown", "stored")
 TRUNCATED_CHOICES = ("refuse", "use")
 MAX_PIXELS = 89_478_485  # PIL.Image.MAX_IMAGE_PIXELS, where Pillow warns: a quarter GiB as 24-bit RGB
 BOX_FORMS = ("auto", "xywh", "xyxy", "cxcywh", "normalised", "normalised-xyxy", "normalised-cxcywh")
+SIZES_CHOICES = ("file", "image")
 CROWD_CHOICES = ("auto", "ignore", "as-objects")
 ROTATED_CHOICES = ("refuse", "enclose", "ignore")
 AUGMENTATIONS = tuple(PRESETS)
@@ -165,6 +166,7 @@ class Recipe:
     white_level: float | None = _reading(None)
     val_fraction: float | None = _reading(None)  # share of train that validates a set without validation split
     val_seed: int = _reading(0)  # of the choice of these images; not `seed`, so that repeated trials share the data
+    sizes: str = _reading("file")  # width and height of images are those of the annotation file: file | image (unread)
     # form of a bbox: xywh | xyxy | cxcywh (centre, width, height), in pixels; normalised, normalised-xyxy,
     # normalised-cxcywh: the same in 0..1 | auto: xywh, but stop where the boxes together speak for another form
     boxes: str = _reading("auto")
@@ -292,6 +294,7 @@ class Recipe:
                 self.white_level is None or (math.isfinite(self.white_level) and self.white_level > 0),
                 "above 0",
             ),
+            one_of("sizes", SIZES_CHOICES),
             one_of("boxes", BOX_FORMS),
             one_of("crowd", CROWD_CHOICES),
             one_of("rotated", ROTATED_CHOICES),

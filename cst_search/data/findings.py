@@ -26,6 +26,7 @@ FAULTS: dict[str, tuple[str, bool]] = {
     "image-truncated": ("image file is cut off at its end; --truncated use reads what is there", True),
     "image-too-large": ("image has more pixels than max_pixels allows, as a decompression bomb has", True),
     "image-size": ("image is not as large as the annotation file says", True),
+    "sizes-swapped": ("images have width and height swapped in the annotation file", False),
     "exif-unclear": (
         "image has an EXIF orientation, and no size says which picture its boxes lie on; give --exif shown (as viewers "
         "turn it) or --exif stored",
@@ -72,7 +73,8 @@ NOTES: dict[str, str] = {
     "exif-shown": "image is turned by its EXIF orientation, as boxes lie on the picture as shown",
     "exif-stored": "image is not turned by its EXIF orientation, as boxes lie on the picture as stored; if they were "
     "drawn in a browser, look at some and give --exif shown",
-    "image-size-missing": "the annotation file has no width and height; those of the image are used",
+    "size-swapped": "image with width and height swapped in the annotation file; those of the image are used",
+    "image-size-missing": "width and height are not in the annotation file, or not to be read; the image's are used",
     "image-cut-off": "image file is cut off at its end; what is missing is grey or black",
     "image-transparent": "image has transparent pixels, which are read as opaque in the colour stored under them",
     "grey-scaled": "grey scale of more than 8 bits is scaled to 8",
@@ -90,6 +92,8 @@ NOTES: dict[str, str] = {
 REMEDIES: dict[str, str] = {
     "categories-differ": "correct the name, or add the class to the training split",
     "box-form": "say with --boxes which form it is; --boxes xywh: COCO's, as it stands",
+    "sizes-swapped": "if only these numbers are wrong, --sizes image takes those of the images; if the images were "
+    "turned after they were annotated, turn them back",
     "box-rotated": "--rotated enclose takes the upright box around each, --rotated ignore the box as not turned",
     "crowd-most": "--crowd as-objects takes them as objects, --crowd ignore leaves them out",
 }

@@ -16,6 +16,7 @@ from cst_search.data.findings import Findings
 from cst_search.data.listed import ListedImage, ListedSplit
 from cst_search.data.options import ReadOptions
 from cst_search.data.pixels import BadImage, ImageFacts, inspect_images
+from cst_search.data.swapped_sizes import settle_swapped
 
 
 class _Checked(NamedTuple):
@@ -37,6 +38,8 @@ def check_images(
         The number of files that the cache knows.
     """
     usable = [(split.name, image) for split in listed.values() for image in split.images if image.usable]
+    for _, image in usable if options.sizes == "image" else ():
+        image.width = image.height = 0  # as if they were missing
     stamps = {image.path: image.file_stamp for _, image in usable}
     facts, n_from_cache, saved = inspect_images(stamps, cache, options, decode=decode)
     if not saved:
@@ -49,11 +52,28 @@ def check_images(
             image.usable = False
         else:
             found.append(_Checked(name, image, fact))
+    for name, split in listed.items():
+        _settle_swapped(name, [checked for checked in found if checked.split == name], split, options, faults, notes)
+    found = [checked for checked in found if checked.image.usable]
     white = _white_levels(found, options, faults)
     others_say = picture_of_set((image.width, image.height, fact) for _, image, fact in found)
     for checked in found:
         _settle(checked, options, others_say, white, faults, notes)
     return n_from_cache
+
+
+def _settle_swapped(
+    name: str, found: Iterable[_Checked], split: ListedSplit, options: ReadOptions, faults: Findings, notes: Findings
+) -> None:
+    """Settle the sizes that are swapped in the annotation file and not by an EXIF orientation."""
+    swapped = [
+        (image, facts.size("stored"))
+        for _, image, facts in found
+        if facts.orientation == UPRIGHT
+        and image.width != image.height
+        and (image.height, image.width) == facts.size("stored")
+    ]
+    settle_swapped(name, swapped, split.n_images, options, faults, notes)
 
 
 # --- which picture ----------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ class ReadOptions:
         val_fraction: share of the training images that becomes the validation split of a set without one; None: such
             a set is refused.
         val_seed: seed of the choice of these images.
+        sizes: width and height of images: ``file`` (those of the annotation file, which those of the image must equal)
+            or ``image`` (those of the file are not read).
         boxes: form of ``bbox``: ``xywh``, ``xyxy`` or ``cxcywh`` in pixels; ``normalised``, ``normalised-xyxy`` or
             ``normalised-cxcywh`` in 0..1; ``auto`` (xywh; a fault where the boxes together speak for another form).
         crowd: objects with ``iscrowd`` 1: ``ignore``, ``as-objects``, or ``auto`` (ignored, but a fault where they are
@@ -37,6 +39,7 @@ class ReadOptions:
     white_level: float | None = None
     val_fraction: float | None = None
     val_seed: int = 0
+    sizes: str = "file"
     boxes: str = "auto"
     crowd: str = "auto"
     rotated: str = "refuse"

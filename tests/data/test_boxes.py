@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,60 @@ def test_boxes_over_the_edge_are_clipped_and_counted(tmp_path: Path) -> None:
 def test_a_box_below_a_pixel_is_said(tmp_path: Path) -> None:
     boxes = [{"bbox": [0.5, 0.5, 0.25, 0.25]}, SOUND, SOUND]
     assert noted(load_data(write_folder(tmp_path, boxes))[1]) == {("train", "box-tiny"): 1}
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def swapped_folder(folder: Path, boxes: list[list[float]], n_images: int = 2) -> Path:
+    entries = [{"bbox": box, "image_id": 1 + i % n_images} for i, box in enumerate(boxes)]
+    write_folder(folder, entries, n_images=n_images)
+    document = json.loads((folder / "train.json").read_text())
+    for image in document["images"]:
+        image["width"], image["height"] = image["height"], image["width"]
+    (folder / "train.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_swapped_sizes_are_those_of_the_images_if_boxes_say_so(tmp_path: Path) -> None:
+    """A box ends at 95 of 100 pixels: it cannot be for a width of 80."""
+    data, report = load_data(swapped_folder(tmp_path, [[65, 20, 30, 40], [10, 20, 30, 40]]))
+    assert targets(data) == [[[65, 20, 95, 60]], [[10, 20, 40, 60]]]
+    assert [(image.width, image.height) for image in data.splits["train"].images] == [(WIDTH, HEIGHT)] * 2
+    assert noted(report) == {("train", "size-swapped"): 2}
+    assert "1 of 2 boxes fit their images only so" in report.render()
+
+
+@pytest.mark.parametrize(
+    ("boxes", "why"),
+    [
+        ([[10, 20, 30, 40], [10, 20, 30, 40]], "of 2 boxes 0 fit the file's size alone, 0 that of the images alone"),
+        ([[10, 50, 30, 45], [10, 20, 30, 40]], "of 2 boxes 1 fit the file's size alone, 0 that of the images alone"),
+        ([[10, 50, 30, 45], [65, 20, 30, 40]], "of 2 boxes 1 fit the file's size alone, 1 that of the images alone"),
+        ([], "of 0 boxes 0 fit"),
+    ],
+)
+def test_swapped_sizes_are_one_fault_otherwise(tmp_path: Path, boxes: list[list[float]], why: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load_data(swapped_folder(tmp_path, boxes), skip_bad=True)
+    [line] = [line for line in str(caught.value).splitlines() if "[sizes-swapped]" in line]
+    assert line.split()[:2] == ["train", "2"]
+    assert why in line
+    assert "--sizes image" in str(caught.value)
+
+
+def test_sizes_of_the_file_can_be_passed_over(tmp_path: Path) -> None:
+    folder = swapped_folder(tmp_path, [[10, 20, 30, 40]] * 2)
+    data, report = load_data(folder, ReadOptions(sizes="image"))
+    assert [(image.width, image.height) for image in data.splits["train"].images] == [(WIDTH, HEIGHT)] * 2
+    assert targets(data) == [[[10, 20, 40, 60]]] * 2
+    assert noted(report) == {("train", "image-size-missing"): 2, ("val", "image-size-missing"): 1}
+
+
+def test_a_few_swapped_sizes_are_single_faults(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, [SOUND], n_images=3)
+    document = json.loads((folder / "train.json").read_text())
+    document["images"][0] |= {"width": HEIGHT, "height": WIDTH}
+    (folder / "train.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"1  image is not as large .* \[image-size\]: 1.png \(.* swapped"):
+        load_data(folder)
