@@ -8,7 +8,7 @@ from studies import fake_estimate, make_study, scored
 
 from cst_search.study.fast_reads import StoredTrial
 from cst_search.study.study import Study
-from cst_search.study.trial_attributes import Progress
+from cst_search.study.trial_attributes import Progress, Repeat
 
 
 def test_a_held_trial_is_read_where_it_is_asked_for(tmp_path: Path) -> None:
@@ -51,3 +51,17 @@ def test_a_finished_trial_is_read_once_and_its_record_is_the_last(tmp_path: Path
         other.reader.read()
     assert seen == ["RUNNING", "COMPLETE"] and other.reader.n_ran == 1
     assert other.record(suggestion.trial).map == 0.4
+
+
+def test_a_running_repeat_does_not_hold_back_what_has_ended(tmp_path: Path) -> None:
+    session = make_study(tmp_path)
+    first = session.ask(fake_estimate)  # type: ignore[arg-type]
+    assert first is not None
+    session.tell(first.trial, scored(0.4))
+    session.plan([Repeat(repeat_of=first.trial, seed=1, epochs=3)])
+    repeat = session.ask(fake_estimate)  # type: ignore[arg-type]
+    assert repeat is not None and repeat.repeat_of == first.trial
+    reader = Study.open(session.study.url, "made").reader
+    reader.read()
+    assert repeat.trial in reader.unfinished
+    assert reader.first_running() == reader.n_trials > repeat.trial
