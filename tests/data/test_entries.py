@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -178,11 +179,18 @@ def broken_test_split(folder: Path) -> Path:
     return folder
 
 
+def two_files(folder: Path) -> None:
+    (folder / "annotations").mkdir()
+    shutil.copy(folder / "test.json", folder / "annotations" / "instances_test2017.json")
+
+
 BROKEN_TESTS = [
     ("a box outside", lambda f: None, "1 box is outside"),
     ("no annotations", lambda f: write_split(f, "test", []), "1 no image or no box is left"),
     ("not JSON", lambda f: (f / "test.json").write_text("{"), "1 the annotation file cannot be used"),
     ("no images", lambda f: (f / "test" / "1.png").unlink(), "1 image file is missing"),
+    ("two annotation files", two_files, "1 the annotation file cannot be used"),
+    ("no image folder", lambda f: shutil.rmtree(f / "test"), "1 the annotation file cannot be used"),
     ("other classes", lambda f: write_split(f, "test", [SOUND], categories=[{"id": 1, "name": "fox"}]), "1 class with"),
 ]
 

@@ -36,7 +36,8 @@ def find(folder: Path) -> dict[str, SplitSource]:
     A single file that names no split is the training split.
 
     Raises:
-        DataError: a split has several annotation files, or no image folder.
+        DataError: a split has several annotation files, or no image folder. Of a test split, which most commands do not
+            read, that is found on reading.
     """
     candidates: dict[str, list[Path]] = {}
     for path in _json_files(folder):
@@ -46,17 +47,29 @@ def find(folder: Path) -> dict[str, SplitSource]:
         named = {path for paths in candidates.values() for path in paths}
         single = [path for path in _json_files(folder) if path not in named and _is_document(path)]
         candidates |= {"train": single} if single else {}
-    for split, paths in candidates.items():
-        if len(paths) > 1:
-            listed = ", ".join(str(path.relative_to(folder)) for path in paths)
-            raise DataError(
-                f"each split must have one annotation file; {folder} has for {split}: {listed}. Move the others away"
-            )
-    return {
-        split: SplitSource(path, _image_folder(folder, path), partial(read, path))
-        for split in SPLIT_NAMES
-        for path in candidates.get(split, ())
-    }
+    sources = {}
+    for split in SPLIT_NAMES:
+        if paths := candidates.get(split):
+            try:
+                sources[split] = _source(folder, split, paths)
+            except DataError as error:
+                if split != "test":
+                    raise
+                sources[split] = SplitSource(paths[0], folder, partial(_refuse, str(error)))
+    return sources
+
+
+def _source(folder: Path, split: str, paths: list[Path]) -> SplitSource:
+    if len(paths) > 1:
+        listed = ", ".join(str(path.relative_to(folder)) for path in paths)
+        raise DataError(
+            f"each split must have one annotation file; {folder} has for {split}: {listed}. Move the others away"
+        )
+    return SplitSource(paths[0], _image_folder(folder, paths[0]), partial(read, paths[0]))
+
+
+def _refuse(why: str) -> Document:
+    raise DocumentError(f"cannot be used: {why}")
 
 
 def _json_files(folder: Path) -> list[Path]:
