@@ -122,7 +122,7 @@ def load_data(
     if missing := [name for name in need if name not in sources and not (name == "val" and makes_val)]:
         raise DataError(without_split(folder, f"no {' and no '.join(missing)} split", sources))
     faults, notes = Findings(FAULTS), Findings(NOTES)
-    listed = {name: split for name in sources if (split := list_split(name, sources[name], faults, notes))}
+    listed = {name: split for name in sources if (split := list_split(name, sources[name], folder, faults, notes))}
     n_from_cache = check_files(listed, options, cache, faults, notes, decode=check_images)
     match_classes(listed, faults, notes)
     for split in listed.values():

@@ -7,12 +7,11 @@ as stored or as shown: `image_check` finds out which.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cst_search.data.file_names import locate
+from cst_search.data.file_names import locate_all
 from cst_search.data.findings import FAULTS, Findings
 from cst_search.data.formats.source import DocumentError, SplitSource
 from cst_search.data.listed import ListedImage, ListedSplit, WrittenBox
@@ -20,7 +19,7 @@ from cst_search.data.outlines import OutlineError, bounds
 from cst_search.data.values import finite, is_text, shown, whole
 
 
-def list_split(name: str, source: SplitSource, faults: Findings, notes: Findings) -> ListedSplit | None:
+def list_split(name: str, source: SplitSource, folder: Path, faults: Findings, notes: Findings) -> ListedSplit | None:
     """Read the entries of a split, without opening images. Returns None if they cannot be read.
 
     `boxes.place_boxes` does the rest, once it is known how large the images are.
@@ -34,7 +33,8 @@ def list_split(name: str, source: SplitSource, faults: Findings, notes: Findings
     for kind, example in document.get("findings", ()):
         (faults if kind in FAULTS else notes).add(kind, name, example)
     categories = _read_categories(name, document["categories"], faults, notes)
-    images, listed_ids = _read_images(name, document["images"], source.images, faults, notes)
+    images, listed_ids = _read_images(name, document["images"], faults, notes)
+    _find_files(name, list(images.values()), source.images, folder, faults, notes)
     n_boxes = _read_annotations(name, document["annotations"], images, listed_ids, categories, faults, notes)
     if source.format != "coco":
         for image in images.values():
@@ -71,14 +71,11 @@ def _read_categories(name: str, entries: list[Any], faults: Findings, notes: Fin
 
 
 def _read_images(
-    name: str, entries: list[Any], image_folder: Path, faults: Findings, notes: Findings
+    name: str, entries: list[Any], faults: Findings, notes: Findings
 ) -> tuple[dict[int, ListedImage], set[int]]:
     """Return the well-formed images by id, and the set of all listed ids."""
-    root = os.path.realpath(image_folder)
     images: dict[int, ListedImage] = {}
     listed_ids: set[int] = set()
-    paths: set[str] = set()
-    real_parents: dict[str, str] = {}
     for i, entry in enumerate(entries):
         get = entry.get if isinstance(entry, dict) else lambda _key: None
         image_id, width, height = (whole(get(key)) for key in ("id", "width", "height"))
@@ -104,17 +101,30 @@ def _read_images(
             if image_id in images and images[image_id].file_name != file_name:
                 images[image_id].usable = False  # its boxes could belong to either image
             continue
-        path, stamp, kind = locate(root, file_name, real_parents)
         known = width is not None and height is not None and width > 0 and height > 0
         size = (width or 0, height or 0) if known else (0, 0)  # null, 0 and -1 stand for a size that nobody looked up
-        image = ListedImage(image_id, file_name, path, *size, stamp, usable=kind is None)
-        images[image_id] = image
-        if kind is not None:
-            faults.add(kind, name, file_name)
-        elif path in paths:
-            notes.add("file-twice", name, file_name)
-        paths.add(path)
+        images[image_id] = ListedImage(image_id, file_name, "", *size)
     return images, listed_ids
+
+
+def _find_files(
+    name: str, images: list[ListedImage], image_folder: Path, folder: Path, faults: Findings, notes: Findings
+) -> None:
+    """Give every image its path; an image whose file is not there becomes unusable."""
+    paths: set[str] = set()
+    found = locate_all([image.file_name for image in images], image_folder, folder)
+    for image in images:
+        located = found[image.file_name]
+        image.path, image.file_stamp = located.path, located.stamp
+        if located.kind is not None:
+            image.usable = False
+            faults.add(located.kind, name, image.file_name + (f" ({located.said})" if located.said else ""))
+            continue
+        if located.said:
+            notes.add("file-name-resolved", name, f"{image.file_name} -> {located.said}")
+        if located.path in paths:
+            notes.add("file-twice", name, image.file_name)
+        paths.add(located.path)
 
 
 class _EntryError(Exception):

@@ -45,7 +45,7 @@ class ListedImage:
 
     image_id: int
     file_name: str
-    path: str  # absolute, links resolved; never opened if it is outside the image folder
+    path: str  # absolute, links resolved; never opened if it is outside the data folder; empty until it is looked for
     width: int  # 0, with the height: not in the annotation file
     height: int
     file_stamp: tuple[int, int] = (0, 0)  # size in bytes, mtime in ns
