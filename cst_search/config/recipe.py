@@ -104,8 +104,9 @@ def renamed_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 def stored_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return all fields of a recipe that this or an earlier version stored, by their names and meaning of today.
 
-    A recipe without ``neck`` is from before whole detectors could be loaded: its ``DEFAULT`` weights are IMAGENET.
-    Fields that it does not have get their defaults, which change nothing. Values are not checked.
+    A recipe without ``neck`` is from before whole detectors could be loaded: its ``DEFAULT`` weights are IMAGENET. One
+    without ``exif`` is from before images were turned. Other fields that it does not have get their defaults, which
+    change nothing. Values are not checked.
 
     Raises:
         ConfigError: a field is given under both of its names.
@@ -113,6 +114,7 @@ def stored_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     values = renamed_fields(values)
     if "neck" not in values and values.get("weights") == "DEFAULT":
         values["weights"] = "IMAGENET"
+    values.setdefault("exif", "stored")
     return Recipe().to_dict() | values
 
 

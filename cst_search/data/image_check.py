@@ -101,7 +101,9 @@ def _settle(
 ) -> None:  # fmt: skip
     """Decide the size and decoding of one image; it becomes unusable if that is not possible."""
     name, image, facts = checked
-    if image.width and (image.width, image.height) not in (facts.size("shown"), facts.size("stored")):
+    # a script may write the stored size beside boxes that were drawn on the picture as shown, but not the reverse
+    pictures = ("stored",) if options.exif == "stored" else ("shown", "stored")
+    if image.width and (image.width, image.height) not in map(facts.size, pictures):
         faults.add("image-size", name, f"{image.file_name} ({_sizes(image, facts)})")
         image.usable = False
         return
@@ -129,9 +131,14 @@ def _settle(
 def _sizes(image: ListedImage, facts: ImageFacts) -> str:
     stored = facts.size("stored")
     text = f"says {image.width}x{image.height}, is {stored[0]}x{stored[1]}"
-    if (image.height, image.width) == stored:
-        return f"{text}: width and height are swapped"
-    return f"{text}, has an EXIF orientation" if facts.orientation != UPRIGHT else text
+    if facts.orientation != UPRIGHT:
+        shown = (image.width, image.height) == facts.size("shown")
+        return (
+            f"{text} and with its EXIF orientation as listed: --exif shown"
+            if shown
+            else f"{text}, has an EXIF orientation"
+        )
+    return f"{text}: width and height are swapped" if (image.height, image.width) == stored else text
 
 
 # --- grey scale of more than 8 bits -----------------------------------------------------------------------------------

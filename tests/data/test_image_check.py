@@ -186,6 +186,12 @@ def test_an_explicit_choice_outweighs_the_size(tmp_path: Path) -> None:
     np.testing.assert_array_equal(item(data, 0)[0], shown_picture())
 
 
+def test_a_size_as_shown_contradicts_boxes_as_stored(tmp_path: Path) -> None:
+    save_shown(tmp_path / "train" / "a.png", 6)
+    folder = write(tmp_path, [entry("a.png", (WIDTH, HEIGHT))])
+    assert "says 60x40, is 40x60 and with its EXIF orientation as listed: --exif shown" in fault(folder, exif="stored")
+
+
 def test_a_turned_image_has_a_key_of_its_own_in_the_disk_cache(tmp_path: Path) -> None:
     save_shown(tmp_path / "train" / "a.png", 3)
     folder = write(tmp_path, [entry("a.png", (WIDTH, HEIGHT))])
