@@ -131,13 +131,10 @@ def _settle(
 def _sizes(image: ListedImage, facts: ImageFacts) -> str:
     stored = facts.size("stored")
     text = f"says {image.width}x{image.height}, is {stored[0]}x{stored[1]}"
+    if facts.orientation != UPRIGHT and (image.width, image.height) == facts.size("shown"):
+        return f"{text} and with its EXIF orientation as listed: --exif shown"
     if facts.orientation != UPRIGHT:
-        shown = (image.width, image.height) == facts.size("shown")
-        return (
-            f"{text} and with its EXIF orientation as listed: --exif shown"
-            if shown
-            else f"{text}, has an EXIF orientation"
-        )
+        return f"{text}, has an EXIF orientation"
     return f"{text}: width and height are swapped" if (image.height, image.width) == stored else text
 
 
