@@ -40,10 +40,11 @@ def single_json(source: Path, out: Path) -> Path:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for split, document in documents(source):
-        base = len(images)
+        base = max((image["id"] for image in images), default=0)
         for image in document["images"]:
-            link(source, split, image["file_name"], out / "images" / image["file_name"])
-            images.append(image | {"id": base + image["id"]})
+            file_name = f"{split}-{image['file_name']}"  # both splits may have a 0.png
+            link(source, split, image["file_name"], out / "images" / file_name)
+            images.append(image | {"id": base + image["id"], "file_name": file_name})
         annotations += [a | {"image_id": base + a["image_id"]} for a in document["annotations"]]
     annotations = [a | {"id": i} for i, a in enumerate(annotations, start=1)]
     (out / "annotations").mkdir()
@@ -119,12 +120,14 @@ def voc(source: Path, out: Path) -> Path:
     (out / "Annotations").mkdir()
     for split, document in documents(source):
         names = {category["id"]: category["name"] for category in document["categories"]}
+        stems = []
         for image in document["images"]:
-            link(source, split, image["file_name"], out / "JPEGImages" / image["file_name"])
+            file_name = f"{split}-{image['file_name']}"
+            link(source, split, image["file_name"], out / "JPEGImages" / file_name)
             objects = [(names[a["category_id"]], _corners(a["bbox"])) for a in boxes_of(document, image)]
-            file = (out / "Annotations" / image["file_name"]).with_suffix(".xml")
-            file.write_text(voc_xml(image, objects, "Unknown"))
-        stems = [Path(image["file_name"]).stem for image in document["images"]]
+            file = (out / "Annotations" / file_name).with_suffix(".xml")
+            file.write_text(voc_xml(image | {"file_name": file_name}, objects, "Unknown"))
+            stems.append(file.stem)
         (out / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
     lines = ["# label:color_rgb:parts:actions", "background:0,0,0::", *(f"{name}:1,2,3::" for name in names.values())]
     (out / "labelmap.txt").write_text("\n".join(lines) + "\n")

@@ -32,6 +32,8 @@ app = typer.Typer(
 )
 job_app = typer.Typer(help="Jobs that `submit` started on a cluster.", no_args_is_help=True)
 app.add_typer(job_app, name="job")
+data_app = typer.Typer(help="Look at a data set, or convert it, without a search.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 # not a terminal (a file, a pipe): room for the tables instead of 80 columns
 out = Console(width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else 160)

@@ -116,7 +116,28 @@ def load_data(
     Raises:
         DataError: the dataset has faults (with ``skip_bad``, faults that cannot be skipped); one report lists them all.
     """
-    folder = Path(folder)
+    data, report = read_data(
+        Path(folder), options, skip_bad=skip_bad, check_images=check_images, cache=cache, need=need, also=also
+    )
+    if why := refusal(report, skip_bad):
+        raise DataError(why)
+    return data, report
+
+
+def read_data(
+    folder: Path,
+    options: ReadOptions,
+    *,
+    skip_bad: bool,
+    cache: Path | None,
+    need: tuple[str, ...],
+    also: tuple[str, ...] = (),
+    check_images: bool = True,
+) -> tuple[DetectionData, DataReport]:
+    """Return what `load_data` returns where there are faults, too: what is left without them, and the report.
+
+    Raises DataError if there is nothing to read: no folder, no known layout, no split of ``need``.
+    """
     sources = find_splits(folder)
     makes_val = must_make_val(folder, sources, options)
     if missing := [name for name in need if name not in sources and not (name == "val" and makes_val)]:
@@ -135,11 +156,9 @@ def load_data(
         _leave_out_if_faulty(name, listed, faults, notes, skip_bad)
 
     report = _report(sources, listed, faults, notes, n_from_cache)
-    if why := refusal(report, skip_bad):
-        raise DataError(why)
-    first = next(iter(listed.values()))
-    ids = tuple(sorted(first.categories))
-    names = tuple(first.categories[i] for i in ids)
+    categories = next((split.categories for split in listed.values()), {})
+    ids = tuple(sorted(categories))
+    names = tuple(categories[i] for i in ids)
     label_of = {category_id: i + 1 for i, category_id in enumerate(ids)}
     splits = {
         name: Split(name, sources[name].annotations, sources[name].images, _entries(split, label_of), names, ids)

@@ -110,7 +110,8 @@ def _image_folder(folder: Path, annotation_file: Path) -> Path:
     bases = [folder, *(place for name in _IMAGE_FOLDERS if (place := child(folder, name)))]
     for path in (*(child(base, name) for name in names for base in bases), *bases[1:]):
         if path is not None:
-            return path if _has_images(path) else child(path, *_IMAGE_FOLDERS) or path
+            deeper = None if _has_images(path) else child(path, *_IMAGE_FOLDERS)
+            return deeper if deeper and _has_images(deeper) else path
     if _has_images(folder):
         return folder
     tried = [f"{place}{name}/" for name in names for place in ("", "images/")]
