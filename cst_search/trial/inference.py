@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,18 @@ from typing import Any
 from PIL import ImageDraw, ImageFont
 
 from cst_search.config.catalog import check_folder
+from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import ImageEntry, Split
 from cst_search.data.decoding import FULL_RANGE, decode
 from cst_search.data.image_check import white_level
-from cst_search.data.images import CocoImages, loader
+from cst_search.data.images import Batches, CocoImages, loader
 from cst_search.data.options import ReadOptions
 from cst_search.data.pixels import BadImage, inspect_images
 from cst_search.detector.trained_file import weights_file
 from cst_search.detector.weights import load_trained
 from cst_search.errors import ConfigError
 from cst_search.trial.device import check_device
-from cst_search.trial.engine import choose_precision, detect
+from cst_search.trial.engine import Detections, choose_precision, detect
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # colours that colour-blind people can distinguish: Okabe and Ito, Color Universal Design, 2008
@@ -49,12 +50,14 @@ class Predictor:
     Args:
         run: folder that `cst-search train` wrote, or its weights file.
         device: auto, cpu or cuda.
+        batch_size: images that run together. Smaller ones are padded, which may move boxes by a fraction of a pixel.
 
     Raises:
         ConfigError: there are no weights, or they do not fit the recipe.
     """
 
-    def __init__(self, run: Path, device: str = "auto") -> None:
+    def __init__(self, run: Path, device: str = "auto", batch_size: int = 1) -> None:
+        self.batch_size = batch_size
         self.device = check_device(device)
         self.weights = weights_file(run)
         self.model, self.recipe, self.class_names = load_trained(self.weights)
@@ -74,35 +77,50 @@ class Predictor:
 
         Raises ConfigError if one cannot be read.
         """
-        return tuple(_entry(i, path, ReadOptions.of(self.recipe)) for i, path in enumerate(images))
+        return image_entries(images, self.recipe)
 
     def detect_entries(self, entries: tuple[ImageEntry, ...], score: float = 0.5) -> Iterator[dict[str, Any]]:
         """Yield what `detect` does, for images that `entries` has read."""
-        dataset = CocoImages(
-            Split("predict", self.weights, self.weights.parent, entries),
-            image_size_px=self.recipe.image_size_px,
-            max_size_px=self.recipe.max_size_px,
-            hflip=False,
-            cache_bytes=0,
-        )
-        batches = loader(dataset, batch_size=1, shuffle=False, seed=0)
         precision = choose_precision(self.recipe.precision, self.device)
+        batches = image_batches(entries, self.recipe, self.batch_size)
         for found in detect(self.model, batches, device=self.device, precision=precision):
             entry = entries[found.image_id]
-            yield {
-                "image": str(entry.path),
-                "width": entry.width,
-                "height": entry.height,
-                "detections": [
-                    {
-                        "class": self.class_names[found.labels[i] - 1],
-                        "score": round(found.scores[i], 4),
-                        "box": [round(value, 1) for value in found.boxes_xyxy[i]],
-                    }
-                    for i, s in enumerate(found.scores)
-                    if s >= score
-                ],
+            yield {"image": str(entry.path)} | reported(entry, found, self.class_names, score)
+
+
+def image_entries(images: Sequence[Path], recipe: Recipe) -> tuple[ImageEntry, ...]:
+    """Return images as a detector reads them, in the way in which its recipe read data. Raises ConfigError."""
+    options = ReadOptions.of(recipe)
+    return tuple(_entry(i, path, options) for i, path in enumerate(images))
+
+
+def image_batches(entries: tuple[ImageEntry, ...], recipe: Recipe, batch_size: int) -> Batches:
+    """Return batches of images, resized as in training; their ``image_id`` is the index among the entries."""
+    dataset = CocoImages(
+        Split("predict", Path(), Path(), entries),
+        image_size_px=recipe.image_size_px,
+        max_size_px=recipe.max_size_px,
+        hflip=False,
+        cache_bytes=0,
+    )
+    return loader(dataset, batch_size=batch_size, shuffle=False, seed=0)
+
+
+def reported(entry: ImageEntry, found: Detections, class_names: Sequence[str], score: float) -> dict[str, Any]:
+    """Return ``width``, ``height`` and ``detections`` of an image, as `predict` returns them."""
+    return {
+        "width": entry.width,
+        "height": entry.height,
+        "detections": [
+            {
+                "class": class_names[found.labels[i] - 1],
+                "score": round(found.scores[i], 4),
+                "box": [round(value, 1) for value in found.boxes_xyxy[i]],
             }
+            for i, s in enumerate(found.scores)
+            if s >= score
+        ],
+    }
 
 
 def predict(

@@ -1,0 +1,200 @@
+"""Detect objects with several trained detectors at once: one pass through each body that they share.
+
+    detectors = MultiPredictor()
+    detectors.add("cells", Path("trained-cells"))
+    detectors.add("cards", Path("trained-cards"))
+    for result in detectors.detect([Path("photo.jpg")]):
+        result["tasks"]["cells"]["detections"]
+
+A detector whose method leaves the body as it is (`cst`, `lst`, `side_tuning`, `head`) needs the same features as any
+other on that body and at that image size. A method that enters the body (`conv_lora`, `norm`, `full`, ...) needs a pass
+of its own. Tensors with equal bytes, of bodies as of frozen necks and heads, are held in memory once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cst_search.backbone.resnet import fingerprint
+from cst_search.config.recipe import READING_FIELDS, Recipe
+from cst_search.data.dataset import ImageEntry
+from cst_search.detector.pyramid import Backbone
+from cst_search.detector.trained_file import weights_file
+from cst_search.detector.weights import load_trained
+from cst_search.errors import ConfigError
+from cst_search.trial.device import check_device
+from cst_search.trial.engine import choose_precision, detect
+from cst_search.trial.inference import image_batches, image_entries, reported
+
+
+class Task(NamedTuple):
+    """A trained detector among others. Those with equal ``group`` share each pass through the body."""
+
+    name: str
+    model: nn.Module
+    recipe: Recipe
+    class_names: tuple[str, ...]
+    group: str
+
+
+class MultiPredictor:
+    """Trained detectors under names, to which others can be added, and from which they can be dropped, at any time.
+
+    Each finds what `inference.Predictor` finds with its run, for equal batches to the last bit on a CPU.
+
+    Args:
+        device: auto, cpu or cuda.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self.device = check_device(device)
+        self.tasks: dict[str, Task] = {}
+        self._lock = Lock()  # detectors that share a body are changed while a batch runs
+
+    def add(self, name: str, run: Path) -> None:
+        """Load a detector.
+
+        Args:
+            run: folder that `cst-search train` wrote, or its weights file.
+
+        Raises:
+            ConfigError: the name is taken, there are no weights, or they do not fit the recipe.
+        """
+        if name in self.tasks:
+            raise ConfigError(f"tasks must have different names; {name!r} is taken")
+        model, recipe, class_names = load_trained(weights_file(run))
+        backbone = backbone_of(model)
+        group = _group(model, backbone, recipe)
+        share_equal_tensors(model, [task.model for task in self.tasks.values()])
+        model.to(self.device)
+        self.tasks[name] = Task(name, model, recipe, class_names, group)
+
+    def drop(self, name: str) -> None:
+        """Forget a detector. Raises ConfigError if there is none of that name."""
+        if name not in self.tasks:
+            raise ConfigError(f"there is no task {name!r}; there are {', '.join(self.tasks) or 'none'}")
+        del self.tasks[name]
+
+    def groups(self) -> list[list[str]]:
+        """Return the names of the tasks that share passes through a body, a list for each body."""
+        found: dict[str, list[str]] = {}
+        for task in self.tasks.values():
+            found.setdefault(task.group, []).append(task.name)
+        return list(found.values())
+
+    def tensor_bytes(self) -> int:
+        """Return the bytes of all tensors of all detectors, each storage counted once."""
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for task in self.tasks.values()
+            for tensor in (*task.model.parameters(), *task.model.buffers())
+        }
+        return sum(storages.values())
+
+    def detect(self, images: list[Path], score: float = 0.5, batch_size: int = 1) -> Iterator[dict[str, Any]]:
+        """Yield per image ``image`` and ``tasks``.
+
+        ``tasks`` holds by name what `Predictor.detect` yields for the image: ``width``, ``height``, ``detections``.
+
+        Raises ConfigError if an image cannot be read, or there is no task, before any detection.
+        """
+        if not self.tasks:
+            raise ConfigError("there is no detector; add one first")
+        names = list(self.tasks)  # those that are added later take no part
+        groups = [[self.tasks[name] for name in group] for group in self.groups()]
+        entries = [image_entries(images, tasks[0].recipe) for tasks in groups]
+        each = [self._detect_group(*pair, score, batch_size) for pair in zip(groups, entries, strict=True)]
+        for image, found in zip(images, zip(*each, strict=True), strict=True):
+            by_name = {name: one for group in found for name, one in group.items()}
+            yield {"image": str(image), "tasks": {name: by_name[name] for name in names}}
+
+    def _detect_group(
+        self, tasks: list[Task], entries: tuple[ImageEntry, ...], score: float, batch_size: int
+    ) -> Iterator[dict[str, Any]]:
+        """Yield per image, by name, what each task of a group finds."""
+        recipe = tasks[0].recipe
+        precision = choose_precision(recipe.precision, self.device)
+        for batch in image_batches(entries, recipe, batch_size):
+            with self._lock, sharing_body(tasks):
+                found = [list(detect(task.model, [batch], device=self.device, precision=precision)) for task in tasks]
+            for i, image_id in enumerate(one.image_id for one in found[0]):
+                yield {
+                    task.name: reported(entries[image_id], each[i], task.class_names, score)
+                    for task, each in zip(tasks, found, strict=True)
+                }
+
+
+@contextmanager
+def sharing_body(tasks: Sequence[Task]) -> Iterator[None]:
+    """Have detectors of one group take the features of one batch from a single pass through the body."""
+    backbones = [backbone_of(task.model) for task in tasks]
+    body, kept = backbones[0].body, OrderedDict[str, Tensor]()
+
+    def features(images: Tensor) -> OrderedDict[str, Tensor]:
+        if not kept:
+            kept.update(body(images))
+        return OrderedDict(kept)  # a detector adds to what it gets
+
+    taps_blocks = body.taps_blocks
+    body.taps_blocks = any(backbone.body.taps_blocks for backbone in backbones)
+    for backbone in backbones:
+        backbone.features = features
+    try:
+        yield
+    finally:
+        body.taps_blocks = taps_blocks
+        for backbone in backbones:
+            backbone.features = None
+
+
+def backbone_of(model: nn.Module) -> Backbone:
+    """Return the backbone of a detector."""
+    backbone = model.backbone
+    assert isinstance(backbone, Backbone)
+    return backbone
+
+
+def _group(model: nn.Module, backbone: Backbone, recipe: Recipe) -> str:
+    """Return the identity of all that the features of an image depend on."""
+    transform: Any = model.transform
+    input_of = [getattr(transform, name) for name in ("image_mean", "image_std", "size_divisible")]
+    reading = [getattr(recipe, name) for name in ("image_size_px", "max_size_px", "precision", *READING_FIELDS)]
+    body = backbone.body
+    structure = str(body)  # with modules that a method put into it
+    return hashlib.sha256(repr((fingerprint(body), structure, input_of, reading)).encode()).hexdigest()
+
+
+def share_equal_tensors(model: nn.Module, others: Iterable[nn.Module]) -> None:
+    """Have a model hold the tensors of others wherever names and bytes are equal."""
+    known: dict[str, list[tuple[nn.Module, str]]] = {}
+    for other in others:
+        for name, module, key in _tensors(other):
+            known.setdefault(name, []).append((module, key))
+    for name, module, key in _tensors(model):
+        own = _get(module, key)
+        for where in known.get(name, ()):
+            there = _get(*where)
+            if there.shape == own.shape and there.dtype == own.dtype and torch.equal(there.cpu(), own.cpu()):
+                (module._parameters if key in module._parameters else module._buffers)[key] = there
+                break
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield the full name, the module and the name in it of every parameter and buffer."""
+    for prefix, module in model.named_modules():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                yield f"{prefix}.{key}", module, key
+
+
+def _get(module: nn.Module, key: str) -> Any:
+    return module._parameters[key] if key in module._parameters else module._buffers[key]

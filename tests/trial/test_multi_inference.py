@@ -1,0 +1,149 @@
+"""Several trained detectors at once: what they share, and that each finds what it finds alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from cst_search.config.recipe import Recipe
+from cst_search.detector.build import build_detector, trained_tensors
+from cst_search.detector.weights import save_trained
+from cst_search.errors import ConfigError
+from cst_search.trial import inference, multi_inference
+from cst_search.trial.inference import Predictor
+from cst_search.trial.multi_inference import MultiPredictor, backbone_of
+
+SIZES = ((96, 64), (64, 64), (60, 90))  # of the images
+FROZEN = {"neck": "frozen", "head": "predictor"}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    torch.manual_seed(3)
+    paths = []
+    for i, (width, height) in enumerate(SIZES):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(torch.randint(256, (height, width, 3), dtype=torch.uint8).numpy()).save(paths[-1])
+    return paths
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_recipe: Callable[..., Recipe]) -> Callable[..., Path]:
+    """Writes a run of the shipped detector whose trained tensors moved away from their start."""
+
+    def make(name: str, n_classes: int = 3, **changes: Any) -> Path:
+        shipped = {"weights": "demo-detector", "width": 0.5, "fpn_channels": 64, "head_convs": 2}
+        recipe = tiny_recipe(**shipped | changes)
+        model = build_detector(recipe, n_classes)
+        torch.manual_seed(sum(map(ord, name)))
+        with torch.no_grad():
+            for tensor in trained_tensors(model).values():
+                tensor += (0.05 * tensor.abs().mean() + 1e-3) * torch.randn_like(tensor)
+        path = tmp_path / name / "weights.safetensors"
+        save_trained(model, recipe, tuple("abcdefgh"[:n_classes]), path)
+        return path.parent
+
+    return make
+
+
+@pytest.fixture
+def unrounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has predictors yield their detections as the detector returns them."""
+    for module in (inference, multi_inference):
+        monkeypatch.setattr(module, "reported", lambda _entry, found, _names, _score: {"found": found})
+
+
+def alone(runs: Sequence[Path], images: list[Path], batch_size: int) -> dict[str, list[Any]]:
+    return {path.name: [one["found"] for one in Predictor(path, "cpu", batch_size).detect(images)] for path in runs}
+
+
+def together(runs: Sequence[Path], images: list[Path], batch_size: int) -> dict[str, list[Any]]:
+    detectors = MultiPredictor("cpu")
+    for path in runs:
+        detectors.add(path.name, path)
+    results = list(detectors.detect(images, batch_size=batch_size))
+    return {path.name: [result["tasks"][path.name]["found"] for result in results] for path in runs}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_every_method_finds_what_it_finds_alone(
+    run: Callable[..., Path], images: list[Path], unrounded: None, batch_size: int
+) -> None:
+    runs = [
+        run("cst", method="cst", **FROZEN),
+        run("blocks", method="cst", options={"granularity": "block"}, n_classes=2),
+        run("lst", method="lst"),
+        run("side", method="side_tuning", neck="lora"),
+        run("head", method="head", **FROZEN, n_classes=5),
+        run("lora", method="conv_lora", **FROZEN),
+        run("full", method="full"),
+    ]
+    expected = alone(runs, images, batch_size)
+    assert together(runs, images, batch_size) == expected
+    assert all(found.scores for found in expected["cst"])
+
+
+@pytest.mark.parametrize("n", [2, 20])
+def test_many_tasks_run_their_body_once_and_hold_it_once(
+    run: Callable[..., Path], images: list[Path], unrounded: None, n: int
+) -> None:
+    runs = [run(f"task-{i}", method="cst", **FROZEN, seed=i) for i in range(n)]
+    assert together(runs, images, 1) == alone(runs, images, 1)
+    detectors = MultiPredictor("cpu")
+    own, first = 0, 0
+    for path in runs:
+        detectors.add(path.name, path)
+        model = detectors.tasks[path.name].model
+        own += sum(tensor.nbytes for tensor in trained_tensors(model).values())
+        if not first:
+            first = detectors.tensor_bytes() - own
+    assert detectors.groups() == [[path.name for path in runs]]
+    assert detectors.tensor_bytes() == first + own
+    passes: list[str] = []
+    for task in detectors.tasks.values():
+        backbone_of(task.model).body.register_forward_hook(lambda *_, name=task.name: passes.append(name))
+    list(detectors.detect(images))
+    assert passes == ["task-0"] * len(images)
+
+
+def test_what_changes_the_features_has_a_pass_of_its_own(run: Callable[..., Path], images: list[Path]) -> None:
+    detectors = MultiPredictor("cpu")
+    detectors.add("cst", run("cst", method="cst"))
+    detectors.add("head", run("head", method="head"))
+    detectors.add("norm", run("norm", method="norm"))
+    detectors.add("larger", run("larger", method="cst", image_size_px=96))
+    detectors.add("stored", run("stored", method="cst", exif="stored"))
+    assert detectors.groups() == [["cst", "head"], ["norm"], ["larger"], ["stored"]]
+
+
+def test_tasks_come_and_go_while_images_are_read(run: Callable[..., Path], images: list[Path]) -> None:
+    detectors = MultiPredictor("cpu")
+    detectors.add("one", run("one", method="cst", **FROZEN))
+    detectors.add("two", run("two", method="head", n_classes=2))
+    alone = [one["detections"] for one in Predictor(run("two", method="head", n_classes=2), "cpu").detect(images, 0.01)]
+    going = detectors.detect(images, 0.01)
+    first = next(going)
+    detectors.drop("one")
+    detectors.add("three", run("three", method="lst"))
+    rest = list(going)
+    assert all(list(found["tasks"]) == ["one", "two"] for found in (first, *rest))
+    assert [found["tasks"]["two"]["detections"] for found in (first, *rest)] == alone
+    after = list(detectors.detect(images, 0.01))
+    assert list(after[0]["tasks"]) == ["two", "three"]
+    assert [found["tasks"]["two"]["detections"] for found in after] == alone
+
+
+def test_names_are_checked(run: Callable[..., Path], images: list[Path]) -> None:
+    detectors = MultiPredictor("cpu")
+    with pytest.raises(ConfigError, match="add one first"):
+        next(detectors.detect(images))
+    detectors.add("one", run("one", method="head"))
+    with pytest.raises(ConfigError, match="'one' is taken"):
+        detectors.add("one", run("one", method="head"))
+    with pytest.raises(ConfigError, match="there is no task 'two'; there are one"):
+        detectors.drop("two")
