@@ -34,7 +34,7 @@ def list_split(name: str, source: SplitSource, folder: Path, faults: Findings, n
         (faults if kind in FAULTS else notes).add(kind, name, example)
     categories = _read_categories(name, document["categories"], faults, notes)
     images, listed_ids = _read_images(name, document["images"], faults, notes)
-    _find_files(name, list(images.values()), source.images, folder, faults, notes)
+    _find_files(name, list(images.values()), source, folder, faults, notes)
     n_boxes = _read_annotations(name, document["annotations"], images, listed_ids, categories, faults, notes)
     if source.format != "coco":
         for image in images.values():
@@ -108,14 +108,15 @@ def _read_images(
 
 
 def _find_files(
-    name: str, images: list[ListedImage], image_folder: Path, folder: Path, faults: Findings, notes: Findings
+    name: str, images: list[ListedImage], source: SplitSource, folder: Path, faults: Findings, notes: Findings
 ) -> None:
     """Give every image its path; an image whose file is not there becomes unusable."""
     paths: set[str] = set()
-    found = locate_all([image.file_name for image in images], image_folder, folder)
+    found = locate_all([image.file_name for image in images], source.images, folder)
     for image in images:
         located = found[image.file_name]
         image.path, image.file_stamp = located.path, located.stamp
+        image.exif = source.exif
         if located.kind is not None:
             image.usable = False
             faults.add(located.kind, name, image.file_name + (f" ({located.said})" if located.said else ""))

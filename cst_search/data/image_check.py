@@ -107,7 +107,8 @@ def _settle(
         faults.add("image-size", name, f"{image.file_name} ({_sizes(image, facts)})")
         image.usable = False
         return
-    said = options.exif if options.exif != "auto" else picture_of(image.width, image.height, facts) or others_say
+    rule = options.exif if options.exif != "auto" else image.exif
+    said = rule if rule != "auto" else picture_of(image.width, image.height, facts) or others_say
     if facts.orientation != UPRIGHT and said is None:
         faults.add("exif-unclear", name, f"{image.file_name} (orientation {facts.orientation})")
         image.usable = False

@@ -54,6 +54,7 @@ class ListedImage:
     usable: bool = True
     digest: str = ""  # BLAKE2b of the file's content; empty until it is decoded
     decoding: Decoding = PLAIN
+    exif: str = "auto"  # as in `formats.source.SplitSource`
 
 
 @dataclass

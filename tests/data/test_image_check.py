@@ -186,6 +186,20 @@ def test_an_explicit_choice_outweighs_the_size(tmp_path: Path) -> None:
     np.testing.assert_array_equal(item(data, 0)[0], shown_picture())
 
 
+def test_a_format_may_say_which_picture_it_means(tmp_path: Path) -> None:
+    """YOLO's shares are those of the picture as shown: the only image, upside down, needs no answer."""
+    for split, orientation in (("train", 3), ("val", 1)):
+        save_shown(tmp_path / "images" / split / "a.png", orientation)
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        x, y, w, h = BOX
+        row = (0, (x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT)
+        (tmp_path / "labels" / split / "a.txt").write_text(" ".join(map(str, row)))
+    (tmp_path / "data.yaml").write_text("names: [object]\ntrain: images/train\nval: images/val\n")
+    pixels, box = item(load_data(tmp_path)[0], 0)
+    np.testing.assert_array_equal(pixels, shown_picture())
+    assert box == pytest.approx([6, 10, 26, 18])
+
+
 def test_a_size_as_shown_contradicts_boxes_as_stored(tmp_path: Path) -> None:
     save_shown(tmp_path / "train" / "a.png", 6)
     folder = write(tmp_path, [entry("a.png", (WIDTH, HEIGHT))])

@@ -30,6 +30,7 @@ class SplitSource:
     images: Path  # the folder that file names are relative to
     read: Callable[[], Document]  # raises DocumentError
     format: str = ""  # name of the format; `find_splits` sets it
+    exif: str = "auto"  # shown: by the format's rules, boxes lie on the picture as its EXIF orientation shows it
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def find(folder: Path) -> dict[str, SplitSource]:
             continue
         places = [_inside(settings, content, str(item)) for item in (value if isinstance(value, list) else [value])]
         root = places[0] if len(places) == 1 and places[0].is_dir() else folder
-        sources[split] = SplitSource(file, root, partial(_read, settings, places, root))
+        sources[split] = SplitSource(file, root, partial(_read, settings, places, root), exif="shown")
     return sources
 
 
