@@ -8,9 +8,10 @@ from typing import Any
 
 from cst_search.commands.options import LaunchOptions
 from cst_search.commands.output import Say
-from cst_search.config.recipe import Recipe
+from cst_search.config.recipe import DETECTIONS_PER_IMAGE, Recipe
 from cst_search.data.dataset import DetectionData, load_data
 from cst_search.data.demo import write_demo
+from cst_search.data.density import with_detections
 from cst_search.data.options import ReadOptions
 
 
@@ -46,6 +47,20 @@ def load_dataset(options: LaunchOptions, recipe: Recipe, say: Say) -> DetectionD
     )
     say(f"data {recipe.data}: {parts}; {len(data.class_names)} classes")
     return data
+
+
+def settle_detections(recipe: Recipe, data: DetectionData, say: Say, *, is_study: bool = False) -> Recipe:
+    """Return the recipe with as many detections an image as the data need, and say so where COCO's 100 are too few.
+
+    The recipe of a study stays as it is, because its trials must be comparable.
+    """
+    settled = recipe if is_study else with_detections(recipe, data)
+    limit, densest = settled.max_detections, data.summary()["max_boxes"]
+    if densest > limit:
+        say(f"note: images have up to {densest} objects, and detections_per_image {limit} leaves the rest undetected")
+    elif limit != DETECTIONS_PER_IMAGE:
+        say(f"up to {limit} detections an image (detections_per_image), as images have up to {densest} objects")
+    return settled
 
 
 def image_sizes(data: DetectionData) -> tuple[tuple[int, int], ...]:

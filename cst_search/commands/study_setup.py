@@ -10,7 +10,7 @@ from typing import Any
 
 from cst_search.commands.budget_survey import Survey, estimator, show_budget, survey_costs
 from cst_search.commands.checks import Request, check_space, new_name
-from cst_search.commands.dataset import dataset_inputs, load_dataset
+from cst_search.commands.dataset import dataset_inputs, load_dataset, settle_detections
 from cst_search.commands.options import LaunchOptions, declared
 from cst_search.commands.output import Say
 from cst_search.commands.worker_setup import Machines, WorkerSetup
@@ -62,6 +62,7 @@ def set_up_search(options: LaunchOptions, machines: Machines, say: Say) -> Searc
     )
     space, notes = _space(options, recipe)
     data = load_dataset(options, recipe, say)
+    recipe = settle_detections(recipe, data, say, is_study=known is not None)
     start, starts_trained = check_weights(recipe, data.class_names)  # downloads once, and fails before any trial
     if not starts_trained:
         space, notes = _space(options, recipe, starts_trained)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from cst_search.commands.checks import check_tracking
-from cst_search.commands.dataset import open_data
+from cst_search.commands.dataset import open_data, settle_detections
 from cst_search.commands.options import ReadingOptions
 from cst_search.config.catalog import check_folder, own_path
 from cst_search.config.loading import RecipeLike, Settings, apply_settings, load_recipe, shown_name, write_yaml
@@ -58,6 +58,7 @@ def train(
     _check_free(folder, checkpoint)
     check_folder("--home", home)
     detection = open_data(recipe, home, skip_bad=skip_bad, say=say, also=("test",))
+    recipe = settle_detections(recipe, detection, say)
     start, _ = check_weights(recipe, detection.class_names)  # unsuitable weights fail before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     cache, line = open_cache(home, cache_bytes, n_trials=1)

@@ -17,6 +17,7 @@ from cst_search import plugins
 from cst_search.config.augmentation import PRESETS, Augmentation
 from cst_search.errors import ConfigError
 
+DETECTIONS_PER_IMAGE = 100  # COCO's limit, and torchvision's
 # detector: the stages that its pyramid reads
 USED_STAGES = {
     "fasterrcnn": (2, 3, 4, 5),
@@ -72,6 +73,7 @@ def wrong_kinds(owner: type[Any], values: Mapping[str, Any]) -> list[str]:
         "bool": ("true or false", lambda value: isinstance(value, bool)),
         "int": ("a whole number", lambda value: number(value, int)),
         "float": ("a number", lambda value: number(value, int, float)),
+        "int | None": ("a whole number", lambda value: value is None or number(value, int)),
         "float | None": ("a number", lambda value: value is None or number(value, int, float)),
         "tuple[int, ...]": (
             "a list of whole numbers",
@@ -177,6 +179,9 @@ class Recipe:
     crowd: str = _reading("auto")
     # boxes with a rotation: refuse | enclose (the upright box around) | ignore (the box as if it were not turned)
     rotated: str = _reading("refuse")
+    # most detections of an image; none: 100, and what the data need where a search or a training begins, see
+    # `data.density`
+    detections_per_image: int | None = None
     image_size_px: int = 800  # short side in pixels
     max_size_px: int = 1333  # bound of the long side in pixels
     hflip: bool = True  # flip training images left-right with probability one half
@@ -252,6 +257,11 @@ class Recipe:
         )
 
     @property
+    def max_detections(self) -> int:
+        """The most detections of an image that a detector gives and that evaluation counts."""
+        return self.detections_per_image or DETECTIONS_PER_IMAGE
+
+    @property
     def used_stages(self) -> tuple[int, ...]:
         """The stages that the pyramid reads."""
         if self.detector in USED_STAGES:
@@ -288,6 +298,11 @@ class Recipe:
             one_of("class_init", CLASS_INITS),
             one_of("exif", EXIF_CHOICES),
             whole("max_pixels", 1, 2**40),
+            (
+                "detections_per_image",
+                self.detections_per_image is None or DETECTIONS_PER_IMAGE <= self.detections_per_image <= 10_000,
+                f"a whole number from {DETECTIONS_PER_IMAGE} to 10000",
+            ),
             one_of("truncated", TRUNCATED_CHOICES),
             ("val_fraction", self.val_fraction is None or 0.01 <= self.val_fraction <= 0.5, "a share from 0.01 to 0.5"),
             whole("val_seed", 0, 2**31 - 1),

@@ -28,6 +28,7 @@ _FIELDS = {f.name for f in fields(Recipe)} - {
     "origin",
     "data",
     *READING_FIELDS,
+    "detections_per_image",
     "weights",
     "seed",
     "epochs",

@@ -17,6 +17,27 @@ if TYPE_CHECKING:
 
 # a detection below this score is dropped: torchvision's value for Faster R-CNN and RetinaNet; its 0.2 for FCOS cuts mAP
 SCORE_THRESHOLD = 0.05
+# torchvision's limits before the last suppression of overlaps, for its 100 detections: candidates of a pyramid level,
+# and regions of an image that Faster R-CNN classifies
+_CANDIDATES = _REGIONS = 1000
+# The same for more detections, each. Candidates keep torchvision's ratio, as objects of a size share a level; regions,
+# which take the memory, are those that are left when overlapping candidates are suppressed: hardly more than objects.
+_CANDIDATES_EACH, _REGIONS_EACH = 10, 2
+
+
+def max_candidates(max_detections: int) -> int:
+    """Return the best anchors or cells of a pyramid level that become candidates, for a limit of detections."""
+    return max(_CANDIDATES, _CANDIDATES_EACH * max_detections)
+
+
+def max_regions(max_detections: int) -> int:
+    """Return the regions of an image that a two-stage detector classifies, for a limit of detections."""
+    return max(_REGIONS, _REGIONS_EACH * max_detections)
+
+
+def images_evaluated_at_once(batch_size: int, max_detections: int) -> int:
+    """Return the images of a batch of evaluation: fewer where each has more regions, so that memory is not exceeded."""
+    return max(1, batch_size * _REGIONS // max_regions(max_detections))
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cst_search.config.recipe import USED_STAGES, Recipe
-from cst_search.detector.base import SCORE_THRESHOLD, Detector
+from cst_search.config.recipe import DETECTIONS_PER_IMAGE, USED_STAGES, Recipe
+from cst_search.detector.base import SCORE_THRESHOLD, Detector, max_candidates, max_regions
 from cst_search.detector.class_rows import ClassLayer
 from cst_search.memory.dense_heads import (
     BOX_IOU_PAIR,
@@ -46,10 +46,23 @@ def build(backbone: Backbone, n_labels: int, recipe: Recipe, **heads: nn.Module)
         max_size=recipe.max_size_px,
         rpn_anchor_generator=anchors,
         box_score_thresh=SCORE_THRESHOLD,
+        **_more_detections(recipe),
         **heads,
     )
     model.rpn.box_similarity = box_iou
     return model
+
+
+def _more_detections(recipe: Recipe) -> dict[str, int]:
+    """Return torchvision's limits where a recipe wants more detections than its 100."""
+    n = recipe.max_detections
+    if n == DETECTIONS_PER_IMAGE:
+        return {}
+    return {
+        "box_detections_per_img": n,
+        "rpn_pre_nms_top_n_test": max_candidates(n),
+        "rpn_post_nms_top_n_test": max_regions(n),
+    }
 
 
 BoxHead = Callable[[Tape, StepShape, ShapeTensor], ShapeTensor]  # pooled regions (n, C, 7, 7) -> (n, 1024)

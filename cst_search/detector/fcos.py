@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cst_search.config.recipe import USED_STAGES, Recipe
-from cst_search.detector.base import SCORE_THRESHOLD, Detector
+from cst_search.detector.base import SCORE_THRESHOLD, Detector, max_candidates
 from cst_search.detector.class_rows import ClassLayer
 from cst_search.memory.dense_heads import dense_head_layers, dense_heads, focal_loss
 from cst_search.memory.parts import LayerShape
@@ -35,6 +35,8 @@ def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
         anchor_generator=anchors,
         head=FCOSHead(backbone.out_channels, 1, n_labels, num_convs=recipe.head_convs),
         score_thresh=SCORE_THRESHOLD,
+        detections_per_img=recipe.max_detections,
+        topk_candidates=max_candidates(recipe.max_detections),
     )
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cst_search.config.recipe import USED_STAGES, Recipe
-from cst_search.detector.base import SCORE_THRESHOLD, Detector
+from cst_search.detector.base import SCORE_THRESHOLD, Detector, max_candidates
 from cst_search.detector.class_rows import ClassLayer
 from cst_search.memory.dense_heads import dense_head_layers, dense_heads, focal_loss, matching, unbind_images
 from cst_search.memory.parts import LayerShape
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cst_search.detector.pyramid import Backbone
 
 
+_DETECTIONS = 300  # torchvision's; evaluation counts 100 of a class
 ANCHORS_PER_CELL = 9  # three scales, three aspect ratios
 
 
@@ -44,6 +45,8 @@ def build(backbone: Backbone, n_labels: int, recipe: Recipe, **head: nn.Module) 
         max_size=recipe.max_size_px,
         anchor_generator=anchors,
         score_thresh=SCORE_THRESHOLD,
+        detections_per_img=max(_DETECTIONS, recipe.max_detections),
+        topk_candidates=max_candidates(recipe.max_detections),
         **head,
     )
 

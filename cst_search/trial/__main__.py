@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import load_data
+from cst_search.data.density import with_detections
 from cst_search.data.disk_cache import Cache, default_bound
 from cst_search.data.options import ReadOptions
 from cst_search.errors import UserError
@@ -37,6 +38,7 @@ def main() -> None:
         limit = args.limit_mem and check_bound(parse_bytes(args.limit_mem), choose_device(), "--limit-mem")
         recipe = Recipe.from_dict(yaml.safe_load(args.recipe.read_text()), by_hand=True)
         data, report = load_data(args.data, ReadOptions.of(recipe))
+        recipe = with_detections(recipe, data)
     except UserError as error:
         parser.exit(error.exit_code, f"{error}\n")
     if report.notes:

@@ -16,9 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cst_search.config.recipe import DETECTIONS_PER_IMAGE
+
 Library = Literal["faster-coco-eval", "pycocotools"]
 #: COCO's limit: the best detections of an image that count, in each class by itself.
-MAX_DETECTIONS = 100
+MAX_DETECTIONS = DETECTIONS_PER_IMAGE
 _AREAS = ("all", "small", "medium", "large")  # COCO's ranges, in both libraries' order: below 32², to 96², above (px)
 _AP50, _AP75 = 0, 5  # indices of the IoU thresholds 0.50, 0.55 ... 0.95
 # pycocotools adds numpy.spacing(1) to the number of detections, against 0/0; of the counts only 1 is changed by it

@@ -31,7 +31,7 @@ from cst_search.petl import get_method
 _SHAPELESS: dict[str, Any] = {
     "lr": None, "weight_decay": 0.0, "seed": 0, "epochs": 1, "search_epochs": 1, "warmup": 0.0, "data": "demo",
     "hflip": True, "augment": "none", "scale_jitter": None, "photometric": None, "class_init": "match",
-    "eval_every": 1, "loader_workers": 0, "clip_norm": 1.0,
+    "eval_every": 1, "loader_workers": 0, "clip_norm": 1.0, "detections_per_image": None,
     **{name: getattr(Recipe(), name) for name in READING_FIELDS},
 }  # fmt: skip
 

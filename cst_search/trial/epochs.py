@@ -17,6 +17,7 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import DetectionData, coco_ground_truth
 from cst_search.data.disk_cache import Store
 from cst_search.data.images import CocoImages, loader
+from cst_search.detector.base import images_evaluated_at_once
 from cst_search.petl import get_method
 from cst_search.trial.checkpoints import Training, Unusable, restore, save
 from cst_search.trial.cost import context_bytes
@@ -250,7 +251,8 @@ def evaluate_split(
 ) -> Scores:
     """Return the COCO scores of a model on the images of a split."""
     recipe = setup.recipe
-    batches = loader(images, batch_size=recipe.batch_size, shuffle=False, seed=0, workers=recipe.loader_workers)
+    batch_size = images_evaluated_at_once(recipe.batch_size, recipe.max_detections)
+    batches = loader(images, batch_size=batch_size, shuffle=False, seed=0, workers=recipe.loader_workers)
     return evaluate(
         model,
         following(features, images, batches),
@@ -258,4 +260,5 @@ def evaluate_split(
         setup.data.category_ids,
         device=setup.device,
         precision=setup.precision,
+        max_detections=recipe.max_detections,
     )

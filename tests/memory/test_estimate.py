@@ -21,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import prediction
 
 from cst_search.config.recipe import DETECTORS, Recipe
+from cst_search.data.density import detections_needed
 from cst_search.data.resize import resized_hw
+from cst_search.detector.base import images_evaluated_at_once
 from cst_search.detector.build import build_detector, count_parameters, prepare
 from cst_search.errors import ConfigError
 from cst_search.memory import estimate as memory
@@ -136,15 +138,18 @@ def test_on_cuda_fake_tensors_agree(tiny_recipe: Make, detector: str, method: st
 
 
 @families
-def test_evaluating_needs_less_than_training(tiny_recipe: Make, detector: str) -> None:
+@pytest.mark.parametrize("max_boxes", [SHAPE.max_boxes, 900])
+def test_evaluating_needs_less_than_training(tiny_recipe: Make, detector: str, max_boxes: int) -> None:
     """So the prediction leaves it out. Method ``head`` is the one with the cheapest training."""
     recipe = real(tiny_recipe, detector=detector, method="head", recompute="neck", precision="fp32")
+    recipe = dataclasses.replace(recipe, detections_per_image=detections_needed(max_boxes))
     model = build_detector(recipe, 3).eval()
     live = prediction.LiveBytes([*model.parameters(), *model.buffers()])
+    n_images = images_evaluated_at_once(recipe.batch_size, recipe.max_detections)
     with torch.no_grad(), live:
-        model([torch.rand(3, SHAPE.height_px, SHAPE.width_px) for _ in range(recipe.batch_size)])
+        model([torch.rand(3, SHAPE.height_px, SHAPE.width_px) for _ in range(n_images)])
     weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    assert weights + live.peak < predict(recipe, 3, SHAPE).active_bytes
+    assert weights + live.peak < predict(recipe, 3, dataclasses.replace(SHAPE, max_boxes=max_boxes)).active_bytes
 
 
 @families

@@ -404,3 +404,19 @@ def test_segments_of_a_gpu_grow_unless_the_person_says_how(
     monkeypatch.setattr(torch.version, "hip", hip)
     choose_device(device)
     assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
+
+
+def test_evaluation_counts_as_many_detections_as_the_recipe_says(
+    tiny_recipe: Make, tiny_data: DetectionData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits, evaluate = [], loop.evaluate
+
+    def counted(*args: Any, **options: Any) -> Any:
+        limits.append(options["max_detections"])
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(loop, "evaluate", counted)
+    usual = run_trial(tiny_recipe(detector="fcos"), tiny_data)
+    more = run_trial(tiny_recipe(detector="fcos", detections_per_image=900), tiny_data)
+    assert limits == [100, 900]
+    assert usual.loss == more.loss, "training is the same"
