@@ -73,8 +73,14 @@ def train(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="Folder that `train` wrote, or its weights file.", show_default=False)],
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN... IMAGE...",
+            help="Folders that `train` wrote, or their weights files; then images, or folders of images.",
+            show_default=False,
+        ),
+    ],
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the drawn pictures.")] = Path("predictions"),
     draw: Annotated[
         bool, typer.Option("--draw/--no-draw", help="Draw boxes, classes and scores into PNG copies of the images.")
@@ -83,21 +89,31 @@ def predict(
     max_pixels: Annotated[str | None, launch_option("max_pixels")] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Detect objects with a trained recipe: JSON on stdout, pictures in a folder."""
-    from cst_search.trial.inference import predict as run_predict
+    """Detect objects with a trained recipe, or with several at once: JSON on stdout, pictures in a folder."""
+    from cst_search.trial.inference import predict as predict_one
+    from cst_search.trial.multi_inference import predict_tasks, split_runs
 
+    runs, images = split_runs(paths)
+    several = len(runs) > 1
     with err.status("loading ...") if err.is_terminal else nullcontext() as status:
-        results = run_predict(
-            run, images, output if draw else None, score=score, device=device,
-            max_pixels=None if max_pixels is None else parse_count(max_pixels),
-            progress=None if status is None else lambda done, n: status.update(f"{done} of {n} images"),
+        options: dict[str, Any] = {
+            "score": score,
+            "device": device,
+            "max_pixels": None if max_pixels is None else parse_count(max_pixels),
+            "progress": None if status is None else lambda done, n: status.update(f"{done} of {n} images"),
+        }
+        folder = output if draw else None
+        results = predict_tasks(runs, images, folder, **options) if several else predict_one(
+            runs[0], images, folder, **options
         )  # fmt: skip
     print_json(results)
+    found = [one for result in results for one in (result["tasks"].values() if several else [result])]
     if draw:
-        err.print(f"{len(results)} picture(s) in {output}", markup=False, highlight=False, soft_wrap=True)
-    n_empty = sum(not one["detections"] for one in results)
+        err.print(f"{len(found)} picture(s) in {output}", markup=False, highlight=False, soft_wrap=True)
+    n_empty = sum(not one["detections"] for one in found)
     if n_empty:
-        err.print(f"{n_empty} of {len(results)} image(s) have nothing of --score {score:g} or more", highlight=False)
+        what = "picture" if several else "image"
+        err.print(f"{n_empty} of {len(found)} {what}(s) have nothing of --score {score:g} or more", highlight=False)
 
 
 @app.command()

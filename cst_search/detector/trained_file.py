@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 FORMAT = "cst-search/1"
 
 
+WEIGHTS = "weights.safetensors"  # in the folder of a run
+
+
 class TrainedFile(NamedTuple):
     """Contents of a file of trained weights.
 
@@ -36,7 +39,7 @@ def weights_file(run: Path) -> Path:
 
     Raises ConfigError if there is none.
     """
-    path = run / "weights.safetensors" if run.is_dir() else run
+    path = run / WEIGHTS if run.is_dir() else run
     if not path.is_file():
         raise ConfigError(f"{run} is neither a folder written by `cst-search train` nor its weights file")
     return path
@@ -91,7 +94,7 @@ def lineage(recipe: Recipe) -> list[tuple[Recipe, Path | None]]:
     found: list[tuple[Recipe, Path | None]] = []
     while recipe.weights not in WEIGHT_NAMES:
         path = Path(recipe.weights).expanduser()
-        path = path / "weights.safetensors" if path.is_dir() else path
+        path = path / WEIGHTS if path.is_dir() else path
         if any(path.absolute() == earlier.absolute() for _, earlier in found if earlier):
             raise ConfigError(f"weights {str(path)!r} were trained from themselves, their metadata says")
         found.append((recipe, path))

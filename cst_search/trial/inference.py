@@ -154,9 +154,8 @@ def predict(
     for entry, result in zip(entries, predictor.detect_entries(entries, score), strict=True):
         picture = None
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
             picture = out / f"{entry.path.stem}.png"
-            _draw(entry, result["detections"], predictor.class_names, picture)
+            draw_detections(entry, result["detections"], predictor.class_names, picture)
         results.append(result | {"picture": None if picture is None else str(picture)})
         if progress is not None:
             progress(len(results), len(images))
@@ -175,7 +174,11 @@ def _entry(index: int, path: Path, options: ReadOptions) -> ImageEntry:
     )
 
 
-def _draw(entry: ImageEntry, detections: list[dict[str, Any]], class_names: tuple[str, ...], picture: Path) -> None:
+def draw_detections(
+    entry: ImageEntry, detections: list[dict[str, Any]], class_names: tuple[str, ...], picture: Path
+) -> None:
+    """Write an image with its detections, as `reported` gives them, to a PNG."""
+    picture.parent.mkdir(parents=True, exist_ok=True)
     image = decode(entry.path, (entry.width, entry.height), entry.decoding)
     draw = ImageDraw.Draw(image)
     line = max(1, round(min(image.size) / 240))

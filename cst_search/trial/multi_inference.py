@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -25,15 +27,16 @@ import torch
 from torch import Tensor, nn
 
 from cst_search.backbone.resnet import fingerprint
+from cst_search.config.catalog import check_folder
 from cst_search.config.recipe import READING_FIELDS, Recipe
 from cst_search.data.dataset import ImageEntry
 from cst_search.detector.pyramid import Backbone
-from cst_search.detector.trained_file import weights_file
+from cst_search.detector.trained_file import WEIGHTS, weights_file
 from cst_search.detector.weights import load_trained
 from cst_search.errors import ConfigError
 from cst_search.trial.device import check_device
 from cst_search.trial.engine import choose_precision, detect
-from cst_search.trial.inference import image_batches, image_entries, reported
+from cst_search.trial.inference import draw_detections, find_images, image_batches, image_entries, reported
 
 
 class Task(NamedTuple):
@@ -60,11 +63,12 @@ class MultiPredictor:
         self.tasks: dict[str, Task] = {}
         self._lock = Lock()  # detectors that share a body are changed while a batch runs
 
-    def add(self, name: str, run: Path) -> None:
+    def add(self, name: str, run: Path, max_pixels: int | None = None) -> None:
         """Load a detector.
 
         Args:
             run: folder that `cst-search train` wrote, or its weights file.
+            max_pixels: bound of an image's width times height; None: the recipe's.
 
         Raises:
             ConfigError: the name is taken, there are no weights, or they do not fit the recipe.
@@ -72,8 +76,8 @@ class MultiPredictor:
         if name in self.tasks:
             raise ConfigError(f"tasks must have different names; {name!r} is taken")
         model, recipe, class_names = load_trained(weights_file(run))
-        backbone = backbone_of(model)
-        group = _group(model, backbone, recipe)
+        recipe = recipe if max_pixels is None else replace(recipe, max_pixels=max_pixels)
+        group = _group(model, recipe)
         share_equal_tensors(model, [task.model for task in self.tasks.values()])
         model.to(self.device)
         self.tasks[name] = Task(name, model, recipe, class_names, group)
@@ -156,6 +160,58 @@ def sharing_body(tasks: Sequence[Task]) -> Iterator[None]:
             backbone.features = None
 
 
+def predict_tasks(
+    runs: Sequence[Path], paths: list[Path], out: Path | None, *, score: float, device: str,
+    max_pixels: int | None = None, progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Detect objects in images with several runs at once, each under the name of its folder, and draw them.
+
+    Args:
+        out: folder with one folder per task, which holds one PNG per image; None: draw nothing.
+        runs, paths, score, device, max_pixels, progress: see `inference.predict`.
+
+    Returns:
+        Per image ``image`` and ``tasks``, by name ``width``, ``height``, ``picture`` (or None) and ``detections``.
+
+    Raises:
+        ConfigError: two folders have one name, there are no weights or images, or an image cannot be read.
+    """
+    if out is not None:
+        check_folder("--out", out)
+    images = find_images(paths)
+    detectors = MultiPredictor(device)
+    for run in runs:
+        detectors.add((weights_file(run).parent if run.is_file() else run.absolute()).name, run, max_pixels)
+    results: list[dict[str, Any]] = []
+    for result in detectors.detect(images, score):
+        for name, found in result["tasks"].items():
+            found["picture"] = None if out is None else str(out / name / f"{Path(result['image']).stem}.png")
+            if out is not None:
+                task = detectors.tasks[name]
+                [entry] = image_entries([Path(result["image"])], task.recipe)
+                draw_detections(entry, found["detections"], task.class_names, Path(found["picture"]))
+        results.append(result)
+        if progress is not None:
+            progress(len(results), len(images))
+    return results
+
+
+def split_runs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the runs that stand first among paths, and the images and folders of images behind them.
+
+    Raises ConfigError if either is missing.
+    """
+    runs = list(takewhile(lambda path: path.suffix == ".safetensors" or (path / WEIGHTS).is_file(), paths))
+    if not runs:
+        raise ConfigError(
+            f"{paths[0]} is neither a folder written by `cst-search train` nor its weights file; "
+            f"name one or more of these, then images"
+        )
+    if len(runs) == len(paths):
+        raise ConfigError(f"name images, or a folder of them, behind the run{'s' * (len(runs) > 1)}")
+    return runs, list(paths[len(runs) :])
+
+
 def backbone_of(model: nn.Module) -> Backbone:
     """Return the backbone of a detector."""
     backbone = model.backbone
@@ -163,12 +219,12 @@ def backbone_of(model: nn.Module) -> Backbone:
     return backbone
 
 
-def _group(model: nn.Module, backbone: Backbone, recipe: Recipe) -> str:
+def _group(model: nn.Module, recipe: Recipe) -> str:
     """Return the identity of all that the features of an image depend on."""
     transform: Any = model.transform
     input_of = [getattr(transform, name) for name in ("image_mean", "image_std", "size_divisible")]
     reading = [getattr(recipe, name) for name in ("image_size_px", "max_size_px", "precision", *READING_FIELDS)]
-    body = backbone.body
+    body = backbone_of(model).body
     structure = str(body)  # with modules that a method put into it
     return hashlib.sha256(repr((fingerprint(body), structure, input_of, reading)).encode()).hexdigest()
 

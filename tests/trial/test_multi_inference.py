@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from cst_search.cli.app import app
 from cst_search.config.recipe import Recipe
 from cst_search.detector.build import build_detector, trained_tensors
 from cst_search.detector.weights import save_trained
@@ -147,3 +152,39 @@ def test_names_are_checked(run: Callable[..., Path], images: list[Path]) -> None
         detectors.add("one", run("one", method="head"))
     with pytest.raises(ConfigError, match="there is no task 'two'; there are one"):
         detectors.drop("two")
+
+
+def test_the_command_names_tasks_by_their_folders(run: Callable[..., Path], images: list[Path], tmp_path: Path) -> None:
+    one, two = run("one", method="cst", **FROZEN), run("two", method="head", n_classes=2)
+    arguments = ["predict", str(one), str(two / "weights.safetensors"), str(images[0].parent), "--score", "0.01"]
+    found = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "drawn"), "--device", "cpu"])
+    assert found.exit_code == 0, found.output
+    results = json.loads(found.stdout)
+    assert [result["image"] for result in results] == list(map(str, images))
+    for result in results:
+        assert list(result["tasks"]) == ["one", "two"]
+        for name, path in (("one", one), ("two", two)):
+            task = result["tasks"][name]
+            [alone] = inference.predict(path, [Path(result["image"])], None, score=0.01, device="cpu")
+            assert task["detections"] == alone["detections"]
+            with Image.open(task["picture"]) as picture:
+                assert Path(task["picture"]).parent.name == name and picture.size == (task["width"], task["height"])
+
+
+@pytest.mark.parametrize(
+    ("paths", "says"),
+    [
+        (["one"], "name images, or a folder of them, behind the run"),
+        (["0.png"], "neither a folder written by `cst-search train` nor its weights file"),
+        (["one", "copy/one", "0.png"], "'one' is taken"),
+        (["one", "nothing.safetensors", "0.png"], "nothing.safetensors"),
+    ],
+)
+def test_the_command_says_what_is_missing(
+    run: Callable[..., Path], images: list[Path], tmp_path: Path, paths: list[str], says: str
+) -> None:
+    run("one", method="head")
+    shutil.copytree(tmp_path / "one", tmp_path / "copy" / "one")
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        runs, rest = multi_inference.split_runs([tmp_path / path for path in paths])
+        multi_inference.predict_tasks(runs, rest, None, score=0.5, device="cpu")
