@@ -1,4 +1,4 @@
-"""Plug-ins: methods and detectors of other packages, found by their entry points. Standard library only.
+"""Plug-ins: methods, detectors and data formats of other packages, found by entry points. Standard library only.
 
 A package declares them in its pyproject.toml. Once it is installed they are available, in trials on Ray too:
 
@@ -7,6 +7,9 @@ A package declares them in its pyproject.toml. Once it is installed they are ava
 
     [project.entry-points."cst_search.detectors"]
     my_detector = "my_package:DETECTOR"         # a detector.Detector of that name
+
+    [project.entry-points."cst_search.formats"]
+    my_format = "my_package:FORMAT"             # a data.formats.DataFormat of that name
 
 examples/my-method is such a package. It is not imported before one of its names is used.
 """
@@ -21,8 +24,8 @@ from typing import Any, Literal, TypeVar
 
 from cst_search.errors import ConfigError
 
-Kind = Literal["methods", "detectors"]
-KINDS: tuple[Kind, ...] = ("methods", "detectors")
+Kind = Literal["methods", "detectors", "formats"]
+KINDS: tuple[Kind, ...] = ("methods", "detectors", "formats")
 _T = TypeVar("_T")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -24,10 +25,10 @@ from cst_search import plugins
 from cst_search.commands.doctor import _plugins, examine
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
-from cst_search.data.dataset import DetectionData
+from cst_search.data.dataset import DetectionData, load_data
 from cst_search.detector.build import build_detector, count_parameters
 from cst_search.detector.registry import get_detector
-from cst_search.errors import ConfigError
+from cst_search.errors import ConfigError, DataError
 from cst_search.memory.estimate import InputShape
 from cst_search.petl import METHODS, get_method, method_names
 from cst_search.trial.cost import describe, predict
@@ -270,6 +271,68 @@ def test_dense_heads_without_a_declared_tower_are_refused(brought: Callable[...,
     brought("towerless", code, detectors="mine = towerless:DETECTOR")
     with pytest.raises(ConfigError, match="must declare its tower"):
         predict(tiny_recipe(detector="mine", method="head"), 3)
+
+
+FORMAT = """
+from functools import partial
+from pathlib import Path
+from cst_search.data.formats import DataFormat, SplitSource
+
+def read(file):
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    names = sorted({row[0] for row in rows})
+    return {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
+        "annotations": [
+            {"image_id": names.index(name), "category_id": 1, "bbox": list(map(float, box)), "place": f"line {i}"}
+            for i, (name, *box) in enumerate(rows, start=1)
+        ],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+
+def find(folder):
+    files = {split: folder / f"{split}.csv" for split in ("train", "val")}
+    return {split: SplitSource(file, folder, partial(read, file)) for split, file in files.items() if file.is_file()}
+
+FORMAT = DataFormat("csv_rows", ("train.csv, val.csv: rows of file,x,y,w,h",), find)
+"""
+
+
+def csv_folder(folder: Path, row: str = "a.png,1,2,3,4") -> Path:
+    for split in ("train", "val"):
+        (folder / f"{split}.csv").write_text(row + "\n")
+    Image.new("RGB", (20, 10)).save(folder / "a.png")
+    return folder
+
+
+def test_a_format_of_another_package_is_checked_like_ours(brought: Callable[..., None], tmp_path: Path) -> None:
+    brought("rows", FORMAT, formats="csv_rows = rows:FORMAT")
+    (tmp_path / "set").mkdir()
+    data, _ = load_data(csv_folder(tmp_path / "set"))
+    [image] = data.splits["train"].images
+    assert (data.class_names, image.boxes_xywh, image.width) == (("thing",), ((1, 2, 3, 4),), 20)
+    with pytest.raises(DataError, match=r"box-no-area\]: a\.png \(line 1\)"):
+        load_data(csv_folder(tmp_path / "set", "a.png,1,2,0,4"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"rows of file,x,y,w,h"):
+        load_data(tmp_path / "empty")
+    assert "format csv_rows of rows 1.0 (rows:FORMAT)" in [finding.text for finding in _plugins()]
+    assert "csv_rows" in run_cli("ls").out
+
+
+def test_a_format_is_imported_only_where_ours_do_not_fit(
+    brought: Callable[..., None], tiny_folder: Path, tmp_path: Path
+) -> None:
+    brought("broken", "raise RuntimeError('no')", formats="mine = broken:FORMAT")
+    load_data(tiny_folder)
+    with pytest.raises(ConfigError, match=r"format 'mine' of package broken 1\.0 .* cannot be loaded"):
+        load_data(csv_folder(tmp_path))
+
+
+def test_a_format_with_the_name_of_ours_is_refused(brought: Callable[..., None], tmp_path: Path) -> None:
+    brought("rows", FORMAT.replace("csv_rows", "yolo"), formats="yolo = rows:FORMAT")
+    with pytest.raises(ConfigError, match="the name 'yolo' of formats is brought by cst-search and by rows"):
+        load_data(csv_folder(tmp_path))
 
 
 def test_a_plugin_that_is_no_detector_is_refused() -> None:

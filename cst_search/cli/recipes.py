@@ -166,7 +166,7 @@ def estimate(
 
 @app.command()
 def ls(json_: JsonOption = False) -> None:
-    """List shipped recipes, search spaces and detectors, and the methods and detectors of other packages."""
+    """List shipped recipes, search spaces and detectors, and methods, detectors and formats of other packages."""
     from cst_search import plugins
     from cst_search.config import catalog
     from cst_search.config.recipe import COCO_DETECTORS, DETECTORS

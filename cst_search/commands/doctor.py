@@ -83,15 +83,19 @@ def examine(
 
 
 def _plugins() -> Iterator[Finding]:
-    """Load every method and detector that other packages provide."""
+    """Load every method, detector and data format that other packages provide."""
     from cst_search import plugins
+    from cst_search.data.formats import get_format
     from cst_search.detector.registry import get_detector
     from cst_search.petl import get_method
 
+    get: dict[plugins.Kind, Callable[[str], object]] = {
+        "methods": get_method, "detectors": get_detector, "formats": get_format
+    }  # fmt: skip
     for kind in plugins.KINDS:
         for name in plugins.names(kind):
             try:
-                get_method(name) if kind == "methods" else get_detector(name)
+                get[kind](name)
             except CstSearchError as error:
                 yield Finding("plug-ins", "fault", str(error))
                 continue

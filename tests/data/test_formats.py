@@ -12,10 +12,12 @@ import layouts
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_convert
 
 from cst_search.data.dataset import DetectionData, load_data
 from cst_search.data.formats import find_splits
 from cst_search.data.images import CocoImages
+from cst_search.data.options import ReadOptions
 from cst_search.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -484,18 +486,30 @@ def test_a_list_may_hold_marks_and_trainval(tmp_path: Path) -> None:
 # --- one set, five layouts -------------------------------------------------------------------------------------------
 
 
-def items(data: DetectionData) -> dict[str, tuple[torch.Tensor, dict[str, Any]]]:
-    """Digest of the file -> the item that a trial trains on."""
+N_DECODED = 16  # images of a split whose tensors are compared, too
+
+
+def targets(data: DetectionData) -> dict[str, tuple[tuple[int, int], tuple[int, ...], torch.Tensor]]:
+    """Digest of the file -> size, labels, and corners of the boxes in pixels."""
     found = {}
-    for split in ("train", "val"):
-        images = CocoImages(data.splits[split], image_size_px=160, max_size_px=256, hflip=False, cache_bytes=0)
-        found |= {entry.digest: images[i] for i, entry in enumerate(data.splits[split].images)}
+    for entry in (entry for split in data.splits.values() for entry in split.images):
+        corners = box_convert(torch.tensor(entry.boxes_xywh).reshape(-1, 4), "xywh", "xyxy")
+        found[entry.digest] = (entry.width, entry.height), entry.labels, corners
     return found
 
 
-#: Largest distance between corners in resized pixels. YOLO rounds to six decimals of a side of up to 640 px, then x and
+def items(data: DetectionData, digests: set[str]) -> dict[str, tuple[torch.Tensor, dict[str, Any]]]:
+    """Digest of the file -> the item that a trial trains on."""
+    found = {}
+    for split in data.splits.values():
+        images = CocoImages(split, image_size_px=160, max_size_px=256, hflip=False, cache_bytes=0)
+        found |= {entry.digest: images[i] for i, entry in enumerate(split.images) if entry.digest in digests}
+    return found
+
+
+#: Largest distance between corners in pixels. YOLO rounds to six decimals of a side of up to 640 px, then x and
 #: w / 2 add up; VOC to 0.01 px, and the sets have two decimals. COCO's numbers are the same, but for float32.
-CORNER_PX = {"roboflow": 1e-4, "yolo": 1e-3, "voc": 1e-4}
+CORNER_PX = {"single_json": 1e-4, "roboflow": 1e-4, "yolo": 1e-3, "voc": 1e-4}
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -505,15 +519,22 @@ def test_a_set_is_the_same_in_every_layout(name: str, tmp_path: Path, monkeypatc
     if os.stat(source).st_dev != os.stat(tmp_path).st_dev:
         monkeypatch.setattr(os, "link", lambda a, b: Path(b).write_bytes(Path(a).read_bytes()))
     expected = load_data(layouts.ours(source, tmp_path / "ours"))[0]
-    wanted = items(expected)
+    wanted = targets(expected)
+    some = {entry.digest for split in expected.splits.values() for entry in split.images[:N_DECODED]}
+    wanted_items = items(expected, some)
     for layout, distance in CORNER_PX.items():
-        data, report = load_data(layouts.WRITERS[layout](source, tmp_path / layout))
+        options = ReadOptions(val_fraction=0.25 if layout == "single_json" else None)
+        data, report = load_data(layouts.WRITERS[layout](source, tmp_path / layout), options)
         assert data.class_names == expected.class_names, layout
-        for split in ("train", "val"):
+        found, found_items = targets(data), items(data, some)
+        assert found.keys() == wanted.keys() and found_items.keys() == wanted_items.keys()
+        for split in ("train", "val") if layout != "single_json" else ():  # that has a split of its own
             assert [e.digest for e in data.splits[split].images] == [e.digest for e in expected.splits[split].images]
-        for digest, (image, target) in items(data).items():
-            image_wanted, target_wanted = wanted[digest]
-            assert torch.equal(image, image_wanted)
-            assert torch.equal(target["labels"], target_wanted["labels"])
-            torch.testing.assert_close(target["boxes"], target_wanted["boxes"], rtol=0, atol=distance)
+        for digest, (size, labels, corners) in found.items():
+            assert (size, labels) == wanted[digest][:2]
+            torch.testing.assert_close(corners, wanted[digest][2], rtol=0, atol=distance)
+        for digest, (image, target) in found_items.items():
+            assert torch.equal(image, wanted_items[digest][0])
+            assert torch.equal(target["labels"], wanted_items[digest][1]["labels"])
+            torch.testing.assert_close(target["boxes"], wanted_items[digest][1]["boxes"], rtol=0, atol=distance)
         assert "box-clipped" not in {note.kind for note in report.notes}
