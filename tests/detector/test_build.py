@@ -7,6 +7,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -153,11 +154,16 @@ class Saved:
         return tensor
 
 
-@families
-@bases
+# every pair of method and family, of method and base, of family and base
 @pytest.mark.parametrize(
-    ("method", "granularity"),
-    [*((name, "stage") for name in sorted(METHODS)), ("cst", "block")],  # per block the body hands out more features
+    ("method", "granularity", "base", "detector"),
+    [
+        (method, granularity, ("file", "none")[(m + d) % 2], detector)
+        for m, (method, granularity) in enumerate(
+            [*((name, "stage") for name in sorted(METHODS)), ("cst", "block")]  # then the body hands out more features
+        )
+        for d, detector in enumerate(DETECTORS)
+    ],
 )
 def test_side_methods_leave_no_graph_in_the_backbone(
     tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str, base: str, granularity: str
@@ -254,9 +260,15 @@ def pair(request: pytest.FixtureRequest, tiny_recipe: Make, tmp_path_factory: py
 def assert_same_detections(ours: nn.Module, theirs: nn.Module, more_than: int = 10) -> None:
     images = [torch.rand(3, 64, 80), torch.rand(3, 96, 70)]
     with torch.no_grad():
-        for mine, expected in zip(ours(images), theirs(images), strict=True):
-            assert len(expected["boxes"]) > more_than  # else equality says nothing
-            assert all(torch.equal(mine[key], expected[key]) for key in ("boxes", "labels", "scores"))
+        assert_equal_detections(ours(images), theirs(images), more_than)
+
+
+def assert_equal_detections(
+    ours: list[dict[str, Tensor]], theirs: list[dict[str, Tensor]], more_than: int = 10
+) -> None:
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert len(expected["boxes"]) > more_than  # else equality says nothing
+        assert all(torch.equal(mine[key], expected[key]) for key in ("boxes", "labels", "scores"))
 
 
 def test_the_plain_detector_is_torchvisions(pair: Pair) -> None:
@@ -378,28 +390,42 @@ def starts(test: Any) -> Any:
     return pytest.mark.parametrize(("detector", "method", "options"), rows, ids=names)(test)
 
 
+@pytest.fixture(scope="module")
+def plain_detector_of(tiny_recipe: Make) -> Callable[[str, str], tuple[dict[str, Tensor], list[dict[str, Tensor]]]]:
+    """``plain_detector_of(detector, backbone)`` -> features while training and detections of method ``head``."""
+
+    @lru_cache
+    def plain(detector: str, backbone: str) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+        return outputs(tiny_recipe(detector=detector, backbone=backbone, method="head"))
+
+    return plain
+
+
+def outputs(recipe: Recipe) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Return features while training and detections afterwards, of a detector before its first step."""
+    model = build_detector(recipe, 3)
+    prepare(model, recipe, losses(model, SINGLE, device=torch.device("cpu"), precision=Precision(None, False)))
+    torch.manual_seed(5)
+    speak_up(model)
+    torch.manual_seed(6)
+    with torch.no_grad():
+        features = model.train().backbone(torch.rand(2, 3, 64, 96))  # type: ignore[operator]
+        return features, model.eval()([torch.rand(3, 64, 80), torch.rand(3, 96, 70)])
+
+
 @starts
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 def test_step_0_is_the_pre_trained_detector(
-    tiny_recipe: Make, detector: str, method: str, options: dict[str, Any], backbone: str
+    tiny_recipe: Make, plain_detector_of: Any, detector: str, method: str, options: dict[str, Any], backbone: str
 ) -> None:
     """Bit for bit `head`, which is torchvision's detector (above): features while training, detections afterwards."""
     if backbone == "resnet50" and detector != "fcos":
         pytest.skip("the body is the same")
-    made = []
-    for name, given in (("head", {}), (method, options)):
-        recipe = tiny_recipe(detector=detector, backbone=backbone, method=name, options=given)
-        model = build_detector(recipe, 3)
-        prepare(model, recipe, losses(model, SINGLE, device=torch.device("cpu"), precision=Precision(None, False)))
-        torch.manual_seed(5)
-        speak_up(model)
-        made.append(model)
-    plain, ours = made
-    x = torch.rand(2, 3, 64, 96)
-    with torch.no_grad():
-        expected, levels = plain.train().backbone(x), ours.train().backbone(x)  # type: ignore[operator]
-    assert all(torch.equal(levels[key], expected[key]) for key in expected)
-    assert_same_detections(ours.eval(), plain.eval())
+    recipe = tiny_recipe(detector=detector, backbone=backbone, method=method, options=options)
+    levels, found = outputs(recipe)
+    plain_levels, plain_found = plain_detector_of(detector, backbone)
+    assert all(torch.equal(levels[key], plain_levels[key]) for key in plain_levels)
+    assert_equal_detections(found, plain_found)
 
 
 # --- (6) merging -----------------------------------------------------------------------------------------------------

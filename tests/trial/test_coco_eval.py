@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -188,7 +189,7 @@ def test_libraries_are_equal_where_something_is_missing(
 
 
 def test_libraries_are_equal_at_many_images_with_few_detections() -> None:
-    truth = drawn(0, n_images=1500, n_classes=5, n_boxes=2)
+    truth = drawn(0, n_images=700, n_classes=5, n_boxes=2)
     assert 0 < assert_equal((truth, detected(truth, 1, n_per_image=1))).map < 1
 
 
@@ -238,9 +239,10 @@ def test_only_the_best_detections_of_an_image_and_class_count(library: Any) -> N
 
 
 def test_libraries_are_equal_beyond_the_limit() -> None:
-    assert_equal(dense(300))
-    truth = drawn(3, n_images=3, n_boxes=40)
-    case = truth, detected(truth, 3, n_per_image=700, levels=20)
+    truth = drawn(3, n_images=2, n_classes=2, n_boxes=40)
+    case = truth, detected(truth, 3, n_per_image=450, levels=20)
+    of_a_class = Counter((one["image_id"], one["category_id"]) for one in case[1])
+    assert min(of_a_class.values()) > 100
     assert_equal(case)
     fast, slow = (coco_figures(*case, max_detections=900, library=one) for one in ("faster-coco-eval", "pycocotools"))
     assert fast == slow
