@@ -59,7 +59,8 @@ class Checked:
 
 
 def _finding(fault: Fault) -> dict[str, Any]:
-    return {"kind": fault.kind, "split": fault.split, "count": fault.count, "examples": list(fault.examples)}
+    return {"kind": fault.kind, "split": fault.split, "count": fault.count, "examples": list(fault.examples),
+            "why": fault.why}  # fmt: skip
 
 
 def read_options(reading: ReadingOptions) -> ReadOptions:
@@ -77,7 +78,7 @@ def check(folder: Path, reading: ReadingOptions, home: Path, sheet: Path | None 
         raise ConfigError(f"--sheet must be a new file that ends with .png; got {sheet}")
     options = read_options(reading)
     data, report = read_data(
-        folder, options, skip_bad=False, cache=home / "checked-images.json", need=(), also=("train", "val")
+        folder, options, skip_bad=False, cache=home / "checked-images.json", need=(), also=("train", "val", "test")
     )
     formats = sorted({source.format for source in find_splits(folder).values()})
     n_on_sheet = 0
@@ -107,7 +108,9 @@ def convert(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"OUT must be a new folder, as nothing is overwritten; {out} exists")
-    data, report = load_data(folder, read_options(reading), skip_bad=skip_bad, cache=home / "checked-images.json")
+    data, report = load_data(
+        folder, read_options(reading), skip_bad=skip_bad, cache=home / "checked-images.json", also=("test",)
+    )
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)

@@ -57,6 +57,8 @@ WEIGHT_NAMES = ("DEFAULT", "COCO", "IMAGENET", "none", "demo", "demo-detector") 
 WEIGHTS_RULE = ", ".join(WEIGHT_NAMES) + ", a file, or a folder of `cst-search train`"
 #: Field names that earlier versions wrote, each with the field's name today. `renamed_fields` reads them.
 FORMER_NAMES = {"checkpoint": "recompute"}
+#: Fields on how data are read, with the values that stand for what the versions before these fields did.
+_FORMER_READING = {"exif": "stored", "boxes": "xywh", "crowd": "ignore", "rotated": "ignore"}
 
 
 def wrong_kinds(owner: type[Any], values: Mapping[str, Any]) -> list[str]:
@@ -107,8 +109,8 @@ def stored_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return all fields of a recipe that this or an earlier version stored, by their names and meaning of today.
 
     A recipe without ``neck`` is from before whole detectors could be loaded: its ``DEFAULT`` weights are IMAGENET. One
-    without ``exif`` is from before images were turned. Other fields that it does not have get their defaults, which
-    change nothing. Values are not checked.
+    without ``exif``, ``boxes``, ``crowd`` or ``rotated`` reads data as the versions before these fields did. Other
+    fields that it does not have get their defaults, which change nothing. Values are not checked.
 
     Raises:
         ConfigError: a field is given under both of its names.
@@ -116,8 +118,7 @@ def stored_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     values = renamed_fields(values)
     if "neck" not in values and values.get("weights") == "DEFAULT":
         values["weights"] = "IMAGENET"
-    values.setdefault("exif", "stored")
-    return Recipe().to_dict() | values
+    return Recipe().to_dict() | _FORMER_READING | values
 
 
 def written_fields(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ another, which shows in all boxes together and hardly in one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -71,9 +72,7 @@ def recognise(numbers: np.ndarray, sizes_wh: np.ndarray, areas: np.ndarray, n_im
     if within.mean() >= _NORMALISED_SHARE:
         forms = [form for form in BOX_FORMS if form.startswith("normalised")]
         counts = _n_fitting(forms, numbers[within], sizes_wh[within])
-        best = max(forms, key=lambda form: counts[form])
-        why = f"{within.sum()} of {n} lie within 0..1"
-        return Recognised("box-form", n, f"{why}; {_switch(best, counts[best], n)}")
+        return Recognised("box-form", n, f"{within.sum()} of {n} lie within 0..1; {_switches(forms, counts, n)}")
     forms = list(_DESCRIPTIONS)
     counts = _n_fitting(forms, numbers, sizes_wh)
     best = max(forms[1:], key=lambda form: counts[form])
@@ -81,10 +80,9 @@ def recognise(numbers: np.ndarray, sizes_wh: np.ndarray, areas: np.ndarray, n_im
     corners = _n_of_area(areas, numbers[:, 2:] - numbers[:, :2])
     by_area = counts["xyxy"] >= _FIT_SHARE * n and corners >= _FIT_SHARE * n > _n_of_area(areas, numbers[:, 2:])
     if by_area or (misfits > max(1, _MISFIT_SHARE * n) and counts[best] >= _FIT_SHARE * n):
-        best = "xyxy" if by_area else best
         why = f"{misfits} of {n} end outside their image as {_DESCRIPTIONS['xywh']}"
         why = f"'area' of {corners} of {n} is that between two corners" if by_area else why
-        return Recognised("box-form", n, f"{why}; {_switch(best, counts[best], n)}")
+        return Recognised("box-form", n, f"{why}; {_switches(['xyxy'] if by_area else forms[1:], counts, n)}")
     return _hint(numbers, sizes_wh, areas) if n >= _HINT_BOXES and n_images >= _HINT_IMAGES else None
 
 
@@ -93,7 +91,7 @@ def _hint(numbers: np.ndarray, sizes_wh: np.ndarray, areas: np.ndarray) -> Recog
     n, ends = len(numbers), numbers[:, :2] + numbers[:, 2:]
     is_area_of_sides = _n_of_area(areas, numbers[:, 2:]) >= _FIT_SHARE * n
     if not is_area_of_sides and fits(to_xywh("xyxy", numbers, sizes_wh), sizes_wh).all():
-        return Recognised("box-form-unsure", n, f"{_described('xyxy')} fit as well; if so, --boxes xyxy")
+        return Recognised("box-form-unsure", n, f"as {_described('xyxy')} {n} of {n} fit, too: --boxes xyxy")
     if (ends <= sizes_wh / 2).all():
         what = "all numbers are at most 100: percent?" if ends.max() <= 100 else "of images of another size?"
         return Recognised("box-corner", n, what)
@@ -111,8 +109,11 @@ def _n_of_area(areas: np.ndarray, sides: np.ndarray) -> int:
         return int((np.abs(areas - product) <= 0.01 * np.abs(product)).sum())  # NaN compares false
 
 
-def _switch(form: str, n_fit: int, n: int) -> str:
-    return f"as {_described(form)} {n_fit} of {n} fit; if so, --boxes {form}"
+def _switches(forms: Iterable[str], counts: Mapping[str, int], n: int) -> str:
+    """Return the forms that as good as all boxes fit, else the best one, each with its switch."""
+    best = sorted(forms, key=lambda form: -counts[form])
+    good = [form for form in best if counts[form] >= _FIT_SHARE * n] or best[:1]
+    return " or ".join(f"as {_described(form)} {counts[form]} of {n} fit: --boxes {form}" for form in good)
 
 
 def _described(form: str) -> str:

@@ -93,7 +93,7 @@ NOTES: dict[str, str] = {
 # Fault -> what to do about it, where the text does not say it.
 REMEDIES: dict[str, str] = {
     "categories-differ": "correct the name, or add the class to the training split",
-    "box-form": "say with --boxes which form it is; --boxes xywh: COCO's, as it stands",
+    "box-form": "say which form it is (xywh: as it stands); `data check DIR --boxes FORM --sheet boxes.png` draws it",
     "sizes-swapped": "if only these numbers are wrong, --sizes image takes those of the images; if the images were "
     "turned after they were annotated, turn them back",
     "box-rotated": "--rotated enclose takes the upright box around each, --rotated ignore the box as not turned",

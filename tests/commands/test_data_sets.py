@@ -72,7 +72,7 @@ def test_check_shows_layout_counts_and_findings(tiny_folder: Path, home: Path) -
     known = json.loads(run_cli("data", "check", tiny_folder, "--json").out)
     assert known["is_sound"] and known["format"] == "coco" and known["missing_splits"] == []
     assert known["notes"][0] == {
-        "kind": "image-without-boxes", "split": "train", "count": 1, "examples": ["3.png"]
+        "kind": "image-without-boxes", "split": "train", "count": 1, "examples": ["3.png"], "why": ""
     }  # fmt: skip
     assert not (home / "studies.db").exists()
 

@@ -60,6 +60,15 @@ def test_another_form_is_one_fault_and_its_switch_reads_it(tmp_path: Path, form:
     assert np.allclose([box for box, _ in truth(data, "val")], XYWH)
 
 
+def test_boxes_that_fit_several_forms_are_asked_about(tmp_path: Path) -> None:
+    """In the middle of their images, centres could be corners as well."""
+    centred = [{"bbox": [0.4, 0.4, 0.2, 0.25]}, {"bbox": [0.5, 0.45, 0.3, 0.2]}]
+    with pytest.raises(DataError) as caught:
+        load_data(write_folder(tmp_path, centred))
+    assert "as x y w h 2 of 2 fit: --boxes normalised or as centre x, centre y, w, h 2 of 2 fit" in str(caught.value)
+    assert "--boxes normalised-cxcywh" in str(caught.value)
+
+
 def test_areas_of_normalised_boxes_are_pixels(tmp_path: Path) -> None:
     """COCO's figures by size of objects need them so, whatever the file says."""
     folder = write_folder(tmp_path, entries(FORMS["normalised"], area=0.01), n_images=6)
@@ -80,7 +89,7 @@ def test_areas_tell_corners_in_the_upper_left(tmp_path: Path) -> None:
     """No box runs out of its image, but `area` is that of x1 y1 x2 y2."""
     corners = np.array([[5, 6, 20, 30], [7, 3, 30, 20], [1, 2, 40, 35]], dtype=float)
     boxes = [{"bbox": box.tolist(), "area": (box[2] - box[0]) * (box[3] - box[1])} for box in corners]
-    with pytest.raises(DataError, match=r"'area' of 3 of 3 is that between two corners; .*--boxes xyxy"):
+    with pytest.raises(DataError, match=r"'area' of 3 of 3 is that between two corners; .* 3 of 3 fit: --boxes xyxy"):
         load_data(write_folder(tmp_path, boxes))
     data, _ = load_data(tmp_path, ReadOptions(boxes="xyxy"))
     assert targets(data) == [corners.tolist()]
@@ -91,7 +100,7 @@ def test_without_areas_they_are_a_hint(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, entries(corners), n_images=6)
     data, report = load_data(folder)
     assert noted(report) == {("train", "box-form-unsure"): N}
-    assert "if so, --boxes xyxy" in report.render()
+    assert f"{N} of {N} fit, too: --boxes xyxy" in report.render()
     assert np.allclose(truth(data)[0][0], corners[0]), "as COCO has it"
     sized = [entry | {"area": entry["bbox"][2] * entry["bbox"][3]} for entry in entries(corners)]
     assert noted(load_data(write_folder(tmp_path, sized, n_images=6))[1]) == {}, "an area that fits answers it"
