@@ -13,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import data_check as data_check_benchmark
 import evaluation as evaluation_benchmark
 import memory as memory_benchmark
 import methods
@@ -328,3 +329,20 @@ def test_both_libraries_evaluate_drawn_detections(
     assert 0 < drawn["figures"]["pycocotools"]["AP"] == drawn["figures"]["faster-coco-eval"]["AP"] < 1
     assert set(drawn["per_class"]["pycocotools"]) == {"square", "disc", "bar"}
     assert "all precisions and recalls equal: True" in capsys.readouterr().out
+
+
+# --- check of a data set ---------------------------------------------------------------------------------------------
+
+
+def test_the_check_is_measured_cold_and_warm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "check.json"
+    monkeypatch.setattr(
+        sys, "argv", ["data_check.py", "--images", "5", "--boxes", "2", "--rounds", "1", "--out", str(out)]
+    )
+    data_check_benchmark.main()
+    found = json.loads(out.read_text())
+    assert [(row["kind"], row["n_from_cache"]) for row in found["rounds"]] == [("cold", 0), ("warm", 5)]
+    assert found["boxes"] == 10 and all(row["check_seconds"] > 0 for row in found["rows"])
+    assert capsys.readouterr().out.count("check_seconds") == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -32,27 +32,45 @@ def place_boxes(split: ListedSplit, options: ReadOptions, faults: Findings, note
     _read_crowds(split.name, pairs, options, faults, notes)
     if not (_read_rotated(split.name, pairs, options, faults) and _has_form(split.name, pairs, options, faults, notes)):
         return
-    for (image, written), xywh in zip(pairs, _in_pixels(pairs, options), strict=True):
-        label = f"{image.file_name} ({written.name})"
-        box, kind = clipped(xywh, image.width, image.height)
-        if kind in FAULTS:
-            faults.add(kind, split.name, f"{label}: {_shown(written)} in {image.width}x{image.height}")
-            continue
-        if kind is not None:
-            notes.add(kind, split.name, label)
-        if box[2] < 1 and box[3] < 1:
-            notes.add("box-tiny", split.name, label)
-        is_written_area = written.area is not None and written.area > 0 and not _is_normalised(options)
-        area = written.area if is_written_area and written.area is not None else box[2] * box[3]
-        iscrowd = 0 if options.crowd == "as-objects" else written.iscrowd
-        image.boxes.append(Box(box, written.category_id, iscrowd, area))
+    placed = list(_in_pixels(pairs, options))
+    is_normalised, no_crowds = options.boxes.startswith("normalised"), options.crowd == "as-objects"
+    for (image, written), box, is_plain in zip(pairs, placed, _are_plain(placed, _sizes_wh(pairs)), strict=True):
+        if not is_plain:
+            found = _held(image, written, box, split.name, faults, notes)
+            if found is None:
+                continue
+            box = found
+        area = written.area if written.area is not None and written.area > 0 and not is_normalised else box[2] * box[3]
+        image.boxes.append(Box(box, written.category_id, 0 if no_crowds else written.iscrowd, area))
+
+
+def _are_plain(boxes: list[tuple[float, ...]], sizes_wh: np.ndarray) -> list[bool]:
+    """Return True for boxes that need no closer look: inside their image, and of a pixel at least. Nearly all are."""
+    numbers = np.array(boxes)
+    low, extent = numbers[:, :2], numbers[:, 2:]
+    with np.errstate(over="ignore"):
+        fine = (low >= 0) & (low + extent <= sizes_wh) & (extent >= 1)
+    plain: list[bool] = fine.all(1).tolist()
+    return plain
+
+
+def _held(
+    image: ListedImage, written: WrittenBox, xywh: tuple[float, ...], split: str, faults: Findings, notes: Findings
+) -> tuple[float, ...] | None:
+    """Return a box clipped to its image, with a note where one is due; None if there is a fault."""
+    label = f"{image.file_name} ({written.name})"
+    box, kind = clipped(xywh, image.width, image.height)
+    if kind in FAULTS:
+        faults.add(kind, split, f"{label}: {_shown(written)} in {image.width}x{image.height}")
+        return None
+    if kind is not None:
+        notes.add(kind, split, label)
+    if box[2] < 1 and box[3] < 1:
+        notes.add("box-tiny", split, label)
+    return box
 
 
 Pairs = list[tuple[ListedImage, WrittenBox]]
-
-
-def _is_normalised(options: ReadOptions) -> bool:
-    return options.boxes.startswith("normalised")
 
 
 def _shown(written: WrittenBox) -> str:
@@ -99,9 +117,15 @@ def _sizes_wh(pairs: Pairs) -> np.ndarray:
     return np.array([(image.width, image.height) for image, _ in pairs], dtype=np.float64).reshape(-1, 2)
 
 
-def _in_pixels(pairs: Pairs, options: ReadOptions) -> Iterator[tuple[float, ...]]:
-    """Yield each box as x, y, w, h in pixels."""
+def _in_pixels(pairs: Pairs, options: ReadOptions) -> Iterable[tuple[float, ...]]:
+    """Return each box as x, y, w, h in pixels."""
     form = "xywh" if options.boxes == "auto" else options.boxes
+    if form == "xywh" and options.rotated != "enclose":
+        return [written.numbers for _, written in pairs]
+    return _converted(form, pairs, options)
+
+
+def _converted(form: str, pairs: Pairs, options: ReadOptions) -> Iterator[tuple[float, ...]]:
     numbers = _numbers(pairs)
     in_pixels = np.array([written.in_pixels for _, written in pairs])[:, None]
     placed = np.where(in_pixels, numbers, to_xywh(form, numbers, _sizes_wh(pairs)))

@@ -189,14 +189,15 @@ def _name(entry: Mapping[str, Any], i: int) -> str:
     """Return the id of an annotation, or its place in the file of another format."""
     if "place" in entry:
         return str(entry["place"])
+    if type(entry.get("id")) is int:  # nearly always
+        return f"annotation {entry['id']}"
     return f"annotation {shown(entry['id'])}" if "id" in entry else f"annotations[{i}]"
 
 
 def _has_number_as_text(entry: Mapping[str, Any]) -> bool:
-    keys = ("id", "image_id", "category_id", "iscrowd", "area")
-    return any(isinstance(entry.get(key), str) for key in keys) or any(
-        isinstance(number, str) for number in entry.get("bbox") or ()
-    )
+    get = entry.get
+    fields = (get("id"), get("image_id"), get("category_id"), get("iscrowd"), get("area"), *(get("bbox") or ()))
+    return str in map(type, fields)
 
 
 def _read_annotation(entry: Any, i: int, listed_ids: set[int], categories: Mapping[int, str]) -> tuple[int, WrittenBox]:
@@ -204,14 +205,13 @@ def _read_annotation(entry: Any, i: int, listed_ids: set[int], categories: Mappi
     if not isinstance(entry, dict):
         raise _EntryError("annotation-entry", f"{shown(entry)}, expected an object")
     image_id, category_id = whole(entry.get("image_id")), whole(entry.get("category_id"))
-    for key, value in (("image_id", image_id), ("category_id", category_id)):
-        if value is None:
-            raise _EntryError("annotation-entry", f"{key} is {shown(entry.get(key))}, expected a whole number")
+    if image_id is None or category_id is None:
+        key = "image_id" if image_id is None else "category_id"
+        raise _EntryError("annotation-entry", f"{key} is {shown(entry.get(key))}, expected a whole number")
     iscrowd = entry.get("iscrowd")
     iscrowd = 0 if iscrowd is None else int(iscrowd) if isinstance(iscrowd, bool) else whole(iscrowd)
     if iscrowd not in (0, 1):
         raise _EntryError("annotation-entry", f"iscrowd is {shown(entry['iscrowd'])}, expected 0 or 1")
-    assert image_id is not None and category_id is not None
     if image_id not in listed_ids:
         raise _EntryError("image-unknown", f"image_id is {image_id}, expected the id of a listed image")
     if category_id not in categories:
@@ -237,14 +237,13 @@ def _read_bbox(entry: Mapping[str, Any]) -> tuple[tuple[float, ...], bool]:
         except OutlineError as error:
             raise _EntryError("box-malformed", f"bbox is {shown(bbox)} and {error}") from None
     numbers = tuple(map(finite, bbox)) if isinstance(bbox, list) else ()
-    found = tuple(number for number in numbers if number is not None)
-    if len(found) != len(numbers) or not (len(found) == 4 or (len(found) == 5 and "place" not in entry)):
+    if None in numbers or not (len(numbers) == 4 or (len(numbers) == 5 and "place" not in entry)):
         raise _EntryError("box-malformed", f"bbox is {shown(bbox)}, expected four finite numbers")
-    return found, False
+    return numbers, False  # type: ignore[return-value]  # None is not among them
 
 
 def _rotation(entry: Mapping[str, Any]) -> float:
     """Return the rotation in degrees, 0 to 180, that CVAT writes as an attribute; 0 if there is none."""
     attributes = entry.get("attributes")
     value = entry.get("rotation", attributes.get("rotation") if isinstance(attributes, dict) else None)
-    return (finite(value) or 0.0) % 180
+    return 0.0 if value is None else (finite(value) or 0.0) % 180

@@ -13,6 +13,8 @@ _SHOWN_CHARS = 60
 
 def whole(value: Any) -> int | None:
     """Return a whole number as int (640, 640.0 and "640" -> 640), or None for anything else and beyond 64 bits."""
+    if type(value) is int and -(2**63) < value < 2**63:  # nearly all
+        return value
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,19}\s*", value, re.ASCII):
         value = int(value)  # a float would lose digits of large ids
     number = value if isinstance(value, int) and not isinstance(value, bool) else finite(value)
@@ -23,6 +25,8 @@ def whole(value: Any) -> int | None:
 
 def finite(value: Any) -> float | None:
     """Return a finite number, also one written as text ("12.5"), or None for anything else."""
+    if type(value) is float:  # nearly all
+        return value if math.isfinite(value) else None
     if isinstance(value, str) and len(value) <= 40 and _NUMBER.fullmatch(value):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
