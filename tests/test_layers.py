@@ -257,7 +257,7 @@ def test_what_a_trial_can_do_without_is_imported_inside_functions(name: str) -> 
     [
         ("optuna", ("study", "search", "report.importance")),
         ("sklearn", ("search",)),
-        ("scipy", ("search",)),
+        ("scipy", ("search", "study.allocation")),
         ("sqlalchemy", ("study",)),
         ("ray", ("execution",)),
         ("grpc", ("execution",)),

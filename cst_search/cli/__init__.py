@@ -22,6 +22,7 @@ from cst_search.cli import searches as searches
 from cst_search.cli import studies as studies
 from cst_search.cli import recipes as recipes
 from cst_search.cli import data_sets as data_sets
+from cst_search.cli import tasks as tasks
 from cst_search.cli import jobs as jobs
 from cst_search.cli import services as services
 # isort: on

@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cst_search.study import pareto
+from cst_search.study.allocation import Plan
 from cst_search.study.records import StudyInfo, common_reference
 from cst_search.study.wording import describe, format_quality, memory_words
-from cst_search.units import format_count
+from cst_search.units import format_bytes, format_count
 
 _BESIDE = 120  # least terminal width in characters for a column of configurations
 
@@ -63,6 +64,25 @@ def front_table(info: StudyInfo, width: int) -> Group:
             Text("in all of them: " + describe({k: v for k, v in first.items() if k in shared}, 20).removeprefix("? "))
         )
     return Group(*parts)
+
+
+def plan_table(infos: Sequence[StudyInfo], plan: Plan) -> Table:
+    """Return the points that `study.allocation` chose, one row for each study."""
+    table = Table()
+    for name in ("study", "trial", "map", "adds", "configuration"):
+        table.add_column(name, justify="left" if name in ("study", "configuration") else "right")
+    for info in infos:
+        point = plan.points[info.name]
+        record = info.by_number(point.trial)
+        words = "" if record is None else describe(record.config, 20)
+        table.add_row(
+            Text(info.name),
+            str(point.trial),
+            format_quality(point.quality),
+            format_bytes(point.delta_bytes),
+            Text(words),
+        )
+    return table
 
 
 def comparison_table(infos: Sequence[StudyInfo]) -> Table:

@@ -1,0 +1,99 @@
+"""A storage budget divided among tasks, against every plan there is."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from cst_search.study.allocation import Plan, Point, allocate, curve, next_better, useful
+
+# two tasks: the first gains much from its second point, the other little from its last
+TASKS = {
+    "cells": [Point(0, 0.30, 100), Point(1, 0.50, 400), Point(2, 0.52, 4000)],
+    "cards": [Point(5, 0.20, 100), Point(6, 0.35, 1000)],
+}
+
+
+def trials(plan: Plan | None) -> dict[str, int]:
+    assert plan is not None
+    return {name: point.trial for name, point in plan.points.items()}
+
+
+@pytest.mark.parametrize(
+    ("budget", "goal", "expected", "value"),
+    [
+        (200, "mean", {"cells": 0, "cards": 5}, 0.25),
+        (500, "mean", {"cells": 1, "cards": 5}, 0.35),
+        (1100, "mean", {"cells": 1, "cards": 5}, 0.35),  # 300 left, and nothing to buy for them
+        (1100, "worst", {"cells": 0, "cards": 6}, 0.30),
+        (1400, "mean", {"cells": 1, "cards": 6}, 0.425),
+        (10**6, "mean", {"cells": 2, "cards": 6}, 0.435),
+        (10**6, "worst", {"cells": 2, "cards": 6}, 0.35),  # of plans with the same worst the one with the best mean
+    ],
+)
+def test_a_small_case_by_hand(budget: int, goal: str, expected: dict[str, int], value: float) -> None:
+    plan = allocate(TASKS, budget, goal)  # type: ignore[arg-type]
+    assert trials(plan) == expected and plan is not None
+    assert plan.value == pytest.approx(value) and plan.total_bytes <= budget
+
+
+def test_nothing_fits() -> None:
+    assert allocate(TASKS, 199) is None
+
+
+def test_weights_decide_who_gets_the_storage() -> None:
+    assert trials(allocate(TASKS, 1100, weights={"cards": 5})) == {"cells": 0, "cards": 6}
+
+
+def test_what_more_storage_would_buy() -> None:
+    plan = allocate(TASKS, 500)
+    assert plan is not None
+    better = next_better(TASKS, plan)
+    assert better is not None and better.total_bytes == 1400 and better.value == pytest.approx(0.425)
+    best = allocate(TASKS, 10**6)
+    assert best is not None and next_better(TASKS, best) is None
+
+
+def test_points_that_cost_more_for_nothing_are_left_out() -> None:
+    points = [Point(0, 0.3, 100), Point(1, 0.3, 50), Point(2, 0.2, 400), Point(3, 0.4, 400), Point(4, 0.4, 400)]
+    assert [point.trial for point in useful(points)] == [1, 3]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_as_good_as_the_best_of_all_plans(seed: int) -> None:
+    draw = random.Random(seed)
+    tasks = {
+        f"task-{t}": [Point(i, round(draw.random(), 3), draw.randint(1, 5_000_000)) for i in range(draw.randint(1, 5))]
+        for t in range(draw.randint(1, 5))
+    }
+    weights = {name: draw.choice([0.5, 1.0, 3.0]) for name in tasks}
+    total = sum(weights.values())
+    plans = [dict(zip(tasks, chosen, strict=True)) for chosen in itertools.product(*tasks.values())]
+
+    def value(plan: dict[str, Point], goal: str) -> float:
+        if goal == "worst":
+            return min(point.quality for point in plan.values())
+        return sum(weights[name] * point.quality for name, point in plan.items()) / total
+
+    def size(plan: dict[str, Point]) -> int:
+        return sum(point.delta_bytes for point in plan.values())
+
+    for goal in ("mean", "worst"):
+        for budget in (draw.choice([size(plan) for plan in plans]), draw.randint(1, 20_000_000)):
+            fitting = [plan for plan in plans if size(plan) <= budget]
+            found = allocate(tasks, budget, goal, weights)  # type: ignore[arg-type]
+            assert (found is None) == (not fitting)
+            if found is not None:
+                best = max(value(plan, goal) for plan in fitting)
+                assert found.value == pytest.approx(best, abs=1e-9)
+                same = [plan for plan in fitting if value(plan, goal) >= best - 1e-9]
+                best_mean = max(value(plan, "mean") for plan in same)
+                assert value(dict(found.points), "mean") == pytest.approx(best_mean, abs=1e-8)
+                least = min(size(plan) for plan in same if value(plan, "mean") >= best_mean - 1e-9)
+                assert found.total_bytes == least
+        steps = curve(tasks, goal, weights)  # type: ignore[arg-type]
+        assert all(a.value < b.value and a.total_bytes < b.total_bytes for a, b in itertools.pairwise(steps))
+        for step in steps:
+            assert step.value == pytest.approx(max(value(p, goal) for p in plans if size(p) <= step.total_bytes))
