@@ -15,7 +15,6 @@ from PIL import Image
 from torchvision.ops import box_convert
 
 from cst_search.data.dataset import DetectionData, load_data
-from cst_search.data.formats import find_splits
 from cst_search.data.images import CocoImages
 from cst_search.data.options import ReadOptions
 from cst_search.errors import DataError
@@ -281,13 +280,15 @@ def test_yolo_images_without_a_file_are_kept_and_files_without_an_image_are_name
 
 def test_yolo_shares_are_those_of_the_picture_as_shown(tmp_path: Path) -> None:
     yolo_folder(tmp_path, CONFIG)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored 40x20, shown 20x40
-    picture(tmp_path / "images/train/a.jpg", seed=3, exif=exif)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # stored 40x20, shown 20x40
+    picture(tmp_path / "images/train/a.jpg", seed=3, exif=turned)
     (tmp_path / "images/train/a.png").unlink()
-    document = find_splits(tmp_path)["train"].read()
-    assert [(entry["width"], entry["height"]) for entry in document["images"]] == [(20, 40)]
-    assert document["annotations"][0]["bbox"] == [5, 10, 10, 20]
+    for exif in ("auto", "shown"):
+        [image] = load_data(tmp_path, ReadOptions(exif=exif))[0].splits["train"].images
+        assert ((image.width, image.height), image.boxes_xywh) == ((20, 40), ((5, 10, 10, 20),))
+    with pytest.raises(DataError, match="--exif shown"):
+        load_data(tmp_path, ReadOptions(exif="stored"))
 
 
 def test_label_studios_yolo_has_a_list_of_classes(tmp_path: Path) -> None:
