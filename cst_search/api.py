@@ -70,7 +70,7 @@ def launch(
     Args:
         budget_mem: GPU memory budget per trial.
         budget_params: budget of trainable parameters.
-        data: COCO-format folder; None: the embedded demo.
+        data: folder in COCO's, YOLO's or Pascal VOC's format; None: the embedded demo.
         exif, max_pixels, truncated, white_level, val_fraction, val_seed, sizes, boxes, crowd, rotated: fields of the
             recipe on how data are read; None: the recipe's.
         recipe: fixed settings; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
@@ -303,7 +303,7 @@ def train(
 
     Args:
         out: folder for weights, metrics and recipe; it must be empty or not exist.
-        data: COCO-format folder; None: the recipe's.
+        data: folder in COCO's, YOLO's or Pascal VOC's format; None: the recipe's.
         exif, max_pixels, truncated, white_level, val_fraction, val_seed, sizes, boxes, crowd, rotated: fields of the
             recipe on how data are read; None: the recipe's.
 

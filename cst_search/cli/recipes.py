@@ -42,7 +42,7 @@ def train(
         ),
     ],
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for weights, metrics and recipe.")],
-    data: Annotated[str | None, typer.Option("--data", help="COCO-format folder (default: the recipe's).")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Folder of the data set (default: the recipe's).")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a field: name=value. Repeatable.", autocompletion=completion.settings),

@@ -296,7 +296,9 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
                                      parse=_bytes)  # fmt: skip
     budget_params: int | None = _option("--budget-params", "Budget of trainable parameters, e.g. 2M.", BUDGET,
                                         parse=_count)  # fmt: skip
-    data: str | None = _option("--data", "COCO-format folder (default: the embedded demo).", SEARCH, recorded=True)
+    data: str | None = _option(
+        "--data", "Folder in COCO's, YOLO's or Pascal VOC's format (default: the embedded demo).", SEARCH, recorded=True
+    )
     recipe: RecipeLike | None = _option(
         "--recipe",
         "Settings that all trials share: a shipped name or a YAML file (default: demo; with --data, resnet50 on a GPU, "

@@ -162,7 +162,7 @@ class Recipe:
     anchor_scale: float = 1.0  # multiplies torchvision's anchor sizes; below 1 for small objects or small images
     head_convs: int = 4  # convolutions in each FCOS tower; RetinaNet (4) and Faster R-CNN have theirs fixed
 
-    data: str = "demo"  # a COCO-format folder, or demo
+    data: str = "demo"  # a folder in COCO's, YOLO's or Pascal VOC's format, or demo
     # boxes lie on the picture as shown (EXIF orientation applied) | as stored | auto: as the sizes in the file say
     exif: str = _reading("auto")
     max_pixels: int = _reading(MAX_PIXELS)  # bound of width times height: a small file may claim more than memory holds

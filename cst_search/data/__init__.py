@@ -1,4 +1,4 @@
-"""COCO-format data: reading, validation, images, the disk cache and the demo dataset."""
+"""Data sets: formats, reading, validation, images, the disk cache and the demo dataset."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Read a COCO-format folder: find its splits, validate them, list their images and boxes.
+"""Read the folder of a data set: find its splits, validate them, list their images and boxes.
 
 data, report = load_data("bccd", cache=Path("checked.json"))
 """
@@ -104,7 +104,7 @@ def load_data(
     need: tuple[str, ...] = ("train", "val"),
     also: tuple[str, ...] = (),
 ) -> tuple[DetectionData, DataReport]:
-    """Find, read and validate a COCO-format folder.
+    """Find, read and validate the folder of a data set.
 
     Args:
         folder: folder with a layout of `formats`.

@@ -1,4 +1,4 @@
-"""Load images of a COCO-format split as tensors: decode, resize, cache, batch.
+"""Load images of a split as tensors: decode, resize, cache, batch.
 
     train = CocoImages(data.splits["train"], image_size_px=800, max_size_px=1333, hflip=True)
     for epoch in range(epochs):

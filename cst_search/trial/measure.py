@@ -345,7 +345,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 memory ran out or the loss is not finite (see outcome), 2 change something.",
     )
     parser.add_argument("recipe", type=Path, help="JSON, or YAML with PyYAML")
-    parser.add_argument("--data", type=Path, help="COCO-format folder whose images make the worst batch")
+    parser.add_argument("--data", type=Path, help="data set whose images make the worst batch")
     parser.add_argument("--cache", type=Path, help="with --data: JSON file that remembers checked images")
     parser.add_argument("--n-classes", type=int, default=80, help="number of classes without background [%(default)s]")
     parser.add_argument(
