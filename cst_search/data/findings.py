@@ -224,7 +224,7 @@ def _advice_to_skip(report: DataReport) -> str:
     kinds = ", ".join(dict.fromkeys(fault.kind for fault in report.faults))
     if all(counts.lost_share <= MAX_SKIPPED_SHARE for counts in lost.values()):
         return f"Correct them ({kinds}), or leave out the broken images and boxes with --skip-bad: {said}"
-    return f"Correct these: {kinds}. --skip-bad is no help, as it would leave out much: {said}"
+    return f"Correct these: {kinds}. --skip-bad would leave out a good part: {said}"
 
 
 class Findings:

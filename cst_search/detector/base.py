@@ -47,7 +47,7 @@ class Detector:
     Attributes:
         name: name in recipes.
         build: (backbone of `detector.pyramid`, number of labels with background, recipe) -> a module with torchvision's
-            interface, whose ``backbone`` is the one given.
+            interface, whose ``backbone`` is the one given. It gives up to ``recipe.max_detections`` an image.
         used_stages: stages that the pyramid reads, of 2..5.
         heads: training step behind the pyramid as shapes, (tape, step, levels) -> losses, for the predicted memory; see
             `memory.plan.StepShape`.

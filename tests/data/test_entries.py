@@ -235,8 +235,7 @@ def test_skipping_much_is_not_advised(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_data(faulty(tmp_path, 20, 100))
     assert str(caught.value).splitlines()[-1] == (
-        "Correct these: box-outside. --skip-bad is no help, as it would leave out much: "
-        "0 of 1 images and 20 of 100 boxes of train"
+        "Correct these: box-outside. --skip-bad would leave out a good part: 0 of 1 images and 20 of 100 boxes of train"
     )
     _, report = load_data(tmp_path, skip_bad=True)
     assert "left out: 0 of 1 images and 20 of 100 boxes of train" in report.render()
