@@ -95,9 +95,10 @@ class _Folder:
             if parent not in self._real_parents:
                 self._real_parents[parent] = os.path.realpath(parent)
             real = os.path.join(self._real_parents[parent], base)
-            if os.path.islink(real):
+            info = os.lstat(real)
+            if stat.S_ISLNK(info.st_mode):
                 real = os.path.realpath(real)
-            info = os.stat(real)
+                info = os.stat(real)
         except (OSError, ValueError):  # ValueError: not a valid file name
             return Located(path, kind="image-missing")
         leaves = not _is_inside(os.path.normpath(path), self.root) or base in ("", ".", "..")
