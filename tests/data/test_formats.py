@@ -113,6 +113,15 @@ def test_a_single_file_is_the_training_split(tmp_path: Path, file: str, images: 
     assert boxes(data) == {"t.png": [("cat", (4, 5, 10, 8))]}
 
 
+@pytest.mark.parametrize("name", ["images/t.png", "images\\t.png"])
+def test_label_studio_names_files_with_their_folder(tmp_path: Path, name: str) -> None:
+    picture(tmp_path / "images" / "t.png")
+    write(tmp_path, **{"result.json": coco(name)})
+    data, _ = load_data(tmp_path, need=("train",))
+    assert list(boxes(data).values()) == list(FOUND.values())
+    assert data.splits["train"].images[0].path == (tmp_path / "images" / "t.png").resolve()
+
+
 @pytest.mark.parametrize(
     ("files", "says"),
     [
@@ -295,6 +304,28 @@ def test_label_studios_yolo_has_a_list_of_classes(tmp_path: Path) -> None:
     picture(tmp_path / "images/a.png")
     write(tmp_path, **{"labels/a.txt": "1 0.5 0.5 0.5 0.5", "classes.txt": "cat\ndog\n", "notes.json": "{}"})
     assert boxes(load_data(tmp_path, need=("train",))[0]) == {"a.png": DOG}
+
+
+def test_cvats_yolo_has_darknets_settings(tmp_path: Path) -> None:
+    for split, name in (("train", "a"), ("valid", "b")):
+        picture(tmp_path / f"obj_{split}_data/{name}.png", seed=ord(name))
+        write(tmp_path, **{f"obj_{split}_data/{name}.txt": "1 0.5 0.5 0.5 0.5",
+                           f"{split}.txt": f"data/obj_{split}_data/{name}.png\n"})  # fmt: skip
+    settings = "classes = 2\ntrain = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names\nbackup = backup/\n"
+    write(tmp_path, **{"obj.data": settings, "obj.names": "cat\ndog\n"})
+    data, report = load_data(tmp_path)
+    assert (boxes(data), boxes(data, "val")) == ({"obj_train_data/a.png": DOG}, {"obj_valid_data/b.png": DOG})
+    assert {note.kind for note in report.notes} == {"class-without-boxes"}
+    (tmp_path / "obj.names").unlink()
+    with pytest.raises(DataError, match=r"obj\.names must be there"):
+        load_data(tmp_path)
+
+
+def test_settings_of_something_else_are_no_data_set(tmp_path: Path) -> None:
+    write(tmp_path, **{"config.yaml": "train: {lr: 0.1}\nval: {every: 2}", "ImageSets/Main/train.txt": "a\n",
+                       "Annotations/a.xml": voc_xml()})  # fmt: skip
+    picture(tmp_path / "JPEGImages/a.png")
+    assert boxes(load_data(tmp_path, need=("train",))[0]) == FOUND
 
 
 @pytest.mark.parametrize(

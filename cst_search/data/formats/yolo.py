@@ -1,5 +1,7 @@
 """YOLO's text files, as Ultralytics reads them: ``data.yaml`` names splits and classes, and each image has a text file.
 
+Darknet's ``obj.data`` and Label Studio's ``classes.txt`` stand for data.yaml in exports of CVAT and Label Studio.
+
 A row is ``class cx cy w h`` as shares of the image *as shown*, which is how Ultralytics opens it (EXIF applied), or
 ``class x1 y1 x2 y2 x3 y3 ...``, an outline, which becomes the box around it. With ``kpt_shape``, keypoints stand behind
 the box. Paths and rows follow docs.ultralytics.com/datasets/detect and `check_det_dataset`, `img2label_paths` and
@@ -24,7 +26,8 @@ from cst_search.data.pixels import shown_size
 from cst_search.errors import DataError
 
 _CONFIGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-_CLASS_LISTS = ("classes.txt", "obj.names")  # Label Studio's export has a list instead of data.yaml
+_CLASS_LIST = "classes.txt"  # Label Studio's export has a list instead of data.yaml
+_DARKNET = "obj.data"  # CVAT's "YOLO 1.1" has Darknet's file of settings
 _KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _ROUNDING = 1e-5  # shares are written with six decimals, so corners miss the edge of the image by this much
 
@@ -83,7 +86,7 @@ class _Settings:
 
 
 def find(folder: Path) -> dict[str, SplitSource]:
-    """Return the splits that data.yaml names; with a list of classes alone, ``images/`` is the training split.
+    """Return the splits that data.yaml or obj.data names; with a list of classes alone, ``images/`` is for training.
 
     Raises:
         DataError: data.yaml cannot be used, or names what is not in the folder.
@@ -108,16 +111,31 @@ def _config(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     usual = [path for name in _CONFIGS if (path := folder / name).is_file()]
     others = sorted(path for path in folder.glob("*.y*ml") if path not in usual)
     found = [(path, content) for path in usual + others if (content := _yaml(path, strict=path in usual))]
-    found = [(path, content) for path, content in found if content.get("train") or content.get("val")]
+    found = [
+        (path, content)
+        for path, content in found
+        if (content.get("train") or content.get("val")) and (path in usual or "names" in content)
+    ]
     if len(found) > 1:
         raise DataError(f"{folder} must have one data.yaml; it has {', '.join(path.name for path, _ in found)}. "
                         "Move the others away")  # fmt: skip
     if found:
         return found[0]
-    lists = [path for name in _CLASS_LISTS if (path := folder / name).is_file()]
-    if lists and child(folder, "images") and child(folder, "labels"):
-        return lists[0], {"names": lists[0].read_text(encoding="utf-8-sig").split("\n"), "train": "images"}
+    if (darknet := folder / _DARKNET).is_file():
+        parts = [line.partition("=") for line in _lines(darknet)]
+        settings: dict[str, Any] = {key.strip(): value.strip() for key, _, value in parts}
+        listed = Path(settings.get("names", "obj.names")).name  # data/obj.names: written for Darknet's own folder
+        return darknet, settings | {"names": _lines(folder / listed)}
+    if (classes := folder / _CLASS_LIST).is_file() and child(folder, "images") and child(folder, "labels"):
+        return classes, {"names": _lines(classes), "train": "images"}
     return None, {}
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} must be there, and text: {error}") from None
 
 
 def _yaml(path: Path, *, strict: bool) -> dict[str, Any]:
@@ -255,6 +273,7 @@ FORMAT = DataFormat(
     name="yolo",
     layouts=(
         "data.yaml (names, train, val)                       with images/... and labels/... as Ultralytics has them",
+        "obj.data, obj.names, train.txt, obj_train_data/     (Darknet, CVAT's YOLO 1.1), with --val-fraction",
         "classes.txt, images/, labels/                       (Label Studio's YOLO), with --val-fraction",
     ),
     find=find,
