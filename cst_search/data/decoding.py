@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -32,6 +33,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# chunk eXIf (PNG 3, section 11.3.3.5), ImageMagick's EXIF as text, and XMP
+_PNG_MARKS = (b"eXIf", b"Raw profile type", b"adobe.xmp")
 _INVERSE = {6: 8, 8: 6}  # the other turns undo themselves
 _settings = threading.RLock()  # of Pillow, which has them for the whole process
 
@@ -110,10 +113,22 @@ def orientation_of(image: Image.Image) -> int:
     TIFF has one before it is decoded and none afterwards.
     """
     try:
+        file = getattr(image, "fp", None)  # None once the pixels are decoded
+        if image.format == "PNG" and file is not None and not _may_be_turned(file):
+            return UPRIGHT  # Pillow would decode the pixels to look behind them
         found = image.getexif().get(_ORIENTATION, UPRIGHT)
     except Exception:  # broken EXIF does not matter if the pixels are valid
         return UPRIGHT
     return found if found in _TURNS else UPRIGHT
+
+
+def _may_be_turned(png: IO[bytes]) -> bool:
+    """Return False if a PNG file has none of the chunks in which an orientation may stand."""
+    place = png.tell()
+    png.seek(0)
+    content = png.read()
+    png.seek(place)
+    return any(mark in content for mark in _PNG_MARKS)
 
 
 def turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:

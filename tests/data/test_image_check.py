@@ -16,7 +16,7 @@ from cst_search.data.decoding import open_image
 from cst_search.data.findings import DataReport
 from cst_search.data.images import CocoImages
 from cst_search.data.options import ReadOptions
-from cst_search.data.pixels import inspect_image
+from cst_search.data.pixels import inspect_image, shown_size
 from cst_search.errors import DataError
 
 WIDTH, HEIGHT = 60, 40  # of the picture as shown
@@ -237,6 +237,18 @@ def test_the_check_may_read_headers_only(tmp_path: Path) -> None:
         np.testing.assert_array_equal(item(data, i)[0], shown_picture(i))
     assert notes(report) == {"exif-shown": 2, "image-size-missing": 1}
     assert data.splits["train"].images[2].width == WIDTH and not data.splits["train"].images[2].digest
+
+
+def test_the_orientation_of_a_png_may_stand_behind_its_pixels(tmp_path: Path) -> None:
+    save_shown(tmp_path / "a.png", 6)
+    content = (tmp_path / "a.png").read_bytes()
+    begin = content.index(b"eXIf") - 4
+    end = begin + 12 + int.from_bytes(content[begin : begin + 4], "big")
+    iend = content.index(b"IEND") - 4
+    (tmp_path / "b.png").write_bytes(content[:begin] + content[end:iend] + content[begin:end] + content[iend:])
+    save(tmp_path / "c.png", shown_picture())
+    assert [inspect_image(str(tmp_path / name))[3] for name in ("a.png", "b.png", "c.png")] == [6, 6, 1]
+    assert [shown_size(tmp_path / name) for name in ("a.png", "b.png", "c.png")] == [(WIDTH, HEIGHT)] * 3
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
