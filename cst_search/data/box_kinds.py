@@ -68,7 +68,7 @@ def recognise(numbers: np.ndarray, sizes_wh: np.ndarray, areas: np.ndarray, n_im
         n_images: how many images have these N boxes, N at least 1.
     """
     n = len(numbers)
-    within = ((numbers >= -1e-3) & (numbers <= 1 + 1e-3)).all(1)
+    within = _within_1(numbers)
     if within.mean() >= _NORMALISED_SHARE:
         forms = [form for form in BOX_FORMS if form.startswith("normalised")]
         counts = _n_fitting(forms, numbers[within], sizes_wh[within])
@@ -86,6 +86,17 @@ def recognise(numbers: np.ndarray, sizes_wh: np.ndarray, areas: np.ndarray, n_im
     return _hint(numbers, sizes_wh, areas) if n >= _HINT_BOXES and n_images >= _HINT_IMAGES else None
 
 
+def contradicted(form: str, numbers: np.ndarray, sizes_wh: np.ndarray) -> Recognised | None:
+    """Return a fault if boxes do not fit the form that was given for them, and fit another one."""
+    n, is_normalised = len(numbers), _within_1(numbers).mean() >= _NORMALISED_SHARE
+    forms = [other for other in BOX_FORMS[1:] if other.startswith("normalised") == is_normalised]
+    counts = _n_fitting({form, *forms}, numbers, sizes_wh)
+    if n - counts[form] <= max(1, _MISFIT_SHARE * n) or max(counts.values()) < _FIT_SHARE * n:
+        return None
+    why = f"as {_described(form)} ({form}) {counts[form]} of {n} fit"
+    return Recognised("box-form", n, f"{why}; {_switches(forms, counts, n)}; splits of one set must have one form")
+
+
 def _hint(numbers: np.ndarray, sizes_wh: np.ndarray, areas: np.ndarray) -> Recognised | None:
     """Return a note if boxes fit as xywh, but oddly."""
     n, ends = len(numbers), numbers[:, :2] + numbers[:, 2:]
@@ -98,7 +109,12 @@ def _hint(numbers: np.ndarray, sizes_wh: np.ndarray, areas: np.ndarray) -> Recog
     return None
 
 
-def _n_fitting(forms: list[str], numbers: np.ndarray, sizes_wh: np.ndarray) -> dict[str, int]:
+def _within_1(numbers: np.ndarray) -> np.ndarray:
+    """Return for each box whether its numbers are from 0 to 1: (N,)."""
+    return np.asarray(((numbers >= -1e-3) & (numbers <= 1 + 1e-3)).all(1))
+
+
+def _n_fitting(forms: Iterable[str], numbers: np.ndarray, sizes_wh: np.ndarray) -> dict[str, int]:
     return {form: int(fits(to_xywh(form, numbers, sizes_wh), sizes_wh).sum()) for form in forms}
 
 

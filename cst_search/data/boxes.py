@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from cst_search.data.box_kinds import MIN_SIDE_PX, ROUNDING_PX, recognise, to_xywh
+from cst_search.data.box_kinds import MIN_SIDE_PX, ROUNDING_PX, contradicted, recognise, to_xywh
 from cst_search.data.findings import FAULTS, Findings
 from cst_search.data.listed import Box, ListedImage, ListedSplit, WrittenBox
 from cst_search.data.options import ReadOptions
@@ -93,15 +93,21 @@ def _read_crowds(name: str, pairs: Pairs, options: ReadOptions, faults: Findings
 
 
 def _has_form(name: str, pairs: Pairs, options: ReadOptions, faults: Findings, notes: Findings) -> bool:
-    """Return True unless the statistics of boxes of no given form speak for another one than COCO's."""
-    if options.boxes != "auto":
+    """Return True unless the statistics of the boxes speak for another form than COCO's, or than the one given.
+
+    COCO's as the one given is taken as it is.
+    """
+    if options.boxes == "xywh":
         return True
     chosen = [(image, written) for image, written in pairs if not written.in_pixels]
     if not chosen:
         return True
-    areas = np.array([math.nan if written.area is None else written.area for _, written in chosen])
-    n_images = len({image.image_id for image, _ in chosen})
-    found = recognise(_numbers(chosen), _sizes_wh(chosen), areas, n_images)
+    if options.boxes == "auto":
+        areas = np.array([math.nan if written.area is None else written.area for _, written in chosen])
+        n_images = len({image.image_id for image, _ in chosen})
+        found = recognise(_numbers(chosen), _sizes_wh(chosen), areas, n_images)
+    else:
+        found = contradicted(options.boxes, _numbers(chosen), _sizes_wh(chosen))
     if found is None:
         return True
     is_fault = found.kind in FAULTS

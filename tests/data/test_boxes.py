@@ -69,6 +69,18 @@ def test_boxes_that_fit_several_forms_are_asked_about(tmp_path: Path) -> None:
     assert "--boxes normalised-cxcywh" in str(caught.value)
 
 
+@pytest.mark.parametrize(("given", "written"), [("xyxy", "xywh"), ("normalised", "xywh"), ("xyxy", "normalised")])
+def test_splits_in_different_forms_are_one_fault(tmp_path: Path, given: str, written: str) -> None:
+    forms = FORMS | {"xywh": XYWH}
+    folder = write_folder(tmp_path, entries(forms[given]), n_images=6)
+    write_split(folder, "val", entries(forms[written], 1))
+    with pytest.raises(DataError) as caught:
+        load_data(folder, ReadOptions(boxes=given), skip_bad=True)
+    found = [line for line in str(caught.value).splitlines() if "[box-" in line]
+    assert [line.split()[0] for line in found] == ["val"]
+    assert "[box-form]" in found[0] and f"--boxes {written}; splits of one set must have one form" in found[0]
+
+
 def test_areas_of_normalised_boxes_are_pixels(tmp_path: Path) -> None:
     """COCO's figures by size of objects need them so, whatever the file says."""
     folder = write_folder(tmp_path, entries(FORMS["normalised"], area=0.01), n_images=6)
