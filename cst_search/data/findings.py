@@ -43,7 +43,7 @@ FAULTS: dict[str, tuple[str, bool]] = {
     "box-malformed": ("bbox is not four finite numbers", True),
     "box-no-area": ("box has no area", True),
     "box-outside": ("box is outside its image for the most part", True),
-    "box-form": ("boxes are not x, y, width, height in pixels", False),
+    "box-form": ("boxes are in another form than they are read in", False),
     "box-rotated": ("boxes are rotated; the detectors find upright ones", False),
     "crowd-most": (
         "most objects are crowds (iscrowd 1; difficult in Pascal VOC), nothing to learn from",
