@@ -144,9 +144,12 @@ def _write_split(split: Split, out: Path, name: str, link: bool) -> None:
 def options_to_read(data: DetectionData, reading: ReadingOptions) -> list[str]:
     """Return the options that a converted set must be read with: what its files cannot say."""
     given = reading.reading_fields()
-    needed = {name: given[name] for name in ("exif", "max_pixels", "truncated", "white_level") if name in given}
+    kept = ("exif", "max_pixels", "truncated", "white_level")
+    needed: dict[str, Any] = {name: given[name] for name in kept if name in given}
     if needed.get("exif", "auto") == "auto":  # the size alone does not tell a turn by 180 degrees
         needed.pop("exif", None)
         if any(entry.decoding.turn != UPRIGHT for split in data.splits.values() for entry in split.images):
             needed["exif"] = "shown"
+    # answers to what the boxes themselves leave open, and still do
+    needed |= {name: value for name, value in (("crowd", "ignore"), ("boxes", "xywh")) if given.get(name) == value}
     return [f"--{name.replace('_', '-')} {value}" for name, value in needed.items()]

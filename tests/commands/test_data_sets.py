@@ -216,6 +216,25 @@ def test_what_a_file_cannot_say_is_said(tmp_path: Path, home: Path) -> None:
     assert boxes(load_data(tmp_path / "out", shown)[0]) == boxes(load_data(tmp_path / "set", shown)[0])
 
 
+def test_crowds_stay_crowds(tiny_folder: Path, tmp_path: Path, home: Path) -> None:
+    folder = layouts.ours(tiny_folder, tmp_path / "set")
+    for split in ("train", "val"):
+        document = json.loads((folder / f"{split}.json").read_text())
+        for annotation in document["annotations"][1:]:
+            annotation["iscrowd"] = 1
+        (folder / f"{split}.json").write_text(json.dumps(document))
+    assert run_cli("data", "convert", folder, tmp_path / "out").code == 2
+    known = json.loads(run_cli("data", "convert", folder, tmp_path / "out", "--crowd", "ignore", "--json").out)
+    assert known["read_with"] == ["--crowd ignore"]
+    options = ReadOptions(crowd="ignore")
+    assert boxes(load_data(tmp_path / "out", options)[0]) == boxes(load_data(folder, options)[0])
+    known = json.loads(run_cli("data", "convert", folder, tmp_path / "all", "--crowd", "as-objects", "--json").out)
+    assert known["read_with"] == []
+    data = load_data(tmp_path / "all")[0]
+    assert boxes(data) == boxes(load_data(folder, ReadOptions(crowd="as-objects"))[0])
+    assert not any(any(image.iscrowd) for image in data.splits["train"].images)
+
+
 @pytest.mark.parametrize(
     ("why", "said"),
     [
