@@ -77,7 +77,7 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="RUN... IMAGE...",
-            help="Folders that `train` wrote, or their weights files; then images, or folders of images.",
+            help="Folders that `train` or `pack` wrote, or weights files; then images, or folders of images.",
             show_default=False,
         ),
     ],
@@ -90,11 +90,12 @@ def predict(
     device: DeviceOption = "auto",
 ) -> None:
     """Detect objects with a trained recipe, or with several at once: JSON on stdout, pictures in a folder."""
+    from cst_search.detector.bundle import is_bundle
     from cst_search.trial.inference import predict as predict_one
     from cst_search.trial.multi_inference import predict_tasks, split_runs
 
     runs, images = split_runs(paths)
-    several = len(runs) > 1
+    several = len(runs) > 1 or is_bundle(runs[0])
     with err.status("loading ...") if err.is_terminal else nullcontext() as status:
         options: dict[str, Any] = {
             "score": score,

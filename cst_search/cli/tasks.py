@@ -67,3 +67,35 @@ def allocate(
         say(f"the next better plan: {better.value:.3f} in {format_bytes(better.total_bytes)}")
     for name, path in files.items():
         say(f"next:  cst-search train {path} --out {name}")
+
+
+@app.command()
+def pack(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN...", help="Folders that `train` wrote; each is a task of that name.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Bundle: a new folder, or a bundle that gets more tasks.")
+    ] = Path("bundle"),
+    drop: Annotated[
+        list[str] | None, typer.Option("--drop", help="Task to take out first; may be repeated.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:  # fmt: skip
+    """Put trained detectors into one folder: what they start from once, and what each trained."""
+    from cst_search.commands.pack import pack as run
+
+    bundle = run(runs or (), output, drop or ())
+    if json_:
+        print_json({"tasks": bundle.tasks, "bases": bundle.bases, "total_bytes": bundle.total_bytes()})
+        return
+    from cst_search.units import format_bytes
+
+    for name, entry in (*bundle.bases.items(), *bundle.tasks.items()):
+        say(f"{name}: {format_bytes(entry['bytes'])}")
+    say(f"{len(bundle.tasks)} task(s) on {len(bundle.bases)} base(s), {format_bytes(bundle.total_bytes())} in {output}")
+    if bundle.tasks:
+        say(f"next:  cst-search predict {output} IMAGES")

@@ -51,7 +51,7 @@ def build_detector(
         fix_norms(model, recipe, whole=recipe.has_trained_detector)
     else:
         labels = Labels(n_classes + 1, tuple(class_names))
-        load_start(model, detector, recipe, read_start(recipe, _start_of_run), labels)
+        load_start(model, detector, recipe, start_of(recipe), labels)
     backbone.body.requires_grad_(False)
     method.apply(backbone, options)
     set_trained_parts(model, recipe, detector)
@@ -144,6 +144,11 @@ def restored(file: TrainedFile) -> nn.Module:
         for name, value in own.items():
             value.copy_(tensors[name])
     return model
+
+
+def start_of(recipe: Recipe) -> Start | None:
+    """Read what a recipe's detector starts from; None: random numbers. Raises ConfigError."""
+    return read_start(recipe, _start_of_run)
 
 
 def _start_of_run(file: TrainedFile) -> Start:

@@ -104,11 +104,30 @@ def _of_file(path: Path, recipe: Recipe, of_run: Callable[[TrainedFile], Start])
     labels = _labels_in(path) if path.suffix == ".safetensors" else ()
     coco = recipe.coco_detector and _is_download(path, recipe.detector)
     start = _coco(recipe.detector, tensors) if coco else _whole(str(path), tensors, labels)
-    return start._replace(is_file=True)
+    return _as_saved(start, path)._replace(is_file=True)
 
 
 def _coco(detector: str, tensors: Mapping[str, Tensor]) -> Start:
     return Start(f"torchvision's {COCO_DETECTORS[detector]}", tensors, coco_labels(), _COCO_EPS.get(detector, _EPS))
+
+
+def save_start(start: Start, path: Path) -> None:
+    """Write a start to a safetensors file that, as ``weights`` of a recipe, gives the same start."""
+    from safetensors.torch import save_file  # imported here: not needed by trials that save nothing
+
+    metadata = {"norm_eps": repr(start.norm_eps), "batch_norm": str(start.batch_norm)}
+    if start.labels:
+        metadata["class_names"] = json.dumps(start.labels[1:])
+    part = path.with_name(path.name + ".part")
+    save_file({name: value.contiguous() for name, value in start.tensors.items()}, part, metadata=metadata)
+    part.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files readable only by their owner
+    part.replace(path)
+
+
+def start_identity(start: Start) -> str:
+    """Return 16 hex digits over everything that a start gives to a detector."""
+    content = (fingerprint(start.tensors), start.labels, start.norm_eps, start.batch_norm)
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
 def _whole(source: str, tensors: Mapping[str, Tensor], labels: tuple[str, ...]) -> Start:
@@ -121,6 +140,14 @@ def _is_download(path: Path, detector: str) -> bool:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return coco_weights(detector).url.endswith(f"-{digest[:8]}.pth")
+
+
+def _as_saved(start: Start, path: Path) -> Start:
+    """Return a start with what `save_start` noted of its norms; unchanged for other files."""
+    metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
+    if "norm_eps" not in metadata:
+        return start
+    return start._replace(norm_eps=float(metadata["norm_eps"]), batch_norm=metadata.get("batch_norm") == "True")
 
 
 def _labels_in(path: Path) -> tuple[str, ...]:

@@ -30,9 +30,10 @@ from cst_search.backbone.resnet import fingerprint
 from cst_search.config.catalog import check_folder
 from cst_search.config.recipe import READING_FIELDS, Recipe
 from cst_search.data.dataset import ImageEntry
+from cst_search.detector.build import restored
+from cst_search.detector.bundle import Bundle, is_bundle
 from cst_search.detector.pyramid import Backbone
-from cst_search.detector.trained_file import WEIGHTS, weights_file
-from cst_search.detector.weights import load_trained
+from cst_search.detector.trained_file import WEIGHTS, TrainedFile, read_trained, weights_file
 from cst_search.errors import ConfigError
 from cst_search.trial.device import check_device
 from cst_search.trial.engine import choose_precision, detect
@@ -73,9 +74,27 @@ class MultiPredictor:
         Raises:
             ConfigError: the name is taken, there are no weights, or they do not fit the recipe.
         """
+        self._add(name, read_trained(weights_file(run)), max_pixels)
+
+    def add_bundle(self, folder: Path, max_pixels: int | None = None) -> None:
+        """Load all tasks of a bundle, see `detector.bundle`; or none of them.
+
+        Raises:
+            ConfigError: a file is missing or damaged, or a name is taken.
+        """
+        bundle, before = Bundle(folder), dict(self.tasks)
+        bundle.check()
+        try:
+            for name in bundle.tasks:
+                self._add(name, bundle.trained(name), max_pixels)
+        except ConfigError:
+            self.tasks = before
+            raise
+
+    def _add(self, name: str, file: TrainedFile, max_pixels: int | None) -> None:
         if name in self.tasks:
             raise ConfigError(f"tasks must have different names; {name!r} is taken")
-        model, recipe, class_names = load_trained(weights_file(run))
+        model, recipe, class_names = restored(file).eval(), file.recipe, file.class_names
         recipe = recipe if max_pixels is None else replace(recipe, max_pixels=max_pixels)
         group = _group(model, recipe)
         share_equal_tensors(model, [task.model for task in self.tasks.values()])
@@ -181,7 +200,10 @@ def predict_tasks(
     images = find_images(paths)
     detectors = MultiPredictor(device)
     for run in runs:
-        detectors.add((weights_file(run).parent if run.is_file() else run.absolute()).name, run, max_pixels)
+        if is_bundle(run):
+            detectors.add_bundle(run, max_pixels)
+        else:
+            detectors.add(task_name(run), run, max_pixels)
     results: list[dict[str, Any]] = []
     for result in detectors.detect(images, score):
         for name, found in result["tasks"].items():
@@ -196,20 +218,29 @@ def predict_tasks(
     return results
 
 
+def task_name(run: Path) -> str:
+    """Return the name that a run has as a task: that of its folder."""
+    return (run.parent if run.is_file() else run).absolute().name
+
+
 def split_runs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the runs that stand first among paths, and the images and folders of images behind them.
+    """Return the runs and bundles that stand first among paths, and the images and folders of images behind them.
 
     Raises ConfigError if either is missing.
     """
-    runs = list(takewhile(lambda path: path.suffix == ".safetensors" or (path / WEIGHTS).is_file(), paths))
+    runs = list(takewhile(_is_run_or_bundle, paths))
     if not runs:
         raise ConfigError(
-            f"{paths[0]} is neither a folder written by `cst-search train` nor its weights file; "
+            f"{paths[0]} is neither a folder written by `cst-search train` nor its weights file, nor a bundle; "
             f"name one or more of these, then images"
         )
     if len(runs) == len(paths):
         raise ConfigError(f"name images, or a folder of them, behind the run{'s' * (len(runs) > 1)}")
     return runs, list(paths[len(runs) :])
+
+
+def _is_run_or_bundle(path: Path) -> bool:
+    return path.suffix == ".safetensors" or (path / WEIGHTS).is_file() or is_bundle(path)
 
 
 def backbone_of(model: nn.Module) -> Backbone:

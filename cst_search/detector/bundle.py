@@ -1,0 +1,168 @@
+"""Bundle of trained detectors in a folder: each base once, the trained tensors of every task, and a manifest.
+
+    cells.safetensors, cards.safetensors       the files that `cst-search train` wrote
+    base-0123456789abcdef.safetensors          the detector that both start from
+    bundle.json                                sizes, hashes, classes, methods
+
+A task is added or dropped without a change to the files of the others. Every file is checked against its SHA-256
+before anything of it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cst_search.detector.build import start_of
+from cst_search.detector.pretrained import save_start, start_identity
+from cst_search.detector.trained_file import TrainedFile, read_trained, weights_file
+from cst_search.errors import ConfigError
+
+FORMAT = "cst-search/bundle-1"
+MANIFEST = "bundle.json"
+_NAME_RULE = "of a-z, A-Z, 0-9, '-', '_' and '.', not begin with a dot, and have at most 100 characters"
+
+
+class Bundle:
+    """A bundle on disk.
+
+    Attributes:
+        tasks: by name ``file``, ``bytes``, ``sha256``, ``base`` (None: a random one, drawn from the recipe's seed),
+            ``classes`` and ``method``.
+        bases: by name ``file``, ``bytes``, ``sha256``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open a bundle, or prepare a new one where there is no folder. Raises ConfigError if there is something else.
+
+        Nothing is written before `add`.
+        """
+        self.folder = folder
+        self.tasks: dict[str, dict[str, Any]] = {}
+        self.bases: dict[str, dict[str, Any]] = {}
+        if is_bundle(folder):
+            self._read()
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder} must be a bundle or a new folder; it has no {MANIFEST}")
+
+    def _read(self) -> None:
+        path = self.folder / MANIFEST
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise ValueError(f"format {content['format']!r}, expected {FORMAT!r}")
+            self.tasks, self.bases = dict(content["tasks"]), dict(content["bases"])
+            for entry in (*self.tasks.values(), *self.bases.values()):
+                if not _is_plain(entry["file"]) or not isinstance(entry["sha256"], str):
+                    raise ValueError(f"file {entry['file']!r}")
+            for name, task in self.tasks.items():
+                if not _is_plain(name) or (task["base"] is not None and task["base"] not in self.bases):
+                    raise ValueError(f"task {name!r}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{path} is no manifest that this version reads ({type(error).__name__}: {error})"
+            ) from error
+
+    def total_bytes(self) -> int:
+        """Return the bytes of all files but the manifest."""
+        return sum(entry["bytes"] for entry in (*self.tasks.values(), *self.bases.values()))
+
+    def add(self, name: str, run: Path) -> None:
+        """Copy a run into the bundle, and the detector that it starts from if the bundle lacks it.
+
+        Raises:
+            ConfigError: the name is taken or no file name, or the run or its base cannot be read.
+        """
+        if not _is_plain(name):
+            raise ConfigError(f"the name of a task must be {_NAME_RULE}; got {name!r}")
+        if name in self.tasks:
+            raise ConfigError(
+                f"{self.folder} has a task {name!r} already; drop it first, or rename the folder of the run"
+            )
+        trained = read_trained(weights_file(run))
+        start = start_of(trained.recipe)
+        base = None if start is None else f"base-{start_identity(start)}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if start is not None and base is not None and base not in self.bases:
+            file = self.folder / f"{base}.safetensors"
+            save_start(start, file)
+            self.bases[base] = _entry(file)
+        file = self.folder / f"{name}.safetensors"
+        part = file.with_suffix(".part")
+        shutil.copyfile(trained.path, part)
+        os.replace(part, file)
+        self.tasks[name] = _entry(file) | {
+            "base": base, "classes": list(trained.class_names), "method": trained.recipe.method,
+        }  # fmt: skip
+        self._write()
+
+    def drop(self, name: str) -> None:
+        """Delete a task, and its base if no other task needs it. Raises ConfigError if there is none of that name."""
+        if name not in self.tasks:
+            raise ConfigError(f"{self.folder} has no task {name!r}; it has {', '.join(self.tasks) or 'none'}")
+        task = self.tasks.pop(name)
+        unused = [base for base in self.bases if all(other["base"] != base for other in self.tasks.values())]
+        files = [task["file"], *(self.bases.pop(base)["file"] for base in unused)]
+        self._write()  # first: a file too many does no harm
+        for file in files:
+            (self.folder / file).unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise ConfigError, naming every file that is missing or damaged."""
+        faults = [fault for entry in (*self.tasks.values(), *self.bases.values()) if (fault := self._fault(entry))]
+        if faults:
+            raise ConfigError(f"bundle {self.folder}: {'; '.join(faults)}. Pack it again from the runs")
+
+    def trained(self, name: str) -> TrainedFile:
+        """Return a task's file; its recipe starts from the base in the bundle. Call `check` before.
+
+        Raises ConfigError if the file cannot be read.
+        """
+        task = self.tasks[name]
+        found = read_trained(self.folder / task["file"])
+        if task["base"] is None:
+            return found
+        weights = str(self.folder / self.bases[task["base"]]["file"])
+        return found._replace(recipe=replace(found.recipe, weights=weights))
+
+    def _fault(self, entry: Mapping[str, Any]) -> str | None:
+        path = self.folder / entry["file"]
+        if not path.is_file():
+            return f"{entry['file']} is missing"
+        return None if _sha256(path) == entry["sha256"] else f"{entry['file']} is damaged or was exchanged (SHA-256)"
+
+    def _write(self) -> None:
+        content = {"format": FORMAT, "total_bytes": self.total_bytes(), "tasks": self.tasks, "bases": self.bases}
+        part = self.folder / f".{MANIFEST}.part"
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, self.folder / MANIFEST)
+
+
+def is_bundle(path: Path) -> bool:
+    """Return whether a folder holds a bundle."""
+    return (path / MANIFEST).is_file()
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_plain(name: Any) -> bool:
+    """Return whether a name can be that of a file in the folder, on any system."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= 100
+        and name[0] != "."
+        and all(c.isalnum() or c in "-_." for c in name)
+    )
