@@ -215,6 +215,8 @@ def refusal(report: DataReport, skip_bad: bool) -> str | None:
         return None
     else:
         advice = _advice_to_skip(report)
+    if {fault.split for fault in report.faults} == {"test"}:
+        advice += ". A test split is optional: without it, the rest can be used"
     return f"{report.render()}\n{advice}"
 
 
