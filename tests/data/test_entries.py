@@ -206,7 +206,7 @@ def test_a_broken_test_split_stops_only_what_reads_it(tmp_path: Path, why: str, 
         ("test", True)
     ]
     assert set(report.counts) == {"train", "val"}
-    with pytest.raises(DataError, match="A test split is optional: without it, the rest can be used$"):
+    with pytest.raises(DataError, match=r"A test split is optional: without it, the rest can be used$"):
         load_data(tmp_path, also=("test",))
 
 
