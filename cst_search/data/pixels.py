@@ -209,7 +209,7 @@ def _facts(image: Image.Image, decode: bool) -> ImageFacts | BadImage:
 
 def _is_transparent(image: Image.Image) -> bool:
     """Return True if a pixel of a decoded image is not opaque."""
-    if image.mode == "P" and "transparency" in image.info:
+    if image.mode in ("P", "L", "RGB") and "transparency" in image.info:  # a colour that stands for it
         image = image.convert("RGBA")
     if image.mode not in ("RGBA", "LA", "PA"):
         return False

@@ -393,16 +393,17 @@ def test_colours_are_those_of_the_file(
         assert np.abs(pixels.astype(int) - expected).max() <= 3
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
 def test_transparent_pixels_are_said(tmp_path: Path, mode: str) -> None:
     (tmp_path / "train").mkdir()
     image = of_mode(mode)
-    if mode != "P":
+    colour = image.getpixel((0, 0)) if mode in ("P", "L", "RGB") else None
+    if colour is None:
         image.putalpha(0)
-    image.save(tmp_path / "train" / "a.png", **({"transparency": 0} if mode == "P" else {}))
+    image.save(tmp_path / "train" / "a.png", **({} if colour is None else {"transparency": colour}))
     data, report = load_data(write(tmp_path, [entry("a.png", (WIDTH, HEIGHT))]))
     assert notes(report) == {"image-transparent": 1}
-    expected = (93, 93, 93) if mode == "LA" else COLOUR
+    expected = (93, 93, 93) if mode in ("L", "LA") else COLOUR
     assert np.abs(item(data, 0)[0].astype(int) - expected).max() <= 3
 
 
