@@ -272,7 +272,7 @@ def test_what_a_trial_can_do_without_is_imported_inside_functions(name: str) -> 
         ("rich", ("report", "commands", "cli", "api")),
         ("pycocotools", ("trial.coco_eval",)),
         ("faster_coco_eval", ("trial.coco_eval",)),
-        ("safetensors", ("backbone.resnet", "detector.trained_file", "detector.weights")),
+        ("safetensors", ("backbone.resnet", "detector.trained_file")),
         (
             "torchvision",
             ("backbone", "data.augmentation", "detector", "trial.feature_cache", "tracking.runs", "commands.doctor"),

@@ -22,7 +22,15 @@ from cst_search.config.recipe import COCO_DETECTORS, Recipe
 from cst_search.detector.base import Detector
 from cst_search.detector.class_rows import coco_labels, copy_rows, matching_labels, n_known_labels
 from cst_search.detector.pyramid import Backbone
-from cst_search.detector.trained_file import TrainedFile, is_run, lineage, read_metadata, read_trained, weights_file
+from cst_search.detector.trained_file import (
+    TrainedFile,
+    is_run,
+    lineage,
+    read_metadata,
+    read_trained,
+    weights_file,
+    write_tensors,
+)
 from cst_search.errors import ConfigError
 
 SHIPPED = Path(__file__).parent / "weights" / "demo-detector.safetensors"
@@ -113,15 +121,10 @@ def _coco(detector: str, tensors: Mapping[str, Tensor]) -> Start:
 
 def save_start(start: Start, path: Path) -> None:
     """Write a start to a safetensors file that, as ``weights`` of a recipe, gives the same start."""
-    from safetensors.torch import save_file  # imported here: not needed by trials that save nothing
-
     metadata = {"norm_eps": repr(start.norm_eps), "batch_norm": str(start.batch_norm)}
     if start.labels:
         metadata["class_names"] = json.dumps(start.labels[1:])
-    part = path.with_name(path.name + ".part")
-    save_file({name: value.contiguous() for name, value in start.tensors.items()}, part, metadata=metadata)
-    part.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files readable only by their owner
-    part.replace(path)
+    write_tensors(start.tensors, metadata, path)
 
 
 def start_identity(start: Start) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,6 +55,17 @@ def read_metadata(path: Path) -> dict[str, str]:
             return file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"trained weights {str(path)!r} cannot be read: {error}") from error
+
+
+def write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
+    """Write tensors and text to a safetensors file, which appears when it is complete."""
+    from safetensors.torch import save_file  # imported here: not needed by trials that save nothing
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, dict(metadata))
+    part.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files readable only by their owner
+    part.replace(path)
 
 
 def read_trained(path: Path) -> TrainedFile:

@@ -10,25 +10,18 @@ from torch import nn
 
 from cst_search.config.recipe import Recipe
 from cst_search.detector.build import restored, trained_tensors
-from cst_search.detector.trained_file import FORMAT, read_trained, weights_file
+from cst_search.detector.trained_file import FORMAT, read_trained, weights_file, write_tensors
 
 
 def save_trained(model: nn.Module, recipe: Recipe, class_names: tuple[str, ...], path: Path) -> None:
     """Write the trained tensors of a detector; recipe, classes and base hash go into the file's metadata."""
-    from safetensors.torch import save_file  # imported here: not needed by trials that save nothing
-
-    tensors = {name: value.detach().cpu().contiguous() for name, value in trained_tensors(model).items()}
     metadata: dict[str, Any] = {
         "format": FORMAT,
         "recipe": json.dumps(recipe.to_dict()),
         "class_names": json.dumps(class_names),
         "base_hash": model.backbone.base_hash,  # type: ignore[union-attr]
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata=metadata)
-    part.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files readable only by their owner
-    part.replace(path)
+    write_tensors(trained_tensors(model), metadata, path)
 
 
 class Trained(NamedTuple):
