@@ -313,7 +313,7 @@ def test_the_dataset_decides_where_it_is_given(
         (["{recipe}", "--boxes", "-1"], "--boxes must be a whole number from 0 on; got -1"),
         (["{recipe}", "--height", "64", "--width", "640"], "which would be resized to 64 x 96"),
         (["{recipe}", "--budget-mem", "6 apples"], "a memory size must be a positive number with a unit"),
-        (["{recipe}", "--data", "nowhere"], "the dataset must be a COCO-format folder"),
+        (["{recipe}", "--data", "nowhere"], "the dataset must be a folder; there is no folder nowhere"),
     ],
 )
 def test_a_mistake_is_one_message(
