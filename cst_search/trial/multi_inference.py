@@ -226,14 +226,9 @@ def task_name(run: Path) -> str:
 def split_runs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Return the runs and bundles that stand first among paths, and the images and folders of images behind them.
 
-    Raises ConfigError if either is missing.
+    The first path is a run whatever it is. Raises ConfigError if nothing stands behind the runs.
     """
-    runs = list(takewhile(_is_run_or_bundle, paths))
-    if not runs:
-        raise ConfigError(
-            f"{paths[0]} is neither a folder written by `cst-search train` nor its weights file, nor a bundle; "
-            f"name one or more of these, then images"
-        )
+    runs = [paths[0], *takewhile(_is_run_or_bundle, paths[1:])]
     if len(runs) == len(paths):
         raise ConfigError(f"name images, or a folder of them, behind the run{'s' * (len(runs) > 1)}")
     return runs, list(paths[len(runs) :])

@@ -228,7 +228,7 @@ FLAGS: list[tuple[str, str, tuple[str, ...]]] = [
     ("a GPU to detect on", "predict {trained} {image} --device cuda", ("--device cuda: torch sees no GPU here",)),
     ("a score above all", "predict {trained} {image} --score 2", ("--score", "equal to 1")),
     ("a score that is none", "predict {trained} {image} --score nan", ("--score", "equal to 1")),
-    ("no image", "predict {trained}", ("Missing argument",)),
+    ("no image", "predict {trained}", ("name images, or a folder of them, behind the run",)),
     ("an image that is not there", "predict {trained} {gone}/x.png", ("there is no image or folder {gone}/x.png",)),
     ("a folder without images", "predict {trained} {full}", ("{full} holds no image", ".png")),
     ("a text for an image", "predict {trained} {file}", ("{file} cannot be read as an image",)),

@@ -175,7 +175,8 @@ def test_the_command_names_tasks_by_their_folders(run: Callable[..., Path], imag
     ("paths", "says"),
     [
         (["one"], "name images, or a folder of them, behind the run"),
-        (["0.png"], "neither a folder written by `cst-search train` nor its weights file"),
+        (["0.png", "1.png"], "cannot be read"),
+        (["nothing", "1.png"], "neither a folder written by `cst-search train` nor its weights file"),
         (["one", "copy/one", "0.png"], "'one' is taken"),
         (["one", "nothing.safetensors", "0.png"], "nothing.safetensors"),
     ],
