@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from conftest import random_body_state
 from safetensors.torch import save_file
+from shared_fixtures import random_body_state
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_body_state
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from shared_fixtures import random_body_state
 from studies import fake_estimate, run_cli
 from torchvision.models import WeightsEnum
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from conftest import random_body_state
+from shared_fixtures import random_body_state
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torchvision.models._utils import IntermediateLayerGetter

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_body_state
 from safetensors import safe_open
 from safetensors.torch import save_file
+from shared_fixtures import random_body_state
 from test_build import STARTS
 from torch import Tensor, nn
 
