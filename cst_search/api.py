@@ -32,16 +32,6 @@ def launch(
     *,
     budget_params: str | float | None = None,
     data: str | Path | None = None,
-    exif: str | None = None,
-    max_pixels: str | float | None = None,
-    truncated: str | None = None,
-    white_level: float | None = None,
-    val_fraction: float | None = None,
-    val_seed: int | None = None,
-    sizes: str | None = None,
-    boxes: str | None = None,
-    crowd: str | None = None,
-    rotated: str | None = None,
     recipe: RecipeLike | None = None,
     space: SpaceLike | None = None,
     settings: Settings | None = None,
@@ -71,12 +61,11 @@ def launch(
         budget_mem: GPU memory budget per trial.
         budget_params: budget of trainable parameters.
         data: folder in COCO's, YOLO's or Pascal VOC's format; None: the embedded demo.
-        exif, max_pixels, truncated, white_level, val_fraction, val_seed, sizes, boxes, crowd, rotated: fields of the
-            recipe on how data are read; None: the recipe's.
         recipe: fixed settings; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
         space: search space: a shipped name, a YAML file, or the mapping that such a file holds (default: quick; with
             data, cst).
-        settings: fields of the recipe to change, ``{"search_epochs": 2}`` or ``["search_epochs=2"]``.
+        settings: fields of the recipe to change, ``{"search_epochs": 2}`` or ``["search_epochs=2"]``; also how data are
+            read, ``{"exif": "shown"}``.
         study: name; an existing study is continued.
         trials: total trials in the study, including earlier launches.
         in_process: run the trials one after the other in this process, without Ray.
@@ -281,16 +270,6 @@ def train(
     *,
     out: str | Path,
     data: str | Path | None = None,
-    exif: str | None = None,
-    max_pixels: str | float | None = None,
-    truncated: str | None = None,
-    white_level: float | None = None,
-    val_fraction: float | None = None,
-    val_seed: int | None = None,
-    sizes: str | None = None,
-    boxes: str | None = None,
-    crowd: str | None = None,
-    rotated: str | None = None,
     device: str = "auto",
     settings: Settings | None = None,
     skip_bad: bool = False,
@@ -304,8 +283,7 @@ def train(
     Args:
         out: folder for weights, metrics and recipe; it must be empty or not exist.
         data: folder in COCO's, YOLO's or Pascal VOC's format; None: the recipe's.
-        exif, max_pixels, truncated, white_level, val_fraction, val_seed, sizes, boxes, crowd, rotated: fields of the
-            recipe on how data are read; None: the recipe's.
+        settings: fields of the recipe to change, as in `launch`.
 
     Returns:
         Content of ``metrics.json``. ``outcome`` is ``complete``, or ``oom`` or ``nonfinite`` with a ``reason``.
@@ -318,14 +296,10 @@ def train(
     from cst_search.commands.options import ReadingOptions, parse_cache
     from cst_search.commands.train import train as run
 
-    reading = ReadingOptions.read(
-        exif=exif, max_pixels=max_pixels, truncated=truncated, white_level=white_level, val_fraction=val_fraction,
-        val_seed=val_seed, sizes=sizes, boxes=boxes, crowd=crowd, rotated=rotated,
-    )  # fmt: skip
     return run(
         recipe, Path(out), data=None if data is None else str(data), settings=settings or (), device=device,
         skip_bad=skip_bad, home=home_of(home), tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size),
-        reading=reading, console=console(quiet),
+        reading=ReadingOptions(), console=console(quiet),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from cst_search.api import Search
 from cst_search.commands import dataset
 from cst_search.commands.options import ConfirmOptions, LaunchOptions, ResumeOptions, declared
 from cst_search.config.loading import load_recipe
-from cst_search.config.recipe import Recipe
+from cst_search.config.recipe import READING_FIELDS, Recipe
 from cst_search.data.demo import write_demo
 from cst_search.errors import ConfigError, StudyError, UnitError
 from cst_search.study.records import StudyInfo
@@ -98,7 +98,7 @@ def test_a_submodule_shadows_no_function() -> None:
 
 
 def test_functions_take_what_the_commands_take() -> None:
-    """Names and defaults are those of the options; a function has no --json."""
+    """Names and defaults are those of the options; a function has no --json, and takes fields as ``settings``."""
     from cst_search.cli import recipes, searches
 
     renamed = {"output": "out", "json_": None}
@@ -110,6 +110,7 @@ def test_functions_take_what_the_commands_take() -> None:
         options = {
             renamed.get(name, name): parameter.default
             for name, parameter in inspect.signature(command).parameters.items()
+            if name not in READING_FIELDS
         }
         parameters = {name: p.default for name, p in inspect.signature(function).parameters.items()}
         quiet = parameters.pop("quiet", None)
@@ -122,7 +123,7 @@ def test_functions_take_what_the_commands_take() -> None:
 def test_the_api_declares_what_the_options_declare() -> None:
     """The signatures are written out for readers and type checkers; names and defaults are those of the options."""
     for function, options, left_out in (
-        (api.launch, LaunchOptions, set()),
+        (api.launch, LaunchOptions, set(READING_FIELDS)),
         (Search.resume, ResumeOptions, {"home", "storage", "skip_bad", "cache_size"}),
         (Search.confirm, ConfirmOptions, {"home", "storage", "skip_bad", "data"}),
     ):

@@ -83,14 +83,18 @@ def train(
             say(f"the same command goes on from {checkpoint}")
         raise
     metrics = result.to_dict()
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    header = f"cst-search train recipe.yaml --out DIR\n\nmap {metrics['map']} on val after {result.epochs} epochs"
-    write_yaml(folder / "recipe.yaml", recipe.to_dict(), header)
+    _write_files(folder, recipe, metrics)
     _say_result(result, weights, say)
     for path in folder.glob(f"{checkpoint.name}*"):  # with half-written ones of a killed process
         path.unlink()
     _record(recipe, metrics, folder, home, tracking_uri, say)
     return metrics
+
+
+def _write_files(folder: Path, recipe: Recipe, metrics: dict[str, Any]) -> None:
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+    header = f"cst-search train recipe.yaml --out DIR\n\nmap {metrics['map']} on val after {metrics['epochs']} epochs"
+    write_yaml(folder / "recipe.yaml", recipe.to_dict(), header)
 
 
 def _checked_recipe(

@@ -272,17 +272,18 @@ class Recipe:
         stages: tuple[int, ...] = plugins.load(plugin, object).used_stages  # `registry.get_detector` has checked it
         return stages
 
+    def _above(self, name: str, low: float) -> tuple[str, bool, str]:
+        value = getattr(self, name)
+        return name, math.isfinite(value) and value > low, f"above {low:g}"
+
+    def _whole(self, name: str, low: int, high: int) -> tuple[str, bool, str]:
+        return name, low <= getattr(self, name) <= high, f"a whole number from {low} to {high}"
+
+    def _one_of(self, name: str, names: tuple[str, ...]) -> tuple[str, bool, str]:
+        return name, getattr(self, name) in names, "one of " + ", ".join(names)
+
     def _rules(self) -> list[tuple[str, bool, str]]:
-        def above(name: str, low: float) -> tuple[str, bool, str]:
-            value = getattr(self, name)
-            return name, math.isfinite(value) and value > low, f"above {low:g}"
-
-        def whole(name: str, low: int, high: int) -> tuple[str, bool, str]:
-            return name, low <= getattr(self, name) <= high, f"a whole number from {low} to {high}"
-
-        def one_of(name: str, names: tuple[str, ...]) -> tuple[str, bool, str]:
-            return name, getattr(self, name) in names, "one of " + ", ".join(names)
-
+        above, whole, one_of = self._above, self._whole, self._one_of
         return [
             one_of("detector", (*DETECTORS, *plugins.names("detectors"))),
             one_of("backbone", BACKBONES),
@@ -297,25 +298,12 @@ class Recipe:
                 f"{', '.join(COCO_DETECTORS)} with resnet50, width 1, fpn_channels 256, head_convs 4",
             ),
             one_of("class_init", CLASS_INITS),
-            one_of("exif", EXIF_CHOICES),
-            whole("max_pixels", 1, 2**40),
             (
                 "detections_per_image",
                 self.detections_per_image is None or DETECTIONS_PER_IMAGE <= self.detections_per_image <= 10_000,
                 f"a whole number from {DETECTIONS_PER_IMAGE} to 10000",
             ),
-            one_of("truncated", TRUNCATED_CHOICES),
-            ("val_fraction", self.val_fraction is None or 0.01 <= self.val_fraction <= 0.5, "a share from 0.01 to 0.5"),
-            whole("val_seed", 0, 2**31 - 1),
-            (
-                "white_level",
-                self.white_level is None or (math.isfinite(self.white_level) and self.white_level > 0),
-                "above 0",
-            ),
-            one_of("sizes", SIZES_CHOICES),
-            one_of("boxes", BOX_FORMS),
-            one_of("crowd", CROWD_CHOICES),
-            one_of("rotated", ROTATED_CHOICES),
+            *self._reading_rules(),
             one_of("neck", NECK_CHOICES),
             one_of("head", HEAD_CHOICES),
             *self._neck_and_head_rules(),
@@ -346,6 +334,25 @@ class Recipe:
             ("weight_decay", 0 <= self.weight_decay <= 10, "from 0 to 10"),
             ("warmup", 0 <= self.warmup <= 0.9, "a share from 0 to 0.9"),
             above("clip_norm", 0),
+        ]
+
+    def _reading_rules(self) -> list[tuple[str, bool, str]]:
+        whole, one_of = self._whole, self._one_of
+        return [
+            one_of("exif", EXIF_CHOICES),
+            whole("max_pixels", 1, 2**40),
+            one_of("truncated", TRUNCATED_CHOICES),
+            ("val_fraction", self.val_fraction is None or 0.01 <= self.val_fraction <= 0.5, "a share from 0.01 to 0.5"),
+            whole("val_seed", 0, 2**31 - 1),
+            (
+                "white_level",
+                self.white_level is None or (math.isfinite(self.white_level) and self.white_level > 0),
+                "above 0",
+            ),
+            one_of("sizes", SIZES_CHOICES),
+            one_of("boxes", BOX_FORMS),
+            one_of("crowd", CROWD_CHOICES),
+            one_of("rotated", ROTATED_CHOICES),
         ]
 
     def _neck_and_head_rules(self) -> list[tuple[str, bool, str]]:
