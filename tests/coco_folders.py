@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from cst_search.data.dataset import DetectionData, coco_ground_truth
-from cst_search.data.findings import DataReport
 from cst_search.data.images import CocoImages
+from cst_search.data.validation.findings import DataReport
 
 WIDTH, HEIGHT = 100, 80
 SOUND = {"bbox": [10, 20, 30, 40]}

@@ -15,10 +15,10 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.contact_sheet import draw_sheet
 from cst_search.data.dataset import DetectionData, Split, coco_ground_truth, load_data, read_data
 from cst_search.data.decoding import UPRIGHT
-from cst_search.data.findings import DataReport, Fault
 from cst_search.data.formats import find_splits
 from cst_search.data.options import ReadOptions
 from cst_search.data.statistics import describe
+from cst_search.data.validation.findings import DataReport, Fault
 from cst_search.errors import ConfigError
 
 

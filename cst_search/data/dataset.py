@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cst_search.data.boxes import place_boxes
-from cst_search.data.classes import match_classes
 from cst_search.data.decoding import PLAIN, Decoding
-from cst_search.data.entries import list_split
-from cst_search.data.findings import FAULTS, FIXED, NOTES, Counts, DataReport, Fault, Findings, refusal
 from cst_search.data.formats import find_splits, without_split
 from cst_search.data.formats.source import SplitSource
-from cst_search.data.image_check import check_images as check_files
-from cst_search.data.listed import ListedSplit
 from cst_search.data.options import DEFAULT_OPTIONS, ReadOptions
 from cst_search.data.val_split import must_make_val, with_val
+from cst_search.data.validation.boxes import place_boxes
+from cst_search.data.validation.classes import match_classes
+from cst_search.data.validation.entries import list_split
+from cst_search.data.validation.findings import FAULTS, FIXED, NOTES, Counts, DataReport, Fault, Findings, refusal
+from cst_search.data.validation.image_check import check_images as check_files
+from cst_search.data.validation.listed import ListedSplit
 from cst_search.errors import DataError
 
 __all__ = [

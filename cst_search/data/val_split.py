@@ -16,12 +16,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from cst_search.data.findings import Findings
 from cst_search.data.formats.source import SplitSource
-from cst_search.data.listed import ListedImage, ListedSplit
 from cst_search.data.options import ReadOptions
 from cst_search.data.pixels import file_digest
 from cst_search.data.saved import replace_file
+from cst_search.data.validation.findings import Findings
+from cst_search.data.validation.listed import ListedImage, ListedSplit
 from cst_search.errors import DataError
 
 _AUGMENTED = re.compile(r"(.+)\.rf\.[0-9A-Za-z]+\.[^.]+")

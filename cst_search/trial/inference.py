@@ -13,10 +13,10 @@ from cst_search.config.catalog import check_folder
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import ImageEntry, Split
 from cst_search.data.decoding import FULL_RANGE, decode
-from cst_search.data.image_check import white_level
 from cst_search.data.images import Batches, CocoImages, loader
 from cst_search.data.options import ReadOptions
 from cst_search.data.pixels import BadImage, inspect_images
+from cst_search.data.validation.image_check import white_level
 from cst_search.detector.trained_file import weights_file
 from cst_search.detector.weights import load_trained
 from cst_search.errors import ConfigError

@@ -17,14 +17,14 @@ from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cst_search.data import images as images_module
-from cst_search.data.boxes import clipped
 from cst_search.data.dataset import DetectionData, ImageEntry, Split, coco_ground_truth, load_data
 from cst_search.data.disk_cache import Cache, Store
-from cst_search.data.findings import FAULTS, Findings
 from cst_search.data.formats import find_splits
 from cst_search.data.images import CocoImages, loader
 from cst_search.data.pixels import inspect_image
 from cst_search.data.resize import resized_hw
+from cst_search.data.validation.boxes import clipped
+from cst_search.data.validation.findings import FAULTS, Findings
 from cst_search.errors import DataError
 
 WIDTH, HEIGHT = 48, 32

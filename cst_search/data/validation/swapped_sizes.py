@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cst_search.data.box_kinds import fits, to_xywh
-from cst_search.data.findings import Findings
-from cst_search.data.listed import ListedImage
 from cst_search.data.options import ReadOptions
+from cst_search.data.validation.box_kinds import fits, to_xywh
+from cst_search.data.validation.findings import Findings
+from cst_search.data.validation.listed import ListedImage
 
 # Share of the images of a split from which on swapped sizes are one finding about all of them.
 _MANY = 0.5

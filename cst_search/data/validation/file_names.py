@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
-from cst_search.data.findings import N_EXAMPLES
+from cst_search.data.validation.findings import N_EXAMPLES
 
 _MOST_FILES = 1_000_000  # indexed: someone may give a home folder as the data set
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]*", re.IGNORECASE)

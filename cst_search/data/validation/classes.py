@@ -8,8 +8,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 
-from cst_search.data.findings import Findings
-from cst_search.data.listed import ListedSplit
+from cst_search.data.validation.findings import Findings
+from cst_search.data.validation.listed import ListedSplit
 
 
 def match_classes(listed: Mapping[str, ListedSplit], faults: Findings, notes: Findings) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cst_search.data.values import finite, shown, whole
+from cst_search.data.validation.values import finite, shown, whole
 
 
 class OutlineError(Exception):

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cst_search.data.file_names import locate_all
-from cst_search.data.findings import FAULTS, Findings
 from cst_search.data.formats.source import DocumentError, SplitSource
-from cst_search.data.listed import ListedImage, ListedSplit, WrittenBox
-from cst_search.data.outlines import OutlineError, bounds
-from cst_search.data.values import finite, is_text, shown, whole
+from cst_search.data.validation.file_names import locate_all
+from cst_search.data.validation.findings import FAULTS, Findings
+from cst_search.data.validation.listed import ListedImage, ListedSplit, WrittenBox
+from cst_search.data.validation.outlines import OutlineError, bounds
+from cst_search.data.validation.values import finite, is_text, shown, whole
 
 
 def list_split(name: str, source: SplitSource, folder: Path, faults: Findings, notes: Findings) -> ListedSplit | None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cst_search.data import file_names
 from cst_search.data.dataset import load_data
-from cst_search.data.file_names import Located, locate_all
+from cst_search.data.validation import file_names
+from cst_search.data.validation.file_names import Located, locate_all
 from cst_search.errors import DataError
 
 

@@ -13,10 +13,10 @@ from PIL import Image, ImageOps
 
 from cst_search.data.dataset import DetectionData, load_data
 from cst_search.data.decoding import open_image
-from cst_search.data.findings import DataReport
 from cst_search.data.images import CocoImages
 from cst_search.data.options import ReadOptions
 from cst_search.data.pixels import inspect_image, shown_size
+from cst_search.data.validation.findings import DataReport
 from cst_search.errors import DataError
 
 WIDTH, HEIGHT = 60, 40  # of the picture as shown

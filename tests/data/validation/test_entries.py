@@ -11,7 +11,7 @@ import pytest
 from coco_folders import CLASSES, HEIGHT, SOUND, WIDTH, labels, noted, targets, truth, write_folder, write_split
 
 from cst_search.data.dataset import load_data
-from cst_search.data.values import finite, shown, whole
+from cst_search.data.validation.values import finite, shown, whole
 from cst_search.errors import DataError
 
 # --- values -----------------------------------------------------------------------------------------------------------

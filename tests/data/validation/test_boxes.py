@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from coco_folders import HEIGHT, SOUND, WIDTH, noted, targets, truth, write_folder, write_split
 
-from cst_search.data.box_kinds import to_xywh
 from cst_search.data.dataset import load_data
 from cst_search.data.options import ReadOptions
+from cst_search.data.validation.box_kinds import to_xywh
 from cst_search.errors import DataError
 
 # --- forms ------------------------------------------------------------------------------------------------------------

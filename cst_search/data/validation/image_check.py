@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cst_search.data.decoding import FULL_RANGE, UPRIGHT
-from cst_search.data.findings import Findings
-from cst_search.data.listed import ListedImage, ListedSplit
 from cst_search.data.options import ReadOptions
 from cst_search.data.pixels import BadImage, ImageFacts, inspect_images
-from cst_search.data.swapped_sizes import settle_swapped
+from cst_search.data.validation.findings import Findings
+from cst_search.data.validation.listed import ListedImage, ListedSplit
+from cst_search.data.validation.swapped_sizes import settle_swapped
 
 
 class _Checked(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as reference
 
-from cst_search.data.outlines import OutlineError, bounds
+from cst_search.data.validation.outlines import OutlineError, bounds
 
 
 def runs(mask: np.ndarray) -> list[int]:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from cst_search.data.box_kinds import MIN_SIDE_PX, ROUNDING_PX, contradicted, recognise, to_xywh
-from cst_search.data.findings import FAULTS, Findings
-from cst_search.data.listed import Box, ListedImage, ListedSplit, WrittenBox
 from cst_search.data.options import ReadOptions
-from cst_search.data.outlines import OutlineError, bounds
+from cst_search.data.validation.box_kinds import MIN_SIDE_PX, ROUNDING_PX, contradicted, recognise, to_xywh
+from cst_search.data.validation.findings import FAULTS, Findings
+from cst_search.data.validation.listed import Box, ListedImage, ListedSplit, WrittenBox
+from cst_search.data.validation.outlines import OutlineError, bounds
 
 # Share of a box's area that must be inside its image for the box to be clipped. Tools let boxes be dragged over the
 # edge: bug reports of albumentations and RectLabel show 1 to 6 % of the image's side, and torchvision's, Detectron2's
