@@ -242,7 +242,8 @@ WORKS = {"launch", "resume", "confirm", "train", "export", "sync"}
 def test_every_command_that_prints_has_json() -> None:
     root = typer.main.get_command(app)
     commands = dict(root.commands)  # type: ignore[attr-defined]
-    commands |= {f"job {name}": command for name, command in commands.pop("job").commands.items()}
+    for group in ("job", "data"):
+        commands |= {f"{group} {name}": command for name, command in commands.pop(group).commands.items()}
     flags = {name: {flag for p in command.params for flag in p.opts} for name, command in commands.items()}
     assert {name for name in flags if "--json" not in flags[name]} == WITHOUT_JSON
     assert {name for name in flags if "--quiet" in flags[name]} == WORKS

@@ -24,6 +24,7 @@ from cst_search.commands import export as exports
 from cst_search.commands import train as training
 from cst_search.commands.dataset import image_sizes
 from cst_search.commands.export import export, exported_recipe, pick_trial
+from cst_search.commands.options import ReadingOptions
 from cst_search.config.loading import load_recipe, read_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import DetectionData
@@ -401,6 +402,7 @@ def test_a_training_that_is_cut_off_goes_on_with_the_same_command(
             "device": "cpu",
             "skip_bad": False,
             "tracking_uri": None,
+            "reading": ReadingOptions(),
         }
         training.train(recipe, tmp_path / folder, home=tmp_path / "home", console=Console(file=text), **options)
         return text.getvalue()
