@@ -57,12 +57,13 @@ def allocate(
         print_json(report | {"recipes": {name: str(path) for name, path in files.items()}})
         return
     from cst_search.report.tables import plan_table
+    from cst_search.study.allocation import next_better
 
     out.print(plan_table(infos, plan))
     words = "mean" if maximise == "mean" else "worst"
     say(f"{words} map {plan.value:.3f} in {format_bytes(plan.total_bytes)} of {format_bytes(budget)}, "
         f"besides the detector that they start from")  # fmt: skip
-    better = next((other for other in plans if other.value > plan.value + 1e-9), None)
+    better = next_better(plan, plans)
     if better is not None:
         say(f"the next better plan: {better.value:.3f} in {format_bytes(better.total_bytes)}")
     for name, path in files.items():

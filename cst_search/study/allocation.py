@@ -95,11 +95,9 @@ def curve(tasks: Mapping[str, Sequence[Point]], goal: Goal = "mean", weights: Ma
     return rising
 
 
-def next_better(
-    tasks: Mapping[str, Sequence[Point]], plan: Plan, goal: Goal = "mean", weights: Mapping[str, float] = {}
-) -> Plan | None:
-    """Return the smallest plan that is better than this one: what more storage would buy; None: there is none."""
-    return next((other for other in curve(tasks, goal, weights) if other.value > plan.value + 1e-9), None)
+def next_better(plan: Plan, plans: Sequence[Plan]) -> Plan | None:
+    """Return the smallest plan of a `curve` that is better than this one; None: there is none."""
+    return next((other for other in plans if other.value > plan.value + 1e-9), None)
 
 
 def _worst_within(tasks: Mapping[str, Sequence[Point]], budget_bytes: int) -> float | None:

@@ -80,8 +80,10 @@ class MultiPredictor:
         """Load all tasks of a bundle, see `detector.bundle`; or none of them.
 
         Raises:
-            ConfigError: a file is missing or damaged, or a name is taken.
+            ConfigError: there is no bundle, a file is missing or damaged, or a name is taken.
         """
+        if not is_bundle(folder):
+            raise ConfigError(f"{folder} is no bundle of `cst-search pack`")
         bundle, before = Bundle(folder), dict(self.tasks)
         bundle.check()
         try:

@@ -165,6 +165,11 @@ def test_what_is_broken_is_named_and_nothing_is_loaded(packed: Path, harm: Calla
     assert says in str(caught.value) and detectors.tasks == {}
 
 
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no bundle"):
+        MultiPredictor("cpu").add_bundle(tmp_path / "nothing")
+
+
 def test_a_delta_of_another_base_is_refused(packed: Path, run: Callable[..., Path], tmp_path: Path) -> None:
     """The manifest is right about the bytes, and wrong about what they stand on."""
     other = Bundle(tmp_path / "other")

@@ -50,10 +50,10 @@ def test_weights_decide_who_gets_the_storage() -> None:
 def test_what_more_storage_would_buy() -> None:
     plan = allocate(TASKS, 500)
     assert plan is not None
-    better = next_better(TASKS, plan)
+    better = next_better(plan, curve(TASKS))
     assert better is not None and better.total_bytes == 1400 and better.value == pytest.approx(0.425)
     best = allocate(TASKS, 10**6)
-    assert best is not None and next_better(TASKS, best) is None
+    assert best is not None and next_better(best, curve(TASKS)) is None
 
 
 def test_points_that_cost_more_for_nothing_are_left_out() -> None:
