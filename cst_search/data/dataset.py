@@ -151,9 +151,11 @@ def read_data(
 ) -> tuple[DetectionData, DataReport]:
     """Return what `load_data` returns where there are faults, too: what is left without them, and the report.
 
-    Raises DataError if there is nothing to read: no folder, no known layout, no split of ``need``.
+    Raises DataError if there is nothing to read (no folder, no known layout, no split of ``need``), or if ``boxes`` is
+    given for a format that has one form of boxes only.
     """
     sources = find_splits(folder)
+    _check_form(folder, options, {source.format for source in sources.values()})
     makes_val = must_make_val(folder, sources, options)
     if missing := [name for name in need if name not in sources and not (name == "val" and makes_val)]:
         raise DataError(without_split(folder, f"no {' and no '.join(missing)} split", sources))
@@ -212,6 +214,14 @@ def _report(
         },
         n_from_cache=n_from_cache,
     )
+
+
+def _check_form(folder: Path, options: ReadOptions, formats: set[str]) -> None:
+    if options.boxes not in ("auto", "xywh") and (fixed := sorted(formats - {"coco"})):
+        raise DataError(
+            f"--boxes {options.boxes} (recipe field boxes) is for COCO files; {folder} is in the format {fixed[0]}, "
+            f"which has one form of boxes. Leave the option out"
+        )
 
 
 def _check_together(listed: Mapping[str, ListedSplit], faults: Findings, notes: Findings) -> None:

@@ -225,6 +225,17 @@ def test_yolo_lists_of_images_and_of_folders(tmp_path: Path) -> None:
 
 
 CONFIG = "train: images/train\nval: images/val\nnames: [cat, dog]"
+
+
+def test_a_form_of_boxes_is_refused_where_the_format_has_one(tmp_path: Path) -> None:
+    folder = yolo_folder(tmp_path, CONFIG)
+    with pytest.raises(DataError, match=r"--boxes xyxy .*is for COCO files; .* is in the format yolo"):
+        load_data(folder, ReadOptions(boxes="xyxy"))
+    for form in ("auto", "xywh"):  # xywh: recipes of earlier versions
+        data, _ = load_data(folder, ReadOptions(boxes=form))
+        assert boxes(data) == {"a.png": DOG}
+
+
 ROWS = [
     ("box", "0 0.5 0.5 0.5 0.5", [("cat", (10, 5, 20, 10))]),
     ("class as a decimal number", "1.0 0.5 0.5 0.5 0.5", DOG),
