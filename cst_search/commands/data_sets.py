@@ -24,7 +24,7 @@ from cst_search.errors import ConfigError
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of a data set after `check`.
+    """Result of `check`: a data set, its report and its figures.
 
     Attributes:
         figures: `statistics.describe`, and ``format``.

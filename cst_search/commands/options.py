@@ -134,6 +134,11 @@ class Options:
         return cls(**values | {name: parse(values[name]) for name, parse in parsers.items()})
 
 
+def _chosen(flag: str, help: str, panel: str, names: tuple[str, ...]) -> Any:
+    """Declare an option that takes one of ``names``, which the shell completes."""
+    return _option(flag, help, panel, parse=partial(_choice, flag, names=names), completion=names)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions(Options):
     """Options of every command that reads a data set anew; each sets the recipe's field of its name.
@@ -141,24 +146,22 @@ class ReadingOptions(Options):
     A study has them in its recipe, so commands that continue one do not take them.
     """
 
-    exif: str | None = _option(
+    exif: str | None = _chosen(
         "--exif",
         "Boxes of images with an EXIF orientation lie on the picture as shown, as stored, or as the sizes in the "
         "annotation file say: auto (default: the recipe's, auto).",
         READING,
-        parse=partial(_choice, "--exif", names=EXIF_CHOICES),
-        completion=EXIF_CHOICES,
+        EXIF_CHOICES,
     )
     max_pixels: int | None = _option(
         "--max-pixels", "Largest width times height of an image, e.g. 200M (default: the recipe's, 89478485).", READING,
         parse=_count,
     )  # fmt: skip
-    truncated: str | None = _option(
+    truncated: str | None = _chosen(
         "--truncated",
         "Image files that are cut off at their end: refuse, or use what is there (default: the recipe's, refuse).",
         READING,
-        parse=partial(_choice, "--truncated", names=TRUNCATED_CHOICES),
-        completion=TRUNCATED_CHOICES,
+        TRUNCATED_CHOICES,
     )
     white_level: float | None = _option(
         "--white-level",
@@ -178,36 +181,32 @@ class ReadingOptions(Options):
         "--val-seed", "Seed of the choice of these images (default: the recipe's, 0).", READING, kind=int, least=0,
         most=2**31 - 1,
     )  # fmt: skip
-    sizes: str | None = _option(
+    sizes: str | None = _chosen(
         "--sizes",
         "Width and height of images: file (those of the annotation file, which must be right) or image (do not read "
         "them) (default: the recipe's, file).",
         READING,
-        parse=partial(_choice, "--sizes", names=SIZES_CHOICES),
-        completion=SIZES_CHOICES,
+        SIZES_CHOICES,
     )
-    boxes: str | None = _option(
+    boxes: str | None = _chosen(
         "--boxes",
         f"Form of the boxes in the annotation file: {', '.join(BOX_FORMS)} (default: the recipe's, auto: COCO's xywh).",
         READING,
-        parse=partial(_choice, "--boxes", names=BOX_FORMS),
-        completion=BOX_FORMS,
+        BOX_FORMS,
     )
-    crowd: str | None = _option(
+    crowd: str | None = _chosen(
         "--crowd",
         "Objects with iscrowd 1: auto, ignore or as-objects (default: the recipe's, auto: ignored, but not if they are "
         "most).",
         READING,
-        parse=partial(_choice, "--crowd", names=CROWD_CHOICES),
-        completion=CROWD_CHOICES,
+        CROWD_CHOICES,
     )
-    rotated: str | None = _option(
+    rotated: str | None = _chosen(
         "--rotated",
         "Boxes with a rotation: refuse, enclose (take the upright box around) or ignore (the rotation) (default: the "
         "recipe's, refuse).",
         READING,
-        parse=partial(_choice, "--rotated", names=ROTATED_CHOICES),
-        completion=ROTATED_CHOICES,
+        ROTATED_CHOICES,
     )
 
     def reading_fields(self) -> dict[str, Any]:

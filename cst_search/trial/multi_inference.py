@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cst_search.backbone.resnet import fingerprint
+from cst_search.backbone.resnet import FrozenNorm, fingerprint
 from cst_search.config.catalog import check_folder
 from cst_search.config.recipe import READING_FIELDS, Recipe
 from cst_search.data.dataset import ImageEntry
@@ -253,8 +253,10 @@ def _group(model: nn.Module, recipe: Recipe) -> str:
     input_of = [getattr(transform, name) for name in ("image_mean", "image_std", "size_divisible")]
     reading = [getattr(recipe, name) for name in ("image_size_px", "max_size_px", "precision", *READING_FIELDS)]
     body = backbone_of(model).body
-    structure = str(body)  # with modules that a method put into it
-    return hashlib.sha256(repr((fingerprint(body), structure, input_of, reading)).encode()).hexdigest()
+    structure = str(body)  # with modules that a method put into it, and eps of the norms
+    rounding = [module.as_batch_norm for module in body.modules() if isinstance(module, FrozenNorm)]
+    content = (fingerprint(body), structure, rounding, input_of, reading)
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def share_equal_tensors(model: nn.Module, others: Iterable[nn.Module]) -> None:

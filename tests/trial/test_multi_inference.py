@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from cst_search.backbone.resnet import FrozenNorm
 from cst_search.cli.app import app
 from cst_search.config.recipe import Recipe
 from cst_search.detector.build import build_detector, trained_tensors
-from cst_search.detector.weights import save_trained
+from cst_search.detector.weights import load_trained, save_trained
 from cst_search.errors import ConfigError
 from cst_search.trial import inference, multi_inference
 from cst_search.trial.inference import Predictor
@@ -124,6 +125,14 @@ def test_what_changes_the_features_has_a_pass_of_its_own(run: Callable[..., Path
     detectors.add("larger", run("larger", method="cst", image_size_px=96))
     detectors.add("stored", run("stored", method="cst", exif="stored"))
     assert detectors.groups() == [["cst", "head"], ["norm"], ["larger"], ["stored"]]
+
+
+def test_bodies_that_round_otherwise_have_passes_of_their_own(run: Callable[..., Path]) -> None:
+    one, two = (load_trained(run(name, method="head")) for name in ("one", "two"))
+    assert multi_inference._group(one.model, one.recipe) == multi_inference._group(two.model, two.recipe)
+    norms = [module for module in backbone_of(two.model).body.modules() if isinstance(module, FrozenNorm)]
+    norms[0].as_batch_norm = not norms[0].as_batch_norm
+    assert multi_inference._group(one.model, one.recipe) != multi_inference._group(two.model, two.recipe)
 
 
 def test_tasks_come_and_go_while_images_are_read(run: Callable[..., Path], images: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""What a data format gives to the reader: where the splits of a folder are, and each as a COCO document."""
+"""Interface of a data format: it finds the splits of a folder, and gives each as a COCO document."""
 
 from __future__ import annotations
 

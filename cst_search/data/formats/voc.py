@@ -42,7 +42,7 @@ class _Object:
 
 @dataclass(frozen=True)
 class _Annotation:
-    """What an XML file says of its image."""
+    """Contents of an XML file: an image and its objects."""
 
     file_name: str
     width: int | None  # pixels; None: the file has no size, or 0
@@ -73,7 +73,7 @@ class _DataSet:
 
     @cached_property
     def annotations(self) -> dict[Path, _Annotation | str | None]:
-        """What each XML file says; the reason where it cannot be read, None where there is none."""
+        """Return the contents of each XML file; the reason where it cannot be read, None where there is no file."""
         files = {part.file(stem) for part in self.parts.values() for stem in part.stems}
         return {file: _parsed(file) if file.is_file() else None for file in files}
 

@@ -34,7 +34,7 @@ _ROUNDING = 1e-5  # shares are written with six decimals, so corners miss the ed
 
 @dataclass(frozen=True)
 class _Settings:
-    """What data.yaml says."""
+    """Contents of data.yaml."""
 
     file: Path
     folder: Path  # of the data set

@@ -24,7 +24,7 @@ _DESCRIPTIONS = {"xywh": "x y w h", "xyxy": "x1 y1 x2 y2", "cxcywh": "centre x, 
 
 
 class Recognised(NamedTuple):
-    """What the statistics of all boxes of a split say: the kind of fault or note, and why."""
+    """Finding from the statistics of all boxes of a split: the kind of fault or note, and why."""
 
     kind: str
     n_boxes: int
