@@ -99,9 +99,11 @@ def test_a_start_is_the_same_after_it_was_saved(tmp_path: Path, tiny_recipe: Cal
         save_start(one, path)
         again = start_of(tiny_recipe(**SHIPPED | {"weights": str(path)}))
         assert again is not None and start_identity(again) == start_identity(one)
+        assert (again.norm_eps, again.batch_norm, again.labels) == (one.norm_eps, one.batch_norm, one.labels)
         assert again.tensors.keys() == one.tensors.keys()
         assert all(torch.equal(again.tensors[name], one.tensors[name]) for name in one.tensors)
-    assert start_identity(changed) != start_identity(start)
+    for part in ("norm_eps", "batch_norm"):
+        assert start_identity(start._replace(**{part: getattr(changed, part)})) != start_identity(start)
 
 
 def test_tasks_come_and_go_and_the_files_of_others_stay(run: Callable[..., Path], tmp_path: Path) -> None:
