@@ -1,15 +1,39 @@
-"""Command about several tasks together: `allocate`."""
+"""Commands about several tasks together: `allocate`, `pack`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cst_search.cli import completion
-from cst_search.cli.app import HomeOption, JsonOption, StorageOption, app, open_study, out, print_json, say
+from cst_search.cli.app import (
+    CacheOption,
+    DeviceOption,
+    HomeOption,
+    JsonOption,
+    SkipBadOption,
+    StorageOption,
+    TrackingOption,
+    app,
+    console_of,
+    open_study,
+    out,
+    print_json,
+    say,
+)
 from cst_search.errors import check_choice
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cst_search.commands.train_plan import TrainedPlan
+    from cst_search.config.recipe import Recipe
+    from cst_search.study.allocation import Plan
+    from cst_search.study.records import StudyInfo
 
 
 @app.command()
@@ -35,15 +59,30 @@ def allocate(
         list[str] | None, typer.Option("--weight", help="Weight of a study in the mean, STUDY=2; may be repeated.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the recipes, one for each study.")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for the recipes, one for each study (with --train default: plan)."),
     ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train the recipes one after the other, and pack them into a bundle.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="With --train: change a field of every recipe, name=value. Repeatable.",
+            autocompletion=completion.settings,
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    skip_bad: SkipBadOption = False,
+    cache_size: CacheOption = None,
     home: HomeOption = None,
     storage: StorageOption = None,
+    tracking_uri: TrackingOption = None,
     json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """Divide a storage budget among tasks: one point of each study, exactly the best choice."""
     from cst_search.commands import allocate as command
-    from cst_search.units import format_bytes, parse_bytes
+    from cst_search.units import parse_bytes
 
     check_choice("--maximise", maximise, command.GOALS)
     names = list(dict.fromkeys(studies))
@@ -52,22 +91,59 @@ def allocate(
     infos = [open_study(name, home, storage).info() for name in names]
     plan, plans = command.allocate_studies(infos, budget, maximise, weights)  # type: ignore[arg-type]
     report = command.plan_report(infos, plan, plans, maximise)  # type: ignore[arg-type]
-    files = {} if output is None else command.write_recipes(infos, plan, output)
+    folder = output or (Path("plan") if train else None)
+    files = {} if folder is None else command.write_recipes(infos, plan, folder)
+    report["recipes"] = {name: str(path) for name, path in files.items()}
+    if not json_:
+        _show_plan(infos, plan, plans, budget, maximise)
+    if train and folder is not None:
+        trained = _train(files, folder, settings or (), console_of(json_), device=device, skip_bad=skip_bad,
+                         cache_size=cache_size, home=home, tracking_uri=tracking_uri)  # fmt: skip
+        report["bundle"] = {"folder": str(trained.bundle.folder), "total_bytes": trained.bundle.total_bytes()}
+        report["trained"] = {
+            name: {"run": str(run), "bytes": trained.bundle.tasks[name]["bytes"], **trained.metrics[name]["final"]}
+            for name, run in trained.runs.items()
+        }
     if json_:
-        print_json(report | {"recipes": {name: str(path) for name, path in files.items()}})
+        print_json(report)
         return
+    if train:
+        say(f"next:  cst-search predict {quote(str(trained.bundle.folder))} IMAGES")
+        return
+    for name, path in files.items():
+        say(f"next:  cst-search train {quote(str(path))} --out {quote(name)}")
+
+
+def _show_plan(infos: Sequence[StudyInfo], plan: Plan, plans: Sequence[Plan], budget: int, goal: str) -> None:
     from cst_search.report.tables import plan_table
     from cst_search.study.allocation import next_better
+    from cst_search.units import format_bytes
 
     out.print(plan_table(infos, plan))
-    words = "mean" if maximise == "mean" else "worst"
-    say(f"{words} map {plan.value:.3f} in {format_bytes(plan.total_bytes)} of {format_bytes(budget)}, "
+    say(f"{goal} map {plan.value:.3f} in {format_bytes(plan.total_bytes)} of {format_bytes(budget)}, "
         f"besides the detector that they start from")  # fmt: skip
     better = next_better(plan, plans)
     if better is not None:
         say(f"the next better plan: {better.value:.3f} in {format_bytes(better.total_bytes)}")
-    for name, path in files.items():
-        say(f"next:  cst-search train {path} --out {name}")
+
+
+def _train(
+    files: Mapping[str, Path], folder: Path, settings: Sequence[str], console: Console, *, device: str, skip_bad: bool,
+    cache_size: str | None, home: Path | None, tracking_uri: str | None,
+) -> TrainedPlan:  # fmt: skip
+    from cst_search.commands.options import ReadingOptions, parse_cache
+    from cst_search.commands.output import line_printer
+    from cst_search.commands.train import train
+    from cst_search.commands.train_plan import train_plan
+    from cst_search.config.catalog import home_of
+
+    def train_one(recipe: Recipe, run: Path) -> dict[str, Any]:
+        return train(
+            recipe, run, data=None, settings=(), device=device, skip_bad=skip_bad, home=home_of(home),
+            tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size), reading=ReadingOptions(), console=console,
+        )  # fmt: skip
+
+    return train_plan(files, settings, folder, train_one, line_printer(console))
 
 
 @app.command()

@@ -79,8 +79,7 @@ class Bundle:
         Raises:
             ConfigError: the name is taken or no file name, or the run or its base cannot be read.
         """
-        if not _is_plain(name):
-            raise ConfigError(f"the name of a task must be {_NAME_RULE}; got {name!r}")
+        check_task_name(name)
         if name in self.tasks:
             raise ConfigError(
                 f"{self.folder} has a task {name!r} already; drop it first, or rename the folder of the run"
@@ -101,6 +100,11 @@ class Bundle:
             "base": base, "classes": list(trained.class_names), "method": trained.recipe.method,
         }  # fmt: skip
         self._write()
+
+    def holds(self, name: str, run: Path) -> bool:
+        """Return whether a task's file is the one of a run, whole. Raises ConfigError if the run has none."""
+        task = self.tasks[name]
+        return self._fault(task) is None and _sha256(weights_file(run)) == task["sha256"]
 
     def drop(self, name: str) -> None:
         """Delete a task, and its base if no other task needs it. Raises ConfigError if there is none of that name."""
@@ -147,6 +151,12 @@ class Bundle:
 def is_bundle(path: Path) -> bool:
     """Return whether a folder holds a bundle."""
     return (path / MANIFEST).is_file()
+
+
+def check_task_name(name: str) -> None:
+    """Raise ConfigError if a task cannot have this name."""
+    if not _is_plain(name):
+        raise ConfigError(f"the name of a task must be {_NAME_RULE}; got {name!r}")
 
 
 def _entry(file: Path) -> dict[str, Any]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from studies import make_study, run_cli, run_one, scored
+
+from cst_search.commands import train as train_module
+from cst_search.config.recipe import Recipe
+from cst_search.detector.bundle import Bundle
+from cst_search.trial.result import Outcome, TrialResult
 
 
 def ran(*arguments: str) -> tuple[int, str, str]:
@@ -80,3 +88,93 @@ def test_a_study_without_a_result_is_named(home: Path) -> None:
     run_one(make_study(home, "failed"), {"outcome": "oom", "reason": "too much"}, method="head", batch_size=2)
     code, _, errors = ran("allocate", "cells", "failed", "--budget-storage", "1MB", "--home", str(home))
     assert code == 2 and "study 'failed' has no feasible complete trial yet" in " ".join(errors.split())
+
+
+# --- trained and packed -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(tmp_path: Path, tiny_folder: Path, tiny_recipe: Callable[..., Recipe]) -> tuple[Path, list[str]]:
+    """Two studies whose recipes can be trained, and the command that trains them into ``plan``."""
+    for name, quality in (("cells", 0.5), ("cards", 0.2)):
+        recipe = tiny_recipe(data=str(tiny_folder), epochs=1).to_dict()
+        session = make_study(tmp_path, name, recipe=recipe, data=str(tiny_folder))
+        run_one(session, scored(quality), method="cst", cst__reduction=8, batch_size=2)
+    command = ["allocate", "cells", "cards", "--budget-storage", "1MB", "--home", str(tmp_path), "--train",
+               "-o", str(tmp_path / "plan"), "--device", "cpu", "--cache-size", "0"]  # fmt: skip
+    return tmp_path / "plan", command
+
+
+def test_a_plan_is_trained_and_packed(real: tuple[Path, list[str]]) -> None:
+    plan, command = real
+    code, text, errors = ran(*command)
+    assert code == 0, errors
+    words = " ".join(text.split())
+    assert "cells (1 of 2): training into" in words and "cards (2 of 2): training into" in words
+    assert "2 task(s)" in words and f"next: cst-search predict {plan / 'bundle'} IMAGES" in words
+    bundle = Bundle(plan / "bundle")
+    bundle.check()
+    assert list(bundle.tasks) == ["cells", "cards"]
+    written = {name: (plan / "runs" / name / "weights.safetensors").read_bytes() for name in bundle.tasks}
+    assert {name: (plan / "bundle" / f"{name}.safetensors").read_bytes() for name in bundle.tasks} == written
+
+    # a whole run is not trained again, one that was cut off is, and its task is replaced in the bundle
+    (plan / "runs" / "cards" / "metrics.json").unlink()
+    (plan / "runs" / "cards" / "recipe.yaml").unlink()
+    (plan / "runs" / "cards" / "weights.safetensors").unlink()
+    before = (plan / "runs" / "cells" / "weights.safetensors").stat().st_mtime_ns
+    code, text, errors = ran(*command, "--json")
+    assert code == 0 and "cells (1 of 2): trained before" in errors and "cards (2 of 2): training into" in errors
+    assert (plan / "runs" / "cells" / "weights.safetensors").stat().st_mtime_ns == before
+    report = json.loads(text)
+    assert report["bundle"] == {"folder": str(plan / "bundle"), "total_bytes": bundle.total_bytes()}
+    assert report["trained"]["cells"]["bytes"] == len(written["cells"])
+    assert set(report["trained"]["cards"]) >= {"run", "bytes", "val", "test"}
+    Bundle(plan / "bundle").check()
+
+
+def test_a_run_of_another_recipe_is_not_taken_for_trained(real: tuple[Path, list[str]]) -> None:
+    plan, command = real
+    assert ran(*command)[0] == 0
+    code, _, errors = ran(*command, "--set", "epochs=2")
+    assert code == 2 and "holds the run of another recipe; choose another --output folder" in " ".join(errors.split())
+    # a damaged file of the bundle is replaced, as its run is whole
+    (plan / "bundle" / "cells.safetensors").write_bytes(b"x")
+    assert ran(*command)[0] == 0
+    Bundle(plan / "bundle").check()
+
+
+def test_a_training_that_fails_is_named_after_the_others_and_runs_again(
+    real: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, command = real
+    monkeypatch.setattr(train_module, "run_trial", failing := FailingOnce(train_module.run_trial))
+    code, _, errors = ran(*command)
+    assert code == 1 and failing.n == 2, errors
+    assert "not packed, as training ended without a result: cells: no memory" in " ".join(errors.split())
+    assert not (plan / "bundle").exists()
+    code, text, _ = ran(*command)
+    assert code == 0 and failing.n == 3 and "cards (2 of 2): trained before" in text
+    assert list(Bundle(plan / "bundle").tasks) == ["cells", "cards"]
+
+
+class FailingOnce:
+    def __init__(self, run_trial: Callable[..., TrialResult]) -> None:
+        self.run_trial, self.n = run_trial, 0
+
+    def __call__(self, *arguments: Any, **options: Any) -> TrialResult:
+        self.n += 1
+        result = self.run_trial(*arguments, **options)
+        return dataclasses.replace(result, outcome=Outcome.OOM, reason="no memory") if self.n == 1 else result
+
+
+def test_nothing_is_trained_where_the_data_of_one_task_are_gone(
+    tmp_path: Path, tiny_folder: Path, tiny_recipe: Callable[..., Recipe]
+) -> None:
+    for name, folder in (("cells", tiny_folder), ("cards", tmp_path / "gone")):
+        session = make_study(tmp_path, name, recipe=tiny_recipe(data=str(folder)).to_dict(), data=str(folder))
+        run_one(session, scored(0.5), method="cst", cst__reduction=8, batch_size=2)
+    code, _, errors = ran("allocate", "cells", "cards", "--budget-storage", "1MB", "--home", str(tmp_path), "--train",
+                          "-o", str(tmp_path / "plan"))  # fmt: skip
+    assert code == 2 and f"missing: {tmp_path / 'gone'} of cards" in " ".join(errors.split())
+    assert not (tmp_path / "plan" / "runs").exists()
