@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def launch(
-    budget_mem: str | float | None = None,
+    budget_mem: str | None = None,
     *,
     budget_params: str | float | None = None,
     data: str | Path | None = None,
@@ -49,7 +49,7 @@ def launch(
     skip_bad: bool = False,
     in_process: bool = False,
     address: str | None = None,
-    limit_mem: str | float | None = None,
+    limit_mem: str | None = None,
     cache_size: str | float | None = None,
     stop_early: bool | None = None,
     eta: int | None = None,
@@ -58,7 +58,7 @@ def launch(
     """Search for the best configurations within a budget: ``cst-search launch``, with the same options.
 
     Args:
-        budget_mem: GPU memory budget per trial.
+        budget_mem: GPU memory budget per trial, e.g. ``"6GB"``.
         budget_params: budget of trainable parameters.
         data: folder in COCO's, YOLO's or Pascal VOC's format; None: the embedded demo.
         recipe: fixed settings; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.

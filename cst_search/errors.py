@@ -13,7 +13,7 @@ Each message gives the rule, the value and the remedy. The command line prints i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 class CstSearchError(Exception):
@@ -36,10 +36,20 @@ class ConfigError(UserError):
     """A recipe, search space, configuration or flag is wrong."""
 
 
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return ``; did you mean 'NAME'?`` for the known name that is nearest, or has it in it; empty text if none is."""
+    import difflib  # only now: nothing that goes well needs it
+
+    asked, by_lower = name.lower(), {one.lower(): one for one in known}
+    near = difflib.get_close_matches(asked, by_lower, n=1, cutoff=0.7)  # at the default 0.6, gpu would be cpu
+    near = near or [one for one in by_lower if len(asked) > 2 and asked in one]
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
 def check_choice(flag: str, value: str, allowed: Sequence[str]) -> None:
     """Raise ConfigError if the value is not one of ``allowed``."""
     if value not in allowed:
-        raise ConfigError(f"{flag} must be one of {', '.join(allowed)}; got {value!r}")
+        raise ConfigError(f"{flag} must be one of {', '.join(allowed)}; got {value!r}{did_you_mean(value, allowed)}")
 
 
 class DataError(UserError):

@@ -22,7 +22,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, TypeVar
 
-from cst_search.errors import ConfigError
+from cst_search.errors import ConfigError, check_choice
 
 Kind = Literal["methods", "detectors", "formats"]
 KINDS: tuple[Kind, ...] = ("methods", "detectors", "formats")
@@ -86,7 +86,7 @@ def get(kind: Kind, name: str, wanted: type[_T], ours: Mapping[str, _T]) -> _T:
         return value
     if name not in ours:
         known = sorted({*ours, *names(kind)})
-        raise ConfigError(f"{kind.removesuffix('s')} must be one of {', '.join(known)}; got {name!r}")
+        check_choice(kind.removesuffix("s"), name, known)
     return ours[name]
 
 

@@ -8,43 +8,64 @@ import re
 from cst_search.errors import UnitError
 
 _BYTES = {
-    "": 1, "B": 1,
+    "B": 1,
     "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
 }  # fmt: skip
 _COUNT = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
-_SECONDS = {"S": 1, "": 1, "M": 60, "MIN": 60, "H": 3600, "D": 86400}
+_SECONDS = {"S": 1, "M": 60, "MIN": 60, "H": 3600, "D": 86400}
 _NUMBER = re.compile(r"^\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*$")
 
 
-def _parse(text: str | float, table: dict[str, int], what: str, example: str) -> float:
-    if isinstance(text, int | float):  # a number from Python code is in the unit without prefix
-        text = f"{text:f}"
+def _parse(text: str, table: dict[str, int], what: str, example: str) -> float:
     match = _NUMBER.match(text)
+    value = float(match[1]) * table.get(match[2].upper(), 1) if match else math.nan
+    if match and not 0 < value < math.inf:
+        raise UnitError(f"{what} must be above zero and finite; got {text!r}, write for example {example}")
     if not match or match[2].upper() not in table:
         raise UnitError(f"{what} must be a positive number with a unit such as {example}; got {text!r}")
-    value = float(match[1]) * table[match[2].upper()]
-    if not 0 < value < math.inf:
-        raise UnitError(f"{what} must be above zero and finite; got {text!r}, write for example {example}")
     return value
 
 
+def _bare_number(value: str | float) -> float | None:
+    """Return a number that was given without a unit; None: it has one, or is no number."""
+    match = _NUMBER.match(value if isinstance(value, str) else f"{value:f}")
+    return float(match[1]) if match and not match[2] and 0 < float(match[1]) < math.inf else None
+
+
 def parse_bytes(text: str | float) -> int:
-    """Return bytes: ``6GB`` -> 6e9, ``6GiB`` -> 6 * 2**30, also ``MB MiB KB KiB TB TiB`` and plain bytes.
+    """Return bytes: ``6GB`` -> 6e9, ``6GiB`` -> 6 * 2**30, also ``MB MiB KB KiB TB TiB`` and ``6000000000B``.
+
+    A number without a unit is refused, from Python too: 6 would be six bytes, and who writes it means gigabytes.
 
     Raises UnitError.
     """
-    return max(1, round(_parse(text, _BYTES, "a memory size", "6GB, 6GiB or 500MB")))
+    bare = _bare_number(text)
+    if bare is not None:
+        # a number as large as a memory in bytes is bytes; a smaller one can only be meant in GB
+        right = format_bytes(bare).replace(" ", "") if bare >= _BYTES["MB"] else f"{bare:g}GB"
+        raise UnitError(f"a memory size must have a unit (GB, GiB, MB ...); got {text!r}; write {right}")
+    return max(1, round(_parse(str(text), _BYTES, "a memory size", "6GB, 6GiB or 500MB")))
 
 
 def parse_count(text: str | float) -> int:
     """Return a count: ``2M`` -> 2_000_000, ``500k`` -> 500_000, or a plain whole number. Raises UnitError."""
-    return max(1, round(_parse(text, _COUNT, "a parameter count", "2M or 500k")))
+    plain = text if isinstance(text, str) else f"{text:f}"
+    return max(1, round(_parse(plain, _COUNT, "a parameter count", "2M or 500k")))
 
 
 def parse_seconds(text: str | float) -> float:
-    """Return seconds: from ``90s``, ``10m``, ``2h``, ``1d`` or plain seconds. Raises UnitError."""
-    return _parse(text, _SECONDS, "a duration", "90s, 10m or 2h")
+    """Return seconds: from ``90s``, ``10m``, ``2h``, ``1d``, or from a number, which is in seconds.
+
+    A text without a unit is refused: ``8`` on a command line may be hours as well as seconds.
+
+    Raises UnitError.
+    """
+    bare = _bare_number(text)
+    if isinstance(text, str) and bare is not None:
+        raise UnitError(f"a duration must have a unit (s, m, h, d); got {text!r}; write {bare:g}m or {bare:g}h")
+    plain = text if isinstance(text, str) else f"{text:f}s"
+    return _parse(plain, _SECONDS, "a duration", "90s, 10m or 2h")
 
 
 def format_bytes(n_bytes: float | None) -> str:

@@ -257,6 +257,8 @@ def test_a_recipe_may_be_a_value_a_name_or_a_path(played: tuple[Path, Any, str])
     [
         ({"budget_mem": "6 gigs"}, UnitError, "6 gigs"),
         ({"budget_mem": 0}, UnitError, "above zero"),
+        ({"budget_mem": 6}, UnitError, "--budget-mem: a memory size must have a unit .*got 6; write 6GB"),
+        ({"budget_params": 2}, UnitError, "got 2; write 2M"),
         ({"device": "tpu"}, ConfigError, "--device must be one of auto, cpu, cuda; got 'tpu'"),
         ({"sampler": "best"}, ConfigError, "--sampler must be one of"),
         ({"stop_early": False, "eta": 2}, ConfigError, "give one"),
@@ -275,8 +277,9 @@ def test_mistakes(tmp_path: Path, arguments: dict[str, Any], error: type[Excepti
 def test_units_are_numbers_too() -> None:
     from cst_search.units import parse_bytes, parse_count, parse_seconds
 
-    assert (parse_bytes(6e9), parse_bytes(1)) == (6 * 10**9, 1)
     assert (parse_count(2_000_000), parse_seconds(0.5)) == (2 * 10**6, 0.5)
+    with pytest.raises(UnitError, match="write 6GB"):  # but not those of bytes
+        parse_bytes(6)
 
 
 def test_the_info_is_typed(first: Search) -> None:

@@ -137,7 +137,8 @@ def test_the_reference_has_every_function_of_the_api(made: dict[str, str]) -> No
     names = set(cst_search.__all__) - {"__version__"}
     assert set(re.findall(r"^## (.+)$", text, flags=re.M)) == names
     assert "### Search.front\n\n```python\nSearch.front() -> pandas.DataFrame\n```" in text
-    assert "    space: SpaceLike | None = None,\n" in text and "* `budget_mem`: GPU memory budget per trial." in text
+    assert "    space: SpaceLike | None = None,\n" in text
+    assert '* `budget_mem`: GPU memory budget per trial, e.g. `"6GB"`.' in text
     assert text.count("```pycon") == sum(">>>" in (getattr(api, name).__doc__ or "") for name in names)
 
 

@@ -26,7 +26,6 @@ from cst_search.units import format_bytes, format_count, format_seconds, parse_b
         (parse_bytes, " 6 GB ", 6 * 10**9),  # nor do blanks
         (parse_bytes, "1.5GB", 1_500_000_000),
         (parse_bytes, ".5GB", 500_000_000),  # no leading zero
-        (parse_bytes, "12345", 12345),  # plain bytes
         (parse_bytes, "12345B", 12345),
         (parse_bytes, "1.1GB", 1_100_000_000),  # 1.1 * 1e9 is 1100000000.0000001 in floats: rounded
         (parse_bytes, "0.4B", 1),  # above zero stays above zero
@@ -40,12 +39,34 @@ from cst_search.units import format_bytes, format_count, format_seconds, parse_b
         (parse_seconds, "10min", 600),
         (parse_seconds, "2h", 7200),
         (parse_seconds, "1d", 86400),
-        (parse_seconds, "45", 45),  # plain seconds
+        (parse_seconds, 45, 45),  # from Python: seconds
         (parse_seconds, "0.5h", 1800),
     ],
 )
-def test_parse(parse: Callable[[str], float], text: str, value: float) -> None:
+def test_parse(parse: Callable[[str | float], float], text: str | float, value: float) -> None:
     assert parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("parse", "given", "right"),
+    [
+        (parse_bytes, "6", "6GB"),  # six bytes hold nothing
+        (parse_bytes, 6, "6GB"),  # from Python too
+        (parse_bytes, "0.5", "0.5GB"),
+        (parse_bytes, "500", "500GB"),
+        (parse_bytes, "6000000000", "6GB"),  # large enough to be bytes
+        (parse_bytes, 6e9, "6GB"),
+        (parse_seconds, "8", "8m or 8h"),
+    ],
+)
+def test_a_number_without_a_unit_is_refused_and_the_right_form_is_shown(
+    parse: Callable[[str | float], float], given: str | float, right: str
+) -> None:
+    with pytest.raises(UnitError, match="must have a unit") as raised:
+        parse(given)
+    assert str(raised.value).endswith(f"got {given!r}; write {right}")
+    for form in right.split(" or "):
+        assert parse(form) > 0  # what it says to write is taken
 
 
 @pytest.mark.parametrize(

@@ -209,12 +209,13 @@ def cp(
     import shutil
 
     from cst_search.config import catalog
-    from cst_search.errors import ConfigError
+    from cst_search.errors import ConfigError, did_you_mean
 
     kinds = [kind for kind in ("trials", "search_spaces") if name in catalog.names(kind)]
     if not kinds:
         known = [n for kind in ("trials", "search_spaces") for n in catalog.names(kind)]
-        raise ConfigError(f"nothing shipped is called {name!r}; there are {', '.join(known)}")
+        near = did_you_mean(name, known)
+        raise ConfigError(f"nothing shipped is called {name!r}; there are {', '.join(known)}{near}")
     path = target / f"{name}.yaml" if target.is_dir() else target
     if path.exists() and not force:
         raise ConfigError(f"{path} exists; choose another name or give --force")

@@ -111,7 +111,12 @@ def tables(found: Estimated) -> Iterator[Table | Text]:
     if fit is not None:
         yield Text()
         yield fit_table(fit, found.card)
-        yield from map(Text, fit_notes(fit, found.card))
+        yield from map(Text, fit_notes(fit, found.card, _fixed_bytes(guess)))
+
+
+def _fixed_bytes(guess: Estimate) -> int:
+    """Return what a training process takes of a GPU before it has a network: the CUDA context, and cuBLAS."""
+    return sum(guess.breakdown.get(part, 0) for part in ("context", "blas_context", "blas_workspace"))
 
 
 def estimate_report(guess: Estimate, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,6 +146,7 @@ def fit_report(fit: Fit, card: Card | None) -> dict[str, Any]:
         "recipe": {name: getattr(fit.recipe, name) for name in ("batch_size", "image_size_px", "max_size_px")},
         "bounds": {"batch_size": fit.batch_size_bound, "image_size_px": fit.image_size_px_bound},
         "methods": [asdict(row) for row in fit.methods],
+        "smaller_network": None if fit.smaller_network is None else asdict(fit.smaller_network),
         "cheapest": {
             "method": cheapest.method,
             "batch_1_bytes": cheapest.batch_1_bytes,

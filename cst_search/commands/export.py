@@ -150,7 +150,7 @@ def verify(info: StudyInfo, record: TrialRecord, home: Path) -> dict[str, Any]:
         file.write_text(json.dumps(recipe.to_dict()), encoding="utf-8")
         command = [sys.executable, "-c", _MEASURE.format(path=sys.path), str(file), *inputs]
         if budget is not None:
-            command += ["--budget-mem", str(budget)]
+            command += ["--budget-mem", f"{budget}B"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     found = _figures(done)
     measured = found["memory_source"] == "measured"

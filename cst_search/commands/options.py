@@ -27,7 +27,7 @@ from cst_search.config.recipe import (
     SIZES_CHOICES,
     TRUNCATED_CHOICES,
 )
-from cst_search.errors import ConfigError, StudyError, check_choice
+from cst_search.errors import ConfigError, StudyError, UnitError, check_choice
 from cst_search.units import parse_bytes, parse_count, parse_seconds
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ SEARCH, READING, BUDGET, TRIALS, RECORD = (
     "What is searched", "How data are read", "Budget and length", "Where trials run", "Where results go"
 )  # fmt: skip
 PANELS = (SEARCH, READING, BUDGET, TRIALS, RECORD)
+_LEAST_PARAMS = 1000  # the smallest head, of the demo's detector with one class, has some hundred thousand
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,32 @@ def declared(owner: type[Options]) -> dict[str, Option]:
     return dict(sorted(found.items(), key=lambda item: PANELS.index(item[1].panel)))
 
 
+def _parsed(option: Option, value: Any) -> Any:
+    """Return the value of an option that has a parser. Raises UserError; one about a unit names the option."""
+    assert option.parse is not None
+    try:
+        return option.parse(value)
+    except UnitError as error:
+        raise UnitError(f"{option.flag}: {error}") from None
+
+
 def _bytes(value: str | float | None) -> int | None:
     return None if value is None else parse_bytes(value)
 
 
 def _count(value: str | float | None) -> int | None:
     return None if value is None else parse_count(value)
+
+
+def _params(value: str | float | None) -> int | None:
+    """Return a budget of trainable parameters. Raises UnitError, also if it is below that of any head: 2 means 2M."""
+    n = _count(value)
+    if n is not None and n < _LEAST_PARAMS:
+        raise UnitError(
+            f"a budget of parameters must be at least {_LEAST_PARAMS:,}, as every head has more; got {value!r}; "
+            f"write {n}M for {n} million"
+        )
+    return n
 
 
 def _seconds(value: str | float | None) -> float | None:
@@ -130,8 +151,8 @@ class Options:
         if unknown := given.keys() - options.keys():
             raise TypeError(f"no such options of {cls.__name__}: {', '.join(sorted(unknown))}")
         values = {name: given.get(name, option.default) for name, option in options.items()}
-        parsers = {name: option.parse for name, option in options.items() if option.parse is not None}
-        return cls(**values | {name: parse(values[name]) for name, parse in parsers.items()})
+        parsed = {name: _parsed(option, values[name]) for name, option in options.items() if option.parse is not None}
+        return cls(**values | parsed)
 
 
 def _chosen(flag: str, help: str, panel: str, names: tuple[str, ...]) -> Any:
@@ -294,7 +315,7 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
     budget_mem: int | None = _option("--budget-mem", "GPU memory budget per trial, e.g. 6GB or 6GiB.", BUDGET,
                                      parse=_bytes)  # fmt: skip
     budget_params: int | None = _option("--budget-params", "Budget of trainable parameters, e.g. 2M.", BUDGET,
-                                        parse=_count)  # fmt: skip
+                                        parse=_params)  # fmt: skip
     data: str | None = _option(
         "--data", "Folder in COCO's, YOLO's or Pascal VOC's format (default: the embedded demo).", SEARCH, recorded=True
     )

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from cst_search.errors import ConfigError
+from cst_search.errors import ConfigError, did_you_mean
 
 Kind = Literal["trials", "search_spaces", "dashboards"]
 _PACKAGE = Path(__file__).parents[1]
@@ -43,7 +43,10 @@ def find(kind: Kind, name: str) -> Path:
     if path.name == name and shipped(kind, name).is_file():
         return shipped(kind, name)
     noun = {"trials": "recipe", "search_spaces": "search space", "dashboards": "dashboard"}[kind]
-    raise ConfigError(f"{noun} {name!r} is neither a file nor a shipped one; shipped: {', '.join(names(kind))}")
+    raise ConfigError(
+        f"{noun} {name!r} is neither a file nor a shipped one; shipped: {', '.join(names(kind))}"
+        f"{did_you_mean(name, names(kind))}"
+    )
 
 
 def own_path(text: str) -> Path:

@@ -5,7 +5,6 @@ All faults of a file are reported together, each with its place, the rule and th
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from cst_search.config import catalog
 from cst_search.config.recipe import Recipe, written_fields
 from cst_search.config.search_space import Space, fit_space, renamed_dimensions
-from cst_search.errors import ConfigError
+from cst_search.errors import ConfigError, did_you_mean
 
 # how a program gives what is a name or a path on the command line, and ``--set``
 RecipeLike = str | Path | Recipe
@@ -144,8 +143,7 @@ def make_recipe(content: Mapping[str, Any], where: str) -> Recipe:
 def _say(fault: Any) -> str:
     name = ".".join(str(part) for part in fault["loc"]) or "recipe"
     if fault["type"] == "unexpected_keyword_argument":
-        near = difflib.get_close_matches(name, [f.name for f in fields(Recipe)], n=1)
-        return f"{name} is not a field of a recipe" + (f"; is it {near[0]}?" if near else "")
+        return f"{name} is not a field of a recipe{did_you_mean(name, [f.name for f in fields(Recipe)])}"
     got = repr(fault.get("input"))
     return f"{name}: {fault['msg'][0].lower() + fault['msg'][1:]}; got {got if len(got) <= 100 else got[:97] + '...'}"
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from cst_search import plugins
 from cst_search.config.augmentation import PRESETS, Augmentation
-from cst_search.errors import ConfigError
+from cst_search.errors import ConfigError, did_you_mean
 
 DETECTIONS_PER_IMAGE = 100  # COCO's limit, and torchvision's
 # detector: the stages that its pyramid reads
@@ -140,6 +140,14 @@ def _reading(default: Any) -> Any:
     return field(default=default, metadata={"reading": True})
 
 
+_ONE_OF = "one of "  # begins the rule of a field that takes names
+
+
+def _nearest(value: Any, rule: str) -> str:
+    """Return which name may have been meant, for a rule that lists names."""
+    return did_you_mean(str(value), rule.removeprefix(_ONE_OF).split(", ")) if rule.startswith(_ONE_OF) else ""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Detector, data, method and schedule of a trial.
@@ -220,7 +228,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         faults = wrong_kinds(type(self), vars(self)) or [
-            f"{name} must be {rule}; got {getattr(self, name)!r}" for name, ok, rule in self._rules() if not ok
+            f"{name} must be {rule}; got {(value := getattr(self, name))!r}{_nearest(value, rule)}"
+            for name, ok, rule in self._rules()
+            if not ok
         ]
         if faults:
             raise ConfigError("recipe: " + "; ".join(faults))
@@ -280,7 +290,7 @@ class Recipe:
         return name, low <= getattr(self, name) <= high, f"a whole number from {low} to {high}"
 
     def _one_of(self, name: str, names: tuple[str, ...]) -> tuple[str, bool, str]:
-        return name, getattr(self, name) in names, "one of " + ", ".join(names)
+        return name, getattr(self, name) in names, _ONE_OF + ", ".join(names)
 
     def _rules(self) -> list[tuple[str, bool, str]]:
         above, whole, one_of = self._above, self._whole, self._one_of
@@ -388,7 +398,10 @@ class Recipe:
         known = {f.name for f in fields(self)} - {"options", "origin"}
         unknown = [key for key in config if "." not in key and key not in known]
         if unknown:
-            raise ConfigError(f"no such dimension: {', '.join(unknown)}; a recipe has {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"no such dimension: {', '.join(unknown)}; a recipe has {', '.join(sorted(known))}"
+                f"{did_you_mean(unknown[0], known)}"
+            )
         method = config.get("method", self.method)
         options = dict(self.options) if method == self.method else {}
         options |= {

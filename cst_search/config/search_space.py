@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from cst_search.config.recipe import FORMER_NAMES, READING_FIELDS, Recipe, renamed_fields
-from cst_search.errors import ConfigError
+from cst_search.errors import ConfigError, did_you_mean
 
 _FIELDS = {f.name for f in fields(Recipe)} - {
     "method",
@@ -189,6 +189,7 @@ class Space:
         if unknown:
             faults.append(
                 f"no such section: {', '.join(unknown)}; a space has methods, shared, and one section per listed method"
+                f"{did_you_mean(unknown[0], ('methods', 'shared', *methods))}"
             )
         shared = _dimensions(content.get("shared"), None, faults)
         by_method: dict[str, tuple[Dimension, ...]] = {}
@@ -221,6 +222,7 @@ def _dimensions(section: Any, method: str | None, faults: list[str]) -> tuple[Di
         if method is None and not is_field:
             faults.append(
                 f"shared.{name} is not a field of the recipe that may vary; those are {', '.join(sorted(_FIELDS))}"
+                f"{did_you_mean(str(name), _FIELDS)}"
             )
             continue
         key = field if is_field else f"{method}.{name}"

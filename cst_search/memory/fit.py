@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
-from cst_search.config.recipe import Recipe
-from cst_search.errors import ConfigError
+from cst_search.config.recipe import BACKBONES, Recipe
+from cst_search.errors import ConfigError, did_you_mean
 
 MAX_BATCH_SIZE = 256
 MAX_IMAGE_SIZE_PX = 2048
@@ -66,13 +66,24 @@ class MethodFit:
 
 @dataclass(frozen=True)
 class Fit:
-    """Fit of several methods to a budget, at the batch and image size of ``recipe``; sizes within the bounds."""
+    """Fit of several methods to a budget, at the batch and image size of ``recipe``; sizes within the bounds.
+
+    Attributes:
+        smaller_network: if no method fits with any change: that of the network by which the method that needs least
+            fits with the largest images; None: none does, or it is not needed.
+    """
 
     recipe: Recipe
     budget_bytes: int
     batch_size_bound: int
     image_size_px_bound: int
     methods: tuple[MethodFit, ...]
+    smaller_network: Change | None = None
+
+    @property
+    def is_hopeless(self) -> bool:
+        """True if no method fits, whatever is changed of batch, image, precision and recomputation."""
+        return not any(row.fits or row.changes for row in self.methods)
 
     def cheapest(self) -> MethodFit:
         """Return the method that needs least at batch size 1 and the recipe's image size, whether it fits or not."""
@@ -87,7 +98,24 @@ def what_fits(recipe: Recipe, methods: Sequence[str], budget_bytes: int, predict
     """
     sizes, batches = image_sizes(recipe), _batches(recipe)
     rows = tuple(_fit(recipe.configured({"method": name}), budget_bytes, predict) for name in methods)
-    return Fit(recipe, budget_bytes, batches[-1], sizes[-1], rows)
+    found = Fit(recipe, budget_bytes, batches[-1], sizes[-1], rows)
+    if not found.is_hopeless:
+        return found
+    least = recipe.configured({"method": found.cheapest().method})
+    return replace(found, smaller_network=_smaller_network(least, budget_bytes, predict))
+
+
+def _smaller_network(recipe: Recipe, budget: int, predict: Bytes) -> Change | None:
+    """Return the change to the largest smaller backbone that fits at batch size 1, with its largest images."""
+    for backbone in reversed(BACKBONES[: BACKBONES.index(recipe.backbone)]):
+        try:
+            smaller = replace(recipe, backbone=backbone, batch_size=1)
+        except ConfigError:  # its weights are of another backbone
+            continue
+        px = largest(image_sizes(smaller), lambda px, one=smaller: predict(at_size(one, px)) <= budget)  # type: ignore[misc]
+        if px is not None:
+            return _change(recipe, at_size(smaller, px), predict)
+    return None
 
 
 def _fit(recipe: Recipe, budget: int, predict: Bytes) -> MethodFit:
@@ -234,9 +262,10 @@ def named(text: str, known: Sequence[str]) -> list[str]:
         return list(known)
     names = [name.strip() for name in text.split(",")]
     if not set(names) <= set(known) or len(set(names)) < len(names):
+        wrong = next((name for name in names if name not in known), "")
         raise ConfigError(
             f"--compare takes different methods separated by commas, or nothing for all; got {text!r}; there are "
-            f"{', '.join(known)}"
+            f"{', '.join(known)}{did_you_mean(wrong, known)}"
         )
     return names
 

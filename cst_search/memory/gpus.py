@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from cst_search.errors import ConfigError
+from cst_search.errors import ConfigError, UnitError
 from cst_search.units import format_bytes, parse_bytes
 
 _TABLE = Path(__file__).with_name("devices.yaml")
@@ -76,7 +76,10 @@ def memory_budget(size: str | None, card: Card | None) -> int | None:
     """
     if size is None:
         return None if card is None else card.usable_bytes
-    wanted = parse_bytes(size)
+    try:
+        wanted = parse_bytes(size)
+    except UnitError as error:
+        raise UnitError(f"--fit: {error}") from None
     if card is not None and wanted > card.usable_bytes:
         raise ConfigError(
             f"--fit must be within what --device can give ({card.name}: {format_bytes(card.usable_bytes)}); "

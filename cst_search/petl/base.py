@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cst_search.config.recipe import wrong_kinds
-from cst_search.errors import ConfigError
+from cst_search.errors import ConfigError, did_you_mean
 from cst_search.memory.plan import MemoryPlan
 from cst_search.memory.resnet_shapes import BackboneShape
 
@@ -74,7 +74,7 @@ class Method:
         if unknown:
             raise ConfigError(
                 f"method {self.name!r} has no option {', '.join(map(repr, unknown))}; "
-                f"it has {', '.join(known) or 'none'}"
+                f"it has {', '.join(known) or 'none'}{did_you_mean(unknown[0], known)}"
             )
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if faults := wrong_kinds(self.options, given):

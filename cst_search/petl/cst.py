@@ -28,7 +28,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
-from cst_search.errors import ConfigError
+from cst_search.errors import ConfigError, did_you_mean
 from cst_search.lazy import deferred
 from cst_search.memory.plan import MemoryPlan
 from cst_search.memory.resnet_shapes import BackboneShape, ConvShape
@@ -92,7 +92,9 @@ class CstOptions:
             ("init", INITS),
         ):
             if getattr(self, name) not in allowed:
-                faults.append(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+                value = getattr(self, name)
+                near = did_you_mean(str(value), allowed)
+                faults.append(f"{name} must be one of {', '.join(allowed)}; got {value!r}{near}")
         if not (isinstance(self.reduction, int) and 1 <= self.reduction <= 256):
             faults.append(f"reduction must be a whole number from 1 to 256; got {self.reduction!r}")
         stages = self.mtc_stages

@@ -9,7 +9,8 @@ from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
-from cst_search.memory.fit import Change, Fit, MethodCost, MethodFit
+from cst_search.config.recipe import BACKBONES
+from cst_search.memory.fit import STEP_PX, Change, Fit, MethodCost, MethodFit
 from cst_search.memory.gpus import Card
 from cst_search.units import format_bytes, format_count
 
@@ -59,7 +60,7 @@ def fit_table(fit: Fit, card: Card | None) -> Table:
         "image at\nbatch 1",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    too_large = not all(row.fits for row in fit.methods)
+    too_large = not all(row.fits for row in fit.methods) and not fit.is_hopeless
     if too_large:
         table.add_column("what would make it fit")
     for row in fit.methods:
@@ -74,12 +75,18 @@ def fit_table(fit: Fit, card: Card | None) -> Table:
     return table
 
 
-def fit_notes(fit: Fit, card: Card | None) -> list[str]:
-    """Notes below the table: the cheapest setting where nothing fits, and particulars of the card."""
+def fit_notes(fit: Fit, card: Card | None, fixed_bytes: int) -> list[str]:
+    """Notes below the table: the cheapest setting where nothing fits, and particulars of the card.
+
+    Args:
+        fixed_bytes: what a process takes of the device before it has a network.
+    """
     recipe, cheapest = fit.recipe, fit.cheapest()
     at = f"at batch 1 and {recipe.image_size_px} px"
     notes = []
-    if cheapest.batch_size is None:
+    if fit.is_hopeless:
+        notes.append(_why_nothing_fits(fit, fixed_bytes))
+    elif cheapest.batch_size is None:
         notes.append(
             f"no method fits {at}; the one that needs least, {cheapest.method}, needs "
             f"{format_bytes(cheapest.batch_1_bytes)}"
@@ -89,6 +96,23 @@ def fit_notes(fit: Fit, card: Card | None) -> list[str]:
     if card is not None and card.note:
         notes.append(f"{card.name}: {card.note}")
     return notes
+
+
+def _why_nothing_fits(fit: Fit, fixed_bytes: int) -> str:
+    """Return why no method fits with images of any size, and which network would."""
+    budget = format_bytes(fit.budget_bytes)
+    if fit.budget_bytes <= fixed_bytes:
+        return (
+            f"nothing fits in {budget}: a process takes {format_bytes(fixed_bytes)} of a GPU before it has a network "
+            f"(CUDA context, cuBLAS)"
+        )
+    if fit.smaller_network is None:
+        smallest = f"the smallest network ({BACKBONES[0]})"
+        return f"nothing fits in {budget}: no method does with {smallest} and images of {STEP_PX} px"
+    return (
+        f"no method fits with {fit.recipe.backbone}, whatever the image size; {fit.cheapest().method} fits with "
+        f"{_change(fit.smaller_network)}"
+    )
 
 
 def _size(value: int | None, bound: int, unit: str = "") -> str:

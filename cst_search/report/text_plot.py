@@ -9,6 +9,7 @@ from rich.text import Text
 
 from cst_search.report.labels import is_log
 from cst_search.study.records import StudyInfo, TrialRecord
+from cst_search.study.states import TrialState
 from cst_search.units import format_bytes
 
 _MARKS = {"trial": ("\u00b7", "."), "front": ("\u25cf", "o"), "knee": ("\u25c6", "K")}  # (Unicode, ASCII)
@@ -36,7 +37,8 @@ def front_plot(infos: Sequence[StudyInfo], width: int, *, height: int = 12, asci
         front, knee = info.front(), info.knee()
         kinds = [("front", front)]
         if len(infos) == 1:
-            kinds = [("trial", list(info.trials)), *kinds, ("knee", [r for r in front if r.trial == knee])]
+            complete = [r for r in info.trials if r.state == TrialState.COMPLETE]
+            kinds = [("trial", complete), *kinds, ("knee", [r for r in front if r.trial == knee])]
         for kind, records in kinds:
             for record in records:
                 score = info.over_seeds(record).mean

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cst_search.errors import ConfigError
+from cst_search.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -38,5 +38,8 @@ def choose_objectives(text: str) -> tuple[Objective, ...]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in OBJECTIVES]
     if not names or unknown or len(set(names)) != len(names):
-        raise ConfigError(f"--objectives takes different names from {', '.join(OBJECTIVES)}, with commas; got {text!r}")
+        near = did_you_mean(unknown[0], OBJECTIVES) if unknown else ""
+        raise ConfigError(
+            f"--objectives takes different names from {', '.join(OBJECTIVES)}, with commas; got {text!r}{near}"
+        )
     return tuple(OBJECTIVES[name] for name in names)

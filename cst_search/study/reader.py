@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 import optuna
 
 from cst_search.study.fast_reads import StoredTrial, read_trials
-from cst_search.study.records import TrialRecord
+from cst_search.study.records import Budget, TrialRecord
 from cst_search.study.storage import Storage, trials_in_memory
 from cst_search.study.trial_attributes import Progress, Suggested, trial_record
 
@@ -17,6 +17,7 @@ class TrialReader:
 
     Args:
         full_epochs: length of a search trial, in epochs.
+        budget: the study's.
 
     Attributes:
         finished: records of finished trials and repeats, in the order in which they were read.
@@ -25,8 +26,8 @@ class TrialReader:
         n_ran: number of finished trials of the search that used a worker.
     """
 
-    def __init__(self, study: optuna.Study, storage: Storage | None, full_epochs: int) -> None:
-        self._study, self._storage, self._full_epochs = study, storage, full_epochs
+    def __init__(self, study: optuna.Study, storage: Storage | None, full_epochs: int, budget: Budget) -> None:
+        self._study, self._storage, self._full_epochs, self._budget = study, storage, full_epochs, budget
         self.restart()
 
     def restart(self, on_read: Callable[[StoredTrial], None] | None = None) -> None:
@@ -72,7 +73,7 @@ class TrialReader:
                 continue
             self.unfinished.pop(trial.number, None)
             if Suggested.of(trial.user_attrs) is not None:
-                record = trial_record(trial, set(), self._full_epochs)
+                record = trial_record(trial, set(), self._full_epochs, self._budget)
                 self.finished.append(record)
                 self.n_ran += record.ran and record.repeat_of is None
 
@@ -86,7 +87,7 @@ class TrialReader:
     def record(self, number: int, live_launches: Callable[[], Collection[str]]) -> TrialRecord:
         """Return the record of one trial as last read."""
         if number in self.unfinished:
-            return trial_record(self.unfinished[number], live_launches(), self._full_epochs)
+            return trial_record(self.unfinished[number], live_launches(), self._full_epochs, self._budget)
         # the requested trial has usually just ended
         return next(record for record in reversed(self.finished) if record.trial == number)
 
@@ -94,7 +95,7 @@ class TrialReader:
         """Return records of all trials and repeats as last read, by number."""
         live = live_launches() if self.unfinished else set()
         asked = [trial for trial in self.unfinished.values() if Suggested.of(trial.user_attrs) is not None]
-        unfinished = [trial_record(trial, live, self._full_epochs) for trial in asked]
+        unfinished = [trial_record(trial, live, self._full_epochs, self._budget) for trial in asked]
         return sorted([*self.finished, *unfinished], key=lambda record: record.trial)
 
     def suggested(self) -> dict[int, Suggested]:

@@ -48,7 +48,7 @@ class TrialRecord(TrialFigures):
         memory_correction: factor on the predicted memory, learned from the study's measured trials.
         context_bytes: fixed cost in ``device_bytes``, the CUDA context without what cuBLAS adds.
         trainable_params, petl_params: predicted; the counts that the budget was applied to.
-        feasible: complete and within the budget.
+        feasible: within the budget by its memory and parameters, complete or stopped early (pruned).
         ran: False if it was rejected by predicted cost, so that no worker was used.
         waits: True if it is pruned, but may still be promoted.
         repeat_of: for a repeat, the trial whose configuration it trains again, with ``seed``, for ``repeat_epochs``.

@@ -15,7 +15,7 @@ import optuna
 
 from cst_search.config.recipe import stored_fields
 from cst_search.config.search_space import Space, renamed_dimensions
-from cst_search.errors import StudyError
+from cst_search.errors import StudyError, did_you_mean
 from cst_search.study.launch_registry import Launches, now
 from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.reader import TrialReader
@@ -73,7 +73,7 @@ class Study:
         self.started: str = stored["started"]
         self.space = Space.from_dict(self.spec.space, where=f"space of study {self.name!r}")
         self.launch_registry = Launches(study, self.storage)
-        self.reader = TrialReader(study, self.storage, self.spec.full_epochs)
+        self.reader = TrialReader(study, self.storage, self.spec.full_epochs, self.spec.budget)
 
     @classmethod
     def open(cls, url: str, name: str) -> Study:
@@ -84,7 +84,7 @@ class Study:
         except KeyError:
             there = list_studies(url)
             which = (
-                f"it has {', '.join(map(repr, there[-10:]))}"
+                f"it has {', '.join(map(repr, there[-10:]))}{did_you_mean(name, there)}"
                 if there
                 else "it has none yet; `cst-search launch` makes one"
             )

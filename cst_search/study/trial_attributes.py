@@ -14,7 +14,7 @@ from typing import Any
 from cst_search.config.recipe import renamed_fields
 from cst_search.memory.estimate import context_of
 from cst_search.study.fast_reads import StoredTrial
-from cst_search.study.records import TrialRecord
+from cst_search.study.records import Budget, TrialRecord
 from cst_search.study.states import TrialState
 from cst_search.trial.result import FIGURES, Outcome
 from cst_search.units import format_bytes
@@ -225,12 +225,13 @@ def learning_curve(attributes: Mapping[str, Any], name: str) -> dict[int, float]
     return {entry["epoch"]: entry[name] for entry in result.history if entry.get(name) is not None}
 
 
-def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs: int) -> TrialRecord:
+def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs: int, budget: Budget) -> TrialRecord:
     """Build the record of a trial that was suggested.
 
     Args:
         live_launches: IDs of running launches; an unfinished trial of any other launch is interrupted.
         full_epochs: length of a search trial, in epochs.
+        budget: the study's, which says whether a trial that was stopped early is feasible.
     """
     suggested, result = Suggested.of(trial.user_attrs), Result.of(trial.user_attrs)
     assert suggested is not None
@@ -251,13 +252,20 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
         context_bytes=_context_of(estimate, result),
         trainable_params=estimate["trainable_params"],
         petl_params=estimate["petl_params"],
-        feasible=result.state == TrialState.COMPLETE,  # any other violates a constraint, see search/outcomes.py
+        feasible=_is_feasible(result.state, budget, figures["device_bytes"], estimate["trainable_params"]),
         repeat_of=None if repeat is None else repeat.repeat_of,
         seed=None if repeat is None else repeat.seed,
         repeat_epochs=None if repeat is None else repeat.epochs,
         launch=suggested.launch,
         **figures,
     )
+
+
+def _is_feasible(state: TrialState, budget: Budget, device_bytes: int, trainable_params: int) -> bool:
+    """Return whether a trial kept its budget: a complete one did, see search/outcomes.py; one stopped early may."""
+    if state == TrialState.PRUNED:
+        return max(budget.violations(device_bytes, trainable_params).values()) <= 0
+    return state == TrialState.COMPLETE
 
 
 def _context_of(estimate: Mapping[str, Any], result: Result) -> int:

@@ -172,7 +172,7 @@ def test_verification_results_are_written_into_the_recipe(
     verified = exports.verify(info, record, tmp_path / "home")
     ((_, _, _, _, *arguments),) = commands
     assert arguments == ["--data", info.data, "--cache", str(tmp_path / "home" / "checked-images.json"),
-                         "--budget-mem", "1000"]  # fmt: skip
+                         "--budget-mem", "1000B"]  # fmt: skip
     export(info, "best", tmp_path / "best.yaml", verified)
     origin = load_recipe(str(tmp_path / "best.yaml")).origin or {}
     assert (origin["verified"]["device_bytes"], origin["verified"]["memory_source"]) == (n_bytes, source)

@@ -296,7 +296,7 @@ def test_trials_stop_at_rungs_and_go_on_when_they_are_promoted(script: Script) -
     for record in info.trials:
         assert [entry["epoch"] for entry in record.history] == list(range(1, len(record.history) + 1))
         if record.state == "pruned":
-            assert (record.feasible, record.map) == (False, record.history[-1]["map"])
+            assert (record.feasible, record.map) == (True, record.history[-1]["map"])
             assert record.seconds is not None and record.images_per_second is not None
             assert record.reason == f"stopped after epoch {len(record.history)} of 3"
 

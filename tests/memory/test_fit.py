@@ -25,6 +25,7 @@ from cst_search.memory.fit import (
     named,
     what_fits,
 )
+from cst_search.report.estimate_tables import fit_notes, fit_table
 from cst_search.trial import cost
 
 # nothing more to save but by the precision
@@ -43,6 +44,52 @@ def needed(recipe: Recipe) -> int:
 def fit(budget_bytes: int, method: str = "cst", recipe: Recipe = COCO) -> MethodFit:
     (row,) = what_fits(recipe, [method], budget_bytes, needed).methods
     return row
+
+
+# --- nothing fits ----------------------------------------------------------------------------------------------------
+
+
+def needed_by_network(recipe: Recipe) -> int:
+    """As `needed`, and 1000 bytes for every layer of the backbone."""
+    return needed(recipe) + 1000 * int(recipe.backbone.removeprefix("resnet"))
+
+
+@pytest.mark.parametrize(
+    ("budget", "backbone"),
+    [
+        (50_101, None),  # resnet50 with small images: no other network is needed
+        (50_099, "resnet34"),  # the next smaller one
+        (18_101, "resnet18"),
+        (18_099, "none"),
+    ],
+)
+def test_where_no_method_fits_a_smaller_network_is_named(budget: int, backbone: str | None) -> None:
+    found = what_fits(COCO, ["full", "head"], budget, needed_by_network)
+    assert found.is_hopeless == (backbone is not None)
+    note = " ".join(fit_notes(found, None, fixed_bytes=10_000))
+    if backbone is None:
+        assert found.smaller_network is None and "no method fits with" not in note
+    elif backbone == "none":
+        assert found.smaller_network is None
+        assert (
+            note == "nothing fits in 18.1 kB: no method does with the smallest network (resnet18) and images of 32 px"
+        )
+    else:
+        assert found.smaller_network is not None
+        changed = replace(COCO, method="head", **found.smaller_network.settings)
+        assert (changed.backbone, changed.batch_size) == (backbone, 1)
+        assert needed_by_network(changed) == found.smaller_network.device_bytes <= budget
+        assert note.startswith("no method fits with resnet50, whatever the image size; head fits with batch_size=1 ")
+        assert f"backbone={backbone}" in note
+
+
+def test_a_budget_below_the_fixed_cost_says_so() -> None:
+    found = what_fits(COCO, ["full", "head"], 9_000, needed_by_network)
+    (note,) = fit_notes(found, None, fixed_bytes=10_000)
+    assert note == (
+        "nothing fits in 9 kB: a process takes 10 kB of a GPU before it has a network (CUDA context, cuBLAS)"
+    )
+    assert [column.header for column in fit_table(found, None).columns][-1] != "what would make it fit"
 
 
 # --- the largest -----------------------------------------------------------------------------------------------------

@@ -705,7 +705,7 @@ def test_stopped_trials_are_promoted_once_they_rank_among_the_best() -> None:
     second, goes_on = begin(session, 0.3)
     assert not goes_on
     record = session.study.record(second)
-    assert (record.state, record.waits, record.feasible, record.ran) == ("pruned", True, False, True)
+    assert (record.state, record.waits, record.feasible, record.ran) == ("pruned", True, True, True)
     assert (record.map, record.loss, len(record.history)) == (0.3, 1.0, 1)
     assert record.reason == "stopped after epoch 1 of 4"
     assert session.study.record(first).state == "running" and session.study.record(first).map == 0.5

@@ -179,7 +179,7 @@ def test_working_memory_is_derived_from_what_is_stored(stored: dict[str, Any], w
     estimate = dict.fromkeys(("reserved_bytes", "active_bytes", "trainable_params", "petl_params"), 1)
     suggested = Suggested(config={}, estimate={**estimate, "device_bytes": 900, **stored}, launch=None)
     trial = StoredTrial(1, 0, "RUNNING", {SUGGESTED: suggested.to_dict()})
-    assert trial_record(trial, (), 1).working_bytes == working
+    assert trial_record(trial, (), 1, Budget()).working_bytes == working
 
 
 @pytest.mark.parametrize(

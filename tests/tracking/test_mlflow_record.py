@@ -227,7 +227,7 @@ def test_trials_that_were_stopped_early(tmp_path: Path, uri: str) -> None:
     assert states == dict(zip(numbers, ("complete", "complete", "pruned", "pruned"), strict=True))
     stopped = found[numbers[2]]
     assert (stopped.info.status, stopped.data.tags["cst.feasible"], stopped.data.tags["cst.pareto"]) == (
-        "FINISHED", "false", "false",
+        "FINISHED", "true", "false",
     )  # fmt: skip
     assert stopped.data.tags["cst.reason"] == "stopped after epoch 1 of 4"
     quality = MlflowClient(uri).get_metric_history(stopped.info.run_id, "map")
