@@ -59,6 +59,8 @@ class Detector:
             more, by convolutions (LastLevelP6P7).
         p6_from_c5: True if the first of these two reads C5, calibrated like the other feature maps; else P5.
         neck_norm: True if a BatchNorm2d follows each convolution of the other levels.
+        detect: the detector's work behind the pyramid when it detects, as shapes, (tape, step, levels) -> outputs, for
+            the cost of inference; None: `heads` stands for it.
         class_layers: layers with rows per class, made anew for the data's classes when weights are loaded.
     """
 
@@ -72,4 +74,5 @@ class Detector:
     pooled: bool = False
     p6_from_c5: bool = False
     neck_norm: bool = False
+    detect: Callable[[Tape, StepShape, list[ShapeTensor]], list[ShapeTensor]] | None = None
     class_layers: tuple[ClassLayer, ...] = ()

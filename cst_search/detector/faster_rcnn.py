@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cst_search.config.recipe import DETECTIONS_PER_IMAGE, USED_STAGES, Recipe
 from cst_search.detector.base import SCORE_THRESHOLD, Detector, max_candidates, max_regions
@@ -79,10 +79,17 @@ def two_layers(tape: Tape, step: StepShape, x: ShapeTensor) -> ShapeTensor:
     return part.relu(tape, part.linear(tape, hidden, N_HIDDEN), inplace=False, before_last=True)
 
 
-def run_heads(
-    tape: Tape, step: StepShape, levels: list[ShapeTensor], *, rpn_convs: int = 1, box_head: BoxHead = two_layers
-) -> list[ShapeTensor]:
-    """Mirror the forward pass of the detector behind the pyramid: levels -> losses."""
+class _Proposed(NamedTuple):
+    """Outputs of the region proposal network over all levels, and what lives beside them."""
+
+    logits: ShapeTensor
+    deltas: ShapeTensor
+    anchors: Allocation
+    boxes: Allocation
+
+
+def _propose(tape: Tape, step: StepShape, levels: list[ShapeTensor], rpn_convs: int) -> _Proposed:
+    """Run the region proposal network and decode a box for each anchor."""
     b, part = step.batch, step.head_part
 
     def rpn_head(x: ShapeTensor) -> list[ShapeTensor]:
@@ -95,17 +102,33 @@ def run_heads(
         flat = [[flatten_anchors(tape, logits, 1), flatten_anchors(tape, deltas, 4)] for logits, deltas in outputs]
         return [join_anchors(tape, [each[i] for each in flat]) for i in (0, 1)]
 
+    outputs = run_by_level(tape, step, levels, rpn_head)
+    n = sum(_n_anchors(level) for level in levels)
+    anchors = Allocation(tape, 16 * b * n)
+    logits, deltas = concatenated(outputs)
+    del outputs
+    width = deltas.width
+    # decode: the anchors again, their four measures, four codes, two clamped, four results, four corners, stacked
+    Allocation(tape, b * n * (16 + 22 * width))
+    boxes = Allocation(tape, 4 * width * b * n)
+    Allocation(tape, 24 * n)  # levels of the anchors, twice while they are concatenated
+    return _Proposed(logits, deltas, anchors, boxes)
+
+
+def _n_anchors(level: ShapeTensor) -> int:
+    """Return the anchors on a level for each image."""
+    return 3 * level.shape[2] * level.shape[3]
+
+
+def run_heads(
+    tape: Tape, step: StepShape, levels: list[ShapeTensor], *, rpn_convs: int = 1, box_head: BoxHead = two_layers
+) -> list[ShapeTensor]:
+    """Mirror the forward pass of the detector behind the pyramid: levels -> losses."""
+    b = step.batch
+
     def rpn_loss() -> tuple[list[ShapeTensor], int]:
-        outputs = run_by_level(tape, step, levels, rpn_head)
-        n = sum(logits.shape[1] * logits.shape[2] * logits.shape[3] for logits, _ in outputs)
-        anchors = Allocation(tape, 16 * b * n)
-        logits, deltas = concatenated(outputs)
-        del outputs
-        width = deltas.width
-        # decode: the anchors again, their four measures, four codes, two clamped, four results, four corners, stacked
-        Allocation(tape, b * n * (16 + 22 * width))
-        proposals = Allocation(tape, 4 * width * b * n)
-        Allocation(tape, 24 * n)  # levels of the anchors, twice while they are concatenated
+        proposed = _propose(tape, step, levels, rpn_convs)
+        n = proposed.logits.shape[1]
         kept = []
         for _ in range(b):
             matching(tape, n, step.max_boxes)
@@ -116,9 +139,9 @@ def run_heads(
         # the sampler's indices of one image, and its masks of all; labels and codes again
         Allocation(tape, 16 * n)
         kept.append(Allocation(tape, 22 * b * n))
-        objectness = tape.op((1,), logits)
-        boxes = tape.op((1,), deltas)
-        del anchors, proposals, kept
+        objectness = tape.op((1,), proposed.logits)
+        boxes = tape.op((1,), proposed.deltas)
+        del proposed, kept
         return [objectness, boxes], n
 
     losses, n_anchors = rpn_loss()
@@ -126,12 +149,31 @@ def run_heads(
     for _ in range(b):
         Allocation(tape, BOX_IOU_PAIR * n_proposals * max(1, step.max_boxes))
     n_rois = min(512, n_proposals) * b
-    return [*losses, *_roi_heads(tape, step, levels[:4], n_rois, box_head)]
+    scores, deltas = _classify(tape, step, levels[:4], n_rois, box_head)
+    return [*losses, tape.op((1,), scores, save=[tape.cast(scores, 4)]), tape.op((1,), deltas)]
 
 
-def _roi_heads(
+def detect(
+    tape: Tape, step: StepShape, levels: list[ShapeTensor], *, rpn_convs: int = 1, box_head: BoxHead = two_layers
+) -> list[ShapeTensor]:
+    """Mirror detection behind the pyramid: levels -> class scores and boxes of the regions.
+
+    Every image has as many regions as torchvision lets through, as if no two of them overlapped.
+    """
+    _propose(tape, step, levels, rpn_convs)
+    best = max_candidates(step.max_detections)
+    n_rois = min(max_regions(step.max_detections), sum(min(best, _n_anchors(level)) for level in levels)) * step.batch
+    scores, deltas = _classify(tape, step, levels[:4], n_rois, box_head)
+    # decode: four codes, two clamped, four measures, four corners, stacked, in four bytes each; then the scores
+    Allocation(tape, (72 + 4) * n_rois * step.n_labels)
+    return [scores, deltas]
+
+
+def _classify(
     tape: Tape, step: StepShape, levels: list[ShapeTensor], n_rois: int, box_head: BoxHead
 ) -> list[ShapeTensor]:
+    """Run the box head on regions: levels -> class scores (n, labels) and codes of boxes (n, 4 labels)."""
+
     def pool() -> ShapeTensor:
         """MultiScaleRoIAlign: the result is filled level by level."""
         width = levels[0].width
@@ -147,9 +189,10 @@ def _roi_heads(
             result = tape.op(result.shape, result, found, alias=True)
         return result
 
-    part, hidden = step.head_part, box_head(tape, step, pool())
-    scores, deltas = (part.linear(tape, hidden, n, last=True) for n in (step.n_labels, 4 * step.n_labels))
-    return [tape.op((1,), scores, save=[tape.cast(scores, 4)]), tape.op((1,), deltas)]
+    part, regions = step.head_part, pool()
+    hidden = box_head(tape, step, regions)
+    del regions  # RoIHeads holds them until the head is done
+    return [part.linear(tape, hidden, n, last=True) for n in (step.n_labels, 4 * step.n_labels)]
 
 
 def head_layers(step: StepShape) -> list[LayerShape]:
@@ -175,6 +218,7 @@ DETECTOR = Detector(
     used_stages=USED_STAGES["fasterrcnn"],
     heads=run_heads,
     head_layers=head_layers,
+    detect=detect,
     last_layers=(
         "rpn.head.cls_logits",
         "rpn.head.bbox_pred",

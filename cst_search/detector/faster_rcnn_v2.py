@@ -75,5 +75,6 @@ DETECTOR = replace(
     used_stages=USED_STAGES["fasterrcnn_v2"],
     heads=partial(faster_rcnn.run_heads, rpn_convs=RPN_CONVS, box_head=box_head),
     head_layers=head_layers,
+    detect=partial(faster_rcnn.detect, rpn_convs=RPN_CONVS, box_head=box_head),
     neck_norm=True,
 )

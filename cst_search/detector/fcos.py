@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cst_search.config.recipe import USED_STAGES, Recipe
 from cst_search.detector.base import SCORE_THRESHOLD, Detector, max_candidates
 from cst_search.detector.class_rows import ClassLayer
-from cst_search.memory.dense_heads import dense_head_layers, dense_heads, focal_loss
+from cst_search.memory.dense_heads import dense_head_layers, dense_heads, focal_loss, score_levels
 from cst_search.memory.parts import LayerShape
 from cst_search.memory.plan import DenseTower, StepShape
 from cst_search.memory.tape import Allocation, ShapeTensor, Tape
@@ -45,9 +45,14 @@ def build(backbone: Backbone, n_labels: int, recipe: Recipe) -> nn.Module:
 FCOS_PAIR = 33
 
 
+def _outputs(step: StepShape) -> list[list[tuple[int, bool]]]:
+    """Return the outputs of each tower, see `dense_heads`."""
+    return [[(step.n_labels, False)], [(4, True), (1, False)]]
+
+
 def run_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[ShapeTensor]:
     """Mirror the forward pass of the detector behind the pyramid: levels -> losses."""
-    logits, deltas, centres = dense_heads(tape, step, levels, [[(step.n_labels, False)], [(4, True), (1, False)]])
+    logits, deltas, centres = dense_heads(tape, step, levels, _outputs(step))
     b, n, k = logits.shape
     kept = [Allocation(tape, 16 * b * n)]  # anchors
     for _ in range(b):
@@ -72,6 +77,13 @@ def run_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[Sh
     return [tape.recompute(losses) if step.recompute != "none" else losses()]
 
 
+def detect(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[ShapeTensor]:
+    """Mirror detection behind the pyramid: levels -> outputs."""
+    outputs = dense_heads(tape, step, levels, _outputs(step))
+    score_levels(tape, levels, outputs[0], copies=2)
+    return outputs
+
+
 def head_layers(step: StepShape) -> list[LayerShape]:
     """Return the layers of both towers and their outputs."""
     return dense_head_layers(step, [step.n_labels, 4, 1])
@@ -83,6 +95,7 @@ DETECTOR = Detector(
     used_stages=USED_STAGES["fcos"],
     heads=run_heads,
     head_layers=head_layers,
+    detect=detect,
     last_layers=(
         "head.classification_head.cls_logits",
         "head.regression_head.bbox_reg",

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from cst_search.config.recipe import USED_STAGES, Recipe
 from cst_search.detector.base import SCORE_THRESHOLD, Detector, max_candidates
 from cst_search.detector.class_rows import ClassLayer
-from cst_search.memory.dense_heads import dense_head_layers, dense_heads, focal_loss, matching, unbind_images
+from cst_search.memory.dense_heads import (
+    dense_head_layers,
+    dense_heads,
+    focal_loss,
+    matching,
+    score_levels,
+    unbind_images,
+)
 from cst_search.memory.parts import LayerShape
 from cst_search.memory.plan import DenseTower, StepShape
 from cst_search.memory.tape import Allocation, ShapeTensor, Tape
@@ -51,9 +58,14 @@ def build(backbone: Backbone, n_labels: int, recipe: Recipe, **head: nn.Module) 
     )
 
 
+def _outputs(step: StepShape) -> list[list[tuple[int, bool]]]:
+    """Return the outputs of each tower, see `dense_heads`."""
+    return [[(step.n_labels, False)], [(4, False)]]
+
+
 def run_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[ShapeTensor]:
     """Mirror the forward pass of the detector behind the pyramid: levels -> losses."""
-    logits, deltas = dense_heads(tape, step, levels, [[(step.n_labels, False)], [(4, False)]])
+    logits, deltas = dense_heads(tape, step, levels, _outputs(step))
     b, n, k = logits.shape
     anchors = Allocation(tape, 16 * b * n)
     matched = []
@@ -77,6 +89,13 @@ def run_heads(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[Sh
     return [*losses, tape.op((1,), deltas)]
 
 
+def detect(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[ShapeTensor]:
+    """Mirror detection behind the pyramid: levels -> outputs."""
+    outputs = dense_heads(tape, step, levels, _outputs(step))
+    score_levels(tape, levels, outputs[0], copies=1)
+    return outputs
+
+
 def head_layers(step: StepShape) -> list[LayerShape]:
     """Return the layers of both towers and their outputs."""
     return dense_head_layers(step, [step.n_labels, 4])
@@ -88,6 +107,7 @@ DETECTOR = Detector(
     used_stages=USED_STAGES["retinanet"],
     heads=run_heads,
     head_layers=head_layers,
+    detect=detect,
     last_layers=("head.classification_head.cls_logits", "head.regression_head.bbox_reg"),
     tower=lambda recipe: DenseTower(n_convs=4, anchors_per_cell=ANCHORS_PER_CELL),
     class_layers=(ClassLayer("head.classification_head.cls_logits"),),

@@ -117,6 +117,10 @@ class Recorder:
 
     Attributes:
         live, peak: current bytes, and their maximum so far.
+        flops: floating-point operations of the convolutions and matrix products of the forward pass so far, two for a
+            multiply-add; biases and all other operations are not counted (the convention of
+            `torch.utils.flop_counter`).
+        norm_channels: channels of each batch norm that a method added so far.
         multiplies: True if matrices were multiplied outside of convolutions, so that cuBLAS has its workspace.
     """
 
@@ -137,7 +141,8 @@ class Recorder:
         self._backward = False
         self.half, self.fp32_ops, self.block = half, fp32_ops, block
         self.adds_up, self.drops, self.sums_in_place = adds_up, drops, sums_in_place
-        self.live = self.peak = 0
+        self.live = self.peak = self.flops = 0
+        self.norm_channels: list[int] = []
         self.recording = True  # grad mode
         self._nodes: list[Node] = []
         self._frame: _Frame | None = None

@@ -95,7 +95,13 @@ def _block(
 
 def run_backbone(tape: Tape, step: StepShape, plan: MemoryPlan, images: ShapeTensor) -> list[ShapeTensor]:
     """Mirror `detector.pyramid.Backbone.forward`: images -> levels of the pyramid, finest first."""
-    features = run_body(tape, step, plan, images)
+    return run_pyramid(tape, step, plan, run_body(tape, step, plan, images), images)
+
+
+def run_pyramid(
+    tape: Tape, step: StepShape, plan: MemoryPlan, features: Features, images: ShapeTensor
+) -> list[ShapeTensor]:
+    """Mirror the part of `Backbone.forward` behind the body: side network and pyramid."""
     neck = step.recompute != "none"
     states = plan.side(tape, {**features, "image": images}, neck) if plan.side else {}
 

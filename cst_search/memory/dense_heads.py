@@ -80,6 +80,28 @@ def dense_heads(
     return results
 
 
+def score_levels(tape: Tape, levels: list[ShapeTensor], logits: ShapeTensor, copies: int) -> None:
+    """Mirror torchvision's ``postprocess_detections`` of dense detectors for one image, as far as shapes decide it.
+
+    Anchors of all levels are made and joined; then the scores of one level at a time are compared with the threshold.
+    The detections that pass it, a small part of all, are left out.
+
+    Args:
+        logits: of all levels, (1, anchors, labels).
+        copies: arrays as large as a level's logits that its scores take at once.
+    """
+    _, n, k = logits.shape
+    by_level = [Allocation(tape, 16 * n)]
+    anchors = Allocation(tape, 16 * n)
+    del by_level
+    cells = sum(level.shape[2] * level.shape[3] for level in levels)
+    for level in levels:
+        values = n * level.shape[2] * level.shape[3] // cells * k
+        Allocation(tape, copies * logits.width * values)
+        Allocation(tape, (logits.width + 1) * values)
+    del anchors
+
+
 def dense_head_layers(step: StepShape, outputs: Sequence[int], n_towers: int = 2) -> list[LayerShape]:
     """Return the layers of dense heads.
 

@@ -75,16 +75,31 @@ def process_context_of(breakdown: Mapping[str, int]) -> int:
 
 @dataclass(frozen=True)
 class InputShape:
-    """Worst training batch: padded height and width in pixels, and the most boxes in one image."""
+    """Worst training batch: padded height and width in pixels, and the most boxes in one image.
+
+    Attributes:
+        image_px: padded height and width of the largest image by itself; None: those of the batch.
+    """
 
     height_px: int
     width_px: int
     max_boxes: int
+    image_px: tuple[int, int] | None = None
+
+    @property
+    def image(self) -> InputShape:
+        """The largest image by itself."""
+        return self if self.image_px is None else InputShape(*self.image_px, self.max_boxes)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Predicted memory of one training step in bytes; ``breakdown`` adds up to ``device_bytes``."""
+    """Predicted memory of one training step in bytes; ``breakdown`` adds up to ``device_bytes``.
+
+    Attributes:
+        delta_bytes, inference_bytes, flops, marginal_flops: of the trained detector on one image, see
+            `inference.InferenceCost`; None: not predicted.
+    """
 
     device_bytes: int
     reserved_bytes: int
@@ -93,6 +108,10 @@ class Estimate:
     petl_params: int
     breakdown: Mapping[str, int]
     target_device: str = _TARGET_DEVICE
+    delta_bytes: int | None = None
+    inference_bytes: int | None = None
+    flops: int | None = None
+    marginal_flops: int | None = None
 
     @property
     def working_bytes(self) -> int:
@@ -123,8 +142,9 @@ def worst_input(recipe: Recipe, sizes: tuple[tuple[int, int], ...] = (), max_box
     if not sizes:
         sizes = ((recipe.image_size_px, recipe.max_size_px),)
     resized = [resized_hw(h, w, recipe.image_size_px, recipe.max_size_px) for h, w in sizes]
-    height, width = max(h for h, _ in resized), max(w for _, w in resized)
-    return InputShape(-(-height // 32) * 32, -(-width // 32) * 32, max_boxes)
+    padded = [(-(-h // 32) * 32, -(-w // 32) * 32) for h, w in resized]
+    largest = max(padded, key=lambda size: (size[0] * size[1], size))
+    return InputShape(max(h for h, _ in padded), max(w for _, w in padded), max_boxes, largest)
 
 
 @dataclass(frozen=True)
@@ -176,7 +196,7 @@ def step_bytes(
     parts_of = ((neck_layers(step), step.neck_part), (step.head_layers(step), step.head_part))
     trainable_params = petl_params + sum(count_trained(*each) for each in parts_of)
     trainable = 4 * trainable_params
-    weights = 4 * (_body_values(step.shape, plan, petl_params) + sum(count_values(*each) for each in parts_of))
+    weights = 4 * (body_values(step.shape, plan, petl_params) + sum(count_values(*each) for each in parts_of))
 
     new_tape = partial(
         Tape, half=half, fp32_ops=fp32_ops, block=block, sums_in_place=sums_in_place, conv_copies=workspaces
@@ -276,7 +296,7 @@ def _body_tensors(shape: BackboneShape) -> Iterator[int]:
         yield from [4 * c_out] * 4
 
 
-def _body_values(shape: BackboneShape, plan: MemoryPlan, petl_params: int) -> int:
+def body_values(shape: BackboneShape, plan: MemoryPlan, petl_params: int) -> int:
     """Return the number of values in parameters and buffers of body and side network."""
     # four per channel of a norm: weight, bias, mean and variance, as parameters or buffers
     own = shape.n_params + (4 if shape.frozen_norm else 2) * shape.n_norm_channels()

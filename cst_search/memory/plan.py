@@ -90,6 +90,10 @@ class StepShape:
         recompute: ``none``, ``neck`` or ``all``, see `backbone.recompute`.
         neck, head: trained part of each, see `memory.parts`.
         lora_rank: rank of their low-rank updates.
+        detect: the detector's work behind the pyramid when it detects, (tape, step, levels) -> outputs; None: `heads`
+            stands for it.
+        max_detections: most detections of an image.
+        fixed_body_norms: True if norms of the body keep the statistics of the weights.
     """
 
     heads: Callable[[Tape, StepShape, list[ShapeTensor]], list[ShapeTensor]]
@@ -111,6 +115,9 @@ class StepShape:
     p6_from_c5: bool = False
     neck_norm: bool = False
     fixed_norms: bool = False
+    detect: Callable[[Tape, StepShape, list[ShapeTensor]], list[ShapeTensor]] | None = None
+    max_detections: int = 100
+    fixed_body_norms: bool = False
 
     def neck_images(self, values: int) -> int:
         """Return the images of a feature map that the pyramid processes at once, see `images_at_once`."""

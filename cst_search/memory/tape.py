@@ -57,6 +57,7 @@ class Tape(Recorder):
         save: list[ShapeTensor | Allocation] = [] if lean else [x, *copies]
         params = 4 * ((n if trained else 0) + (c_out if bias else 0))
         shape = (b, c_out, -(-h // stride), -(-w // stride))
+        self.flops += 2 * n * b * shape[2] * shape[3]
         copies_bytes = self._copies(x, shape)
         return self.op(
             shape,
@@ -89,6 +90,7 @@ class Tape(Recorder):
         del scaled
         kept = Allocation(self, 2 * n) if self.half else weight
         shape = (b, c_out, -(-h // stride), -(-w // stride))
+        self.flops += 2 * n * rank * k + 2 * n * b * shape[2] * shape[3]  # B A, then the convolution
         copies_bytes = self._copies(x, shape)
         return self.op(
             shape,
@@ -121,6 +123,7 @@ class Tape(Recorder):
         if self.half:
             x = self.cast(x, 2)
         copies = self.weight_cast(n, trained)
+        self.flops += 2 * n * b
         return self.op(
             (b, c_out),
             x,
@@ -161,7 +164,10 @@ class Tape(Recorder):
 
     def norm(self, kind: str, x: ShapeTensor) -> ShapeTensor:
         """Record a norm that a method adds, see `petl.modules.layers.make_norm`."""
-        return x if kind == "none" else self.batch_norm(x) if kind == "bn" else self.group_norm(x)
+        if kind == "bn":
+            self.norm_channels.append(x.shape[1])
+            return self.batch_norm(x)
+        return x if kind == "none" else self.group_norm(x)
 
     def relu(self, x: ShapeTensor, inplace: bool = True, lean: bool = False) -> ShapeTensor:
         """Record a ReLU: it keeps its result; a lean one keeps a bit per value (packing it takes three bytes)."""

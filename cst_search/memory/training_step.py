@@ -30,12 +30,12 @@ def training_step(tape: Tape, step: StepShape, plan: MemoryPlan, given: list[Sha
 
 
 def _forward(tape: Tape, step: StepShape, plan: MemoryPlan, given: list[ShapeTensor]) -> None:
-    images = _transform(tape, step, given)
+    images = transform(tape, step, given)
     levels = run_backbone(tape, step, plan, images)
     tape.op((1,), *step.heads(tape, step, levels))  # their sum
 
 
-def _transform(tape: Tape, step: StepShape, given: list[ShapeTensor]) -> ShapeTensor:
+def transform(tape: Tape, step: StepShape, given: list[ShapeTensor]) -> ShapeTensor:
     """Normalise, resize (which copies even if the size stays the same), and pad into one batch."""
     scaled = []
     for image in given:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from cst_search.config.recipe import READING_FIELDS, Recipe, resolve_recompute
@@ -23,8 +23,10 @@ from cst_search.memory.estimate import (
     step_bytes,
     worst_input,
 )
+from cst_search.memory.inference import INFERENCE_FIGURES, InferenceCost, inference_cost
 from cst_search.memory.plan import MemoryPlan, StepShape
 from cst_search.memory.resnet_shapes import BackboneShape, resnet_shape
+from cst_search.memory.tape import Tape
 from cst_search.petl import get_method
 
 # fields of a recipe that change no tensor's shape, and a value for each
@@ -37,7 +39,7 @@ _SHAPELESS: dict[str, Any] = {
 
 
 def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> Estimate:
-    """Predict the memory of training a recipe.
+    """Predict the memory of training a recipe, and what its trained detector costs on one image.
 
     Args:
         n_classes: without background.
@@ -46,12 +48,28 @@ def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> 
     Raises:
         ConfigError: the method or its options are wrong.
     """
-    return _predict(_shapes_of(recipe), n_classes, shape or worst_input(recipe), expands_segments())
+    shape = shape or worst_input(recipe)
+    trained = _predict(_shapes_of(recipe), n_classes, shape, expands_segments())
+    return replace(trained, **_inference_figures(recipe, n_classes, shape))
 
 
-def predict_roughly(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> Estimate:
-    """Predict as `predict` does, in less than half the time: a factor stands for the simulated allocator."""
-    return _predict_roughly(_shapes_of(recipe), n_classes, shape or worst_input(recipe))
+def predict_roughly(
+    recipe: Recipe, n_classes: int, shape: InputShape | None = None, *, inference: bool = False
+) -> Estimate:
+    """Predict as `predict` does, in less than half the time: a factor stands for the simulated allocator.
+
+    Args:
+        inference: True to predict the cost of the trained detector too.
+    """
+    shape = shape or worst_input(recipe)
+    trained = _predict_roughly(_shapes_of(recipe), n_classes, shape)
+    return replace(trained, **_inference_figures(recipe, n_classes, shape)) if inference else trained
+
+
+def _inference_figures(recipe: Recipe, n_classes: int, shape: InputShape) -> dict[str, Any]:
+    """Return the fields of an estimate that are of the trained detector."""
+    cost = _predict_inference(_shapes_of(recipe), n_classes, shape, recipe.max_detections)
+    return {name: getattr(cost, name) for name in INFERENCE_FIGURES}
 
 
 def _shapes_of(recipe: Recipe) -> str:
@@ -61,9 +79,16 @@ def _shapes_of(recipe: Recipe) -> str:
     options = {name: value for name, value in recipe.options.items() if name not in method.shapeless}
     plain = replace(
         recipe, options=options, origin=None, accumulate=min(recipe.accumulate, 2),
-        weights="none" if recipe.weights == "none" else "demo-detector", **_SHAPELESS,
+        weights=_start(recipe), **_SHAPELESS,
     )  # fmt: skip
     return json.dumps(plain.to_dict(), sort_keys=True)
+
+
+def _start(recipe: Recipe) -> str:
+    """Return weights that stand for all that start a detector alike: whole, its body alone, or from random numbers."""
+    if recipe.weights_kind == "none":
+        return "none"
+    return "demo-detector" if recipe.has_trained_detector else "demo"
 
 
 def depends_on(key: str) -> bool:
@@ -81,6 +106,12 @@ def _predict(recipe_json: str, n_classes: int, shape: InputShape, expandable: bo
 @lru_cache(maxsize=4096)
 def _predict_roughly(recipe_json: str, n_classes: int, shape: InputShape) -> Estimate:
     return estimate_of(predict_step(Recipe.from_dict(json.loads(recipe_json)), n_classes, shape))
+
+
+@lru_cache(maxsize=4096)
+def _predict_inference(recipe_json: str, n_classes: int, shape: InputShape, max_detections: int) -> InferenceCost:
+    recipe = Recipe.from_dict(json.loads(recipe_json))
+    return predict_inference(replace(recipe, detections_per_image=max_detections), n_classes, shape)
 
 
 def predict_step(
@@ -108,6 +139,40 @@ def predict_step(
         sums_in_place=sums_in_place,
         workspaces=workspaces,
         traced=traced,
+    )
+
+
+def predict_inference(
+    recipe: Recipe,
+    n_classes: int,
+    shape: InputShape | None = None,
+    *,
+    holds_features: bool = False,
+    fp32_ops: frozenset[str] = CUDA_FP32_OPS,
+    block: int = MIN_BLOCK_BYTES,
+    workspaces: bool = True,
+) -> InferenceCost:
+    """Predict the cost of detection in the largest image with a recipe's trained detector.
+
+    Args:
+        n_classes: without background.
+        shape: of the worst batch, from `worst_input`.
+        holds_features: True if the feature maps of the body are held to the end, for other tasks.
+        fp32_ops, block, workspaces: as in `memory.estimate.step_bytes`.
+
+    Raises:
+        ConfigError: the method or its options are wrong.
+    """
+    method = get_method(recipe.method)
+    step, plan = describe(recipe, n_classes, (shape or worst_input(recipe)).image)
+    return inference_cost(
+        step,
+        plan,
+        method.petl_params(step.shape, method.make_options(recipe.options)),
+        shares_body=method.side,
+        holds_features=holds_features,
+        new_tape=partial(Tape, half=recipe.precision != "fp32", fp32_ops=fp32_ops, block=block, conv_copies=workspaces),
+        workspaces=workspaces,
     )
 
 
@@ -157,5 +222,8 @@ def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[StepSha
         p6_from_c5=detector.p6_from_c5,
         neck_norm=detector.neck_norm,
         fixed_norms=recipe.has_trained_detector,
+        detect=detector.detect,
+        max_detections=recipe.max_detections,
+        fixed_body_norms=recipe.weights_kind != "none",
     )
     return step, plan
