@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "study": ("config", "memory", "trial.result"),
     "search": ("config", "memory", "study", "trial.cost", "trial.result"),
     "execution": (*BELOW_TRIAL, "trial", "study", "search"),
-    "tracking": ("config", "study", "trial.inference", "trial.result"),
+    "tracking": ("config", "study", "trial.inference", "trial.multi_inference", "trial.result"),
     "report": ("config", "memory", "study", "search.suggestion", "trial.result"),
     "commands": (*BELOW_TRIAL, "trial", "study", "search", "execution", "tracking", "report"),
     "cli": (*BELOW_TRIAL, "trial", "study", "report", "tracking", "commands"),
@@ -275,7 +275,7 @@ def test_what_a_trial_can_do_without_is_imported_inside_functions(name: str) -> 
         ("safetensors", ("backbone.resnet", "detector.trained_file")),
         (
             "torchvision",
-            ("backbone", "data.augmentation", "detector", "trial.feature_cache", "tracking.runs", "commands.doctor"),
+            ("backbone", "data.augmentation", "detector", "trial.feature_cache", "tracking.models", "commands.doctor"),
         ),
     ],
 )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from cst_search.commands.train_plan import TrainedPlan
     from cst_search.config.recipe import Recipe
+    from cst_search.detector.bundle import Bundle
     from cst_search.study.allocation import Plan
     from cst_search.study.records import StudyInfo
 
@@ -151,28 +152,58 @@ def pack(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="RUN...", help="Folders that `train` wrote; each is a task of that name.", show_default=False
+            metavar="RUN...",
+            help="Folders that `train` wrote; each is a task of that name. With --mlflow also a bundle.",
+            show_default=False,
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Bundle: a new folder, or a bundle that gets more tasks.")
-    ] = Path("bundle"),
+        Path | None,
+        typer.Option(
+            "--output", "-o",
+            help="Bundle: a new folder, or a bundle that gets more tasks. [default: bundle, without --mlflow]",
+            show_default=False,
+        ),
+    ] = None,
     drop: Annotated[
         list[str] | None, typer.Option("--drop", help="Task to take out first; may be repeated.")
+    ] = None,
+    mlflow: Annotated[
+        Path | None,
+        typer.Option("--mlflow", help="New folder for one MLflow model of all tasks, for `mlflow models serve`."),
     ] = None,
     json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """Put trained detectors into one folder: what they start from once, and what each trained."""
-    from cst_search.commands.pack import pack as run
+    from contextlib import nullcontext
 
-    bundle = run(runs or (), output, drop or ())
-    if json_:
-        print_json({"tasks": bundle.tasks, "bases": bundle.bases, "total_bytes": bundle.total_bytes()})
-        return
+    from cst_search.commands import pack as command
+
+    if mlflow is not None:
+        command.check_new("--mlflow", mlflow)
+    is_kept = output is not None or mlflow is None or bool(drop)
+    folder = output or Path("bundle")
+    with nullcontext(command.pack(runs or (), folder, drop or ())) if is_kept else command.opened(runs or ()) as bundle:
+        if mlflow is not None:
+            command.write_mlflow_model(bundle, mlflow)
+        _say_packed(bundle, folder if is_kept else None, mlflow, json_)
+
+
+def _say_packed(bundle: Bundle, folder: Path | None, mlflow: Path | None, json_: bool) -> None:
+    """Report what `pack` wrote."""
     from cst_search.units import format_bytes
 
+    if json_:
+        written = {"bundle": folder, "mlflow": mlflow}
+        print_json(
+            {"tasks": bundle.tasks, "bases": bundle.bases, "total_bytes": bundle.total_bytes()}
+            | {name: str(path) for name, path in written.items() if path is not None}
+        )
+        return
     for name, entry in (*bundle.bases.items(), *bundle.tasks.items()):
         say(f"{name}: {format_bytes(entry['bytes'])}")
-    say(f"{len(bundle.tasks)} task(s) on {len(bundle.bases)} base(s), {format_bytes(bundle.total_bytes())} in {output}")
-    if bundle.tasks:
-        say(f"next:  cst-search predict {output} IMAGES")
+    say(f"{len(bundle.tasks)} task(s) on {len(bundle.bases)} base(s), {format_bytes(bundle.total_bytes())}")
+    if folder is not None and bundle.tasks:
+        say(f"next:  cst-search predict {folder} IMAGES")
+    if mlflow is not None:
+        say(f"next:  mlflow models serve -m {mlflow} --env-manager local --host 127.0.0.1 --port 5001")

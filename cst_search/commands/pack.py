@@ -1,11 +1,14 @@
-"""Put trained runs into a bundle, or take tasks out of it."""
+"""Put trained runs into a bundle, or take tasks out of it; write a bundle for other programs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from cst_search.detector.bundle import Bundle
+from cst_search.config.catalog import check_folder
+from cst_search.detector.bundle import Bundle, is_bundle
 from cst_search.errors import ConfigError
 from cst_search.trial.multi_inference import task_name
 
@@ -28,3 +31,34 @@ def pack(runs: Sequence[Path], folder: Path, drop: Sequence[str] = ()) -> Bundle
     for name, run in zip(names, runs, strict=True):
         bundle.add(name, run)
     return bundle
+
+
+@contextmanager
+def opened(runs: Sequence[Path]) -> Iterator[Bundle]:
+    """Give the bundle of some runs, which exists inside the ``with`` block only; or the one bundle that is named.
+
+    Raises ConfigError as `pack` does, and if the named bundle is damaged or empty.
+    """
+    with tempfile.TemporaryDirectory(prefix="cst-search-") as scratch:
+        if len(runs) == 1 and is_bundle(runs[0]):
+            bundle = Bundle(runs[0])
+            bundle.check()
+            if not bundle.tasks:
+                raise ConfigError(f"{runs[0]} has no tasks; add runs to it first")
+        else:
+            bundle = pack(runs, Path(scratch) / "bundle")
+        yield bundle
+
+
+def check_new(option: str, path: Path) -> None:
+    """Raise ConfigError if an option names what exists already, or what cannot be written."""
+    if path.exists():
+        raise ConfigError(f"{option} {path}: exists; choose another name")
+    check_folder(option, path.parent)
+
+
+def write_mlflow_model(bundle: Bundle, folder: Path) -> None:
+    """Write a bundle as a model of MLflow, with a copy of the bundle; see `tracking.models.save_bundle`."""
+    from cst_search.tracking.models import save_bundle
+
+    save_bundle(folder, bundle.folder, list(bundle.tasks))

@@ -6,8 +6,6 @@ All tags of cst-search begin with ``cst.``. `launch_tags`, `trial_tags` and `tra
 
 from __future__ import annotations
 
-import base64
-import io
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -15,17 +13,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param
 from mlflow.models import Model
-from PIL import Image
 
-from cst_search import __version__
 from cst_search.study.records import LaunchRecord, TrialRecord
 from cst_search.study.seed_statistics import Sample
 from cst_search.study.states import TrialState
 from cst_search.tracking.descriptions import model_description, run_name
+from cst_search.tracking.models import save_detector
 from cst_search.trial.result import Outcome
 
 NOTE = "mlflow.note.content"  # tag with the description of a run or a model
@@ -217,38 +213,21 @@ def _log_model(
 
     Uses only the client, so no global setting of MLflow changes.
     """
-    import torch
-    import torchvision
-
     model = client.create_logged_model(
         experiment, name="detector", source_run_id=run_id, model_type="detector",
         tags={key: value for key, value in tags.items() if key.startswith("cst.")},
     )  # fmt: skip
     note = model_description(tags["cst.study"], tags["cst.trial"], epochs, model.model_id)
     client.set_logged_model_tags(model.model_id, {NOTE: note})
-    versions = {"cst-search": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__}
     status = LoggedModelStatus.FAILED
     try:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
-            mlflow.pyfunc.save_model(
-                folder,
-                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-                artifacts={"weights": str(weights)},
-                input_example=([_grey_png()], {"score": 0.5}),
-                pip_requirements=[f"{name}=={version.partition('+')[0]}" for name, version in versions.items()],
-                mlflow_model=Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id),
-            )
+            logged_as = Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id)
+            save_detector(folder, weights, logged_as)
             client.log_model_artifacts(model.model_id, str(folder))
         status = LoggedModelStatus.READY
     finally:
         client.finalize_logged_model(model.model_id, status)
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=epochs)])
     return str(model.model_id)
-
-
-def _grey_png() -> str:
-    """Return a small image file in base64, as a served model takes images."""
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64), "grey").save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()

@@ -125,22 +125,38 @@ class MultiPredictor:
         }
         return sum(storages.values())
 
-    def detect(self, images: list[Path], score: float = 0.5, batch_size: int = 1) -> Iterator[dict[str, Any]]:
+    def detect(
+        self, images: list[Path], score: float = 0.5, batch_size: int = 1, tasks: Sequence[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Yield per image ``image`` and ``tasks``.
 
         ``tasks`` holds by name what `Predictor.detect` yields for the image: ``width``, ``height``, ``detections``.
 
-        Raises ConfigError if an image cannot be read, or there is no task, before any detection.
+        Args:
+            tasks: names of those to run; None: all.
+
+        Raises:
+            ConfigError: an image cannot be read, there is no task, or none of a given name; before any detection.
         """
-        if not self.tasks:
-            raise ConfigError("there is no detector; add one first")
-        names = list(self.tasks)  # those that are added later take no part
-        groups = [[self.tasks[name] for name in group] for group in self.groups()]
+        names = self._names(tasks)  # those that are added later take no part
+        chosen = ([self.tasks[name] for name in group if name in names] for group in self.groups())
+        groups = [group for group in chosen if group]
         entries = [image_entries(images, tasks[0].recipe) for tasks in groups]
         each = [self._detect_group(*pair, score, batch_size) for pair in zip(groups, entries, strict=True)]
         for image, found in zip(images, zip(*each, strict=True), strict=True):
             by_name = {name: one for group in found for name, one in group.items()}
             yield {"image": str(image), "tasks": {name: by_name[name] for name in names}}
+
+    def _names(self, tasks: Sequence[str] | None) -> list[str]:
+        """Return the names of the tasks to run, each once."""
+        if not self.tasks:
+            raise ConfigError("there is no detector; add one first")
+        names = list(self.tasks) if tasks is None else list(dict.fromkeys(tasks))
+        unknown = [name for name in names if name not in self.tasks]
+        if unknown or not names:
+            got = ", ".join(map(repr, unknown)) or "none"
+            raise ConfigError(f"tasks must name some of {', '.join(self.tasks)}; got {got}")
+        return names
 
     def _detect_group(
         self, tasks: list[Task], entries: tuple[ImageEntry, ...], score: float, batch_size: int

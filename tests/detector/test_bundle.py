@@ -13,18 +13,15 @@ import pytest
 import torch
 from PIL import Image
 from studies import run_cli
+from trained_runs import FROZEN, SHIPPED, write_run
 
 from cst_search.config.recipe import Recipe
-from cst_search.detector.build import build_detector, start_of, trained_tensors
+from cst_search.detector.build import start_of
 from cst_search.detector.bundle import MANIFEST, Bundle
 from cst_search.detector.pretrained import save_start, start_identity
-from cst_search.detector.weights import save_trained
 from cst_search.errors import ConfigError
 from cst_search.trial.inference import Predictor
 from cst_search.trial.multi_inference import MultiPredictor
-
-SHIPPED = {"weights": "demo-detector", "width": 0.5, "fpn_channels": 64, "head_convs": 2}
-FROZEN = {"neck": "frozen", "head": "predictor"}
 
 
 @pytest.fixture
@@ -32,15 +29,7 @@ def run(tmp_path: Path, tiny_recipe: Callable[..., Recipe]) -> Callable[..., Pat
     """Writes a run whose trained tensors moved away from their start."""
 
     def make(name: str, n_classes: int = 3, **changes: Any) -> Path:
-        recipe = tiny_recipe(**{"method": "cst", **changes})
-        model = build_detector(recipe, n_classes)
-        torch.manual_seed(sum(map(ord, name)))
-        with torch.no_grad():
-            for tensor in trained_tensors(model).values():
-                tensor += (0.05 * tensor.abs().mean() + 1e-3) * torch.randn_like(tensor)
-        path = tmp_path / "runs" / name / "weights.safetensors"
-        save_trained(model, recipe, tuple("abcdefgh"[:n_classes]), path)
-        return path.parent
+        return write_run(tmp_path / "runs" / name, tiny_recipe(**{"method": "cst", **changes}), n_classes)
 
     return make
 

@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from trained_runs import FROZEN, SHIPPED, write_run
 from typer.testing import CliRunner
 
 from cst_search.backbone.resnet import FrozenNorm
 from cst_search.cli.app import app
 from cst_search.config.recipe import Recipe
-from cst_search.detector.build import build_detector, trained_tensors
-from cst_search.detector.weights import load_trained, save_trained
+from cst_search.detector.build import trained_tensors
+from cst_search.detector.weights import load_trained
 from cst_search.errors import ConfigError
 from cst_search.trial import inference, multi_inference
 from cst_search.trial.inference import Predictor
 from cst_search.trial.multi_inference import MultiPredictor, backbone_of
 
 SIZES = ((96, 64), (64, 64), (60, 90))  # of the images
-FROZEN = {"neck": "frozen", "head": "predictor"}
 
 
 @pytest.fixture
@@ -43,16 +43,7 @@ def run(tmp_path: Path, tiny_recipe: Callable[..., Recipe]) -> Callable[..., Pat
     """Writes a run of the shipped detector whose trained tensors moved away from their start."""
 
     def make(name: str, n_classes: int = 3, **changes: Any) -> Path:
-        shipped = {"weights": "demo-detector", "width": 0.5, "fpn_channels": 64, "head_convs": 2}
-        recipe = tiny_recipe(**shipped | changes)
-        model = build_detector(recipe, n_classes)
-        torch.manual_seed(sum(map(ord, name)))
-        with torch.no_grad():
-            for tensor in trained_tensors(model).values():
-                tensor += (0.05 * tensor.abs().mean() + 1e-3) * torch.randn_like(tensor)
-        path = tmp_path / name / "weights.safetensors"
-        save_trained(model, recipe, tuple("abcdefgh"[:n_classes]), path)
-        return path.parent
+        return write_run(tmp_path / name, tiny_recipe(**SHIPPED | changes), n_classes)
 
     return make
 
@@ -198,3 +189,20 @@ def test_the_command_says_what_is_missing(
     with pytest.raises(ConfigError, match=re.escape(says)):
         runs, rest = multi_inference.split_runs([tmp_path / path for path in paths])
         multi_inference.predict_tasks(runs, rest, None, score=0.5, device="cpu")
+
+
+def test_only_the_named_tasks_run(run: Callable[..., Path], images: list[Path]) -> None:
+    detectors = MultiPredictor("cpu")
+    for name, method in (("cst", "cst"), ("head", "head"), ("lora", "conv_lora")):
+        detectors.add(name, run(name, method=method, **FROZEN))
+    passes: list[str] = []
+    for name, task in detectors.tasks.items():
+        backbone_of(task.model).body.register_forward_hook(lambda *_, name=name: passes.append(name))
+    everything = next(detectors.detect(images[:1]))["tasks"]
+    passes.clear()
+    [some] = detectors.detect(images[:1], tasks=["head", "cst", "head"])
+    assert some["tasks"] == {name: everything[name] for name in ("head", "cst")}
+    assert list(some["tasks"]) == ["head", "cst"] and passes == ["cst"]
+    for wrong, got in ((["head", "cat"], "got 'cat'"), ([], "got none")):
+        with pytest.raises(ConfigError, match=f"tasks must name some of cst, head, lora; {got}"):
+            next(detectors.detect(images[:1], tasks=wrong))
