@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cst_search.config.recipe import BACKBONES, DETECTORS, Recipe
 from cst_search.memory.allocator import CONFIG_VARIABLES, expands_segments
 from cst_search.memory.estimate import InputShape, estimate_of, worst_input
+from cst_search.memory.gpu_costs import GENERIC, GpuCosts
 from cst_search.petl import METHODS
 from cst_search.trial.cost import predict, predict_step
 from cst_search.trial.device import choose_device
@@ -86,9 +87,11 @@ def draw(rng: random.Random, small: bool) -> tuple[Recipe, InputShape]:
     return recipe, worst_input(recipe, max_boxes=rng.choice((5, 50, 200)))
 
 
-def measured(recipe: Recipe, shape: InputShape, steps: int, limit_bytes: int | None) -> dict[str, Any]:
+def measured(
+    recipe: Recipe, shape: InputShape, steps: int, limit_bytes: int | None, device_name: str
+) -> dict[str, Any]:
     """Run `measure.measure` in this process. Returns its result as a dict; an exception becomes an outcome."""
-    batch, device = synthetic_batch(recipe, shape, N_CLASSES), choose_device()
+    batch, device = synthetic_batch(recipe, shape, N_CLASSES), choose_device(device_name)
     try:
         return asdict(
             measure(
@@ -99,10 +102,12 @@ def measured(recipe: Recipe, shape: InputShape, steps: int, limit_bytes: int | N
         return {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
 
 
-def row_of(recipe: Recipe, shape: InputShape, steps: int, hold: bool) -> dict[str, Any]:
+def row_of(
+    recipe: Recipe, shape: InputShape, steps: int, hold: bool, device: str = "auto", gpu: GpuCosts = GENERIC
+) -> dict[str, Any]:
     """Return a row with a configuration, its prediction and its measurement."""
-    guess = predict(recipe, N_CLASSES, shape)
-    found = measured(recipe, shape, steps, guess.reserved_bytes if hold else None)
+    guess = predict(recipe, N_CLASSES, shape, gpu=gpu)
+    found = measured(recipe, shape, steps, guess.device_bytes if hold else None, device)
     return {
         "recipe": recipe.to_dict(),
         "shape": vars(shape),

@@ -1,4 +1,4 @@
-"""How the suite runs: in which order, in which processes. Fixtures that several folders share: shared_fixtures.py."""
+"""How the suite runs: in which order, in which processes. Fixtures: trial_fixtures.py, shared_fixtures.py."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def _turn(item: pytest.Item) -> tuple[int, str]:
 def pytest_configure(config: pytest.Config) -> None:
     """Import the fixtures in processes that run tests; xdist's own process need not wait for torch and MLflow."""
     if not config.pluginmanager.has_plugin("dsession"):
+        config.pluginmanager.import_plugin("trial_fixtures")
         config.pluginmanager.import_plugin("shared_fixtures")
 
 

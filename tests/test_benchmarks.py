@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import data_check as data_check_benchmark
 import evaluation as evaluation_benchmark
+import gpu_session
 import memory as memory_benchmark
 import methods
 import methods_measure
@@ -29,6 +34,14 @@ from cst_search.detector.weights import save_trained
 from cst_search.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
+MIB = 2**20
+# a sitecustomize.py after which there are torch, torchvision, pycocotools, Pillow and numpy, but no more of what the
+# project uses
+NOTHING_ELSE = (
+    "import sys\n"
+    "sys.modules |= dict.fromkeys(('ray', 'optuna', 'mlflow', 'typer', 'rich', 'pydantic', 'safetensors', 'yaml',\n"
+    "    'psutil', 'matplotlib', 'jinja2', 'moocore', 'sqlalchemy'))\n"
+)
 
 # --- from results to the table ---------------------------------------------------------------------------------------
 
@@ -258,11 +271,7 @@ def test_a_child_that_fails_is_a_row_and_is_tried_again(
 ) -> None:
     """The children find torch, torchvision and pycocotools, but nothing else that the project uses."""
     (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "sitecustomize.py").write_text(
-        "import sys\n"
-        "sys.modules |= dict.fromkeys(('ray', 'optuna', 'mlflow', 'typer', 'rich', 'pydantic', 'safetensors', 'yaml',\n"
-        "    'psutil', 'matplotlib', 'jinja2', 'moocore', 'sqlalchemy'))\n"
-    )
+    (tmp_path / "bare" / "sitecustomize.py").write_text(NOTHING_ELSE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bare"))
     options = ["--methods", "", "--also", "head:weights=none", "--also", f"head:weights={tmp_path}/no.pt"]
     options += ["--seeds", "1", "--phase", "accuracy"]
@@ -346,3 +355,75 @@ def test_the_check_is_measured_cold_and_warm(
     assert [(row["kind"], row["n_from_cache"]) for row in found["rounds"]] == [("cold", 0), ("warm", 5)]
     assert found["boxes"] == 10 and all(row["check_seconds"] > 0 for row in found["rows"])
     assert capsys.readouterr().out.count("check_seconds") == 2
+
+
+# --- a session on a GPU ----------------------------------------------------------------------------------------------
+
+
+def test_a_session_on_a_gpu_is_rehearsed_on_a_cpu(tmp_path: Path) -> None:
+    """With a trial's libraries alone. The same command does again only what failed, here a result that was cut off."""
+    (tmp_path / "sitecustomize.py").write_text(NOTHING_ELSE)
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    out = tmp_path / "out"
+    command = [sys.executable, gpu_session.__file__, "--device", "cpu", "--minutes", "60", "--out", str(out)]
+
+    def run() -> str:
+        ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    run()
+    states = json.loads((out / "session.json").read_text())["parts"]
+    one = dict.fromkeys("bcdefh", "1 complete")
+    assert states == {"a": "1 skipped", **one, "g": "3 complete"}, (out / "results.jsonl").read_text()
+    summary = (out / "summary.txt").read_text()
+    assert "skipped in" in summary and "g. a search: cache, several at a time: 3 complete\n   one after" in summary
+    kept = (out / "results.jsonl").read_text().splitlines()
+    (out / "results.jsonl").write_text("\n".join(line for line in kept if '"h ' not in line) + '\n{"key": "h bit')
+    again = run().split("\n\n")[0]
+    assert [line for line in again.splitlines() if "complete" in line] == ["h bitfit: complete"]
+    assert json.loads((out / "session.json").read_text())["parts"] == states
+
+
+def test_events_of_the_allocator_are_replayed() -> None:
+    entries = [
+        {"action": "segment_alloc", "addr": 0, "size": 2 * MIB},
+        {"action": "alloc", "addr": 0, "size": 512},
+        {"action": "alloc", "addr": 512, "size": 1024},
+        {"action": "free_requested", "addr": 0, "size": 512},
+        {"action": "free_completed", "addr": 0, "size": 512},
+        {"action": "free_requested", "addr": 4096, "size": 512},  # from before the recording
+        {"action": "alloc", "addr": 0, "size": 30 * MIB},
+    ]
+    events = gpu_session.allocations(entries)
+    assert events == [512, 1024, ~0, 30 * MIB]
+    assert gpu_session.replayed(events, expandable=True) == 42 * MIB  # a page of 2 MiB, two of 20 MiB
+
+
+def well(n: int) -> dict[str, Any]:
+    return {"outcome": "complete", "n": n}
+
+
+def dies(seconds: float) -> dict[str, Any]:
+    time.sleep(seconds)
+    os._exit(7)
+
+
+def test_jobs_that_die_are_results_and_those_out_of_time_are_left() -> None:
+    ended: dict[str, dict[str, Any]] = {}
+    jobs = [gpu_session.Job("a", well, {"n": 3}), gpu_session.Job("b", dies, {"seconds": 0})]
+    left = gpu_session.run_jobs(jobs, 2, math.inf, lambda job, row: ended.update({job.key: row}), start="fork")
+    assert left == [] and ended["a"] == {"outcome": "complete", "n": 3}
+    assert ended["b"] == {"outcome": "failed", "reason": "the process ended with exit code 7"}
+    jobs = [gpu_session.Job("c", dies, {"seconds": 600}), gpu_session.Job("d", well, {"n": 1})]
+    assert gpu_session.run_jobs(jobs, 1, time.monotonic() + 0.5, never, start="fork") == jobs  # type: ignore[arg-type]
+
+
+def test_the_worst_predicted_configurations_are_traced_first(tmp_path: Path) -> None:
+    session = gpu_session.Session(tmp_path, tmp_path, "cuda", None, 7, small=False)
+    jobs = gpu_session.traces(session)
+    assert [job.key.split()[1] for job in jobs[:3]] == ["side_tuning", "norm", "conv_adapter"]
+    every = [job for part in gpu_session.PARTS[:5] for job in part.jobs(session)]
+    assert len(every) == len({job.key for job in every}) == 14 + 40 + 24 + 12 + 24
+    drawn = [json.dumps([job.arguments["recipe"], job.arguments["shape"]]) for job in every[14:]]
+    assert len(set(drawn)) == len(drawn)

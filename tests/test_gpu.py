@@ -1,4 +1,4 @@
-"""What only a GPU shows. Skipped where there is none."""
+"""What only a GPU shows. Skipped where there is none. A trial's libraries are enough, see trial_fixtures.py."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from studies import run_cli
 
-from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import DETECTORS, Recipe
 from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import Cache
 from cst_search.memory.estimate import CONTEXT_BYTES, InputShape
 from cst_search.petl import METHODS
-from cst_search.study.study import Study
 from cst_search.trial import feature_cache as module
 from cst_search.trial.cost import predict
 from cst_search.trial.device import choose_device
@@ -114,6 +111,13 @@ def test_a_step_takes_what_is_predicted(method: str, precision: str) -> None:
 
 
 def test_trials_share_one_gpu(tiny_recipe: Make, tiny_folder: Path, tmp_path: Path) -> None:
+    for library in ("ray", "optuna", "mlflow", "pydantic"):
+        pytest.importorskip(library)
+    from studies import run_cli
+
+    from cst_search.config.loading import write_yaml
+    from cst_search.study.study import Study
+
     recipe, space = tmp_path / "recipe.yaml", tmp_path / "space.yaml"
     write_yaml(recipe, dataclasses.replace(tiny_recipe(), search_epochs=2).to_dict(), "test")
     write_yaml(space, {"methods": ["cst", "head"], "shared": {"lr": {"float": [1e-3, 2e-2], "log": True}}}, "test")

@@ -139,7 +139,8 @@ def estimate(
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help='As --fit, for a GPU by name: "RTX 3060 12GB", T4, "A100 40GB" ...')
+        str | None,
+        typer.Option("--device", help='Predict for a GPU by name and show what fits on it: "RTX 3060 12GB", T4 ...'),
     ] = None,
     compare: Annotated[
         str | None,

@@ -15,7 +15,8 @@ from rich.text import Text
 from cst_search.config.loading import RecipeLike, Settings, apply_settings, load_recipe, parse_settings, shown_name
 from cst_search.config.recipe import Recipe
 from cst_search.memory.fit import Fit, MethodCost, compare_methods, named, what_fits
-from cst_search.memory.gpus import Card, find_card, memory_budget
+from cst_search.memory.gpu_costs import GENERIC
+from cst_search.memory.gpus import Card, architectures, card_notes, find_card, memory_budget
 from cst_search.report.estimate_tables import breakdown_table, compare_table, fit_notes, fit_table
 from cst_search.units import format_count
 
@@ -65,7 +66,7 @@ def estimate(
         n_classes: number of classes without the background.
         max_boxes: largest number of boxes in one image.
         fit: memory size, e.g. ``6GB``, for which to find the largest settings that fit.
-        device: name of a graphics card whose memory is used for ``fit``.
+        device: name of a graphics card that the prediction is for, and whose memory is used for ``fit``.
         compare: methods to compare, separated by commas, or ``all``.
     """
     recipe = apply_settings(load_recipe(given), settings, shown_name(given))
@@ -78,8 +79,10 @@ def estimate(
     methods = method_names()
     compared = None if compare is None else named(compare, methods)
 
+    gpu = GENERIC if card is None else architectures()[card.architecture].costs(card.name)
+
     def guess(wanted: Recipe) -> Estimate:
-        return predict(wanted, n_classes, worst_input(wanted, max_boxes=max_boxes))
+        return predict(wanted, n_classes, worst_input(wanted, max_boxes=max_boxes), gpu=gpu)
 
     options = get_method(recipe.method).make_options(recipe.options)
     config = {"method": recipe.method} | {f"{recipe.method}.{k}": v for k, v in vars(options).items()}
@@ -142,7 +145,7 @@ def fit_report(fit: Fit, card: Card | None) -> dict[str, Any]:
     cheapest = fit.cheapest()
     return {
         "budget_bytes": fit.budget_bytes,
-        "device": None if card is None else asdict(card),
+        "device": None if card is None else asdict(card) | {"notes": card_notes(card, fit.recipe.precision)},
         "recipe": {name: getattr(fit.recipe, name) for name in ("batch_size", "image_size_px", "max_size_px")},
         "bounds": {"batch_size": fit.batch_size_bound, "image_size_px": fit.image_size_px_bound},
         "methods": [asdict(row) for row in fit.methods],

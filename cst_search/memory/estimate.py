@@ -25,12 +25,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from cst_search.config.recipe import Recipe
 from cst_search.data.resize import resized_hw
 from cst_search.memory.allocator import MIN_BLOCK_BYTES
 from cst_search.memory.correction import Correction
+from cst_search.memory.gpu_costs import GENERIC, GpuCosts, constants
 from cst_search.memory.parts import count_trained, count_values
 from cst_search.memory.plan import MemoryPlan, StepShape
 from cst_search.memory.reserved import Process
@@ -38,24 +38,14 @@ from cst_search.memory.resnet_shapes import BackboneShape
 from cst_search.memory.tape import Tape
 from cst_search.memory.training_step import load_images, neck_layers, training_step
 
-
-def _constants() -> dict[str, float]:
-    """Read the lines ``name: value`` of memory.yaml, without PyYAML: a trial must run without it."""
-    lines = (Path(__file__).parent / "memory.yaml").read_text().splitlines()
-    pairs = (line.split(":") for line in lines if line and not line.startswith("#"))
-    return {name: float(value) for name, value in pairs}
-
-
-_DEVICE = _constants()
-CONTEXT_BYTES = int(_DEVICE["context_bytes"])
-CONTEXT_WITH_BLAS_BYTES = int(_DEVICE["context_with_blas_bytes"])
-FRAGMENTATION = _DEVICE["fragmentation"]
-SLACK_BYTES = int(_DEVICE["slack_bytes"])
-BLAS_WORKSPACE_BYTES = int(_DEVICE["blas_workspace_bytes"])
+_CONSTANTS = constants()
+FRAGMENTATION = _CONSTANTS["fragmentation"]
+SLACK_BYTES = int(_CONSTANTS["slack_bytes"])
+CONTEXT_BYTES = GENERIC.context_bytes
+CONTEXT_WITH_BLAS_BYTES = GENERIC.context_with_blas_bytes
+BLAS_WORKSPACE_BYTES = GENERIC.blas_workspace_bytes
 # operations that autocast runs in fp32 on CUDA (PyTorch, "Automatic Mixed Precision", CUDA ops: autocast to float32)
 CUDA_FP32_OPS = frozenset({"group_norm", "bce", "pow"})
-
-_TARGET_DEVICE = "CUDA GPU (generic)"
 
 
 def context_of(breakdown: Mapping[str, int] | None) -> int:
@@ -107,7 +97,7 @@ class Estimate:
     trainable_params: int
     petl_params: int
     breakdown: Mapping[str, int]
-    target_device: str = _TARGET_DEVICE
+    target_device: str = GENERIC.target
     delta_bytes: int | None = None
     inference_bytes: int | None = None
     flops: int | None = None
@@ -181,6 +171,7 @@ def step_bytes(
     block: int = MIN_BLOCK_BYTES,
     sums_in_place: bool = True,
     workspaces: bool = True,
+    gpu: GpuCosts = GENERIC,
     traced: bool = False,
 ) -> StepBytes:
     """Predict the live bytes of one training step; by default by CUDA's rules.
@@ -190,7 +181,7 @@ def step_bytes(
         half: True for autocast to a dtype of two bytes.
         accumulates: True if gradients are accumulated over several steps before the optimiser runs.
         fp32_ops, block, sums_in_place: see `tape.Tape`.
-        workspaces: True to count the workspaces of cuDNN and cuBLAS.
+        workspaces: True to count the workspaces of cuDNN and cuBLAS, these as ``gpu`` has them.
         traced: True to trace the allocations of the process too.
     """
     parts_of = ((neck_layers(step), step.neck_part), (step.head_layers(step), step.head_part))
@@ -219,7 +210,7 @@ def step_bytes(
         if weights + start.tape.peak > sum(parts.values()):  # the start pass runs before the optimiser exists
             parts, kept = {"weights": weights, "start": start.tape.peak}, 0
     if workspaces and last.tape.multiplies:
-        parts["blas_workspace"] = BLAS_WORKSPACE_BYTES
+        parts["blas_workspace"] = gpu.blas_workspace_bytes
     process = None
     if traced:
         passes = [_Pass(new_tape(trace=[]), step, plan), last] if accumulates else [last]
@@ -238,24 +229,24 @@ def _process(passes: Sequence[_Pass], start: _Pass | None, frozen: list[int]) ->
     )
 
 
-def estimate_of(step: StepBytes, *, expandable: bool = True) -> Estimate:
+def estimate_of(step: StepBytes, *, expandable: bool = True, gpu: GpuCosts = GENERIC) -> Estimate:
     """Return the estimate of a step: its live bytes, the allocator's share and the CUDA context.
 
     Args:
-        step: if its process was traced, the allocator is simulated, else a factor stands for it.
+        step: of the same GPU. If its process was traced, the allocator is simulated, else a factor stands for it.
         expandable: True if the allocator uses expandable segments.
     """
     active = step.active_bytes
     if step.process is None:
         reserved = round(active * FRAGMENTATION) + SLACK_BYTES
     else:
-        reserved = step.process.reserved_bytes(expandable=expandable, workspace_bytes=BLAS_WORKSPACE_BYTES // 2)
+        reserved = step.process.reserved_bytes(expandable=expandable, workspace_bytes=gpu.blas_workspace_bytes // 2)
         reserved = max(reserved, active)
     # what cuBLAS adds to the context is no fixed cost: configurations that multiply no matrices do without it
-    blas = {"blas_context": CONTEXT_WITH_BLAS_BYTES - CONTEXT_BYTES} if step.multiplies else {}
-    breakdown = {**step.parts, "allocator": reserved - active, **blas, "context": CONTEXT_BYTES}
+    blas = {"blas_context": gpu.context_with_blas_bytes - gpu.context_bytes} if step.multiplies else {}
+    breakdown = {**step.parts, "allocator": reserved - active, **blas, "context": gpu.context_bytes}
     device = reserved + process_context_of(breakdown)
-    return Estimate(device, reserved, active, step.trainable_params, step.petl_params, breakdown)
+    return Estimate(device, reserved, active, step.trainable_params, step.petl_params, breakdown, gpu.target)
 
 
 class _Pass:

@@ -1,4 +1,4 @@
-"""GPU memory of known cards: the table `devices.yaml`, and lookup by a freely spelt name.
+"""Known cards and what CUDA takes on them: the table `devices.yaml`, and lookup by a freely spelt name.
 
 Needs no torch: `estimate --device "RTX 3060 12GB"` also runs on machines without a GPU.
 """
@@ -10,8 +10,10 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from cst_search.errors import ConfigError, UnitError
+from cst_search.memory.gpu_costs import GENERIC, GpuCosts
 from cst_search.units import format_bytes, parse_bytes
 
 _TABLE = Path(__file__).with_name("devices.yaml")
@@ -20,10 +22,46 @@ _NOISE = re.compile(r"nvidia|geforce|tesla|quadro|rtx|gtx|gpu|sxm\d?|pcie?|hbm\d
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """Generation of GPUs.
+
+    Attributes:
+        capability: the first numbers of its compute capability.
+        blas_workspace_bytes: of cuBLAS in one thread.
+        bf16, tf32: whether its tensor cores have these formats.
+        context_bytes, context_with_blas_bytes: see `gpu_costs.GpuCosts`; None: unmeasured.
+    """
+
+    name: str
+    capability: tuple[int, ...]
+    blas_workspace_bytes: int
+    bf16: bool
+    tf32: bool
+    source: str
+    context_bytes: int | None = None
+    context_with_blas_bytes: int | None = None
+    note: str = ""
+
+    @property
+    def is_measured(self) -> bool:
+        return self.context_bytes is not None
+
+    def costs(self, target: str) -> GpuCosts:
+        """Return the costs of a GPU of this kind; what is unmeasured is as on the H100."""
+        return GpuCosts(
+            self.context_bytes or GENERIC.context_bytes,
+            self.context_with_blas_bytes or GENERIC.context_with_blas_bytes,
+            2 * self.blas_workspace_bytes,
+            target,
+        )
+
+
+@dataclass(frozen=True)
 class Card:
     """GPU model. ``memory_bytes`` is the total shown by nvidia-smi, ``usable_bytes`` the part available under CUDA."""
 
     name: str
+    architecture: str
     vendor_gb: int
     memory_bytes: int
     usable_bytes: int
@@ -38,12 +76,44 @@ class Card:
 
 
 @cache
-def cards() -> tuple[Card, ...]:
-    """Return the cards of the table, in its order: by kind and generation."""
+def _table() -> dict[str, list[dict[str, Any]]]:
     import yaml  # imported here because a trial does not need it
 
-    entries = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))["cards"]
-    return tuple(Card(**{**entry, "aliases": tuple(entry.get("aliases", ()))}) for entry in entries)
+    table: dict[str, list[dict[str, Any]]] = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
+    return table
+
+
+@cache
+def cards() -> tuple[Card, ...]:
+    """Return the cards of the table, in its order: by kind and generation."""
+    return tuple(Card(**{**entry, "aliases": tuple(entry.get("aliases", ()))}) for entry in _table()["cards"])
+
+
+@cache
+def architectures() -> dict[str, Architecture]:
+    """Return the architectures of the table by name, the oldest first."""
+    entries = _table()["architectures"]
+    return {entry["name"]: Architecture(**{**entry, "capability": tuple(entry["capability"])}) for entry in entries}
+
+
+def card_notes(card: Card, precision: str) -> list[str]:
+    """Return what a prediction for a card rests on and what a person with it should know.
+
+    Args:
+        precision: of the recipe.
+    """
+    kind = architectures()[card.architecture]
+    notes = [note for note in (card.note, kind.note) if note]
+    if not kind.bf16 and precision == "bf16":
+        notes.append("it has no bf16 in hardware and emulates it slowly: precision=auto trains in fp16")
+    if not kind.is_measured:
+        unmeasured = (
+            f"the CUDA context, taken to be the H100's, {format_bytes(GENERIC.context_with_blas_bytes)} at most"
+        )
+        if not kind.tf32 and precision == "fp32":
+            unmeasured += "; the workspaces of convolutions in fp32 without TF32"
+        notes.append(f"unmeasured on {kind.name}: {unmeasured}")
+    return [f"{card.name}: {note}" for note in notes]
 
 
 def find_card(name: str) -> Card:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from cst_search.config.recipe import BACKBONES
 from cst_search.memory.fit import STEP_PX, Change, Fit, MethodCost, MethodFit
-from cst_search.memory.gpus import Card
+from cst_search.memory.gpus import Card, card_notes
 from cst_search.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -93,9 +93,7 @@ def fit_notes(fit: Fit, card: Card | None, fixed_bytes: int) -> list[str]:
         )
     elif any(row.batch_size is None for row in fit.methods):
         notes.append(f"what needs least {at}: {cheapest.method}, {format_bytes(cheapest.batch_1_bytes)}")
-    if card is not None and card.note:
-        notes.append(f"{card.name}: {card.note}")
-    return notes
+    return notes if card is None else notes + card_notes(card, recipe.precision)
 
 
 def _why_nothing_fits(fit: Fit, fixed_bytes: int) -> str:

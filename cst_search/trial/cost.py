@@ -23,6 +23,7 @@ from cst_search.memory.estimate import (
     step_bytes,
     worst_input,
 )
+from cst_search.memory.gpu_costs import GENERIC, GpuCosts
 from cst_search.memory.inference import INFERENCE_FIGURES, InferenceCost, inference_cost
 from cst_search.memory.plan import MemoryPlan, StepShape
 from cst_search.memory.resnet_shapes import BackboneShape, resnet_shape
@@ -38,31 +39,38 @@ _SHAPELESS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None) -> Estimate:
+def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None, *, gpu: GpuCosts = GENERIC) -> Estimate:
     """Predict the memory of training a recipe, and what its trained detector costs on one image.
 
     Args:
         n_classes: without background.
         shape: of the worst batch, from `worst_input`.
+        gpu: costs of the GPU that it is for.
 
     Raises:
         ConfigError: the method or its options are wrong.
     """
     shape = shape or worst_input(recipe)
-    trained = _predict(_shapes_of(recipe), n_classes, shape, expands_segments())
+    trained = _predict(_shapes_of(recipe), n_classes, shape, expands_segments(), gpu)
     return replace(trained, **_inference_figures(recipe, n_classes, shape))
 
 
 def predict_roughly(
-    recipe: Recipe, n_classes: int, shape: InputShape | None = None, *, inference: bool = False
+    recipe: Recipe,
+    n_classes: int,
+    shape: InputShape | None = None,
+    *,
+    inference: bool = False,
+    gpu: GpuCosts = GENERIC,
 ) -> Estimate:
     """Predict as `predict` does, in less than half the time: a factor stands for the simulated allocator.
 
     Args:
         inference: True to predict the cost of the trained detector too.
+        gpu: as in `predict`.
     """
     shape = shape or worst_input(recipe)
-    trained = _predict_roughly(_shapes_of(recipe), n_classes, shape)
+    trained = _predict_roughly(_shapes_of(recipe), n_classes, shape, gpu)
     return replace(trained, **_inference_figures(recipe, n_classes, shape)) if inference else trained
 
 
@@ -98,14 +106,14 @@ def depends_on(key: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _predict(recipe_json: str, n_classes: int, shape: InputShape, expandable: bool) -> Estimate:
-    step = predict_step(Recipe.from_dict(json.loads(recipe_json)), n_classes, shape, traced=True)
-    return estimate_of(step, expandable=expandable)
+def _predict(recipe_json: str, n_classes: int, shape: InputShape, expandable: bool, gpu: GpuCosts) -> Estimate:
+    step = predict_step(Recipe.from_dict(json.loads(recipe_json)), n_classes, shape, gpu=gpu, traced=True)
+    return estimate_of(step, expandable=expandable, gpu=gpu)
 
 
 @lru_cache(maxsize=4096)
-def _predict_roughly(recipe_json: str, n_classes: int, shape: InputShape) -> Estimate:
-    return estimate_of(predict_step(Recipe.from_dict(json.loads(recipe_json)), n_classes, shape))
+def _predict_roughly(recipe_json: str, n_classes: int, shape: InputShape, gpu: GpuCosts) -> Estimate:
+    return estimate_of(predict_step(Recipe.from_dict(json.loads(recipe_json)), n_classes, shape, gpu=gpu), gpu=gpu)
 
 
 @lru_cache(maxsize=4096)
@@ -123,6 +131,7 @@ def predict_step(
     block: int = MIN_BLOCK_BYTES,
     sums_in_place: bool = True,
     workspaces: bool = True,
+    gpu: GpuCosts = GENERIC,
     traced: bool = False,
 ) -> StepBytes:
     """Predict the live bytes of one training step of a recipe; options as in `memory.estimate.step_bytes`."""
@@ -138,6 +147,7 @@ def predict_step(
         block=block,
         sums_in_place=sums_in_place,
         workspaces=workspaces,
+        gpu=gpu,
         traced=traced,
     )
 
@@ -176,11 +186,11 @@ def predict_inference(
     )
 
 
-def context_bytes(recipe: Recipe, n_classes: int) -> int:
+def context_bytes(recipe: Recipe, n_classes: int, *, gpu: GpuCosts = GENERIC) -> int:
     """Return the CUDA context of a process that trains a recipe, with cuBLAS where it is loaded."""
     # what runs does not depend on the size
     small = InputShape(64, 64, 1)
-    return process_context_of(predict_roughly(replace(recipe, batch_size=1), n_classes, small).breakdown)
+    return process_context_of(predict_roughly(replace(recipe, batch_size=1), n_classes, small, gpu=gpu).breakdown)
 
 
 def backbone_shape(recipe: Recipe) -> BackboneShape:

@@ -12,9 +12,9 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
-from shared_fixtures import random_body_state
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
+from trial_fixtures import random_body_state
 
 from cst_search.backbone.resnet import STAGES, Body, FrozenNorm, fingerprint, load_weights
 from cst_search.config.recipe import BACKBONES

@@ -449,7 +449,7 @@ def formula(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe], int]:
         pixels = recipe.batch_size * recipe.image_size_px * recipe.max_size_px
         return 10**9 + 1000 * pixels * (4 if recipe.method == "full" else 1)
 
-    def predict(recipe: Recipe, n_classes: int, shape: Any) -> FakeEstimate:
+    def predict(recipe: Recipe, n_classes: int, shape: Any, gpu: Any) -> FakeEstimate:
         n = needed(recipe)
         parts = {"weights": 10**8, "rest_of_it": n - 11 * 10**8, "context": 10**9}
         return FakeEstimate(n, trainable_params=1000, reserved_bytes=n - 10, active_bytes=n - 20, breakdown=parts)
@@ -515,6 +515,7 @@ def test_estimate_for_a_card(formula: Callable[[Recipe], int]) -> None:
     assert device["name"] == "Jetson Orin Nano 8GB" and device["usable_bytes"] < device["memory_bytes"] == 2**33
     text = run_cli(*SQUARE, "--device", "jetson orin nano")
     assert "What fits in the 7.91 GB of Jetson Orin Nano 8GB" in text.out and "shared with the CPU" in text.out
+    assert any("unmeasured on Ampere" in note for note in device["notes"]) and "unmeasured on Ampere" in text.out
 
 
 def test_estimate_compare(formula: Callable[[Recipe], int]) -> None:

@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from shared_fixtures import random_body_state
 from studies import fake_estimate, run_cli
 from torchvision.models import WeightsEnum
+from trial_fixtures import random_body_state
 
 from cst_search.config.loading import apply_settings, load_recipe, load_space, make_recipe, read_yaml
 from cst_search.config.recipe import FORMER_NAMES, Recipe

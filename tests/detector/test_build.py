@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from shared_fixtures import random_body_state
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torchvision.models._utils import IntermediateLayerGetter
@@ -22,6 +21,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
+from trial_fixtures import random_body_state
 
 from cst_search.backbone.resnet import Body
 from cst_search.config.recipe import DETECTORS, Recipe

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from shared_fixtures import random_body_state
 from test_build import STARTS
 from torch import Tensor, nn
+from trial_fixtures import random_body_state
 
 from cst_search.config.recipe import DETECTORS, Recipe
 from cst_search.detector.build import build_detector, trained_tensors

@@ -37,6 +37,7 @@ from cst_search.memory.estimate import (
     InputShape,
     worst_input,
 )
+from cst_search.memory.gpu_costs import GpuCosts
 from cst_search.memory.tape import Tape
 from cst_search.petl import METHODS
 from cst_search.petl.modules import cst as ladder
@@ -495,3 +496,16 @@ def test_the_worst_input_is_torchvisions_padded_batch(
 def test_worst_input_without_a_dataset_is_the_recipes_largest() -> None:
     assert worst_input(Recipe()) == InputShape(800, 1344, 100)  # COCO, as its docstring says
     assert predict(Recipe(backbone="resnet18"), 3) == predict(Recipe(backbone="resnet18"), 3, worst_input(Recipe()))
+
+
+def test_another_gpus_costs_change_context_and_workspaces_alone() -> None:
+    recipe = Recipe(backbone="resnet18", image_size_px=320, max_size_px=320)
+    gpu = GpuCosts(300_000_000, 400_000_000, 17_039_360, target="a card")
+    generic, other = predict(recipe, 3), predict(recipe, 3, gpu=gpu)
+    assert other.target_device == "a card" and other.device_bytes == sum(other.breakdown.values())
+    assert (other.breakdown["context"], other.breakdown["blas_context"]) == (300_000_000, 100_000_000)
+    assert other.breakdown["blas_workspace"] == 17_039_360
+    assert generic.active_bytes - other.active_bytes == BLAS_WORKSPACE_BYTES - 17_039_360
+    assert other.reserved_bytes >= other.active_bytes
+    assert cost.context_bytes(recipe, 3, gpu=gpu) == 400_000_000
+    assert predict(recipe, 3).target_device == generic.target_device  # nothing of the other is remembered
