@@ -1,7 +1,7 @@
 """A tiny COCO folder and recipes that train on it within a second, for whatever runs trials.
 
 Needs no more than a trial does, so that tests/test_gpu.py runs where there is just torch, torchvision and pycocotools:
-`pytest -c /dev/null --rootdir . -o pythonpath=tests --noconftest -p trial_fixtures tests/test_gpu.py`.
+benchmarks/gpu_session.py runs it with these fixtures as a plugin, without conftest.py.
 """
 
 from __future__ import annotations
