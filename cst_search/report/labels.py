@@ -28,6 +28,7 @@ METRICS: dict[str, tuple[str, str, str]] = {
 }
 # by the format of a metric's values: an axis that spans more than this factor is logarithmic
 _LOG_ABOVE = {"bytes": 4.0, "count": 10.0}
+_TELLING_SPAN = 2.0  # of the largest to the smallest value: below, a front looks like a vertical line
 # kind of trial -> its label and its matplotlib marker; shapes differ, so that colour is not needed
 GROUPS: dict[str, tuple[str, str]] = {
     "unfinished": ("not finished", "D"),
@@ -40,11 +41,23 @@ GROUPS: dict[str, tuple[str, str]] = {
 
 
 def axes_of(report: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the metrics on x (a cost; memory if it is an objective) and on y (a quality)."""
+    """Return the metrics on x (a cost that varies along the front, see `telling_cost`) and on y (a quality)."""
     goals = {OBJECTIVES[o["name"]].compared: o["goal"] for o in report["objectives"]}
-    costs = [name for name in ("working_bytes", *goals) if goals.get(name) == "min"]
+    costs = [name for name in ("working_bytes", *goals) if goals.get(name) == "min"] or ["working_bytes"]
     qualities = [name for name, goal in goals.items() if goal == "max"]
-    return (costs or ["working_bytes"])[0], (qualities or ["map"])[0]
+    rows = report["front"] or report["all"]
+    known = {name: [row[name] for row in rows if row.get(name) is not None] for name in dict.fromkeys(costs)}
+    return telling_cost(known), (qualities or ["map"])[0]
+
+
+def telling_cost(values: Mapping[str, Sequence[float]]) -> str:
+    """Return the cost to draw on x: the first whose values span a factor of two, else the one that spans most.
+
+    Args:
+        values: metric -> its values, in the order of preference. With no values at all, the first metric is taken.
+    """
+    spans = {name: max(known) / max(min(known), 1) if known else 0.0 for name, known in values.items()}
+    return next((name for name, span in spans.items() if span >= _TELLING_SPAN), max(spans, key=lambda name: spans[name]))
 
 
 def is_log(name: str, values: Sequence[float]) -> bool:

@@ -21,6 +21,7 @@ from cst_search.cli import app
 from cst_search.config import catalog
 from cst_search.config.recipe import Recipe
 from cst_search.petl import METHODS
+from cst_search.report.labels import telling_cost
 from cst_search.report.tables import front_table
 from cst_search.report.text_plot import front_plot
 from cst_search.search.session import SearchSession
@@ -107,6 +108,30 @@ def test_a_single_point_is_plotted_in_the_middle(tmp_path: Path) -> None:
     session = fill(make_study(tmp_path, "single"), [(0.5, 300)])
     lines = front_plot([session.study.info()], 48, height=9).plain.split("\n")
     assert lines[4].index("◆") == 7 + 20
+
+
+def test_the_plot_takes_the_cost_that_spans_most(tmp_path: Path) -> None:
+    session = make_study(tmp_path, "flat")
+    session.begin_launch()
+    run_one(session, scored(0.5, device_bytes=500), cst__reduction=8, batch_size=2, lr=0.01)
+    run_one(session, scored(0.6, device_bytes=900), cst__reduction=2, batch_size=2, lr=0.01)
+    session.end_launch()
+    axis = front_plot([session.study.info()], 68).plain.split("\n")[-2]
+    assert axis.split() == ["500", "B", "working", "memory", "900", "B"]  # a span of 1.8; of the parameters 1.3
+
+
+@pytest.mark.parametrize(
+    "memory, params, drawn",
+    [
+        ([300, 600], [10, 1000], "working_bytes"),  # a factor of two tells enough
+        ([300, 599], [10, 1000], "trainable_params"),
+        ([300, 599], [10, 11], "working_bytes"),
+        ([300, 400], [0, 50], "trainable_params"),
+        ([], [], "working_bytes"),
+    ],
+)
+def test_a_front_is_drawn_over_a_cost_that_varies(memory: list[int], params: list[int], drawn: str) -> None:
+    assert telling_cost({"working_bytes": memory, "trainable_params": params}) == drawn
 
 
 def test_plot_is_shown_on_a_terminal_or_on_request(home: Path) -> None:
