@@ -78,8 +78,8 @@ class World:
     def __init__(self, table: dict[str, Any], surrogate: str) -> None:
         self.data = table.get("data", "demo")
         self.prior = Prior.load(without=[self.data], refit=True)
-        self.space = load_space(table["space"])
         recipe = replace(load_recipe(table["recipe"]), **table["settings"])
+        self.space = load_space(table["space"], recipe)
         self.recipe = recipe
         rows = table["rows"]
         costs = [(row["device_bytes"], row["trainable_params"]) for row in rows]

@@ -1,11 +1,11 @@
-"""Train random configurations, feasible and not, and store the results that benchmarks/search.py replays.
+"""Train configurations of the all-methods space on a data set, and store the results that benchmarks/search.py replays.
 
-    python benchmarks/search_table.py --home DIR [--n 240] [--workers 2] [--out benchmarks/results/search-table.json.gz]
-    python benchmarks/search_table.py --data BCCD --first 1000 --n 100 --epochs 6 --eval-every 3 --out OUT  (as a prior)
+    python benchmarks/search_table.py --data DIR [--common 60] [--own 40] [--jobs 1] [--out FILE.json.gz]
 
-Each configuration is trained once at full length and evaluated after every epoch, so its mAP is known at every rung, on
-the schedule of a full-length trial. Each result is a line in `OUT.jsonl` as it ends; the same command resumes from
-there. Configurations come from the all-methods space and depend on their number alone; `--first` selects others.
+Trials start from the shipped trained detector (recipe `small`, in bf16, images of at most 128 px). The first 60
+configurations are the same for every data set; 40 more are drawn for the data set by its name. Each is trained once at
+full length and evaluated after every epoch, so its mAP is known at every rung, on the schedule of a full-length trial.
+Each result is a line in `FILE.jsonl` as it ends; the same command resumes from there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import multiprocessing
 import platform
 import random
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,35 +28,47 @@ import torch
 from cst_search.commands.dataset import image_sizes
 from cst_search.config.loading import load_recipe, load_space
 from cst_search.data.dataset import DetectionData, load_data
-from cst_search.data.demo import write_demo
 from cst_search.data.disk_cache import Cache
 from cst_search.memory.estimate import worst_input
 from cst_search.trial.cost import predict
 from cst_search.trial.run import run_trial
 
-SIDE_PX = 96
+RECIPE, SPACE = "small", "petl"
+SIDE_PX = 128  # the recipe's 240 px take four times as long, and a table has 100 trainings
 
 
-def settings(epochs: int, eval_every: int, data: DetectionData) -> dict[str, Any]:
-    """Fields of the demo's recipe: small images of the shape that the data's have."""
+def settings(epochs: int, data: DetectionData) -> dict[str, Any]:
+    """Return the changed fields of the recipe: small images of the shape that the data's have, in bf16."""
     height, width = max(image_sizes(data), key=lambda hw: max(hw) / min(hw))
     longest = math.ceil(SIDE_PX * max(height, width) / min(height, width))
-    return {"image_size_px": SIDE_PX, "max_size_px": longest, "eval_every": eval_every, "search_epochs": epochs}
+    return {
+        "image_size_px": SIDE_PX, "max_size_px": longest, "precision": "bf16", "eval_every": 1, "search_epochs": epochs
+    }  # fmt: skip
 
 
-def measure(job: tuple[int, Path, int, int, Cache]) -> dict[str, Any]:
-    """One configuration by its number: what it costs, and its map after every epoch."""
-    index, folder, epochs, eval_every, cache = job
+@dataclass(frozen=True)
+class Job:
+    """One configuration to train: ``key`` seeds the draw and names the row."""
+
+    key: str
+    folder: Path
+    epochs: int
+    cache: Cache
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Train one configuration. Returns its costs and its mAP after every epoch."""
     torch.set_num_threads(1)
-    data, _ = load_data(folder)
-    config = load_space("petl").sample(random.Random(f"search table {index}"))
-    recipe = replace(load_recipe("demo"), **settings(epochs, eval_every, data)).configured(config)
+    data, _ = load_data(job.folder)
+    base = replace(load_recipe(RECIPE), **settings(job.epochs, data))
+    config = load_space(SPACE, base).sample(random.Random(f"search table {job.key}"))
+    recipe = base.configured(config)
     shape = worst_input(recipe, image_sizes(data), data.summary()["max_boxes"])
     estimate = asdict(predict(recipe, len(data.class_names), shape))
     begun = time.perf_counter()
-    result = run_trial(recipe, data, epochs=epochs, cache=cache)
+    result = run_trial(recipe, data, epochs=job.epochs, cache=job.cache)
     return {
-        "index": index,
+        "key": job.key,
         "config": config,
         "outcome": result.outcome,
         "map": [entry["map"] for entry in result.history if "map" in entry],
@@ -64,46 +76,52 @@ def measure(job: tuple[int, Path, int, int, Cache]) -> dict[str, Any]:
     } | {key: estimate[key] for key in ("device_bytes", "active_bytes", "trainable_params", "petl_params")}
 
 
+def keys(name: str, n_common: int, n_own: int) -> list[str]:
+    """Return the keys of a table's rows: those of all tables first."""
+    return [str(i) for i in range(n_common)] + [f"{name} {i}" for i in range(n_own)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--home", default="cst-runs", help="where the demo's images are drawn")
-    parser.add_argument("--data", type=Path, help="a folder in COCO format; the demo's images without it")
-    parser.add_argument("--epochs", type=int, default=9)
-    parser.add_argument("--eval-every", type=int, default=1, help="epochs; the last one is always evaluated")
-    parser.add_argument("--first", type=int, default=0, help="number of the first configuration")
-    parser.add_argument("--n", type=int, default=240)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/search-table.json.gz"))
+    parser.add_argument("--data", type=Path, required=True, help="a folder that cst-search launch --data takes")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--common", type=int, default=60, help="configurations that all tables share")
+    parser.add_argument("--own", type=int, default=40, help="further configurations, of this data set alone")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, a thread each")
+    parser.add_argument("--cache", type=Path, default=Path("cst-runs/cache"), help="where features are cached")
+    parser.add_argument("--out", type=Path, help="[default: benchmarks/results/search-table-NAME.json.gz]")
     args = parser.parse_args()
-    lines = args.out.with_suffix(".jsonl")
+    name = args.data.name
+    out = args.out or Path(f"benchmarks/results/search-table-{name}.json.gz")
+    lines = out.with_suffix(".jsonl")
     rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
-    done = {row["index"] for row in rows}
-    folder = args.data or write_demo(Path(args.home) / "demo-data")
-    data, _ = load_data(folder)
-    numbers = range(args.first, args.first + args.n)
-    cache = Cache(Path(args.home) / "cache", 4 * 10**9, args.n)
-    jobs = [(index, folder, args.epochs, args.eval_every, cache) for index in numbers if index not in done]
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool, lines.open("a") as kept:
+    done = {row["key"] for row in rows}
+    data, _ = load_data(args.data)
+    wanted = keys(name, args.common, args.own)
+    cache = Cache(args.cache, 4 * 10**9, len(wanted))
+    jobs = [Job(key, args.data, args.epochs, cache) for key in wanted if key not in done]
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool, lines.open("a") as kept:
         for row in pool.imap_unordered(measure, jobs):
             rows.append(row)
             print(json.dumps(row), file=kept, flush=True)
+            last = row["map"][-1] if row["map"] else math.nan
             print(
-                f"[{len(rows)}/{args.n}] {row['config']['method']}: {row['map'][-1:]} in {row['seconds']} s", flush=True
+                f"[{len(rows)}/{len(wanted)}] {row['config']['method']}: {last:.3f} in {row['seconds']} s", flush=True
             )
     stamp = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
-        "space": "petl",
-        "recipe": "demo",
-        "data": args.data.name if args.data else "demo",
-        "settings": settings(args.epochs, args.eval_every, data),
+        "space": SPACE,
+        "recipe": RECIPE,
+        "data": name,
+        "settings": settings(args.epochs, data),
         "n_classes": len(data.class_names),
         "sizes": image_sizes(data),
         "max_boxes": data.summary()["max_boxes"],
-        "rows": sorted(rows, key=lambda row: row["index"]),
+        "rows": sorted((row for row in rows if row["key"] in wanted), key=lambda row: wanted.index(row["key"])),
     }
-    with gzip.open(args.out, "wt") as file:
+    with gzip.open(out, "wt") as file:
         json.dump(stamp, file)
 
 

@@ -389,7 +389,8 @@ class Recipe:
 
         Args:
             config: flat; keys are names of recipe fields, ``method``, or ``<method>.<option>``. Options of a method
-                that is not the chosen one are ignored, so that a conditional space may carry them.
+                that is not the chosen one are ignored, so that a conditional space may carry them. An image size above
+                ``max_size_px`` raises that bound too, in the recipe's proportion.
 
         Raises:
             ConfigError: a key without a dot is no field.
@@ -410,6 +411,9 @@ class Recipe:
             if key.partition(".")[0] == method and "." in key
         }
         values = {key: value for key, value in config.items() if "." not in key}
+        size = values.get("image_size_px", self.image_size_px)
+        if "max_size_px" not in values and size > self.max_size_px:
+            values["max_size_px"] = size * self.max_size_px // self.image_size_px
         return replace(self, **(values | {"method": method, "options": options}))
 
     def to_dict(self) -> dict[str, Any]:

@@ -57,7 +57,9 @@ def telling_cost(values: Mapping[str, Sequence[float]]) -> str:
         values: metric -> its values, in the order of preference. With no values at all, the first metric is taken.
     """
     spans = {name: max(known) / max(min(known), 1) if known else 0.0 for name, known in values.items()}
-    return next((name for name, span in spans.items() if span >= _TELLING_SPAN), max(spans, key=lambda name: spans[name]))
+    return next(
+        (name for name, span in spans.items() if span >= _TELLING_SPAN), max(spans, key=lambda name: spans[name])
+    )
 
 
 def is_log(name: str, values: Sequence[float]) -> bool:

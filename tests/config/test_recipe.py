@@ -137,6 +137,9 @@ BASE = Recipe(method="cst", options={"reduction": 8, "norm": "none"}, lr=1e-3)
         ({"method": "head", "cst.reduction": 16}, {"method": "head", "options": {}}),
         ({"full.depth": 3}, {}),
         ({"lr": None}, {"lr": None}),
+        ({"image_size_px": 1200}, {"image_size_px": 1200}),  # the bound of the long side stays, 1333
+        ({"image_size_px": 1600}, {"image_size_px": 1600, "max_size_px": 2666}),  # 1600 * 1333 / 800
+        ({"image_size_px": 1600, "max_size_px": 1700}, {"image_size_px": 1600, "max_size_px": 1700}),
     ],
 )
 def test_a_configuration_changes_what_it_names_and_nothing_else(
