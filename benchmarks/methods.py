@@ -27,6 +27,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from time import perf_counter
@@ -63,14 +64,27 @@ Start = Callable[[Job], dict[str, Any]]
 
 
 def in_child(job: Job) -> dict[str, Any]:
-    """Run `measure` in a fresh process. Whatever happens to it, the result has an ``outcome``."""
+    """Run `measure` in a fresh process. Whatever happens to it, the result has an ``outcome``.
+
+    The child ends when this process does, however that ends: its standard input stays open for as long as both live.
+    """
     environment = os.environ | ({"OMP_NUM_THREADS": str(job.threads)} if job.device == "cpu" else {})
-    command = [sys.executable, str(ROOT / "benchmarks" / "methods_measure.py")]
-    ended = subprocess.run(command, input=json.dumps(asdict(job)), capture_output=True, text=True, env=environment)
-    if ended.returncode == 0:
-        return json.loads(ended.stdout.splitlines()[-1])
-    last = ended.stderr.strip().splitlines()[-1:] or ["no message"]
-    return {"outcome": "failed", "reason": f"exit code {ended.returncode}: {last[0]}"}
+    command = [sys.executable, str(ROOT / "benchmarks" / "methods_measure.py"), "--with-parent"]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        ) as child,
+    ):
+        assert child.stdin is not None and child.stdout is not None
+        with suppress(BrokenPipeError):  # it ended before it read: the exit code says so
+            os.write(child.stdin.fileno(), f"{json.dumps(asdict(job))}\n".encode())
+        printed, code = child.stdout.read(), child.wait()
+        errors.seek(0)
+        last = errors.read().strip().splitlines()[-1:] or ["no message"]
+    if code == 0:
+        return json.loads(printed.splitlines()[-1])
+    return {"outcome": "failed", "reason": f"exit code {code}: {last[0]}"}
 
 
 def read_journal(journal: Path) -> dict[str, dict[str, Any]]:

@@ -1,16 +1,19 @@
 """Make one measurement in a process of its own: an accuracy trial, or the speed of one detector beside another.
 
-    python benchmarks/methods_measure.py < job.json        (prints the result as one line of JSON)
+    python benchmarks/methods_measure.py < job.json        (a job as one line of JSON; prints the result as one)
 
-`methods.py` runs it for every figure of its table, so that a crash is a result and GPU memory starts empty.
+`methods.py` runs it for every figure of its table, so that a crash is a result and GPU memory starts empty. With
+--with-parent it ends as soon as its standard input ends, and so with the process that started it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -243,5 +246,15 @@ def _peak_bytes(timed: Timed) -> dict[str, int]:
     }
 
 
+def _end_with_input() -> None:
+    """End this process when standard input does: whoever held its other end is gone, and nobody reads the result."""
+    while os.read(0, 1024):  # sys.stdin would hold its lock while the interpreter ends
+        pass
+    os._exit(1)
+
+
 if __name__ == "__main__":
-    print("\n" + json.dumps(measure(Job(**json.load(sys.stdin)))))
+    wanted = Job(**json.loads(sys.stdin.readline()))
+    if "--with-parent" in sys.argv:
+        threading.Thread(target=_end_with_input, daemon=True).start()
+    print("\n" + json.dumps(measure(wanted)))

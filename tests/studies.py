@@ -8,11 +8,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy
+import typer
 
 from cst_search import cli
 from cst_search.config.recipe import Recipe
@@ -217,12 +219,17 @@ class Ran:
         return " ".join(self.err.translate(str.maketrans("│╭╮╰╯─", "      ")).split())
 
 
+# typer builds all commands at each call: half of what a refused command takes
+command_of = lru_cache(typer.main.get_command)
+
+
 def run_cli(*arguments: Any) -> Ran:
     """``cst-search ARGUMENTS`` in this process. An exception that is not turned into an exit code goes through."""
     out, err = io.StringIO(), io.StringIO()
     code: Any = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["cst-search", *map(str, arguments)])
+        patch.setattr(typer.main, "get_command", command_of)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 cli.main()

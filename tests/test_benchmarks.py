@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import warm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -286,6 +289,23 @@ def test_a_child_that_fails_is_a_row_and_is_tried_again(
     again: list[str] = []
     methods.main([*command, *options], lambda job: again.append(job.row) or {"outcome": "oom"})
     assert len(again) == 1 and again[0].endswith("no.pt")
+
+
+def test_a_killed_table_takes_its_measurement_with_it(command: list[str], tmp_path: Path) -> None:
+    """SIGTERM, and SIGKILL to which no program can answer."""
+    words = [str(ROOT / "benchmarks" / "methods.py"), *command, "--epochs", "9999", "--methods", "head", "--seeds", "1"]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        parent = warm.start([*words, "--phase", "accuracy"], dict(os.environ))
+        deadline = time.monotonic() + 120
+        while not (children := psutil.Process(parent.pid).children()):
+            assert parent.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        parent.send_signal(number)
+        assert parent.wait(60) == -number
+        gone, alive = psutil.wait_procs(children, 60)
+        for child in alive:
+            child.kill()
+        assert gone and not alive
 
 
 def test_a_mistake_ends_with_2_before_anything_runs(command: list[str]) -> None:

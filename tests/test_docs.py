@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from smaller_demo import use_smaller_demo
+from studies import command_of
 
 pytest.importorskip("material", reason="building the documentation needs the extra `docs`, which `test` includes")
 
@@ -160,7 +160,7 @@ def words_of(command: str) -> list[str]:
 
 def check(words: list[str]) -> None:
     """Parse a command as the program does; nothing is run. Raises what the program would complain of."""
-    command: Any = typer.main.get_command(app)
+    command: Any = command_of(app)
     context = command.make_context("cst-search", ["ls"])
     while hasattr(command, "commands"):
         name, *words = words

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import warm
 from smaller_demo import use_smaller_demo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -28,6 +30,9 @@ TINY = ["--set", "search_epochs=1"]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """``run(script, *arguments)`` -> what it printed; the searches that it starts are processes, the script is not."""
     use_smaller_demo(monkeypatch, tmp_path)
+    forked = SimpleNamespace(run=warm.run, STDOUT=subprocess.STDOUT)
+    for each in (wall, overhead):
+        monkeypatch.setattr(each, "subprocess", forked)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def ran(script: ModuleType, *arguments: Any) -> str:

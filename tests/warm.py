@@ -21,6 +21,7 @@ import struct
 import subprocess
 import sys
 from functools import lru_cache
+from pathlib import Path
 from typing import IO
 
 # what a launch imports; that only Linux has it in a form that can be forked is of no matter: see `start`
@@ -33,16 +34,16 @@ _NUMBER = struct.Struct("<i")
 
 
 class Forked:
-    """What the tests use of `subprocess.Popen`, with standard output and error in one pipe."""
+    """What the tests use of `subprocess.Popen`, with standard output and error in one pipe or in a file."""
 
-    def __init__(self, words: list[str], env: dict[str, str]) -> None:
-        output, theirs = os.pipe()
+    def __init__(self, words: list[str], env: dict[str, str], stdout: IO[str] | None = None) -> None:
+        output, theirs = os.pipe() if stdout is None else (None, os.dup(stdout.fileno()))
         self._status, status = os.pipe()
         request = json.dumps({"words": words, "env": env, "cwd": os.getcwd()}).encode()
         socket.send_fds(_server(), [request], [theirs, status])
         for end in (theirs, status):
             os.close(end)
-        self.stdout: IO[str] = open(output, encoding="utf-8", errors="replace")
+        self.stdout = None if output is None else open(output, encoding="utf-8", errors="replace")
         self.pid = self._number()
         self.returncode: int | None = None
 
@@ -72,18 +73,25 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def start(words: list[str], env: dict[str, str]) -> Forked | subprocess.Popen[str]:
-    """Start ``python WORDS``, where WORDS are ``-m MODULE ...`` or ``FILE ...``.
+def start(words: list[str], env: dict[str, str], stdout: IO[str] | None = None) -> Forked | subprocess.Popen[str]:
+    """Start ``python WORDS``, where WORDS are ``-m MODULE ...`` or ``FILE ...``; ``stdout`` None: a pipe.
 
     A fresh interpreter takes it where there is no fork server to be had, or where the environment holds what the
     dynamic linker reads.
     """
     if sys.platform == "linux" and "LD_PRELOAD" not in env:
-        return Forked(words, env)
+        return Forked(words, env, stdout)
     env = env | {"PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
-    )
+    output = subprocess.PIPE if stdout is None else stdout
+    return subprocess.Popen([sys.executable, *words], stdout=output, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def run(command: list[str], *, stdout: IO[str], stderr: int, env: dict[str, str]) -> Forked | subprocess.Popen[str]:
+    """Take the place of `subprocess.run`, for Python's programs with both outputs in one file."""
+    assert command[0] == sys.executable and stderr == subprocess.STDOUT
+    process = start(command[1:], env, stdout)
+    process.wait()
+    return process
 
 
 @lru_cache
@@ -137,6 +145,14 @@ def _watch(pipes: list[int]) -> None:
     os._exit(0)
 
 
+def _take_folders(path: str) -> None:
+    """Look for modules where a fresh interpreter would, and first for the one that it imports first."""
+    new = [folder for folder in path.split(os.pathsep) if folder and folder not in sys.path]
+    sys.path[1:1] = new
+    if any(Path(folder, "sitecustomize.py").exists() for folder in new):
+        importlib.import_module("sitecustomize")
+
+
 def main() -> None:
     defaults = _import_all()
     request, (output, status) = serve(socket.socket(fileno=int(sys.argv[1])))
@@ -154,6 +170,7 @@ def main() -> None:
 
         reset_auth_token_state()
     os.chdir(asked["cwd"])
+    _take_folders(asked["env"].get("PYTHONPATH", ""))
     words: list[str] = asked["words"]
     if words[0] == "-m":
         sys.argv, sys.path[0] = words[1:], os.getcwd()

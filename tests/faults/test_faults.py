@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import postgres as postgres_of_tests
 import psutil
 import pytest
+import warm
 from searches import Place, Search
 from studies import run_cli
 
@@ -346,11 +347,28 @@ def test_mlflows_server_goes_and_comes(place: Place) -> None:
         end(server)
 
 
+class Driver(psutil.Process):
+    """What benchmarks/load.py uses of `psutil.Popen`, forked."""
+
+    def __init__(self, command: list[str], *, stdout: IO[str], stderr: int) -> None:
+        assert command[0] == sys.executable and stderr == subprocess.STDOUT
+        self.forked = warm.start(command[1:], dict(os.environ), stdout)
+        super().__init__(self.forked.pid)
+
+    def poll(self) -> int | None:
+        return self.forked.poll()
+
+    @property
+    def returncode(self) -> int | None:
+        return self.forked.returncode
+
+
 def test_many_trials_and_random_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """benchmarks/load.py, with fewer trials: none is lost, none is there twice."""
     out = tmp_path / "load.json"
     words = ["load.py", "--trials", "30", "--kills", "2", "--workers", "2", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(load.psutil, "Popen", Driver)
     load.main()
     found = json.loads(out.read_text())
     assert found["n_ran"] == found["mlflow_runs"] == sum(found["states"].values()) == 30
