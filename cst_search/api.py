@@ -349,6 +349,7 @@ def estimate(
     fit: str | None = None,
     device: str | None = None,
     compare: str | None = None,
+    tasks: str | None = None,
 ) -> dict[str, Any]:
     """Predict the memory and parameters of training a recipe; returns the content of ``cst-search estimate --json``.
 
@@ -358,6 +359,7 @@ def estimate(
         fit: memory size, e.g. ``"6GB"``; adds the largest sizes that fit into it.
         device: name of a card, e.g. ``"RTX 3060 12GB"``; adds the largest sizes that fit on it.
         compare: methods to compare, separated by commas, or ``"all"``.
+        tasks: numbers of tasks, e.g. ``"1,5,20"``; adds the cost of as many detectors at inference.
 
     >>> import cst_search
     >>> small = cst_search.estimate("demo", {"method": "cst", "cst.reduction": 16})
@@ -368,7 +370,14 @@ def estimate(
     from cst_search.commands.estimate import estimate as run
 
     return run(
-        recipe, settings or (), n_classes=n_classes, max_boxes=max_boxes, fit=fit, device=device, compare=compare
+        recipe,
+        settings or (),
+        n_classes=n_classes,
+        max_boxes=max_boxes,
+        fit=fit,
+        device=device,
+        compare=compare,
+        tasks=tasks,
     ).report()
 
 

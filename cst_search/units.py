@@ -13,6 +13,13 @@ _BYTES = {
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
 }  # fmt: skip
 _COUNT = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+# floating-point operations; a multiply-add (MAC) is two of them
+_FLOPS = {
+    prefix + unit + plural: size * each
+    for prefix, size in (("M", 10**6), ("G", 10**9), ("T", 10**12))
+    for unit, each in (("FLOP", 1), ("MAC", 2))
+    for plural in ("", "S")
+}
 _SECONDS = {"S": 1, "M": 60, "MIN": 60, "H": 3600, "D": 86400}
 _NUMBER = re.compile(r"^\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*$")
 
@@ -54,6 +61,24 @@ def parse_count(text: str | float) -> int:
     return max(1, round(_parse(plain, _COUNT, "a parameter count", "2M or 500k")))
 
 
+def parse_flops(text: str | float) -> int:
+    """Return floating-point operations: ``5GFLOP`` -> 5e9, ``2.5GMAC`` (multiply-adds) -> 5e9, also ``M`` and ``T``.
+
+    A unit that does not say which of the two it counts is refused: both are called FLOPs, and differ by a factor of
+    two.
+
+    Raises UnitError.
+    """
+    match = _NUMBER.match(text if isinstance(text, str) else f"{text:f}")
+    if match and match[2].upper() in ("", "M", "G", "T") and 0 < float(match[1]) < math.inf:
+        n = f"{float(match[1]):g}{match[2].upper() or 'G'}"
+        raise UnitError(
+            f"a number of operations must have a unit (GFLOP, or GMAC for multiply-adds, which are two each); "
+            f"got {text!r}; write {n}FLOP or {n}MAC"
+        )
+    return max(1, round(_parse(str(text), _FLOPS, "a number of operations", "5GFLOP, or 2.5GMAC (multiply-adds)")))
+
+
 def parse_seconds(text: str | float) -> float:
     """Return seconds: from ``90s``, ``10m``, ``2h``, ``1d``, or from a number, which is in seconds.
 
@@ -86,6 +111,14 @@ def format_count(n: float | None) -> str:
         if abs(n) >= size * 0.9995:
             return f"{n / size:.3g}{unit}"
     return f"{n:.0f}"
+
+
+def format_flops(n: float | None) -> str:
+    """Return floating-point operations as text: 5_230_000_000 -> ``5.23 GFLOP``; None -> ``-``."""
+    if n is None:
+        return "-"
+    unit, size = next((one for one in (("T", 10**12), ("G", 10**9)) if abs(n) >= one[1] * 0.9995), ("M", 10**6))
+    return f"{n / size:.3g} {unit}FLOP" if abs(n) / size < 999.5 else f"{n / size:.0f} {unit}FLOP"
 
 
 def format_seconds(seconds: float | None) -> str:

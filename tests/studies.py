@@ -56,6 +56,10 @@ class FakeEstimate:
     petl_params: int = 10
     breakdown: Mapping[str, int] = field(default_factory=lambda: {"weights": 1})
     target_device: str = "CUDA GPU (generic)"
+    delta_bytes: int = 4000
+    inference_bytes: int = 700
+    flops: int = 2 * 10**9
+    marginal_flops: int = 10**9
 
     @property
     def working_bytes(self) -> int:
@@ -68,7 +72,8 @@ class FakeEstimate:
 def fake_estimate(config: Mapping[str, Any]) -> FakeEstimate:
     """100 bytes an image of the batch and 800 / reduction of the side network; 1000 bytes split the space SPACE."""
     side = 800 // config["cst.reduction"] if config["method"] == "cst" else 0
-    return FakeEstimate(100 * config.get("batch_size", 2) + side, trainable_params=1000 + side)
+    memory, params = 100 * config.get("batch_size", 2) + side, 1000 + side
+    return FakeEstimate(memory, trainable_params=params, delta_bytes=4 * params, flops=10**9 + 10**6 * side)
 
 
 def make_spec(**changes: Any) -> StudySpec:

@@ -7,7 +7,16 @@ from collections.abc import Callable
 import pytest
 
 from cst_search.errors import UnitError, UserError
-from cst_search.units import format_bytes, format_count, format_seconds, parse_bytes, parse_count, parse_seconds
+from cst_search.units import (
+    format_bytes,
+    format_count,
+    format_flops,
+    format_seconds,
+    parse_bytes,
+    parse_count,
+    parse_flops,
+    parse_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +43,11 @@ from cst_search.units import format_bytes, format_count, format_seconds, parse_b
         (parse_count, "500K", 500_000),
         (parse_count, "1.2B", 1_200_000_000),  # billions here, bytes above
         (parse_count, "77", 77),
+        (parse_flops, "5GFLOP", 5 * 10**9),
+        (parse_flops, "5 gflops", 5 * 10**9),  # the plural; not per second
+        (parse_flops, "2.5GMAC", 5 * 10**9),  # a multiply-add is two operations
+        (parse_flops, "1TFLOP", 10**12),
+        (parse_flops, "800MMACs", 1_600_000_000),
         (parse_seconds, "90s", 90),
         (parse_seconds, "10m", 600),  # minutes here, not millions
         (parse_seconds, "10min", 600),
@@ -57,6 +71,10 @@ def test_parse(parse: Callable[[str | float], float], text: str | float, value: 
         (parse_bytes, "6000000000", "6GB"),  # large enough to be bytes
         (parse_bytes, 6e9, "6GB"),
         (parse_seconds, "8", "8m or 8h"),
+        (parse_flops, "5", "5GFLOP or 5GMAC"),
+        (parse_flops, 5, "5GFLOP or 5GMAC"),
+        (parse_flops, "5G", "5GFLOP or 5GMAC"),  # operations or multiply-adds
+        (parse_flops, "800m", "800MFLOP or 800MMAC"),
     ],
 )
 def test_a_number_without_a_unit_is_refused_and_the_right_form_is_shown(
@@ -71,7 +89,7 @@ def test_a_number_without_a_unit_is_refused_and_the_right_form_is_shown(
 
 @pytest.mark.parametrize(
     ("parse", "example"),
-    [(parse_bytes, "6GB"), (parse_count, "2M"), (parse_seconds, "90s")],
+    [(parse_bytes, "6GB"), (parse_count, "2M"), (parse_flops, "5GFLOP"), (parse_seconds, "90s")],
     ids=lambda v: getattr(v, "__name__", v),
 )
 @pytest.mark.parametrize(
@@ -121,6 +139,12 @@ def test_a_wrong_unit_is_an_error_that_shows_a_right_one(
         (format_count, 999_700, "1M"),
         (format_count, 23_508_032, "23.5M"),  # ResNet-50 without its classifier
         (format_count, 1_500_000_000, "1.5B"),
+        (format_flops, None, "-"),
+        (format_flops, 5_230_000_000, "5.23 GFLOP"),
+        (format_flops, 999_600_000, "1 GFLOP"),
+        (format_flops, 999_600_000_000, "1 TFLOP"),
+        (format_flops, 41_000, "0.041 MFLOP"),
+        (format_flops, 8_640_000_000_000, "8.64 TFLOP"),
         (format_seconds, None, "-"),
         (format_seconds, 4.2, "4s"),
         (format_seconds, 59.7, "1m00s"),  # rounds first, splits then

@@ -150,6 +150,13 @@ def estimate(
             autocompletion=completion.methods,
         ),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            help="Also show storage, peak memory and operations of so many detectors at inference, e.g. 1,5,20.",
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Predict the memory and parameters that training a recipe needs, and what fits into a memory. Needs no GPU."""
@@ -157,7 +164,14 @@ def estimate(
 
     with err.status("predicting ...") if err.is_terminal else nullcontext():
         found = estimates.estimate(
-            recipe, settings or (), n_classes=n_classes, max_boxes=max_boxes, fit=fit, device=device, compare=compare
+            recipe,
+            settings or (),
+            n_classes=n_classes,
+            max_boxes=max_boxes,
+            fit=fit,
+            device=device,
+            compare=compare,
+            tasks=tasks,
         )
     if json_:
         print_json(found.report())

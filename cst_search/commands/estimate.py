@@ -14,14 +14,26 @@ from rich.text import Text
 
 from cst_search.config.loading import RecipeLike, Settings, apply_settings, load_recipe, parse_settings, shown_name
 from cst_search.config.recipe import Recipe
+from cst_search.errors import ConfigError
 from cst_search.memory.fit import Fit, MethodCost, compare_methods, named, what_fits
 from cst_search.memory.gpu_costs import GENERIC
 from cst_search.memory.gpus import Card, architectures, card_notes, find_card, memory_budget
-from cst_search.report.estimate_tables import breakdown_table, compare_table, fit_notes, fit_table
-from cst_search.units import format_count
+from cst_search.memory.inference import Detectors, InferenceCost, compare_tasks
+from cst_search.report.estimate_tables import (
+    breakdown_table,
+    compare_table,
+    fit_notes,
+    fit_table,
+    tasks_notes,
+    tasks_table,
+)
+from cst_search.units import format_bytes, format_count, format_flops
 
 if TYPE_CHECKING:
     from cst_search.memory.estimate import Estimate
+
+
+_MOST_TASKS = 10_000
 
 
 @dataclass(frozen=True)
@@ -37,14 +49,17 @@ class Estimated:
     config: Mapping[str, Any]
     guess: Estimate
     compared: Sequence[MethodCost] | None
+    tasks: Sequence[Detectors] | None
     fit: Fit | None
     card: Card | None
 
     def report(self) -> dict[str, Any]:
-        """Return the content of `--json`; ``compare`` and ``fit`` are present if they were requested."""
+        """Return the content of `--json`; ``compare``, ``tasks`` and ``fit`` are present if they were requested."""
         content = estimate_report(self.guess, self.config)
         if self.compared is not None:
             content["compare"] = [asdict(row) for row in self.compared]
+        if self.tasks is not None:
+            content["tasks"] = [asdict(row) for row in self.tasks]
         if self.fit is not None:
             content["fit"] = fit_report(self.fit, self.card)
         return content
@@ -59,8 +74,9 @@ def estimate(
     fit: str | None = None,
     device: str | None = None,
     compare: str | None = None,
+    tasks: str | None = None,
 ) -> Estimated:
-    """Predict the memory and parameters of training a recipe. Raises ConfigError, UnitError.
+    """Predict the cost of training a recipe, and of detecting with what it trains. Raises ConfigError, UnitError.
 
     Args:
         n_classes: number of classes without the background.
@@ -68,13 +84,15 @@ def estimate(
         fit: memory size, e.g. ``6GB``, for which to find the largest settings that fit.
         device: name of a graphics card that the prediction is for, and whose memory is used for ``fit``.
         compare: methods to compare, separated by commas, or ``all``.
+        tasks: numbers of tasks, separated by commas, to show the cost of as many detectors.
     """
+    counts = None if tasks is None else _counts(tasks)
     recipe = apply_settings(load_recipe(given), settings, shown_name(given))
     card = None if device is None else find_card(device)
     budget = memory_budget(fit, card)
     from cst_search.memory.estimate import worst_input  # only now: a misspelt flag fails without these imports
     from cst_search.petl import get_method, method_names
-    from cst_search.trial.cost import predict
+    from cst_search.trial.cost import predict, predict_inference
 
     methods = method_names()
     compared = None if compare is None else named(compare, methods)
@@ -83,6 +101,9 @@ def estimate(
 
     def guess(wanted: Recipe) -> Estimate:
         return predict(wanted, n_classes, worst_input(wanted, max_boxes=max_boxes), gpu=gpu)
+
+    def price(wanted: Recipe, holds_features: bool) -> InferenceCost:
+        return predict_inference(wanted, n_classes, holds_features=holds_features)
 
     options = get_method(recipe.method).make_options(recipe.options)
     config = {"method": recipe.method} | {f"{recipe.method}.{k}": v for k, v in vars(options).items()}
@@ -93,9 +114,20 @@ def estimate(
         config,
         guess(recipe),
         None if compared is None else compare_methods(recipe, compared, guess),
+        None if counts is None else compare_tasks(recipe, counts, price),
         None if budget is None else what_fits(recipe, methods, budget, lambda wanted: guess(wanted).device_bytes),
         card,
     )
+
+
+def _counts(text: str) -> list[int]:
+    """Return numbers of tasks from text such as ``1,5,20``. Raises ConfigError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= _MOST_TASKS for part in parts):
+        raise ConfigError(
+            f"--tasks takes whole numbers from 1 to {_MOST_TASKS}, with commas, e.g. 1,5,20; got {text!r}"
+        )
+    return list(dict.fromkeys(map(int, parts)))
 
 
 def tables(found: Estimated) -> Iterator[Table | Text]:
@@ -108,9 +140,17 @@ def tables(found: Estimated) -> Iterator[Table | Text]:
         f"{format_count(guess.trainable_params)} trainable parameters, {format_count(guess.petl_params)} of the "
         f"method; predicted, {guess.target_device}"
     )
+    yield Text(
+        f"trained, for an image: adds {format_bytes(guess.delta_bytes)} to storage, peak memory "
+        f"{format_bytes(guess.inference_bytes)}, {format_flops(guess.flops)}"
+    )
     if found.compared is not None:
         yield Text()
         yield compare_table(title, found.compared, budget)
+    if found.tasks is not None:
+        yield Text()
+        yield tasks_table(f"{found.name}: {recipe.detector} {recipe.backbone}, an image", found.tasks)
+        yield from map(Text, tasks_notes(found.tasks, guess))
     if fit is not None:
         yield Text()
         yield fit_table(fit, found.card)
@@ -132,6 +172,10 @@ def estimate_report(guess: Estimate, config: Mapping[str, Any]) -> dict[str, Any
         "active_bytes": guess.active_bytes,
         "trainable_params": guess.trainable_params,
         "petl_params": guess.petl_params,
+        "delta_bytes": guess.delta_bytes,
+        "inference_bytes": guess.inference_bytes,
+        "flops": guess.flops,
+        "marginal_flops": guess.marginal_flops,
         "breakdown": dict(guess.breakdown),
         "target_device": guess.target_device,
     }

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from cst_search.config.recipe import Recipe
 from cst_search.memory.backbone_step import run_body, run_pyramid
 from cst_search.memory.estimate import BLAS_WORKSPACE_BYTES, body_values
 from cst_search.memory.parts import LayerShape, Part, count_trained, count_values
@@ -92,6 +93,41 @@ class TasksCost:
     storage_bytes: int
     inference_bytes: int
     flops: int
+
+
+@dataclass(frozen=True)
+class Detectors:
+    """A way to have a detector for each of several tasks, with its cost for several numbers of tasks.
+
+    Attributes:
+        kind: ``one base`` or ``whole``, where nothing is shared.
+        method: PETL method; of whole detectors it does not matter, as they cost the same once it is merged.
+    """
+
+    kind: str
+    method: str | None
+    costs: Sequence[TasksCost]
+
+
+ADAPTERS = "conv_lora"  # adapters inside the body, to compare with
+
+
+def compare_tasks(
+    recipe: Recipe, counts: Sequence[int], price: Callable[[Recipe, bool], InferenceCost]
+) -> list[Detectors]:
+    """Return the costs of tasks with a recipe's detector, with adapters in its body, and with whole detectors.
+
+    Args:
+        counts: numbers of tasks.
+        price: (recipe, whether the feature maps of the body are held for other tasks) -> cost.
+    """
+    methods = dict.fromkeys((recipe.method, ADAPTERS))
+    rows = []
+    for method in methods:
+        cost = price(recipe.configured({"method": method}), True)
+        rows.append(Detectors("one base", method, [cost.on_one_base(n) for n in counts]))
+    whole = price(replace(recipe, method="head", options={}, neck="train", head="train"), False)
+    return [*rows, Detectors("whole", None, [whole.apart(n) for n in counts])]
 
 
 def inference_cost(

@@ -12,7 +12,8 @@ from rich.text import Text
 from cst_search.config.recipe import BACKBONES
 from cst_search.memory.fit import STEP_PX, Change, Fit, MethodCost, MethodFit
 from cst_search.memory.gpus import Card, card_notes
-from cst_search.units import format_bytes, format_count
+from cst_search.memory.inference import Detectors
+from cst_search.units import format_bytes, format_count, format_flops
 
 if TYPE_CHECKING:
     from cst_search.memory.estimate import Estimate
@@ -152,6 +153,43 @@ def compare_table(title: str, rows: Sequence[MethodCost], budget_bytes: int | No
             format_bytes(row.saved_bytes),
         )
     return table
+
+
+def tasks_table(title: str, rows: Sequence[Detectors]) -> Table:
+    """Table with a row per number of tasks and way to have them; shares are of whole detectors, which come last."""
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("tasks", justify="right")
+    table.add_column("detectors", no_wrap=True)
+    for heading in ("storage", "of whole", "peak memory", "of whole", "operations", "of whole"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for i, whole in enumerate(rows[-1].costs):
+        table.add_section()
+        for j, row in enumerate(rows):
+            cost = row.costs[i]
+            table.add_row(
+                "" if j else str(cost.n_tasks),
+                _detectors_words(row),
+                format_bytes(cost.storage_bytes),
+                _percent(cost.storage_bytes / whole.storage_bytes),
+                format_bytes(cost.inference_bytes),
+                _percent(cost.inference_bytes / whole.inference_bytes),
+                format_flops(cost.flops),
+                _percent(cost.flops / whole.flops),
+            )
+    return table
+
+
+def _detectors_words(row: Detectors) -> str:
+    return "whole (full, or merged adapters)" if row.method is None else f"{row.method}, {row.kind}"
+
+
+def tasks_notes(rows: Sequence[Detectors], guess: Estimate) -> list[str]:
+    """Notes below the table: what a further task adds, and what operations are."""
+    return [
+        f"a further task of {rows[0].method} adds {format_bytes(guess.delta_bytes)} and "
+        f"{format_flops(guess.marginal_flops)}",
+        "a multiply-add is two operations (FLOP): 1 GFLOP is half a billion multiply-adds",
+    ]
 
 
 def _part_words(part: str) -> str:

@@ -173,6 +173,9 @@ MISTAKES: list[tuple[str, str, tuple[str, ...]]] = [
     ("a card of two sizes", "estimate --device A100", ("several cards: A100 40GB, A100 80GB; give one",)),
     ("more than the card has", "estimate --device T4 --fit 16GB", ("--fit must be within", "(T4: 15.6 GB)", "'16GB'")),
     ("a method to compare", "estimate --compare cst,lora9", ("--compare takes different methods", "'cst,lora9'")),
+    ("no number of tasks", "estimate --tasks 1,x", ("--tasks takes whole numbers from 1 to 10000", "'1,x'", "1,5,20")),
+    ("no task", "estimate --tasks 0", ("--tasks takes whole numbers", "'0'")),
+    ("too many tasks", "estimate --tasks 10001", ("--tasks takes whole numbers", "'10001'")),
     ("no method to compare", "estimate --compare=", ("--compare takes different methods", "''", "side_tuning")),
 ]
 
@@ -428,7 +431,7 @@ def test_estimate(tmp_path: Path, tiny_recipe: Callable[..., Recipe]) -> None:
     found = estimate("--set", "cst.reduction=4", "--set", "batch_size=4")
     assert list(found) == [
         "config", "device_bytes", "working_bytes", "reserved_bytes", "active_bytes", "trainable_params",
-        "petl_params", "breakdown", "target_device",
+        "petl_params", "delta_bytes", "inference_bytes", "flops", "marginal_flops", "breakdown", "target_device",
     ]  # fmt: skip
     assert {"method": "cst", "cst.reduction": 4, "batch_size": 4}.items() <= found["config"].items()
     assert 0 < found["active_bytes"] <= found["reserved_bytes"] <= found["device_bytes"]
@@ -532,6 +535,26 @@ def test_estimate_compare(formula: Callable[[Recipe], int]) -> None:
     text = run_cli(*SQUARE, "--compare", "head,full")
     assert text.code == 0 and "29 %" in text.out and "100 %" in text.out
     assert "working" in text.out and "25 %" in text.out
+
+
+def test_estimate_tasks() -> None:
+    content = json.loads(run_cli(*SQUARE, "--tasks", "1,5", "--json").out)
+    own, adapters, whole = content["tasks"]
+    assert [(row["kind"], row["method"]) for row in content["tasks"]] == [
+        ("one base", "cst"), ("one base", "conv_lora"), ("whole", None),
+    ]  # fmt: skip
+    for row in (own, adapters, whole):
+        assert [cost["n_tasks"] for cost in row["costs"]] == [1, 5]
+    one, five = own["costs"]
+    assert five["flops"] - one["flops"] == 4 * content["marginal_flops"] < 4 * content["flops"]
+    assert five["storage_bytes"] - one["storage_bytes"] == 4 * content["delta_bytes"]
+    one, five = whole["costs"]
+    assert five["flops"] == 5 * one["flops"] and five["storage_bytes"] == 5 * one["storage_bytes"]
+    assert adapters["costs"][1]["flops"] == 5 * adapters["costs"][0]["flops"]  # they enter the body
+
+    text = run_cli(*SQUARE, "--tasks", "1,5").out
+    assert "cst, one base" in text and "merged adapters" in text and "GFLOP" in text
+    assert "tasks" not in json.loads(run_cli(*SQUARE, "--json").out)
 
 
 @pytest.mark.parametrize("words", [("--compare",), ("--compare", "--json"), ("--compare=all",), ("--compare", "all")])
