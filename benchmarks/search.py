@@ -72,15 +72,19 @@ class Cost(NamedTuple):
     petl_params: int
 
 
-class World:
-    """The simulated world of a search: costs and results of any configuration of the space."""
+class Table:
+    """Real results of configurations on one data set (see `search_table.py`), and the exact cost of any configuration.
 
-    def __init__(self, table: dict[str, Any], surrogate: str) -> None:
+    Attributes:
+        truth: mAP after each epoch, ``rows x epochs``.
+    """
+
+    def __init__(self, table: dict[str, Any]) -> None:
         self.data = table.get("data", "demo")
-        self.prior = Prior.load(without=[self.data], refit=True)
         recipe = replace(load_recipe(table["recipe"]), **table["settings"])
         self.space = load_space(table["space"], recipe)
         self.recipe = recipe
+        self.configs = [row["config"] for row in table["rows"]]
         rows = table["rows"]
         costs = [(row["device_bytes"], row["trainable_params"]) for row in rows]
         self.budget = Budget(memory_bytes=int(statistics.median(cost[0] for cost in costs)))
@@ -100,7 +104,7 @@ class World:
             sampler="pareto",
             target_device="cpu",
         )
-        self._layout = layout(self.space)
+        self.layout = layout(self.space)
 
         @lru_cache(maxsize=100_000)
         def cost(text: str) -> Cost:
@@ -118,31 +122,43 @@ class World:
             return cost(json.dumps({k: v for k, v in config.items() if depends_on(k)}, sort_keys=True))
 
         self.cost = cost_of
-        x = np.stack([self._features(row["config"]) for row in rows])
         self.epochs: int = table["settings"]["search_epochs"]
         every = table["settings"].get("eval_every", 1)
         evaluated = [row["map"][every - 1 :: every] if len(row["map"]) == self.epochs else row["map"] for row in rows]
         self.truth = np.repeat(evaluated, every, axis=1)  # an epoch without an evaluation has the value of the next one
+
+    def codes(self, config: dict[str, Any]) -> np.ndarray:
+        """Return a configuration in the sampler's columns, one-hot and scaled."""
+        params: dict[str, Any] = {}
+        self.space.configure(lambda d: params.setdefault(d.name, _of(config, d.key)))
+        labels = {k: json.dumps(list(v)) if isinstance(v, list | tuple) else v for k, v in params.items()}
+        return self.layout.encode(self.layout.row(labels)[None])
+
+    def violation(self, config: dict[str, Any]) -> float:
+        return max(0.0, self.budget.violations(self.cost(config).device_bytes, None)["memory"])
+
+
+class World(Table):
+    """A simulated search: a surrogate, fitted to a table, gives the result of any configuration of the space."""
+
+    def __init__(self, table: dict[str, Any], surrogate: str) -> None:
+        super().__init__(table)
+        self.prior = Prior.load(without=[self.data], refit=True)
         fit = {"gp": _process, "trees": _trees}[surrogate]
+        x = np.stack([self._features(config) for config in self.configs])
         self.surrogate, self.residuals = fit(x, self.truth)
         # spread between seeds (benchmarks/results/methods-bccd.json); the rest of a residual is not noise
         self.noise = SEED_STD / float(self.residuals[:, -1].std())
         self._map = lru_cache(maxsize=100_000)(lambda text: self.surrogate(self._features(json.loads(text))[None])[0])
 
     def _features(self, config: dict[str, Any]) -> np.ndarray:
-        params = {}
-        self.space.configure(lambda d: params.setdefault(d.name, _of(config, d.key)))
         estimate = self.cost(config)
         logs = [math.log(getattr(estimate, name) + 1) for name in ("active_bytes", "trainable_params", "petl_params")]
-        labels = {k: json.dumps(list(v)) if isinstance(v, list | tuple) else v for k, v in params.items()}
-        return np.append(self._layout.encode(self._layout.row(labels)[None]), logs)
+        return np.append(self.codes(config), logs)
 
     def curve(self, config: dict[str, Any]) -> np.ndarray:
         """Return the mAP after each epoch, without noise."""
         return self._map(json.dumps(config, sort_keys=True))
-
-    def violation(self, config: dict[str, Any]) -> float:
-        return max(0.0, self.budget.violations(self.cost(config).device_bytes, None)["memory"])
 
 
 Surrogate = Callable[[np.ndarray], np.ndarray]
@@ -514,7 +530,7 @@ def problems_report(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": rows, "results": results}
 
 
-def _run(function: Callable[[Any], dict[str, Any]], jobs: list[Any], n: int, kept: Path) -> Iterator[dict[str, Any]]:
+def run_all(function: Callable[[Any], dict[str, Any]], jobs: list[Any], n: int, kept: Path) -> Iterator[dict[str, Any]]:
     """Run every job once, `n` at a time. Results are stored in a file as they come and are not computed again."""
     old = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     done = {json.dumps(item["job"]) for item in old}
@@ -558,7 +574,7 @@ def main() -> None:
             for name in names
             if seed - args.first_seed < MOST_SEEDS.get(name, args.seeds)
         ]
-        report = table_report(list(_run(search, jobs, args.jobs, out.with_suffix(".jsonl"))), world.epochs)
+        report = table_report(list(run_all(search, jobs, args.jobs, out.with_suffix(".jsonl"))), world.epochs)
     else:
         names = args.only.split(";") if args.only else ["pareto", "tpe", "nsga2", "gp", "random"]
         jobs = [
@@ -567,7 +583,7 @@ def main() -> None:
             for problem in PROBLEMS
             for name in names
         ]
-        report = problems_report(list(_run(solve, jobs, args.jobs, out.with_suffix(".jsonl"))))
+        report = problems_report(list(run_all(solve, jobs, args.jobs, out.with_suffix(".jsonl"))))
     out.write_text(json.dumps(stamp | report) + "\n")
     print(f"\nwrote {out}")
 

@@ -108,11 +108,12 @@ def main() -> None:
             print(
                 f"[{len(rows)}/{len(wanted)}] {row['config']['method']}: {last:.3f} in {row['seconds']} s", flush=True
             )
+    base = replace(load_recipe(RECIPE), **settings(args.epochs, data))
     stamp = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
-        "space": SPACE,
+        "space": dict(load_space(SPACE, base).source),
         "recipe": RECIPE,
         "data": name,
         "settings": settings(args.epochs, data),
