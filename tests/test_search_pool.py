@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-import search_pool  # noqa: E402
-from search_pool import SEARCHES, Pool, epochs_until  # noqa: E402
+import search_pool
+from search_pool import SEARCHES, Pool, epochs_until
 
-from cst_search.config.loading import load_recipe, load_space  # noqa: E402
-from cst_search.memory.estimate import worst_input  # noqa: E402
-from cst_search.trial.cost import predict_step  # noqa: E402
+from cst_search.config.loading import load_recipe, load_space
+from cst_search.memory.estimate import worst_input
+from cst_search.trial.cost import predict_step
 
 EPOCHS, SIZES, N = 6, [[64, 96]], 12
 SETTINGS = {"image_size_px": 64, "max_size_px": 96, "eval_every": 1, "search_epochs": EPOCHS}
@@ -34,7 +34,8 @@ def table(data: str) -> dict[str, Any]:
         recipe = base.configured(config)
         step = predict_step(recipe, 3, worst_input(recipe, SIZES, 20), workspaces=False)
         curve = [(i + 1) / N * epoch / EPOCHS for epoch in range(1, EPOCHS + 1)]
-        cost = {"device_bytes": round(1.10 * step.active_bytes) + 564_000_000, "trainable_params": step.trainable_params}
+        device = round(1.10 * step.active_bytes) + 564_000_000
+        cost = {"device_bytes": device, "trainable_params": step.trainable_params}
         rows.append({"key": str(i), "config": config, "map": curve} | cost)
     return {"space": dict(space.source), "recipe": "small", "data": data, "settings": SETTINGS, "n_classes": 3,
             "sizes": SIZES, "max_boxes": 20, "rows": rows}  # fmt: skip
