@@ -106,7 +106,7 @@ def row_of(
     recipe: Recipe, shape: InputShape, steps: int, hold: bool, device: str = "auto", gpu: GpuCosts = GENERIC
 ) -> dict[str, Any]:
     """Return a row with a configuration, its prediction and its measurement."""
-    guess = predict(recipe, N_CLASSES, shape, gpu=gpu)
+    guess = predict(recipe, N_CLASSES, shape, evaluates=False, gpu=gpu)
     found = measured(recipe, shape, steps, guess.device_bytes if hold else None, device)
     return {
         "recipe": recipe.to_dict(),

@@ -152,7 +152,7 @@ def inference_cost(
     step = replace(step, batch=1)
     parts = ((neck_layers(step), step.neck_part), (step.head_layers(step), step.head_part))
     tape = new_tape()
-    body_flops = _detect(tape, step, plan, holds_features)
+    body_flops = run_detection(tape, step, plan, holds_features)
     workspace = BLAS_WORKSPACE_BYTES // 2 if workspaces and tape.multiplies else 0  # of the one thread that runs
     trained = petl_params + sum(count_trained(*part) for part in parts)
     body, whole = _body_bytes(step), sum(_plain_bytes(layers) for layers, _ in parts)
@@ -169,7 +169,7 @@ def inference_cost(
     )
 
 
-def _detect(tape: Tape, step: StepShape, plan: MemoryPlan, holds_features: bool) -> int:
+def run_detection(tape: Tape, step: StepShape, plan: MemoryPlan, holds_features: bool = False) -> int:
     """Replay detection in one batch of images. Returns the floating-point operations of the body."""
     with tape.no_grad():
         given = load_images(tape, step)

@@ -1,8 +1,8 @@
 """Bytes that PyTorch's caching allocator reserves in a training process, by simulation.
 
 As in a trial (`trial.run`, `trial.engine`): the weights, a method's look at the data, then two steps of the worst
-batch, each with an update by AdamW. Further steps repeat the second (2, 3, 4 and 6 steps gave the same peak). Standard
-library only.
+batch, each with an update by AdamW, and a batch of evaluation. Further steps repeat the second (2, 3, 4 and 6 steps
+gave the same peak). Standard library only.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ class Process:
         passes: traces (`autograd.Recorder`) of the forward and backward passes before each update. What a trace leaves
             allocated, images and gradients, lives until the update.
         start: trace of a pass before the optimiser exists; empty: none.
+        evaluation: trace of a batch that is evaluated; empty: none is.
     """
 
     weights: Sequence[int]
     trained: Sequence[int]
     passes: Sequence[Sequence[int]]
     start: Sequence[int] = ()
+    evaluation: Sequence[int] = ()
 
     def reserved_bytes(self, *, expandable: bool, workspace_bytes: int) -> int:
         """Return the bytes that the allocator reserves.
@@ -48,6 +50,7 @@ class Process:
                 left += run.replay(trace)
             run.update(self.trained, is_first=step == 0)
             run.free(left)
+        run.free(run.replay(self.evaluation))
         return run.allocator.reserved_bytes
 
 

@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from cst_search.config.recipe import READING_FIELDS, Recipe, resolve_recompute
+from cst_search.detector.base import images_evaluated_at_once
 from cst_search.detector.registry import get_detector
 from cst_search.memory.allocator import MIN_BLOCK_BYTES, expands_segments
 from cst_search.memory.estimate import (
@@ -23,6 +24,7 @@ from cst_search.memory.estimate import (
     step_bytes,
     worst_input,
 )
+from cst_search.memory.evaluation import with_evaluation
 from cst_search.memory.gpu_costs import GENERIC, GpuCosts
 from cst_search.memory.inference import INFERENCE_FIGURES, InferenceCost, inference_cost
 from cst_search.memory.plan import MemoryPlan, StepShape
@@ -39,19 +41,28 @@ _SHAPELESS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def predict(recipe: Recipe, n_classes: int, shape: InputShape | None = None, *, gpu: GpuCosts = GENERIC) -> Estimate:
+def predict(
+    recipe: Recipe,
+    n_classes: int,
+    shape: InputShape | None = None,
+    *,
+    evaluates: bool = True,
+    gpu: GpuCosts = GENERIC,
+) -> Estimate:
     """Predict the memory of training a recipe, and what its trained detector costs on one image.
 
     Args:
         n_classes: without background.
         shape: of the worst batch, from `worst_input`.
+        evaluates: False for a process that trains only.
         gpu: costs of the GPU that it is for.
 
     Raises:
         ConfigError: the method or its options are wrong.
     """
     shape = shape or worst_input(recipe)
-    trained = _predict(_shapes_of(recipe), n_classes, shape, expands_segments(), gpu)
+    n_detections = recipe.max_detections if evaluates else None
+    trained = _predict(_shapes_of(recipe), n_classes, shape, n_detections, expands_segments(), gpu)
     return replace(trained, **_inference_figures(recipe, n_classes, shape))
 
 
@@ -63,7 +74,7 @@ def predict_roughly(
     inference: bool = False,
     gpu: GpuCosts = GENERIC,
 ) -> Estimate:
-    """Predict as `predict` does, in less than half the time: a factor stands for the simulated allocator.
+    """Predict training as `predict` does, in less than half the time: a factor stands for the simulated allocator.
 
     Args:
         inference: True to predict the cost of the trained detector too.
@@ -106,9 +117,24 @@ def depends_on(key: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _predict(recipe_json: str, n_classes: int, shape: InputShape, expandable: bool, gpu: GpuCosts) -> Estimate:
-    step = predict_step(Recipe.from_dict(json.loads(recipe_json)), n_classes, shape, gpu=gpu, traced=True)
+def _predict(
+    recipe_json: str, n_classes: int, shape: InputShape, n_detections: int | None, expandable: bool, gpu: GpuCosts
+) -> Estimate:
+    """Predict training, and evaluation with up to ``n_detections`` an image; None: there is none."""
+    recipe = Recipe.from_dict(json.loads(recipe_json))
+    step = predict_step(recipe, n_classes, shape, gpu=gpu, traced=True)
+    if n_detections is not None:
+        step = _evaluated(step, replace(recipe, detections_per_image=n_detections), n_classes, shape)
     return estimate_of(step, expandable=expandable, gpu=gpu)
+
+
+def _evaluated(trained: StepBytes, recipe: Recipe, n_classes: int, shape: InputShape) -> StepBytes:
+    """Return the bytes of a trial, which evaluates too."""
+    step, plan = describe(recipe, n_classes, shape)
+    step = replace(step, batch=images_evaluated_at_once(recipe.batch_size, recipe.max_detections))
+    rules: dict[str, Any] = {"fp32_ops": CUDA_FP32_OPS, "block": MIN_BLOCK_BYTES, "conv_copies": True}
+    tape = Tape(half=recipe.precision != "fp32", trace=[], **rules)
+    return with_evaluation(trained, tape, step, plan)
 
 
 @lru_cache(maxsize=4096)

@@ -209,7 +209,7 @@ def measure(
         **asdict(batch.shape), n_classes=n_classes, batch_size=len(batch.images),
         steps=len(seconds), step_seconds=statistics.median(seconds[1:] or seconds) if seconds else None,
         petl_params=petl_params, trainable_params=trainable_params,
-        predicted_bytes=predict(recipe, n_classes, batch.shape).device_bytes,
+        predicted_bytes=predict(recipe, n_classes, batch.shape, evaluates=False).device_bytes,
         limit_bytes=limit.limit_bytes, asked_bytes=asked, **figures,
     )  # fmt: skip
 

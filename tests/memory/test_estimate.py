@@ -149,7 +149,7 @@ def test_on_cuda_fake_tensors_agree(tiny_recipe: Make, detector: str, method: st
 @families
 @pytest.mark.parametrize("max_boxes", [SHAPE.max_boxes, 900])
 def test_evaluating_needs_less_than_training(tiny_recipe: Make, detector: str, max_boxes: int) -> None:
-    """So the prediction leaves it out. Method ``head`` is the one with the cheapest training."""
+    """With few classes and overlapping regions. Method ``head`` is the one with the cheapest training."""
     recipe = real(tiny_recipe, detector=detector, method="head", recompute="neck", precision="fp32")
     recipe = dataclasses.replace(recipe, detections_per_image=detections_needed(max_boxes))
     model = build_detector(recipe, 3).eval()
@@ -158,7 +158,31 @@ def test_evaluating_needs_less_than_training(tiny_recipe: Make, detector: str, m
     with torch.no_grad(), live:
         model([torch.rand(3, SHAPE.height_px, SHAPE.width_px) for _ in range(n_images)])
     weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    assert weights + live.peak < predict(recipe, 3, dataclasses.replace(SHAPE, max_boxes=max_boxes)).active_bytes
+    shape = dataclasses.replace(SHAPE, max_boxes=max_boxes)
+    assert weights + live.peak < predict(recipe, 3, shape, evaluates=False).active_bytes
+
+
+@pytest.mark.parametrize("detector", ["fasterrcnn", "retinanet"])
+def test_evaluation_counts_where_it_needs_more(tiny_recipe: Make, detector: str) -> None:
+    """As with many classes: Faster R-CNN decodes a box for each region and class."""
+    n_classes = 1200
+    recipe = real(tiny_recipe, detector=detector, method="head", recompute="neck", precision="fp32", batch_size=1)
+    model = build_detector(recipe, n_classes).eval()
+    for layer in model.modules():  # no detection passes the score threshold; the prediction leaves them out
+        if isinstance(layer, torch.nn.Linear) and layer.out_features == n_classes + 1:
+            torch.nn.init.zeros_(layer.weight)
+    live = prediction.LiveBytes([*model.parameters(), *model.buffers()])
+    with torch.no_grad(), live:
+        model([torch.rand(3, SHAPE.height_px, SHAPE.width_px)])
+    trains = predict(recipe, n_classes, SHAPE, evaluates=False)
+    both = predict(recipe, n_classes, SHAPE)
+    if detector == "retinanet":  # its focal loss keeps a value for every anchor and class
+        assert both.active_bytes == trains.active_bytes and "evaluation" not in both.breakdown
+        return
+    assert both.breakdown["evaluation"] == pytest.approx(live.peak, rel=0.1)
+    assert both.breakdown["optimiser"] == 8 * both.trainable_params
+    assert trains.active_bytes < both.active_bytes <= both.reserved_bytes
+    assert both.device_bytes == sum(both.breakdown.values())
 
 
 @families
@@ -271,7 +295,7 @@ def test_the_breakdown_adds_up(tiny_recipe: Make, detector: str, method: str) ->
 @families
 def test_a_rough_prediction_differs_in_the_allocators_share_alone(tiny_recipe: Make, detector: str) -> None:
     recipe = tiny_recipe(detector=detector)
-    exact, rough = predict(recipe, 3, SHAPE), cost.predict_roughly(recipe, 3, SHAPE)
+    exact, rough = predict(recipe, 3, SHAPE, evaluates=False), cost.predict_roughly(recipe, 3, SHAPE, inference=True)
     assert rough.reserved_bytes == round(rough.active_bytes * FRAGMENTATION) + SLACK_BYTES
     change = rough.reserved_bytes - exact.reserved_bytes
     parts = dict(exact.breakdown, allocator=exact.breakdown["allocator"] + change)
@@ -286,7 +310,7 @@ def test_a_rough_prediction_differs_in_the_allocators_share_alone(tiny_recipe: M
 def test_the_larger_of_step_and_update_counts(tiny_recipe: Make, size: InputShape, part: str) -> None:
     """Faster R-CNN's box head has so many parameters that on tiny images the update is the peak."""
     shapes = {"fpn_channels": 256, "batch_size": 1} if part == "gradients" else {"fpn_channels": 64, "batch_size": 8}
-    estimate = predict(tiny_recipe(detector="fasterrcnn", **shapes), 3, size)
+    estimate = predict(tiny_recipe(detector="fasterrcnn", **shapes), 3, size, evaluates=False)
     assert part in estimate.breakdown
     assert sum(estimate.breakdown.values()) == estimate.device_bytes
 
@@ -385,7 +409,7 @@ def predicted_rows(name: str) -> list[tuple[dict[str, Any], memory.Estimate]]:
 
     def guess(row: dict[str, Any]) -> memory.Estimate:
         recipe = Recipe.from_dict({k: tuple(v) if isinstance(v, list) else v for k, v in row["recipe"].items()})
-        return predict(recipe, 80, InputShape(**row["shape"]))
+        return predict(recipe, 80, InputShape(**row["shape"]), evaluates=False)
 
     return [(row, guess(row)) for row in rows]
 
@@ -508,7 +532,7 @@ def test_the_worst_input_is_torchvisions_padded_batch(
 
 
 def test_worst_input_without_a_dataset_is_the_recipes_largest() -> None:
-    assert worst_input(Recipe()) == InputShape(800, 1344, 100)  # COCO, as its docstring says
+    assert worst_input(Recipe()) == InputShape(800, 1344, 100, (800, 1344))  # COCO, as its docstring says
     assert predict(Recipe(backbone="resnet18"), 3) == predict(Recipe(backbone="resnet18"), 3, worst_input(Recipe()))
 
 
