@@ -203,13 +203,15 @@ def measure(
     figures: dict[str, Any] = {"memory_source": "predicted"}
     if on_gpu:
         figures = _measured_figures(device, context, asked, _process_used(device, used_before, free_before))
+    shape = batch.shape
     return Measured(
         outcome=outcome, reason=reason, loss=loss,
         device=torch.cuda.get_device_name(device) if on_gpu else "cpu", torch=torch.__version__,
-        **asdict(batch.shape), n_classes=n_classes, batch_size=len(batch.images),
+        height_px=shape.height_px, width_px=shape.width_px, max_boxes=shape.max_boxes,
+        n_classes=n_classes, batch_size=len(batch.images),
         steps=len(seconds), step_seconds=statistics.median(seconds[1:] or seconds) if seconds else None,
         petl_params=petl_params, trainable_params=trainable_params,
-        predicted_bytes=predict(recipe, n_classes, batch.shape, evaluates=False).device_bytes,
+        predicted_bytes=predict(recipe, n_classes, shape, evaluates=False).device_bytes,
         limit_bytes=limit.limit_bytes, asked_bytes=asked, **figures,
     )  # fmt: skip
 
