@@ -276,6 +276,7 @@ def train(
     home: str | Path | None = None,
     tracking_uri: str | None = None,
     cache_size: str | float | None = None,
+    threads: int | None = None,
     quiet: bool = True,
 ) -> dict[str, Any]:
     """Train a recipe at full length, as ``cst-search train``.
@@ -284,6 +285,7 @@ def train(
         out: folder for weights, metrics and recipe; it must be empty or not exist.
         data: folder in COCO's, YOLO's or Pascal VOC's format; None: the recipe's.
         settings: fields of the recipe to change, as in `launch`.
+        threads: CPU threads of this process, also afterwards; None: torch's default.
 
     Returns:
         Content of ``metrics.json``. ``outcome`` is ``complete``, or ``oom`` or ``nonfinite`` with a ``reason``.
@@ -299,7 +301,7 @@ def train(
     return run(
         recipe, Path(out), data=None if data is None else str(data), settings=settings or (), device=device,
         skip_bad=skip_bad, home=home_of(home), tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size),
-        reading=ReadingOptions(), console=console(quiet),
+        reading=ReadingOptions(), threads=threads, console=console(quiet),
     )  # fmt: skip
 
 

@@ -55,6 +55,9 @@ JobServerOption = Annotated[
 ]
 JobArgument = Annotated[str, typer.Argument(help="Job id, as printed by `submit`.", show_default=False)]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also print what the caches of images and feature maps decide, and why.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 PlotOption = Annotated[
     bool | None,
@@ -66,6 +69,13 @@ StudyArgument = Annotated[
         help="Name of the study; see `cst-search list`.", show_default=False, autocompletion=completion.studies
     ),
 ]
+NewestStudyArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="Name of the study; see `cst-search list` (default: the newest).", show_default=False,
+        autocompletion=completion.studies,
+    ),
+]  # fmt: skip
 
 
 def complain(what: object) -> None:
@@ -110,11 +120,22 @@ def show_plot(infos: Sequence[StudyInfo], wanted: bool | None) -> None:
         out.print(text, soft_wrap=True)
 
 
-def open_study(study: str, home: Path | None, storage: str | None) -> Study:
-    """Open a study by the options of a command. Raises StudyError if it does not exist."""
+def open_study(study: str | None, home: Path | None, storage: str | None) -> Study:
+    """Open a study by the options of a command; None: the newest. Raises StudyError if it does not exist."""
     from cst_search.study.study import open_study as find
 
+    if study is None:
+        return open_newest(home, storage)
     return find(study, home_of(home), storage)
+
+
+def open_newest(home: Path | None, storage: str | None) -> Study:
+    """Open the study that was made last, and say which it is. Raises StudyError if there is none."""
+    from cst_search.study.study import newest_study
+
+    study = newest_study(home_of(home), storage)
+    err.print(f"the newest study, {study.name}:", markup=False, highlight=False)
+    return study
 
 
 @app.callback(invoke_without_command=True)

@@ -51,6 +51,9 @@ def train(
     skip_bad: SkipBadOption = False,
     tracking_uri: TrackingOption = None,
     cache_size: CacheOption = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads (default: torch's, one for each core).")
+    ] = None,
     home: HomeOption = None,
     quiet: QuietOption = False,
     json_: JsonOption = False,
@@ -62,7 +65,7 @@ def train(
     result = run(
         recipe, output, data=data, settings=settings or (), device=device, skip_bad=skip_bad, home=home_of(home),
         tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size),
-        reading=ReadingOptions.read(**given), console=console_of(json_, quiet),
+        reading=ReadingOptions.read(**given), threads=threads, console=console_of(json_, quiet),
     )  # fmt: skip
     if json_:
         print_json(result)
@@ -93,6 +96,7 @@ def predict(
     from cst_search.detector.bundle import is_bundle
     from cst_search.trial.inference import predict as predict_one
     from cst_search.trial.multi_inference import predict_tasks, split_runs
+    from cst_search.trial.pictures import SHEET
 
     runs, images = split_runs(paths)
     several = len(runs) > 1 or is_bundle(runs[0])
@@ -110,7 +114,8 @@ def predict(
     print_json(results)
     found = [one for result in results for one in (result["tasks"].values() if several else [result])]
     if draw:
-        err.print(f"{len(found)} picture(s) in {output}", markup=False, highlight=False, soft_wrap=True)
+        sheet = f"; {SHEET} shows them side by side" if len(results) > 1 else ""
+        err.print(f"{len(found)} picture(s) in {output}{sheet}", markup=False, highlight=False, soft_wrap=True)
     n_empty = sum(not one["detections"] for one in found)
     if n_empty:
         what = "picture" if several else "image"

@@ -10,6 +10,7 @@ from cst_search.cli.app import (
     JsonOption,
     QuietOption,
     StudyArgument,
+    VerboseOption,
     app,
     console_of,
     err,
@@ -23,25 +24,30 @@ from cst_search.commands.options import ConfirmOptions, LaunchOptions, ResumeOpt
 
 @app.command()
 @takes(LaunchOptions)
-def launch(*, quiet: QuietOption = False, json_: JsonOption = False, **given: Any) -> None:
+def launch(
+    *, quiet: QuietOption = False, verbose: VerboseOption = False, json_: JsonOption = False, **given: Any
+) -> None:
     """Search for the best configurations within a budget."""
     options = LaunchOptions.read(**given)
     if only_checking.get():
         return
     from cst_search.commands.launch import launch as run
 
-    _end_of_search(run(options, console_of(json_, quiet)), json_)
+    _end_of_search(run(options, console_of(json_, quiet), verbose=verbose), json_)
 
 
 @app.command()
 @takes(ResumeOptions)
-def resume(study: StudyArgument, quiet: QuietOption = False, json_: JsonOption = False, **given: Any) -> None:
+def resume(
+    study: StudyArgument, quiet: QuietOption = False, verbose: VerboseOption = False, json_: JsonOption = False,
+    **given: Any,
+) -> None:  # fmt: skip
     """Continue a search that ended or was killed, with the data, recipe, space and budget of its study."""
     opened = open_study(study, given["home"], given["storage"])
     from cst_search.commands.launch import launch as run
 
     options = resumed(opened.info(), opened.n_wanted(), ResumeOptions.read(**given))
-    _end_of_search(run(options, console_of(json_, quiet)), json_)
+    _end_of_search(run(options, console_of(json_, quiet), verbose=verbose), json_)
 
 
 def _end_of_search(result: Any, json_: bool) -> None:
@@ -61,13 +67,16 @@ def _end_of_search(result: Any, json_: bool) -> None:
 
 @app.command()
 @takes(ConfirmOptions)
-def confirm(study: StudyArgument, quiet: QuietOption = False, json_: JsonOption = False, **given: Any) -> None:
+def confirm(
+    study: StudyArgument, quiet: QuietOption = False, verbose: VerboseOption = False, json_: JsonOption = False,
+    **given: Any,
+) -> None:  # fmt: skip
     """Train the points of the front again with other seeds, and report which of them stay on it."""
     opened = open_study(study, given["home"], given["storage"])
     from cst_search.commands.confirm import confirm as run
 
     options = ConfirmOptions.read(**given)
-    result = run(opened, options, console_of(json_, quiet))
+    result = run(opened, options, console_of(json_, quiet), verbose=verbose)
     if json_:
         print_json(result.report)
     if result.interrupted:

@@ -11,6 +11,7 @@ from cst_search.cli import completion
 from cst_search.cli.app import (
     HomeOption,
     JsonOption,
+    NewestStudyArgument,
     PlotOption,
     QuietOption,
     StorageOption,
@@ -32,7 +33,7 @@ _ROWS = 100  # trials that `status` shows: a table of ten thousand takes seconds
 
 @app.command()
 def status(
-    study: StudyArgument,
+    study: NewestStudyArgument = None,
     all_: Annotated[bool, typer.Option("--all", help=f"Show every trial, not only the last {_ROWS}.")] = False,
     home: HomeOption = None,
     storage: StorageOption = None,
@@ -43,7 +44,15 @@ def status(
     from rich.table import Table
     from rich.text import Text
 
-    from cst_search.study.wording import describe, format_quality, memory_words, repeat_words
+    from cst_search.study.wording import (
+        best_words,
+        describe,
+        format_quality,
+        memory_words,
+        repeat_words,
+        shared_values,
+        shared_words,
+    )
     from cst_search.units import format_count, format_seconds
 
     info = open_study(study, home, storage).info()
@@ -57,29 +66,39 @@ def status(
         return
     table = Table(title=f"Study {info.name}", title_justify="left")
     for name in ("trial", "state", "map", "memory", "trainable", "time", "configuration or reason"):
-        table.add_column(name, no_wrap=name != "configuration or reason")
+        table.add_column(
+            name, no_wrap=name != "configuration or reason", justify="right" if name == "trial" else "left"
+        )
     last = info.trials if all_ else info.trials[-_ROWS:]
     unfinished = (
         [r for r in info.trials[: -len(last)] if r.state in (TrialState.RUNNING, TrialState.INTERRUPTED)]
         if last
         else []
     )
+    shared = shared_values([record.config for record in info.trials])
+    best = next(iter(info.front()), None)
     for record in (*unfinished, *last, *info.repeats):
-        words = repeat_words(record.repeat_of, record.seed) + describe(record.config)
+        words = repeat_words(record.repeat_of, record.seed) + describe(record.config, leave_out=shared)
+        is_best = best is not None and record.trial == best.trial
         table.add_row(
-            str(record.trial),
+            f"best {record.trial}" if is_best else str(record.trial),
             record.state,
             format_quality(record.map),
             memory_words(record.working_bytes, record.device_bytes),
             format_count(record.trainable_params),
             format_seconds(record.seconds),
             Text(words + (f"\n{record.reason}" if record.reason else "")),
+            style="bold" if is_best else None,
         )
     out.print(table)
+    if shared:
+        say(shared_words(shared))
     if n_left_out := len(info.trials) - len(last) - len(unfinished):
         say(f"the last {_ROWS}; --all shows the {n_left_out} before them too")
     counts = ", ".join(f"{n} {state}" for state, n in info.counts().items() if n and state != "total")
     say(f"{len(info.trials)} trials ({counts or 'none yet'}), hypervolume {info.hypervolume():.4f}")
+    if best is not None:
+        say(best_words(best, info.over_seeds(best).mean, shared))
     show_plot([info], plot)
 
 
@@ -128,14 +147,14 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
 @app.command()
 def front(
     studies: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="STUDY...",
-            help="Name of the study; several names compare them.",
+            metavar="[STUDY]...",
+            help="Name of the study; several names compare them (default: the newest).",
             show_default=False,
             autocompletion=completion.studies,
         ),
-    ],
+    ] = None,
     home: HomeOption = None,
     storage: StorageOption = None,
     output: Annotated[
@@ -153,7 +172,7 @@ def front(
     from cst_search.report.summary import front_report, page_report
     from cst_search.study.records import common_reference
 
-    infos = [open_study(study, home, storage).info() for study in dict.fromkeys(studies)]
+    infos = [open_study(study, home, storage).info() for study in (dict.fromkeys(studies) if studies else [None])]
     if output is not None:
         from cst_search.config.catalog import check_folder
 
@@ -185,11 +204,18 @@ def front(
         if common_reference(infos) is None:
             say("their data or objectives differ, so there is no common hypervolume")
     show_plot(infos, plot)
+    if len(infos) == 1 and infos[0].front():
+        from cst_search.commands.next_steps import next_steps
+
+        lines = next_steps(infos[0])
+        say(f"next:  {lines[0]}")
+        for line in lines[1:]:
+            say(f"       {line}")
 
 
 @app.command()
 def export(
-    study: StudyArgument,
+    study: NewestStudyArgument = None,
     pick: Annotated[
         str,
         typer.Option(
@@ -213,13 +239,17 @@ def export(
     from cst_search.commands.export import export_verified
 
     info = open_study(study, home, storage).info()
-    record, verified = export_verified(info, pick, output, home_of(home), verify_first=verify)
+
+    def tell(line: str) -> None:
+        if not quiet:
+            err.print(line, markup=False, highlight=False)
+
+    record, verified = export_verified(info, pick, output, home_of(home), verify_first=verify, say=tell)
     if json_:
         print_json(info.brief(record) | {"recipe": str(output), "verified": verified})
     if json_ or quiet:
         return
-    from shlex import quote
-
+    from cst_search.commands.next_steps import train_command
     from cst_search.study.wording import format_quality, memory_words, over_seeds_words
     from cst_search.units import format_bytes, format_count
 
@@ -235,8 +265,7 @@ def export(
         f"{memory_words(record.working_bytes, record.device_bytes)} ({record.memory_source}), "
         f"{format_count(record.trainable_params)} trainable -> {output}"
     )
-    data = "" if info.data == "demo" else f" --data {quote(info.data)}"
-    say(f"next:  cst-search train {quote(str(output))}{data} --out {quote(output.stem)}")
+    say(f"next:  {train_command(info, str(output))}")
 
 
 @app.command()

@@ -38,7 +38,7 @@ from cst_search.execution.workers import SearchJob
 from cst_search.memory.estimate import Estimate
 from cst_search.redaction import shown_address
 from cst_search.report.confirmation import confirm_report, say_confirmation
-from cst_search.report.progress import View
+from cst_search.report.progress import Standing, View
 from cst_search.search.session import SearchSession
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
@@ -65,8 +65,12 @@ class ConfirmResult:
     interrupted: bool
 
 
-def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmResult:
-    """Run the missing repeats, record and report. Raises UserError before anything is started."""
+def confirm(study: Study, options: ConfirmOptions, console: Console, *, verbose: bool = False) -> ConfirmResult:
+    """Run the missing repeats, record and report. Raises UserError before anything is started.
+
+    Args:
+        verbose: also print what the caches decide, and why.
+    """
     begun = time.monotonic()
     say = line_printer(console)
     check_folder("--home", options.home)
@@ -97,7 +101,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console) -> ConfirmR
             settings = {"seeds": options.seeds, "epochs": epochs, "points": [r.trial for r in points],
                         "workers": workers.n_workers, "device": task.device, "data": task.recipe.data}  # fmt: skip
             record.mlflow.start(info, session.describe_launch(settings))
-            interrupted = _run(run, record.mlflow, console)
+            interrupted = _run(run, record.mlflow, console, verbose)
             info = study.info()
 
         # even if there was nothing to run: an earlier confirmation may have died after its last run
@@ -222,14 +226,14 @@ def _set_up(
     return workers, make_task(recipe, data, epochs, workers, cache, checkpoints_of(options.home, info.name))
 
 
-def _run(run: _Confirmation, record: MlflowRecord, console: Console) -> bool:
+def _run(run: _Confirmation, record: MlflowRecord, console: Console, verbose: bool) -> bool:
     """Run the planned repeats. Returns True if Ctrl-C ended the run."""
     study = run.session.study
 
-    def on_finished() -> tuple[float, int]:
+    def on_finished() -> Standing:
         now = study.info()
         record.sync(now)
-        return now.hypervolume(), 0
+        return Standing(now.hypervolume())
 
     def no_estimate(config: dict[str, Any]) -> Estimate:
         raise AssertionError("a repeat has the estimate of its trial")
@@ -242,6 +246,7 @@ def _run(run: _Confirmation, record: MlflowRecord, console: Console) -> bool:
         n_done=0,
         epochs=run.task.epochs,
         on_finished=on_finished,
+        verbose=verbose,
     )
     # repeats do not count towards the study's number of trials
     n_trials = study.info().n_ran() + len(run.repeats)

@@ -32,6 +32,13 @@ _REMEDIES = {
     "MLflow": "correct --tracking-uri, or start its server; a search goes on without it, `cst-search sync` delivers",
     "Ray": "launch with --in-process, or see docs/searching.md",
 }
+# MLflow's message on a database that an older version made, and what it takes to upgrade: the tables change while
+# nobody may write to them
+_OUT_OF_DATE = "out-of-date database schema"
+_UPGRADE = (
+    "stop every launch, `cst-search ui` and MLflow server that uses it, copy it, then: mlflow db upgrade ADDRESS; "
+    "or give another --tracking-uri and fill it with `cst-search sync`"
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,8 @@ def examine(
         try:
             yield from check()
         except CstSearchError as error:
-            yield Finding(name, "fault", str(error), _REMEDIES.get(name, ""))
+            remedy = _UPGRADE if _OUT_OF_DATE in str(error) else _REMEDIES.get(name, "")
+            yield Finding(name, "fault", str(error), remedy)
         except Exception as error:
             lines = str(error).splitlines() or [""]
             text = without_password(f"{type(error).__name__}: {lines[0]}", storage)

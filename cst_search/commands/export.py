@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
+from cst_search.commands.next_steps import train_command
+from cst_search.commands.output import Say
 from cst_search.config.loading import make_recipe, write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.errors import ConfigError, RunError, StudyError
@@ -20,7 +24,7 @@ from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
 from cst_search.study.wording import format_quality, over_seeds_words
 from cst_search.trial.result import Outcome
-from cst_search.units import format_bytes, format_count
+from cst_search.units import format_bytes, format_count, format_seconds
 
 
 def pick_trial(info: StudyInfo, pick: str) -> TrialRecord:
@@ -86,7 +90,7 @@ def export(info: StudyInfo, pick: str, path: Path, verified: Mapping[str, Any] |
         recipe = make_recipe(recipe.to_dict() | {"origin": origin}, f"trial {record.trial} of {info.name!r}")
     confirmed = over_seeds_words(info.brief(record))
     header = (
-        f"cst-search train {quote(path.name)} --data {quote(recipe.data)} --out {quote(path.stem)}\n\n"
+        f"{train_command(info, path.name)}\n\n"
         f"Trial {record.trial} of study {info.name}: map {format_quality(record.map)} after {len(record.history)} "
         f"epochs, {confirmed + ', ' if confirmed else ''}{format_bytes(record.device_bytes)} ({record.memory_source}), "
         f"{format_count(record.trainable_params)} trainable parameters."
@@ -99,9 +103,12 @@ def export(info: StudyInfo, pick: str, path: Path, verified: Mapping[str, Any] |
 
 
 def export_verified(
-    info: StudyInfo, pick: str, path: Path, home: Path, *, verify_first: bool = True
+    info: StudyInfo, pick: str, path: Path, home: Path, *, verify_first: bool = True, say: Say = lambda line: None
 ) -> tuple[TrialRecord, dict[str, Any] | None]:
     """Verify the picked trial, then write its recipe. Returns the trial and the result of `verify`.
+
+    Args:
+        say: gets a line at the beginning of the verification, and while it lasts.
 
     Raises:
         ConfigError, StudyError: there is no such trial, or the file cannot be written.
@@ -109,7 +116,10 @@ def export_verified(
     """
     record = pick_trial(info, pick)
     check_output(path)
-    verified = verify(info, record, home) if verify_first else None
+    verified = None
+    if verify_first:
+        with _telling(f"verifying trial {record.trial}: a few training steps on the worst batch", say):
+            verified = verify(info, record, home)
     return export(info, pick, path, verified), verified
 
 
@@ -121,6 +131,28 @@ def check_output(path: Path) -> None:
 
 
 # --- verified -------------------------------------------------------------------------------------------------------
+
+_TELL_SECONDS = 10.0
+
+
+@contextmanager
+def _telling(what: str, say: Say) -> Iterator[None]:
+    """Say what is being done, and every `_TELL_SECONDS` for how long."""
+    over, begun = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(_TELL_SECONDS):
+            say(f"still verifying, {format_seconds(time.monotonic() - begun)}")
+
+    say(f"{what} ...")
+    teller = threading.Thread(target=tell, name="verifying", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+
 
 _MEASURE = "import sys; sys.path[:] = {path!r}; from cst_search.trial.measure import main; main()"
 

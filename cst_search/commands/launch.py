@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cst_search.commands.budget_survey import augmentation_note, expected_sharers
 from cst_search.commands.checks import Request, check_left, check_request
+from cst_search.commands.next_steps import next_steps
 from cst_search.commands.options import LaunchOptions
 from cst_search.commands.output import Say, line_printer
 from cst_search.commands.report_files import close_record, write_report
@@ -43,8 +44,12 @@ class LaunchResult:
     seconds: float
 
 
-def launch(options: LaunchOptions, console: Console) -> LaunchResult:
-    """Run a search. Raises UserError before anything is started; from then on, finished trials are always kept."""
+def launch(options: LaunchOptions, console: Console, *, verbose: bool = False) -> LaunchResult:
+    """Run a search. Raises UserError before anything is started; from then on, finished trials are always kept.
+
+    Args:
+        verbose: also print what the caches decide, and why.
+    """
     begun = time.monotonic()
     say = line_printer(console)
     request = check_request(options)
@@ -57,12 +62,13 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
     session.begin_launch(workers.gpu_bytes, shares_machine=machines.cluster is not None)
     if study.storage is not None:
         study.storage.say = say
-    n_before = study.info().n_ran()
+    before = study.info()
+    n_before = before.n_ran()
 
     workers.workers.prepare()
     record = open_record(options, say)
     _say_beginning(options, request, setup, workers, session, record, say)
-    cache = _open_cache(options, setup, n_before, say)
+    cache = _open_cache(options, setup, n_before, say, verbose)
     _say_early_stopping(options, setup, session, say)
     record.mlflow.start(study.info(), session.describe_launch(recorded_settings(study, options, workers)))
     on_finished = follow(study, record.mlflow)
@@ -77,6 +83,8 @@ def launch(options: LaunchOptions, console: Console) -> LaunchResult:
         n_done=n_before,
         epochs=epochs,
         on_finished=on_finished,
+        earlier=[record for record in before.trials if record.state == TrialState.COMPLETE],
+        verbose=verbose,
     )
     checkpoints = checkpoints_of(options.home, name)
     task = make_task(setup.recipe, setup.data, epochs, workers, cache, checkpoints, session.rungs)
@@ -126,10 +134,11 @@ def _say_beginning(
         say(str(workers.placement))
 
 
-def _open_cache(options: LaunchOptions, setup: SearchSetup, n_before: int, say: Say) -> Cache | None:
+def _open_cache(options: LaunchOptions, setup: SearchSetup, n_before: int, say: Say, verbose: bool) -> Cache | None:
     n_sharers = expected_sharers(setup.space, setup.recipe, options.trials - n_before)
     cache, line = open_cache(options.home.absolute(), options.cache_size, n_sharers)
-    say(line)
+    if verbose or cache is None:
+        say(line)
     note = None if cache is None else augmentation_note(setup.space, setup.recipe)
     if note is not None:
         say(note)
@@ -171,9 +180,8 @@ def _say_end(result: LaunchResult, options: LaunchOptions, console: Console, say
         say(f"what is finished is kept; go on with:  {resume_command(info.name, options)}")
     if info.front():
         console.print(front_table(info, console.width))
-        data = "" if info.data == "demo" else f" --data {shlex.quote(info.data)}"
         say(f"hypervolume {info.hypervolume():.4f}; page {result.files['html']}")
         home = _flags(replace(options, storage=None))
         say(f"next:  cst-search ui{home}")
-        say(f"       cst-search export {shlex.quote(info.name)} --pick {info.suggested_pick()} -o best.yaml{flags}")
-        say(f"       cst-search train best.yaml{data} --out trained{home}")
+        for line in next_steps(info, flags, home):
+            say(f"       {line}")

@@ -16,7 +16,7 @@ from cst_search.data.disk_cache import Cache
 from cst_search.errors import CstSearchError
 from cst_search.execution.task import Task
 from cst_search.execution.workers import SearchJob
-from cst_search.report.progress import View
+from cst_search.report.progress import Standing, View
 from cst_search.study.study import Study
 from cst_search.study.tally import Tally
 from cst_search.trial.checkpoint_folder import Checkpoints
@@ -75,19 +75,19 @@ def run_trials(job: SearchJob, workers: WorkerSetup, view: View, go_on: str) -> 
     return interrupted
 
 
-def follow(study: Study, record: MlflowRecord) -> Callable[[], tuple[float, int]]:
+def follow(study: Study, record: MlflowRecord) -> Callable[[], Standing]:
     """Return the callback for finished trials: it logs new trials to MLflow and returns the figures that `View` shows.
 
     It relies on `Study.finished`, which reads only new trials: the cost per trial must not grow with their number.
     """
     tally, n_taken = Tally(study.info()), 0
 
-    def on_finished() -> tuple[float, int]:
+    def on_finished() -> Standing:
         nonlocal n_taken
         new = study.finished(since=n_taken)
         n_taken += len(new)
         tally.add(new, study.first_running())
         record.add(study.name, new, tally)
-        return tally.front.volume, tally.n_rejected
+        return Standing(tally.front.volume, tally.n_rejected, frozenset(tally.front.members))
 
     return on_finished

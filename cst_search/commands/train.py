@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from cst_search.commands.checks import check_tracking
@@ -22,8 +24,9 @@ from cst_search.detector.build import check_weights
 from cst_search.detector.weights import save_trained
 from cst_search.errors import ConfigError
 from cst_search.petl import get_method
+from cst_search.report.training import TrainingProgress
 from cst_search.study.wording import format_quality
-from cst_search.trial.device import check_device
+from cst_search.trial.device import check_device, n_cores
 from cst_search.trial.result import TrialResult
 from cst_search.trial.run import run_trial
 from cst_search.units import format_bytes, format_count, format_seconds
@@ -41,12 +44,16 @@ def train(
     tracking_uri: str | None,
     cache_bytes: int | None = None,
     reading: ReadingOptions,
+    threads: int | None = None,
     console: Console,
 ) -> dict[str, Any]:
     """Train and write ``weights.safetensors``, ``metrics.json`` and ``recipe.yaml``. Returns the metrics.
 
     A checkpoint is written to the folder after every fifth of the epochs. If the folder holds nothing else, training
     continues from it. A recipe that a study exported is recorded in that study's MLflow experiment.
+
+    Args:
+        threads: CPU threads; None: torch's default, one for each core.
     """
 
     def say(line: str) -> None:
@@ -65,19 +72,22 @@ def train(
     say(line)
     say(f"{recipe.detector} {recipe.backbone}, {recipe.method}, {recipe.epochs} epochs on {recipe.data}")
     say(start)
+    _set_threads(threads, device, say)
 
     weights = folder / "weights.safetensors"
     try:
-        result = run_trial(
-            recipe,
-            detection,
-            device=device,
-            report=lambda entry: say(_epoch_line(entry, recipe.epochs)),
-            keep=lambda model: save_trained(model, recipe, detection.class_names, weights),
-            final_splits=("val", "test"),
-            cache=cache,
-            checkpoint=checkpoint,
-        )
+        with TrainingProgress(console, recipe.epochs) as progress:
+            result = run_trial(
+                recipe,
+                detection,
+                device=device,
+                report=lambda entry: say(_epoch_line(entry, recipe.epochs)),
+                keep=lambda model: save_trained(model, recipe, detection.class_names, weights),
+                final_splits=("val", "test"),
+                cache=cache,
+                checkpoint=checkpoint,
+                on_step=progress,
+            )
     except KeyboardInterrupt:
         if checkpoint.exists():
             say(f"the same command goes on from {checkpoint}")
@@ -89,6 +99,19 @@ def train(
         path.unlink()
     _record(recipe, metrics, folder, home, tracking_uri, say)
     return metrics
+
+
+def _set_threads(threads: int | None, device: str, say: Callable[[str], None]) -> None:
+    """Set the CPU threads of this process, and warn if other programs leave no core to them."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if check_device(device).type != "cpu":
+        return
+    used, cores, load = torch.get_num_threads(), n_cores(), os.getloadavg()[0]
+    say(f"on {cores} CPU core(s) with {used} thread(s)")
+    if load > cores:
+        advice = "; with --threads 1 its threads do not wait for one another" if used > 1 else ""
+        say(f"note: other programs keep this machine busy (load {load:.1f}), so it will take longer{advice}")
 
 
 def _write_files(folder: Path, recipe: Recipe, metrics: dict[str, Any]) -> None:

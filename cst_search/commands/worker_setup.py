@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from cst_search.errors import ConfigError, check_choice
 from cst_search.execution.gpu_sharing import Fleet, Placement, cpus_of_each
 from cst_search.execution.workers import InProcess, Workers
 from cst_search.study.records import Budget
-from cst_search.trial.device import check_bound, check_device
+from cst_search.trial.device import check_bound, check_device, n_cores
 from cst_search.trial.memory_limit import MemoryLimit
 from cst_search.units import format_bytes
 
@@ -157,13 +156,13 @@ def make_workers(
     if cluster is not None:
         return _cluster_workers(options, n_trials, placement, recipe, survey, cluster)
     assert not isinstance(placement, Fleet)
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    n_workers = options.workers or max(1, min(n_cores, n_trials))
+    cores = n_cores()
+    n_workers = options.workers or max(1, min(cores, n_trials))
     if placement is not None and not options.workers:
         # as many of the smallest trials as fit, with a core per process, but at least one per GPU
-        most = min(placement.n_at_once(survey.device_bytes[0]), n_cores // (1 + recipe.loader_workers))
+        most = min(placement.n_at_once(survey.device_bytes[0]), cores // (1 + recipe.loader_workers))
         n_workers = min(max(most, placement.n_gpus), n_trials)
-    threads = max(1, n_cores // n_workers)
+    threads = max(1, cores // n_workers)
     if options.in_process:
         return InProcess(), 1, threads if placement is None else 0
     from cst_search.execution.ray_tune import Ray

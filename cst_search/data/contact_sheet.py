@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,26 +50,34 @@ def choose(data: DetectionData, n_images: int = N_IMAGES, seed: int = 0) -> list
 def draw_sheet(data: DetectionData, path: Path, n_images: int = N_IMAGES, seed: int = 0) -> list[Shown]:
     """Write the sheet as PNG and return the images on it. Each image is decoded as training decodes it."""
     chosen = choose(data, n_images, seed)
-    n_columns = min(N_COLUMNS, max(1, len(chosen)))
-    rows = [chosen[i : i + n_columns] for i in range(0, len(chosen), n_columns)]
-    strips = [_row(row, data, n_columns * (TILE_PX + _GAP_PX) + _GAP_PX) for row in rows]
-    strips.append(_legend(data, n_columns * (TILE_PX + _GAP_PX) + _GAP_PX))
+    tiles = [(f"{shown.split}: {shown.entry.file_name}", _tile(shown.entry, data)) for shown in chosen]
+    sheet = tiled(tiles)
+    _stacked([sheet, _legend(data, sheet.width)]).save(path, format="PNG")
+    return chosen
+
+
+def tiled(tiles: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Return captions and images, of at most `TILE_PX` each way, as one picture of up to `N_COLUMNS` columns."""
+    n_columns = min(N_COLUMNS, max(1, len(tiles)))
+    width = n_columns * (TILE_PX + _GAP_PX) + _GAP_PX
+    return _stacked([_row(tiles[i : i + n_columns], width) for i in range(0, len(tiles), n_columns)])
+
+
+def _stacked(strips: Sequence[Image.Image]) -> Image.Image:
+    """Return strips of one width, one below the other."""
     sheet = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips)), _BACKGROUND)
     top = 0
     for strip in strips:
         sheet.paste(strip, (0, top))
         top += strip.height
-    sheet.save(path, format="PNG")
-    return chosen
+    return sheet
 
 
-def _row(shown_images: list[Shown], data: DetectionData, width: int) -> Image.Image:
-    tiles = [_tile(shown.entry, data) for shown in shown_images]
-    strip = Image.new("RGB", (width, max(t.height for t in tiles) + _CAPTION_PX + _GAP_PX), _BACKGROUND)
-    for i, (shown, tile) in enumerate(zip(shown_images, tiles, strict=True)):
+def _row(tiles: Sequence[tuple[str, Image.Image]], width: int) -> Image.Image:
+    strip = Image.new("RGB", (width, max(tile.height for _, tile in tiles) + _CAPTION_PX + _GAP_PX), _BACKGROUND)
+    for i, (caption, tile) in enumerate(tiles):
         left = _GAP_PX + i * (TILE_PX + _GAP_PX)
-        caption = _fitting(f"{shown.split}: {shown.entry.file_name}", TILE_PX)
-        ImageDraw.Draw(strip).text((left, 0), caption, fill=_INK, font=_font(13))
+        ImageDraw.Draw(strip).text((left, 0), _fitting(caption, TILE_PX), fill=_INK, font=_font(13))
         strip.paste(tile, (left, _CAPTION_PX))
     return strip
 

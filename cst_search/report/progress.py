@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,10 +14,19 @@ from rich.table import Table
 from rich.text import Text
 
 from cst_search.memory.estimate import context_of
+from cst_search.report.text_plot import live_plot
 from cst_search.search.suggestion import Suggestion
 from cst_search.study.records import TrialRecord
 from cst_search.study.states import TrialState
-from cst_search.study.wording import describe, format_quality, memory_words, repeat_words
+from cst_search.study.wording import (
+    best_words,
+    describe,
+    format_quality,
+    memory_words,
+    repeat_words,
+    shared_values,
+    shared_words,
+)
 from cst_search.units import format_count, format_seconds
 
 _STYLE = {
@@ -31,11 +40,17 @@ _COLUMNS = {
     "state": 60,
 }  # fmt: skip
 _ROWS = 14  # finished trials shown in the live table
+_FRAME = 10  # lines of the live display besides those of its rows: titles, rules, progress, summary
+_PLOT = 6  # lines of the plot inside its axes; it is left out where the terminal is too low for it
 
 
 def _predicted_memory(suggestion: Suggestion) -> str:
     device_bytes = suggestion.estimate["device_bytes"]
     return memory_words(device_bytes - context_of(suggestion.estimate.get("breakdown")), device_bytes)
+
+
+# beginnings of notes on a trial that only a developer needs: decisions of `trial.feature_cache`
+FOR_DEVELOPERS = ("features kept", "features computed")
 
 
 class _Live(Live):
@@ -55,6 +70,19 @@ class _Live(Live):
         super().refresh()
 
 
+class Standing(NamedTuple):
+    """What a search has reached so far.
+
+    Attributes:
+        n_rejected: number of suggestions rejected by predicted cost.
+        front: numbers of the trials on the front.
+    """
+
+    hypervolume: float = 0.0
+    n_rejected: int = 0
+    front: Collection[int] = ()
+
+
 class View:
     """Shows the events of a search (`workers.Events`) and passes finished trials on.
 
@@ -64,7 +92,9 @@ class View:
         n_workers: concurrent trials, for the estimate of the remaining time.
         n_done: trials in the study before this launch.
         epochs: length of a trial.
-        on_finished: called after every finished trial; returns the hypervolume and the number of rejected suggestions.
+        on_finished: called after every finished trial; returns what the search has reached.
+        earlier: trials that ended before this launch.
+        verbose: also show notes for developers: what the cache of feature maps decided, and why.
     """
 
     def __init__(
@@ -76,14 +106,17 @@ class View:
         n_workers: int,
         n_done: int,
         epochs: int,
-        on_finished: Callable[[], tuple[float, int]],
+        on_finished: Callable[[], Standing],
+        earlier: Sequence[TrialRecord] = (),
+        verbose: bool = False,
     ) -> None:
         self.console, self.title = console, title
         self.n_trials, self.n_workers, self.n_done, self.epochs = n_trials, n_workers, n_done, epochs
         self.on_finished = on_finished
         self.running: dict[int, tuple[Suggestion, float, Mapping[str, Any]]] = {}
         self.ended: dict[int, TrialRecord] = {}
-        self.begun, self.hypervolume, self.n_rejected = time.monotonic(), 0.0, 0
+        self.earlier = {record.trial: record for record in earlier}
+        self.begun, self.standing, self.verbose = time.monotonic(), Standing(), verbose
         self._said: set[str] = set()
         self._lock = threading.Lock()
         self._live = (
@@ -118,7 +151,7 @@ class View:
             if suggestion.promoted_from is not None:
                 again = f" (goes on after epoch {suggestion.promoted_from})"
             memory = _predicted_memory(suggestion)
-            what = repeat_words(suggestion.repeat_of, suggestion.config.get("seed")) + describe(suggestion.config)
+            what = repeat_words(suggestion.repeat_of, suggestion.config.get("seed")) + describe(suggestion.config, 8)
             self.say(f"trial {suggestion.trial} started{again}: {what}, predicted {memory}")
 
     def progressed(self, trial: int, entry: Mapping[str, Any]) -> None:
@@ -136,12 +169,13 @@ class View:
 
     def finished(self, record: TrialRecord) -> None:
         """Show a finished trial, and each kind of note once."""
-        hypervolume, n_rejected = self.on_finished()
+        standing = self.on_finished()
         with self._lock:
             self.running.pop(record.trial, None)
             self.ended[record.trial] = record
-            self.hypervolume, self.n_rejected = hypervolume, n_rejected
-        for note in record.notes:  # one per kind: other trials differ only in milliseconds
+            self.standing = standing
+        shown = record.notes if self.verbose else [note for note in record.notes if not note.startswith(FOR_DEVELOPERS)]
+        for note in shown:  # one per kind: other trials differ only in milliseconds
             if (kind := note.partition(":")[0]) not in self._said:
                 self._said.add(kind)
                 self.say(f"trial {record.trial}: {note}")
@@ -152,10 +186,30 @@ class View:
             self.say(
                 f"trial {record.trial} {record.state}: {quality}{memory}, "
                 f"{format_count(record.trainable_params)} trainable, {format_seconds(record.seconds)}{reason} | "
-                f"{self._n_finished()} of {self.n_trials}, {self._time_left()}, hypervolume {self.hypervolume:.4f}"
+                f"{self._n_finished()} of {self.n_trials}, {self._time_left()}, "
+                f"hypervolume {self.standing.hypervolume:.4f}"
             )
+            self._say_new_best(record)
+
+    def _say_new_best(self, record: TrialRecord) -> None:
+        best = self._best()
+        if best is not None and best.trial == record.trial:
+            self.say(best_words(best, best.map, self._shared()))
 
     # --- drawing ----------------------------------------------------------------------------------------------------
+
+    def _all(self) -> list[TrialRecord]:
+        """Return the finished trials of the study, without repeats."""
+        return [record for record in {**self.earlier, **self.ended}.values() if record.repeat_of is None]
+
+    def _best(self) -> TrialRecord | None:
+        """Return the complete trial within the budget that has the highest mAP; the first of several."""
+        complete = [r for r in self._all() if r.state == TrialState.COMPLETE and r.feasible and r.map is not None]
+        return max(complete, key=lambda record: record.map or 0.0, default=None)
+
+    def _shared(self) -> Mapping[str, Any]:
+        """Return the dimensions that are equal in all trials so far."""
+        return shared_values([r.config for r in self._all()] + [s.config for s, *_ in self.running.values()])
 
     def _n_finished(self) -> int:
         return self.n_done + len(self.ended)
@@ -179,18 +233,34 @@ class View:
             for name in shown:
                 words = name in (_CONFIGURATION, "state")
                 table.add_column(name, justify="left" if words else "right", no_wrap=name != _CONFIGURATION)
-            rows = [self._finished_cells(record) for record in list(self.ended.values())[-_ROWS:]]
-            for cells in [*rows, *map(self._running_cells, self.running)]:
+            shared, best = self._shared(), self._best()
+            for record in list(self.ended.values())[-_ROWS:]:
+                is_best = best is not None and record.trial == best.trial
+                cells = self._finished_cells(record, is_best, shared)
+                table.add_row(*(cells[name] for name in shown), style="bold" if is_best else None)
+            for trial in self.running:
+                cells = self._running_cells(trial, shared)
                 table.add_row(*(cells[name] for name in shown))
             progress = Table.grid(padding=(0, 1))
             n = self._n_finished()
             progress.add_row(ProgressBar(total=max(1, self.n_trials), completed=n, width=30), self._summary(n))
-            return Group(table, progress)
+            common = [Text(shared_words(shared), style="dim")] if shared else []
+            below = [] if best is None else [Text(best_words(best, best.map, shared))]
+            return Group(table, *common, *self._plot(table.row_count), progress, *below)
 
-    def _finished_cells(self, record: TrialRecord) -> dict[str, str | Text]:
+    def _plot(self, n_rows: int) -> list[Text]:
+        """Return the front as text, if the terminal has room for it below a table of so many rows."""
+        if self.console.height < n_rows + _FRAME + _PLOT + 4:
+            return []
+        ascii_only = self.console.options.ascii_only
+        text = live_plot(self._all(), self.standing.front, self.console.width, height=_PLOT, ascii_only=ascii_only)
+        return [text] if text else []
+
+    def _finished_cells(self, record: TrialRecord, is_best: bool, shared: Collection[str]) -> dict[str, str | Text]:
+        words = repeat_words(record.repeat_of, record.seed) + describe(record.config, leave_out=shared)
         return {
-            "trial": str(record.trial),
-            _CONFIGURATION: Text(repeat_words(record.repeat_of, record.seed) + describe(record.config)),
+            "trial": f"best {record.trial}" if is_best else str(record.trial),
+            _CONFIGURATION: Text(words),
             "epoch": str(len(record.history)),
             "map": format_quality(record.map),
             "memory": memory_words(record.working_bytes, record.device_bytes),
@@ -199,12 +269,12 @@ class View:
             "state": Text(record.state, style=_STYLE.get(record.state, "")),
         }
 
-    def _running_cells(self, trial: int) -> dict[str, str | Text]:
+    def _running_cells(self, trial: int, shared: Collection[str]) -> dict[str, str | Text]:
         suggestion, begun, entry = self.running[trial]
         again = repeat_words(suggestion.repeat_of, suggestion.config.get("seed"))
         return {
             "trial": str(trial),
-            _CONFIGURATION: Text(again + describe(suggestion.config)),
+            _CONFIGURATION: Text(again + describe(suggestion.config, leave_out=shared)),
             "epoch": f"{entry.get('epoch', 0)}/{self.epochs}",
             "map": format_quality(entry.get("map")),
             "memory": _predicted_memory(suggestion),
@@ -216,6 +286,6 @@ class View:
     def _summary(self, n_finished: int) -> Text:
         return Text(
             f"{n_finished} of {self.n_trials} trials, {format_seconds(time.monotonic() - self.begun)} so far, "
-            f"{self._time_left()}, hypervolume {self.hypervolume:.4f}"
-            + (f", {self.n_rejected} over the budget without a run" if self.n_rejected else "")
+            f"{self._time_left()}, hypervolume {self.standing.hypervolume:.4f}"
+            + (f", {self.standing.n_rejected} over the budget without a run" if self.standing.n_rejected else "")
         )

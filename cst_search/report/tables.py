@@ -12,7 +12,7 @@ from rich.text import Text
 from cst_search.study import pareto
 from cst_search.study.allocation import Plan
 from cst_search.study.records import StudyInfo, common_reference
-from cst_search.study.wording import describe, format_quality, memory_words
+from cst_search.study.wording import describe, format_quality, memory_words, shared_values, shared_words
 from cst_search.units import format_bytes, format_count
 
 _BESIDE = 120  # least terminal width in characters for a column of configurations
@@ -32,9 +32,7 @@ def front_table(info: StudyInfo, width: int) -> Group:
             the whole width.
     """
     front, knee = info.front(), info.knee()
-    first = front[0].config if front else {}
-    shared = {key for key in first if all(key in r.config and r.config[key] == first[key] for r in front)}
-    shared -= {"method"} if len(front) > 1 else set(first)
+    shared = shared_values([record.config for record in front])
     sources = {record.memory_source for record in front}
     entries = [info.brief(record) for record in front]
     confirmed = any(entry["n_seeds"] > 1 for entry in entries)
@@ -46,7 +44,7 @@ def front_table(info: StudyInfo, width: int) -> Group:
         table.add_column(name, justify="left" if name == "configuration" else "right")
     below = Table.grid(padding=(0, 1))
     for record, entry in zip(front, entries, strict=True):
-        words = Text(describe({k: v for k, v in record.config.items() if k not in shared}, 20))
+        words = Text(describe(record.config, 20, shared))
         below.add_row(f"trial {record.trial}:", words)
         table.add_row(
             Text(f"{'knee ' if record.trial == knee else ''}{record.trial}"),
@@ -60,9 +58,7 @@ def front_table(info: StudyInfo, width: int) -> Group:
         )
     parts: list[RenderableType] = [table] if beside else [table, below]
     if shared:
-        parts.append(
-            Text("in all of them: " + describe({k: v for k, v in first.items() if k in shared}, 20).removeprefix("? "))
-        )
+        parts.append(Text(shared_words(shared)))
     return Group(*parts)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from rich.text import Text
 
@@ -32,8 +33,8 @@ def front_plot(infos: Sequence[StudyInfo], width: int, *, height: int = 12, asci
     Returns:
         Lines without a final newline; empty text if there is no front or no room.
     """
-    columns = min(width, _WIDEST) - _LEFT - 1
-    marks: list[tuple[TrialRecord, float, str, str]] = []  # trial, mAP, character, style
+    marks: list[_Mark] = []
+    cost = _cost(infos)
     for letter, info in zip(_OF_STUDIES, infos, strict=False):
         front, knee = info.front(), info.knee()
         kinds = [("front", front)]
@@ -42,20 +43,59 @@ def front_plot(infos: Sequence[StudyInfo], width: int, *, height: int = 12, asci
             kinds = [("trial", complete), *kinds, ("knee", [r for r in front if r.trial == knee])]
         for kind, records in kinds:
             for record in records:
-                score = info.over_seeds(record).mean
-                if score is None or record.device_bytes is None or not record.feasible:
-                    continue
                 sign = _MARKS[kind][ascii_only] if len(infos) == 1 else letter
-                marks.append((record, score, sign, _STYLES[kind]))
+                marks += _marks(record, cost, info.over_seeds(record).mean, sign, kind)
+    text = _drawn(marks, cost, width, height, ascii_only)
+    if text and len(infos) == 1:
+        words = [f"{_MARKS[kind][ascii_only]} {word}" for kind, word in (
+            ("front", "front"), ("knee", "knee"), ("trial", "other complete trials"))]  # fmt: skip
+    else:
+        words = [f"{letter} {info.name}" for letter, info in zip(_OF_STUDIES, infos, strict=False)]
+    return text.append(f"\n{'':{_LEFT}}{'   '.join(words)}") if text else text
+
+
+def live_plot(
+    records: Sequence[TrialRecord], front: Collection[int], width: int, *, height: int, ascii_only: bool = False
+) -> Text:
+    """Plot the complete trials of a running search, as `front_plot` does but without the knee, which still moves.
+
+    Args:
+        front: numbers of the trials on the front.
+    """
+    marks: list[_Mark] = []
+    complete = [record for record in records if record.state == TrialState.COMPLETE]
+    points = [record for record in complete if record.trial in front]
+    cost = _telling(("working_bytes", "trainable_params"), points)
+    for record in sorted(complete, key=lambda record: record.trial in front):  # the front covers other trials
+        kind = "front" if record.trial in front else "trial"
+        marks += _marks(record, cost, record.map, _MARKS[kind][ascii_only], kind)
+    return _drawn(marks, cost, width, height, ascii_only)
+
+
+class _Mark(NamedTuple):
+    cost: float
+    quality: float
+    sign: str
+    style: str
+
+
+def _marks(record: TrialRecord, cost: str, quality: float | None, sign: str, kind: str) -> list[_Mark]:
+    """Return the mark of a trial; empty for one over the budget, or without mAP or memory."""
+    if quality is None or record.device_bytes is None or not record.feasible:
+        return []
+    return [_Mark(getattr(record, cost) or 0, quality, sign, _STYLES[kind])]
+
+
+def _drawn(marks: Sequence[_Mark], cost: str, width: int, height: int, ascii_only: bool) -> Text:
+    """Draw marks between axes, later ones over earlier ones; empty text if there is none, or no room."""
+    columns = min(width, _WIDEST) - _LEFT - 1
     if not marks or columns < 20:
         return Text()
-    cost = _cost(infos)
-    costs = [getattr(record, cost) or 0 for record, *_ in marks]
+    costs, scores = [mark.cost for mark in marks], [mark.quality for mark in marks]
     log = is_log(cost, costs)
-    scores = [score for _, score, *_ in marks]
     grid: list[list[tuple[str, str]]] = [[(" ", "")] * columns for _ in range(height)]
-    for x, y, (_, _, sign, style) in zip(_places(costs, columns, log), _places(scores, height), marks, strict=True):
-        grid[height - 1 - y][x] = (sign, style)
+    for x, y, mark in zip(_places(costs, columns, log), _places(scores, height), marks, strict=True):
+        grid[height - 1 - y][x] = (mark.sign, mark.style)
     side, corner, floor = ("|", "+", "-") if ascii_only else ("\u2502", "\u2514", "\u2500")
     text = Text()
     for row, line in enumerate(grid):
@@ -70,21 +110,17 @@ def front_plot(infos: Sequence[StudyInfo], width: int, *, height: int = 12, asci
     room = max(1, columns - len(low) - len(high))
     titles = (METRICS[cost][0] + (", logarithmic" if log else ""), METRICS[cost][1])
     title = next((words for words in titles if len(words) < room), "")
-    text.append(f"{'':{_LEFT}}{low}{title:^{room}}{high}\n")
-    if len(infos) == 1:
-        legend = [f"{_MARKS[kind][ascii_only]} {word}" for kind, word in (
-            ("front", "front"), ("knee", "knee"), ("trial", "other complete trials"))]  # fmt: skip
-    else:
-        legend = [f"{letter} {info.name}" for letter, info in zip(_OF_STUDIES, infos, strict=False)]
-    text.append(f"{'':{_LEFT}}{'   '.join(legend)}")
-    return text
+    return text.append(f"{'':{_LEFT}}{low}{title:^{room}}{high}")
 
 
 def _cost(infos: Sequence[StudyInfo]) -> str:
     """Return the metric of the x axis: a cost of the first study, by the points on all fronts."""
     minimised = [o.compared for o in infos[0].objectives if o.goal == "min"]
     names = sorted(minimised, key=lambda name: name != "working_bytes") or ["working_bytes"]
-    points = [record for info in infos for record in info.front()]
+    return _telling(names, [record for info in infos for record in info.front()])
+
+
+def _telling(names: Sequence[str], points: Sequence[TrialRecord]) -> str:
     return telling_cost({name: [getattr(r, name) for r in points if getattr(r, name) is not None] for name in names})
 
 

@@ -199,9 +199,22 @@ class Study:
 
 def open_study(name: str, home: Path, storage: str | None = None) -> Study:
     """Open a study by name, in a storage or in the one in ``home``. Raises StudyError, which names existing studies."""
+    return Study.open(_storage_of(home, storage), name)
+
+
+def newest_study(home: Path, storage: str | None = None) -> Study:
+    """Open the study that was made last, in a storage or in the one in ``home``. Raises StudyError if there is none."""
+    url = _storage_of(home, storage)
+    names = list_studies(url)
+    if not names:
+        raise StudyError(f"there are no studies in {check_storage(url)} yet; `cst-search launch` makes one")
+    return Study.open(url, names[-1])
+
+
+def _storage_of(home: Path, storage: str | None) -> str:
     if storage is None and not (home / "studies.db").exists():
         raise StudyError(f"there are no studies in {home} yet; `cst-search launch` makes one, --home looks elsewhere")
-    return Study.open(storage or default_storage(home), name)
+    return storage or default_storage(home)
 
 
 def default_storage(home: Path) -> str:

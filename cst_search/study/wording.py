@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from cst_search.units import format_bytes, format_count
 
+if TYPE_CHECKING:
+    from cst_search.study.records import TrialRecord
 
-def describe(config: Mapping[str, Any], n_dimensions: int = 4) -> str:
-    """Return a short description: the method and its first dimensions, e.g. ``cst reduction 8, block 3x3 ...``."""
+
+# dimensions that a short description shows first: they tell most trials apart, and every method has them
+_FIRST = ("lr", "batch_size")
+_SHORT = {"batch_size": "batch"}
+
+
+def describe(config: Mapping[str, Any], n_dimensions: int = 5, leave_out: Collection[str] = ()) -> str:
+    """Return a short description, e.g. ``cst lr 0.003, batch 4, reduction 8``: learning rate and batch size first.
+
+    Args:
+        leave_out: dimensions that are not shown, as they are equal in all trials; see `shared_values`.
+    """
 
     def show(value: Any) -> str:
         if isinstance(value, tuple | list):
             return f"[{','.join(map(str, value))}]"
         return f"{value:.2g}" if isinstance(value, float) else str(value)
 
-    parts = [f"{key.rpartition('.')[2]} {show(value)}" for key, value in config.items() if key != "method"]
+    keys = [*(key for key in _FIRST if key in config), *(key for key in config if key not in (*_FIRST, "method"))]
+    names = {key: _SHORT.get(key, key.rpartition(".")[2]) for key in keys if key not in leave_out}
+    parts = [f"{name} {show(config[key])}" for key, name in names.items()]
     return " ".join([str(config.get("method", "?")), ", ".join(parts[:n_dimensions])]).strip()
+
+
+def shared_values(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the dimensions, without the method, that all configurations have with the same value.
+
+    They do not tell the trials apart. Empty for fewer than two configurations.
+    """
+    if len(configs) < 2:
+        return {}
+    shared = {key: value for key, value in configs[0].items() if key != "method"}
+    for config in configs[1:]:
+        shared = {key: value for key, value in shared.items() if key in config and config[key] == value}
+    return shared
+
+
+def shared_words(shared: Mapping[str, Any]) -> str:
+    """Return the line below a table that leaves out shared dimensions; empty text if there are none."""
+    return "in all of them: " + describe(shared, len(shared)).removeprefix("? ") if shared else ""
 
 
 def metric_words(values: Mapping[str, float]) -> str:
@@ -35,6 +67,20 @@ def memory_words(working_bytes: float | None, device_bytes: float | None) -> str
     """Return working memory with the device memory that it is of: ``72 MB of 872 MB``; one figure if they are equal."""
     whole = format_bytes(device_bytes)
     return whole if working_bytes in (None, device_bytes) else f"{format_bytes(working_bytes)} of {whole}"
+
+
+def best_words(record: TrialRecord, quality: float | None, shared: Collection[str]) -> str:
+    """Return the line about the trial with the highest mAP so far.
+
+    Args:
+        quality: its mAP, the mean over seeds if it was confirmed.
+        shared: dimensions to leave out; see `shared_values`.
+    """
+    return (
+        f"best so far: trial {record.trial}, map {format_quality(quality)}, "
+        f"{memory_words(record.working_bytes, record.device_bytes)}, "
+        f"{format_count(record.trainable_params)} trainable: {describe(record.config, leave_out=shared)}"
+    )
 
 
 def over_seeds_words(entry: Mapping[str, Any]) -> str:

@@ -70,8 +70,10 @@ def newest_fronts(uri: str, base: str, most: int = 3) -> list[tuple[str, str]]:
         found = MlflowClient(tracking_uri=uri).search_experiments(order_by=["last_update_time DESC"], max_results=50)
     except Exception:  # the list is optional, and the server itself reports faults of its database better
         return []
+    # without the type, MLflow 3.17 opens its view for language models on a browser that has never seen a run
+    query = "viewStateShareKey=cst-front&workflowType=machine_learning"
     return [
-        (one.name, f"{base}/#/experiments/{one.experiment_id}/runs?viewStateShareKey=cst-front")
+        (one.name, f"{base}/#/experiments/{one.experiment_id}/runs?{query}")
         for one in found
         if f"{TAG}cst-front" in one.tags
     ][:most]

@@ -29,13 +29,14 @@ from cst_search.tracking.runs import (
     create_trial_run,
     fill_trial_run,
     hypervolume_metrics,
+    in_mb,
     log_metrics,
     log_training,
     params,
     seed_metrics,
     training_tags,
 )  # fmt: skip
-from cst_search.tracking.views import is_ours, make_views
+from cst_search.tracking.views import IN_MB, is_ours, make_views
 
 _PICTURE_PX = (880, 550)  # MLflow shows a description's picture at full size, and its page is no wider
 
@@ -105,10 +106,13 @@ class ExistingRuns:
         (self.begun_trials if run.info.status == "RUNNING" else self.trials)[number] = run.info.run_id
         if tags.get("cst.pareto") == "true":
             self.on_front.add(number)
-        if number in self.trials and "device_bytes" in run.data.metrics and "working_bytes" not in run.data.metrics:
+        if number in self.trials and "device_bytes" in run.data.metrics and not run.data.metrics.keys() >= _WORKING:
             self.without_working_memory.add(number)
         if "cst.verdict" in tags:
             self.verdicts[number] = run.data.metrics.get("n_seeds", 0), tags["cst.verdict"]
+
+
+_WORKING = {"working_bytes", IN_MB}  # which runs of earlier versions lack
 
 
 class MlflowMirror:
@@ -295,7 +299,8 @@ class MlflowMirror:
         for record in (*info.trials, *info.repeats):
             if record.trial in self.existing.without_working_memory and record.working_bytes is not None:
                 run_id = self.existing.trials[record.trial]
-                client.log_metric(run_id, "working_bytes", record.working_bytes, step=len(record.history))
+                for name, value in {"working_bytes": record.working_bytes, **in_mb(record)}.items():
+                    client.log_metric(run_id, name, value, step=len(record.history))
                 self.existing.without_working_memory.remove(record.trial)
 
     def _end(self, launch: str, status: str) -> None:

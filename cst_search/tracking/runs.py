@@ -22,6 +22,7 @@ from cst_search.study.seed_statistics import Sample
 from cst_search.study.states import TrialState
 from cst_search.tracking.descriptions import model_description, run_name
 from cst_search.tracking.models import save_detector
+from cst_search.tracking.views import IN_MB
 from cst_search.trial.result import Outcome
 
 NOTE = "mlflow.note.content"  # tag with the description of a run or a model
@@ -50,6 +51,11 @@ def params(values: Mapping[str, Any]) -> list[Param]:
             flat[key] = value
     text = {key: str(list(v)) if isinstance(v, tuple) else "none" if v is None else str(v) for key, v in flat.items()}
     return [Param(key, value[:6000]) for key, value in text.items()][:100]
+
+
+def in_mb(record: TrialRecord) -> dict[str, float]:
+    """Return a trial's working memory for people: MLflow's tables and axes show bytes with all their digits."""
+    return {} if record.working_bytes is None else {IN_MB: round(record.working_bytes / 1e6, 3)}
 
 
 def log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> None:
@@ -147,6 +153,7 @@ def fill_trial_run(client: MlflowClient, run_id: str, record: TrialRecord) -> No
     costs = {name: getattr(record, name) for name in _COST_METRICS}
     metrics = _epoch_metrics(record.history, now)
     metrics += [Metric(name, float(value), now, last) for name, value in costs.items() if value is not None]
+    metrics += [Metric(name, value, now, last) for name, value in in_mb(record).items()]
     first = _BATCH - 100
     client.log_batch(run_id, metrics=metrics[:first], params=params(record.config))
     log_metrics(client, run_id, metrics[first:])

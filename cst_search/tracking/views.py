@@ -15,6 +15,7 @@ from typing import Any
 
 from cst_search.study.records import StudyInfo
 
+IN_MB = "working_mb"  # metric: `TrialRecord.working_bytes` in MB
 TAG = "mlflow.sharedViewState."
 ON_FRONT = 'tags."cst.pareto" = "true"'
 _TRIALS = 'tags."cst.kind" = "trial"'
@@ -24,8 +25,9 @@ _MOST_PARAMS = 6  # axes besides the metrics; the chart is small, and the UI can
 
 def make_views(info: StudyInfo) -> dict[str, str]:
     """Return the experiment's tags with the views ``front`` and ``trials``, each a table with charts."""
-    metrics = list(dict.fromkeys(["map", *(o.compared for o in info.objectives)]))
-    more = [name for name in ("working_bytes", "device_bytes", "trainable_params") if name not in metrics]
+    compared = [IN_MB if o.compared == "working_bytes" else o.compared for o in info.objectives]
+    metrics = list(dict.fromkeys(["map", *compared]))
+    more = [name for name in (IN_MB, "device_bytes", "trainable_params") if name not in metrics]
     columns = [f"metrics.`{name}`" for name in [*metrics, *more]]
     columns = sorted(columns, key=lambda column: "map" not in column)
     columns += ["tags.`cst.state`", "params.`method`"]
@@ -57,7 +59,7 @@ def _common(info: StudyInfo) -> list[str]:
 
 def _charts(info: StudyInfo, metrics: Sequence[str]) -> list[dict[str, Any]]:
     """Return the charts: scatter and contour of objectives, parallel coordinates of dimensions, learning curves."""
-    costs = [name for name in metrics if not name.startswith("map")] or ["working_bytes"]
+    costs = [name for name in metrics if not name.startswith("map")] or [IN_MB]
     charts: list[dict[str, Any]] = [
         {"type": "SCATTER", "xaxis": _axis(cost), "yaxis": _axis("map"), "displayName": f"map and {cost}"}
         for cost in costs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,8 @@ from cst_search.trial.engine import (
 from cst_search.trial.feature_cache import FrozenFeatures, following, frozen_features
 from cst_search.trial.memory_limit import MemoryLimit
 
+OnStep = Callable[[int, int, int], None]
+
 _SAVES = 5  # a trial has this many parts; each but the last ends with a checkpoint, besides those at rungs
 
 
@@ -47,6 +49,7 @@ class TrialSetup:
         store: disk cache of resized images and feature maps; None: no disk cache.
         rungs: epochs after which the trial is evaluated and writes its checkpoint, whatever the recipe says.
         checkpoint: file to write and to resume from; None: no checkpoint.
+        on_step: called after each batch with the epoch, the number of its batches so far, and how many it has.
     """
 
     recipe: Recipe
@@ -56,6 +59,7 @@ class TrialSetup:
     store: Store | None
     rungs: tuple[int, ...]
     checkpoint: Path | None
+    on_step: OnStep | None = None
 
     @cached_property
     def context_bytes(self) -> int:
@@ -209,6 +213,7 @@ def _train_epoch(
         accumulate=recipe.accumulate,
         clip_norm=recipe.clip_norm,
         n_batches=n_batches,
+        after_step=None if setup.on_step is None else lambda n: setup.on_step(epoch, n, n_batches),  # type: ignore[misc]
     )
 
 

@@ -7,12 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import ImageDraw, ImageFont
-
 from cst_search.config.catalog import check_folder
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import ImageEntry, Split
-from cst_search.data.decoding import FULL_RANGE, decode
+from cst_search.data.decoding import FULL_RANGE
 from cst_search.data.images import Batches, CocoImages, loader
 from cst_search.data.options import ReadOptions
 from cst_search.data.pixels import BadImage, inspect_images
@@ -22,10 +20,9 @@ from cst_search.detector.weights import load_trained
 from cst_search.errors import ConfigError
 from cst_search.trial.device import check_device
 from cst_search.trial.engine import Detections, choose_precision, detect
+from cst_search.trial.pictures import draw_detections, picture_names, write_sheet
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-# colours that colour-blind people can distinguish: Okabe and Ito, Color Universal Design, 2008
-_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 
 def find_images(paths: list[Path]) -> list[Path]:
@@ -131,14 +128,14 @@ def predict(
 
     Args:
         run: folder that `cst-search train` wrote, or its weights file.
-        out: folder for one PNG per image; None: draw nothing.
+        out: folder for one PNG per image, and a contact sheet of several; None: draw nothing.
         score: lowest score of a returned detection, 0..1.
         max_pixels: bound of an image's width times height; None: the recipe's.
         progress: called with the number of finished images and the total.
 
     Returns:
         Per image ``image``, ``width``, ``height``, ``picture`` (or None) and ``detections``, best first, each with
-        ``class``, ``score`` and ``box`` (x1, y1, x2, y2 in pixels of the picture; see `Predictor.entries`).
+        ``class``, ``score`` and ``box`` (x1, y1, x2, y2 in pixels of the image; see `Predictor.entries`).
 
     Raises:
         ConfigError: there are no weights or no images, or an image cannot be read.
@@ -150,15 +147,15 @@ def predict(
     results = []
     if max_pixels is not None:
         predictor.recipe = replace(predictor.recipe, max_pixels=max_pixels)
-    entries = predictor.entries(images)
-    for entry, result in zip(entries, predictor.detect_entries(entries, score), strict=True):
-        picture = None
+    entries, names = predictor.entries(images), picture_names(images)
+    for entry, name, result in zip(entries, names, predictor.detect_entries(entries, score), strict=True):
         if out is not None:
-            picture = out / f"{entry.path.stem}.png"
-            draw_detections(entry, result["detections"], predictor.class_names, picture)
-        results.append(result | {"picture": None if picture is None else str(picture)})
+            draw_detections(entry, result["detections"], predictor.class_names, out / name)
+        results.append(result | {"picture": None if out is None else str(out / name)})
         if progress is not None:
             progress(len(results), len(images))
+    if out is not None:
+        write_sheet([(Path(result["picture"]), bool(result["detections"])) for result in results], out)
     return results
 
 
@@ -172,24 +169,3 @@ def _entry(index: int, path: Path, options: ReadOptions) -> ImageEntry:
     return ImageEntry(
         index, path.name, path, *facts.size(seen_as), (), (), (), (), decoding=facts.decoding(seen_as, white)
     )
-
-
-def draw_detections(
-    entry: ImageEntry, detections: list[dict[str, Any]], class_names: tuple[str, ...], picture: Path
-) -> None:
-    """Write an image with its detections, as `reported` gives them, to a PNG."""
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    image = decode(entry.path, (entry.width, entry.height), entry.decoding)
-    draw = ImageDraw.Draw(image)
-    line = max(1, round(min(image.size) / 240))
-    font = ImageFont.load_default(max(10, min(image.size) / 36))
-    for found in reversed(detections):  # the best is drawn last, on top
-        colour = _COLOURS[class_names.index(found["class"]) % len(_COLOURS)]
-        x1, y1, x2, y2 = found["box"]
-        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=line)
-        text = f"{found['class']} {found['score']:.2f}"
-        _, _, width, height = draw.textbbox((0, 0), text, font=font)
-        top = y1 - height if y1 >= height else y1
-        draw.rectangle((x1, top, x1 + width + 2 * line, top + height), fill=colour)
-        draw.text((x1 + line, top), text, fill="black", font=font)
-    image.save(picture)

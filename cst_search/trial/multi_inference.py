@@ -37,7 +37,8 @@ from cst_search.detector.trained_file import WEIGHTS, TrainedFile, read_trained,
 from cst_search.errors import ConfigError
 from cst_search.trial.device import check_device
 from cst_search.trial.engine import choose_precision, detect
-from cst_search.trial.inference import draw_detections, find_images, image_batches, image_entries, reported
+from cst_search.trial.inference import find_images, image_batches, image_entries, reported
+from cst_search.trial.pictures import draw_detections, picture_names, write_sheet
 
 
 class Task(NamedTuple):
@@ -204,7 +205,8 @@ def predict_tasks(
     """Detect objects in images with several runs at once, each under the name of its folder, and draw them.
 
     Args:
-        out: folder with one folder per task, which holds one PNG per image; None: draw nothing.
+        out: folder with one folder per task, which holds one PNG per image, and a contact sheet of several; None: draw
+            nothing.
         runs, paths, score, device, max_pixels, progress: see `inference.predict`.
 
     Returns:
@@ -223,9 +225,9 @@ def predict_tasks(
         else:
             detectors.add(task_name(run), run, max_pixels)
     results: list[dict[str, Any]] = []
-    for result in detectors.detect(images, score):
+    for result, picture in zip(detectors.detect(images, score), picture_names(images), strict=True):
         for name, found in result["tasks"].items():
-            found["picture"] = None if out is None else str(out / name / f"{Path(result['image']).stem}.png")
+            found["picture"] = None if out is None else str(out / name / picture)
             if out is not None:
                 task = detectors.tasks[name]
                 [entry] = image_entries([Path(result["image"])], task.recipe)
@@ -233,6 +235,10 @@ def predict_tasks(
         results.append(result)
         if progress is not None:
             progress(len(results), len(images))
+    for name in detectors.tasks:
+        found = [result["tasks"][name] for result in results]
+        if out is not None:
+            write_sheet([(Path(one["picture"]), bool(one["detections"])) for one in found], out / name)
     return results
 
 

@@ -23,7 +23,7 @@ from cst_search.data.disk_cache import Cache, Store
 from cst_search.detector.build import build_detector, count_parameters, prepare
 from cst_search.trial.device import choose_device, without_context
 from cst_search.trial.engine import NonFiniteLoss
-from cst_search.trial.epochs import TrialProgress, TrialSetup, evaluate_split, image_losses, run_epochs
+from cst_search.trial.epochs import OnStep, TrialProgress, TrialSetup, evaluate_split, image_losses, run_epochs
 from cst_search.trial.memory_limit import memory_limit
 from cst_search.trial.result import Outcome, TrialResult
 
@@ -49,6 +49,7 @@ def run_trial(
     cache: Cache | None = None,
     rungs: tuple[int, ...] = (),
     checkpoint: Path | None = None,
+    on_step: OnStep | None = None,
 ) -> TrialResult:
     """Train a recipe on ``train`` and evaluate it on ``val``.
 
@@ -68,6 +69,7 @@ def run_trial(
         rungs: epochs after which it is evaluated whatever ``eval_every`` says, and its checkpoint is written.
         checkpoint: the file, written at every fifth of the epochs too. If it exists the trial goes on from it; one
             that cannot be used is noted in the result.
+        on_step: called after each batch; see `TrialSetup`.
 
     Returns:
         A result also when memory runs out or the loss is not finite; every other fault is raised.
@@ -79,7 +81,7 @@ def run_trial(
         torch.cuda.reset_peak_memory_stats(target)
     store = None if cache is None else Store(cache)
     length = recipe.epochs if epochs is None else epochs
-    setup = TrialSetup(recipe, data, length, target, store, rungs, checkpoint)
+    setup = TrialSetup(recipe, data, length, target, store, rungs, checkpoint, on_step)
     with memory_limit(target, without_context(memory_limit_bytes, setup.context_bytes)) as progress.limit:
         if progress.limit.kind == "process":  # one that loads images inherits it, and, refused a thread, never answers
             setup = replace(setup, recipe=replace(recipe, loader_workers=0))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from studies import make_study, run_cli
 
 from cst_search.commands import doctor
@@ -111,6 +112,16 @@ def test_a_database_that_may_not_be_written(tmp_path: Path) -> None:
         database.execute("CREATE TRIGGER no BEFORE INSERT ON studies BEGIN SELECT RAISE(ABORT, 'read only'); END")
     storage = found(tmp_path)["storage"]
     assert storage.state == "fault" and "read only" in storage.text
+
+
+def test_a_record_of_an_older_mlflow_is_upgraded_while_nobody_writes(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")  # of MLflow 1.0
+    finding = found(tmp_path)["MLflow"]
+    assert finding.state == "fault" and "out-of-date database schema" in finding.text
+    assert finding.remedy.startswith("stop every launch") and "mlflow db upgrade" in finding.remedy
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:

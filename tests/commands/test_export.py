@@ -110,7 +110,7 @@ def test_the_exported_recipe_is_complete(info: StudyInfo, tmp_path: Path) -> Non
     assert (origin["study"], origin["trial"], origin["map"], origin["device_bytes"]) == ("made", 1, 0.6, 900)
     assert (origin["memory_source"], origin["searched_epochs"]) == ("measured", 2)
     header = path.read_text().splitlines()
-    assert header[0] == f"# cst-search train best.yaml --data {info.data} --out best"
+    assert header[0] == f"# cst-search train best.yaml --data {info.data} --out trained"
     assert "Trial 1 of study made: map 0.600 after 2 epochs" in header[2]
 
 

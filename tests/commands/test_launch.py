@@ -123,7 +123,8 @@ def test_a_launch_ends_with_a_front_and_its_files(launched: tuple[Path, Ran], bu
     # what is said on the way goes to standard error, so that the output is JSON alone
     assert "study first: 0 of 4 trials done" in ran.err and "cst-search export first --pick " in ran.err
     assert "trial 0 started" in ran.err and "4 of 4" in ran.err
-    assert f"cache {home / 'cache'}: up to " in ran.err
+    assert "best so far: trial " in ran.err
+    assert f"cache {home / 'cache'}: up to " not in ran.err  # that is for --verbose
     assert len(list((home / "cache").glob("pixels-*.slots"))) == 2  # of both splits, shared by four trials
 
 
@@ -298,8 +299,11 @@ def test_the_line_about_the_cache_says_that_augmented_images_have_no_maps(
     for cache_size, expected in ((10**8, [NO_MAPS]), (0, [])):  # without a cache there is nothing to say of it
         said: list[str] = []
         options: Any = SimpleNamespace(home=tmp_path, cache_size=cache_size, trials=4)
-        launch_module._open_cache(options, setup, 0, said.append)
+        launch_module._open_cache(options, setup, 0, said.append, True)
         assert said[0].startswith("cache ") and said[1:] == expected
+        said.clear()
+        launch_module._open_cache(options, setup, 0, said.append, False)
+        assert said == (expected or ["cache off: --cache-size 0"])  # where it is and how large only a developer asks
 
 
 def test_a_budget_that_excludes_all_is_said_and_ends(

@@ -98,6 +98,7 @@ def test_a_first_signal_ends_it_in_time_and_a_second_at_once(place: Place, numbe
         took = time.monotonic() - begun
         assert took < (5 if number == signal.SIGTERM else 20), took
         assert f"go on with:  cst-search resume faults --home {place.home}" in one.output
+        assert "SIGTERM received at" not in one.output and "PC: @" not in one.output  # the stack of Ray's handler
         assert not [name for name in map(name_of, one.family.values()) if name]
     assert before.items() <= place.finished().items()
     if number == signal.SIGINT:

@@ -412,7 +412,7 @@ def test_page_says_what_a_person_needs(tmp_path):
         "2026-05-04 09:30 UTC",
         f"trial {report['knee']}",
         "cst-search export resnet50-voc-6gb --pick knee -o best.yaml",
-        "cst-search train best.yaml --data data/voc-mini --out best",
+        "cst-search train best.yaml --data data/voc-mini --out trained",
     ):
         assert wanted in text
 

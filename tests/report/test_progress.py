@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cst_search.report.progress import View
+from cst_search.report.progress import Standing, View
 from cst_search.search.suggestion import Suggestion
 from cst_search.study.records import TrialRecord
 
@@ -42,7 +42,7 @@ def stopped(trial: int, **changes: Any) -> TrialRecord:
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_a_promoted_trial_counts_once(is_terminal: bool) -> None:
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=140)
-    view = View(console, title="x", n_trials=4, n_workers=1, n_done=1, epochs=9, on_finished=lambda: (0.5, 0))
+    view = View(console, title="x", n_trials=4, n_workers=1, n_done=1, epochs=9, on_finished=lambda: Standing(0.5))
     # trial 0 was stopped by an earlier launch, trial 1 by this one
     view.started(suggestion(1))
     view.finished(stopped(1))
@@ -67,7 +67,7 @@ def test_the_time_left_is_not_over_before_the_last_trial_is(monkeypatch: pytest.
     now = [0.0]
     monkeypatch.setattr("cst_search.report.progress.time.monotonic", lambda: now[0])
     console = Console(file=io.StringIO(), width=140)
-    view = View(console, title="x", n_trials=4, n_workers=2, n_done=0, epochs=9, on_finished=lambda: (0.5, 0))
+    view = View(console, title="x", n_trials=4, n_workers=2, n_done=0, epochs=9, on_finished=lambda: Standing(0.5))
     view.started(suggestion(0))
     assert view._time_left() == "time left unknown"
     view.finished(stopped(0, state="complete", seconds=100.0, waits=False))
@@ -81,18 +81,62 @@ def test_the_time_left_is_not_over_before_the_last_trial_is(monkeypatch: pytest.
     assert view._time_left() == "about 10s left"
 
 
+def complete(trial: int, quality: float, memory: int, **more: Any) -> TrialRecord:
+    config = {"method": "cst", "cst.reduction": 8, "lr": 0.01 * (trial + 1), "batch_size": 2 + trial}
+    values = {"state": "complete", "feasible": True, "reason": None, "waits": False, "config": config}
+    return stopped(trial, **values | {"map": quality, "device_bytes": memory} | more)
+
+
+def drawn(view: View) -> str:
+    with view.console.capture() as said:
+        view.console.print(view._render())
+    return said.get()
+
+
+@pytest.mark.parametrize(("height", "is_plotted"), [(50, True), (20, False)])
+def test_the_leader_is_marked_and_told_apart(height: int, is_plotted: bool) -> None:
+    size = {"width": 140, "height": height, "_environ": {"TERM": "xterm"}}  # a dumb terminal is always 80 x 25
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, **size)
+    standing = Standing(0.5, 0, {0, 1})
+    view = View(console, title="x", n_trials=9, n_workers=1, n_done=1, epochs=9, on_finished=lambda: standing,
+                earlier=[complete(0, 0.4, 300_000_000)])  # fmt: skip
+    assert "best so far: trial 0, map 0.400, 300 MB" in drawn(view)  # of an earlier launch
+    view.finished(complete(1, 0.5, 400_000_000))
+    view.finished(complete(2, 0.9, 500_000_000, state="infeasible", feasible=False))
+    view.finished(complete(3, 0.2, 400_000_000, notes=("features kept: 88% less", "began anew: gone")))
+    text = drawn(view)
+    (best,) = [line for line in text.splitlines() if "best 1" in line]
+    assert "cst lr 0.02, batch 3" in best and "reduction" not in best  # which all have
+    assert "best so far: trial 1, map 0.500, 400 MB, 1k trainable: cst lr 0.02, batch 3" in text
+    assert "in all of them: reduction 8" in text
+    assert ("working memory" in text) == is_plotted
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "trial 3: began anew: gone" in said and "88%" not in said
+
+
+def test_notes_for_developers_are_for_verbose() -> None:
+    console = Console(file=io.StringIO(), width=140)
+    view = View(console, title="x", n_trials=9, n_workers=1, n_done=0, epochs=9, on_finished=Standing, verbose=True)
+    view.finished(complete(3, 0.2, 400_000_000, notes=("features kept: 88% less",)))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "trial 3: features kept: 88% less" in said
+    assert "best so far: trial 3, map 0.200" in said  # as a line, where there is no table
+    view.finished(complete(4, 0.1, 400_000_000))
+    assert "best so far: trial 4" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 WATCHED = """
 import sys, time
 from pathlib import Path
 from rich.console import Console
-from cst_search.report.progress import View
+from cst_search.report.progress import Standing, View
 from cst_search.search.suggestion import Suggestion
 
-view = View(Console(), title="x", n_trials=4, n_workers=2, n_done=0, epochs=9, on_finished=lambda: (0.5, 0))
+view = View(Console(), title="x", n_trials=4, n_workers=2, n_done=0, epochs=9, on_finished=lambda: Standing(0.5))
 with view:
     view.say("a line above")
     for trial in range(2):
-        config = {"method": "conv_adapter", "conv_adapter.gamma": 16, "conv_adapter.kernel": 3, "batch_size": 4}
+        config = {"method": "conv_adapter", "conv_adapter.gamma": 16 + trial, "conv_adapter.kernel": 3 + trial}
         view.started(Suggestion(trial, config, {"device_bytes": 500_000_000, "trainable_params": 1000}))
     while not Path(sys.argv[1]).exists():
         time.sleep(0.02)

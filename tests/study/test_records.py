@@ -19,7 +19,7 @@ from cst_search.study.objectives import OBJECTIVES, choose_objectives
 from cst_search.study.records import Budget, StudyInfo, TrialRecord, common_reference
 from cst_search.study.tally import Tally
 from cst_search.study.trial_attributes import SUGGESTED, Suggested, trial_record
-from cst_search.study.wording import describe
+from cst_search.study.wording import describe, shared_values, shared_words
 
 NAMES = [row[0] for row in DRAWN]
 
@@ -251,5 +251,18 @@ def test_objectives_keep_their_order() -> None:
 
 
 def test_a_configuration_in_words() -> None:
-    assert describe(drawn_info().trials[0].config) == "cst reduction 8, mtc_stages [4,5], lr 0.012"
+    assert describe(drawn_info().trials[0].config) == "cst lr 0.012, reduction 8, mtc_stages [4,5]"
     assert describe({}) == "?"
+    config = {"method": "cst", "cst.reduction": 8, "cst.block": "3x3", "batch_size": 4, "lr": 0.1}
+    assert describe(config) == "cst lr 0.1, batch 4, reduction 8, block 3x3"
+    assert describe(config, 3) == "cst lr 0.1, batch 4, reduction 8"
+    assert describe(config, leave_out=("batch_size", "cst.block")) == "cst lr 0.1, reduction 8"
+
+
+def test_what_all_trials_share_does_not_tell_them_apart() -> None:
+    first = {"method": "cst", "lr": 0.1, "batch_size": 4, "cst.reduction": 8}
+    second = {"method": "ssf", "lr": 0.2, "batch_size": 4}
+    assert shared_values([first, second]) == {"batch_size": 4}  # the reduction tells the first one's method more
+    assert shared_values([first, first | {"lr": 0.3}]) == {"batch_size": 4, "cst.reduction": 8}  # never the method
+    assert shared_values([first]) == shared_values([]) == {}
+    assert shared_words({"batch_size": 4, "lr": 0.1}) == "in all of them: lr 0.1, batch 4" and not shared_words({})

@@ -109,6 +109,7 @@ def test_one_child_run_for_every_finished_trial(session: SearchSession, record: 
         assert set(run.data.params) == set(trial.config)
         assert run.data.metrics["device_bytes"] == trial.device_bytes
         assert run.data.metrics["working_bytes"] == trial.working_bytes
+        assert run.data.metrics["working_mb"] == round((trial.working_bytes or 0) / 1e6, 3)
         assert {"active_bytes", "trainable_params", "petl_params"} <= set(run.data.metrics)
         assert run.data.metrics.get("map") == trial.map
     assert {r.state for r in finished} == {"complete", "infeasible", "failed"}
@@ -119,12 +120,14 @@ def test_runs_of_an_earlier_version_get_their_working_memory(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(run_entries, "_COST_METRICS", ("device_bytes", "trainable_params"))
+        patch.setattr(run_entries, "in_mb", lambda record: {})
         record(session)
     before = [run.data.metrics for run in runs(uri, session)]
     assert before and not any("working_bytes" in metrics for metrics in before)
     record(session, parent=False)
     after = [run.data.metrics for run in runs(uri, session)]
-    assert after == [metrics | {"working_bytes": metrics["device_bytes"]} for metrics in before]  # no context in these
+    added = [{"working_bytes": m["device_bytes"], "working_mb": round(m["device_bytes"] / 1e6, 3)} for m in before]
+    assert after == [metrics | more for metrics, more in zip(before, added, strict=True)]  # no context in these
 
 
 def test_the_figures_of_every_epoch(session: SearchSession, record: Any, uri: str) -> None:

@@ -127,6 +127,7 @@ def names_of_rows(page: Any) -> list[str]:
 
 def test_the_view_of_the_front_shows_exactly_the_front(looked: Looked) -> None:
     assert f"the front of {looked.info.name}:  {looked.base}/#/experiments/" in looked.said.read_text()
+    assert "&workflowType=machine_learning" in looked.said.read_text()  # else it opens on language models
     page = looked.open("/runs")
     page.get_by_role("button", name="Views").click()
     page.get_by_text("Pareto front", exact=True).click()
@@ -137,12 +138,12 @@ def test_the_view_of_the_front_shows_exactly_the_front(looked: Looked) -> None:
     best = looked.info.front()[0]
     assert shown[0] == f"{best.trial} cst r4 mtc[{','.join(map(str, best.config['cst.mtc_stages']))}] map .500 700B"
     heads = " ".join(page.locator(".ag-header-cell").all_inner_texts())
-    assert all(word in heads for word in ("map", "working_bytes", "trainable_params", "cst.state"))
+    assert all(word in heads for word in ("map", "working_mb", "trainable_params", "cst.state"))
 
 
 def test_the_charts_are_there_at_once(looked: Looked) -> None:
     page = looked.open("/runs?viewStateShareKey=cst-trials&compareRunsMode=CHART")
-    page.get_by_text("working_bytes vs. map").first.wait_for()
+    page.get_by_text("working_mb vs. map").first.wait_for()
     page.get_by_text("Parallel Coordinates").first.wait_for()
     page.locator(".js-plotly-plot .scatterlayer .points path").first.wait_for()
     dots = page.locator(".js-plotly-plot").first.locator(".scatterlayer .points path")

@@ -168,7 +168,10 @@ def test_the_command_names_tasks_by_their_folders(run: Callable[..., Path], imag
             [alone] = inference.predict(path, [Path(result["image"])], None, score=0.01, device="cpu")
             assert task["detections"] == alone["detections"]
             with Image.open(task["picture"]) as picture:
-                assert Path(task["picture"]).parent.name == name and picture.size == (task["width"], task["height"])
+                assert Path(task["picture"]).parent.name == name and picture.size == (
+                    8 * task["width"],
+                    8 * task["height"],
+                )
 
 
 @pytest.mark.parametrize(

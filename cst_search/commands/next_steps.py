@@ -1,0 +1,45 @@
+"""What to do with a finished search: the commands that launch, front and export suggest, always the same ones."""
+
+from __future__ import annotations
+
+from shlex import quote
+
+from cst_search.study.records import StudyInfo, TrialRecord
+from cst_search.study.wording import format_quality, memory_words
+
+FOLDER = "trained"  # of the commands that are suggested
+
+
+def next_steps(info: StudyInfo, flags: str = "", home: str = "") -> list[str]:
+    """Return the commands that take a point of the front to its full training, each on a line.
+
+    The first names the suggested point; if that is the knee, a line below says what the point of the best mAP has more.
+
+    Args:
+        flags: options with which `export` finds the study.
+        home: the part of them that `train` takes.
+    """
+    front = info.front()
+    if not front:
+        return []
+    pick = info.suggested_pick()
+    knee = next((record for record in front if record.trial == info.knee()), front[0])
+    chosen = knee if pick == "knee" else front[0]
+    lines = [
+        f"cst-search export {quote(info.name)} --pick {pick} -o best.yaml{flags}",
+        f"    {_point(info, pick, chosen)}",
+    ]
+    if chosen is not front[0]:
+        lines.append(f"    or {_point(info, 'best', front[0])}: --pick best")
+    return [*lines, train_command(info, "best.yaml") + home]
+
+
+def train_command(info: StudyInfo, recipe: str) -> str:
+    """Return the command that trains an exported recipe at full length."""
+    data = "" if info.data == "demo" else f" --data {quote(info.data)}"
+    return f"cst-search train {quote(recipe)}{data} --out {FOLDER}"
+
+
+def _point(info: StudyInfo, pick: str, record: TrialRecord) -> str:
+    memory = memory_words(record.working_bytes, record.device_bytes)
+    return f"{pick}: trial {record.trial}, map {format_quality(info.over_seeds(record).mean)}, {memory}"
