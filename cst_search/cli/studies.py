@@ -78,7 +78,7 @@ def status(
     shared = shared_values([record.config for record in info.trials])
     best = next(iter(info.front()), None)
     for record in (*unfinished, *last, *info.repeats):
-        words = repeat_words(record.repeat_of, record.seed) + describe(record.config, leave_out=shared)
+        words = repeat_words(record.repeat_of, record.seed) + describe(record.config, 8, shared)
         is_best = best is not None and record.trial == best.trial
         table.add_row(
             f"best {record.trial}" if is_best else str(record.trial),

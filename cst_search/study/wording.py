@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # dimensions that a short description shows first: they tell most trials apart, and every method has them
 _FIRST = ("lr", "batch_size")
-_SHORT = {"batch_size": "batch"}
+_SHORT = {"batch_size": "batch", "image_size_px": "image"}
 
 
 def describe(config: Mapping[str, Any], n_dimensions: int = 5, leave_out: Collection[str] = ()) -> str:

@@ -107,7 +107,11 @@ def test_when_it_evaluates(
 
 def test_the_recipes_own_length_unless_told(tiny_recipe: Make, tiny_data: DetectionData) -> None:
     recipe = tiny_recipe(method="head", epochs=2, search_epochs=1)
-    assert run_trial(recipe, tiny_data).epochs == 2  # `train` reads epochs; who searches passes search_epochs
+    steps: list[tuple[int, int, int]] = []
+    result = run_trial(recipe, tiny_data, on_step=lambda *step: steps.append(step))
+    assert result.epochs == 2  # `train` reads epochs; who searches passes search_epochs
+    n = -(-len(tiny_data.splits["train"].images) // recipe.batch_size)
+    assert steps == [(epoch, step, n) for epoch in (1, 2) for step in range(1, n + 1)]
 
 
 def test_other_splits_are_scored_when_asked_for(tiny_recipe: Make, tiny_data: DetectionData) -> None:
