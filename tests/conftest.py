@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+# A search takes a thread a core. Where other tests have the cores, its threads would spin as they wait for each other,
+# and a tiny trial take five times its CPU seconds. Read as torch is imported, here and in every process of a test.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # what is imported and collected stays: looking 5,000 times for garbage in it takes a third of the start of each process
 gc.disable()
 

@@ -118,8 +118,10 @@ def trained_in_body(method: str, base: str, names: Iterable[str]) -> set[str]:
     return set(expected.get(method, []))
 
 
-@families
-@pytest.mark.parametrize("method", ["cst", "lst", "side_tuning"])
+@pytest.mark.parametrize(
+    ("detector", "method"),
+    [(detector, ("cst", "lst", "side_tuning")[i % 3]) for i, detector in enumerate((*DETECTORS, DETECTORS[0]))],
+)
 def test_the_side_network_has_trained_after_two_steps(
     tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str
 ) -> None:
@@ -154,15 +156,15 @@ class Saved:
         return tensor
 
 
-# every pair of method and family, of method and base, of family and base
+# every pair of method and base, of family and base; each method with two families in turn
 @pytest.mark.parametrize(
     ("method", "granularity", "base", "detector"),
     [
-        (method, granularity, ("file", "none")[(m + d) % 2], detector)
+        (method, granularity, base, DETECTORS[(m + b) % len(DETECTORS)])
         for m, (method, granularity) in enumerate(
             [*((name, "stage") for name in sorted(METHODS)), ("cst", "block")]  # then the body hands out more features
         )
-        for d, detector in enumerate(DETECTORS)
+        for b, base in enumerate(("file", "none"))
     ],
 )
 def test_side_methods_leave_no_graph_in_the_backbone(
@@ -440,18 +442,25 @@ def trained(tiny_recipe: Make, data: DetectionData, base: str, **changes: Any) -
     return model.eval(), recipe
 
 
-@pytest.mark.parametrize(("detector", "base"), [*((name, "file") for name in DETECTORS), ("fcos", "none")])
+MERGED: list[tuple[str, dict[str, Any]]] = [
+    ("norm", {}),
+    ("bitfit", {"first_stage": 3}),
+    ("ssf", {"init_std": 0.02}),
+    ("conv_lora", {"scale": 2.0}),
+    ("conv_lora", {"targets": "all", "rank": 3}),
+    ("partial", {}),
+    ("full", {}),
+    ("head", {}),
+]
+
+
+# what is merged lies in the body: each row on both kinds of norms, with two families in turn
 @pytest.mark.parametrize(
-    ("method", "options"),
+    ("method", "options", "base", "detector"),
     [
-        ("norm", {}),
-        ("bitfit", {"first_stage": 3}),
-        ("ssf", {"init_std": 0.02}),
-        ("conv_lora", {"scale": 2.0}),
-        ("conv_lora", {"targets": "all", "rank": 3}),
-        ("partial", {}),
-        ("full", {}),
-        ("head", {}),
+        (*row, base, DETECTORS[(m + b) % len(DETECTORS)])
+        for m, row in enumerate(MERGED)
+        for b, base in enumerate(("file", "none"))
     ],
 )
 def test_merged_and_unmerged_agree(
@@ -496,8 +505,11 @@ def test_ssf_after_a_block_cannot_be_merged(tiny_recipe: Make) -> None:
 # --- (7) images without boxes ----------------------------------------------------------------------------------------
 
 
-@families
-@methods
+# what has no boxes is for the heads to bear: every method with two families in turn
+@pytest.mark.parametrize(
+    ("detector", "method"),
+    [(DETECTORS[(m + d) % len(DETECTORS)], name) for m, name in enumerate(sorted(METHODS)) for d in (0, 2)],
+)
 def test_an_image_without_boxes_trains(tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str) -> None:
     model = build_detector(tiny_recipe(detector=detector, method=method), 3)
     mixed = batches(tiny_data)[1]

@@ -124,9 +124,18 @@ def test_step_0_gives_the_detections_of_the_trained_detector(make: Make, detecto
         assert all(torch.equal(found[key], expected[key]) for key in ("boxes", "labels", "scores"))
 
 
-@families
-@pytest.mark.parametrize(("neck", "head"), [("norm", "norm"), ("lora", "lora"), ("frozen", "predictor")])
-@pytest.mark.parametrize("recompute", ["none", "neck"])
+TRAINED = [("norm", "norm"), ("lora", "lora"), ("frozen", "predictor")]
+
+
+# every pair of family and modes; of each family and of each mode both ways to recompute
+@pytest.mark.parametrize(
+    ("detector", "neck", "head", "recompute"),
+    [
+        (detector, *modes, ("none", "neck")[(d + m) % 2])
+        for d, detector in enumerate(DETECTORS)
+        for m, modes in enumerate(TRAINED)
+    ],
+)
 def test_lean_layers_give_the_same_gradients(
     make: Make, tiny_data: DetectionData, detector: str, neck: str, head: str, recompute: str
 ) -> None:
@@ -185,8 +194,9 @@ def test_the_less_is_trained_the_less_is_kept(make: Make, tiny_data: DetectionDa
         assert no_neck < all_trained
 
 
-@families
-@pytest.mark.parametrize("method", ["head", "conv_lora"])
+@pytest.mark.parametrize(
+    ("detector", "method"), [(detector, ("head", "conv_lora")[i % 2]) for i, detector in enumerate(DETECTORS)]
+)
 def test_merged_low_rank_updates_leave_a_plain_detector(
     make: Make, tiny_data: DetectionData, detector: str, method: str
 ) -> None:
@@ -207,8 +217,10 @@ def test_merged_low_rank_updates_leave_a_plain_detector(
     assert all(torch.allclose(after[key], before[key], atol=1e-4, rtol=1e-4) for key in before)
 
 
-@families
-@pytest.mark.parametrize(("neck", "head"), [("lora", "lora"), ("frozen", "predictor"), ("norm", "norm")])
+@pytest.mark.parametrize(
+    ("detector", "neck", "head"),
+    [(detector, *TRAINED[(i + j) % 3]) for i, detector in enumerate(DETECTORS) for j in (0, 1)],
+)
 def test_saved_weights_load_back_to_the_same_detections(
     make: Make, tiny_data: DetectionData, tmp_path: Path, detector: str, neck: str, head: str
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+import warm
 from test_run import without_times
 
 from cst_search.config.recipe import Recipe
@@ -134,6 +134,20 @@ def test_a_process_that_is_killed_is_a_result_and_the_next_trial_runs(run: Any, 
     assert run(10_000)["outcome"] == "complete"
 
 
+def test_ctrl_c_ends_the_trial_at_once(run: Any) -> None:
+    family: list[psutil.Process] = []
+
+    def interrupt(entry: Any) -> None:
+        family.extend([server(), *server().children()])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(10_000, interrupt)
+    assert len(family) == 2
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+
+
 FAKE = """
 import sys; sys.path[:] = {path!r}
 import os, signal, time, torch
@@ -163,20 +177,6 @@ def test_a_crash_counts_as_running_out_when_the_limit_was_near(run: Any, monkeyp
     assert empty["outcome"] == "failed" and 30 * MB <= empty["held_bytes"] < 40 * MB
 
 
-def test_ctrl_c_ends_the_trial_at_once(run: Any) -> None:
-    family: list[psutil.Process] = []
-
-    def interrupt(entry: Any) -> None:
-        family.extend([server(), *server().children()])
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(10_000, interrupt)
-    assert len(family) == 2
-    _, alive = psutil.wait_procs(family, timeout=10)
-    assert alive == []
-
-
 ORPHAN = """
 import sys
 sys.path[:] = {path!r}
@@ -190,9 +190,10 @@ run_in_own_process(recipe, load_data({folder!r})[0], epochs=1000, threads=1, mem
 """
 
 
-def test_nothing_is_left_when_the_worker_is_killed(tiny_recipe: Make, tiny_folder: Path) -> None:
+def test_nothing_is_left_when_the_worker_is_killed(tiny_recipe: Make, tiny_folder: Path, tmp_path: Path) -> None:
     code = ORPHAN.format(path=sys.path, recipe=tiny_recipe(method="head").to_dict(), folder=str(tiny_folder))
-    worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ)
+    (tmp_path / "orphan.py").write_text(code)
+    worker = warm.start([str(tmp_path / "orphan.py")], dict(os.environ))
     assert worker.stdout is not None
     left = psutil.Process(int(worker.stdout.readline()))
     family = [left, *left.children(recursive=True)]
