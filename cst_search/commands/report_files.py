@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 def write_report(info: StudyInfo, folder: Path) -> dict[str, Path]:
     """Write front.html, front.png and front.json of a study. Returns their paths by suffix."""
+    from cst_search.commands.references import references
     from cst_search.report.html import write_front
 
-    return write_front(page_report(info), folder)
+    return write_front(page_report(info) | {"references": references(info)}, folder)
 
 
 def export_best(info: StudyInfo, files: dict[str, Path]) -> list[Path]:

@@ -18,7 +18,7 @@ from typing import Any
 from cst_search.config.catalog import shipped_folder
 from cst_search.errors import ConfigError
 from cst_search.report.figure import paint, picture
-from cst_search.report.labels import facts, over_seeds, plain
+from cst_search.report.labels import facts, headline, over_seeds, plain
 from cst_search.report.page_data import comparison_data, page_data, value_text, worker
 from cst_search.study.wording import format_quality, metric_words
 from cst_search.units import format_bytes, format_count
@@ -82,6 +82,7 @@ def _front_html(report: Mapping[str, Any]) -> str:
         facts=facts(report),
         pick=pick,
         pick_map=over_seeds(pick, "map") if pick else None,
+        headline=headline(report, report["front"][0]) if report["front"] else None,
         worker=worker(report),
         study=shlex.quote(report["study"]),
         data=shlex.quote(str(report["data"])),

@@ -150,6 +150,28 @@ def plain(value: Any) -> Any:
     return float(value) if math.isfinite(value) else None
 
 
+_NAMED = {"full": "full fine-tuning", "head": "the head alone"}
+
+
+def headline(report: Mapping[str, Any], point: Mapping[str, Any]) -> str:
+    """Return what was found in one sentence: the mAP and memory of a point, beside full fine-tuning and the head alone.
+
+    Args:
+        report: with ``references``, see `commands.references`; without them the sentence ends with the point.
+    """
+    beyond = " beyond the fixed cost" if report["context_bytes"] else ""
+    words = [f"{over_seeds(point, 'map')[0]:.3f} mAP in {format_bytes(point['working_bytes'])}{beyond}"]
+    budget = report["budget"]["memory_bytes"]
+    for one in report.get("references", ()):
+        text = f"{_NAMED[one['method']]} needs {format_bytes(one['working_bytes'])}"
+        if budget is not None and one["device_bytes"] > budget:
+            text += ", above the budget"
+        if one["map"] is not None:
+            text += f" and reaches {one['map']:.3f}"
+        words.append(text)
+    return "; ".join(words)
+
+
 def _started(iso: str) -> str:
     try:
         return f"{datetime.fromisoformat(iso):%Y-%m-%d %H:%M %Z}".strip()

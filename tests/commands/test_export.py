@@ -207,7 +207,7 @@ def test_trials_that_differ_from_their_record_are_refused_and_not_written(
     ran = run_cli("export", "made", "--home", tmp_path / "home", "--pick", pick, "-o", target)
     assert ran.code == 1 and ran.out == ""
     number = pick.partition("=")[2]
-    assert ran.message.startswith(f"cst-search: trial {number} of study 'made' was not exported: ")
+    assert f" cst-search: trial {number} of study 'made' was not exported: " in ran.message
     assert all(text in ran.message for text in said), ran.message
     assert ran.message.endswith("write it as it is recorded with --no-verify")
     assert not target.parent.exists()

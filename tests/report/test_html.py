@@ -18,7 +18,7 @@ from cst_search.config.catalog import shipped_folder
 from cst_search.errors import ConfigError
 from cst_search.report.figure import picture
 from cst_search.report.html import write_comparison, write_front
-from cst_search.report.labels import GROUPS, budget_lines, has_log_axis, is_log, plain
+from cst_search.report.labels import GROUPS, budget_lines, has_log_axis, headline, is_log, plain
 from cst_search.report.page_data import page_data
 from cst_search.report.summary import page_report
 from cst_search.study.objectives import OBJECTIVES
@@ -102,6 +102,20 @@ def make_report(
         "started": "2026-05-04T09:30:00+00:00",
         "version": "0.1.0",
     }
+
+
+def test_the_headline_says_what_was_found_and_what_it_saves() -> None:
+    point = {"map": 0.572, "working_bytes": 20_000_000, "n_seeds": 1}
+    report = {"context_bytes": 665_000_000, "budget": {"memory_bytes": 700_000_000, "params": None}}
+    assert headline(report, point) == "0.572 mAP in 20 MB beyond the fixed cost"
+    full = {"method": "full", "working_bytes": 65_000_000, "device_bytes": 730_000_000, "map": None}
+    head = {"method": "head", "working_bytes": 15_000_000, "device_bytes": 680_000_000, "map": 0.43}
+    assert headline(report | {"references": [full, head]}, point) == (
+        "0.572 mAP in 20 MB beyond the fixed cost; full fine-tuning needs 65 MB, above the budget; "
+        "the head alone needs 15 MB and reaches 0.430"
+    )
+    confirmed = point | {"n_seeds": 3, "map_mean": 0.5, "map_std": 0.01}
+    assert headline(report | {"context_bytes": 0}, confirmed) == "0.500 mAP in 20 MB"
 
 
 EVIL = "<script>alert(1)</script>"
