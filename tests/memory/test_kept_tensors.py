@@ -6,11 +6,19 @@ ReLU and the convolution behind it do, only this comparison shows an operation t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
+from cst_search.config.recipe import DETECTORS, Recipe
+from cst_search.detector.build import build_detector
+from cst_search.detector.registry import get_detector
+from cst_search.memory import dense_heads
+from cst_search.memory.parts import Part
+from cst_search.memory.plan import DenseTower
 from cst_search.memory.resnet_shapes import resnet_shape
 from cst_search.memory.tape import ShapeTensor, Tape
 from cst_search.petl.modules.layers import path, residual_blocks
@@ -64,3 +72,30 @@ def test_a_serial_adapter_keeps_what_its_plan_says(position: str, kind: str, nor
         adapter = layer.adapter
     kept = sorted(allocation.nbytes for node in tape._nodes for allocation in node.saved)
     assert kept == kept_by_autograd(adapter, shape)  # type: ignore[arg-type]
+
+
+# --- dense heads ------------------------------------------------------------------------------------------------------
+# What a step keeps is the same whether a ReLU behind a GroupNorm works in place or not: only the moment differs.
+
+
+@pytest.mark.parametrize("detector", [name for name in DETECTORS if get_detector(name).tower is not None])
+def test_towers_are_declared_as_they_are_built(tiny_recipe: Callable[..., Recipe], detector: str) -> None:
+    recipe = tiny_recipe(detector=detector, head_convs=2, memsave=False)
+    declare = get_detector(detector).tower
+    assert declare is not None
+    tower = declare(recipe)
+    built = list(build_detector(recipe, 3).head.modules())  # type: ignore[union-attr]
+    assert {relu.inplace for relu in built if isinstance(relu, nn.ReLU)} == {tower.inplace_relu}
+    assert sum(isinstance(module, nn.ReLU) for module in built) == 2 * tower.n_convs  # two towers
+    assert any(isinstance(module, nn.GroupNorm) for module in built) == tower.group_norm
+
+
+def test_a_relu_in_place_makes_no_copy_in_a_tower() -> None:
+    peaks = []
+    for in_place in (True, False):
+        tape = Tape()
+        x = trained(tape, (1, 8, 10, 10))
+        tower = DenseTower(n_convs=1, anchors_per_cell=1, group_norm=True, inplace_relu=in_place)
+        dense_heads._tower(tape, Part(), x, tower, "tower")
+        peaks.append(tape.peak)
+    assert peaks[1] - peaks[0] == 4 * 8 * 10 * 10
