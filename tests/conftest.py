@@ -29,12 +29,18 @@ _LANES = {
     "test_stock": "cluster",
     "test_gpu_sharing": "cluster",
 }
-_LONG = ("test_estimate", "test_bad_input", "test_launch", "test_checkpoints", "test_docs")  # next: none is the tail
+# next, so that none is the tail: those of 15 CPU seconds and more, the longest first
+_LONG = (
+    "test_build", "test_docs", "test_confirm", "test_session", "test_bad_input", "test_estimate", "test_launch",
+    "test_parts", "test_petl", "test_mlflow_record", "test_export", "test_feature_cache", "test_run",
+    "test_isolated_process", "test_hostile_input", "test_page_in_browser", "test_parity", "test_lean_layers",
+    "test_checkpoints", "test_coco_eval", "test_plugins", "test_mlflow_ui",
+)  # fmt: skip
 
 
-def _turn(item: pytest.Item) -> tuple[int, str]:
+def _turn(item: pytest.Item) -> tuple[int, str, int]:
     stem = item.path.stem
-    return (0, _LANES[stem]) if stem in _LANES else (1 if stem in _LONG else 2, "")
+    return (0, _LANES[stem], 0) if stem in _LANES else (1, "", _LONG.index(stem) if stem in _LONG else len(_LONG))
 
 
 @pytest.hookimpl(trylast=True)  # xdist has said by then which process it is

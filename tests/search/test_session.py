@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from typing import Any
 
 import optuna
 import pytest
+import warm
 from optuna.trial import TrialState
 from studies import (
     fake_estimate,
@@ -474,6 +476,7 @@ def test_launches_together_run_as_many_trials_as_the_study_shall_have(tmp_path: 
 
 TOGETHER = """
     import sys, time
+    from pathlib import Path
     sys.path.insert(0, sys.argv[1])
     from studies import fake_estimate, make_spec, scored
     from cst_search.search.session import SearchSession
@@ -481,7 +484,8 @@ TOGETHER = """
     session = SearchSession(Study.create(sys.argv[2], "made", make_spec(space=eval(sys.argv[3]), sampler="random")))
     session.begin_launch(shares_machine=True)
     print("ready", flush=True)
-    sys.stdin.readline()
+    while not Path(sys.argv[4]).exists():
+        time.sleep(0.005)
     while (suggestion := session.ask(fake_estimate, 20)) is not None:
         time.sleep(0.05)
         session.tell(suggestion.trial, scored(0.4))
@@ -489,25 +493,17 @@ TOGETHER = """
 """
 
 
-def test_processes_together_run_each_configuration_once(storage_url: str) -> None:
+def test_processes_together_run_each_configuration_once(storage_url: str, tmp_path: Path) -> None:
     """At the same moment, in a space of 24: the bound of 20 is exact."""
     space = {"methods": ["cst"], "cst": {"reduction": {"choice": [2, 4, 8]}, "mtc_stages": {"choice": [[5], [4]]}},
              "shared": {"accumulate": {"choice": [1, 2, 3, 4]}}}  # fmt: skip
-    command = [
-        sys.executable,
-        "-c",
-        textwrap.dedent(TOGETHER),
-        str(Path(__file__).parents[1]),
-        storage_url,
-        repr(space),
-    ]
-    running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    script, go = tmp_path / "together.py", tmp_path / "go"
+    script.write_text(textwrap.dedent(TOGETHER))
+    words = [str(script), str(Path(__file__).parents[1]), storage_url, repr(space), str(go)]
+    running = [warm.start(words, dict(os.environ)) for _ in range(3)]
     for process in running:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    for process in running:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
+    go.touch()
     for process in running:
         assert process.wait(120) == 0
     trials = [r for r in Study.open(storage_url, "made").info().trials if r.ran]

@@ -69,8 +69,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
                                             "batch_size": 2, "accumulate": 3}) for detector in ("fasterrcnn", "fcos")],
     ("batch norm of the body trains", {"method": "full", "accumulate": 2, "weights": "none"}),
     ("blocks that start as those of the body", {"method": "lst", "options": {"init": "prune_l1"}}),
-    ("inside the backbone", {"method": "conv_lora"}),
-    ("without an evaluation of its own", {"eval_every": 99}),
+    ("inside the backbone, without an evaluation of its own", {"method": "conv_lora", "eval_every": 99}),
     ("augmented images", {"augment": "strong"}),
 ]  # fmt: skip
 
@@ -201,12 +200,12 @@ def test_a_damaged_checkpoint_is_noticed_and_the_trial_begins_anew(
 ) -> None:
     run = stopped
     damaged(run, how)
-    ended = run()
-    assert run.epochs == [1, 2, 3] and ended.resumed_epochs == 0
-    assert facts(ended) == through
+    ended = run(stop_at=1)  # what comes then is that of a trial which begins
+    assert run.epochs == [1] and ended.resumed_epochs == 0
+    assert facts(ended)["history"] == through["history"][:1]
     assert ended.notes[0].startswith("began anew: 7.pt was left aside, as it")
     assert [note.startswith("its checkpoint could not be written") for note in ended.notes[1:]] == (
-        [True] * 2 if how == "a folder" else []
+        [True] if how == "a folder" else []
     )
 
 
