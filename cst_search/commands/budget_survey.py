@@ -6,7 +6,7 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cst_search.commands.dataset import image_sizes
@@ -15,6 +15,8 @@ from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
 from cst_search.data.dataset import DetectionData
 from cst_search.memory.estimate import Estimate, InputShape, context_of, worst_input
+from cst_search.memory.gpu_costs import GpuCosts
+from cst_search.memory.gpu_profile import local_costs
 from cst_search.petl import get_method
 from cst_search.study.records import Budget
 from cst_search.trial.cost import predict, predict_roughly
@@ -43,19 +45,21 @@ class Estimator:
     Attributes:
         sizes: distinct (height, width) of the dataset's images in pixels.
         max_boxes: most boxes in one image.
+        gpu: costs of the GPU that it is for; by default of this machine's, where they were measured.
     """
 
     recipe: Recipe
     n_classes: int
     sizes: tuple[tuple[int, int], ...]
     max_boxes: int
+    gpu: GpuCosts = field(default_factory=local_costs)
 
     def __call__(self, config: dict[str, Any]) -> Estimate:
-        return predict(*self._asked(config))
+        return predict(*self._asked(config), gpu=self.gpu)
 
     def roughly(self, config: dict[str, Any]) -> Estimate:
         """Return a cheaper prediction, by which hundreds of candidates are compared."""
-        return predict_roughly(*self._asked(config))
+        return predict_roughly(*self._asked(config), gpu=self.gpu)
 
     def _asked(self, config: dict[str, Any]) -> tuple[Recipe, int, InputShape]:
         configured = self.recipe.configured(config)

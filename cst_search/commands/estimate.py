@@ -16,8 +16,8 @@ from cst_search.config.loading import RecipeLike, Settings, apply_settings, load
 from cst_search.config.recipe import Recipe
 from cst_search.errors import ConfigError
 from cst_search.memory.fit import Fit, MethodCost, compare_methods, named, what_fits
-from cst_search.memory.gpu_costs import GENERIC
-from cst_search.memory.gpus import Card, architectures, card_notes, find_card, memory_budget
+from cst_search.memory.gpu_profile import local_costs
+from cst_search.memory.gpus import Card, card_notes, costs_of, find_card, memory_budget
 from cst_search.memory.inference import Detectors, InferenceCost, compare_tasks
 from cst_search.report.estimate_tables import (
     breakdown_table,
@@ -97,7 +97,7 @@ def estimate(
     methods = method_names()
     compared = None if compare is None else named(compare, methods)
 
-    gpu = GENERIC if card is None else architectures()[card.architecture].costs(card.name)
+    gpu = local_costs() if card is None else costs_of(card, local_costs())
 
     def guess(wanted: Recipe) -> Estimate:
         return predict(wanted, n_classes, worst_input(wanted, max_boxes=max_boxes), gpu=gpu)

@@ -29,6 +29,7 @@ from cst_search.data.dataset import DetectionData
 from cst_search.detector.build import check_weights
 from cst_search.errors import ConfigError
 from cst_search.memory.estimate import Estimate
+from cst_search.memory.gpu_profile import choose_profile, local_costs
 from cst_search.petl import get_method
 from cst_search.search.samplers import default_sampler
 from cst_search.search.suggester import enqueue
@@ -56,6 +57,9 @@ class SearchSetup:
 
 def set_up_search(options: LaunchOptions, machines: Machines, say: Say) -> SearchSetup:
     """Load recipe, space and data, and print how much of the space the budget allows. Raises UserError."""
+    profile = choose_profile(options.home, on_cluster=options.address is not None)
+    if profile is not None:
+        say(f"memory: predicted for {profile.costs.target} as calibrated on {profile.made}")
     known = options.of_study
     recipe = (
         base_recipe(options, machines.device) if known is None else make_recipe(known.recipe, f"study {known.name!r}")
@@ -122,7 +126,7 @@ def open_or_make_study(options: LaunchOptions, request: Request, setup: SearchSe
         data=recipe.data,
         seed=options.seed,
         sampler=options.sampler or default_sampler(request.objectives),
-        target_device="CUDA GPU (generic)",
+        target_device=local_costs().target,
         limit_bytes=options.limit_mem,
         inputs=dataset_inputs(setup.data),
         eta=options.early_stopping_eta,

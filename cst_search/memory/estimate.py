@@ -241,7 +241,7 @@ def estimate_of(step: StepBytes, *, expandable: bool = True, gpu: GpuCosts = GEN
         reserved = round(active * FRAGMENTATION) + SLACK_BYTES
     else:
         reserved = step.process.reserved_bytes(expandable=expandable, workspace_bytes=gpu.blas_workspace_bytes // 2)
-        reserved = max(reserved, active)
+    reserved = max(round(reserved * gpu.reserved_factor), active)
     # what cuBLAS adds to the context is no fixed cost: configurations that multiply no matrices do without it
     blas = {"blas_context": gpu.context_with_blas_bytes - gpu.context_bytes} if step.multiplies else {}
     breakdown = {**step.parts, "allocator": reserved - active, **blas, "context": gpu.context_bytes}

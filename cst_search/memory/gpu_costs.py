@@ -22,12 +22,14 @@ class GpuCosts:
         context_with_blas_bytes: with cuBLAS's too, which is loaded where matrices are multiplied.
         blas_workspace_bytes: cuBLAS's workspaces, those of the forward and the backward thread together.
         target: the GPU's name, for the person.
+        reserved_factor: measured over predicted reserved bytes.
     """
 
     context_bytes: int
     context_with_blas_bytes: int
     blas_workspace_bytes: int
     target: str = "CUDA GPU (generic)"
+    reserved_factor: float = 1.0
 
 
 _H100 = constants()

@@ -14,6 +14,7 @@ from typing import Any
 
 from cst_search.errors import ConfigError, UnitError
 from cst_search.memory.gpu_costs import GENERIC, GpuCosts
+from cst_search.memory.gpu_profile import local_costs
 from cst_search.units import format_bytes, parse_bytes
 
 _TABLE = Path(__file__).with_name("devices.yaml")
@@ -96,6 +97,14 @@ def architectures() -> dict[str, Architecture]:
     return {entry["name"]: Architecture(**{**entry, "capability": tuple(entry["capability"])}) for entry in entries}
 
 
+def costs_of(card: Card, calibrated: GpuCosts) -> GpuCosts:
+    """Return the costs of a card: those that were calibrated if they are this card's, else its architecture's."""
+    key = _key(calibrated.target)
+    if calibrated is not GENERIC and any(_key(known) in (key, f"{key}{card.vendor_gb}gb") for known in card.names()):
+        return calibrated
+    return architectures()[card.architecture].costs(card.name)
+
+
 def card_notes(card: Card, precision: str) -> list[str]:
     """Return what a prediction for a card rests on and what a person with it should know.
 
@@ -106,7 +115,7 @@ def card_notes(card: Card, precision: str) -> list[str]:
     notes = [note for note in (card.note, kind.note) if note]
     if not kind.bf16 and precision == "bf16":
         notes.append("it has no bf16 in hardware and emulates it slowly: precision=auto trains in fp16")
-    if not kind.is_measured:
+    if not kind.is_measured and costs_of(card, local_costs()).target == card.name:
         unmeasured = (
             f"the CUDA context, taken to be the H100's, {format_bytes(GENERIC.context_with_blas_bytes)} at most"
         )

@@ -18,6 +18,7 @@ from cst_search.data.dataset import DetectionData, coco_ground_truth
 from cst_search.data.disk_cache import Store
 from cst_search.data.images import CocoImages, loader
 from cst_search.detector.base import images_evaluated_at_once
+from cst_search.memory.gpu_profile import local_costs
 from cst_search.petl import get_method
 from cst_search.trial.checkpoints import Training, Unusable, restore, save
 from cst_search.trial.cost import context_bytes
@@ -64,7 +65,9 @@ class TrialSetup:
     @cached_property
     def context_bytes(self) -> int:
         """CUDA context of the process; 0 on a CPU."""
-        return context_bytes(self.recipe, len(self.data.class_names)) if self.device.type == "cuda" else 0
+        if self.device.type != "cuda":
+            return 0
+        return context_bytes(self.recipe, len(self.data.class_names), gpu=local_costs())
 
     @cached_property
     def precision(self) -> Precision:

@@ -29,6 +29,7 @@ from cst_search.data.resize import resized_hw
 from cst_search.detector.build import build_detector, count_parameters, prepare
 from cst_search.errors import ConfigError, UserError
 from cst_search.memory.estimate import InputShape, worst_input
+from cst_search.memory.gpu_profile import local_costs
 from cst_search.petl import get_method
 from cst_search.trial.cost import context_bytes, predict
 from cst_search.trial.device import without_context
@@ -181,7 +182,7 @@ def measure(
     used_before = _device_used()
     steps = max(steps, _ENOUGH * min(recipe.accumulate, _ENOUGH))
     outcome, reason, asked = Outcome.COMPLETE, None, None
-    context = context_bytes(recipe, n_classes) if on_gpu else 0
+    context = context_bytes(recipe, n_classes, gpu=local_costs()) if on_gpu else 0
     loss: float | None = None
     if on_gpu:
         free_before = torch.cuda.mem_get_info(device)[0]
