@@ -486,7 +486,7 @@ def test_estimate_fit(formula: Callable[[Recipe], int], device: tuple[str, ...])
     content = json.loads(run_cli(*SQUARE, "--fit", "6GB", *device, "--json").out)
     assert list(content)[-1] == "fit" and "compare" not in content
     fit = content["fit"]
-    assert set(fit) == {"budget_bytes", "device", "recipe", "bounds", "methods", "cheapest"}
+    assert set(fit) == {"budget_bytes", "device", "recipe", "bounds", "methods", "cheapest", "smaller_network"}
     assert fit["budget_bytes"] == 6 * 10**9
     assert (fit["device"] and fit["device"]["name"]) == (device[1] if device else None)
     assert fit["recipe"] == {"batch_size": 4, "image_size_px": 1000, "max_size_px": 1000}
