@@ -98,10 +98,11 @@ def _launched(options: LaunchOptions, shown: Console) -> str:
     return result.info.name
 
 
-def open_study(name: str, *, home: str | Path | None = None, storage: str | None = None) -> Search:
+def open_study(name: str | None = None, *, home: str | Path | None = None, storage: str | None = None) -> Search:
     """Open a study of an earlier or running search. Raises StudyError, listing the existing studies, if there is none.
 
     Args:
+        name: None: the study that was made last.
         home: folder of studies and records; None: $CST_SEARCH_HOME, else ``cst-runs`` in the current folder.
         storage: database URL of the studies; None: SQLite in ``home``.
 

@@ -154,7 +154,8 @@ def test_front_and_trials(first: Search) -> None:
 
 def test_an_empty_front_has_its_columns(tmp_path: Path) -> None:
     make_study(tmp_path, "empty")
-    search = cst_search.open_study("empty", home=tmp_path)
+    search = cst_search.open_study(home=tmp_path)  # the newest
+    assert search.name == "empty"
     assert len(search.front()) == 0 and "config.method" in search.front().columns
     assert search.knee is None and search.hypervolume == 0
     with pytest.raises(StudyError, match="no feasible complete trial"):

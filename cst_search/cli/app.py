@@ -121,21 +121,13 @@ def show_plot(infos: Sequence[StudyInfo], wanted: bool | None) -> None:
 
 
 def open_study(study: str | None, home: Path | None, storage: str | None) -> Study:
-    """Open a study by the options of a command; None: the newest. Raises StudyError if it does not exist."""
+    """Open a study by the options of a command; None: the newest, and say which. Raises StudyError if there is none."""
     from cst_search.study.study import open_study as find
 
+    opened = find(study, home_of(home), storage)
     if study is None:
-        return open_newest(home, storage)
-    return find(study, home_of(home), storage)
-
-
-def open_newest(home: Path | None, storage: str | None) -> Study:
-    """Open the study that was made last, and say which it is. Raises StudyError if there is none."""
-    from cst_search.study.study import newest_study
-
-    study = newest_study(home_of(home), storage)
-    err.print(f"the newest study, {study.name}:", markup=False, highlight=False)
-    return study
+        err.print(f"the newest study, {opened.name}:", markup=False, highlight=False)
+    return opened
 
 
 @app.callback(invoke_without_command=True)

@@ -197,24 +197,20 @@ class Study:
         )
 
 
-def open_study(name: str, home: Path, storage: str | None = None) -> Study:
-    """Open a study by name, in a storage or in the one in ``home``. Raises StudyError, which names existing studies."""
-    return Study.open(_storage_of(home, storage), name)
+def open_study(name: str | None, home: Path, storage: str | None = None) -> Study:
+    """Open a study by name, in a storage or in the one in ``home``; None: the study that was made last.
 
-
-def newest_study(home: Path, storage: str | None = None) -> Study:
-    """Open the study that was made last, in a storage or in the one in ``home``. Raises StudyError if there is none."""
-    url = _storage_of(home, storage)
-    names = list_studies(url)
-    if not names:
-        raise StudyError(f"there are no studies in {check_storage(url)} yet; `cst-search launch` makes one")
-    return Study.open(url, names[-1])
-
-
-def _storage_of(home: Path, storage: str | None) -> str:
+    Raises StudyError, which names existing studies.
+    """
     if storage is None and not (home / "studies.db").exists():
         raise StudyError(f"there are no studies in {home} yet; `cst-search launch` makes one, --home looks elsewhere")
-    return storage or default_storage(home)
+    url = storage or default_storage(home)
+    if name is None:
+        names = list_studies(url)
+        if not names:
+            raise StudyError(f"there are no studies in {check_storage(url)} yet; `cst-search launch` makes one")
+        name = names[-1]
+    return Study.open(url, name)
 
 
 def default_storage(home: Path) -> str:
