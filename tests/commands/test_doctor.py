@@ -115,10 +115,11 @@ def test_a_database_that_may_not_be_written(tmp_path: Path) -> None:
 
 
 def test_a_record_of_an_older_mlflow_is_upgraded_while_nobody_writes(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+    made = tmp_path / "made.db"
+    MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
+    with sqlite3.connect(made) as database:
         database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")  # of MLflow 1.0
+    made.rename(tmp_path / "mlflow.db")  # MLflow checks an address once in a process
     finding = found(tmp_path)["MLflow"]
     assert finding.state == "fault" and "out-of-date database schema" in finding.text
     assert finding.remedy.startswith("stop every launch") and "mlflow db upgrade" in finding.remedy
