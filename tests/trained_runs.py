@@ -20,6 +20,7 @@ def write_run(folder: Path, recipe: Recipe, n_classes: int = 3) -> Path:
     torch.manual_seed(sum(map(ord, folder.name)))
     with torch.no_grad():
         for tensor in trained_tensors(model).values():
-            tensor += (0.05 * tensor.abs().mean() + 1e-3) * torch.randn_like(tensor)
+            if tensor.is_floating_point():  # a norm counts its batches, too
+                tensor += (0.05 * tensor.abs().mean() + 1e-3) * torch.randn_like(tensor)
     save_trained(model, recipe, tuple("abcdefgh"[:n_classes]), folder / "weights.safetensors")
     return folder

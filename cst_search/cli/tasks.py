@@ -153,7 +153,7 @@ def pack(
         list[Path] | None,
         typer.Argument(
             metavar="RUN...",
-            help="Folders that `train` wrote; each is a task of that name. With --mlflow also a bundle.",
+            help="Folders that `train` wrote; each is a task of that name. With --mlflow or --onnx also a bundle.",
             show_default=False,
         ),
     ] = None,
@@ -161,7 +161,7 @@ def pack(
         Path | None,
         typer.Option(
             "--output", "-o",
-            help="Bundle: a new folder, or a bundle that gets more tasks. [default: bundle, without --mlflow]",
+            help="Bundle: a new folder, or a bundle that gets more tasks. [bundle, without --mlflow and --onnx]",
             show_default=False,
         ),
     ] = None,
@@ -170,7 +170,11 @@ def pack(
     ] = None,
     mlflow: Annotated[
         Path | None,
-        typer.Option("--mlflow", help="New folder for one MLflow model of all tasks, for `mlflow models serve`."),
+        typer.Option("--mlflow", help="New folder for one MLflow model of all tasks."),
+    ] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option("--onnx", help="New ONNX file with all tasks; needs cst-search[onnx]."),
     ] = None,
     json_: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -179,31 +183,36 @@ def pack(
 
     from cst_search.commands import pack as command
 
-    if mlflow is not None:
-        command.check_new("--mlflow", mlflow)
-    is_kept = output is not None or mlflow is None or bool(drop)
+    for option, path in (("--mlflow", mlflow), ("--onnx", onnx)):
+        if path is not None:
+            command.check_new(option, path)
+    is_kept = output is not None or bool(drop) or (mlflow is None and onnx is None)
     folder = output or Path("bundle")
     with nullcontext(command.pack(runs or (), folder, drop or ())) if is_kept else command.opened(runs or ()) as bundle:
+        if onnx is not None:
+            command.write_onnx_file(bundle, onnx)
         if mlflow is not None:
             command.write_mlflow_model(bundle, mlflow)
-        _say_packed(bundle, folder if is_kept else None, mlflow, json_)
+        written = {"bundle": folder if is_kept else None, "mlflow": mlflow, "onnx": onnx}
+        _say_packed(bundle, {name: path for name, path in written.items() if path is not None}, json_)
 
 
-def _say_packed(bundle: Bundle, folder: Path | None, mlflow: Path | None, json_: bool) -> None:
+def _say_packed(bundle: Bundle, written: Mapping[str, Path], json_: bool) -> None:
     """Report what `pack` wrote."""
     from cst_search.units import format_bytes
 
     if json_:
-        written = {"bundle": folder, "mlflow": mlflow}
         print_json(
             {"tasks": bundle.tasks, "bases": bundle.bases, "total_bytes": bundle.total_bytes()}
-            | {name: str(path) for name, path in written.items() if path is not None}
+            | {name: str(path) for name, path in written.items()}
         )
         return
     for name, entry in (*bundle.bases.items(), *bundle.tasks.items()):
         say(f"{name}: {format_bytes(entry['bytes'])}")
     say(f"{len(bundle.tasks)} task(s) on {len(bundle.bases)} base(s), {format_bytes(bundle.total_bytes())}")
-    if folder is not None and bundle.tasks:
-        say(f"next:  cst-search predict {folder} IMAGES")
-    if mlflow is not None:
-        say(f"next:  mlflow models serve -m {mlflow} --env-manager local --host 127.0.0.1 --port 5001")
+    if "onnx" in written:
+        say(f"{written['onnx']}: {format_bytes(written['onnx'].stat().st_size)}")
+    if "bundle" in written and bundle.tasks:
+        say(f"next:  cst-search predict {written['bundle']} IMAGES")
+    if "mlflow" in written:
+        say(f"next:  mlflow models serve -m {written['mlflow']} --env-manager local --host 127.0.0.1 --port 5001")

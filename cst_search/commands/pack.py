@@ -62,3 +62,10 @@ def write_mlflow_model(bundle: Bundle, folder: Path) -> None:
     from cst_search.tracking.models import save_bundle
 
     save_bundle(folder, bundle.folder, list(bundle.tasks))
+
+
+def write_onnx_file(bundle: Bundle, path: Path) -> None:
+    """Write the detectors of a bundle as one ONNX file; see `deployment.onnx_file`."""
+    from cst_search.deployment.onnx_file import write_onnx
+
+    write_onnx(bundle, path)

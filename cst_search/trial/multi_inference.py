@@ -95,10 +95,14 @@ class MultiPredictor:
             raise
 
     def _add(self, name: str, file: TrainedFile, max_pixels: int | None) -> None:
+        recipe = file.recipe if max_pixels is None else replace(file.recipe, max_pixels=max_pixels)
+        self.add_model(name, restored(file), recipe, file.class_names)
+
+    def add_model(self, name: str, model: nn.Module, recipe: Recipe, class_names: tuple[str, ...]) -> None:
+        """Take a detector that is built already. Raises ConfigError if the name is taken."""
         if name in self.tasks:
             raise ConfigError(f"tasks must have different names; {name!r} is taken")
-        model, recipe, class_names = restored(file).eval(), file.recipe, file.class_names
-        recipe = recipe if max_pixels is None else replace(recipe, max_pixels=max_pixels)
+        model.eval()
         group = _group(model, recipe)
         share_equal_tensors(model, [task.model for task in self.tasks.values()])
         model.to(self.device)

@@ -1,0 +1,1 @@
+"""Trained detectors for programs that know nothing of cst-search: ONNX."""
