@@ -146,8 +146,9 @@ def launch_side(side: str, args: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     with contextlib.ExitStack() as stack, open(os.devnull, "w") as nowhere:
         stack.enter_context(stamped(parts, study_setup, "load_dataset", "check_weights", "survey_costs"))
+        stack.enter_context(stamped(parts, study_setup, "open_or_make_study"))
         stack.enter_context(stamped(parts, worker_setup, "make_workers"))
-        stack.enter_context(stamped(parts, launching, "open_or_make_study", "recorded_settings", "write_report"))
+        stack.enter_context(stamped(parts, launching, "recorded_settings", "write_report"))
         stack.enter_context(stamped(parts, View, "__enter__"))
         if side == "launch":
             begun = time.time()

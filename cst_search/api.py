@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from cst_search.config.catalog import home_of
 
@@ -27,11 +27,15 @@ if TYPE_CHECKING:
     from cst_search.study.study import Study
 
 
-def launch(
+@overload
+def launch(budget_mem: str | None = None, *, data: str | Path | None = None, **options: Any) -> Search: ...
+@overload
+def launch(budget_mem: str | None = None, *, data: Sequence[str | Path], **options: Any) -> list[Search]: ...
+def launch(  # type: ignore[misc]  # the overloads leave out what does not decide the type
     budget_mem: str | None = None,
     *,
     budget_params: str | float | None = None,
-    data: str | Path | None = None,
+    data: str | Path | Sequence[str | Path] | None = None,
     recipe: RecipeLike | None = None,
     space: SpaceLike | None = None,
     settings: Settings | None = None,
@@ -54,19 +58,20 @@ def launch(
     stop_early: bool | None = None,
     eta: int | None = None,
     quiet: bool = True,
-) -> Search:
+) -> Search | list[Search]:
     """Search for the best configurations within a budget: ``cst-search launch``, with the same options.
 
     Args:
         budget_mem: GPU memory budget per trial, e.g. ``"6GB"``.
         budget_params: budget of trainable parameters.
-        data: folder in COCO's, YOLO's or Pascal VOC's format; None: the embedded demo.
+        data: folder in COCO's, YOLO's or Pascal VOC's format; None: the embedded demo. A list of folders is searched in
+            one study each, on the same workers; the result is then a list too.
         recipe: fixed settings; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
         space: search space: a shipped name, a YAML file, or the mapping that such a file holds (default: quick; with
             data, cst).
         settings: fields of the recipe to change, ``{"search_epochs": 2}`` or ``["search_epochs=2"]``; also how data are
             read, ``{"exif": "shown"}``.
-        study: name; an existing study is continued.
+        study: name; an existing study is continued. With a list of folders each study is ``NAME-FOLDER``.
         trials: total trials in the study, including earlier launches.
         in_process: run the trials one after the other in this process, without Ray.
         address: Ray cluster that runs the trials.
@@ -82,20 +87,21 @@ def launch(
     True
     """
     given = {name: value for name, value in locals().items() if name != "quiet"}
-    from cst_search.commands.options import LaunchOptions
+    from cst_search.commands.options import launches_of
 
-    options = LaunchOptions.read(**given | {"data": None if data is None else str(data)})
-    return open_study(_launched(options, console(quiet)), home=home, storage=storage)
+    names = _launched(launches_of(**given), console(quiet))
+    searches = [open_study(name, home=home, storage=storage) for name in names]
+    return searches[0] if data is None or isinstance(data, str | Path) else searches
 
 
-def _launched(options: LaunchOptions, shown: Console) -> str:
-    """Run a launch and return the study's name. Raises KeyboardInterrupt where Ctrl-C ended it."""
-    from cst_search.commands.launch import launch as run
+def _launched(each: Sequence[LaunchOptions], shown: Console) -> list[str]:
+    """Run a launch and return the names of its studies. Raises KeyboardInterrupt where Ctrl-C ended it."""
+    from cst_search.commands.launch import launch_all
 
-    result = run(options, shown)
-    if result.interrupted:
+    results = launch_all(each, shown)
+    if any(result.interrupted for result in results):
         raise KeyboardInterrupt
-    return result.info.name
+    return [result.info.name for result in results]
 
 
 def open_study(name: str | None = None, *, home: str | Path | None = None, storage: str | None = None) -> Search:

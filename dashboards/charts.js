@@ -224,7 +224,7 @@ function lineChart(root, options) {
     make("line", { x1: box.left, x2: width - box.right, y1: py(v), y2: py(v), class: "grid" }),
     make("text", { x: box.left - 6, y: py(v) + 4, "text-anchor": "end" }, yText.labels[i])));
   xTicks.forEach((v, i) => svg.append(make("text", { x: px(v), y: height - box.bottom + 16, "text-anchor": "middle" }, xText.labels[i])));
-  svg.append(make("text", { x: (box.left + width - box.right) / 2, y: height - 4, "text-anchor": "middle" }, options.xLabel),
+  svg.append(make("text", { x: (box.left + width - box.right) / 2, y: height - 4, "text-anchor": "middle" }, options.xLabel + (xText.unit ? `, ${xText.unit}` : "")),
     make("text", { x: 2, y: 11 }, options.yLabel));
   for (const line of lines) {
     let d = "";

@@ -51,10 +51,25 @@ function legend() {
   }));
 }
 
+/* The best mAP at every storage budget, for both goals; a step goes up where a better plan fits. */
+function storage() {
+  if (!data.storage) return;
+  const lines = data.storage.goals.map((goal, k) => ({ ...goal, ...series(k), points: goal.plans.map((plan) => [plan.bytes, plan[goal.key], plan]), step: true }));
+  byId("goals").replaceChildren(...lines.map((line) => {
+    const sample = make("svg", { width: 40, height: 14, "aria-hidden": "true" }, make("path", { d: "M0 7H40", stroke: line.colour, "stroke-width": 2, "stroke-dasharray": line.dash.join(" ") || null }), make("path", { d: shapePath(line.marker, 20, 7, 4), fill: line.colour, stroke: line.colour }));
+    return make("span", {}, sample, ` ${line.name} mAP\u2003`);
+  }));
+  lineChart(byId("storage"), {
+    series: lines, xLabel: "all tasks together", yLabel: "mAP", xKind: "bytes", yKind: "share",
+    say: ([bytes, , plan]) => `${format("bytes", bytes)}: mean ${format("share", plan.mean)}, worst ${format("share", plan.worst)}; ${plan.trials.map((trial, i) => `${data.storage.studies[i]} trial ${trial}`).join(", ")}`,
+  });
+}
+
 function start() {
   readLooks();
   legend();
   scatter.redraw();
+  storage();
 }
 
 for (const id of ["x", "y"]) {

@@ -117,6 +117,7 @@ def test_functions_take_what_the_commands_take() -> None:
         assert quiet in (True, None)
         options.pop(None, None)
         options.pop("quiet", None)
+        options.pop("verbose", None)  # about what is printed, as --quiet
         assert parameters == options, function
 
 

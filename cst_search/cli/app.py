@@ -69,6 +69,13 @@ StudyArgument = Annotated[
         help="Name of the study; see `cst-search list`.", show_default=False, autocompletion=completion.studies
     ),
 ]
+StudiesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="STUDY...", help="Names of studies; see `cst-search list`.", show_default=False,
+        autocompletion=completion.studies,
+    ),
+]  # fmt: skip
 NewestStudyArgument = Annotated[
     str | None,
     typer.Argument(

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from cst_search.cli.app import (
     JsonOption,
     QuietOption,
+    StudiesArgument,
     StudyArgument,
     VerboseOption,
     app,
+    complain,
     console_of,
-    err,
     only_checking,
     open_study,
     print_json,
 )
 from cst_search.cli.options import takes
-from cst_search.commands.options import ConfirmOptions, LaunchOptions, ResumeOptions, resumed
+from cst_search.commands.options import ConfirmOptions, LaunchOptions, ResumeOptions, launches_of, resumed
+
+if TYPE_CHECKING:
+    from cst_search.commands.launch import LaunchResult
 
 
 @app.command()
@@ -28,40 +33,43 @@ def launch(
     *, quiet: QuietOption = False, verbose: VerboseOption = False, json_: JsonOption = False, **given: Any
 ) -> None:
     """Search for the best configurations within a budget."""
-    options = LaunchOptions.read(**given)
+    each = launches_of(**given)
     if only_checking.get():
         return
-    from cst_search.commands.launch import launch as run
+    from cst_search.commands.launch import launch_all
 
-    _end_of_search(run(options, console_of(json_, quiet), verbose=verbose), json_)
+    _end_of_search(launch_all(each, console_of(json_, quiet), verbose=verbose), json_)
 
 
 @app.command()
 @takes(ResumeOptions)
 def resume(
-    study: StudyArgument, quiet: QuietOption = False, verbose: VerboseOption = False, json_: JsonOption = False,
+    studies: StudiesArgument, quiet: QuietOption = False, verbose: VerboseOption = False, json_: JsonOption = False,
     **given: Any,
 ) -> None:  # fmt: skip
-    """Continue a search that ended or was killed, with the data, recipe, space and budget of its study."""
-    opened = open_study(study, given["home"], given["storage"])
-    from cst_search.commands.launch import launch as run
+    """Continue a search that ended or was killed, with the data, recipe, space and budget of its study; or several."""
+    asked = ResumeOptions.read(**given)
+    opened = [open_study(study, given["home"], given["storage"]) for study in dict.fromkeys(studies)]
+    from cst_search.commands.launch import launch_all
 
-    options = resumed(opened.info(), opened.n_wanted(), ResumeOptions.read(**given))
-    _end_of_search(run(options, console_of(json_, quiet), verbose=verbose), json_)
+    each = [resumed(study.info(), study.n_wanted(), asked) for study in opened]
+    _end_of_search(launch_all(each, console_of(json_, quiet), verbose=verbose), json_)
 
 
-def _end_of_search(result: Any, json_: bool) -> None:
-    """Print the result as JSON if wanted, and exit with the exit code of a launch."""
+def _end_of_search(results: Sequence[LaunchResult], json_: bool) -> None:
+    """Print the result as JSON if wanted, a list for several studies, and exit with the exit code of a launch."""
     from cst_search.report.summary import front_report
 
     if json_:
-        print_json(front_report(result.info) | {"seconds": result.seconds, "interrupted": result.interrupted})
-    if result.interrupted:
+        reports = [front_report(result.info) | {"seconds": result.seconds, "interrupted": result.interrupted}
+                   for result in results]  # fmt: skip
+        print_json(reports[0] if len(reports) == 1 else reports)
+    if any(result.interrupted for result in results):
         raise typer.Exit(130)
-    if not result.info.front():
-        err.print(
-            "cst-search: no trial completed within the budget; see the reasons with `cst-search status`", markup=False
-        )
+    without = [result.info.name for result in results if not result.info.front()]
+    if without:
+        where = "" if len(results) == 1 else f" of {', '.join(without)}"
+        complain(f"no trial{where} completed within the budget; see the reasons with `cst-search status`")
         raise typer.Exit(1)
 
 
@@ -82,5 +90,5 @@ def confirm(
     if result.interrupted:
         raise typer.Exit(130)
     if result.n_planned and not result.n_completed:
-        err.print("cst-search: no repeat completed; see the reasons with `cst-search status`", markup=False)
+        complain("no repeat completed; see the reasons with `cst-search status`")
         raise typer.Exit(1)

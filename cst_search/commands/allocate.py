@@ -9,7 +9,7 @@ from typing import Any
 from cst_search.commands.export import export
 from cst_search.config.catalog import check_folder
 from cst_search.errors import ConfigError, StudyError
-from cst_search.study.allocation import BYTES_PER_PARAMETER, Goal, Plan, Point, allocate, curve
+from cst_search.study.allocation import Goal, Plan, Point, allocate, curve, point_of
 from cst_search.study.records import StudyInfo
 from cst_search.study.states import TrialState
 from cst_search.units import format_bytes
@@ -20,7 +20,7 @@ GOALS = ("mean", "worst")
 def points_of(info: StudyInfo) -> list[Point]:
     """Return the complete, feasible trials of a study. Raises StudyError if there is none."""
     found = [
-        Point(record.trial, info.brief(record)["map_mean"], BYTES_PER_PARAMETER * record.trainable_params)
+        point_of(info.brief(record))
         for record in info.trials
         if record.state == TrialState.COMPLETE and record.feasible and record.trainable_params is not None
     ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from cst_search.commands.options import LaunchOptions
-from cst_search.config.catalog import check_folder
+from cst_search.config.catalog import check_folder, own_path
 from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
 from cst_search.errors import ConfigError, StudyError
@@ -39,8 +41,6 @@ class Request:
 
 def check_request(options: LaunchOptions) -> Request:
     """Check the options of a launch. Raises UserError."""
-    if options.of_study is not None:
-        check_left(options.of_study, options.trials)
     objectives = choose_objectives(options.objectives)
     if options.sampler is not None:
         check_sampler(options.sampler, objectives)
@@ -100,16 +100,64 @@ def check_name(name: str) -> None:
         )
 
 
+def _plain_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "study"
+
+
 def new_name(storage: str, base: str) -> str:
     """Return ``base-N`` with the lowest N from 1 that no study has."""
-    base = re.sub(r"[^\w.-]+", "-", base).strip("-.") or "study"
+    base = _plain_name(base)
     taken = set(list_studies(storage, make=True))
     return next(name for i in range(1, len(taken) + 2) if (name := f"{base}-{i}") not in taken)
 
 
+def name_studies(each: Sequence[LaunchOptions], storage: str) -> list[LaunchOptions]:
+    """Return the options with the names of their studies, where one launch has several data sets.
+
+    With ``--study NAME`` each is ``NAME-FOLDER``, else ``FOLDER-N`` with the lowest N that is free. FOLDER is the last
+    folder of the path; where two are equal, the folders above it are added until they differ.
+
+    Raises:
+        ConfigError: a data set is given twice, or a name is not possible.
+    """
+    if len(each) == 1 or any(options.of_study is not None for options in each):
+        return list(each)
+    paths = [Path("demo") if options.data in (None, "demo") else own_path(str(options.data)).resolve()
+             for options in each]  # fmt: skip
+    twice = sorted({str(path) for path in paths if paths.count(path) > 1})
+    if twice:
+        raise ConfigError(f"each --data is a study of its own; given twice: {', '.join(twice)}")
+    named = []
+    for options, label in zip(each, _labels(paths), strict=True):
+        name = new_name(storage, label) if options.study is None else f"{options.study}-{label}"
+        check_name(name)
+        named.append(replace(options, study=name))
+    return named
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """Return a different name for each path, of as few of its last parts as possible."""
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        labels = [_plain_name("-".join(path.parts[-depth:])) for path in paths]
+        few = [_plain_name(path.name) for path in paths]
+        labels = [one if few.count(one) == 1 else label for one, label in zip(few, labels, strict=True)]
+        if len(set(labels)) == len(labels):
+            return labels
+    raise ConfigError(
+        f"the studies of these data sets would have equal names; launch them one by one with --study: "
+        f"{', '.join(map(str, paths))}"
+    )
+
+
+def has_left(info: StudyInfo, n_trials: int) -> bool:
+    """Return True if a study lacks trials, or some that were stopped early may still be promoted."""
+    return info.n_ran() < n_trials or any(record.waits for record in info.trials)
+
+
 def check_left(info: StudyInfo, n_trials: int) -> None:
     """Raise StudyError if the study has all its trials, before a launch is registered in it."""
-    if (n := info.n_ran()) >= n_trials and not any(record.waits for record in info.trials):
+    if not has_left(info, n_trials):
         raise StudyError(
-            f"study {info.name!r} already has {n} trials, so nothing is left to do; give --trials above that to go on"
+            f"study {info.name!r} already has {info.n_ran()} trials, so nothing is left to do; give --trials above "
+            f"that to go on"
         )

@@ -214,7 +214,7 @@ def _set_up(
     trials = {record.trial: record for record in info.trials}
     again = [trials[repeat.repeat_of] for repeat in repeats]
     survey = Survey(tuple(sorted(record.device_bytes or 0 for record in again)), (), ())
-    workers = set_up_workers(options, machines, recipe, data, survey, len(repeats))
+    workers = set_up_workers(options, machines, [(recipe, data)], survey, len(repeats))
     seconds = sum((record.seconds or 0.0) * epochs / max(1, len(record.history)) for record in again)
     say(f"{workers}; about {format_seconds(seconds / workers.n_workers)} by the times of the search")
     if workers.placement is not None and not options.in_process:
@@ -251,7 +251,7 @@ def _run(run: _Confirmation, record: MlflowRecord, console: Console, verbose: bo
     # repeats do not count towards the study's number of trials
     n_trials = study.info().n_ran() + len(run.repeats)
     job = SearchJob(run.session, run.task, n_trials, no_estimate, lambda: False, view)
-    interrupted = run_trials(job, run.workers, view, _SAME_COMMAND)
+    interrupted = run_trials([job], run.workers, view, _SAME_COMMAND)
     return interrupted or any(
         _as_repeat(r) in run.repeats for r in study.info().repeats if r.state == TrialState.INTERRUPTED
     )

@@ -1,36 +1,42 @@
-"""Run a search from beginning to end: setup, workers, study, run, report. Reads top to bottom."""
+"""Run searches from beginning to end: setup, workers, studies, run, report. Reads top to bottom.
+
+Mostly it is one search. Several data sets are searched in one launch, each in a study of its own, on the same workers.
+"""
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from cst_search.commands.budget_survey import augmentation_note, expected_sharers
-from cst_search.commands.checks import Request, check_left, check_request
+from cst_search.commands.budget_survey import Survey, augmentation_note, expected_sharers
+from cst_search.commands.checks import Request, check_left, check_request, has_left, name_studies
 from cst_search.commands.next_steps import next_steps
 from cst_search.commands.options import LaunchOptions
 from cst_search.commands.output import Say, line_printer
-from cst_search.commands.report_files import close_record, write_report
+from cst_search.commands.report_files import close_in_time, end_run, write_report
 from cst_search.commands.search_loop import OpenRecord, follow, make_task, open_record, run_trials
-from cst_search.commands.study_setup import SearchSetup, open_or_make_study, recorded_settings, set_up_search
-from cst_search.commands.worker_setup import WorkerSetup, find_machines, set_up_workers
+from cst_search.commands.study_setup import SearchSetup, open_or_make_studies, recorded_settings, set_up_searches
+from cst_search.commands.worker_setup import WorkerSetup, find_machines, memory_limit_of, set_up_workers
 from cst_search.config.catalog import default_home
 from cst_search.data.disk_cache import Cache, open_cache
 from cst_search.execution.interrupt import ends_in_time
-from cst_search.execution.workers import SearchJob
+from cst_search.execution.workers import Events, SearchJob
 from cst_search.redaction import shown_address
-from cst_search.report.progress import View
-from cst_search.report.tables import front_table
+from cst_search.report.progress import Standing, View
+from cst_search.report.tables import comparison_table, front_table
 from cst_search.search.session import SearchSession
+from cst_search.study.allocation import BYTES_PER_PARAMETER
 from cst_search.study.records import StudyInfo
 from cst_search.study.states import TrialState
 from cst_search.study.storage import check_storage
-from cst_search.trial.checkpoint_folder import checkpoints_of
+from cst_search.study.study import Study
+from cst_search.trial.checkpoint_folder import Checkpoints, checkpoints_of
 from cst_search.units import format_seconds
 
 
@@ -44,69 +50,169 @@ class LaunchResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Search:
+    """One of the searches of a launch.
+
+    Attributes:
+        workers: the workers that all share, with the memory limit of this study's trials.
+        n_before: trials in the study before this launch.
+        verbose: also print what the caches decide, and why.
+    """
+
+    options: LaunchOptions
+    request: Request
+    setup: SearchSetup
+    session: SearchSession
+    workers: WorkerSetup
+    n_before: int
+    verbose: bool
+
+    @property
+    def study(self) -> Study:
+        return self.session.study
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return checkpoints_of(self.options.home, self.study.name)
+
+
 def launch(options: LaunchOptions, console: Console, *, verbose: bool = False) -> LaunchResult:
     """Run a search. Raises UserError before anything is started; from then on, finished trials are always kept.
 
     Args:
         verbose: also print what the caches decide, and why.
     """
+    return launch_all([options], console, verbose=verbose)[0]
+
+
+def launch_all(each: Sequence[LaunchOptions], console: Console, *, verbose: bool = False) -> list[LaunchResult]:
+    """Run several searches on the same workers, in turn; see `launch`. They differ in their data, or are resumed."""
     begun = time.monotonic()
     say = line_printer(console)
-    request = check_request(options)
-    machines = find_machines(options, request.storage, options.budget, options.limit_mem, say)
-    setup = set_up_search(options, machines, say)
-    workers = set_up_workers(options, machines, setup.recipe, setup.data, setup.survey, options.trials)
-    study = open_or_make_study(options, request, setup)
-    check_left(study.info(), options.trials)
+    searches = _set_up(each, say, verbose)
+    workers = searches[0].workers
+    workers.workers.prepare()
+    records = _open_records(searches, say)
+    tell = say if len(searches) == 1 else _each_once(say)
+    for search, record in zip(searches, records, strict=True):
+        _say_beginning(search, record, tell)
+    n_trials = sum(search.options.trials for search in searches)
+    n_before = sum(search.n_before for search in searches)
+    view = View(console, title=_title(searches), n_trials=n_trials, n_workers=workers.n_workers, n_done=n_before,
+                epochs=0, on_finished=Standing, verbose=verbose)  # fmt: skip
+    stop = _deadline(begun, each[0].time_limit)
+    jobs = [_job(search, record, view, stop, tell, is_alone=len(searches) == 1)
+            for search, record in zip(searches, records, strict=True)]  # fmt: skip
+    go_on = resume_command([search.study.name for search in searches], each[0])
+    with ends_in_time(go_on):
+        interrupted = run_trials(jobs, workers, view, go_on)
+        results = [
+            _finish(search, record, interrupted, begun, stop, say)
+            for search, record in zip(searches, records, strict=True)
+        ]
+        close_in_time(records[0].mlflow, any(result.interrupted for result in results))
+        _say_end(results, each[0], console, say)
+        return results
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+
+def _set_up(each: Sequence[LaunchOptions], say: Say, verbose: bool) -> list[_Search]:
+    """Check everything, make workers and studies, and register a launch in each study."""
+    _check_some_left([(options, options.of_study) for options in each if options.of_study is not None])
+    requests = [check_request(options) for options in each]
+    each = name_studies(each, requests[0].storage)
+    first = each[0]
+    machines = find_machines(first, requests[0].storage, first.budget, first.limit_mem, say)
+    setups = set_up_searches(each, machines, say)
+    limits = [memory_limit_of(options.budget, options.limit_mem, machines.device) for options in each]
+    workers = set_up_workers(
+        first,
+        replace(machines, limit_bytes=None if None in limits else max(n for n in limits if n is not None)),
+        [(setup.recipe, setup.data) for setup in setups],
+        Survey(tuple(sorted(n for setup in setups for n in setup.survey.device_bytes)), (), ()),
+        sum(options.trials for options in each),
+    )
+    studies = open_or_make_studies(each, requests, setups)
+    _check_some_left([(options, study.info()) for options, study in zip(each, studies, strict=True)])
+    searches: list[_Search] = []
+    try:
+        for options, request, setup, study, limit in zip(each, requests, setups, studies, limits, strict=True):
+            own = replace(workers, machines=replace(machines, limit_bytes=limit))
+            searches.append(_begin(options, request, setup, study, own, say, verbose))
+    except BaseException:
+        for search in searches:
+            search.session.end_launch()
+        raise
+    return searches
+
+
+def _check_some_left(each: Sequence[tuple[LaunchOptions, StudyInfo]]) -> None:
+    """Raise StudyError if all studies have their trials. One that has them among others is only reported again."""
+    if each and not any(has_left(info, options.trials) for options, info in each):
+        options, info = each[0]
+        check_left(info, options.trials)
+
+
+def _begin(
+    options: LaunchOptions, request: Request, setup: SearchSetup, study: Study, workers: WorkerSetup, say: Say,
+    verbose: bool,
+) -> _Search:  # fmt: skip
     session = SearchSession(study)
-    session.begin_launch(workers.gpu_bytes, shares_machine=machines.cluster is not None)
+    session.begin_launch(workers.gpu_bytes, shares_machine=workers.machines.cluster is not None)
     if study.storage is not None:
         study.storage.say = say
-    before = study.info()
-    n_before = before.n_ran()
+    return _Search(options, request, setup, session, workers, study.info().n_ran(), verbose)
 
-    workers.workers.prepare()
-    record = open_record(options, say)
-    _say_beginning(options, request, setup, workers, session, record, say)
-    cache = _open_cache(options, setup, n_before, say, verbose)
+
+def _open_records(searches: Sequence[_Search], say: Say) -> list[OpenRecord]:
+    """Open the record of each study; all of them use one queue to MLflow."""
+    first = open_record(searches[0].options, say)
+    return [first, *(open_record(search.options, say, beside=first) for search in searches[1:])]
+
+
+def _job(
+    search: _Search, record: OpenRecord, view: View, stop: Callable[[], bool], say: Say, *, is_alone: bool
+) -> SearchJob:
+    """Start the record of a search in MLflow, and return the search as the workers take it."""
+    options, setup, session, study = search.options, search.setup, search.session, search.study
+    before = study.info()
+    cache = _open_cache(options, setup, search.n_before, say, search.verbose)
     _say_early_stopping(options, setup, session, say)
-    record.mlflow.start(study.info(), session.describe_launch(recorded_settings(study, options, workers)))
+    settings = recorded_settings(study, options, search.workers)
+    record.mlflow.start(before, session.describe_launch(settings))
     on_finished = follow(study, record.mlflow)
     on_finished()  # trials of earlier launches
+    epochs = setup.recipe.search_epochs
+    complete = [record for record in before.trials if record.state == TrialState.COMPLETE]
+    events: Events = view
+    if is_alone:
+        view.epochs, view.on_finished = epochs, on_finished
+        view.earlier = {("", record.trial): record for record in complete}
+    else:
+        events = view.of(study.name, search.n_before, epochs, on_finished, complete)
+    task = make_task(setup.recipe, setup.data, epochs, search.workers, cache, search.checkpoints, session.rungs)
+    return SearchJob(session, task, options.trials, setup.estimate, stop, events)
 
-    epochs, name = setup.recipe.search_epochs, study.name
-    view = View(
-        console,
-        title=f"{name} on {setup.recipe.data if options.data else 'the demo'}",
-        n_trials=options.trials,
-        n_workers=workers.n_workers,
-        n_done=n_before,
-        epochs=epochs,
-        on_finished=on_finished,
-        earlier=[record for record in before.trials if record.state == TrialState.COMPLETE],
-        verbose=verbose,
-    )
-    checkpoints = checkpoints_of(options.home, name)
-    task = make_task(setup.recipe, setup.data, epochs, workers, cache, checkpoints, session.rungs)
-    stop = _deadline(begun, options.time_limit)
-    go_on = resume_command(name, options)
-    with ends_in_time(go_on):
-        job = SearchJob(session, task, options.trials, setup.estimate, stop, view)
-        interrupted = run_trials(job, workers, view, go_on)
-        info, n_elsewhere = study.info(), study.others_at_work()
-        if not n_elsewhere:  # other launches may still be writing theirs
-            checkpoints.tidy()
-        interrupted = interrupted or any(r.state == TrialState.INTERRUPTED for r in info.trials)
-        if n_elsewhere:
-            say(f"{n_elsewhere} trial(s) are with other launches of the study, which go on")
-        elif not interrupted and not stop() and info.n_ran() < options.trials:
-            say("the sampler found no further configuration within the budget; the search ends early")
 
-        files = write_report(info, options.home / name)
-        close_record(record.mlflow, info, files, interrupted)
-        result = LaunchResult(info, interrupted, files, time.monotonic() - begun)
-        _say_end(result, options, console, say)
-    return result
+def _finish(
+    search: _Search, record: OpenRecord, interrupted: bool, begun: float, stop: Callable[[], bool], say: Say
+) -> LaunchResult:
+    """Tidy up, write the report, and end the run in MLflow."""
+    study, options = search.study, search.options
+    info, n_elsewhere = study.info(), study.others_at_work()
+    if not n_elsewhere:  # other launches may still be writing theirs
+        search.checkpoints.tidy()
+    interrupted = interrupted or any(r.state == TrialState.INTERRUPTED for r in info.trials)
+    if n_elsewhere:
+        say(f"{n_elsewhere} trial(s) are with other launches of study {study.name}, which go on")
+    elif not interrupted and not stop() and info.n_ran() < options.trials:
+        say(f"study {study.name}: the sampler found no further configuration within the budget; the search ends early")
+    files = write_report(info, options.home / study.name)
+    end_run(record.mlflow, info, files, interrupted)
+    return LaunchResult(info, interrupted, files, time.monotonic() - begun)
 
 
 def _deadline(begun: float, seconds: float | None) -> Callable[[], bool]:
@@ -116,14 +222,31 @@ def _deadline(begun: float, seconds: float | None) -> Callable[[], bool]:
 # --- what it prints -------------------------------------------------------------------------------------------------
 
 
-def _say_beginning(
-    options: LaunchOptions, request: Request, setup: SearchSetup, workers: WorkerSetup, session: SearchSession,
-    record: OpenRecord, say: Say,
-) -> None:  # fmt: skip
-    study, machines = session.study, workers.machines
+def _each_once(say: Say) -> Say:
+    """Return a function that prints a line unless it was printed before: several studies have much in common."""
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    return say_once
+
+
+def _title(searches: Sequence[_Search]) -> str:
+    names = [search.study.name for search in searches]
+    if len(names) > 1:
+        return f"{len(names)} studies: {', '.join(names)}"
+    return f"{names[0]} on {searches[0].setup.recipe.data if searches[0].options.data else 'the demo'}"
+
+
+def _say_beginning(search: _Search, record: OpenRecord, say: Say) -> None:
+    options, setup, workers = search.options, search.setup, search.workers
+    machines = workers.machines
     say(
-        f"study {study.name}: {study.info().n_ran()} of {options.trials} trials done; "
-        f"storage {request.shown_storage}; MLflow {shown_address(record.uri)}"
+        f"study {search.study.name}: {search.n_before} of {options.trials} trials done; "
+        f"storage {search.request.shown_storage}; MLflow {shown_address(record.uri)}"
     )
     say(f"{workers}, {setup.recipe.search_epochs} epochs a trial")
     if machines.cluster is not None:
@@ -162,26 +285,47 @@ def _flags(options: LaunchOptions) -> str:
     return home + (f" --storage {shlex.quote(check_storage(options.storage))}" if options.storage else "")
 
 
-def resume_command(name: str, options: LaunchOptions) -> str:
-    """Return the command line that continues a search."""
+def resume_command(names: Sequence[str], options: LaunchOptions) -> str:
+    """Return the command line that continues searches."""
     there = f" --address {options.address}" if options.address else ""
-    return f"cst-search resume {shlex.quote(name)}{_flags(options)}{there}"
+    return f"cst-search resume {shlex.join(names)}{_flags(options)}{there}"
 
 
-def _say_end(result: LaunchResult, options: LaunchOptions, console: Console, say: Say) -> None:
-    info = result.info
-    counts = info.counts()
-    states = ", ".join(f"{n} {state}" for state, n in counts.items() if n and state != "total")
+def _say_end(results: Sequence[LaunchResult], options: LaunchOptions, console: Console, say: Say) -> None:
+    infos = [result.info for result in results]
+    interrupted = any(result.interrupted for result in results)
+    ended = "stopped" if interrupted else "done"
     say("")
-    ended = "stopped" if result.interrupted else "done"
-    say(f"{ended} after {format_seconds(result.seconds)}: {counts['total']} trials ({states})")
-    flags = _flags(options)
-    if result.interrupted:
-        say(f"what is finished is kept; go on with:  {resume_command(info.name, options)}")
-    if info.front():
-        console.print(front_table(info, console.width))
-        say(f"hypervolume {info.hypervolume():.4f}; page {result.files['html']}")
-        home = _flags(replace(options, storage=None))
-        say(f"next:  cst-search ui{home}")
-        for line in next_steps(info, flags, home):
-            say(f"       {line}")
+    for info in infos:
+        counts = info.counts()
+        states = ", ".join(f"{n} {state}" for state, n in counts.items() if n and state != "total")
+        which = f"study {info.name}, " if len(results) > 1 else ""
+        say(f"{which}{ended} after {format_seconds(results[-1].seconds)}: {counts['total']} trials ({states})")
+    if interrupted:
+        names = [result.info.name for result in results if result.interrupted]
+        say(f"what is finished is kept; go on with:  {resume_command(names, options)}")
+    if len(results) > 1:
+        _say_next_of_several(infos, options, console, say)
+    elif infos[0].front():
+        _say_next(results[0], options, console, say)
+
+
+def _say_next(result: LaunchResult, options: LaunchOptions, console: Console, say: Say) -> None:
+    info, flags = result.info, _flags(options)
+    console.print(front_table(info, console.width))
+    say(f"hypervolume {info.hypervolume():.4f}; page {result.files['html']}")
+    home = _flags(replace(options, storage=None))
+    say(f"next:  cst-search ui{home}")
+    for line in next_steps(info, flags, home):
+        say(f"       {line}")
+
+
+def _say_next_of_several(infos: Sequence[StudyInfo], options: LaunchOptions, console: Console, say: Say) -> None:
+    flags, names = _flags(options), shlex.join(info.name for info in infos)
+    console.print(comparison_table(infos))
+    say(f"pages {options.home / '*' / 'front.html'}")
+    say(f"next:  cst-search front {names} -o comparison{flags}")
+    knees = [record for info in infos if (number := info.knee()) is not None and (record := info.by_number(number))]
+    if len(knees) == len(infos):  # a budget at which each study has its knee
+        n_bytes = BYTES_PER_PARAMETER * sum(record.trainable_params or 0 for record in knees)
+        say(f"       cst-search allocate {names} --budget-storage {max(1, math.ceil(n_bytes / 1e6))}MB -o plan{flags}")

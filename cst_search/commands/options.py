@@ -10,7 +10,7 @@ field by field. `study_setup.recorded_settings` finds here which settings a stud
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -127,6 +127,14 @@ def _choice(flag: str, name: str | None, names: tuple[str, ...]) -> str | None:
     if name is not None:
         check_choice(flag, name, names)
     return name
+
+
+def _one_folder(value: str | Path | Sequence[str | Path] | None) -> str | None:
+    """Return the folder of one study; `launches_of` divides several."""
+    folders = [value] if isinstance(value, str | Path) else list(value or ())
+    if len(folders) > 1:
+        raise ConfigError(f"one --data is read here; got {', '.join(map(str, folders))}")
+    return str(folders[0]) if folders else None
 
 
 def _sampler(name: str | None) -> str | None:
@@ -317,7 +325,13 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
     budget_params: int | None = _option("--budget-params", "Budget of trainable parameters, e.g. 2M.", BUDGET,
                                         parse=_params)  # fmt: skip
     data: str | None = _option(
-        "--data", "Folder in COCO's, YOLO's or Pascal VOC's format (default: the embedded demo).", SEARCH, recorded=True
+        "--data",
+        "Folder in COCO's, YOLO's or Pascal VOC's format. Repeatable: a study for each, on the same workers (default: "
+        "the embedded demo).",
+        SEARCH,
+        kind=list,
+        parse=_one_folder,
+        recorded=True,
     )
     recipe: RecipeLike | None = _option(
         "--recipe",
@@ -334,7 +348,10 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
         "--set", "Change a field of the recipe: name=value. Repeatable.", SEARCH, kind=list, completion="settings"
     )
     study: str | None = _option(
-        "--study", "Name of the study; an existing one is continued.", SEARCH, completion="studies"
+        "--study",
+        "Name of the study; an existing one is continued. With several --data, each study is NAME-FOLDER.",
+        SEARCH,
+        completion="studies",
     )
     objectives: str = _option(
         "--objectives", "Comma-separated: map, device_bytes, trainable_params, map50, petl_params.", SEARCH,
@@ -435,6 +452,13 @@ class ConfirmOptions(RunOptions):
         default="front",
     )
     data: str | None = _option("--data", "Current folder of the study's dataset (default: as in the study).", SEARCH)
+
+
+def launches_of(**given: Any) -> list[LaunchOptions]:
+    """Return the options of the launch for each data set that is given; for the demo if there is none."""
+    data = given.pop("data", None)
+    folders = [data] if data is None or isinstance(data, str | Path) else list(data) or [None]
+    return [LaunchOptions.read(**given, data=folder) for folder in folders]
 
 
 def resumed(info: StudyInfo, n_wanted: int | None, options: ResumeOptions) -> LaunchOptions:

@@ -37,11 +37,20 @@ def close_record(
     record: MlflowRecord, info: StudyInfo, files: Mapping[str, Path], interrupted: bool,
     more: Mapping[str, Sequence[Path]] | None = None,
 ) -> None:  # fmt: skip
-    """Bring MLflow up to date with a study, add the files of its report, and end the launch's run.
+    """Bring MLflow up to date with a study, add the files of its report, and end the launch's run; then close it.
 
     Args:
         more: further files by artifact folder in MLflow.
     """
+    end_run(record, info, files, interrupted, more)
+    close_in_time(record, interrupted)
+
+
+def end_run(
+    record: MlflowRecord, info: StudyInfo, files: Mapping[str, Path], interrupted: bool,
+    more: Mapping[str, Sequence[Path]] | None = None,
+) -> None:  # fmt: skip
+    """Do as `close_record`, but leave the record open for other studies."""
     pages = [files[kind] for kind in ("html", "png", "json")]
     record.sync(info)
     record.finish(
@@ -50,4 +59,8 @@ def close_record(
          "export": export_best(info, dict(files))},
         "KILLED" if interrupted else "FINISHED",
     )  # fmt: skip
+
+
+def close_in_time(record: MlflowRecord, interrupted: bool) -> None:
+    """Wait for what MLflow has still to take; after Ctrl-C only for a part of the time that is left."""
     record.close(GRACE_SECONDS / 2 if interrupted else 60.0)

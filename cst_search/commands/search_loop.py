@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,13 +33,14 @@ class OpenRecord:
     uri: str
 
 
-def open_record(options: RunOptions, say: Say) -> OpenRecord:
-    """Start recording to MLflow in the background."""
+def open_record(options: RunOptions, say: Say, beside: OpenRecord | None = None) -> OpenRecord:
+    """Start recording a study to MLflow in the background; ``beside``: the record of another study in this launch."""
     from cst_search.tracking.connection import default_tracking_uri  # mlflow takes seconds to import
     from cst_search.tracking.mlflow_record import MlflowRecord
 
     uri = options.tracking_uri or default_tracking_uri(options.home)
-    return OpenRecord(MlflowRecord(uri, options.home / "artifacts", warn=say), uri)
+    first = None if beside is None else beside.mlflow
+    return OpenRecord(MlflowRecord(uri, options.home / "artifacts", warn=say, beside=first), uri)
 
 
 def make_task(
@@ -53,8 +54,8 @@ def make_task(
     )
 
 
-def run_trials(job: SearchJob, workers: WorkerSetup, view: View, go_on: str) -> bool:
-    """Run a job in its registered launch, then end the launch. Returns True if Ctrl-C ended it.
+def run_trials(jobs: Sequence[SearchJob], workers: WorkerSetup, view: View, go_on: str) -> bool:
+    """Run jobs in their registered launches, then end the launches. Returns True if Ctrl-C ended them.
 
     Args:
         go_on: command that continues the search, for the message when the head of the cluster is gone.
@@ -64,14 +65,16 @@ def run_trials(job: SearchJob, workers: WorkerSetup, view: View, go_on: str) -> 
         workers.machines.cluster.watch(go_on)
     try:
         with view:
-            workers.workers.run(job)
+            workers.workers.run(*jobs)
     except KeyboardInterrupt:
         interrupted = True
     except BaseException:
-        with suppress(CstSearchError):  # the storage itself may be gone
-            job.session.end_launch()
+        for job in jobs:
+            with suppress(CstSearchError):  # the storage itself may be gone
+                job.session.end_launch()
         raise
-    job.session.end_launch()
+    for job in jobs:
+        job.session.end_launch()
     return interrupted
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ from cst_search.config.recipe import WEIGHT_NAMES, WEIGHTS_RULE, Recipe
 from cst_search.config.search_space import Space
 from cst_search.data.dataset import DetectionData
 from cst_search.detector.build import check_weights
-from cst_search.errors import ConfigError
+from cst_search.errors import ConfigError, DataError, UserError
 from cst_search.memory.estimate import Estimate
 from cst_search.memory.gpu_profile import choose_profile, local_costs
 from cst_search.petl import get_method
 from cst_search.search.samplers import default_sampler
 from cst_search.search.suggester import enqueue
 from cst_search.study.records import Budget, StudySpec
-from cst_search.study.study import Study
+from cst_search.study.study import Study, list_studies
 from cst_search.trial.cost import recomputed_part
 
 
@@ -76,6 +76,21 @@ def set_up_search(options: LaunchOptions, machines: Machines, say: Say) -> Searc
     survey = survey_costs(space, recipe, estimate)
     show_budget(options.budget, survey, say)
     return SearchSetup(recipe, space, data, estimate, survey)
+
+
+def set_up_searches(each: Sequence[LaunchOptions], machines: Machines, say: Say) -> list[SearchSetup]:
+    """Set up the search of each data set. Raises UserError, which names every data set that cannot be used."""
+    if len(each) == 1:
+        return [set_up_search(each[0], machines, say)]
+    setups, faults = [], []
+    for options in each:
+        try:
+            setups.append(set_up_search(options, machines, say))
+        except UserError as error:
+            faults.append(f"study {options.study!r}: {error}")
+    if faults:
+        raise DataError(f"nothing was started: {len(faults)} of {len(each)} cannot be searched\n" + "\n".join(faults))
+    return setups
 
 
 def _space(options: LaunchOptions, recipe: Recipe, starts_trained: bool = True) -> tuple[Space, list[str]]:
@@ -135,6 +150,20 @@ def open_or_make_study(options: LaunchOptions, request: Request, setup: SearchSe
     if not study.info().trials:
         enqueue(study, default_config(setup.space, recipe))
     return study
+
+
+def open_or_make_studies(
+    each: Sequence[LaunchOptions], requests: Sequence[Request], setups: Sequence[SearchSetup]
+) -> list[Study]:
+    """Open or create the study of each search; those that exist first, so that a refused one leaves no new ones.
+
+    Raises:
+        StudyError: a study differs from what is asked for.
+    """
+    taken = list_studies(requests[0].storage, make=True) if len(each) > 1 else []
+    order = sorted(range(len(each)), key=lambda i: each[i].study not in taken)
+    made = {i: open_or_make_study(each[i], requests[i], setups[i]) for i in order}
+    return [made[i] for i in range(len(each))]
 
 
 def reference_point(survey: Survey, budget: Budget) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,14 +80,25 @@ def find_machines(options: RunOptions, storage: str, budget: Budget, limit_bytes
 
 
 def set_up_workers(
-    options: RunOptions, machines: Machines, recipe: Recipe, data: DetectionData, survey: Survey, n_trials: int
+    options: RunOptions,
+    machines: Machines,
+    uses: Sequence[tuple[Recipe, DetectionData]],
+    survey: Survey,
+    n_trials: int,
 ) -> WorkerSetup:
-    """Check the nodes of a cluster and make the workers. Starts nothing. Raises ConfigError."""
+    """Check the nodes of a cluster and make the workers. Starts nothing. Raises ConfigError.
+
+    Args:
+        uses: recipe and dataset of each search that the workers will run.
+        survey: predicted costs of all of them.
+    """
     cluster = machines.cluster
     if cluster is not None:
-        check_nodes(cluster, options.home, recipe, data, machines.device)
+        for recipe, data in uses:
+            check_nodes(cluster, options.home, recipe, data, machines.device)
     placement = None if machines.device.type != "cuda" else gpu_placement(machines.limit_bytes, cluster)
-    workers, n_workers, threads = make_workers(options, n_trials, placement, recipe, survey, cluster)
+    largest = max((recipe for recipe, _ in uses), key=lambda recipe: recipe.loader_workers)
+    workers, n_workers, threads = make_workers(options, n_trials, placement, largest, survey, cluster)
     return WorkerSetup(machines, workers, n_workers, threads, placement)
 
 

@@ -154,9 +154,10 @@ def check_words(command: str, given: Mapping[str, Any]) -> None:
             "--home must be a whole path on the cluster, best of a folder that all nodes share: the folder that a job "
             f"runs in goes with it; got {home or 'none'}"
         )
-    data = given.get("data")
-    if data not in (None, "demo") and not Path(data).is_absolute():
-        faults.append(f"--data must be a whole path on the cluster, the same on all nodes; got {data}")
+    data = given.get("data") or ()
+    for folder in [data] if isinstance(data, str) else data:
+        if folder != "demo" and not Path(folder).is_absolute():
+            faults.append(f"--data must be a whole path on the cluster, the same on all nodes; got {folder}")
     storage = given.get("storage")
     if storage and storage.startswith("sqlite:///") and not storage.startswith(("sqlite:////", "sqlite:///file:/")):
         faults.append(f"--storage must have a whole path, as the job's folder goes with it; got {storage}")

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from ray.tune.search import Searcher  # isort: skip
 
 from cst_search.errors import CstSearchError, RunError
 from cst_search.execution.task import Task, execute
-from cst_search.execution.workers import Supply, Workers
+from cst_search.execution.workers import Handout, Turns, Workers
 from cst_search.trial.result import Outcome
 
 if TYPE_CHECKING:  # every worker imports this module, so imports cost time
@@ -37,7 +37,6 @@ if TYPE_CHECKING:  # every worker imports this module, so imports cost time
 
     from cst_search.execution.gpu_sharing import Placement
     from cst_search.execution.ray_cluster import Cluster
-    from cst_search.search.suggestion import Suggestion
 
 _RESULT, _ENTRY = "cst_result", "cst_entry"
 _PATIENCE_SECONDS = 600  # a node takes minutes to restart
@@ -54,7 +53,7 @@ class _Stays:
 
 
 class StudySearcher(_Stays, Searcher):
-    """Passes suggestions of the search session to Ray, and Ray's outcomes to the session.
+    """Passes suggestions of the search sessions to Ray, and Ray's outcomes to the sessions.
 
     Ray gets no metric. With one, a trial that lacks it would end the whole search, and several metrics are supported
     only by Ray's own OptunaSearch, which loses constraints.
@@ -63,15 +62,14 @@ class StudySearcher(_Stays, Searcher):
     later ones wait behind it, so that a large trial is not overtaken forever.
     """
 
-    def __init__(self, supply: Supply, placement: Placement | None = None, cluster: Cluster | None = None) -> None:
+    def __init__(self, turns: Turns, placement: Placement | None = None, cluster: Cluster | None = None) -> None:
         super().__init__()
-        self.supply, self.placement, self.cluster = supply, placement, cluster
-        self.first: Suggestion | None = None  # made in advance
+        self.turns, self.placement, self.cluster = turns, placement, cluster
+        self.first: Handout | None = None  # made in advance
         self.fault: CstSearchError | None = None  # ends the search: the study's storage or all nodes are gone
-        self.numbers: dict[str, int] = {}  # Ray's running trials -> trial numbers of the study
+        self.running: dict[str, Handout] = {}  # by Ray's name of the trial
         self.stopped: set[str] = set()
-        self.handed: dict[str, Suggestion] = {}  # sent to the cluster
-        self.waiting: list[Suggestion] = []  # waiting for room on the cluster
+        self.waiting: list[Handout] = []  # waiting for room on the cluster
         self._last_placed = time.monotonic()
 
     @contextmanager
@@ -85,59 +83,60 @@ class StudySearcher(_Stays, Searcher):
     def look_ahead(self) -> None:
         """Make the first suggestion in advance: it takes a second or two, during which Ray starts."""
         with self.kept():
-            self.first = self.supply.next()
+            self.first = self.turns.next()
 
     def suggest(self, trial_id: str) -> Any:
         if self.fault is not None:
             return Searcher.FINISHED
         if self.cluster is not None:
             return self._suggest_a_place(trial_id, self.cluster)
-        suggestion = self._next()
-        if suggestion is None:
+        handout = self._next()
+        if handout is None:
             return self._nothing()
-        self.numbers[trial_id] = suggestion.trial
-        task = {"trial": suggestion.trial, "config": suggestion.config}
+        task = self._started(trial_id, handout)
         if self.placement is None:
             return task
-        share = self.placement.share(suggestion.estimate["device_bytes"])
+        share = self.placement.share(handout.suggestion.estimate["device_bytes"])
         return task | {"gpu": share, "limit_bytes": self.placement.limit_bytes(share)}
 
-    def _next(self) -> Suggestion | None:
+    def _next(self) -> Handout | None:
         if (first := self.first) is not None:
             self.first = None
             return first
         with self.kept():
-            return self.supply.next()
+            return self.turns.next()
         return None
 
+    def _started(self, trial_id: str, handout: Handout) -> dict[str, Any]:
+        self.running[trial_id] = handout
+        return {"task": handout.place, "trial": handout.suggestion.trial, "config": handout.suggestion.config}
+
     def _is_over(self) -> bool:
-        return self.fault is not None or self.supply.job.stop()
+        return self.fault is not None or self.turns.is_over()
 
     def _nothing(self) -> Any:
         # None: nothing yet. A running trial may reach a rung at which a stopped one is promoted, or lose its worker and
         # run again
-        return None if self.numbers and not self._is_over() else Searcher.FINISHED
+        return None if self.running and not self._is_over() else Searcher.FINISHED
 
     def _suggest_a_place(self, trial_id: str, cluster: Cluster) -> Any:
         cluster.refresh()
         if not self.waiting:
             if cluster.fleet.is_full() and not self._is_over():
                 return self._wait()
-            suggestion = self._next()
-            if suggestion is None:
+            handout = self._next()
+            if handout is None:
                 return self._nothing()
-            self.waiting.append(suggestion)
-        place = cluster.fleet.place(trial_id, self.waiting[0].estimate["device_bytes"])
+            self.waiting.append(handout)
+        place = cluster.fleet.place(trial_id, self.waiting[0].suggestion.estimate["device_bytes"])
         if place is None:
             return self._wait()
-        suggestion = self.handed[trial_id] = self.waiting.pop(0)
-        self.numbers[trial_id] = suggestion.trial
+        task = self._started(trial_id, self.waiting.pop(0)) | {"node": place.node, "cpu": place.cpus}
         self._last_placed = time.monotonic()
-        task = {"trial": suggestion.trial, "config": suggestion.config, "node": place.node, "cpu": place.cpus}
         return task if place.limit_bytes is None else task | {"gpu": place.gpu, "limit_bytes": place.limit_bytes}
 
     def _wait(self) -> Any:
-        if self.numbers:
+        if self.running:
             self._last_placed = time.monotonic()
             return None
         if time.monotonic() - self._last_placed > _PATIENCE_SECONDS:
@@ -151,23 +150,22 @@ class StudySearcher(_Stays, Searcher):
 
     def lost_its_node(self, trial_id: str, node: str) -> bool:
         """Take back the suggestion of a trial that has not begun if its node is gone. Returns True if so."""
-        if self.cluster is None or trial_id not in self.handed:
+        if self.cluster is None or trial_id not in self.running:
             return False
         self.cluster.refresh()
         if node in self.cluster.fleet.nodes:
             return False
-        self.waiting.append(self.handed.pop(trial_id))
-        del self.numbers[trial_id]
+        self.waiting.append(self.running.pop(trial_id))
         self.cluster.fleet.free(trial_id)
         return True
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number = self.numbers.pop(trial_id, None)
-        if number is None or self.fault is not None:
+        handout = self.running.pop(trial_id, None)
+        if handout is None or self.fault is not None:
             return
+        supply, number = handout.supply, handout.suggestion.trial
         if self.cluster is not None:
             self.cluster.fleet.free(trial_id)
-            del self.handed[trial_id]
         text = (result or {}).get(_RESULT)
         if text is not None:
             outcome = json.loads(text)
@@ -177,10 +175,10 @@ class StudySearcher(_Stays, Searcher):
             if not error:  # stopped from outside (Ctrl-C): it stays unfinished, and the next launch resumes it
                 return
             with self.kept():
-                self.supply.lost(number)
+                supply.lost(number)
             return
         with self.kept():
-            self.supply.ended(number, outcome)
+            supply.ended(number, outcome)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the study's database is the state."""
@@ -203,21 +201,23 @@ class StudyScheduler(_Stays, FIFOScheduler):
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        number = self.searcher.numbers.get(trial.trial_id)
-        if number is None or _ENTRY not in result:
+        handout = self.searcher.running.get(trial.trial_id)
+        if handout is None or _ENTRY not in result:
             return self.CONTINUE
         goes_on = False
         with self.searcher.kept():
-            goes_on = self.searcher.supply.progressed(number, json.loads(result[_ENTRY]))
+            goes_on = handout.supply.progressed(handout.suggestion.trial, json.loads(result[_ENTRY]))
         if goes_on and self.searcher.fault is None:
             return self.CONTINUE
         self.searcher.stopped.add(trial.trial_id)
         return self.STOP
 
 
-def _trainable(config: Mapping[str, Any], task: Task) -> None:
+def _trainable(config: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+    task = tasks[config["task"]]
     if "limit_bytes" in config:  # its share of a GPU
-        task = replace(task, memory_limit_bytes=config["limit_bytes"])
+        limit = min(config["limit_bytes"], task.memory_limit_bytes or config["limit_bytes"])
+        task = replace(task, memory_limit_bytes=limit)
 
     def report(entry: dict[str, Any]) -> bool:
         try:
@@ -258,11 +258,11 @@ class Ray(Workers):
         if self._ready is None and not ray.is_initialized():
             self._ready = start_beside(max(1, round(self.n_workers * self.cpus)))
 
-    def _run_all(self, supply: Supply) -> None:
-        if supply.is_empty():
+    def _run_all(self, turns: Turns) -> None:
+        if turns.is_empty():
             return
         self.prepare()
-        searcher = StudySearcher(supply, self.placement, self.cluster)
+        searcher = StudySearcher(turns, self.placement, self.cluster)
         self._wait_for_ray(searcher)
         if threading.current_thread() is threading.main_thread():
             # on start, Ray's C++ part replaces Python's SIGTERM handler and treats the signal as a crash
@@ -296,7 +296,7 @@ class Ray(Workers):
             bundle = {"CPU": config["cpu"], f"node:{config['node']}": 0.001}
             return tune.PlacementGroupFactory([bundle | ({"GPU": config["gpu"]} if "gpu" in config else {})])
 
-        trainable = tune.with_parameters(_trainable, task=searcher.supply.job.task)
+        trainable = tune.with_parameters(_trainable, tasks=[supply.job.task for supply in searcher.turns.supplies])
         return tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(

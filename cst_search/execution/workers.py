@@ -3,16 +3,17 @@
 Workers take suggestions from the search session until ``n_trials`` of the study have run, none are left, or ``stop()``
 returns True. They report every epoch and every result to the session, and what happens to ``events``. A failing trial
 is a record, never the end of the search. A trial that was stopped at a rung may be handed out again and resumes from
-its checkpoint. `Workers.run` and `Supply` do all of that; each kind of workers only runs trials.
+its checkpoint. The searches of several studies share the workers in turn. `Workers.run`, `Supply` and `Turns` do all of
+that; each kind of workers only runs trials.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cst_search.execution.task import Task, execute
 from cst_search.trial.result import Outcome
@@ -61,24 +62,24 @@ class SearchJob:
 
 
 class Workers(ABC):
-    """Runs the trials of a search. Subclasses start, run and stop them; this class keeps the contract."""
+    """Runs the trials of searches. Subclasses start, run and stop them; this class keeps the contract."""
 
     @abstractmethod
     def prepare(self) -> None:
         """Begin to start slow parts and return at once. Optional: `run` does it too."""
 
-    def run(self, job: SearchJob) -> None:
-        """Run the trials of a job until it ends."""
-        supply = Supply(job)
+    def run(self, *jobs: SearchJob) -> None:
+        """Run the trials of one or more jobs, in turn, until all of them end."""
+        turns = Turns([Supply(job) for job in jobs])
         try:
-            self._run_all(supply)
-            supply.close()
+            self._run_all(turns)
+            turns.close()
         finally:
             self._close()
 
     @abstractmethod
-    def _run_all(self, supply: Supply) -> None:
-        """Run trials until the supply is empty."""
+    def _run_all(self, turns: Turns) -> None:
+        """Run trials until nothing is left to run."""
 
     @abstractmethod
     def _close(self) -> None:
@@ -86,11 +87,16 @@ class Workers(ABC):
 
 
 class Supply:
-    """Hands out the trials of a job and receives their reports. Both kinds of workers use it."""
+    """Hands out the trials of a job and receives their reports. Both kinds of workers use it.
+
+    Attributes:
+        n_turns: number of times that the study had a worker, earlier launches included.
+    """
 
     def __init__(self, job: SearchJob) -> None:
         self.job = job
-        self.has_more = job.session.study.info().n_ran() < job.n_trials
+        self.n_turns = job.session.study.info().n_ran()
+        self.has_more = self.n_turns < job.n_trials
 
     def is_empty(self) -> bool:
         """Return True if nothing is left to run: no further configuration, and no stopped trial to promote."""
@@ -107,6 +113,7 @@ class Supply:
             if suggestion is not None and not suggestion.again:
                 self._drop(suggestion.trial)  # of an earlier study with this name
         if suggestion is not None:
+            self.n_turns += 1
             self.job.events.started(suggestion)
         return suggestion
 
@@ -147,16 +154,55 @@ class Supply:
             self.job.task.checkpoints.drop(trial)
 
 
+class Handout(NamedTuple):
+    """A trial to run, and the supply that it is from, which is the ``place``-th of all."""
+
+    place: int
+    supply: Supply
+    suggestion: Suggestion
+
+
+class Turns:
+    """The supplies of one or more studies, which take turns: the next free worker goes to the one that had the fewest.
+
+    So studies that are given the same number of trials have about as many at any time. A study that has no trial to run
+    at present, as its last ones are running or it has ended, is passed over.
+    """
+
+    def __init__(self, supplies: Sequence[Supply]) -> None:
+        self.supplies = supplies
+
+    def is_empty(self) -> bool:
+        """Return True if nothing is left to run in any study."""
+        return all(supply.is_empty() for supply in self.supplies)
+
+    def is_over(self) -> bool:
+        """Return True if no further trial may start (the time limit)."""
+        return all(supply.job.stop() for supply in self.supplies)
+
+    def next(self) -> Handout | None:
+        """Return the next trial to run; None: no study has one at present."""
+        for supply in sorted(self.supplies, key=lambda supply: supply.n_turns):
+            if (suggestion := supply.next()) is not None:
+                return Handout(self.supplies.index(supply), supply, suggestion)
+        return None
+
+    def close(self) -> None:
+        """End the stopped trials of all studies; see `Supply.close`."""
+        for supply in self.supplies:
+            supply.close()
+
+
 class InProcess(Workers):
     """Runs trials one after the other in this process: for tests, debugging, and where Ray cannot run."""
 
     def prepare(self) -> None:
         """Do nothing: there is nothing to start."""
 
-    def _run_all(self, supply: Supply) -> None:
-        while (suggestion := supply.next()) is not None:
-            trial = suggestion.trial
-            result = execute(supply.job.task, trial, suggestion.config, partial(supply.progressed, trial))
+    def _run_all(self, turns: Turns) -> None:
+        while (handout := turns.next()) is not None:
+            supply, trial = handout.supply, handout.suggestion.trial
+            result = execute(supply.job.task, trial, handout.suggestion.config, partial(supply.progressed, trial))
             supply.ended(trial, result)
 
     def _close(self) -> None:

@@ -20,6 +20,7 @@ from cst_search.errors import ConfigError
 from cst_search.report.figure import paint, picture
 from cst_search.report.labels import facts, headline, over_seeds, plain
 from cst_search.report.page_data import comparison_data, page_data, value_text, worker
+from cst_search.report.storage_curve import storage_curve
 from cst_search.study.wording import format_quality, metric_words
 from cst_search.units import format_bytes, format_count
 
@@ -59,10 +60,11 @@ def write_comparison(reports: Sequence[Mapping[str, Any]], folder: Path) -> dict
         got = ", ".join(map(repr, names)) or "none"
         raise ConfigError(f"a comparison takes two or more different studies; got {got}")
     folder.mkdir(parents=True, exist_ok=True)
-    data = comparison_data(reports)
+    storage = storage_curve([plain(report) for report in reports])
+    data = comparison_data(reports) | {"storage": storage}
     paths = {ending: folder / f"comparison.{ending}" for ending in ("html", "json")}
     told = ("objectives", "reference", "compared_reference", "warnings")
-    summary = {key: data[key] for key in told} | {"studies": data["table"]}
+    summary = {key: data[key] for key in told} | {"studies": data["table"], "storage": storage}
     paths["json"].write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     html = _render("comparison.html.j2", data=data, version=reports[0]["version"])
     paths["html"].write_text(html, encoding="utf-8")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rich.console import Console, Group
@@ -34,9 +36,10 @@ _STYLE = {
     TrialState.RUNNING: "cyan", TrialState.INTERRUPTED: "yellow",
 }  # fmt: skip
 _CONFIGURATION = "method and main dimensions"
-# columns of the live table, each with the least terminal width in characters at which it is shown
+# columns of the live table, each with the least terminal width in characters at which it is shown; `study` only
+# where there are several
 _COLUMNS = {
-    "trial": 0, _CONFIGURATION: 0, "epoch": 0, "map": 0, "memory": 80, "trainable": 100, "time": 90,
+    "study": 0, "trial": 0, _CONFIGURATION: 0, "epoch": 0, "map": 0, "memory": 80, "trainable": 100, "time": 90,
     "state": 60,
 }  # fmt: skip
 _ROWS = 14  # finished trials shown in the live table
@@ -83,6 +86,45 @@ class Standing(NamedTuple):
     front: Collection[int] = ()
 
 
+_Key = tuple[str, int]  # study ("" where there is one), trial
+
+
+def _name(key: _Key) -> str:
+    study, trial = key
+    return f"{study} trial {trial}" if study else f"trial {trial}"
+
+
+@dataclass
+class StudyView:
+    """Receiver of the events of one of several studies (`workers.Events`), which one `View` shows.
+
+    Attributes:
+        n_done: trials in the study before this launch.
+        epochs: length of a trial.
+        on_finished: as of `View`, for this study.
+    """
+
+    view: View
+    study: str
+    n_done: int
+    epochs: int
+    on_finished: Callable[[], Standing]
+
+    def started(self, suggestion: Suggestion) -> None:
+        if suggestion.promoted_from is not None and (self.study, suggestion.trial) not in self.view.ended:
+            self.n_done -= 1  # an earlier launch had stopped the trial
+        self.view.started(suggestion, self.study)
+
+    def progressed(self, trial: int, entry: Mapping[str, Any]) -> None:
+        self.view.progressed(trial, entry, self.study)
+
+    def finished(self, record: TrialRecord) -> None:
+        self.view.finished(record, self.study)
+
+    def left(self, trial: int, why: str) -> None:
+        self.view.left(trial, why, self.study)
+
+
 class View:
     """Shows the events of a search (`workers.Events`) and passes finished trials on.
 
@@ -95,6 +137,9 @@ class View:
         on_finished: called after every finished trial; returns what the search has reached.
         earlier: trials that ended before this launch.
         verbose: also show notes for developers: what the cache of feature maps decided, and why.
+
+    The trials of several studies are shown in one view: `of` returns the receiver of each study's events, and says what
+    ``epochs``, ``on_finished`` and ``earlier`` are for that study.
     """
 
     def __init__(
@@ -113,10 +158,12 @@ class View:
         self.console, self.title = console, title
         self.n_trials, self.n_workers, self.n_done, self.epochs = n_trials, n_workers, n_done, epochs
         self.on_finished = on_finished
-        self.running: dict[int, tuple[Suggestion, float, Mapping[str, Any]]] = {}
-        self.ended: dict[int, TrialRecord] = {}
-        self.earlier = {record.trial: record for record in earlier}
-        self.begun, self.standing, self.verbose = time.monotonic(), Standing(), verbose
+        self.studies: dict[str, StudyView] = {}  # where there are several
+        self.running: dict[_Key, tuple[Suggestion, float, Mapping[str, Any]]] = {}
+        self.ended: dict[_Key, TrialRecord] = {}
+        self.earlier: dict[_Key, TrialRecord] = {("", record.trial): record for record in earlier}
+        self.standings: dict[str, Standing] = {}  # by study
+        self.begun, self.verbose = time.monotonic(), verbose
         self._said: set[str] = set()
         self._lock = threading.Lock()
         self._live = (
@@ -124,6 +171,15 @@ class View:
             if console.is_terminal and not console.is_dumb_terminal
             else None
         )
+
+    def of(
+        self, study: str, n_done: int, epochs: int, on_finished: Callable[[], Standing],
+        earlier: Sequence[TrialRecord] = (),
+    ) -> StudyView:  # fmt: skip
+        """Return the receiver of the events of one of several studies; ``n_done`` of its trials are done."""
+        self.studies[study] = StudyView(self, study, n_done, epochs, on_finished)
+        self.earlier |= {(study, record.trial): record for record in earlier}
+        return self.studies[study]
 
     def __enter__(self) -> View:
         if self._live is not None:
@@ -140,11 +196,12 @@ class View:
 
     # --- events -----------------------------------------------------------------------------------------------------
 
-    def started(self, suggestion: Suggestion) -> None:
+    def started(self, suggestion: Suggestion, study: str = "") -> None:
         """Show that a trial has started, has restarted, or resumes from a checkpoint."""
+        key = (study, suggestion.trial)
         with self._lock:
-            self.running[suggestion.trial] = (suggestion, time.monotonic(), {})
-            if self.ended.pop(suggestion.trial, None) is None and suggestion.promoted_from is not None:
+            self.running[key] = (suggestion, time.monotonic(), {})
+            if self.ended.pop(key, None) is None and suggestion.promoted_from is not None:
                 self.n_done -= 1  # an earlier launch had stopped the trial
         if self._live is None:
             again = " (again)" if suggestion.again else ""
@@ -152,59 +209,62 @@ class View:
                 again = f" (goes on after epoch {suggestion.promoted_from})"
             memory = _predicted_memory(suggestion)
             what = repeat_words(suggestion.repeat_of, suggestion.config.get("seed")) + describe(suggestion.config, 8)
-            self.say(f"trial {suggestion.trial} started{again}: {what}, predicted {memory}")
+            self.say(f"{_name(key)} started{again}: {what}, predicted {memory}")
 
-    def progressed(self, trial: int, entry: Mapping[str, Any]) -> None:
+    def progressed(self, trial: int, entry: Mapping[str, Any], study: str = "") -> None:
         """Show an epoch of a running trial; ``entry`` as in its history."""
+        key = (study, trial)
         with self._lock:
-            if trial in self.running:
-                suggestion, begun, before = self.running[trial]
-                self.running[trial] = (suggestion, begun, {**before, **entry})
+            if key in self.running:
+                suggestion, begun, before = self.running[key]
+                self.running[key] = (suggestion, begun, {**before, **entry})
 
-    def left(self, trial: int, why: str) -> None:
+    def left(self, trial: int, why: str, study: str = "") -> None:
         """Show that a trial was given back without a result."""
+        key = (study, trial)
         with self._lock:
-            self.running.pop(trial, None)
-        self.say(f"trial {trial}: {why}")
+            self.running.pop(key, None)
+        self.say(f"{_name(key)}: {why}")
 
-    def finished(self, record: TrialRecord) -> None:
+    def finished(self, record: TrialRecord, study: str = "") -> None:
         """Show a finished trial, and each kind of note once."""
-        standing = self.on_finished()
+        standing = (self.studies[study].on_finished if study else self.on_finished)()
+        key = (study, record.trial)
         with self._lock:
-            self.running.pop(record.trial, None)
-            self.ended[record.trial] = record
-            self.standing = standing
+            self.running.pop(key, None)
+            self.ended[key] = record
+            self.standings[study] = standing
         shown = record.notes if self.verbose else [note for note in record.notes if not note.startswith(FOR_DEVELOPERS)]
         for note in shown:  # one per kind: other trials differ only in milliseconds
             if (kind := note.partition(":")[0]) not in self._said:
                 self._said.add(kind)
-                self.say(f"trial {record.trial}: {note}")
+                self.say(f"{_name(key)}: {note}")
         if self._live is None:
             reason = f", {record.reason}" if record.reason else ""
             quality = f"map {format_quality(record.map)}, " if record.map is not None else ""
             memory = memory_words(record.working_bytes, record.device_bytes)
             self.say(
-                f"trial {record.trial} {record.state}: {quality}{memory}, "
+                f"{_name(key)} {record.state}: {quality}{memory}, "
                 f"{format_count(record.trainable_params)} trainable, {format_seconds(record.seconds)}{reason} | "
-                f"{self._n_finished()} of {self.n_trials}, {self._time_left()}, "
-                f"hypervolume {self.standing.hypervolume:.4f}"
+                f"{self._n_finished()} of {self.n_trials}, {self._time_left()}, {self._reached()}"
             )
-            self._say_new_best(record)
+            self._say_new_best(record, study)
 
-    def _say_new_best(self, record: TrialRecord) -> None:
-        best = self._best()
+    def _say_new_best(self, record: TrialRecord, study: str) -> None:
+        best = self._best(study)
         if best is not None and best.trial == record.trial:
-            self.say(best_words(best, best.map, self._shared()))
+            self.say((f"{study}: " if study else "") + best_words(best, best.map, self._shared()))
 
     # --- drawing ----------------------------------------------------------------------------------------------------
 
-    def _all(self) -> list[TrialRecord]:
-        """Return the finished trials of the study, without repeats."""
-        return [record for record in {**self.earlier, **self.ended}.values() if record.repeat_of is None]
+    def _all(self, study: str | None = None) -> list[TrialRecord]:
+        """Return the finished trials of a study, or of all, without repeats."""
+        finished = {**self.earlier, **self.ended}
+        return [r for (of, _), r in finished.items() if study in (None, of) and r.repeat_of is None]
 
-    def _best(self) -> TrialRecord | None:
+    def _best(self, study: str = "") -> TrialRecord | None:
         """Return the complete trial within the budget that has the highest mAP; the first of several."""
-        complete = [r for r in self._all() if r.state == TrialState.COMPLETE and r.feasible and r.map is not None]
+        complete = [r for r in self._all(study) if r.state == TrialState.COMPLETE and r.feasible and r.map is not None]
         return max(complete, key=lambda record: record.map or 0.0, default=None)
 
     def _shared(self) -> Mapping[str, Any]:
@@ -228,37 +288,44 @@ class View:
     def _render(self) -> Group:
         with self._lock:
             # a narrow window first drops the columns that can be read later
-            shown = [name for name, least in _COLUMNS.items() if self.console.width >= least]
+            shown = [name for name, least in _COLUMNS.items()
+                     if self.console.width >= least and (name != "study" or self.studies)]  # fmt: skip
             table = Table(expand=False, title=self.title, title_justify="left", title_style="bold")
             for name in shown:
-                words = name in (_CONFIGURATION, "state")
+                words = name in ("study", _CONFIGURATION, "state")
                 table.add_column(name, justify="left" if words else "right", no_wrap=name != _CONFIGURATION)
-            shared, best = self._shared(), self._best()
-            for record in list(self.ended.values())[-_ROWS:]:
-                is_best = best is not None and record.trial == best.trial
-                cells = self._finished_cells(record, is_best, shared)
+            shared, best = self._shared(), {study: self._best(study) for study in self.studies or ("",)}
+            for key, record in list(self.ended.items())[-_ROWS:]:
+                first = best[key[0]]
+                is_best = first is not None and record.trial == first.trial
+                cells = self._finished_cells(key, record, is_best, shared)
                 table.add_row(*(cells[name] for name in shown), style="bold" if is_best else None)
-            for trial in self.running:
-                cells = self._running_cells(trial, shared)
+            for key in self.running:
+                cells = self._running_cells(key, shared)
                 table.add_row(*(cells[name] for name in shown))
             progress = Table.grid(padding=(0, 1))
             n = self._n_finished()
             progress.add_row(ProgressBar(total=max(1, self.n_trials), completed=n, width=30), self._summary(n))
             common = [Text(shared_words(shared), style="dim")] if shared else []
-            below = [] if best is None else [Text(best_words(best, best.map, shared))]
+            only = best.get("")
+            below = [] if only is None else [Text(best_words(only, only.map, shared))]
             return Group(table, *common, *self._plot(table.row_count), progress, *below)
 
     def _plot(self, n_rows: int) -> list[Text]:
         """Return the front as text, if the terminal has room for it below a table of so many rows."""
-        if self.console.height < n_rows + _FRAME + _PLOT + 4:
+        if self.studies or self.console.height < n_rows + _FRAME + _PLOT + 4:
             return []
+        front = self.standings.get("", Standing()).front
         ascii_only = self.console.options.ascii_only
-        text = live_plot(self._all(), self.standing.front, self.console.width, height=_PLOT, ascii_only=ascii_only)
+        text = live_plot(self._all(), front, self.console.width, height=_PLOT, ascii_only=ascii_only)
         return [text] if text else []
 
-    def _finished_cells(self, record: TrialRecord, is_best: bool, shared: Collection[str]) -> dict[str, str | Text]:
+    def _finished_cells(
+        self, key: _Key, record: TrialRecord, is_best: bool, shared: Collection[str]
+    ) -> dict[str, str | Text]:
         words = repeat_words(record.repeat_of, record.seed) + describe(record.config, leave_out=shared)
         return {
+            "study": Text(key[0]),
             "trial": f"best {record.trial}" if is_best else str(record.trial),
             _CONFIGURATION: Text(words),
             "epoch": str(len(record.history)),
@@ -269,13 +336,15 @@ class View:
             "state": Text(record.state, style=_STYLE.get(record.state, "")),
         }
 
-    def _running_cells(self, trial: int, shared: Collection[str]) -> dict[str, str | Text]:
-        suggestion, begun, entry = self.running[trial]
+    def _running_cells(self, key: _Key, shared: Collection[str]) -> dict[str, str | Text]:
+        suggestion, begun, entry = self.running[key]
+        epochs = self.studies[key[0]].epochs if key[0] else self.epochs
         again = repeat_words(suggestion.repeat_of, suggestion.config.get("seed"))
         return {
-            "trial": str(trial),
+            "study": Text(key[0]),
+            "trial": str(key[1]),
             _CONFIGURATION: Text(again + describe(suggestion.config, leave_out=shared)),
-            "epoch": f"{entry.get('epoch', 0)}/{self.epochs}",
+            "epoch": f"{entry.get('epoch', 0)}/{epochs}",
             "map": format_quality(entry.get("map")),
             "memory": _predicted_memory(suggestion),
             "trainable": format_count(suggestion.estimate["trainable_params"]),
@@ -283,9 +352,21 @@ class View:
             "state": Text(TrialState.RUNNING, style=_STYLE[TrialState.RUNNING]),
         }
 
+    def _reached(self) -> str:
+        """Return the hypervolume of the study, or what each of several has: trials, and its best mAP."""
+        if not self.studies:
+            return f"hypervolume {self.standings.get('', Standing()).hypervolume:.4f}"
+        n_ended = Counter(study for study, _ in self.ended)
+        best = {study: None if (record := self._best(study)) is None else record.map for study in self.studies}
+        return ", ".join(
+            f"{study} {view.n_done + n_ended[study]} (best {format_quality(best[study])})"
+            for study, view in self.studies.items()
+        )
+
     def _summary(self, n_finished: int) -> Text:
+        n_rejected = sum(standing.n_rejected for standing in self.standings.values())
         return Text(
             f"{n_finished} of {self.n_trials} trials, {format_seconds(time.monotonic() - self.begun)} so far, "
-            f"{self._time_left()}, hypervolume {self.standing.hypervolume:.4f}"
-            + (f", {self.standing.n_rejected} over the budget without a run" if self.standing.n_rejected else "")
+            f"{self._time_left()}, {self._reached()}"
+            + (f", {n_rejected} over the budget without a run" if n_rejected else "")
         )

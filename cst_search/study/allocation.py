@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,6 +46,11 @@ class Plan:
     @property
     def total_bytes(self) -> int:
         return sum(point.delta_bytes for point in self.points.values())
+
+
+def point_of(brief: Mapping[str, Any]) -> Point:
+    """Return the point of a complete trial, from its entry as `StudyInfo.brief` returns it."""
+    return Point(brief["trial"], brief["map_mean"], BYTES_PER_PARAMETER * brief["trainable_params"])
 
 
 def useful(points: Sequence[Point]) -> list[Point]:
@@ -82,17 +87,57 @@ def allocate(
 
 
 def curve(tasks: Mapping[str, Sequence[Point]], goal: Goal = "mean", weights: Mapping[str, float] = {}) -> list[Plan]:
-    """Return the plans that no smaller one equals, smallest first; at most the 200 largest."""
+    """Return the plans that no smaller one equals, smallest first: the best plan at every budget.
+
+    Of more than 200 only as many, evenly spread over the logarithm of their size, the smallest and the best among them.
+    """
+    plans = _curve_of_worst(tasks) if goal == "worst" else _curve_of_mean(tasks, weights)
+    if len(plans) <= _MOST_PLANS:
+        return plans
+    sizes = np.log([max(1, plan.total_bytes) for plan in plans])
+    wanted = np.linspace(sizes[0], sizes[-1], _MOST_PLANS)
+    return [plans[i] for i in sorted({int(np.abs(sizes - size).argmin()) for size in wanted})]
+
+
+def _curve_of_mean(tasks: Mapping[str, Sequence[Point]], weights: Mapping[str, float]) -> list[Plan]:
+    """Return the plans by adding task after task and dropping partial plans that a smaller one equals.
+
+    This is the algorithm of Nemhauser and Ullmann [Kellerer2004, section 2.6], with one point of each task.
+    """
+    share = {name: weights.get(name, 1.0) for name in tasks}
+    total = sum(share.values())
+    sizes, values, picks = np.zeros(1, np.int64), np.zeros(1), np.zeros((1, 0), np.int32)
+    kept = {name: useful(points) for name, points in tasks.items()}
+    for name, points in kept.items():
+        own_sizes = np.array([point.delta_bytes for point in points])
+        own_values = np.array([share[name] / total * point.quality for point in points])
+        new_sizes, new_values = (sizes[:, None] + own_sizes).ravel(), (values[:, None] + own_values).ravel()
+        order = np.lexsort((-new_values, new_sizes))
+        best = np.maximum.accumulate(np.concatenate([[-np.inf], new_values[order]]))[:-1]
+        order = order[new_values[order] > best + 1e-12]
+        sizes, values = new_sizes[order], new_values[order]
+        before, chosen = np.divmod(order, len(points))
+        picks = np.column_stack([picks[before], chosen.astype(np.int32)])
+    return [
+        Plan({name: points[i] for (name, points), i in zip(kept.items(), pick, strict=True)}, float(value))
+        for pick, value in zip(picks, values, strict=True)
+    ]
+
+
+def _curve_of_worst(tasks: Mapping[str, Sequence[Point]]) -> list[Plan]:
+    """Return for each worst mAP that is possible the smallest plan that reaches it."""
     plans: list[Plan] = []
-    budget = sum(max(point.delta_bytes for point in points) for points in tasks.values())
-    while len(plans) < _MOST_PLANS and (plan := allocate(tasks, budget, goal, weights)) is not None:
-        plans.append(plan)
-        budget = plan.total_bytes - 1
-    rising: list[Plan] = []
-    for plan in reversed(plans):  # those with the same worst mAP differ in the mean only
-        if not rising or plan.value > rising[-1].value + 1e-9:
-            rising.append(plan)
-    return rising
+    for floor in sorted({point.quality for points in tasks.values() for point in points}):
+        reaching = {name: [point for point in points if point.quality >= floor] for name, points in tasks.items()}
+        if not all(reaching.values()):
+            break
+        chosen = {name: min(points, key=lambda p: (p.delta_bytes, -p.quality)) for name, points in reaching.items()}
+        plan = Plan(chosen, min(point.quality for point in chosen.values()))
+        if not plans or plan.value > plans[-1].value + 1e-9:
+            if plans and plan.total_bytes <= plans[-1].total_bytes:
+                plans.pop()
+            plans.append(plan)
+    return plans
 
 
 def next_better(plan: Plan, plans: Sequence[Plan]) -> Plan | None:

@@ -148,11 +148,14 @@ class CallQueue:
     Args:
         uri: address for the report of a failure.
         warn: receives the line that reports the first failure.
-        on_failure: called after every failed attempt.
+
+    Attributes:
+        on_failure: functions that are called after every failed attempt.
     """
 
-    def __init__(self, uri: str, warn: Callable[[str], None], on_failure: Callable[[], None]) -> None:
-        self._uri, self._warn, self._on_failure = uri, warn, on_failure
+    def __init__(self, uri: str, warn: Callable[[str], None]) -> None:
+        self._uri, self._warn = uri, warn
+        self.on_failure: list[Callable[[], None]] = []
         self._warned = False
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -185,6 +188,7 @@ class CallQueue:
         try:
             job()
         except Exception as error:  # no error here may end the search
-            self._on_failure()
+            for forget in self.on_failure:
+                forget()
             return error
         return None

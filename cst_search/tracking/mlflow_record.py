@@ -25,11 +25,16 @@ class MlflowRecord:
         uri: address of a tracking server or a database.
         artifact_root: folder for artifacts if ``uri`` is a database; a server has its own.
         warn: receives the line that reports a failure.
+        beside: record of another study in the same launch, whose queue this one uses too: a database has one writer at
+            a time. Closing one of them closes the queue of all.
     """
 
-    def __init__(self, uri: str, artifact_root: Path, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, uri: str, artifact_root: Path, warn: Callable[[str], None], beside: MlflowRecord | None = None
+    ) -> None:
         self._mirror = MlflowMirror(uri, artifact_root)
-        self._calls = CallQueue(uri, warn, on_failure=self._mirror.forget)
+        self._calls: CallQueue = CallQueue(uri, warn) if beside is None else beside._calls
+        self._calls.on_failure.append(self._mirror.forget)
         self._n_volumes = 0
         self._launch: str | None = None
 

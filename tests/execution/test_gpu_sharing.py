@@ -259,7 +259,7 @@ def test_trials_that_never_fit_are_reported_and_take_no_worker(
 def make_trainable(folder: Path) -> Callable[..., None]:
     """A trial that writes down what it was given and who was at work beside it. Nested: Ray then carries it itself."""
 
-    def trainable(config: dict[str, Any], task: Task) -> None:
+    def trainable(config: dict[str, Any], tasks: list[Task]) -> None:
         import json
         import time
         import uuid

@@ -87,7 +87,7 @@ def quick_trial(joined: Path | None = None) -> Callable[..., None]:
         joined: on the head it waits for this file, which one on another node makes.
     """
 
-    def trainable(config: dict[str, Any], task: Any) -> None:
+    def trainable(config: dict[str, Any], tasks: Any) -> None:
         import json
         import os
         import time

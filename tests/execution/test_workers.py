@@ -15,14 +15,14 @@ from typing import Any
 
 import optuna
 import pytest
-from studies import FakeEstimate, fake_estimate, make_spec, make_study, open_session, shorter_rungs
+from studies import FakeEstimate, fake_estimate, make_spec, make_study, open_session, run_one, scored, shorter_rungs
 
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import Cache
 from cst_search.errors import RunError
 from cst_search.execution.task import Task, execute
-from cst_search.execution.workers import InProcess, SearchJob, Supply, Workers
+from cst_search.execution.workers import InProcess, SearchJob, Supply, Turns, Workers
 from cst_search.search.session import SearchSession
 from cst_search.search.suggestion import Suggestion
 from cst_search.study.objectives import OBJECTIVES
@@ -420,14 +420,14 @@ def test_how_a_trial_of_ray_ends(
     heard = Heard()
     task: Any = SimpleNamespace(rungs=(), checkpoints=None)
     supply = Supply(SearchJob(session, task, 1, fake_estimate, lambda: False, heard))  # type: ignore[arg-type]
-    searcher = StudySearcher(supply)
+    searcher = StudySearcher(Turns([supply]))
     number = session.study.info().n_ran()
     config = searcher.suggest("a")["config"]
     searcher.on_trial_complete("a", result, error)
     record = next(record for record in session.study.info().trials if record.config == config)
     if error:  # it is handed out again, though the study was to have one trial, and the next time it has failed
         assert heard.of(record.trial) == ["started", "left"] and session.study.info().n_ran() == 0
-        assert searcher.suggest("b") == {"trial": record.trial, "config": config}
+        assert searcher.suggest("b") == {"task": 0, "trial": record.trial, "config": config}
         searcher.on_trial_complete("b", result, error)
         assert heard.of(record.trial) == ["started", "left", "started", "finished"]
         record = next(record for record in session.study.info().trials if record.config == config)
@@ -449,11 +449,73 @@ def test_a_first_suggestion_made_ahead_is_the_first_handed_out(tmp_path: Path) -
     session.begin_launch()
     task: Any = SimpleNamespace(rungs=(), checkpoints=None)
     supply = Supply(SearchJob(session, task, 2, fake_estimate, lambda: False, heard))  # type: ignore[arg-type]
-    searcher = StudySearcher(supply)
+    searcher = StudySearcher(Turns([supply]))
     searcher.look_ahead()
     (ahead,) = [record for record in session.study.info().trials if record.state == "running"]
-    assert searcher.suggest("a") == {"trial": ahead.trial, "config": ahead.config}
+    assert searcher.suggest("a") == {"task": 0, "trial": ahead.trial, "config": ahead.config}
     assert searcher.suggest("b")["trial"] != ahead.trial and searcher.suggest("c") is None
+
+
+# --- several studies on the same workers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["in-process", "ray"])
+def test_studies_take_turns_and_each_trial_is_of_its_own(
+    kind: str, tiny_recipe: Callable[..., Recipe], tiny_data: DetectionData, weights_file: Callable[[str, float], str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    recipe = tiny_recipe(method="head", weights=weights_file("resnet18", 0.125))
+    url = f"sqlite:///{tmp_path}/studies.db"
+    started: list[str] = []
+
+    class Noted(Heard):
+        def started(self, suggestion: Suggestion) -> None:
+            super().started(suggestion)
+            started.append(self.name)
+
+    def job(name: str, n_trials: int, epochs: int, batch_size: int) -> SearchJob:
+        spec = make_spec(space=LIMITED_SPACE, budget=Budget(), recipe=recipe.to_dict())
+        session = SearchSession(Study.create(url, name, spec))
+        session.begin_launch()
+        for i in range(n_trials):
+            session.enqueue({"method": "head", "batch_size": batch_size, "lr": 1e-3 * (i + 1)})
+        heard = Noted()
+        heard.name = name  # type: ignore[attr-defined]
+        task = Task(recipe, tiny_data, epochs, "cpu", threads=1)
+        return SearchJob(session, task, n_trials, estimate, lambda: False, heard)  # type: ignore[arg-type]
+
+    jobs = [job("cells", 4, 1, 1), job("cards", 2, 2, 8), job("none", 0, 1, 1)]
+    workers: Workers = InProcess()
+    if kind == "ray":
+        from cst_search.execution.ray_tune import Ray
+
+        workers = Ray(1, cpus=1)
+    workers.run(*jobs)
+    assert started == ["cells", "cards", "cells", "cards", "cells", "cells"]
+    for name, n_trials, epochs, batch_size in (("cells", 4, 1, 1), ("cards", 2, 2, 8)):
+        records = Study.open(url, name).info().trials
+        assert [record.state for record in records] == ["complete"] * n_trials
+        assert {len(record.history) for record in records} == {epochs}
+        assert {record.config["batch_size"] for record in records} == {batch_size}
+    assert not Study.open(url, "none").info().trials
+
+
+def test_the_study_that_had_the_fewest_turns_is_next(tmp_path: Path) -> None:
+    """Also counted: what earlier launches ran."""
+    task: Any = SimpleNamespace(rungs=(), checkpoints=None)
+    supplies = []
+    for name, n_before in (("old", 2), ("new", 0)):
+        session = make_study(tmp_path, name)
+        session.begin_launch()
+        for _ in range(n_before):
+            run_one(session, scored(0.1))
+        job = SearchJob(session, task, 4, fake_estimate, lambda: False, Heard())  # type: ignore[arg-type]
+        supplies.append(Supply(job))
+    turns, order = Turns(supplies), []
+    while (handout := turns.next()) is not None:
+        order.append(handout.place)
+    assert order == [1, 1, 0, 1, 0, 1]
+    assert turns.is_empty() and not turns.is_over()
 
 
 # --- how Ray starts ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import math
 import random
 import re
 import struct
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from pages import METHODS, made_info
 
+from cst_search.commands.allocate import points_of
 from cst_search.config.catalog import shipped_folder
 from cst_search.errors import ConfigError
 from cst_search.report.figure import picture
@@ -21,6 +23,7 @@ from cst_search.report.html import write_comparison, write_front
 from cst_search.report.labels import GROUPS, budget_lines, has_log_axis, headline, is_log, plain
 from cst_search.report.page_data import page_data
 from cst_search.report.summary import page_report
+from cst_search.study.allocation import allocate
 from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.pareto import front, hypervolume, hypervolume_by_trial, knee
 from cst_search.study.records import StudyInfo
@@ -648,6 +651,35 @@ def test_comparison_says_what_differs(tmp_path, key, value, said, has_volume):
     assert len(result["warnings"]) == 1 and said in result["warnings"][0]
     assert said in Page(written["html"]).text
     assert (result["reference"] is not None) is has_volume
+
+
+def test_comparison_of_different_data_shows_what_storage_buys(tmp_path):
+    infos = [
+        replace(made_info(40, name, seed=seed), data=f"data/{name}") for name, seed in (("cells", 1), ("cards", 2))
+    ]
+    written = write_comparison([page_report(info) for info in infos], tmp_path)
+    storage = json.loads(written["json"].read_text())["storage"]
+    tasks = {info.name: points_of(info) for info in infos}
+    assert storage["studies"] == ["cells", "cards"]
+    for goal in storage["goals"]:
+        assert 2 < len(goal["plans"]) <= 21
+        for plan in goal["plans"]:
+            best = allocate(tasks, plan["bytes"], goal["key"])
+            assert best is not None and best.value == pytest.approx(plan[goal["key"]])
+            chosen = [info.by_number(trial) for info, trial in zip(infos, plan["trials"], strict=True)]
+            assert plan["bytes"] == sum(4 * record.trainable_params for record in chosen)
+            qualities = [info.brief(r)["map_mean"] for info, r in zip(infos, chosen, strict=True)]
+            assert plan["worst"] == pytest.approx(min(qualities))
+    assert "One storage budget for all of them" in Page(written["html"]).text
+
+
+def test_comparison_of_the_same_data_has_nothing_to_divide(tmp_path):
+    written = write_comparison([page_report(made_info(30, name)) for name in "ab"], tmp_path / "same")
+    assert json.loads(written["json"].read_text())["storage"] is None
+    assert "One storage budget" not in Page(written["html"]).text
+    empty = replace(made_info(30, "b"), trials=(), repeats=(), data="elsewhere")
+    written = write_comparison([page_report(made_info(30, "a")), page_report(empty)], tmp_path / "empty")
+    assert json.loads(written["json"].read_text())["storage"] is None
 
 
 @pytest.mark.parametrize("names", [[], ["a"], ["a", "a"]])

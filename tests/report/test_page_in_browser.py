@@ -687,3 +687,21 @@ def test_comparison_draws_a_line_a_study(show: Callable[..., Any], tmp_path: Pat
     page.locator("#front").focus()
     page.keyboard.press("Home")
     assert page.locator("#spoken").text_content().startswith(("b: trial", "c: trial"))
+
+
+def test_comparison_draws_what_storage_buys(show: Callable[..., Any], tmp_path: Path) -> None:
+    infos = [replace(made_info(60, name, seed=seed), data=name) for name, seed in (("a<b>", 1), ("cards", 2))]
+    page = show(write_comparison([page_report(info) for info in infos], tmp_path)["html"])
+    chart = page.locator("#storage")
+    assert chart.locator("path[fill=none]").count() == 2  # a line for each goal
+    n_plans = page.evaluate("data.storage.goals.map((goal) => goal.plans.length)")
+    assert chart.locator("path").count() == 2 + sum(n_plans)
+    assert "all tasks together, MB" in chart.text_content()
+    chart.scroll_into_view_if_needed()
+    box = chart.locator("path[fill=none]").first.bounding_box()
+    page.mouse.move(box["x"] + 1, box["y"] + box["height"] - 1)  # the smallest plan
+    words = page.locator("#tip").text_content()
+    first = page.evaluate("data.storage.goals[0].plans[0]")
+    assert f"a<b> trial {first['trials'][0]}, cards trial {first['trials'][1]}" in words
+    page.locator("summary").first.click()
+    assert page.locator("details[open] tbody tr").count() == n_plans[0]

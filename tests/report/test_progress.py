@@ -208,3 +208,31 @@ def test_no_colours_where_none_are_wanted(tmp_path: Path) -> None:
     assert not colours.search(b"".join(watch(tmp_path, [(40, 140)], NO_COLOR="1")))
     dumb = b"".join(watch(tmp_path, [(40, 140)], TERM="dumb"))
     assert b"\x1b" not in dumb and b"trial 0 started" in dumb
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_trials_of_several_studies_are_told_apart(is_terminal: bool) -> None:
+    """Both have a trial 0; of the second, an earlier launch had stopped it."""
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=140)
+    view = View(console, title="x", n_trials=8, n_workers=2, n_done=3, epochs=0, on_finished=Standing)
+    cells = view.of("cells", 0, 9, lambda: Standing(0.5, 2))
+    cards = view.of("cards", 3, 4, lambda: Standing(0.7, 1))
+    cells.started(suggestion(0))
+    cards.started(suggestion(0, promoted_from=1))
+    cells.progressed(0, {"epoch": 5, "map": 0.111})
+    cards.progressed(0, {"epoch": 3, "map": 0.222})
+    table = Console(file=io.StringIO(), width=160)
+    table.print(view._render())
+    rows = [line.split() for line in table.file.getvalue().splitlines() if "head" in line]  # type: ignore[attr-defined]
+    assert [(row[1], row[3]) for row in rows] == [("cells", "0"), ("cards", "0")]
+    assert "5/9" in rows[0] and "0.111" in rows[0] and "3/4" in rows[1] and "0.222" in rows[1]
+    cards.finished(stopped(0, state="complete", reason=None, waits=False))
+    assert view._n_finished() == 3 and list(view.running) == [("cells", 0)]
+    cells.finished(stopped(0, state="complete", reason=None, waits=False))
+    cards.left(1, "it is gone")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "cards trial 1: it is gone" in text and view._n_finished() == 4
+    assert "cells 1 (best -), cards 3 (best -), 3 over the budget" in str(view._summary(4))
+    if not is_terminal:
+        assert "cells trial 0 started: head" in text and "cards trial 0 started (goes on after epoch 1): head" in text
+        assert "cards trial 0 complete: map 0.250" in text and "3 of 8" in text

@@ -95,5 +95,22 @@ def test_as_good_as_the_best_of_all_plans(seed: int) -> None:
                 assert found.total_bytes == least
         steps = curve(tasks, goal, weights)  # type: ignore[arg-type]
         assert all(a.value < b.value and a.total_bytes < b.total_bytes for a, b in itertools.pairwise(steps))
+        budgets = sorted({size(plan) for plan in plans})
+        bests = [max(value(p, goal) for p in plans if size(p) <= budget) for budget in budgets]
+        rising = [best for place, best in enumerate(bests) if not place or best > bests[place - 1] + 1e-9]
+        assert [step.value for step in steps] == pytest.approx(rising)  # none is left out
         for step in steps:
             assert step.value == pytest.approx(max(value(p, goal) for p in plans if size(p) <= step.total_bytes))
+
+
+def test_a_long_curve_is_thinned_to_its_smallest_its_best_and_some_between() -> None:
+    draw = random.Random(3)
+    tasks = {f"task-{t}": [Point(i, 0.02 * i + 0.01 * draw.random(), round(1e4 * 1.4**i * (1 + 0.3 * draw.random())))
+                           for i in range(20)] for t in range(7)}  # fmt: skip
+    steps = curve(tasks)
+    assert 100 < len(steps) <= 200
+    assert all(point.trial == 0 for point in steps[0].points.values())
+    assert all(point.trial == 19 for point in steps[-1].points.values())
+    assert all(a.value < b.value and a.total_bytes < b.total_bytes for a, b in itertools.pairwise(steps))
+    middle = steps[len(steps) // 2]
+    assert allocate(tasks, middle.total_bytes).value == pytest.approx(middle.value)  # type: ignore[union-attr]
