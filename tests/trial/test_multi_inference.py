@@ -209,3 +209,16 @@ def test_only_the_named_tasks_run(run: Callable[..., Path], images: list[Path]) 
     for wrong, got in ((["head", "cat"], "got 'cat'"), ([], "got none")):
         with pytest.raises(ConfigError, match=f"tasks must name some of cst, head, lora; {got}"):
             next(detectors.detect(images[:1], tasks=wrong))
+
+
+def test_bf16_shares_a_body_too(run: Callable[..., Path], images: list[Path], unrounded: None) -> None:
+    """The same operations on the same numbers: no tolerance is needed. What bf16 itself moves is another matter."""
+    runs = [run(f"task-{i}", method="cst", **FROZEN, seed=i, precision="bf16") for i in range(3)]
+    runs.append(run("lora", method="conv_lora", **FROZEN, precision="bf16"))
+    expected = alone(runs, images, 1)
+    assert together(runs, images, 1) == expected
+    exact = alone([run("exact", method="cst", **FROZEN)], images, 1)["exact"]
+    rounded = alone([run("exact", method="cst", **FROZEN, precision="bf16")], images, 1)["exact"]
+    assert rounded != exact
+    for one, other in zip(rounded, exact, strict=True):
+        assert max(one.scores) == pytest.approx(max(other.scores), abs=0.02)
