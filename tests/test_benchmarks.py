@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import warm
+from studies import run_cli
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -28,6 +30,7 @@ import methods
 import methods_measure
 import methods_summary
 import methods_table
+import seven_tasks
 from methods_measure import Job
 
 from cst_search.config.loading import write_yaml
@@ -447,3 +450,44 @@ def test_the_worst_predicted_configurations_are_traced_first(tmp_path: Path) -> 
     assert len(every) == len({job.key for job in every}) == 14 + 40 + 24 + 12 + 24
     drawn = [json.dumps([job.arguments["recipe"], job.arguments["shape"]]) for job in every[14:]]
     assert len(set(drawn)) == len(drawn)
+
+
+# --- several data sets in one budget ---------------------------------------------------------------------------------
+
+
+def test_budgets_are_where_the_gain_is() -> None:
+    curve = [{"total_bytes": 10 * i, "value": value} for i, value in enumerate((0.2, 0.3, 0.36, 0.38, 0.4))]
+    assert seven_tasks.chosen_budgets(curve) == [10, 30, 40]
+    assert seven_tasks.chosen_budgets(curve[:1]) == [0]
+
+
+def test_several_tasks_from_search_to_table_and_what_is_whole_is_not_run_again(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def run(*words: str, journal: Path) -> str:
+        done = run_cli(*words)
+        assert done.code == 0, done
+        ran.append(words[0])
+        journal.write_text(json.dumps({"command": words[0]}))
+        return done.out
+
+    folders = [str(shutil.copytree(tiny_folder, tmp_path / name)) for name in ("cells", "cards")]
+    write_yaml(tmp_path / "space.yaml", {"methods": ["head"], "shared": {"lr": {"choice": [0.001, 0.01]}}}, "test")
+    monkeypatch.setattr(seven_tasks, "run", run)
+    results = tmp_path / "results.json"
+    monkeypatch.setattr("sys.argv", ["seven_tasks.py", *folders, "--home", str(tmp_path / "home"), "--results",
+                        str(results), "--space", str(tmp_path / "space.yaml"), "--device", "cpu", "--in-process",
+                        "--quick"])  # fmt: skip
+    seven_tasks.main()
+    assert ran[:2] == ["launch", "allocate"] and ran[-2:] == ["train", "train"]
+    found = json.loads(results.read_text())
+    assert set(found["full"]) == {"seven-cells", "seven-cards"}
+    for plan in found["plans"]:
+        assert set(plan["tasks"]) == set(found["full"]) and plan["bundle_bytes"] > plan["budget_bytes"]
+    assert str(tmp_path) not in results.read_text()
+    assert seven_tasks.table(found).count("\n") == 4 and "| cells |" in seven_tasks.table(found)
+    ran.clear()
+    seven_tasks.main()
+    assert set(ran) == {"allocate"}
