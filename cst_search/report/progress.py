@@ -44,6 +44,7 @@ _COLUMNS = {
 }  # fmt: skip
 _ROWS = 14  # finished trials shown in the live table
 _FRAME = 10  # lines of the live display besides those of its rows: titles, rules, progress, summary
+_PLOTTED = 200  # trials in the plot besides the front: it is drawn twice a second
 _PLOT = 6  # lines of the plot inside its axes; it is left out where the terminal is too low for it
 
 
@@ -161,7 +162,13 @@ class View:
         self.studies: dict[str, StudyView] = {}  # where there are several
         self.running: dict[_Key, tuple[Suggestion, float, Mapping[str, Any]]] = {}
         self.ended: dict[_Key, TrialRecord] = {}
-        self.earlier: dict[_Key, TrialRecord] = {("", record.trial): record for record in earlier}
+        # kept up to date with each trial, as the cost per trial must not grow with their number
+        self._complete: dict[_Key, TrialRecord] = {}
+        self._bests: dict[str, TrialRecord] = {}  # by study
+        self._common: Mapping[str, Any] = {}
+        self._noted: set[_Key] = set()
+        for record in earlier:
+            self._take(("", record.trial), record)
         self.standings: dict[str, Standing] = {}  # by study
         self.begun, self.verbose = time.monotonic(), verbose
         self._said: set[str] = set()
@@ -178,7 +185,8 @@ class View:
     ) -> StudyView:  # fmt: skip
         """Return the receiver of the events of one of several studies; ``n_done`` of its trials are done."""
         self.studies[study] = StudyView(self, study, n_done, epochs, on_finished)
-        self.earlier |= {(study, record.trial): record for record in earlier}
+        for record in earlier:
+            self._take((study, record.trial), record)
         return self.studies[study]
 
     def __enter__(self) -> View:
@@ -201,6 +209,7 @@ class View:
         key = (study, suggestion.trial)
         with self._lock:
             self.running[key] = (suggestion, time.monotonic(), {})
+            self._note(key, suggestion.config)
             if self.ended.pop(key, None) is None and suggestion.promoted_from is not None:
                 self.n_done -= 1  # an earlier launch had stopped the trial
         if self._live is None:
@@ -233,6 +242,7 @@ class View:
         with self._lock:
             self.running.pop(key, None)
             self.ended[key] = record
+            self._take(key, record)
             self.standings[study] = standing
         shown = record.notes if self.verbose else [note for note in record.notes if not note.startswith(FOR_DEVELOPERS)]
         for note in shown:  # one per kind: other trials differ only in milliseconds
@@ -257,19 +267,30 @@ class View:
 
     # --- drawing ----------------------------------------------------------------------------------------------------
 
-    def _all(self, study: str | None = None) -> list[TrialRecord]:
-        """Return the finished trials of a study, or of all, without repeats."""
-        finished = {**self.earlier, **self.ended}
-        return [r for (of, _), r in finished.items() if study in (None, of) and r.repeat_of is None]
+    def _take(self, key: _Key, record: TrialRecord) -> None:
+        """Take a finished trial of the search into account for the best one, the plot, and what all trials share."""
+        if record.repeat_of is not None:
+            return
+        self._note(key, record.config)
+        if record.state == TrialState.COMPLETE and record.feasible and record.map is not None:
+            self._complete[key] = record
+            best = self._best(key[0])
+            if best is None or record.map > (best.map or 0.0):
+                self._bests[key[0]] = record
+
+    def _note(self, key: _Key, config: Mapping[str, Any]) -> None:
+        """Narrow what all trials share to what this one has too."""
+        if key not in self._noted:
+            self._common = shared_values([self._common if self._noted else config, config])
+            self._noted.add(key)
 
     def _best(self, study: str = "") -> TrialRecord | None:
         """Return the complete trial within the budget that has the highest mAP; the first of several."""
-        complete = [r for r in self._all(study) if r.state == TrialState.COMPLETE and r.feasible and r.map is not None]
-        return max(complete, key=lambda record: record.map or 0.0, default=None)
+        return self._bests.get(study)
 
     def _shared(self) -> Mapping[str, Any]:
         """Return the dimensions that are equal in all trials so far."""
-        return shared_values([r.config for r in self._all()] + [s.config for s, *_ in self.running.values()])
+        return self._common if len(self._noted) > 1 else {}
 
     def _n_finished(self) -> int:
         return self.n_done + len(self.ended)
@@ -317,7 +338,9 @@ class View:
             return []
         front = self.standings.get("", Standing()).front
         ascii_only = self.console.options.ascii_only
-        text = live_plot(self._all(), front, self.console.width, height=_PLOT, ascii_only=ascii_only)
+        on_front = [self._complete["", trial] for trial in front if ("", trial) in self._complete]
+        points = [*list(self._complete.values())[-_PLOTTED:], *on_front]
+        text = live_plot(points, front, self.console.width, height=_PLOT, ascii_only=ascii_only)
         return [text] if text else []
 
     def _finished_cells(
