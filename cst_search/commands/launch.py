@@ -190,7 +190,7 @@ def _job(
     events: Events = view
     if is_alone:
         view.epochs, view.on_finished = epochs, on_finished
-        view.earlier = {("", record.trial): record for record in complete}
+        view.take_earlier(complete)
     else:
         events = view.of(study.name, search.n_before, epochs, on_finished, complete)
     task = make_task(setup.recipe, setup.data, epochs, search.workers, cache, search.checkpoints, session.rungs)

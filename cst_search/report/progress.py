@@ -167,8 +167,7 @@ class View:
         self._bests: dict[str, TrialRecord] = {}  # by study
         self._common: Mapping[str, Any] = {}
         self._noted: set[_Key] = set()
-        for record in earlier:
-            self._take(("", record.trial), record)
+        self.take_earlier(earlier)
         self.standings: dict[str, Standing] = {}  # by study
         self.begun, self.verbose = time.monotonic(), verbose
         self._said: set[str] = set()
@@ -185,8 +184,7 @@ class View:
     ) -> StudyView:  # fmt: skip
         """Return the receiver of the events of one of several studies; ``n_done`` of its trials are done."""
         self.studies[study] = StudyView(self, study, n_done, epochs, on_finished)
-        for record in earlier:
-            self._take((study, record.trial), record)
+        self.take_earlier(earlier, study)
         return self.studies[study]
 
     def __enter__(self) -> View:
@@ -266,6 +264,11 @@ class View:
             self.say((f"{study}: " if study else "") + best_words(best, best.map, self._shared()))
 
     # --- drawing ----------------------------------------------------------------------------------------------------
+
+    def take_earlier(self, records: Sequence[TrialRecord], study: str = "") -> None:
+        """Take trials that ended before this launch into account for the best one, and what all trials share."""
+        for record in records:
+            self._take((study, record.trial), record)
 
     def _take(self, key: _Key, record: TrialRecord) -> None:
         """Take a finished trial of the search into account for the best one, the plot, and what all trials share."""
