@@ -35,6 +35,8 @@ def launch(  # type: ignore[misc]  # the overloads leave out what does not decid
     budget_mem: str | None = None,
     *,
     budget_params: str | float | None = None,
+    budget_delta: str | None = None,
+    budget_flops: str | None = None,
     data: str | Path | Sequence[str | Path] | None = None,
     recipe: RecipeLike | None = None,
     space: SpaceLike | None = None,
@@ -64,6 +66,8 @@ def launch(  # type: ignore[misc]  # the overloads leave out what does not decid
     Args:
         budget_mem: GPU memory budget per trial, e.g. ``"6GB"``.
         budget_params: budget of trainable parameters.
+        budget_delta: budget of what training adds to storage, e.g. ``"4MB"``.
+        budget_flops: budget of the operations of an image, e.g. ``"5GFLOP"`` or ``"2.5GMAC"``.
         data: folder in COCO's, YOLO's or Pascal VOC's format; None: the embedded demo. A list of folders is searched in
             one study each, on the same workers; the result is then a list too.
         recipe: fixed settings; None: ``demo``, with data ``resnet50`` on a GPU and ``small`` on a CPU.
@@ -165,8 +169,9 @@ class Search:
         """Return the Pareto front, one row per point, best mAP first.
 
         Columns: ``trial``, ``state``, ``map``, ``map50``, ``device_bytes``, ``working_bytes``, ``memory_source``,
-        ``trainable_params``, ``petl_params``, then ``config.NAME`` for every parameter that varied. Once a point was
-        confirmed with other seeds, ``map_mean``, ``map_std`` and ``n_seeds`` follow ``map50``.
+        ``trainable_params``, ``petl_params``, ``delta_bytes``, ``inference_bytes``, ``flops``, ``marginal_flops``, then
+        ``config.NAME`` for every parameter that varied. Once a point was confirmed with other seeds, ``map_mean``,
+        ``map_std`` and ``n_seeds`` follow ``map50``.
         """
         info = self.info
         return _frame(info, info.front())
@@ -442,10 +447,11 @@ def _frame(info: StudyInfo, records: Sequence[TrialRecord]) -> pandas.DataFrame:
     import pandas
 
     from cst_search.config.search_space import Space
+    from cst_search.study.objectives import OF_INFERENCE
 
     seeds = ("map_mean", "map_std", "n_seeds") if info.repeats else ()
     figures = ("map", "map50", *seeds, "device_bytes", "working_bytes", "memory_source", "trainable_params",
-               "petl_params")  # fmt: skip
+               "petl_params", *OF_INFERENCE)  # fmt: skip
     keys = Space.from_dict(info.space).keys()
 
     def row(record: TrialRecord) -> list[Any]:

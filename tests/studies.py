@@ -88,7 +88,8 @@ def make_spec(**changes: Any) -> StudySpec:
         "target_device": "CUDA GPU (generic)",
         "eta": 0,
     } | changes
-    reference = {"map": 0.0, "map50": 0.0, "device_bytes": 1600.0, "trainable_params": 2000.0, "petl_params": 100.0}
+    reference = {"map": 0.0, "map50": 0.0, "device_bytes": 1600.0, "trainable_params": 2000.0, "petl_params": 100.0,
+                 "delta_bytes": 8000.0, "flops": 2e9, "marginal_flops": 2e9, "inference_bytes": 800.0}  # fmt: skip
     values.setdefault("reference_point", {o.name: reference[o.name] for o in values["objectives"]})
     return StudySpec(**values)
 

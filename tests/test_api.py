@@ -139,8 +139,8 @@ def test_the_api_declares_what_the_options_declare() -> None:
 def test_front_and_trials(first: Search) -> None:
     front, trials, info = first.front(), first.trials(), first.info
     columns = ["trial", "state", "map", "map50", "device_bytes", "working_bytes", "memory_source", "trainable_params",
-               "petl_params"]  # fmt: skip
-    assert list(front.columns[:9]) == columns
+               "petl_params", "delta_bytes", "inference_bytes", "flops", "marginal_flops"]  # fmt: skip
+    assert list(front.columns[:13]) == columns
     assert {"config.method", "config.cst.reduction", "config.lr"} <= set(front.columns[8:])
     assert front["trial"].tolist() == [record.trial for record in info.front()]
     assert front["map"].is_monotonic_decreasing

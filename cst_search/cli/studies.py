@@ -46,6 +46,7 @@ def status(
 
     from cst_search.study.wording import (
         best_words,
+        cost_words,
         describe,
         format_quality,
         memory_words,
@@ -65,7 +66,9 @@ def status(
                      "repeats": repeats})  # fmt: skip
         return
     table = Table(title=f"Study {info.name}", title_justify="left")
-    for name in ("trial", "state", "map", "memory", "trainable", "time", "configuration or reason"):
+    further = info.further_costs
+    costs = ("memory", "trainable", *(o.short for o in further))
+    for name in ("trial", "state", "map", *costs, "time", "configuration or reason"):
         table.add_column(
             name, no_wrap=name != "configuration or reason", justify="right" if name == "trial" else "left"
         )
@@ -86,6 +89,7 @@ def status(
             format_quality(record.map),
             memory_words(record.working_bytes, record.device_bytes),
             format_count(record.trainable_params),
+            *(cost_words(o, getattr(record, o.name)) for o in further),
             format_seconds(record.seconds),
             Text(words + (f"\n{record.reason}" if record.reason else "")),
             style="bold" if is_best else None,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from cst_search.commands.dataset import image_sizes
@@ -18,24 +19,29 @@ from cst_search.memory.estimate import Estimate, InputShape, context_of, worst_i
 from cst_search.memory.gpu_costs import GpuCosts
 from cst_search.memory.gpu_profile import local_costs
 from cst_search.petl import get_method
+from cst_search.study.objectives import BOUNDS, OBJECTIVES
 from cst_search.study.records import Budget
+from cst_search.study.wording import cost_words
 from cst_search.trial.cost import predict, predict_roughly
-from cst_search.units import format_bytes, format_count
 
 _SURVEY = 24  # random configurations that a budget is compared with
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Predicted costs of random configurations; each tuple is in ascending order.
+    """Predicted costs of random configurations.
 
-    ``context_bytes`` is the CUDA context in the largest of ``device_bytes``.
+    Attributes:
+        costs: by names of objectives, each in ascending order.
+        context_bytes: the CUDA context in the largest of ``device_bytes``.
     """
 
-    device_bytes: tuple[int, ...]
-    trainable_params: tuple[int, ...]
-    petl_params: tuple[int, ...]
+    costs: Mapping[str, tuple[int, ...]]
     context_bytes: int = 0
+
+    @property
+    def device_bytes(self) -> tuple[int, ...]:
+        return self.costs["device_bytes"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Estimator:
         sizes: distinct (height, width) of the dataset's images in pixels.
         max_boxes: most boxes in one image.
         gpu: costs of the GPU that it is for; by default of this machine's, where they were measured.
+        inference: True if rough predictions have the cost of the trained detector too.
     """
 
     recipe: Recipe
@@ -53,22 +60,23 @@ class Estimator:
     sizes: tuple[tuple[int, int], ...]
     max_boxes: int
     gpu: GpuCosts = field(default_factory=local_costs)
+    inference: bool = False
 
     def __call__(self, config: dict[str, Any]) -> Estimate:
         return predict(*self._asked(config), gpu=self.gpu)
 
     def roughly(self, config: dict[str, Any]) -> Estimate:
         """Return a cheaper prediction, by which hundreds of candidates are compared."""
-        return predict_roughly(*self._asked(config), gpu=self.gpu)
+        return predict_roughly(*self._asked(config), inference=self.inference, gpu=self.gpu)
 
     def _asked(self, config: dict[str, Any]) -> tuple[Recipe, int, InputShape]:
         configured = self.recipe.configured(config)
         return configured, self.n_classes, worst_input(configured, self.sizes, self.max_boxes)
 
 
-def estimator(recipe: Recipe, data: DetectionData) -> Estimator:
-    """Return the estimator of a recipe's configurations on a dataset."""
-    return Estimator(recipe, len(data.class_names), image_sizes(data), data.summary()["max_boxes"])
+def estimator(recipe: Recipe, data: DetectionData, *, inference: bool = False) -> Estimator:
+    """Return the estimator of a recipe's configurations on a dataset; ``inference`` as in `Estimator`."""
+    return Estimator(recipe, len(data.class_names), image_sizes(data), data.summary()["max_boxes"], inference=inference)
 
 
 def survey_costs(space: Space, recipe: Recipe, estimate: Callable[[dict[str, Any]], Estimate]) -> Survey:
@@ -76,9 +84,7 @@ def survey_costs(space: Space, recipe: Recipe, estimate: Callable[[dict[str, Any
     rng = random.Random(0)
     found = [estimate(space.sample(rng)) for _ in range(_SURVEY)]
     return Survey(
-        tuple(sorted(e.device_bytes for e in found)),
-        tuple(sorted(e.trainable_params for e in found)),
-        tuple(sorted(e.petl_params for e in found)),
+        {o.name: tuple(sorted(getattr(e, o.name) for e in found)) for o in OBJECTIVES.values() if o.goal == "min"},
         context_of(max(found, key=lambda e: e.device_bytes).breakdown),
     )
 
@@ -114,14 +120,22 @@ def _with_side(space: Space, recipe: Recipe) -> list[Recipe]:
     return [r for r in drawn if get_method(r.method).side]
 
 
+# by the bound's name: what makes configurations smaller
+_REMEDIES = {
+    "memory": "a smaller image_size_px or batch_size, or recompute: all, needs less",
+    "params": "neck: norm or frozen and head: predictor train less",
+    "delta": "neck: norm or frozen and head: predictor train less, and so does a larger reduction",
+    "flops": "a smaller image_size_px, or a recipe with a smaller backbone or fpn_channels, computes less",
+}
+
+
 def show_budget(budget: Budget, survey: Survey, say: Say) -> None:
     """Print how much of the search space is within the budget."""
-    for flag, bound, values, show in (
-        ("--budget-mem", budget.memory_bytes, survey.device_bytes, format_bytes),
-        ("--budget-params", budget.params, survey.trainable_params, format_count),
-    ):
+    for each in BOUNDS:
+        bound, values, flag = getattr(budget, each.field), survey.costs[each.objective], each.flag
         if bound is None:
             continue
+        show = partial(cost_words, OBJECTIVES[each.objective])
         within = sum(value <= bound for value in values)
         span = f"{show(values[0])} to {show(values[-1])}"
         if within == len(values):
@@ -133,7 +147,7 @@ def show_budget(budget: Budget, survey: Survey, say: Say) -> None:
         elif within == 0:
             say(
                 f"note: {flag} {show(bound)} is below all of {len(values)} random configurations ({span}); "
-                f"few or none will fit"
+                f"few or none will fit; {_REMEDIES[each.name]}"
             )
         else:
             say(f"{flag} {show(bound)}: {within} of {len(values)} random configurations fit ({span})")

@@ -213,7 +213,7 @@ def _set_up(
     say(check_weights(recipe, data.class_names)[0])  # downloads weights once, and fails before any trial
     trials = {record.trial: record for record in info.trials}
     again = [trials[repeat.repeat_of] for repeat in repeats]
-    survey = Survey(tuple(sorted(record.device_bytes or 0 for record in again)), (), ())
+    survey = Survey({"device_bytes": tuple(sorted(record.device_bytes or 0 for record in again))})
     workers = set_up_workers(options, machines, [(recipe, data)], survey, len(repeats))
     seconds = sum((record.seconds or 0.0) * epochs / max(1, len(record.history)) for record in again)
     say(f"{workers}; about {format_seconds(seconds / workers.n_workers)} by the times of the search")

@@ -132,7 +132,7 @@ def _set_up(each: Sequence[LaunchOptions], say: Say, verbose: bool) -> list[_Sea
         first,
         replace(machines, limit_bytes=None if None in limits else max(n for n in limits if n is not None)),
         [(setup.recipe, setup.data) for setup in setups],
-        Survey(tuple(sorted(n for setup in setups for n in setup.survey.device_bytes)), (), ()),
+        Survey({"device_bytes": tuple(sorted(n for setup in setups for n in setup.survey.device_bytes))}),
         sum(options.trials for options in each),
     )
     studies = open_or_make_studies(each, requests, setups)

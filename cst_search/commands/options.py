@@ -28,7 +28,7 @@ from cst_search.config.recipe import (
     TRUNCATED_CHOICES,
 )
 from cst_search.errors import ConfigError, StudyError, UnitError, check_choice
-from cst_search.units import parse_bytes, parse_count, parse_seconds
+from cst_search.units import parse_bytes, parse_count, parse_flops, parse_seconds
 
 if TYPE_CHECKING:
     from cst_search.config.loading import RecipeLike, Settings, SpaceLike
@@ -112,6 +112,10 @@ def _params(value: str | float | None) -> int | None:
             f"write {n}M for {n} million"
         )
     return n
+
+
+def _flops(value: str | float | None) -> int | None:
+    return None if value is None else parse_flops(value)
 
 
 def _seconds(value: str | float | None) -> float | None:
@@ -314,6 +318,8 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
 
     Attributes:
         budget_mem: budget of device memory in bytes.
+        budget_delta: budget of what training adds to storage, in bytes.
+        budget_flops: budget of the floating-point operations of an image.
         limit_mem: memory limit of a trial's process in bytes. On a GPU it bounds device memory, and None means the
             budget. On a CPU it bounds the growth of the process, and None means no limit: the budget is GPU memory.
         eta: reduction factor of early stopping; see `early_stopping_eta`.
@@ -324,6 +330,13 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
                                      parse=_bytes)  # fmt: skip
     budget_params: int | None = _option("--budget-params", "Budget of trainable parameters, e.g. 2M.", BUDGET,
                                         parse=_params)  # fmt: skip
+    budget_delta: int | None = _option(
+        "--budget-delta", "Budget of what each training adds to storage, e.g. 4MB.", BUDGET, parse=_bytes
+    )
+    budget_flops: int | None = _option(
+        "--budget-flops", "Budget of the operations of one image, e.g. 5GFLOP, or 2.5GMAC (multiply-adds).", BUDGET,
+        parse=_flops,
+    )  # fmt: skip
     data: str | None = _option(
         "--data",
         "Folder in COCO's, YOLO's or Pascal VOC's format. Repeatable: a study for each, on the same workers (default: "
@@ -354,7 +367,10 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
         completion="studies",
     )
     objectives: str = _option(
-        "--objectives", "Comma-separated: map, device_bytes, trainable_params, map50, petl_params.", SEARCH,
+        "--objectives",
+        "Comma-separated: map, device_bytes, trainable_params, map50, petl_params, delta_bytes, inference_bytes, "
+        "flops, marginal_flops.",
+        SEARCH,
         default="map,device_bytes,trainable_params", recorded=True,
     )  # fmt: skip
     sampler: str | None = _option(
@@ -407,7 +423,7 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
     def budget(self) -> Budget:
         from cst_search.study.records import Budget
 
-        return Budget(self.budget_mem, self.budget_params)
+        return Budget(self.budget_mem, self.budget_params, self.budget_delta, self.budget_flops)
 
     @property
     def early_stopping_eta(self) -> int | None:
@@ -478,6 +494,8 @@ def resumed(info: StudyInfo, n_wanted: int | None, options: ResumeOptions) -> La
         "study": info.name,
         "budget_mem": info.budget.memory_bytes,
         "budget_params": info.budget.params,
+        "budget_delta": info.budget.delta_bytes,
+        "budget_flops": info.budget.flops,
         "data": None if info.data == "demo" else info.data,
         "objectives": ",".join(objective.name for objective in info.objectives),
         "seed": info.seed,

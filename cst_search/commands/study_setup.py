@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from cst_search.memory.gpu_profile import choose_profile, local_costs
 from cst_search.petl import get_method
 from cst_search.search.samplers import default_sampler
 from cst_search.search.suggester import enqueue
+from cst_search.study.objectives import BOUNDS, OF_INFERENCE, choose_objectives
 from cst_search.study.records import Budget, StudySpec
 from cst_search.study.study import Study, list_studies
 from cst_search.trial.cost import recomputed_part
@@ -72,7 +73,9 @@ def set_up_search(options: LaunchOptions, machines: Machines, say: Say) -> Searc
         space, notes = _space(options, recipe, starts_trained)
     for line in (start, *notes):
         say(line)
-    estimate = estimator(recipe, data)
+    bounded = [bound.objective for bound in BOUNDS if getattr(options.budget, bound.field) is not None]
+    wanted = {objective.name for objective in choose_objectives(options.objectives)}.union(bounded)
+    estimate = estimator(recipe, data, inference=not wanted.isdisjoint(OF_INFERENCE))
     survey = survey_costs(space, recipe, estimate)
     show_budget(options.budget, survey, say)
     return SearchSetup(recipe, space, data, estimate, survey)
@@ -176,12 +179,12 @@ def reference_point(survey: Survey, budget: Budget) -> dict[str, float]:
     reference = {
         "map": 0.0,
         "map50": 0.0,
+        **{name: values[-1] * 1.05 + 1 for name, values in survey.costs.items()},
         "device_bytes": context + (survey.device_bytes[-1] - context) * 1.05 + 1,
-        "trainable_params": survey.trainable_params[-1] * 1.05 + 1,
-        "petl_params": survey.petl_params[-1] * 1.05 + 1,
     }
-    for cost, bound in (("device_bytes", budget.memory_bytes), ("trainable_params", budget.params)):
-        reference[cost] = min(reference[cost], bound or reference[cost])
+    for bound in BOUNDS:
+        cost, most = bound.objective, getattr(budget, bound.field)
+        reference[cost] = min(reference[cost], most or reference[cost])
     return reference
 
 
@@ -218,5 +221,5 @@ def recorded_settings(study: Study, options: LaunchOptions, workers: WorkerSetup
     return {
         "recipe": {key: value for key, value in spec.recipe.items() if key not in ("options", "origin")},
         "options": spec.recipe.get("options", {}),
-        "budget": {"memory_bytes": spec.budget.memory_bytes, "params": spec.budget.params},
+        "budget": asdict(spec.budget),
     } | {name: getattr(actual, name) for name, option in declared(LaunchOptions).items() if option.recorded}

@@ -33,6 +33,7 @@ from cst_search.units import format_count
 # units of the image's axes by the format of a metric, largest first: name and size
 _UNITS: dict[str, tuple[tuple[str, float], ...]] = {
     "share": (("", 1.0),), "bytes": (("GB", 1e9), ("MB", 1e6)), "count": (("M", 1e6),),
+    "flops": (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)),
 }  # fmt: skip
 SMALLEST, LARGEST, STRIP = 8.0, 24.0, 9.0  # marker diameters, pt
 INK, MUTED, GREY, GRID, ACCENT, LIMIT = "#1b2330", "#5d6878", "#7a8696", "#e4e8ee", "#0b6bcb", "#b3261e"  # as page.css

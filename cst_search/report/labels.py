@@ -11,23 +11,27 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from cst_search.study.objectives import OBJECTIVES
+from cst_search.study.objectives import BOUNDS, OBJECTIVES
 from cst_search.study.states import TrialState
-from cst_search.study.wording import budget_words
-from cst_search.units import format_bytes, format_count
+from cst_search.study.wording import budget_words, cost_words
+from cst_search.units import format_bytes
 
 # metric -> its label, its short label, and the format of its values
 METRICS: dict[str, tuple[str, str, str]] = {
-    "map": ("COCO mAP@[.50:.95]", "mAP", "share"),
-    "map50": ("mAP@.50", "mAP50", "share"),
-    "device_bytes": ("device memory", "device memory", "bytes"),
+    **{
+        name: (OBJECTIVES[name].label, OBJECTIVES[name].short, OBJECTIVES[name].kind)
+        for name in ("map", "map50", "device_bytes")
+    },
     "working_bytes": ("working memory", "memory", "bytes"),
-    "trainable_params": ("trainable parameters", "trainable", "count"),
-    "petl_params": ("PETL parameters", "PETL", "count"),
+    **{
+        o.name: (o.label, o.short, o.kind)
+        for o in OBJECTIVES.values()
+        if o.name not in ("map", "map50", "device_bytes")
+    },
     "seconds": ("training time", "time", "seconds"),
 }
 # by the format of a metric's values: an axis that spans more than this factor is logarithmic
-_LOG_ABOVE = {"bytes": 4.0, "count": 10.0}
+_LOG_ABOVE = {"bytes": 4.0, "count": 10.0, "flops": 10.0}
 _TELLING_SPAN = 2.0  # of the largest to the smallest value: below, a front looks like a vertical line
 # kind of trial -> its label and its matplotlib marker; shapes differ, so that colour is not needed
 GROUPS: dict[str, tuple[str, str]] = {
@@ -80,16 +84,15 @@ def budget_lines(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
     On the axis of working memory it is the budget without the CUDA context, and the label has both.
     """
-    memory, params, context = report["budget"]["memory_bytes"], report["budget"]["params"], report["context_bytes"]
     lines = {}
-    if memory:
-        label = f"budget {format_bytes(memory)}"
-        lines["device_bytes"] = {"value": memory, "label": label}
-        if memory > context:
-            label += f", {format_bytes(context)} of it fixed" if context else ""
-            lines["working_bytes"] = {"value": memory - context, "label": label}
-    if params:
-        lines["trainable_params"] = {"value": params, "label": f"budget {format_count(params)}"}
+    for bound in BOUNDS:
+        if value := report["budget"].get(bound.field):
+            label = f"budget {cost_words(OBJECTIVES[bound.objective], value)}"
+            lines[bound.objective] = {"value": value, "label": label}
+    context = report["context_bytes"]
+    if "device_bytes" in lines and (memory := lines["device_bytes"]["value"]) > context:
+        label = lines["device_bytes"]["label"] + (f", {format_bytes(context)} of it fixed" if context else "")
+        lines["working_bytes"] = {"value": memory - context, "label": label}
     return lines
 
 

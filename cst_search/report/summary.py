@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from cst_search import __version__
@@ -18,7 +19,7 @@ def front_report(info: StudyInfo) -> dict[str, Any]:
     return {
         "study": info.name,
         "objectives": [{"name": o.name, "goal": o.goal} for o in info.objectives],
-        "budget": {"memory_bytes": info.budget.memory_bytes, "params": info.budget.params},
+        "budget": asdict(info.budget),
         "trials": counts,
         "reference_point": dict(info.reference_point),
         "hypervolume": info.hypervolume(),

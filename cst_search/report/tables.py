@@ -12,7 +12,7 @@ from rich.text import Text
 from cst_search.study import pareto
 from cst_search.study.allocation import Plan
 from cst_search.study.records import StudyInfo, common_reference
-from cst_search.study.wording import describe, format_quality, memory_words, shared_values, shared_words
+from cst_search.study.wording import cost_words, describe, format_quality, memory_words, shared_values, shared_words
 from cst_search.units import format_bytes, format_count
 
 _BESIDE = 120  # least terminal width in characters for a column of configurations
@@ -40,7 +40,9 @@ def front_table(info: StudyInfo, width: int) -> Group:
     memory = f"memory ({sources.pop()})" if len(sources) == 1 else "memory"
     seeds = ("mean", "std", "seeds") if confirmed else ()
     beside = width >= _BESIDE
-    for name in ("trial", *seeds, "map", "map50", memory, "trainable", "petl", *(["configuration"] if beside else [])):
+    further = info.further_costs
+    costs = (memory, "trainable", "petl", *(o.short for o in further))
+    for name in ("trial", *seeds, "map", "map50", *costs, *(["configuration"] if beside else [])):
         table.add_column(name, justify="left" if name == "configuration" else "right")
     below = Table.grid(padding=(0, 1))
     for record, entry in zip(front, entries, strict=True):
@@ -54,6 +56,7 @@ def front_table(info: StudyInfo, width: int) -> Group:
             memory_words(record.working_bytes, record.device_bytes) + (f" {record.memory_source}" if sources else ""),
             format_count(record.trainable_params),
             format_count(record.petl_params),
+            *(cost_words(o, getattr(record, o.name)) for o in further),
             *([words] if beside else []),
         )
     parts: list[RenderableType] = [table] if beside else [table, below]

@@ -28,7 +28,6 @@ from cst_search.study.study import Study
 from cst_search.study.trial_attributes import RESULT, Progress, Result, Suggested
 from cst_search.trial.result import Outcome
 
-CONSTRAINTS = ("memory", "params", "finite")  # in every trial, in this order: the GP sampler needs that
 # Least budget violation of an out-of-memory trial. Its figures show that it needed more, but not how much: the rest of
 # the step was still to come at the first refused allocation.
 _OOM_VIOLATION = 0.1
@@ -62,7 +61,7 @@ class Outcomes:
         """Store the result of a trial, of any outcome except ``stopped``."""
         measured = result.get("device_bytes") is not None
         device_bytes = result.get("device_bytes") if measured else suggested.device_bytes
-        violations = self._study.spec.budget.violations(device_bytes, suggested.trainable_params)
+        violations = self._study.spec.budget.violations({**suggested.estimate, "device_bytes": device_bytes})
         result = result.with_(ran=True, memory_source="measured" if measured else "predicted")
         self.learn(trial.number, suggested, result)
         finite = 0.0
@@ -99,7 +98,8 @@ class Outcomes:
         reason = result.stopped_reason(self._study.spec.full_epochs)
         result = result.with_(outcome=Outcome.STOPPED, state=TrialState.PRUNED, ran=True, reason=reason)
         device_bytes = ({**suggested.estimate, **result.plain})["device_bytes"]
-        self._constrain(trial, self._study.spec.budget.violations(device_bytes, suggested.trainable_params))
+        costs = {**suggested.estimate, "device_bytes": device_bytes}
+        self._constrain(trial, self._study.spec.budget.violations(costs))
         trial.set_user_attr(RESULT, result.to_dict())
         self._optuna.tell(trial, state=OptunaState.PRUNED)
 
@@ -120,7 +120,8 @@ class Outcomes:
         self._optuna.tell(trial, values)
 
     def _constrain(self, trial: Trial, violations: Mapping[str, float], finite: float = 0.0) -> None:
+        # the same in all trials of a study, in one order: the GP sampler needs that
         constraints = dict(violations) | {"finite": finite}
-        for name in CONSTRAINTS:
-            trial.set_constraint(name, constraints[name])
+        for name, value in constraints.items():
+            trial.set_constraint(name, value)
         set_dashboard_constraint(self._optuna, trial, max(constraints.values()))

@@ -41,7 +41,7 @@ class Promotion:
         if entry["epoch"] not in self._rungs or self._table.has(number, entry["epoch"]):
             return
         figures = {**estimate, **{name: value for name, value in entry.items() if value is not None}}
-        over = self._study.spec.budget.violations(figures["device_bytes"], figures["trainable_params"])
+        over = self._study.spec.budget.violations(figures)
         values = [figures.get(objective.name, math.nan) for objective in self._study.spec.objectives]
         self._table.report(number, entry["epoch"], values, sum(max(0.0, value) for value in over.values()))
         self._due_is_known = False

@@ -88,7 +88,7 @@ def pareto_sampler(
 
     def known(cost: Cost, params: dict[str, Any]) -> KnownValues:
         predicted = cost(space.configure(lambda d: value_of(d, params[d.name])))
-        over = spec.budget.violations(predicted.device_bytes, predicted.trainable_params)
+        over = spec.budget.violations(vars(predicted))
         values = [float(getattr(predicted, o.name)) for o in objectives if o.goal == "min"]
         return KnownValues(values, sum(max(0.0, violation) for violation in over.values()))
 

@@ -106,7 +106,7 @@ class Suggester:
                 raise NotAlone
             trial.set_user_attr(SUGGESTED, suggested.to_dict())
             self.note(config)
-            violations = self.bounds.violations(cost.device_bytes, cost.trainable_params)
+            violations = self.bounds.violations(vars(cost))
             if all(value <= 0 for value in violations.values()):
                 return trial, Suggestion(trial.number, config, asdict(cost))
             self._outcomes.reject(trial, suggested, violations, self._bound_words(violations))

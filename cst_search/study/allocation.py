@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-BYTES_PER_PARAMETER = 4  # deltas are written in float32
+BYTES_PER_PARAMETER = 4  # of a delta in a study of a version that stored none: float32, without statistics of norms
 Goal = Literal["mean", "worst"]
 _MOST_PLANS = 200  # in a curve
 
@@ -50,7 +50,8 @@ class Plan:
 
 def point_of(brief: Mapping[str, Any]) -> Point:
     """Return the point of a complete trial, from its entry as `StudyInfo.brief` returns it."""
-    return Point(brief["trial"], brief["map_mean"], BYTES_PER_PARAMETER * brief["trainable_params"])
+    delta_bytes = brief.get("delta_bytes") or BYTES_PER_PARAMETER * brief["trainable_params"]
+    return Point(brief["trial"], brief["map_mean"], delta_bytes)
 
 
 def useful(points: Sequence[Point]) -> list[Point]:

@@ -1,4 +1,4 @@
-"""Objectives: the metrics that a search can optimise, each with its goal (max or min)."""
+"""Objectives of a search and bounds of its budget: names, goals, units and labels. Declared here alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,26 @@ from typing import Literal
 
 from cst_search.errors import ConfigError, did_you_mean
 
+Kind = Literal["share", "bytes", "count", "flops"]
+
 
 @dataclass(frozen=True)
 class Objective:
-    """A metric of a trial and its goal: max if larger is better, min if smaller is better."""
+    """A metric of a trial that a search can optimise. Its value is the record's field of this name.
+
+    Those to be minimised are functions of the configuration, known before a trial runs.
+
+    Attributes:
+        goal: max if larger is better, min if smaller is better.
+        kind: unit: a share of 1, bytes, a count, floating-point operations.
+        label, short: what page, tables and pictures call it.
+    """
 
     name: str
     goal: Literal["max", "min"]
+    kind: Kind = "count"
+    label: str = ""
+    short: str = ""
 
     @property
     def compared(self) -> str:
@@ -25,12 +38,47 @@ class Objective:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "map": Objective("map", "max"),
-    "device_bytes": Objective("device_bytes", "min"),
-    "trainable_params": Objective("trainable_params", "min"),
-    "map50": Objective("map50", "max"),
-    "petl_params": Objective("petl_params", "min"),
+    objective.name: objective
+    for objective in (
+        Objective("map", "max", "share", "COCO mAP@[.50:.95]", "mAP"),
+        Objective("device_bytes", "min", "bytes", "device memory", "device memory"),
+        Objective("trainable_params", "min", "count", "trainable parameters", "trainable"),
+        Objective("map50", "max", "share", "mAP@.50", "mAP50"),
+        Objective("petl_params", "min", "count", "PETL parameters", "PETL"),
+        # of the trained detector on one image, see `memory.inference`
+        Objective("delta_bytes", "min", "bytes", "delta in storage", "delta"),
+        Objective("inference_bytes", "min", "bytes", "memory at inference", "inference"),
+        Objective("flops", "min", "flops", "operations of an image", "operations"),
+        Objective("marginal_flops", "min", "flops", "operations of a further task", "marginal"),
+    )
 }
+#: objectives that `memory.inference` predicts; trials of earlier versions have none of them
+OF_INFERENCE = ("delta_bytes", "inference_bytes", "flops", "marginal_flops")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A bound that a budget may have.
+
+    Attributes:
+        name: of the constraint, in reasons and in Optuna.
+        field: of `records.Budget`.
+        objective: what it bounds.
+        flag: option of `launch`.
+    """
+
+    name: str
+    field: str
+    objective: str
+    flag: str
+
+
+BOUNDS = (
+    Bound("memory", "memory_bytes", "device_bytes", "--budget-mem"),
+    Bound("params", "params", "trainable_params", "--budget-params"),
+    Bound("delta", "delta_bytes", "delta_bytes", "--budget-delta"),
+    Bound("flops", "flops", "flops", "--budget-flops"),
+)
 
 
 def choose_objectives(text: str) -> tuple[Objective, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cst_search.memory.estimate import CONTEXT_BYTES
 from cst_search.study import pareto
-from cst_search.study.objectives import Objective
+from cst_search.study.objectives import BOUNDS, OBJECTIVES, OF_INFERENCE, Objective
 from cst_search.study.seed_statistics import NOISY, Sample
 from cst_search.study.states import LaunchState, TrialState
 from cst_search.trial.result import TrialFigures
@@ -19,21 +19,38 @@ from cst_search.trial.result import TrialFigures
 
 @dataclass(frozen=True)
 class Budget:
-    """Upper bounds on GPU memory (bytes) and trainable parameters; None means unbounded."""
+    """Upper bounds of `objectives.BOUNDS`; None means unbounded.
+
+    Attributes:
+        memory_bytes: of GPU memory in training.
+        params: of trainable parameters.
+        delta_bytes: of what training adds to storage.
+        flops: of the floating-point operations of an image.
+    """
 
     memory_bytes: int | None = None
     params: int | None = None
+    delta_bytes: int | None = None
+    flops: int | None = None
 
-    def violations(self, device_bytes: float | None, trainable_params: float | None) -> dict[str, float]:
+    def violations(self, costs: Mapping[str, float | None]) -> dict[str, float]:
         """Return ``{"memory": (bytes - budget) / budget, "params": ...}``: <= 0 is feasible, 0 if unbounded.
 
-        The sign is Optuna's. Both keys are always present, in this order: Optuna's GP sampler needs that.
+        The sign is Optuna's. ``memory`` and ``params`` are always present, others if they are bounded, in the order of
+        `objectives.BOUNDS`: Optuna's GP sampler needs the same constraints in all trials of a study.
+
+        Args:
+            costs: by names of objectives; a cost that is missing or None violates nothing.
         """
 
         def over(value: float | None, bound: int | None) -> float:
             return 0.0 if bound is None or value is None else value / bound - 1
 
-        return {"memory": over(device_bytes, self.memory_bytes), "params": over(trainable_params, self.params)}
+        return {
+            bound.name: over(costs.get(bound.objective), getattr(self, bound.field))
+            for bound in BOUNDS
+            if bound.name in ("memory", "params") or getattr(self, bound.field) is not None
+        }
 
 
 @dataclass(frozen=True)
@@ -48,6 +65,8 @@ class TrialRecord(TrialFigures):
         memory_correction: factor on the predicted memory, learned from the study's measured trials.
         context_bytes: fixed cost in ``device_bytes``, the CUDA context without what cuBLAS adds.
         trainable_params, petl_params: predicted; the counts that the budget was applied to.
+        delta_bytes, inference_bytes, flops, marginal_flops: predicted, of the trained detector on one image, see
+            `memory.inference`; None in trials of versions without them.
         feasible: within the budget by its memory and parameters, complete or stopped early (pruned).
         ran: False if it was rejected by predicted cost, so that no worker was used.
         waits: True if it is pruned, but may still be promoted.
@@ -63,6 +82,10 @@ class TrialRecord(TrialFigures):
     context_bytes: int = 0
     trainable_params: int | None = None
     petl_params: int | None = None
+    delta_bytes: int | None = None
+    inference_bytes: int | None = None
+    flops: int | None = None
+    marginal_flops: int | None = None
     feasible: bool = False
     ran: bool = False
     waits: bool = False
@@ -85,7 +108,7 @@ class TrialRecord(TrialFigures):
     def brief(self) -> dict[str, Any]:
         """Return the trial's own part of a front entry in ``cst-search front --json``; see `StudyInfo.brief`."""
         names = ("trial", "config", "map", "map50", "device_bytes", "working_bytes", "memory_source",
-                 "trainable_params", "petl_params")  # fmt: skip
+                 "trainable_params", "petl_params", *OF_INFERENCE)  # fmt: skip
         return {name: dict(self.config) if name == "config" else getattr(self, name) for name in names}
 
 
@@ -165,6 +188,13 @@ class StudyInfo(StudySpec):
     def context_bytes(self) -> int:
         """Fixed cost in the study's device bytes: that of its first trial, or what the next one will have."""
         return self.trials[0].context_bytes if self.trials else CONTEXT_BYTES
+
+    @property
+    def further_costs(self) -> list[Objective]:
+        """Costs that are optimised or bounded, besides memory and parameters, which tables always show."""
+        bounded = {bound.objective for bound in BOUNDS if getattr(self.budget, bound.field) is not None}
+        chosen = bounded.union(o.name for o in self.objectives)
+        return [OBJECTIVES[name] for name in OF_INFERENCE if name in chosen]
 
     @property
     def compared_reference(self) -> dict[str, float]:

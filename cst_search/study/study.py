@@ -17,7 +17,7 @@ from cst_search.config.recipe import stored_fields
 from cst_search.config.search_space import Space, renamed_dimensions
 from cst_search.errors import StudyError, did_you_mean
 from cst_search.study.launch_registry import Launches, now
-from cst_search.study.objectives import OBJECTIVES
+from cst_search.study.objectives import BOUNDS, OBJECTIVES
 from cst_search.study.reader import TrialReader
 from cst_search.study.records import Budget, LaunchRecord, StudyInfo, StudySpec, TrialRecord
 from cst_search.study.storage import Storage, alone, check_storage, experimental, open_storage, study_names
@@ -121,7 +121,7 @@ class Study:
 
     def _check_same(self, spec: StudySpec) -> None:
         new, old = spec.to_dict(), self.spec.to_dict()
-        named = {"objectives": "--objectives", "budget": "--budget-mem/--budget-params", "recipe": "--recipe",
+        named = {"objectives": "--objectives", "budget": "/".join(bound.flag for bound in BOUNDS), "recipe": "--recipe",
                  "space": "--space", "data": "--data", "limit_bytes": "--limit-mem",
                  "eta": "--stop-early/--eta",
                  "inputs": "--data (classes, most boxes or image sizes differ)"}  # fmt: skip

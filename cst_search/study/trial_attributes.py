@@ -14,6 +14,7 @@ from typing import Any
 from cst_search.config.recipe import renamed_fields
 from cst_search.memory.estimate import context_of
 from cst_search.study.fast_reads import StoredTrial
+from cst_search.study.objectives import OF_INFERENCE
 from cst_search.study.records import Budget, TrialRecord
 from cst_search.study.states import TrialState
 from cst_search.trial.result import FIGURES, Outcome
@@ -243,6 +244,7 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
             result = result.with_(state=TrialState.PRUNED, waits=True, reason=result.stopped_reason(full_epochs))
     estimate, repeat = suggested.estimate, suggested.repeat
     figures = {name: estimate[name] for name in ("device_bytes", "reserved_bytes", "active_bytes")}
+    figures |= {name: estimate.get(name) for name in OF_INFERENCE}
     figures |= {name: value for name in (*FIGURES, *_ADDED) if (value := result.get(name)) is not None}
     return TrialRecord(
         trial=trial.number,
@@ -252,7 +254,7 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
         context_bytes=_context_of(estimate, result),
         trainable_params=estimate["trainable_params"],
         petl_params=estimate["petl_params"],
-        feasible=_is_feasible(result.state, budget, figures["device_bytes"], estimate["trainable_params"]),
+        feasible=_is_feasible(result.state, budget, {**estimate, "device_bytes": figures["device_bytes"]}),
         repeat_of=None if repeat is None else repeat.repeat_of,
         seed=None if repeat is None else repeat.seed,
         repeat_epochs=None if repeat is None else repeat.epochs,
@@ -261,10 +263,10 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
     )
 
 
-def _is_feasible(state: TrialState, budget: Budget, device_bytes: int, trainable_params: int) -> bool:
+def _is_feasible(state: TrialState, budget: Budget, costs: Mapping[str, Any]) -> bool:
     """Return whether a trial kept its budget: a complete one did, see search/outcomes.py; one stopped early may."""
     if state == TrialState.PRUNED:
-        return max(budget.violations(device_bytes, trainable_params).values()) <= 0
+        return max(budget.violations(costs).values()) <= 0
     return state == TrialState.COMPLETE
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cst_search.units import format_bytes, format_count
+from cst_search.study.objectives import Objective
+from cst_search.units import format_bytes, format_count, format_flops
 
 if TYPE_CHECKING:
     from cst_search.study.records import TrialRecord
@@ -58,6 +59,8 @@ def metric_words(values: Mapping[str, float]) -> str:
     def show(name: str, value: float) -> str:
         if name.endswith("bytes"):
             return format_bytes(value)
+        if name.endswith("flops"):
+            return format_flops(value)
         return format_count(value) if name.endswith("params") else f"{value:g}"
 
     return ", ".join(f"{name} {show(name, value)}" for name, value in values.items())
@@ -100,8 +103,18 @@ def format_quality(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def budget_words(memory_bytes: int | None, params: int | None) -> str:
+def budget_words(
+    memory_bytes: int | None = None, params: int | None = None, delta_bytes: int | None = None, flops: int | None = None
+) -> str:
     """Return a budget as text such as ``6 GB and 2M parameters``; ``none`` without a bound."""
     limits = [format_bytes(memory_bytes)] if memory_bytes else []
     limits += [f"{format_count(params)} parameters"] if params else []
+    limits += [f"a delta of {format_bytes(delta_bytes)}"] if delta_bytes else []
+    limits += [format_flops(flops)] if flops else []
     return " and ".join(limits) or "none"
+
+
+def cost_words(objective: Objective, value: float | None) -> str:
+    """Return the value of an objective with its unit; None -> ``-``."""
+    formats = {"bytes": format_bytes, "count": format_count, "flops": format_flops, "share": format_quality}
+    return formats[objective.kind](value)

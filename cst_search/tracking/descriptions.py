@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from shlex import quote
 from typing import Any
 
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
-from cst_search.study.wording import budget_words, format_quality, memory_words, repeat_words
+from cst_search.study.wording import budget_words, cost_words, format_quality, memory_words, repeat_words
 from cst_search.tracking.views import ON_FRONT
 from cst_search.units import format_bytes, format_count, format_seconds
 
@@ -49,7 +50,7 @@ def description(info: StudyInfo, experiment: str, run: str, runs: Mapping[int, s
         runs: trial -> id of its run, for links in the table.
     """
     front, counts = info.front(), info.counts()
-    budget = budget_words(info.budget.memory_bytes, info.budget.params)
+    budget = budget_words(**asdict(info.budget))
     seconds = sum(record.seconds or 0.0 for record in info.trials)
     lines = [
         f"**{len(front)} of {counts['total']} trials on the front**, hypervolume {info.hypervolume():.4f}; "
@@ -59,7 +60,9 @@ def description(info: StudyInfo, experiment: str, run: str, runs: Mapping[int, s
     ]
     if not front:
         return "\n".join([*lines, "No trial has finished within the budget; each run's tag `cst.reason` says why."])
-    lines += ["| trial | mAP | mAP50 | memory | trainable | |", "|---|---|---|---|---|---|"]
+    further = info.further_costs
+    heads = ["trial", "mAP", "mAP50", "memory", "trainable", *(o.short for o in further), ""]
+    lines += ["| " + " | ".join(heads).rstrip() + " |", "|---" * len(heads) + "|"]
     knee = info.knee()
     for record in front:
         sample = info.over_seeds(record)
@@ -70,7 +73,8 @@ def description(info: StudyInfo, experiment: str, run: str, runs: Mapping[int, s
             f"| {link}{_GAP}| {quality}{_GAP}| {format_quality(record.map50)}{_GAP}"
             f"| {memory_words(record.working_bytes, record.device_bytes)}{_GAP}"
             f"| {format_count(record.trainable_params)}{_GAP}"
-            f"| {'**knee**' if record.trial == knee else ''} |"
+            + "".join(f"| {cost_words(o, getattr(record, o.name))}{_GAP}" for o in further)
+            + f"| {'**knee**' if record.trial == knee else ''} |"
         )
     pick = f"cst-search export {quote(info.name)} --pick {info.suggested_pick()} -o best.yaml"
     return "\n".join([

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param
 from mlflow.models import Model
 
+from cst_search.study.objectives import OF_INFERENCE
 from cst_search.study.records import LaunchRecord, TrialRecord
 from cst_search.study.seed_statistics import Sample
 from cst_search.study.states import TrialState
@@ -27,7 +28,7 @@ from cst_search.trial.result import Outcome
 
 NOTE = "mlflow.note.content"  # tag with the description of a run or a model
 EPOCH_METRICS = ("map", "map50", "loss", "images_per_second")
-_COST_METRICS = ("device_bytes", "working_bytes", "active_bytes", "trainable_params", "petl_params")
+_COST_METRICS = ("device_bytes", "working_bytes", "active_bytes", "trainable_params", "petl_params", *OF_INFERENCE)
 RUN_STATUS = {
     TrialState.COMPLETE: "FINISHED", TrialState.INFEASIBLE: "FINISHED", TrialState.PRUNED: "FINISHED",
     TrialState.FAILED: "FAILED",

@@ -173,6 +173,14 @@ MISTAKES: list[tuple[str, str, tuple[str, ...]]] = [
     ("a card of two sizes", "estimate --device A100", ("several cards: A100 40GB, A100 80GB; give one",)),
     ("more than the card has", "estimate --device T4 --fit 16GB", ("--fit must be within", "(T4: 15.6 GB)", "'16GB'")),
     ("a method to compare", "estimate --compare cst,lora9", ("--compare takes different methods", "'cst,lora9'")),
+    ("operations without a unit", "launch --budget-flops 5", ("must have a unit", "'5'", "5GFLOP or 5GMAC")),
+    ("operations or multiply-adds", "launch --budget-flops 5G", ("must have a unit", "'5G'", "5GFLOP or 5GMAC")),
+    ("a delta without a unit", "launch --budget-delta 4", ("must have a unit", "'4'")),
+    (
+        "no objective",
+        "launch --objectives map,flop",
+        ("--objectives takes", "'map,flop'", "marginal_flops", "did you mean 'flops'?"),
+    ),
     ("no number of tasks", "estimate --tasks 1,x", ("--tasks takes whole numbers from 1 to 10000", "'1,x'", "1,5,20")),
     ("no task", "estimate --tasks 0", ("--tasks takes whole numbers", "'0'")),
     ("too many tasks", "estimate --tasks 10001", ("--tasks takes whole numbers", "'10001'")),
@@ -376,14 +384,14 @@ def test_front(home: Path) -> None:
         "hypervolume", "knee", "suggested_pick", "front",
     }  # fmt: skip
     assert [set(objective) for objective in report["objectives"]] == [{"name", "goal"}] * 3
-    assert report["budget"] == {"memory_bytes": 1000, "params": None}
+    assert report["budget"] == {"memory_bytes": 1000, "params": None, "delta_bytes": None, "flops": None}
     assert set(report["trials"]) == {"total", "complete", "pruned", "infeasible", "failed", "running", "repeats"}
     assert set(report["reference_point"]) == {"map", "device_bytes", "trainable_params"}
     assert [entry["trial"] for entry in report["front"]] == [0, 1]
     for entry in report["front"]:
         assert list(entry) == [
             "trial", "config", "map", "map50", "device_bytes", "working_bytes", "memory_source", "trainable_params",
-            "petl_params",
+            "petl_params", "delta_bytes", "inference_bytes", "flops", "marginal_flops",
             "n_seeds", "map_mean", "map_std", "map50_mean", "map50_std",
         ]  # fmt: skip
         assert set(entry["config"]) == {"method", "cst.reduction", "cst.mtc_stages", "batch_size", "lr"}

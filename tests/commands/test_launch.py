@@ -112,7 +112,7 @@ def test_a_launch_ends_with_a_front_and_its_files(launched: tuple[Path, Ran], bu
     home, ran = launched
     report, info = json.loads(ran.out), read(home, "first")
     assert report["study"] == "first" and report["front"] and report["interrupted"] is False
-    assert report["budget"] == {"memory_bytes": None, "params": budget}
+    assert report["budget"] == {"memory_bytes": None, "params": budget, "delta_bytes": None, "flops": None}
     assert info.n_ran() == 4
     assert info.inputs["n_classes"] == 3 and info.limit_bytes is None
     assert all(record.trainable_params <= budget for record in info.trials if record.ran)  # type: ignore[operator]
@@ -139,10 +139,13 @@ def test_a_launch_ends_with_a_front_and_its_files(launched: tuple[Path, Ran], bu
 def test_the_reference_point_is_a_little_beyond_the_space_or_the_budget(
     budget: Budget, memory: float, params: float
 ) -> None:
-    survey = Survey((870_000_000, 900_000_000), (1000, 2000), (10, 20), context_bytes=800_000_000)
+    costs = {"device_bytes": (870_000_000, 900_000_000), "trainable_params": (1000, 2000), "petl_params": (10, 20)}
+    costs |= {"delta_bytes": (4000, 8000), "inference_bytes": (100, 200), "flops": (300, 400)}
+    survey = Survey(costs | {"marginal_flops": (30, 40)}, context_bytes=800_000_000)
     assert reference_point(survey, budget) == pytest.approx(
-        {"map": 0, "map50": 0, "device_bytes": memory, "trainable_params": params, "petl_params": 22}
-    )
+        {"map": 0, "map50": 0, "device_bytes": memory, "trainable_params": params, "petl_params": 22,
+         "delta_bytes": 8401, "inference_bytes": 211, "flops": 421, "marginal_flops": 43}
+    )  # fmt: skip
 
 
 def test_the_first_trial_is_the_methods_own_choice(launched: tuple[Path, Ran]) -> None:
@@ -306,14 +309,26 @@ def test_the_line_about_the_cache_says_that_augmented_images_have_no_maps(
         assert said == (expected or ["cache off: --cache-size 0"])  # where it is and how large only a developer asks
 
 
+@pytest.mark.parametrize(
+    ("budget", "said", "remedy"),
+    [
+        (("--budget-params", "1k"), "--budget-params 1k is below", "head: predictor train less"),
+        (("--budget-flops", "1MFLOP"), "--budget-flops 1 MFLOP is below", "a smaller image_size_px"),
+    ],
+)
 def test_a_budget_that_excludes_all_is_said_and_ends(
-    tmp_path: Path, base: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    base: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    budget: tuple[str, str],
+    said: str,
+    remedy: str,
 ) -> None:
     ask = SearchSession.ask
     monkeypatch.setattr(SearchSession, "ask", lambda self, *some: ask(self, *some, max_rejects=5))
-    ran = run_cli("launch", "--in-process", *base(tmp_path), "--trials", 2, "--budget-params", "1k")
+    ran = run_cli("launch", "--in-process", *base(tmp_path), "--trials", 2, *budget)
     assert ran.code == 1  # it ran, and found nothing
-    assert "--budget-params 1k is below all of" in ran.out and "few or none will fit" in ran.out
+    assert f"{said} all of" in ran.out and "few or none will fit" in ran.out and remedy in ran.out
     assert "the sampler found no further configuration within the budget" in ran.out
     assert "no trial completed within the budget" in ran.message
     info = read(tmp_path, "shapes-1")  # a name of its own: the data set's

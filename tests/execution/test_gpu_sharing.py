@@ -93,7 +93,7 @@ def test_workers_on_gpus(
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     placement = Placement(n_gpus, 24 * GB)
     options = LaunchOptions(workers=asked)
-    survey = Survey((smallest, 9 * smallest), (1, 2), (1, 2))
+    survey = Survey({"device_bytes": (smallest, 9 * smallest)})
     workers, n_workers, threads = make_workers(options, trials, placement, Recipe(loader_workers=loaders), survey)
     assert isinstance(workers, search.Ray) and workers.placement is placement
     assert n_workers == workers.n_workers == expected

@@ -24,7 +24,7 @@ from cst_search.report.labels import GROUPS, budget_lines, has_log_axis, headlin
 from cst_search.report.page_data import page_data
 from cst_search.report.summary import page_report
 from cst_search.study.allocation import allocate
-from cst_search.study.objectives import OBJECTIVES
+from cst_search.study.objectives import OBJECTIVES, OF_INFERENCE
 from cst_search.study.pareto import front, hypervolume, hypervolume_by_trial, knee
 from cst_search.study.records import StudyInfo
 
@@ -65,6 +65,10 @@ def make_report(
             "memory_source": "predicted" if state == "infeasible" else "measured",
             "trainable_params": round(params * rng.uniform(0.7, 1.1) / math.sqrt(r)),
             "petl_params": round(params * 0.02),
+            "delta_bytes": round(4 * params),
+            "inference_bytes": memory // 4,
+            "flops": 10**11 + 10**9 * r,
+            "marginal_flops": 10**10 + 10**9 * r,
             "seconds": rng.uniform(200, 900) if done else None,
             "feasible": feasible,
             "on_front": False,
@@ -78,7 +82,7 @@ def make_report(
     for i in front(rows, chosen):
         trials[i]["on_front"] = True
     columns = ("trial", "config", "map", "map50", "device_bytes", "working_bytes", "memory_source", "trainable_params",
-               "petl_params")  # fmt: skip
+               "petl_params", *OF_INFERENCE)  # fmt: skip
     states = [t["state"] for t in trials]
     return {
         "study": study,

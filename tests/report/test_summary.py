@@ -9,6 +9,7 @@ import pytest
 from studies import drawn_info
 
 from cst_search.report.summary import front_report, page_report
+from cst_search.study.objectives import OF_INFERENCE
 from cst_search.study.states import TrialState
 
 
@@ -28,7 +29,7 @@ def test_front_json_has_the_documented_keys() -> None:
     assert shape(report) == {
         "study": "str",
         "objectives": [{"name": "str", "goal": "str"}],
-        "budget": {"memory_bytes": "int", "params": "NoneType"},
+        "budget": {"memory_bytes": "int", "params": "NoneType", "delta_bytes": "NoneType", "flops": "NoneType"},
         "trials": dict.fromkeys(("total", "complete", "pruned", "infeasible", "failed", "running", "repeats"), "int"),
         "reference_point": {"map": "float", "device_bytes": "float"},
         "hypervolume": "float",
@@ -46,6 +47,7 @@ def test_front_json_has_the_documented_keys() -> None:
                 "memory_source": "str",
                 "trainable_params": "int",
                 "petl_params": "int",
+                **dict.fromkeys(OF_INFERENCE, "NoneType"),  # records of a version without them
                 "n_seeds": "int",
                 "map_mean": "float",
                 "map_std": "NoneType",

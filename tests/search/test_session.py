@@ -31,7 +31,6 @@ from studies import (
 
 from cst_search.config.recipe import Recipe
 from cst_search.errors import StudyError
-from cst_search.search.outcomes import CONSTRAINTS
 from cst_search.search.samplers import SAMPLERS
 from cst_search.search.session import SearchSession
 from cst_search.study.objectives import OBJECTIVES
@@ -40,6 +39,7 @@ from cst_search.study.study import Study
 from cst_search.study.trial_attributes import Repeat
 
 BUDGET = 1000  # bytes; see fake_estimate
+CONSTRAINTS = ("memory", "params", "finite")  # of every trial; others where they are bounded
 
 
 def objectives(*names: str) -> Any:
@@ -101,6 +101,40 @@ def test_the_budget_of_parameters_counts_too() -> None:
         suggestion = ask(session)
         assert suggestion.estimate["trainable_params"] <= 1100
     assert any((r.reason or "").startswith("predicted over the budget: params +") for r in session.study.info().trials)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "cost", "most", "name"),
+    [
+        (Budget(delta_bytes=4400), "delta_bytes", 4400, "delta"),
+        (Budget(flops=1_100_000_000), "flops", 1_100_000_000, "flops"),
+    ],
+)
+def test_costs_of_inference_can_be_bounded(bounds: Budget, cost: str, most: int, name: str) -> None:
+    session = in_memory(budget=bounds, objectives=objectives("map", cost))
+    for _ in range(10):
+        assert ask(session).estimate[cost] <= most
+    rejected = [record for record in session.study.info().trials if not record.ran]
+    assert rejected and not any(record.feasible for record in rejected if record.state == "infeasible")
+    over = [record for record in rejected if record.state == "infeasible"]
+    assert over and all(getattr(record, cost) > most for record in over)
+    assert all((record.reason or "").startswith(f"predicted over the budget: {name} +") for record in over)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_searches_by_costs_of_inference(tmp_path: Path, sampler: str) -> None:
+    chosen = objectives("map", "delta_bytes", "marginal_flops")
+    session = make_study(tmp_path, sampler=sampler, budget=Budget(delta_bytes=6000), objectives=chosen)
+    session.begin_launch()
+    for i in range(7):
+        record = run_one(session, scored(0.1 * i))
+        assert (record.state, record.delta_bytes) == ("complete", 4 * record.trainable_params)
+        assert record.delta_bytes <= 6000
+    told = [trial for trial in as_optuna_has_it(session) if trial.values and trial.values[0] > -1]
+    assert [trial.values[1] for trial in told] == [r.delta_bytes for r in session.study.info().trials if r.ran]
+    assert session.study.info().hypervolume() > 0
+    again = open_session(session.study.url, session.study.name)
+    assert again.study.spec.budget == Budget(delta_bytes=6000) and again.study.spec.objectives == chosen
 
 
 def test_exactly_on_the_budget_is_within_it() -> None:

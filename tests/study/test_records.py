@@ -217,9 +217,18 @@ def test_no_cost_among_the_objectives_leaves_the_best() -> None:
 def test_violations_are_relative_and_always_all_there(
     budget: Budget, memory: int | None, params: int, expected: tuple[float, float]
 ) -> None:
-    found = budget.violations(memory, params)
+    found = budget.violations({"device_bytes": memory, "trainable_params": params})
     assert list(found) == ["memory", "params"]
     assert tuple(found.values()) == pytest.approx(expected)
+
+
+def test_other_bounds_count_where_a_budget_has_them() -> None:
+    costs = {"device_bytes": 660, "trainable_params": 50, "delta_bytes": 300, "flops": 9 * 10**9}
+    assert Budget(600).violations(costs) == pytest.approx({"memory": 0.1, "params": 0.0})
+    found = Budget(600, delta_bytes=200, flops=10**10).violations(costs)
+    assert found == pytest.approx({"memory": 0.1, "params": 0.0, "delta": 0.5, "flops": -0.1})
+    assert list(found) == ["memory", "params", "delta", "flops"]
+    assert Budget(flops=10).violations({"flops": None})["flops"] == 0  # unknown: a trial of an earlier version
 
 
 @pytest.mark.parametrize(

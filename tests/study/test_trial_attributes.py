@@ -9,6 +9,7 @@ import pytest
 from studies import fake_estimate
 
 from cst_search.study.fast_reads import StoredTrial
+from cst_search.study.objectives import OF_INFERENCE
 from cst_search.study.records import Budget
 from cst_search.study.trial_attributes import PROGRESS, RESULT, SUGGESTED, Progress, Suggested, trial_record
 from cst_search.trial.result import FIGURES, Outcome, TrialResult
@@ -32,6 +33,17 @@ def test_bytes_that_were_not_measured_are_the_predicted_ones() -> None:
     record = trial_record(stored("COMPLETE", **{RESULT: result}), set(), 2, Budget())
     assert (record.device_bytes, record.reserved_bytes, record.active_bytes) == (300, 5, 500)
     assert (record.trainable_params, record.petl_params) == (1100, 10)  # those that the budget was applied to
+
+
+def test_a_trial_of_an_earlier_version_has_no_cost_of_inference() -> None:
+    record = trial_record(stored("RUNNING"), {"a"}, 4, Budget())
+    assert (record.delta_bytes, record.inference_bytes, record.flops, record.marginal_flops) == (
+        4400, 700, 1_100_000_000, 10**9,
+    )  # fmt: skip
+    plain = SUGGESTION.to_dict()
+    plain["estimate"] = {name: value for name, value in plain["estimate"].items() if name not in OF_INFERENCE}
+    record = trial_record(StoredTrial(1, 0, "RUNNING", {SUGGESTED: plain}), {"a"}, 4, Budget(delta_bytes=1))
+    assert {getattr(record, name) for name in OF_INFERENCE} == {None} and record.trainable_params == 1100
 
 
 def test_figures_of_a_running_trial_are_the_last_of_any_epoch() -> None:
