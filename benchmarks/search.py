@@ -135,7 +135,7 @@ class Table:
         return self.layout.encode(self.layout.row(labels)[None])
 
     def violation(self, config: dict[str, Any]) -> float:
-        return max(0.0, self.budget.violations(self.cost(config).device_bytes, None)["memory"])
+        return max(0.0, self.budget.violations({"device_bytes": self.cost(config).device_bytes})["memory"])
 
 
 class World(Table):

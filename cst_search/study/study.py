@@ -121,7 +121,9 @@ class Study:
 
     def _check_same(self, spec: StudySpec) -> None:
         new, old = spec.to_dict(), self.spec.to_dict()
-        named = {"objectives": "--objectives", "budget": "/".join(bound.flag for bound in BOUNDS), "recipe": "--recipe",
+        budgets = spec.budget, self.spec.budget
+        bounds = [b.flag for b in BOUNDS if len({getattr(budget, b.field) for budget in budgets}) > 1]
+        named = {"objectives": "--objectives", "budget": "/".join(bounds), "recipe": "--recipe",
                  "space": "--space", "data": "--data", "limit_bytes": "--limit-mem",
                  "eta": "--stop-early/--eta",
                  "inputs": "--data (classes, most boxes or image sizes differ)"}  # fmt: skip

@@ -187,7 +187,7 @@ def test_mlflow_has_the_launch(launched: tuple[Path, Ran]) -> None:
             "study 'first' already has 4 trials, so nothing is left to do; give --trials above",
         ),
         (["--trials", "5", "--objectives", "map"], "was made with another --objectives"),
-        (["--trials", "5", "--budget-params", "1M"], "was made with another --budget-mem/--budget-params"),
+        (["--trials", "5", "--budget-params", "1M"], "was made with another --budget-params"),
         (["--trials", "5", "--set", "epochs=9"], "was made with another --recipe"),
         (["--trials", "5", "--space", "{lr}"], "was made with another --space"),
         (["--trials", "5", "--limit-mem", "1GB"], "was made with another --limit-mem"),

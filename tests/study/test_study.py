@@ -27,7 +27,8 @@ CHANGES: list[tuple[str, dict[str, Any], str | None]] = [
         {"objectives": objectives("device_bytes", "map", "trainable_params")},
         "--objectives",
     ),
-    ("another budget", {"budget": Budget(999, None)}, "--budget-mem/--budget-params"),
+    ("another budget", {"budget": Budget(999, None)}, "--budget-mem"),
+    ("budgets that it had not", {"budget": Budget(1000, flops=7, delta_bytes=8)}, "--budget-delta/--budget-flops"),
     ("another recipe", {"recipe": Recipe(detector="retinanet").to_dict()}, "--recipe"),
     ("another space", {"space": SPACE | {"cst": {"reduction": {"choice": [1, 2]}}}}, "--space"),
     ("other data", {"data": "/elsewhere"}, "--data"),
@@ -55,7 +56,7 @@ def test_a_study_is_continued_with_what_it_was_made_with(
 
 def test_all_differences_are_named(tmp_path: Path) -> None:
     make_study(tmp_path)
-    with pytest.raises(StudyError, match=r"another --objectives, --budget-mem/--budget-params, --data;"):
+    with pytest.raises(StudyError, match=r"another --objectives, --budget-mem, --data;"):
         make_study(tmp_path, objectives=objectives("map"), budget=Budget(), data="/elsewhere")
 
 
