@@ -85,7 +85,7 @@ def test_every_method_finds_what_it_finds_alone(
     assert all(found.scores for found in expected["cst"])
 
 
-@pytest.mark.parametrize("n", [2, 7])
+@pytest.mark.parametrize("n", [2, 20])
 def test_many_tasks_run_their_body_once_and_hold_it_once(
     run: Callable[..., Path], images: list[Path], unrounded: None, n: int
 ) -> None:
