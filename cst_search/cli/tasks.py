@@ -30,10 +30,11 @@ from cst_search.errors import check_choice
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cst_search.commands.allocate import Allocation
     from cst_search.commands.train_plan import TrainedPlan
     from cst_search.config.recipe import Recipe
     from cst_search.detector.bundle import Bundle
-    from cst_search.study.allocation import Plan
+    from cst_search.study.allocation import Bounds, Plan
     from cst_search.study.records import StudyInfo
 
 
@@ -47,12 +48,16 @@ def allocate(
         ),
     ],
     budget_storage: Annotated[
-        str,
+        str | None,
+        typer.Option("--budget-storage", help="What the trained tensors of all tasks may take together, such as 20MB."),
+    ] = None,
+    budget_flops: Annotated[
+        str | None,
         typer.Option(
-            "--budget-storage", help="What the trained tensors of all tasks may take together, such as 20MB.",
-            show_default=False,
+            "--budget-flops",
+            help="Operations on an image for all tasks together, such as 200GFLOP; a shared pass counts once.",
         ),
-    ],
+    ] = None,
     maximise: Annotated[
         str, typer.Option("--maximise", help="mean: the mean mAP of the tasks; worst: the lowest of them.")
     ] = "mean",
@@ -81,22 +86,31 @@ def allocate(
     tracking_uri: TrackingOption = None,
     json_: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Divide a storage budget among tasks: one point of each study, exactly the best choice."""
+    """Divide a budget among tasks: one point of each study, exactly the best choice."""
     from cst_search.commands import allocate as command
-    from cst_search.units import parse_bytes
+    from cst_search.errors import ConfigError
+    from cst_search.study.allocation import Bounds
+    from cst_search.units import parse_bytes, parse_flops
 
     check_choice("--maximise", maximise, command.GOALS)
     names = list(dict.fromkeys(studies))
     weights = command.read_weights(weight or (), names)
-    budget = parse_bytes(budget_storage)
+    bounds = Bounds(
+        None if budget_storage is None else parse_bytes(budget_storage),
+        None if budget_flops is None else parse_flops(budget_flops),
+    )
+    if bounds == Bounds():
+        raise ConfigError(
+            "give what the tasks may take together: --budget-storage 20MB, --budget-flops 200GFLOP, or both"
+        )
     infos = [open_study(name, home, storage).info() for name in names]
-    plan, plans = command.allocate_studies(infos, budget, maximise, weights)  # type: ignore[arg-type]
-    report = command.plan_report(infos, plan, plans, maximise)  # type: ignore[arg-type]
+    found = command.allocate_studies(infos, bounds, maximise, weights)  # type: ignore[arg-type]
+    report = command.plan_report(infos, found, maximise)  # type: ignore[arg-type]
     folder = output or (Path("plan") if train else None)
-    files = {} if folder is None else command.write_recipes(infos, plan, folder)
+    files = {} if folder is None else command.write_recipes(infos, found.plan, folder)
     report["recipes"] = {name: str(path) for name, path in files.items()}
     if not json_:
-        _show_plan(infos, plan, plans, budget, maximise)
+        _show_plan(infos, found, bounds, maximise)
     if train and folder is not None:
         trained = _train(files, folder, settings or (), console_of(json_), device=device, skip_bad=skip_bad,
                          cache_size=cache_size, home=home, tracking_uri=tracking_uri)  # fmt: skip
@@ -115,17 +129,26 @@ def allocate(
         say(f"next:  cst-search train {quote(str(path))} --out {quote(name)}")
 
 
-def _show_plan(infos: Sequence[StudyInfo], plan: Plan, plans: Sequence[Plan], budget: int, goal: str) -> None:
+def _show_plan(infos: Sequence[StudyInfo], found: Allocation, bounds: Bounds, goal: str) -> None:
     from cst_search.report.tables import plan_table
-    from cst_search.study.allocation import next_better
-    from cst_search.units import format_bytes
+    from cst_search.units import format_bytes, format_flops
 
-    out.print(plan_table(infos, plan))
-    say(f"{goal} map {plan.value:.3f} in {format_bytes(plan.total_bytes)} of {format_bytes(budget)}, "
+    def takes(plan: Plan, of_storage: int | None = None, of_flops: int | None = None) -> str:
+        words = format_bytes(plan.total_bytes) + (f" of {format_bytes(of_storage)}" if of_storage else "")
+        if bounds.flops is None:
+            return words
+        return f"{words}, {format_flops(plan.total_flops)}" + (f" of {format_flops(of_flops)}" if of_flops else "")
+
+    out.print(plan_table(infos, found.plan))
+    say(f"{goal} map {found.plan.value:.3f} in {takes(found.plan, bounds.storage_bytes, bounds.flops)}, "
         f"besides the detector that they start from")  # fmt: skip
-    better = next_better(plan, plans)
-    if better is not None:
-        say(f"the next better plan: {better.value:.3f} in {format_bytes(better.total_bytes)}")
+    for of, better in found.better.items():
+        what = "storage" if of == "storage_bytes" else "operations"
+        more = f"the next better plan by more {what}" if len(found.better) > 1 else "the next better plan"
+        if better is not None:
+            say(f"{more}: {better.value:.3f} in {takes(better)}")
+        elif len(found.better) > 1:
+            say(f"more {what} alone would not help")
 
 
 def _train(

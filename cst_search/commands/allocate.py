@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cst_search.commands.export import export
 from cst_search.config.catalog import check_folder
+from cst_search.config.recipe import READING_FIELDS
 from cst_search.errors import ConfigError, StudyError
-from cst_search.study.allocation import Goal, Plan, Point, allocate, curve, point_of
-from cst_search.study.records import StudyInfo
+from cst_search.study.allocation import Bounds, Goal, Plan, Point, allocate, cheapest_better, curve, point_of
+from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
-from cst_search.units import format_bytes
+from cst_search.units import format_bytes, format_flops
 
 GOALS = ("mean", "worst")
+# fields of a recipe on which the features of an image depend while its body is frozen
+_OF_BODY = ("detector", "backbone", "width", "weights", "image_size_px", "max_size_px", "precision", *READING_FIELDS)
 
 
 def points_of(info: StudyInfo) -> list[Point]:
     """Return the complete, feasible trials of a study. Raises StudyError if there is none."""
     found = [
-        point_of(info.brief(record))
+        point_of(info.brief(record), _body_of(info, record))
         for record in info.trials
         if record.state == TrialState.COMPLETE and record.feasible and record.trainable_params is not None
     ]
@@ -29,6 +34,15 @@ def points_of(info: StudyInfo) -> list[Point]:
             f"study {info.name!r} has no feasible complete trial yet; run `cst-search launch --study {info.name}`"
         )
     return found
+
+
+def _body_of(info: StudyInfo, record: TrialRecord) -> str:
+    """Return the identity of the body that a trial starts from, and of its input.
+
+    Detectors of two architectures count as two bodies, though they may start from the same one.
+    """
+    values = {**info.recipe, **record.config}
+    return json.dumps([values.get(name) for name in _OF_BODY])
 
 
 def read_weights(pairs: Sequence[str], names: Sequence[str]) -> dict[str, float]:
@@ -46,24 +60,65 @@ def read_weights(pairs: Sequence[str], names: Sequence[str]) -> dict[str, float]
     return found
 
 
+@dataclass(frozen=True)
+class Allocation:
+    """The best plan within bounds, and what more would buy.
+
+    Attributes:
+        better: by bound, ``storage_bytes`` or ``flops``, the better plan that takes least of it; None: there is none.
+        curve: plans that are best at some storage budget, smallest first, with no bound of operations.
+    """
+
+    plan: Plan
+    better: Mapping[str, Plan | None]
+    curve: Sequence[Plan]
+
+
 def allocate_studies(
-    infos: Sequence[StudyInfo], budget_bytes: int, goal: Goal, weights: Mapping[str, float]
-) -> tuple[Plan, list[Plan]]:
-    """Return the best plan within a budget, and the plans that are best at some budget, smallest first.
+    infos: Sequence[StudyInfo], bounds: Bounds, goal: Goal, weights: Mapping[str, float]
+) -> Allocation:
+    """Return the best plan within bounds, and what more would buy.
 
     Raises:
-        ConfigError: no plan fits; the message says how much the smallest takes.
+        ConfigError: no plan fits; the message says how much the smallest takes. Or a trial of an earlier version has no
+            record of its operations.
         StudyError: a study has no point.
     """
     tasks = {info.name: points_of(info) for info in infos}
-    plan = allocate(tasks, budget_bytes, goal, weights)
+    if bounds.flops is not None:
+        _check_flops(tasks)
+    plan = allocate(tasks, bounds, goal, weights)
     if plan is None:
-        least = sum(min(point.delta_bytes for point in points) for points in tasks.values())
-        raise ConfigError(
-            f"--budget-storage {format_bytes(budget_bytes)} is below the smallest points of these studies together; "
-            f"give at least {format_bytes(least)} ({least} bytes)"
+        raise ConfigError(_nothing_fits(tasks, bounds))
+    given = [of for of in ("storage_bytes", "flops") if getattr(bounds, of) is not None]
+    better = {of: cheapest_better(tasks, plan, of, bounds, goal, weights) for of in given}  # type: ignore[arg-type]
+    return Allocation(plan, better, curve(tasks, goal, weights))
+
+
+def _check_flops(tasks: Mapping[str, Sequence[Point]]) -> None:
+    for name, points in tasks.items():
+        if any(point.own_flops is None for point in points):
+            raise ConfigError(
+                f"--budget-flops needs the operations of each trial, and study {name!r} has trials of a version that "
+                "did not record them; leave the option out, or search again"
+            )
+
+
+def _nothing_fits(tasks: Mapping[str, Sequence[Point]], bounds: Bounds) -> str:
+    """Return why no plan fits, with what the smallest takes."""
+    least = sum(min(point.delta_bytes for point in points) for points in tasks.values())
+    if bounds.storage_bytes is not None and least > bounds.storage_bytes:
+        return (
+            f"--budget-storage {format_bytes(bounds.storage_bytes)} is below the smallest points of these studies "
+            f"together; give at least {format_bytes(least)} ({least} bytes)"
         )
-    return plan, curve(tasks, goal, weights)
+    fewest = cheapest_better(tasks, Plan({}, -1.0), "flops", bounds)
+    assert fewest is not None  # the smallest plan fits without a bound of operations
+    within = " within --budget-storage" if bounds.storage_bytes is not None else ""
+    return (
+        f"--budget-flops {format_flops(bounds.flops)} is below what these studies need together{within}; "
+        f"give at least {format_flops(fewest.total_flops)} ({fewest.total_flops} operations)"
+    )
 
 
 def write_recipes(infos: Sequence[StudyInfo], plan: Plan, folder: Path) -> dict[str, Path]:
@@ -76,21 +131,25 @@ def write_recipes(infos: Sequence[StudyInfo], plan: Plan, folder: Path) -> dict[
     return files
 
 
-def plan_report(infos: Sequence[StudyInfo], plan: Plan, plans: Sequence[Plan], goal: Goal) -> dict[str, Any]:
+def plan_report(infos: Sequence[StudyInfo], found: Allocation, goal: Goal) -> dict[str, Any]:
     """Return a plan, and what other budgets would give, as a dict ready for JSON."""
+    plan = found.plan
     records = {info.name: info.by_number(plan.points[info.name].trial) for info in infos}
     return {
         "goal": goal,
-        "value": plan.value,
-        "total_bytes": plan.total_bytes,
+        **_brief(plan),
         "tasks": {
             name: {"trial": point.trial, "map": point.quality, "delta_bytes": point.delta_bytes,
                    "config": dict(record.config) if (record := records[name]) else {}}
             for name, point in plan.points.items()
         },
+        "better": {of: None if other is None else _brief(other) for of, other in found.better.items()},
         "curve": [
-            {"total_bytes": other.total_bytes, "value": other.value,
-             "trials": {name: point.trial for name, point in other.points.items()}}
-            for other in plans
+            {**_brief(other), "trials": {name: point.trial for name, point in other.points.items()}}
+            for other in found.curve
         ],
     }  # fmt: skip
+
+
+def _brief(plan: Plan) -> dict[str, Any]:
+    return {"value": plan.value, "total_bytes": plan.total_bytes, "total_flops": plan.total_flops}

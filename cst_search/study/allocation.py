@@ -1,8 +1,9 @@
-"""Divide a storage budget among tasks: one point of each study, so that the mAP over all tasks is highest.
+"""Divide a budget among tasks: one point of each study, so that the mAP over all tasks is highest.
 
 Tasks that start from one detector share it; each adds what it trained, its delta. With points of known mAP and delta
 this is the multiple-choice knapsack problem [Kellerer2004, chapter 11], solved exactly as a mixed-integer linear
-program.
+program. Operations may be bounded too: a pass through a body that several tasks share is paid once, by a variable of
+its own that is 1 if any of them is chosen.
 
 References.
 
@@ -12,7 +13,7 @@ References.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 BYTES_PER_PARAMETER = 4  # of a delta in a study of a version that stored none: float32, without statistics of norms
 Goal = Literal["mean", "worst"]
 _MOST_PLANS = 200  # in a curve
+_BETTER = 1e-5  # of mAP: what a better plan has more; ten times the tolerance of the solver
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,15 @@ class Point:
     Attributes:
         quality: mAP, over its seeds if it was confirmed; 0..1.
         delta_bytes: size of its trained tensors.
+        own_flops: operations on an image beside the pass through a shared body; None: unknown.
+        body: identity of that body with its input, and the operations of its pass; None: it shares none.
     """
 
     trial: int
     quality: float
     delta_bytes: int
+    own_flops: int | None = None
+    body: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,44 +53,93 @@ class Plan:
     def total_bytes(self) -> int:
         return sum(point.delta_bytes for point in self.points.values())
 
+    @property
+    def total_flops(self) -> int | None:
+        """Operations on one image, each shared pass counted once; None: unknown for a point."""
+        own = [point.own_flops for point in self.points.values()]
+        passes = {point.body for point in self.points.values() if point.body is not None}
+        return None if None in own else sum(n or 0 for n in own) + sum(flops for _, flops in passes)
 
-def point_of(brief: Mapping[str, Any]) -> Point:
-    """Return the point of a complete trial, from its entry as `StudyInfo.brief` returns it."""
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds of a plan: bytes of all deltas, and operations on one image; None: unbounded."""
+
+    storage_bytes: int | None = None
+    flops: int | None = None
+
+
+def point_of(brief: Mapping[str, Any], body: str = "") -> Point:
+    """Return the point of a complete trial.
+
+    Args:
+        brief: its entry as `StudyInfo.brief` returns it.
+        body: identity of the body that it starts from and of its input.
+    """
     delta_bytes = brief.get("delta_bytes") or BYTES_PER_PARAMETER * brief["trainable_params"]
-    return Point(brief["trial"], brief["map_mean"], delta_bytes)
+    flops, own = brief.get("flops"), brief.get("marginal_flops")
+    shared = None if flops is None or own is None or own == flops else (body, flops - own)
+    return Point(brief["trial"], brief["map_mean"], delta_bytes, own, shared)
 
 
-def useful(points: Sequence[Point]) -> list[Point]:
-    """Return the points that none is at least as good as and smaller, smallest first."""
+def useful(points: Sequence[Point], with_flops: bool = False) -> list[Point]:
+    """Return the points that none is at least as good as and smaller, smallest first.
+
+    Args:
+        with_flops: True to keep also those that need fewer operations than any such point.
+    """
+
+    def replaces(other: Point, point: Point) -> bool:
+        cheaper = other.quality >= point.quality and other.delta_bytes <= point.delta_bytes
+        if not with_flops:
+            return cheaper
+        return cheaper and other.body == point.body and (other.own_flops or 0) <= (point.own_flops or 0)
+
     found: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.delta_bytes, -point.quality)):
-        if not found or point.quality > found[-1].quality:
+    for point in sorted(points, key=lambda point: (point.delta_bytes, -point.quality, point.own_flops or 0)):
+        if not any(replaces(other, point) for other in found):
             found.append(point)
     return found
 
 
 def allocate(
-    tasks: Mapping[str, Sequence[Point]], budget_bytes: int, goal: Goal = "mean", weights: Mapping[str, float] = {}
+    tasks: Mapping[str, Sequence[Point]], bounds: Bounds, goal: Goal = "mean", weights: Mapping[str, float] = {}
 ) -> Plan | None:
-    """Return the best plan whose deltas fit into a budget together, the smallest of equally good ones; None: none fits.
+    """Return the best plan within the bounds, the smallest of equally good ones; None: none fits.
 
     Args:
-        tasks: by name, what each may take; at least one point each.
-        budget_bytes: bound of the sum of the deltas.
+        tasks: by name, what each may take; at least one point each. With a bound of operations all have theirs.
         goal: ``mean``: the highest weighted mean of mAP. ``worst``: the highest mAP of the task that has the lowest,
             and of such plans the one with the highest mean.
         weights: by name, of the mean; 1 where none is given.
     """
-    problem = _Problem(tasks, weights)
-    chosen = problem.solve(problem.mean, budget_bytes)
-    if chosen is None:
-        return None
-    if goal == "worst":
-        floor = _worst_within(tasks, budget_bytes)
-        assert floor is not None  # a plan fits
-        chosen = problem.solve(problem.mean, budget_bytes, floor=floor)
-        assert chosen is not None
-    return problem.plan(chosen, goal)
+    problem = _Problem(tasks, bounds, weights)
+    floors = problem.floors() if goal == "worst" else [0.0]
+    # plans are fewer the higher the floor
+    low, high = 0, len(floors)
+    best = problem.best(floors[0])
+    while best is not None and high - low > 1:
+        middle = (low + high) // 2
+        found = problem.best(floors[middle])
+        low, high, best = (low, middle, best) if found is None else (middle, high, found)
+    return None if best is None else problem.plan(best, goal)
+
+
+def cheapest_better(
+    tasks: Mapping[str, Sequence[Point]], plan: Plan, of: Literal["storage_bytes", "flops"], bounds: Bounds,
+    goal: Goal = "mean", weights: Mapping[str, float] = {},
+) -> Plan | None:  # fmt: skip
+    """Return the better plan that takes least of one resource, within the bound of the other; None: there is none.
+
+    It is what this bound costs: the plan that the next larger one would allow.
+    """
+    problem = _Problem(tasks, replace(bounds, **{of: None}), weights)
+    if goal == "mean":
+        chosen = problem.least(of, 0.0, plan.value + _BETTER)
+    else:
+        floor = next((floor for floor in problem.floors() if floor > plan.value + _BETTER), None)
+        chosen = None if floor is None else problem.least(of, floor)
+    return None if chosen is None else problem.plan(chosen, goal)
 
 
 def curve(tasks: Mapping[str, Sequence[Point]], goal: Goal = "mean", weights: Mapping[str, float] = {}) -> list[Plan]:
@@ -141,72 +196,73 @@ def _curve_of_worst(tasks: Mapping[str, Sequence[Point]]) -> list[Plan]:
     return plans
 
 
-def next_better(plan: Plan, plans: Sequence[Plan]) -> Plan | None:
-    """Return the smallest plan of a `curve` that is better than this one; None: there is none."""
-    return next((other for other in plans if other.value > plan.value + 1e-9), None)
-
-
-def _worst_within(tasks: Mapping[str, Sequence[Point]], budget_bytes: int) -> float | None:
-    """Return the highest mAP that all tasks can reach together within a budget."""
-    for floor in sorted({point.quality for points in tasks.values() for point in points}, reverse=True):
-        least = [
-            min((point.delta_bytes for point in points if point.quality >= floor), default=None)
-            for points in tasks.values()
-        ]
-        if None not in least and sum(size for size in least if size is not None) <= budget_bytes:
-            return floor
-    return None
-
-
 class _Problem:
-    """The program: a 0/1 variable for each point of each task, of which exactly one per task is 1."""
+    """The program: a 0/1 variable for each point, of which one per task is 1, then one for each shared body."""
 
-    def __init__(self, tasks: Mapping[str, Sequence[Point]], weights: Mapping[str, float]) -> None:
-        self.tasks = {name: useful(points) for name, points in tasks.items()}
+    def __init__(self, tasks: Mapping[str, Sequence[Point]], bounds: Bounds, weights: Mapping[str, float]) -> None:
+        known = all(point.own_flops is not None for points in tasks.values() for point in points)
+        self.tasks = {name: useful(points, with_flops=known) for name, points in tasks.items()}
         self.names = [name for name, points in self.tasks.items() for _ in points]
         self.points = [point for points in self.tasks.values() for point in points]
-        self.bytes = np.array([point.delta_bytes for point in self.points], float)
-        self.scale = max(1.0, float(self.bytes.max()))  # the solver's tolerances are absolute
+        self.bodies = sorted({point.body for point in self.points if point.body is not None})
         self.quality = np.array([point.quality for point in self.points])
-        self.weights = {name: weights.get(name, 1.0) for name in self.tasks}
-        share = np.array([self.weights[name] for name in self.names]) / sum(self.weights.values())
-        self.mean = share * self.quality
+        share = {name: weights.get(name, 1.0) for name in self.tasks}
+        self.mean = np.array([share[name] for name in self.names]) / sum(share.values()) * self.quality
+        self.takes = {
+            "storage_bytes": np.array([point.delta_bytes for point in self.points] + [0 for _ in self.bodies], float),
+            "flops": np.array([point.own_flops or 0 for point in self.points] + [n for _, n in self.bodies], float),
+        }
+        self.scale = {of: max(1.0, float(taken.max())) for of, taken in self.takes.items()}  # tolerances are absolute
+        given = {"storage_bytes": bounds.storage_bytes, "flops": bounds.flops}
+        self.bounds = {of: bound for of, bound in given.items() if bound is not None}
 
-    def solve(self, worth: np.ndarray, budget_bytes: int, floor: float = 0.0) -> list[int] | None:
-        """Return the chosen variables, of the highest sum of ``worth`` and then the fewest bytes; None: none fits."""
-        allowed = (self.quality >= floor).astype(float)
-        best = self._best(-worth, allowed, budget_bytes)
-        if best is None:
+    def floors(self) -> list[float]:
+        """Return all mAPs, lowest first: the possible ones of the worst task."""
+        return sorted({point.quality for point in self.points})
+
+    def best(self, floor: float) -> list[int] | None:
+        """Return the points of the highest mean, and then the fewest bytes, none below a mAP; None: none fits."""
+        chosen = self._solve(-self._long(self.mean), floor)
+        if chosen is None:
             return None
-        as_good = float(worth[best].sum()) - 1e-9
-        return self._best(self.bytes / self.scale, allowed, budget_bytes, (worth, as_good)) or best
+        return self.least("storage_bytes", floor, float(self.mean[chosen].sum()) - 1e-9) or chosen
 
-    def _best(
-        self, costs: np.ndarray, allowed: np.ndarray, budget_bytes: int, least: tuple[np.ndarray, float] | None = None
-    ) -> list[int] | None:
-        """Return the allowed variables of the lowest sum of ``costs``; ``least``: (worth, its least sum)."""
-        from scipy.optimize import Bounds, LinearConstraint, milp
+    def least(self, of: str, floor: float, mean: float = -np.inf) -> list[int] | None:
+        """Return the points that take least of a resource, none below a mAP, with at least a mean; None: none fits."""
+        return self._solve(self.takes[of] / self.scale[of], floor, mean)
 
-        one_each = np.array([[name == own for own in self.names] for name in self.tasks], float)
-        constraints = [
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(self.bytes[None] / self.scale, -np.inf, budget_bytes / self.scale),
-        ]
-        if least is not None:
-            constraints.append(LinearConstraint(least[0][None], least[1], np.inf))
+    def _long(self, of_points: np.ndarray) -> np.ndarray:
+        return np.concatenate([of_points, np.zeros(len(self.bodies))])
+
+    def _solve(self, costs: np.ndarray, floor: float, mean: float = -np.inf) -> list[int] | None:
+        """Return the points, none below a mAP, of the lowest sum of ``costs`` among those with at least a mean."""
+        from scipy.optimize import Bounds as Limits
+        from scipy.optimize import LinearConstraint, milp
+
+        allowed = np.concatenate([self.quality >= floor, np.ones(len(self.bodies))])
+        one_each = np.array([[*(name == own for own in self.names), *(0 for _ in self.bodies)] for name in self.tasks])
+        rules = [LinearConstraint(one_each, 1, 1), LinearConstraint(self._long(self.mean)[None], mean, np.inf)]
+        rules += [LinearConstraint(self.takes[of][None] / self.scale[of], -np.inf, bound / self.scale[of])
+                  for of, bound in self.bounds.items()]  # fmt: skip
+        n = len(self.points)
+        paid = np.zeros((n, n + len(self.bodies)))  # a point needs its body
+        for i, point in enumerate(self.points):
+            if point.body is not None:
+                paid[i, [i, n + self.bodies.index(point.body)]] = 1, -1
+        if self.bodies:
+            rules.append(LinearConstraint(paid, -np.inf, 0))
         while True:
-            found = milp(
-                costs, constraints=constraints, integrality=1, bounds=Bounds(0, allowed), options={"mip_rel_gap": 0.0}
-            )
+            found = milp(costs, constraints=rules, integrality=1, bounds=Limits(0, allowed),
+                         options={"mip_rel_gap": 0.0})  # fmt: skip
             if found.x is None:
                 return None
-            chosen = [int(i) for i in np.flatnonzero(found.x > 0.5)]
-            if self.bytes[chosen].sum() <= budget_bytes:
+            chosen = [int(i) for i in np.flatnonzero(found.x[:n] > 0.5)]
+            plan = self.plan(chosen, "mean")
+            taken = {"storage_bytes": plan.total_bytes, "flops": plan.total_flops or 0}
+            if all(taken[of] <= bound for of, bound in self.bounds.items()):
                 return chosen
-            # over the budget by less than the solver's tolerance: any plan but this one
-            constraints.append(
-                LinearConstraint(np.isin(np.arange(len(costs)), chosen)[None], -np.inf, len(self.tasks) - 1)
-            )
+            # over a bound by less than the solver's tolerance: any plan but this one
+            rules.append(LinearConstraint(np.isin(np.arange(len(costs)), chosen)[None], -np.inf, len(self.tasks) - 1))
 
     def plan(self, chosen: Sequence[int], goal: Goal) -> Plan:
         points = {self.names[i]: self.points[i] for i in chosen}

@@ -59,6 +59,17 @@ def test_the_plan_is_printed_and_its_recipes_are_written(home: Path, tmp_path: P
     assert all(recipe["options"]["reduction"] == 8 for recipe in recipes.values())
 
 
+def test_operations_can_be_the_budget(home: Path) -> None:
+    """Each task has 1 GFLOP of its own; the shared pass takes 0.1 for reduction 8, and in these studies 0.8 for 1."""
+    code, text, _ = ran(
+        "allocate", "cells", "cards", "--budget-storage", "1MB", "--budget-flops", "2.5GFLOP", "--home", str(home)
+    )
+    words = " ".join(text.split())
+    assert code == 0 and "mean map 0.350 in 8.8 kB of 1 MB, 2.1 GFLOP of 2.5 GFLOP" in words
+    assert "more storage alone would not help" in words
+    assert "the next better plan by more operations: 0.460 in 14.4 kB, 2.8 GFLOP" in words
+
+
 def test_the_worst_task_can_come_first(home: Path) -> None:
     code, text, _ = ran(
         "allocate", "cells", "cards", "--budget-storage", "1MB", "--home", str(home), "--maximise", "worst", "--json"
@@ -77,6 +88,9 @@ def test_the_worst_task_can_come_first(home: Path) -> None:
         (["cells", "--budget-storage", "1MB", "--weight", "cards=2"], "--weight takes STUDY=NUMBER above 0, of cells"),
         (["cells", "--budget-storage", "1MB", "--weight", "cells=-1"], "--weight takes STUDY=NUMBER above 0"),
         (["nothing", "--budget-storage", "1MB"], "nothing"),
+        (["cells", "cards"], "--budget-storage 20MB, --budget-flops 200GFLOP, or both"),
+        (["cells", "cards", "--budget-flops", "2"], "must have a unit"),
+        (["cells", "cards", "--budget-flops", "1GFLOP"], "give at least 2.1 GFLOP (2100000000 operations)"),
     ],
 )
 def test_wrong_input_is_named(home: Path, arguments: list[str], says: str) -> None:
