@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import optuna
@@ -63,7 +63,8 @@ warnings.simplefilter("ignore")
 # --- the surrogate ----------------------------------------------------------------------------------------------------
 
 
-class Cost(NamedTuple):
+@dataclass(frozen=True)
+class Cost:
     """Cost from the memory model at the time the tables were made, so that results do not change with the model."""
 
     device_bytes: int

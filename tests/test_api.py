@@ -212,7 +212,7 @@ def test_resume_has_nothing_to_do_and_leaves_no_trace(first: Search) -> None:
 
 def test_go_on_and_confirm(tiny_recipe: Callable[..., Recipe], tiny_folder: Path, tmp_path: Path) -> None:
     search = cst_search.launch(
-        6e9, data=tiny_folder, recipe=tiny_recipe(method="head", search_epochs=1), trials=1, study="on",
+        "6GB", data=tiny_folder, recipe=tiny_recipe(method="head", search_epochs=1), trials=1, study="on",
         space={"methods": ["head"], "shared": {"lr": {"float": [1e-3, 1e-2]}}}, home=tmp_path, in_process=True,
     )  # fmt: skip
     assert search.resume(2, in_process=True) is search

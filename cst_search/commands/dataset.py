@@ -71,8 +71,9 @@ def image_sizes(data: DetectionData) -> tuple[tuple[int, int], ...]:
 def dataset_inputs(data: DetectionData) -> dict[str, Any]:
     """Return the figures of a dataset that `worst_input` and `predict` need, for use when the data is out of reach.
 
-    Three image sizes give the same worst input as all of them. Resizing depends on the ratio of the sides, so the
-    largest height and width come from the tallest, the widest or the squarest image.
+    Three image sizes give the same worst training batch as all of them. Resizing depends on the ratio of the sides, so
+    the largest height and width come from the tallest, the widest or the squarest image. The largest image by itself
+    may be another one, so the cost of inference can be too low.
     """
     ratios = {height / width: (height, width) for height, width in image_sizes(data)}
     chosen = {ratios[r] for r in (min(ratios), max(ratios), min(ratios, key=lambda r: abs(math.log(r))))}

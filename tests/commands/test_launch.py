@@ -249,7 +249,9 @@ def test_three_sizes_stand_for_all_of_a_dataset(tiny_data: DetectionData) -> Non
         recipe = Recipe(image_size_px=short, max_size_px=round(short * rng.choice([1, 1.3, 1.7])))
         sizes = tuple((height, width) for height, width in dataset_inputs(data)["sizes"])
         assert len(sizes) <= 3
-        assert worst_input(recipe, sizes, 7) == worst_input(recipe, image_sizes(data), 7)
+        few, all_ = (worst_input(recipe, some, 7) for some in (sizes, image_sizes(data)))
+        # of the largest single image they give one of three: another ratio may fill more of the bounds
+        assert replace(few, image_px=None) == replace(all_, image_px=None)
     assert dataset_inputs(tiny_data) == {"n_classes": 3, "max_boxes": 3, "sizes": [[64, 96], [80, 80], [96, 64]]}
 
 

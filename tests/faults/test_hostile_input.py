@@ -210,7 +210,7 @@ def test_class_names_are_text(tmp_path: Path, outside: tuple[Path, Path], tiny_r
     assert seen.code == 0, seen
     assert {found["class"] for image in json.loads(seen.out) for found in image["detections"]} <= set(names)
     assert "\x1b" not in ran.out + ran.err + seen.out + seen.err
-    assert len(list((tmp_path / "drawn").glob("*.png"))) == 4
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 4 + 1  # the contact sheet
 
 
 # --- passwords ------------------------------------------------------------------------------------------------------
