@@ -256,9 +256,12 @@ def test_a_submitted_search_is_stopped(head: Machine, tmp_path: Path) -> None:
     )  # fmt: skip
     assert ran.code == 0, ran
     name = ran.out.strip()
-    wait_for(lambda: "trial 0 started" in job(head, "logs", name).out, 60)
-    assert "is told to end" in job(head, "stop", name).out
-    wait_for(lambda: json.loads(job(head, "status", name, "--json").out)["state"] == "STOPPED", 60)
+    try:
+        wait_for(lambda: "trial 0 started" in job(head, "logs", name).out, 180)
+    finally:  # it would go on for an hour and take the cores from all other tests
+        told = job(head, "stop", name)
+    assert "is told to end" in told.out
+    wait_for(lambda: json.loads(job(head, "status", name, "--json").out)["state"] == "STOPPED", 120)
     assert "what is finished is kept; go on with" in job(head, "logs", name).out  # it ended as by Ctrl-C
     assert "is over: stopped" in job(head, "stop", name).out
     for verb in ("status", "logs", "stop"):

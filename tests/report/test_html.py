@@ -23,7 +23,7 @@ from cst_search.report.html import write_comparison, write_front
 from cst_search.report.labels import GROUPS, budget_lines, has_log_axis, headline, is_log, plain
 from cst_search.report.page_data import page_data
 from cst_search.report.summary import page_report
-from cst_search.study.allocation import allocate
+from cst_search.study.allocation import Bounds, allocate
 from cst_search.study.objectives import OBJECTIVES, OF_INFERENCE
 from cst_search.study.pareto import front, hypervolume, hypervolume_by_trial, knee
 from cst_search.study.records import StudyInfo
@@ -668,7 +668,7 @@ def test_comparison_of_different_data_shows_what_storage_buys(tmp_path):
     for goal in storage["goals"]:
         assert 2 < len(goal["plans"]) <= 21
         for plan in goal["plans"]:
-            best = allocate(tasks, plan["bytes"], goal["key"])
+            best = allocate(tasks, Bounds(plan["bytes"]), goal["key"])
             assert best is not None and best.value == pytest.approx(plan[goal["key"]])
             chosen = [info.by_number(trial) for info, trial in zip(infos, plan["trials"], strict=True)]
             assert plan["bytes"] == sum(4 * record.trainable_params for record in chosen)
