@@ -131,7 +131,10 @@ class Table:
     def codes(self, config: dict[str, Any]) -> np.ndarray:
         """Return a configuration in the sampler's columns, one-hot and scaled."""
         params: dict[str, Any] = {}
-        self.space.configure(lambda d: params.setdefault(d.name, _of(config, d.key)))
+        try:
+            self.space.configure(lambda d: params.setdefault(d.name, _of(config, d.key)))
+        except KeyError as error:
+            sys.exit(f"the table lacks {error}: it is of an earlier space; make one with benchmarks/search_table.py")
         labels = {k: json.dumps(list(v)) if isinstance(v, list | tuple) else v for k, v in params.items()}
         return self.layout.encode(self.layout.row(labels)[None])
 
