@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,9 @@ from cst_search.cli.app import (
 from cst_search.config.catalog import home_of
 from cst_search.study.states import TrialState
 
+if TYPE_CHECKING:
+    from cst_search.study.records import StudyInfo
+
 _ROWS = 100  # trials that `status` shows: a table of ten thousand takes seconds to draw, and nobody reads it
 
 
@@ -41,69 +44,38 @@ def status(
     json_: JsonOption = False,
 ) -> None:
     """Show the progress of a study and the outcome of each trial."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from cst_search.study.wording import (
-        best_words,
-        cost_words,
-        describe,
-        format_quality,
-        memory_words,
-        repeat_words,
-        shared_values,
-        shared_words,
-    )
-    from cst_search.units import format_count, format_seconds
+    from cst_search.report.tables import status_table
+    from cst_search.study.wording import best_words, shared_values, shared_words
 
     info = open_study(study, home, storage).info()
     if json_:
-        more = ("state", "reason", "seconds", "ran")
-        rows = [info.brief(r) | {name: getattr(r, name) for name in more} for r in info.trials]
-        again = ("repeat_of", "seed", "epochs", *more)
-        repeats = [r.brief() | {name: getattr(r, name) for name in again} for r in info.repeats]
-        print_json({"study": info.name, "trials": info.counts(), "hypervolume": info.hypervolume(), "all": rows,
-                     "repeats": repeats})  # fmt: skip
+        print_json(_status_report(info))
         return
-    table = Table(title=f"Study {info.name}", title_justify="left")
-    further = info.further_costs
-    costs = ("memory", "trainable", *(o.short for o in further))
-    for name in ("trial", "state", "map", *costs, "time", "configuration or reason"):
-        table.add_column(
-            name, no_wrap=name != "configuration or reason", justify="right" if name == "trial" else "left"
-        )
     last = info.trials if all_ else info.trials[-_ROWS:]
-    unfinished = (
-        [r for r in info.trials[: -len(last)] if r.state in (TrialState.RUNNING, TrialState.INTERRUPTED)]
-        if last
-        else []
-    )
+    earlier = info.trials[: len(info.trials) - len(last)]
+    unfinished = [r for r in earlier if r.state in (TrialState.RUNNING, TrialState.INTERRUPTED)]
     shared = shared_values([record.config for record in info.trials])
     best = next(iter(info.front()), None)
-    for record in (*unfinished, *last, *info.repeats):
-        words = repeat_words(record.repeat_of, record.seed) + describe(record.config, 8, shared)
-        is_best = best is not None and record.trial == best.trial
-        table.add_row(
-            f"best {record.trial}" if is_best else str(record.trial),
-            record.state,
-            format_quality(record.map),
-            memory_words(record.working_bytes, record.device_bytes),
-            format_count(record.trainable_params),
-            *(cost_words(o, getattr(record, o.name)) for o in further),
-            format_seconds(record.seconds),
-            Text(words + (f"\n{record.reason}" if record.reason else "")),
-            style="bold" if is_best else None,
-        )
-    out.print(table)
+    out.print(status_table(info, [*unfinished, *last, *info.repeats], best, shared))
     if shared:
         say(shared_words(shared))
-    if n_left_out := len(info.trials) - len(last) - len(unfinished):
+    if n_left_out := len(earlier) - len(unfinished):
         say(f"the last {_ROWS}; --all shows the {n_left_out} before them too")
     counts = ", ".join(f"{n} {state}" for state, n in info.counts().items() if n and state != "total")
     say(f"{len(info.trials)} trials ({counts or 'none yet'}), hypervolume {info.hypervolume():.4f}")
     if best is not None:
         say(best_words(best, info.over_seeds(best).mean, shared))
     show_plot([info], plot)
+
+
+def _status_report(info: StudyInfo) -> dict[str, Any]:
+    """Return the state of a study and all its trials, as a dict ready for JSON."""
+    more = ("state", "reason", "seconds", "ran")
+    rows = [info.brief(r) | {name: getattr(r, name) for name in more} for r in info.trials]
+    again = ("repeat_of", "seed", "epochs", *more)
+    repeats = [r.brief() | {name: getattr(r, name) for name in again} for r in info.repeats]
+    return {"study": info.name, "trials": info.counts(), "hypervolume": info.hypervolume(), "all": rows,
+            "repeats": repeats}  # fmt: skip
 
 
 @app.command("list")

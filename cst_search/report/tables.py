@@ -1,4 +1,4 @@
-"""Terminal tables: a study's front, and several studies side by side."""
+"""Terminal tables: a study's trials, its front, a plan of several studies, and studies side by side."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from rich.text import Text
 
 from cst_search.study import pareto
 from cst_search.study.allocation import Plan
-from cst_search.study.records import StudyInfo, common_reference
-from cst_search.study.wording import cost_words, describe, format_quality, memory_words, shared_values, shared_words
-from cst_search.units import format_bytes, format_count
+from cst_search.study.records import StudyInfo, TrialRecord, common_reference
+from cst_search.study.wording import (
+    cost_words,
+    describe,
+    format_quality,
+    memory_words,
+    repeat_words,
+    shared_values,
+    shared_words,
+)
+from cst_search.units import format_bytes, format_count, format_seconds
 
 _BESIDE = 120  # least terminal width in characters for a column of configurations
 
@@ -63,6 +71,35 @@ def front_table(info: StudyInfo, width: int) -> Group:
     if shared:
         parts.append(Text(shared_words(shared)))
     return Group(*parts)
+
+
+def status_table(
+    info: StudyInfo, records: Sequence[TrialRecord], best: TrialRecord | None, shared: Mapping[str, Any]
+) -> Table:
+    """Return a table with a row for each trial, the best one marked.
+
+    Args:
+        shared: values that all trials have in common, which the rows leave out.
+    """
+    table = Table(title=f"Study {info.name}", title_justify="left")
+    further, last = info.further_costs, "configuration or reason"
+    for name in ("trial", "state", "map", "memory", "trainable", *(o.short for o in further), "time", last):
+        table.add_column(name, no_wrap=name != last, justify="right" if name == "trial" else "left")
+    for record in records:
+        words = repeat_words(record.repeat_of, record.seed) + describe(record.config, 8, shared)
+        is_best = best is not None and record.trial == best.trial
+        table.add_row(
+            f"best {record.trial}" if is_best else str(record.trial),
+            record.state,
+            format_quality(record.map),
+            memory_words(record.working_bytes, record.device_bytes),
+            format_count(record.trainable_params),
+            *(cost_words(o, getattr(record, o.name)) for o in further),
+            format_seconds(record.seconds),
+            Text(words + (f"\n{record.reason}" if record.reason else "")),
+            style="bold" if is_best else None,
+        )
+    return table
 
 
 def plan_table(infos: Sequence[StudyInfo], plan: Plan) -> Table:
