@@ -49,6 +49,8 @@ function metricText(columns, metric, i) {
   return metric.key === "working_bytes" && value !== null && value !== whole ? `${text} of ${format("bytes", whole)}` : text;
 }
 
+const shorten = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}\u2026` : text);
+
 // --- scales ---
 
 /* Minimum and maximum of an array, gaps ignored; null if it has no values. */
@@ -106,6 +108,12 @@ function tickLabels(kind, values) {
   let digits = 0;
   while (digits < 6 && scaled.some((v) => Math.abs(v - Number(v.toFixed(digits))) > 1e-3 * step)) digits++;
   return { labels: scaled.map((v) => v.toFixed(digits)), unit };
+}
+
+/* Fixed offset in -0.5..0.5 that spreads what lies in one category k, which would overlap. */
+function jitter(i, k) {
+  const x = Math.sin(i * 12.9898 + k * 78.233) * 43758.5453;
+  return x - Math.floor(x) - 0.5;
 }
 
 // --- shapes: each kind of trial has its own, so that colour is not needed ---

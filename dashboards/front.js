@@ -4,10 +4,14 @@
 const data = JSON.parse(byId("data").textContent);
 const { trials, metrics } = data;
 const n = trials.trial.length;
-expand();
+expandDimensions(data.dimensions);
 const groupOf = (i) => data.groups[trials.group[i]];
 const has = (key) => data.columns[key].some((v) => v !== null);
 const shown = metrics.filter((metric) => has(metric.key));
+const dimensions = data.dimensions.map(quantityOf).filter((d) => varies(d.values) && !metrics.some((m) => m.key === d.key));
+const ordered = byImportance(dimensions, data.important);
+const quantities = [...metrics, ...dimensions];
+const columns = { ...data.columns, ...Object.fromEntries(dimensions.map((d) => [d.key, d.values])) };
 const told = shown.filter((metric) => metric.key !== "device_bytes"); // in words it stands beside the working memory
 const hidden = new Set(); // kinds of trials that the legend hides
 let selection = null; // trials selected in the scatter plot, or null
@@ -18,17 +22,7 @@ const MOST_PINNED = 6;
 const GROUP_LOOK = { front: ["circle", 6], dominated: ["square", 3], infeasible: ["up", 2], pruned: ["down", 4], failed: ["cross", 1], unfinished: ["diamond", 0] };
 const looks = {};
 function readLooks() {
-  for (const [key, [shape, rank]] of Object.entries(GROUP_LOOK)) looks[key] = { shape, rank, filled: key === "front", colour: colour(key === "front" ? "accent" : "grey") };
-}
-
-/* Expand dimensions of single methods, which come without the trials of other methods to keep the data small. */
-function expand() {
-  const method = data.dimensions.find((d) => d.key === "method");
-  for (const d of data.dimensions) {
-    if (!d.methods) continue;
-    const name = d.kind === "choice" ? "codes" : "values", short = d[name].values(), gap = d.kind === "choice" ? -1 : null;
-    d[name] = method.codes.map((code) => (d.methods.includes(method.labels[code]) ? short.next().value : gap));
-  }
+  for (const [key, [shape, rank]] of Object.entries(GROUP_LOOK)) looks[key] = { shape, rank, filled: key === "front", faint: key === "infeasible", colour: colour(key === "front" ? "accent" : "grey") };
 }
 
 const visible = (i) => !hidden.has(groupOf(i).key);
@@ -48,7 +42,6 @@ function dimensionText(dimension, i) {
 const configuration = (i) => data.dimensions.map((d) => [d.key, dimensionText(d, i)]).filter(([, text]) => text !== null);
 const stateText = (i) => data.states[trials.state[i]] + (groupOf(i).key === "front" ? ", on the front" : "");
 const reason = (i) => data.reasons[trials.reason[i]] ?? null;
-const shorten = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}\u2026` : text);
 
 function describe(i) {
   const lines = [`trial ${trials.trial[i]}: ${stateText(i)}`];
@@ -74,10 +67,10 @@ const frontMembers = () => {
 };
 const members = frontMembers();
 const scatter = new Scatter(byId("front"), {
-  n, columns: data.columns, metrics, spread, visible, active, describe, budgets: data.budgets,
+  n, columns, metrics: quantities, spread, visible, active, describe, budgets: data.budgets,
   paint: (i) => looks[groupOf(i).key],
   trained: (i) => data.columns.map[i] !== null,
-  lines: () => (hidden.has("front") ? [] : [{ members, colour: colour("accent"), dash: [] }]),
+  lines: () => (hidden.has("front") || !scatter.metric(scatter.x).goal || !scatter.metric(scatter.y).goal ? [] : [{ members, colour: colour("accent"), dash: [] }]),
   rings: () => {
     const knee = trials.trial.indexOf(data.knee), rings = hidden.has("front") || knee < 0 ? [] : [{ i: knee, label: `knee: trial ${data.knee}` }];
     for (const i of new Set([current, ...pinned])) if (i >= 0 && i !== knee && visible(i)) rings.push({ i, label: `trial ${trials.trial[i]}` });
@@ -93,21 +86,34 @@ const scatter = new Scatter(byId("front"), {
   viewed: notes,
 });
 
+/* Metrics for the size of marks, the first that no axis shows: a mark must not grow along an axis. */
+const sizes = [data.axes.size, ...data.objectives, "trainable_params"].filter((key) => key && has(key));
+
 function chooseAxes() {
   const value = (id) => byId(id).value || null;
+  const taken = ["x", "y"].map((id) => scatter.metric(value(id)).family), free = (key) => !taken.includes(scatter.metric(key).family);
+  for (const option of byId("size").options) option.disabled = option.value !== "" && !free(option.value);
+  if (value("size") && !free(value("size"))) byId("size").value = sizes.find(free) ?? "";
   scatter.setAxes(value("x"), value("y"), value("size"), value("shade"));
   byId("front").setAttribute("aria-label", `Scatter plot: ${scatter.metric(scatter.y).label} against ${scatter.metric(scatter.x).label}. Arrow keys move between trials, Enter shows one, Space compares it.`);
 }
 
+/* Options of a select: the metrics, then the dimensions, first those of every method. */
+function fillQuantities(id, chosen, none) {
+  const option = (quantity) => make("option", { value: quantity.key, selected: quantity.key === chosen }, quantity.label);
+  const groups = [["metrics", shown], ["dimensions", ordered.filter((d) => !d.methods)], ["dimensions of some methods", ordered.filter((d) => d.methods)]];
+  byId(id).append(...(none ? [make("option", { value: "" }, none)] : []), ...groups.filter(([, some]) => some.length).map(([label, some]) => make("optgroup", { label }, ...some.map(option))));
+}
+
 function fillAxes() {
-  const options = (id, chosen, none) => byId(id).append(...(none ? [make("option", { value: "" }, none)] : []), ...shown.map((m) => make("option", { value: m.key, selected: m.key === chosen }, m.label)));
-  options("x", data.axes.x);
-  options("y", data.axes.y);
-  options("size", has(data.axes.size) ? data.axes.size : null, "the same");
-  options("shade", null, "kind of trial");
+  const method = dimensions.find((d) => d.key === "method");
+  fillQuantities("x", data.axes.x);
+  fillQuantities("y", data.axes.y);
+  byId("size").append(make("option", { value: "" }, "the same"), ...shown.map((m) => make("option", { value: m.key, selected: m.key === data.axes.size }, m.label)));
+  fillQuantities("shade", method && method.labels.length <= MOST_COLOURS ? "method" : null, "kind of trial");
   for (const [id, other] of [["x", "y"], ["y", "x"]]) {
     let before = byId(id).value;
-    byId(id).addEventListener("change", () => { // the same metric on both axes: swap them
+    byId(id).addEventListener("change", () => { // the same quantity on both axes: swap them
       if (byId(id).value === byId(other).value) byId(other).value = before;
       before = byId(id).value;
       chooseAxes();
@@ -122,7 +128,9 @@ function notes() {
   const { x, y } = scatter, said = [], plane = new Set([x, y]);
   const others = data.objectives.filter((key) => !plane.has(key)).map((key) => scatter.metric(key).label);
   const both = [...plane].every((key) => data.objectives.includes(key));
-  if (data.knee !== null && both && others.length) said.push(`The front also weighs ${others.join(" and ")}, which this plane does not show: the line joins only the trials that nothing beats in the two drawn metrics; the other filled circles are on the front for the rest.`);
+  const aimless = [x, y].map((key) => scatter.metric(key)).filter((quantity) => !quantity.goal).map((quantity) => quantity.label);
+  if (data.knee !== null && aimless.length) said.push(`No value of ${aimless.join(" or ")} is better in itself, so there is no line. Filled circles are on the front.`);
+  else if (data.knee !== null && both && others.length) said.push(`The front also weighs ${others.join(" and ")}, which this plane does not show: the line joins only the trials that nothing beats in the two drawn metrics; the other filled circles are on the front for the rest.`);
   else if (data.knee !== null && both) said.push("The line is the front: whatever lies on its worse side is beaten by a point on it.");
   else if (data.knee !== null) said.push("The line joins the complete trials that nothing beats in the two drawn metrics. The search did not aim at both of them, so this is no front of the study.");
   for (const [key, budget] of Object.entries(data.budgets)) {
@@ -130,8 +138,10 @@ function notes() {
     const [low, high] = scatter.view[key === x ? 0 : 1];
     if (budget.value < low || budget.value > high) said.push(`The ${budget.label} is ${budget.value > high ? "above" : "below"} this view.`);
   }
+  const choices = [x, y].map((key) => scatter.metric(key)).filter((quantity) => quantity.kind === "choice");
+  if (choices.length) said.push(`Trials of one ${choices.map((quantity) => quantity.label).join(" and ")} are spread so that they do not cover each other.`);
   if (scatter.outside) said.push(`${scatter.outside} ${scatter.outside === 1 ? "trial lies" : "trials lie"} outside this view.`);
-  if (scatter.noY) said.push(`The strip at the bottom holds trials without ${scatter.metric(y).short}: not trained, failed or not finished.`);
+  if (scatter.noY) said.push(`The strip at the bottom holds trials without ${scatter.metric(y).short}${scatter.metric(y).dimension ? "" : ": not trained, failed or not finished"}.`);
   if (scatter.noX) said.push(`The strip at the left holds trials without ${scatter.metric(x).short}.`);
   if (scatter.placeless) said.push(`${scatter.placeless} ${scatter.placeless === 1 ? "trial has" : "trials have"} neither of the two and cannot be drawn.`);
   said.push(...data.notes);
@@ -139,57 +149,98 @@ function notes() {
   keys();
 }
 
-/* Legend of sizes and shades. */
+/* Legend of sizes and colours. It is made anew only if it changes, so that a button in it keeps the focus. */
 function keys() {
-  const root = byId("keys");
-  root.replaceChildren();
-  if (scatter.sizeRange) {
-    const metric = scatter.metric(scatter.size), [low, high] = scatter.sizeRange;
-    root.append(make("span", {}, metric.short), ...[low, Math.sqrt(low * high), high].map((v) => {
-      const r = scatter.radiusOf(v);
-      return make("span", {}, make("svg", { width: 2 * r, height: 2 * r, viewBox: "-1 -1 2 2", "aria-hidden": "true" }, make("circle", { r: 1 })), format(metric.kind, v));
-    }));
+  const root = byId("keys"), { shading } = scatter, wanted = JSON.stringify([scatter.size, scatter.sizeRange, scatter.shade, shading, dark.matches]);
+  if (root.dataset.of !== wanted) {
+    root.dataset.of = wanted;
+    root.replaceChildren(...(scatter.sizeRange ? sizeKeys() : []), ...(shading ? colourKeys(scatter.metric(scatter.shade), shading) : []));
   }
-  if (scatter.shadeRange) {
-    const metric = scatter.metric(scatter.shade), bar = make("i", { class: "ramp", "aria-hidden": "true" });
+  for (const button of root.querySelectorAll("button")) button.setAttribute("aria-pressed", String(singled(scatter.shade, button.dataset.value)));
+}
+
+function sizeKeys() {
+  const metric = scatter.metric(scatter.size), [low, high] = scatter.sizeRange;
+  const circles = [low, Math.sqrt(low * high), high].map((v) => {
+    const r = scatter.radiusOf(v);
+    return make("span", {}, make("svg", { width: 2 * r, height: 2 * r, viewBox: "-1 -1 2 2", "aria-hidden": "true" }, make("circle", { r: 1 })), format(metric.kind, v));
+  });
+  return [make("span", { class: "sizes" }, `size: ${metric.short}`, ...circles)];
+}
+
+/* A ramp, or a button for each choice, which singles its trials out. */
+function colourKeys(quantity, { range, swatches, others }) {
+  const title = `colour: ${quantity.short}`;
+  if (range) {
+    const bar = make("i", { class: "ramp", "aria-hidden": "true" });
     bar.style.background = `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(ramp).join(",")})`;
-    root.append(make("span", {}, metric.short), make("span", {}, format(metric.kind, scatter.shadeRange[0]), bar, format(metric.kind, scatter.shadeRange[1])));
+    return [make("span", {}, title, make("span", {}, valueText(quantity, range[0]), bar, valueText(quantity, range[1])))];
   }
+  const buttons = swatches.map(({ label, tone }) => {
+    const dot = make("i", { class: "dot", "aria-hidden": "true" });
+    dot.style.background = tone;
+    const button = make("button", { type: "button", "data-value": label, title: `choose the trials of ${quantity.key} ${label}` }, dot, shorten(label, 24));
+    button.addEventListener("click", () => single(quantity.key, label));
+    return button;
+  });
+  return [make("span", {}, title), ...buttons, ...(others ? [make("span", {}, make("i", { class: "dot rest" }), `${others} others`)] : [])];
+}
+
+/* True if only the trials of one value of a choice are chosen; choose them, or all again. */
+function singled(key, label) {
+  const axis = axes.find((one) => one.key === key), k = axis.labels.indexOf(label), size = axis.labels.length;
+  const [low, high] = parallel.brushes.get(axis) ?? [0, 1];
+  return size > 1 && low === k / size && high === (k + 1) / size;
+}
+
+function single(key, label) {
+  const axis = axes.find((one) => one.key === key), k = axis.labels.indexOf(label), size = axis.labels.length;
+  parallel.brush(axis, singled(key, label) ? null : [k / size, (k + 1) / size]);
 }
 
 // --- parallel coordinates ---
 
 const parallel = new Parallel(byId("parallel"), { n, active, visible, paint: (i) => looks[groupOf(i).key], brushed: refreshSoon() });
-const axes = [
-  ...data.dimensions.filter((d) => d.kind === "number" || d.labels.length > 1).map((d) => axisOf({ ...d, title: d.title, method: d.owner, format: "number" }, n, d.kind === "choice" ? (i) => d.codes[i] : (i) => d.values[i])),
+const axes = [ // the objectives first, then the dimensions that matter most, so that these are in sight if not all are
   ...shown.filter((m) => data.objectives.includes(m.key)).map((m) => axisOf({ key: m.key, title: m.short, kind: "number", format: m.kind, log: m.log || m.kind === "count", metric: true }, n, (i) => data.columns[m.key][i])),
+  ...ordered.map((one) => data.dimensions.find((d) => d.key === one.key)).map((d) => axisOf({ ...d, title: d.title, method: d.owner, format: "number" }, n, d.kind === "choice" ? (i) => d.codes[i] : (i) => d.values[i])),
 ];
-const methodAxis = axes.find((axis) => axis.key === "method" && axis.labels?.length > 1);
+const methodAxis = axes.find((axis) => axis.key === "method");
+const FEWEST_DIMENSIONS = 4; // on a narrow screen they scroll
 
 function refreshSoon() {
   const later = frame(() => refresh());
   return () => later();
 }
 
-/* Dimensions that every method has, and those of the selected method, which also filters the trials. */
-function chooseDimensions() {
+/* The axes that are chosen: as many of the first as fit, those of every method, those of one method, or all. */
+function chosenAxes() {
   const which = byId("dimensions").value;
-  parallel.show(axes.filter((axis) => which === "*" || axis.metric || !axis.methods || axis.methods.includes(which)));
-  if (!methodAxis) return;
-  const k = methodAxis.labels.indexOf(which), size = methodAxis.labels.length;
-  parallel.brush(methodAxis, k < 0 ? null : [k / size, (k + 1) / size]);
+  if (which === "*") return axes;
+  if (which) return axes.filter((axis) => axis.metric || !axis.methods || axis.methods.includes(which));
+  const fitting = Math.floor(byId("parallel").clientWidth / AXIS_PX), objectives = axes.filter((axis) => axis.metric).length;
+  return axes.slice(0, Math.max(fitting, objectives + FEWEST_DIMENSIONS));
+}
+
+function showAxes() {
+  const some = chosenAxes();
+  if (some.length !== parallel.shown.length || some.some((axis, k) => axis !== parallel.shown[k])) parallel.show(some);
+  byId("axes-shown").textContent = some.length < axes.length ? `${some.length} of ${axes.length} axes` : "";
+}
+
+let ofMethod = false; // a method's dimensions are shown, and its trials chosen
+
+function chooseDimensions() {
+  showAxes();
+  const k = methodAxis?.labels.indexOf(byId("dimensions").value) ?? -1, size = methodAxis?.labels.length;
+  if (k >= 0 || ofMethod) parallel.brush(methodAxis, k < 0 ? null : [k / size, (k + 1) / size]);
+  ofMethod = k >= 0;
 }
 
 function fillDimensions() {
-  const select = byId("dimensions");
-  if (!methodAxis) {
-    select.closest("label").hidden = true;
-    select.append(make("option", { value: "*" }, "all"));
-  } else {
-    const many = axes.length > 14;
-    select.append(make("option", { value: "", selected: many }, "of every method"), ...methodAxis.labels.map((m) => make("option", { value: m }, `of ${m}`)), make("option", { value: "*", selected: !many }, "all"));
-  }
-  select.addEventListener("change", chooseDimensions);
+  const tried = methodAxis ? dimensions.find((d) => d.key === "method").labels : [];
+  byId("dimensions").append(make("option", { value: "" }, "that matter most"), ...tried.map((m) => make("option", { value: m }, `of ${m}`)), make("option", { value: "*" }, "all"));
+  byId("dimensions").addEventListener("change", chooseDimensions);
   chooseDimensions();
 }
 
@@ -288,13 +339,18 @@ function hypervolume() {
 // --- the table ---
 
 const number = (key) => (i) => data.columns[key][i];
-const methodOf = (i) => {
-  const d = data.dimensions.find((one) => one.key === "method");
-  return d ? dimensionText(d, i) : null;
-};
+const varied = told.filter((m) => varies(data.columns[m.key]));
+const metricColumn = (m) => ({
+  key: m.key, title: m.short, number: true, value: number(m.key), descending: m.goal === "max",
+  cell: (i) => metricText(data.columns, m, i) + (spread(i, m.key) === null ? "" : ` \u00b1 ${format(m.kind, spread(i, m.key))}`),
+});
+const dimensionColumn = (d) => ({ key: d.key, title: d.key, number: d.kind === "number" || d.ordered, value: (i) => d.values[i], cell: (i) => valueText(d, d.values[i]) ?? "-" });
+const ofEvery = dimensions.filter((d) => !d.methods), ofSome = dimensions.filter((d) => d.methods);
+/* The dimensions of a trial's own method, by their names within it. */
+const options = (i) => ofSome.filter((d) => d.values[i] !== null).map((d) => `${d.title} ${valueText(d, d.values[i])}`).join(", ");
 const table = new Table(byId("trials"), [
   {
-    title: "trial", number: true, value: (i) => trials.trial[i],
+    key: "trial", title: "trial", number: true, value: (i) => trials.trial[i],
     cell: (i) => {
       const button = make("button", { type: "button", class: "trial", "data-trial": trials.trial[i], "aria-label": `show trial ${trials.trial[i]}` }, String(trials.trial[i]));
       const cell = document.createDocumentFragment();
@@ -303,13 +359,12 @@ const table = new Table(byId("trials"), [
       return cell;
     },
   },
-  { title: "state", value: (i) => groupOf(i).name, cell: (i) => groupOf(i).name },
-  { title: "method", value: methodOf, cell: (i) => methodOf(i) ?? "-" },
-  ...told.map((m) => ({
-    title: m.short, number: true, value: number(m.key), descending: m.goal === "max",
-    cell: (i) => metricText(data.columns, m, i) + (spread(i, m.key) === null ? "" : ` \u00b1 ${format(m.kind, spread(i, m.key))}`),
-  })),
-  { title: "configuration", class: "config", value: (i) => configuration(i).join(), cell: (i) => configuration(i).filter(([key]) => key !== "method").map(([key, text]) => `${key}=${text}`).join("  ") },
+  { key: "state", title: "state", value: (i) => groupOf(i).name, cell: (i) => groupOf(i).name },
+  ...ofEvery.filter((d) => d.key === "method").map(dimensionColumn),
+  ...varied.filter((m) => data.objectives.includes(m.key)).map(metricColumn),
+  ...ofEvery.filter((d) => d.key !== "method").map(dimensionColumn),
+  ...(ofSome.length ? [{ key: "options", title: "options of the method", class: "config", value: options, cell: options }] : []),
+  ...varied.filter((m) => !data.objectives.includes(m.key)).map(metricColumn),
 ], {
   n, active, open: (i) => {
     open(i);
@@ -325,8 +380,16 @@ function fillTable() {
   byId("state").addEventListener("change", refresh);
   byId("brushed").addEventListener("change", refresh);
   byId("csv").addEventListener("click", download);
-  const by = told.findIndex((m) => m.key === data.axes.x);
-  table.sort(by < 0 ? 0 : 3 + by, false);
+  table.sort(Math.max(0, table.columns.findIndex((column) => column.key === data.axes.x)), false);
+  byId("constants").textContent = constants();
+}
+
+/* What is equal in all trials, which has no column: metrics, and dimensions that every trial has. */
+function constants() {
+  const ofMetrics = told.filter((m) => !varies(data.columns[m.key]) && data.columns[m.key].every((v) => v !== null)).map((m) => `${m.short} ${metricText(data.columns, m, 0)}`);
+  const ofDimensions = data.dimensions.filter((d) => (d.codes ?? d.values).every((v) => v !== null && v === (d.codes ?? d.values)[0] && v !== -1)).map((d) => `${d.key} ${dimensionText(d, 0)}`);
+  const all = [...ofDimensions, ...ofMetrics];
+  return all.length ? `Equal in all trials, without a column: ${all.join(", ")}.` : "";
 }
 
 /* All trials as CSV: a file, or text to copy if a frame's sandbox forbids downloads. */
@@ -393,7 +456,9 @@ for (const radio of document.querySelectorAll("[name=volume]")) radio.addEventLi
 byId("clear").addEventListener("click", () => {
   selection = null;
   parallel.clear();
-  if (methodAxis && parallel.shown.length < axes.length) byId("dimensions").value = "";
+  if (ofMethod) byId("dimensions").value = "";
+  ofMethod = false;
+  showAxes();
   refresh();
 });
 byId("home").addEventListener("click", () => scatter.zoom(null));
@@ -420,6 +485,7 @@ let width = window.innerWidth;
 addEventListener("resize", frame(() => {
   if (window.innerWidth === width) return;
   width = window.innerWidth;
+  showAxes();
   detail();
   hypervolume();
 }));

@@ -44,7 +44,7 @@ class Parallel {
     this.shown.forEach((axis, k) => {
       axis.x = pitch * (k + 0.32);
       axis.node.style.left = `${axis.x - 18}px`;
-      axis.node.style.setProperty("--pitch", `${pitch - 8}px`);
+      axis.node.style.setProperty("--pitch", `${Math.min(pitch - 8, 0.68 * pitch + 18)}px`); // the last one ends at the edge
       axis.track.style.top = `${this.topPx}px`;
       axis.track.style.height = `${this.long}px`;
       this.place(axis);
@@ -193,12 +193,6 @@ class Parallel {
     slice(0);
     c.globalAlpha = 1;
   }
-}
-
-/* Fixed offset in -0.5..0.5 that spreads the lines of one category, which would overlap. */
-function jitter(i, k) {
-  const x = Math.sin(i * 12.9898 + k * 78.233) * 43758.5453;
-  return x - Math.floor(x) - 0.5;
 }
 
 /* Axis of a dimension or a metric, with every trial's position on it. */

@@ -1,10 +1,10 @@
-// A scatter plot of trials on canvas: any two metrics, budgets, the front's line; pointer, touch and keyboard.
+// A scatter plot of trials on canvas: any two quantities, budgets, the front's line; pointer, touch and keyboard.
 "use strict";
 
 const STRIP = 26; // px, for trials without one of the two metrics
 
-/* options: n; columns {metric: values}; metrics [{key, label, kind, goal, log}]; spread(i, key); paint(i) {shape, colour,
-   filled, rank}; visible(i); active(i); lines() [{members, colour, dash, label}]; rings() [{i, label}]; budgets {key:
+/* options: n; columns {key: values}; metrics, or quantities.js, [{key, label, kind, goal, log, labels}]; spread(i, key);
+   paint(i) {shape, colour, filled, faint, rank}; visible(i); active(i); lines() [{members, colour, dash, label}]; rings() [{i, label}]; budgets {key:
    {value, label}}; trained(i): decides the first view; lines of a tooltip describe(i); pick(i, adds); select(set or
    null); viewed(). */
 class Scatter {
@@ -40,6 +40,7 @@ class Scatter {
 
   /* Initial view: set by the trained trials; a budget and other trials may widen it by one span. */
   home(key) {
+    if (this.metric(key).kind === "choice") return [-0.5, this.metric(key).labels.length - 0.5];
     const values = this.columns[key], chosen = [], all = [];
     for (let i = 0; i < this.n; i++) {
       if (values[i] === null || !this.visible(i)) continue;
@@ -67,8 +68,25 @@ class Scatter {
 
   /* Ticks of an axis, and their labels: with a unit of their own on a logarithmic one. */
   marks(which, range, n) {
-    const { log, kind } = this.metric(this[which]), at = log ? decades(...range) : ticks(...range, n);
+    const { log, kind, labels } = this.metric(this[which]);
+    if (kind === "choice") {
+      const seen = labels.map((_, k) => k).filter((k) => k >= range[0] && k <= range[1]);
+      return [seen, { labels: seen.map((k) => shorten(labels[k], 18)), unit: "" }];
+    }
+    const at = log ? decades(...range) : ticks(...range, n);
     return [at, log ? { labels: at.map((v) => format(kind, v)), unit: "" } : tickLabels(kind, at)];
+  }
+
+  /* Words for the trials that have no value on an axis. */
+  without(which) {
+    const metric = this.metric(this[which]);
+    return metric.dimension ? "absent" : `no ${metric.short}`;
+  }
+
+  /* px over which the points of one choice are spread, 0 on an axis of numbers. */
+  room(which, long) {
+    const [low, high] = this.view[which === "x" ? 0 : 1];
+    return this.metric(this[which]).kind === "choice" ? (0.6 * long) / (high - low) : 0;
   }
 
   zoom(view) {
@@ -89,21 +107,25 @@ class Scatter {
     }
     [this.xTicks, this.xText] = this.marks("x", vx, Math.max(2, this.width / 110));
     [this.yTicks, this.yText] = this.marks("y", vy, Math.max(2, this.height / 62));
-    const left = Math.max(44, 18 + 7 * Math.max(0, ...this.yText.labels.map((t) => t.length)), noY ? 18 + 7.5 * `no ${this.metric(this.y).short}`.length : 0);
-    const box = { left: left + (noX ? STRIP + 6 : 0), right: this.width - 14, top: 34, bottom: this.height - 46 - (noY ? STRIP + 6 : 0) };
+    const left = Math.max(44, 18 + 7 * Math.max(0, ...this.yText.labels.map((t) => t.length)), noY ? 18 + 7.5 * this.without("y").length : 0);
+    const widest = 7 * Math.max(0, ...this.xText.labels.map((t) => t.length));
+    this.tilted = this.metric(this.x).kind === "choice" && widest > (this.width - left - 14) / Math.max(1, this.xTicks.length) - 8;
+    this.below = this.tilted ? 34 + 0.64 * widest : 46; // px under the plot for labels and title
+    const box = { left: left + (noX ? STRIP + 6 : 0), right: this.width - 14, top: 34, bottom: this.height - this.below - (noY ? STRIP + 6 : 0) };
     Object.assign(this, { box, noX, noY, labelLeft: left });
     const [ax, ay, wide, tall] = [this.axis("x"), this.axis("y"), box.right - box.left, box.bottom - box.top];
     this.toX = (v) => box.left + ax.to(v) * wide;
     this.toY = (v) => box.bottom - ay.to(v) * tall;
     this.fromX = (p) => ax.from((p - box.left) / wide);
     this.fromY = (p) => ay.from((box.bottom - p) / tall);
+    const [roomX, roomY] = [this.room("x", wide), this.room("y", tall)];
     this.outside = 0;
     this.placeless = 0;
     for (let i = 0; i < this.n; i++) {
       const known = this.visible(i) && (xs[i] !== null || ys[i] !== null);
       if (this.visible(i) && !known) this.placeless++;
-      let x = xs[i] === null ? box.left - STRIP / 2 - 6 : this.toX(xs[i]);
-      let y = ys[i] === null ? box.bottom + STRIP / 2 + 6 : this.toY(ys[i]);
+      let x = xs[i] === null ? box.left - STRIP / 2 - 6 : this.toX(xs[i]) + roomX * jitter(i, 1);
+      let y = ys[i] === null ? box.bottom + STRIP / 2 + 6 : this.toY(ys[i]) + roomY * jitter(i, 2);
       const inside = known && (xs[i] === null || (x >= box.left - 1 && x <= box.right + 1)) && (ys[i] === null || (y >= box.top - 1 && y <= box.bottom + 1));
       if (known && !inside) this.outside++;
       if (!inside) x = y = NaN;
@@ -123,9 +145,8 @@ class Scatter {
     this.sizeRange = u ? range : null;
     for (let i = 0; i < this.n; i++) this.radius[i] = Number.isNaN(this.px[i]) ? 0 : this.columns[this.y][i] === null || this.columns[this.x][i] === null ? 4.5 * shrink : this.radiusOf(values?.[i]);
     for (let i = 0; i < this.n; i++) if (this.radius[i] && this.paint(i).filled) this.radius[i] = Math.max(4, this.radius[i]); // keeps the front visible among thousands
-    const shades = this.shade ? extent(this.columns[this.shade]) : null;
-    this.shadeRange = shades;
-    this.shadeOf = shades ? scale(...shades, (this.metric(this.shade).log || this.metric(this.shade).kind === "count") && shades[0] > 0) : null;
+    const palette = () => Array.from({ length: MOST_COLOURS }, (_, k) => colour(`kind-${k}`));
+    this.shading = this.shade ? shading(this.metric(this.shade), this.columns[this.shade], palette(), colour("grey")) : null;
   }
 
   /* Members that are non-dominated in the two drawn metrics, from left to right. */
@@ -167,19 +188,20 @@ class Scatter {
     c.stroke();
     c.fillStyle = muted;
     c.textAlign = "center";
-    this.xTicks.forEach((v, i) => c.fillText(this.xText.labels[i], this.toX(v), this.height - 28));
-    const title = (metric, unit) => metric.label + (unit ? `, ${unit}` : "") + (metric.log ? ", logarithmic" : "") + (metric.goal === "max" ? " (higher is better)" : " (lower is better)");
+    this.xTicks.forEach((v, i) => this.drawLabel(c, this.xText.labels[i], this.toX(v)));
+    const better = { max: " (higher is better)", min: " (lower is better)" };
+    const title = (metric, unit) => metric.label + (unit ? `, ${unit}` : "") + (metric.log ? ", logarithmic" : "") + (better[metric.goal] ?? "");
     c.fillText(title(this.metric(this.x), this.xText.unit), (box.left + box.right) / 2, this.height - 8);
     c.textAlign = "right";
     this.yTicks.forEach((v, i) => c.fillText(this.yText.labels[i], this.labelLeft - 8, this.toY(v) + 4));
-    if (this.noY) c.fillText(`no ${this.metric(this.y).short}`, this.labelLeft - 8, box.bottom + STRIP / 2 + 10);
+    if (this.noY) c.fillText(this.without("y"), this.labelLeft - 8, box.bottom + STRIP / 2 + 10);
     c.textAlign = "left";
     c.fillText(title(this.metric(this.y), this.yText.unit), 4, 14);
     if (this.noX) {
       c.save();
       c.translate(box.left - STRIP / 2 - 2, box.bottom - 8);
       c.rotate(-Math.PI / 2);
-      c.fillText(`no ${this.metric(this.x).short}`, 0, 0);
+      c.fillText(this.without("x"), 0, 0);
       c.restore();
     }
     this.drawBudgets(c);
@@ -191,6 +213,17 @@ class Scatter {
     this.drawMs ?? performance.mark("drawn"); // the first time; benchmarks/page.py reads both
     this.drawMs = performance.now() - started;
     this.viewed(this);
+  }
+
+  /* A label of the x axis, tilted where they would overlap. */
+  drawLabel(c, text, x) {
+    if (!this.tilted) return c.fillText(text, x, this.height - 28);
+    c.save();
+    c.translate(x + 4, this.height - this.below + 14);
+    c.rotate(-0.7);
+    c.textAlign = "right";
+    c.fillText(text, 0, 0);
+    c.restore();
   }
 
   drawBudgets(c) {
@@ -266,21 +299,21 @@ class Scatter {
     const active = new Uint8Array(this.n), paints = new Array(this.n);
     for (const i of order) { active[i] = this.active(i) ? 1 : 0; paints[i] = this.paint(i); }
     order.sort((a, b) => active[a] - active[b] || paints[a].rank - paints[b].rank);
-    const card = colour("card"), ink = colour("ink");
+    const [card, ink, grey] = ["card", "ink", "grey"].map(colour);
     for (const i of order) {
       const paint = paints[i], x = this.px[i], y = this.py[i], r = this.radius[i];
-      const tone = this.shadeOf ? (this.columns[this.shade][i] === null ? null : ramp(this.shadeOf.to(this.columns[this.shade][i]))) : paint.colour;
-      c.globalAlpha = active[i] ? (paint.filled || !many ? 1 : 0.6) : 0.13;
+      const { shading } = this, tone = shading && !paint.faint ? shading.of(this.columns[this.shade][i]) : null, plain = shading ? grey : paint.colour;
+      c.globalAlpha = active[i] ? (paint.faint ? 0.5 : paint.filled || !many ? 1 : 0.6) : 0.13;
       const spread = xs[i] !== null && ys[i] !== null ? [this.spread(i, this.x), this.spread(i, this.y)] : [null, null];
       if (spread[0] !== null || spread[1] !== null) this.drawBars(c, i, spread, paint.colour);
       c.beginPath();
       SHAPES[paint.shape](c, x, y, r);
       c.lineWidth = paint.filled ? 1.5 : 1.4;
-      if (paint.filled || (this.shadeOf && tone && paint.shape !== "cross")) {
-        c.fillStyle = tone ?? paint.colour;
+      if (paint.filled || (tone && !shading.hollow && paint.shape !== "cross")) {
+        c.fillStyle = tone ?? plain;
         c.fill();
-        c.strokeStyle = !this.shadeOf ? card : paint.filled ? ink : paint.colour; // both ends of the ramp are close to a background
-      } else c.strokeStyle = tone ?? paint.colour;
+        c.strokeStyle = !shading ? card : paint.filled ? ink : paint.colour; // both ends of the ramp are close to a background
+      } else c.strokeStyle = tone ?? plain;
       c.stroke();
     }
     c.globalAlpha = 1;

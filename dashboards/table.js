@@ -3,7 +3,7 @@
 
 const ROW_PX = 33, SPARE = 12;
 
-/* columns: [{title, number, value(i), cell(i)}]; options: n; keep(i): filter; active(i); marked(i): class; open(i). */
+/* columns: [{key, title, number, descending, class, value(i), cell(i)}]; options: n; keep(i): filter; active(i); marked(i): class; open(i). */
 class Table {
   constructor(root, columns, options) {
     Object.assign(this, options, { root, columns, order: [], by: null, descending: false });

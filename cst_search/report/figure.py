@@ -24,11 +24,12 @@ from cst_search.report.labels import (
     lasting_notes,
     over_seeds,
     plain,
+    size_of,
 )
 from cst_search.study.objectives import OBJECTIVES, Objective
 from cst_search.study.pareto import front
 from cst_search.study.states import TrialState
-from cst_search.units import format_count
+from cst_search.units import format_bytes, format_count, format_flops
 
 # units of the image's axes by the format of a metric, largest first: name and size
 _UNITS: dict[str, tuple[tuple[str, float], ...]] = {
@@ -54,7 +55,8 @@ def picture(report: Mapping[str, Any]) -> dict[str, Any]:
     trials = [trial for trial in report["all"] if trial[x_name] is not None]
     log = has_log_axis(trials, x_name)
     (x_label, x_unit), (y_label, y_unit) = (_axis(name, trials) for name in (x_name, y_name))
-    diameter, sizes = _sizes([trial["trainable_params"] for trial in trials if trial[y_name] is not None])
+    size = size_of(report)
+    diameter, sizes = _sizes(size, [trial for trial in trials if trial[y_name] is not None])
     points: dict[str, list[dict[str, Any]]] = {group: [] for group in GROUPS}
     for trial in trials:
         y, spread = over_seeds(trial, y_name)
@@ -64,7 +66,7 @@ def picture(report: Mapping[str, Any]) -> dict[str, Any]:
             "x": trial[x_name] / x_unit,
             "y": y / y_unit if y is not None else None,
             "spread": spread / y_unit if spread is not None else None,
-            "size": diameter(trial["trainable_params"]) if known else STRIP,
+            "size": diameter(trial) if known else STRIP,
         })  # fmt: skip
     everything = [point for group in points.values() for point in group]
     envelope = front([(p["y"], p["x"]) for p in points["front"]], [Objective(y_name, "max"), Objective(x_name, "min")])
@@ -106,24 +108,33 @@ def _place(value: float, ends: Sequence[float], log: bool) -> float:
     return (at - low) / (high - low)
 
 
-def _sizes(counts: Sequence[int | None]) -> tuple[Any, list[dict[str, Any]]]:
-    """Return a function from parameter count to diameter in pt, and the steps of the legend.
+def _sizes(name: str | None, trials: Sequence[Mapping[str, Any]]) -> tuple[Any, dict[str, Any] | None]:
+    """Return a function from a trial to the diameter of its marker in pt, and the legend: ``title`` and ``steps``.
 
     The scale is logarithmic: a search spans 20 thousand (norm) to 40 million (full) parameters, and markers with areas
-    in that ratio would be invisible or fill the plot.
+    in that ratio would be invisible or fill the plot. Without a metric or its values all markers are equal, and there
+    is no legend.
     """
-    known = [count for count in counts if count]
+    known = [value for trial in trials if name and (value := trial[name])]
     low, high = (min(known), max(known)) if known else (1, 1)
-    shrink = min(
-        1.0, (100 / max(1, len(counts))) ** 0.25
-    )  # half as large for 1600 trials, which would hide one another
+    # half as large for 1600 trials, which would hide one another
+    shrink = min(1.0, (100 / max(1, len(trials))) ** 0.25)
 
-    def diameter(count: int | None) -> float:
-        share = math.log((count or low) / low) / math.log(high / low) if high > low else 0.5
+    def of_value(value: float) -> float:
+        share = math.log(value / low) / math.log(high / low) if high > low else 0.5
         return round(shrink * (SMALLEST + (LARGEST - SMALLEST) * share), 1)
 
-    steps = [low, math.sqrt(low * high), high] if high > low else [low]
-    return diameter, [{"size": diameter(round(n)), "label": format_count(round(n))} for n in steps] if known else []
+    def diameter(trial: Mapping[str, Any]) -> float:
+        return of_value((trial[name] if name else None) or low)
+
+    if name is None or high == low:
+        return diameter, None
+    words = {"bytes": format_bytes, "count": format_count, "flops": format_flops}[METRICS[name][2]]
+    steps = [low, math.sqrt(low * high), high]
+    return diameter, {
+        "title": f"{METRICS[name][0]}:",
+        "steps": [{"size": of_value(value), "label": words(round(value))} for value in steps],
+    }
 
 
 def _budget_line(x: float, label: str, x_range: Sequence[float], log: bool) -> dict[str, Any]:
@@ -300,7 +311,7 @@ def _words(figure: Any, report: Mapping[str, Any], drawn: Mapping[str, Any]) -> 
     circles = [
         Line2D([], [], linestyle="none", marker="o", markersize=step["size"], label=step["label"], color=GRID,
                markeredgecolor=GREY)
-        for step in drawn["sizes"]
+        for step in (drawn["sizes"] or {"steps": ()})["steps"]
     ]  # fmt: skip
     style: dict[str, Any] = {
         "frameon": False,
@@ -311,8 +322,8 @@ def _words(figure: Any, report: Mapping[str, Any], drawn: Mapping[str, Any]) -> 
     }
     if handles:
         figure.legend(handles=handles, loc="center left", bbox_to_anchor=(0.06, 0.135), ncols=6, **style)
-    if len(circles) > 1:
-        title = Line2D([], [], linestyle="none", label="trainable parameters:")
+    if circles:
+        title = Line2D([], [], linestyle="none", label=drawn["sizes"]["title"])
         figure.legend(handles=[title, *circles], loc="center right", bbox_to_anchor=(0.975, 0.135), ncols=4, **style)
     words = dict(facts(report))
     n, _, states = words["trials"].partition(":")

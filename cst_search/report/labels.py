@@ -32,6 +32,8 @@ METRICS: dict[str, tuple[str, str, str]] = {
 }
 # by the format of a metric's values: an axis that spans more than this factor is logarithmic
 _LOG_ABOVE = {"bytes": 4.0, "count": 10.0, "flops": 10.0}
+# metric -> the metric that it repeats: one is the other plus a constant or times a constant, or nearly so
+_REPEATS = {"device_bytes": "working_bytes", "delta_bytes": "trainable_params", "map50": "map"}
 _TELLING_SPAN = 2.0  # of the largest to the smallest value: below, a front looks like a vertical line
 # kind of trial -> its label and its matplotlib marker; shapes differ, so that colour is not needed
 GROUPS: dict[str, tuple[str, str]] = {
@@ -52,6 +54,21 @@ def axes_of(report: Mapping[str, Any]) -> tuple[str, str]:
     rows = report["front"] or report["all"]
     known = {name: [row[name] for row in rows if row.get(name) is not None] for name in dict.fromkeys(costs)}
     return telling_cost(known), (qualities or ["map"])[0]
+
+
+def family(name: str) -> str:
+    """Return a name that a metric shares with those that rise and fall with it, such as its own."""
+    return _REPEATS.get(name, name)
+
+
+def size_of(report: Mapping[str, Any]) -> str | None:
+    """Return the metric for the size of marks: an objective that no axis shows, else trainable parameters. None: none.
+
+    A mark that grows along an axis would show the same figure twice.
+    """
+    shown = {family(name) for name in axes_of(report)}
+    compared = [OBJECTIVES[o["name"]].compared for o in report["objectives"]]
+    return next((name for name in (*compared, "trainable_params") if family(name) not in shown), None)
 
 
 def telling_cost(values: Mapping[str, Sequence[float]]) -> str:

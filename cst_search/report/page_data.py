@@ -17,11 +17,13 @@ from cst_search.report.labels import (
     METRICS,
     axes_of,
     budget_lines,
+    family,
     group_of,
     has_log_axis,
     lasting_notes,
     over_seeds,
     plain,
+    size_of,
 )
 from cst_search.study import pareto
 from cst_search.study.objectives import OBJECTIVES
@@ -41,13 +43,13 @@ def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
     numbers, and codes into ``states``, ``reasons``, ``sources``, ``groups``. ``dimensions``: ``codes`` into ``labels``
     (-1: the trial lacks it) or ``values`` (None: likewise); with ``methods``, only for trials of these methods.
     ``curves``: per metric one list per trial with a value per epoch, and ``epochs`` if they are not 1, 2, ...
+    ``important``: keys of dimensions, from the one that matters most for mAP on; empty if too few trials tell.
     ``volumes``: (index, hypervolume) of trials that increased it.
     """
     rows: list[dict[str, Any]] = report["all"]
     groups = list(GROUPS)
     x, y = axes_of(report)
     compared = [OBJECTIVES[o["name"]].compared for o in report["objectives"]]
-    others = [name for name in compared if name not in (x, y)]
     columns = {name: [_short(over_seeds(row, name)[0] if name in NOISY else row[name]) for row in rows]
                for name in METRICS}  # fmt: skip
     states, state = _codes([row["state"] for row in rows])
@@ -58,7 +60,7 @@ def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
         "quoted_study": shlex.quote(report["study"]),
         "metrics": [_metric(name, has_log_axis(rows, name)) for name in METRICS],
         "objectives": compared,
-        "axes": {"x": x, "y": y, "size": next(iter(others), "trainable_params")},
+        "axes": {"x": x, "y": y, "size": size_of(report)},
         "budgets": budget_lines(report),
         "knee": report["knee"],
         "notes": lasting_notes(report),
@@ -84,6 +86,7 @@ def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
         },
         "remarks": {i: row["notes"] for i, row in enumerate(rows) if row["notes"]},
         "dimensions": _dimensions(report["space"], [row["config"] for row in rows]),
+        "important": [row["key"] for row in report["importance"]["dimensions"]],
         "curves": _curves([row["history"] for row in rows]),
         "volumes": _steps([volume for _, volume in report["hypervolume_by_trial"]]),
     }  # fmt: skip
@@ -191,7 +194,7 @@ def _value_of(row: Mapping[str, Any], name: str) -> Any:
 def _metric(name: str, log: bool) -> dict[str, Any]:
     label, short, kind = METRICS[name]
     goal = OBJECTIVES[name].goal if name in OBJECTIVES else "min"
-    return {"key": name, "label": label, "short": short, "kind": kind, "goal": goal, "log": log}
+    return {"key": name, "label": label, "short": short, "kind": kind, "goal": goal, "log": log, "family": family(name)}
 
 
 def _short(value: Any) -> Any:

@@ -362,7 +362,29 @@ def test_marker_sizes_grow_with_the_parameters_and_the_legend_agrees():
     trained = [p for group in drawn["groups"] for p in group["points"] if p["y"] is not None]
     trained.sort(key=lambda p: by_trial[p["trial"]])
     assert [p["size"] for p in trained] == sorted(p["size"] for p in trained)
-    assert (drawn["sizes"][0]["size"], drawn["sizes"][-1]["size"]) == (trained[0]["size"], trained[-1]["size"])
+    steps = drawn["sizes"]["steps"]
+    assert (steps[0]["size"], steps[-1]["size"]) == (trained[0]["size"], trained[-1]["size"])
+    assert drawn["sizes"]["title"] == "trainable parameters:"
+
+
+@pytest.mark.parametrize(
+    ("objectives", "size"),
+    [
+        (["map", "device_bytes"], "trainable_params"),
+        (["map", "trainable_params"], None),  # across are the parameters: a large mark would say that again
+        (["map", "delta_bytes"], None),  # the stored delta is what is trainable
+        (["map", "delta_bytes", "flops"], "flops"),
+        (["map50", "map", "flops"], "trainable_params"),  # up is mAP50, which rises with mAP
+    ],
+)
+def test_the_size_of_a_mark_does_not_repeat_an_axis(objectives, size):
+    report = make_report()
+    report["objectives"] = [{"name": name, "goal": OBJECTIVES[name].goal} for name in objectives]
+    assert page_data(plain(report))["axes"]["size"] == size
+    sizes = picture(report)["sizes"]
+    assert (sizes is None) == (size is None) and (size != "flops" or sizes["steps"][0]["label"].endswith("GFLOP"))
+    points_drawn = [p for group in picture(report)["groups"] for p in group["points"] if p["y"] is not None]
+    assert (len({p["size"] for p in points_drawn}) == 1) == (size is None)
 
 
 @pytest.mark.parametrize(("gigabytes", "side"), [(2.0, 1), (5.9, -1)])
@@ -610,7 +632,11 @@ def test_colours_stand_out_from_what_they_lie_on(scheme):
 
     for ground in ("page", "card", "soft"):
         assert {name for name in ("ink", "muted", "accent", "limit") if contrast(name, ground) < 4.5} == set()
-        assert {name for name in ("grey", *(f"series-{i}" for i in range(6))) if contrast(name, ground) < 3} == set()
+        assert {
+            name
+            for name in ("grey", *(f"series-{i}" for i in range(6)), *(f"kind-{i}" for i in range(12)))
+            if contrast(name, ground) < 3
+        } == set()
 
 
 # ---------------------------------------------------------------- several studies

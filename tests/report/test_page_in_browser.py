@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import EPOCHS, chromium, made_info
+from pages import EPOCHS, METHODS, chromium, made_info
 
 from cst_search.report import html as dashboard
 from cst_search.report.html import write_comparison, write_front
@@ -182,6 +182,8 @@ def test_points_are_where_and_what_they_should_be(show: Callable[..., Any], fron
         return numbers.map((t) => trials.trial.indexOf(t)).map((i) => {
             const at = 4 * (Math.round(scatter.py[i] * k) * width + Math.round(scatter.px[i] * k));
             return [...data.slice(at, at + 4)]; }); }"""
+    page.select_option("#shade", "")
+    drawn(page)
     accent = [0x0B, 0x6B, 0xCB, 255]
     assert page.evaluate(ink, numbers) == [accent] * 3
     places = {number: place(page, number) for number in numbers}
@@ -213,6 +215,45 @@ def test_any_two_metrics(show: Callable[..., Any], front: Path, info: StudyInfo,
     assert all(value[int(a)] <= value[int(b)] * (1 + 1e-5) for a, b in pairwise(order))
     expected = "no front of the study" if key in ("map50", "petl_params", "seconds") else "also weighs working memory"
     assert expected in page.locator("#notes").text_content()
+
+
+def test_any_dimension_as_axis_and_as_colour(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    page = show(front)
+    methods = [m for m in METHODS if any(r.config["method"] == m for r in info.trials)]
+    assert page.input_value("#shade") == "method"  # several were tried: which is which is seen at once
+    swatches = page.locator("#keys button")
+    assert sorted(swatches.all_text_contents()) == sorted(methods)
+    tones = page.eval_on_selector_all("#keys .dot", "(all) => all.map((dot) => dot.style.background)")
+    assert len(set(tones)) == len(methods)
+    over = page.evaluate("trials.trial.filter((t, i) => looks[groupOf(i).key].faint)")
+    assert over == [r.trial for r in info.trials if r.state == "infeasible"]  # grey, whatever the colours mean
+    page.locator("#keys button", has_text="cst").focus()
+    page.keyboard.press("Enter")
+    drawn(page)
+    assert chosen(page) == {r.trial for r in info.trials if r.config["method"] == "cst"}
+    assert page.evaluate("document.activeElement.dataset.value") == "cst"  # the legend did not lose the focus
+    page.keyboard.press("Enter")
+    drawn(page)
+    assert len(chosen(page)) == N
+    page.select_option("#x", "lr")
+    drawn(page)
+    lr = page.evaluate(
+        "[...scatter.px.keys()].filter((i) => scatter.px[i] > 0).map((i) => [trials.trial[i], scatter.px[i]])"
+    )
+    order = [info.by_number(t).config["lr"] for t, _ in sorted(lr, key=lambda pair: pair[1])]  # type: ignore[union-attr]
+    assert len(order) > 60 and all(a <= b * 1.001 for a, b in pairwise(order))
+    assert page.evaluate("scatter.lines()") == [] and "there is no line" in page.locator("#notes").text_content()
+    page.select_option("#x", "method")
+    drawn(page)
+    at = page.evaluate(
+        """Object.fromEntries([...scatter.px.keys()].filter((i) => scatter.px[i] > 0)
+            .map((i) => [trials.trial[i], scatter.xText.labels[Math.round(scatter.fromX(scatter.px[i]))]]))"""
+    )
+    assert len(at) > 60 and all(info.by_number(int(t)).config["method"] == name for t, name in at.items())  # type: ignore[union-attr]
+    page.select_option("#x", "trainable_params")  # what the size showed
+    drawn(page)
+    assert page.input_value("#size") == "working_bytes"
+    assert page.locator("#size option[value=delta_bytes]").count() == 0  # none of these trials has it
 
 
 def test_the_same_metric_on_both_axes_changes_them(show: Callable[..., Any], front: Path) -> None:
@@ -384,6 +425,19 @@ def test_brushing_an_axis_dims_the_other_trials(show: Callable[..., Any], front:
     assert len(chosen(page)) == N
 
 
+def test_axes_fit_or_can_be_scrolled(show: Callable[..., Any], front: Path) -> None:
+    page = show(front)
+    sizes = "(() => { const box = byId('parallel'); return [box.scrollWidth, box.clientWidth]; })()"
+    wide, box = page.evaluate(sizes)
+    assert wide <= box
+    shown_axes = page.locator(".axis").evaluate_all("(all) => all.map((a) => a.getAttribute('aria-label'))")
+    assert shown_axes[:3] == ["map", "working_bytes", "trainable_params"] and {"lr", "method"} <= set(shown_axes)
+    assert page.locator("#axes-shown").text_content() == f"{len(shown_axes)} of {page.evaluate('axes.length')} axes"
+    page.select_option("#dimensions", "*")
+    wide, box = page.evaluate(sizes)
+    assert wide > box and page.evaluate("byId('parallel').tabIndex") == 0  # arrow keys scroll it
+
+
 def test_an_axis_by_keyboard_and_what_lacks_the_dimension(
     show: Callable[..., Any], front: Path, info: StudyInfo
 ) -> None:
@@ -469,6 +523,21 @@ def test_the_table_sorts_filters_and_opens(show: Callable[..., Any], front: Path
     page.keyboard.press("Enter")
     assert page.locator("#detail-title").text_content() == f"Trial {numbers(page)[0]}"
     assert page.evaluate("document.activeElement.id") == "detail-title"
+    page.select_option("#state", "front")
+    page.locator("#trials th", has_text="lr").locator("button").click()
+    drawn(page)
+    assert numbers(page) == sorted(on_front, key=lambda t: info.by_number(t).config["lr"])  # type: ignore[union-attr]
+    titles = page.locator("#trials th").all_text_contents()
+    row = page.locator("#trials tbody tr", has_text="cst").first
+    cells = dict(zip(titles, row.locator("td").all_text_contents(), strict=True))
+    config = info.by_number(int(cells["trial"].removeprefix("knee "))).config  # type: ignore[union-attr]
+    assert cells["batch_size"] == str(config["batch_size"])
+    assert f"reduction {config['cst.reduction']}, " in cells["options of the method"]
+    sorted_by = page.evaluate(
+        """[...document.querySelectorAll('#trials th button')].map((button) => {
+            button.click(); return document.querySelector('#trials [aria-sort]').textContent; })"""
+    )
+    assert sorted_by == titles and len(titles) > 12
 
 
 def test_thousands_of_rows_are_not_in_the_document(show: Callable[..., Any], tmp_path: Path) -> None:
@@ -668,6 +737,8 @@ def test_one_trial(show: Callable[..., Any], tmp_path: Path) -> None:
     page = show(write_front(page_report(one), tmp_path)["html"])
     low, high = page.evaluate("scatter.view[0]")
     assert low < one.trials[0].working_bytes < high  # type: ignore[operator]
+    assert page.locator("#trials th").all_text_contents() == ["trial", "state"]  # all else is equal in all
+    assert f"batch_size {one.trials[0].config['batch_size']}," in page.locator("#constants").text_content()
 
 
 def test_comparison_draws_a_line_a_study(show: Callable[..., Any], tmp_path: Path) -> None:
