@@ -1,7 +1,7 @@
 """Draw the front as an image, ``front.png``. The only module that imports matplotlib.
 
 `picture` turns a report (`summary.page_report`) into points in the axes' units, ranges, lines and sentences; `paint`
-draws them. The page draws its own plots of any two metrics: see `cst_search.report.page_data`.
+draws them. The page draws plots of any two metrics or dimensions: see `cst_search.report.page_data`.
 """
 
 from __future__ import annotations
