@@ -23,10 +23,12 @@ pytest.importorskip("material", reason="building the documentation needs the ext
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-import reference  # noqa: E402  (of tools/, which is no package)
+import figures  # noqa: E402  (of tools/, which is no package)
+import reference  # noqa: E402
 
 import cst_search  # noqa: E402
 from cst_search.cli import _with_compare_all, app  # noqa: E402
+from cst_search.units import format_bytes, format_count  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "deploy/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = {name: {flag for p in parameters for flag in p.flags} for name, _, parameters in reference.commands()}
@@ -187,7 +189,11 @@ def test_every_command_of_a_text_is_understood(page: Path, tmp_path: Path, monke
 
 
 # of other programs
-FOREIGN = {"metrics.md": {"--config", "--config.file"}, "README.md": {"--num-cpus", "--install-completion"}}
+FOREIGN = {
+    "metrics.md": {"--config", "--config.file"},
+    "README.md": {"--num-cpus"},
+    "operations.md": {"--install-completion"},
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -205,6 +211,53 @@ def test_the_readme_has_its_two_commands_and_every_command_in_its_table() -> Non
         word for line in re.findall(r"^\| (.*?) (?<!\\)\|", table, flags=re.M) for word in re.findall(r"`(\w+)", line)
     }
     assert {name.partition(" ")[0] for name in COMMANDS} <= named
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
+
+
+# --- figures of the texts ---------------------------------------------------------------------------------------------
+
+
+def test_the_readmes_table_is_of_the_measured_results() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = [
+        [f"{p.map_mean:.3f} ({p.map_std:.3f})", format_count(p.trainable_params), format_bytes(p.saved_bytes),
+         f"{p.working_bytes / 1e6:.0f} MB"]
+        for p in figures.points().values()
+    ]  # fmt: skip
+    table = [row for name, row in rows_of(text).items() if " px" in name]
+    assert len(table) == 4 and all(row in rows for row in table)
+    best, found = (float(row[0][:5]) for row in table[:2])
+    assert f"keeps {100 * found / best:.0f} %" in " ".join(text.split())
+
+
+def test_the_page_on_memory_has_what_the_model_predicts() -> None:
+    rows = rows_of((ROOT / "docs/gpu-memory.md").read_text(encoding="utf-8"))
+    needed = [figures.memory_of(method) for method in figures.METHODS]
+    assert rows["GB"] == [f"`{method}`" for method in figures.METHODS]
+    for label, name in (("allocated", "active_bytes"), ("reserved", "reserved_bytes"), ("nvidia-smi", "device_bytes")):
+        (row,) = (row for cell, row in rows.items() if label in cell)
+        assert row == [f"{n[name] / 1e9:.2f}" for n in needed], label
+    assert all(sum(n["breakdown"].get(part, 0) for part in figures.PARTS) == n["device_bytes"] for n in needed)
+    for cell, (size, *_) in rows.items():
+        if re.fullmatch(r"[\w= ]+=[\w= ]+", cell):
+            predicted = cst_search.estimate("resnet50", ["method=full", *cell.split()])["device_bytes"]
+            assert size == f"{predicted / 1e9:.2f} GB", cell
+
+
+def test_the_table_for_choosing_a_method_is_that_of_the_methods() -> None:
+    text = (ROOT / "docs/methods.md").read_text(encoding="utf-8").partition("## How they compare on seven data sets")[2]
+    of_sets, of_costs = text.partition("| method | mAP50")[::2]
+    means, costs = rows_of(of_sets), rows_of(of_costs.partition("\n\n")[0])
+    full = float(means["full`, lr 1e-3"][0])
+    chosen = rows_of((ROOT / "docs/choosing.md").read_text(encoding="utf-8"), "The figures behind it")
+    names = [name for name in means if name in costs and name not in ("method", "---")]
+    assert list(chosen) == ["method", "---", *names] and len(names) == 8
+    for name, (mean, share, *cost) in list(chosen.items())[2:]:
+        assert mean == means[name][0] and share == f"{100 * float(mean) / full:.0f} %", name
+        assert cost[:3] == costs[name][1:4], name
 
 
 def test_pictures_are_small_and_all_of_them_are_shown() -> None:

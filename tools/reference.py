@@ -69,7 +69,7 @@ def pages() -> dict[str, str]:
 def at_home(text: str, up: str) -> str:
     """Rewrite the links of a text from elsewhere in the checkout for its place within docs/."""
     text = re.sub(r"^```(\w+) \w+$", r"```\1", text, flags=re.M)  # names of blocks, which a test of deploy/ reads
-    return text.replace(f"]({up}docs/", "](").replace("](examples/", "](")
+    return text.replace(f"]({up}docs/", "](").replace("](examples/", "](").replace("](deploy/README.md", "](deploy.md")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

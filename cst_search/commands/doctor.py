@@ -30,7 +30,7 @@ _REMEDIES = {
     "home": "choose another with --home",
     "storage": "correct --storage, or start its server; its user must be able to make tables",
     "MLflow": "correct --tracking-uri, or start its server; a search goes on without it, `cst-search sync` delivers",
-    "Ray": "launch with --in-process, or see docs/searching.md",
+    "Ray": "launch with --in-process, or see docs/operations.md",
 }
 # MLflow's message on a database that an older version made, and what it takes to upgrade: the tables change while
 # nobody may write to them

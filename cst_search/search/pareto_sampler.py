@@ -44,7 +44,7 @@ _MOST_PRICED = 4096  # cached known costs, one per structure
 _CYCLE = 8
 _FINALISTS = 4  # candidates that are compared by exact known values
 # The model is one of many fits that a few trials allow, and more confident than all of them together. Its standard
-# deviation is multiplied by this factor when it ranks; less the more trials there are per column (docs/searching.md).
+# deviation is multiplied by this factor when it ranks; less the more trials there are per column (docs/benchmarks.md).
 _BOLD = 2.0
 
 
