@@ -8,6 +8,7 @@ reported as such (`study.seed_statistics`). Repeats are trials of the study, so 
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from cst_search.commands.dataset import dataset_inputs, open_data
 from cst_search.commands.options import ConfirmOptions
 from cst_search.commands.output import Say, line_printer
 from cst_search.commands.report_files import close_record, write_report
-from cst_search.commands.search_loop import make_task, open_record, run_trials
+from cst_search.commands.search_loop import check_still_there, make_task, open_record, run_trials
 from cst_search.commands.worker_setup import WorkerSetup, find_machines, set_up_workers
 from cst_search.config.catalog import check_folder, own_path
 from cst_search.config.loading import make_recipe
@@ -90,6 +91,8 @@ def confirm(study: Study, options: ConfirmOptions, console: Console, *, verbose:
         workers, task = _set_up(info, repeats, epochs, options, study.url, say)
         session = SearchSession(study)
         session.begin_launch(kind="confirm")
+        if study.storage is not None:
+            study.storage.say = say
         session.plan(repeats)
         workers.workers.prepare()
         run = _Confirmation(session, repeats, task, workers)
@@ -113,6 +116,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console, *, verbose:
     report |= {"seconds": time.monotonic() - begun, "interrupted": interrupted}
     done = {_as_repeat(r) for r in info.repeats if r.state == TrialState.COMPLETE}
     say_confirmation(report, files["html"], console)
+    check_still_there(study, lambda url: f"cst-search confirm {shlex.quote(study.name)} --storage {shlex.quote(url)}")
     return ConfirmResult(report, len(repeats), sum(repeat in done for repeat in repeats), interrupted)
 
 
@@ -250,7 +254,7 @@ def _run(run: _Confirmation, record: MlflowRecord, console: Console, verbose: bo
     )
     # repeats do not count towards the study's number of trials
     n_trials = study.info().n_ran() + len(run.repeats)
-    job = SearchJob(run.session, run.task, n_trials, no_estimate, lambda: False, view)
+    job = SearchJob(run.session, run.task, n_trials, no_estimate, lambda: study.rescued_url() is not None, view)
     interrupted = run_trials([job], run.workers, view, _SAME_COMMAND)
     return interrupted or any(
         _as_repeat(r) in run.repeats for r in study.info().repeats if r.state == TrialState.INTERRUPTED

@@ -20,7 +20,14 @@ from cst_search.commands.next_steps import next_steps
 from cst_search.commands.options import LaunchOptions
 from cst_search.commands.output import Say, line_printer
 from cst_search.commands.report_files import close_in_time, end_run, write_report
-from cst_search.commands.search_loop import OpenRecord, follow, make_task, open_record, run_trials
+from cst_search.commands.search_loop import (
+    OpenRecord,
+    check_still_there,
+    follow,
+    make_task,
+    open_record,
+    run_trials,
+)
 from cst_search.commands.study_setup import SearchSetup, open_or_make_studies, recorded_settings, set_up_searches
 from cst_search.commands.worker_setup import WorkerSetup, find_machines, memory_limit_of, set_up_workers
 from cst_search.config.catalog import default_home
@@ -101,7 +108,7 @@ def launch_all(each: Sequence[LaunchOptions], console: Console, *, verbose: bool
     n_before = sum(search.n_before for search in searches)
     view = View(console, title=_title(searches), n_trials=n_trials, n_workers=workers.n_workers, n_done=n_before,
                 epochs=0, on_finished=Standing, verbose=verbose)  # fmt: skip
-    stop = _deadline(begun, each[0].time_limit)
+    stop = _end_of(searches, begun, each[0].time_limit)
     jobs = [_job(search, record, view, stop, tell, is_alone=len(searches) == 1)
             for search, record in zip(searches, records, strict=True)]  # fmt: skip
     go_on = resume_command([search.study.name for search in searches], each[0])
@@ -112,7 +119,10 @@ def launch_all(each: Sequence[LaunchOptions], console: Console, *, verbose: bool
             for search, record in zip(searches, records, strict=True)
         ]
         close_in_time(records[0].mlflow, any(result.interrupted for result in results))
-        _say_end(results, each[0], console, say)
+        study, names = searches[0].study, [search.study.name for search in searches]
+        now = replace(each[0], storage=study.rescued_url() or each[0].storage)
+        _say_end(results, now, console, say, is_cut_short=now != each[0])
+        check_still_there(study, lambda _: resume_command(names, now))
         return results
 
 
@@ -215,8 +225,14 @@ def _finish(
     return LaunchResult(info, interrupted, files, time.monotonic() - begun)
 
 
-def _deadline(begun: float, seconds: float | None) -> Callable[[], bool]:
-    return lambda: seconds is not None and time.monotonic() >= begun + seconds
+def _end_of(searches: Sequence[_Search], begun: float, seconds: float | None) -> Callable[[], bool]:
+    """Return a function that returns True when no trial may start: after the time limit, or without their database."""
+
+    def is_over() -> bool:
+        is_late = seconds is not None and time.monotonic() >= begun + seconds
+        return is_late or any(search.study.rescued_url() for search in searches)
+
+    return is_over
 
 
 # --- what it prints -------------------------------------------------------------------------------------------------
@@ -291,10 +307,12 @@ def resume_command(names: Sequence[str], options: LaunchOptions) -> str:
     return f"cst-search resume {shlex.join(names)}{_flags(options)}{there}"
 
 
-def _say_end(results: Sequence[LaunchResult], options: LaunchOptions, console: Console, say: Say) -> None:
+def _say_end(
+    results: Sequence[LaunchResult], options: LaunchOptions, console: Console, say: Say, *, is_cut_short: bool
+) -> None:
     infos = [result.info for result in results]
     interrupted = any(result.interrupted for result in results)
-    ended = "stopped" if interrupted else "done"
+    ended = "stopped" if interrupted or is_cut_short else "done"
     say("")
     for info in infos:
         counts = info.counts()

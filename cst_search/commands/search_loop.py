@@ -13,7 +13,7 @@ from cst_search.commands.worker_setup import WorkerSetup
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import Cache
-from cst_search.errors import CstSearchError
+from cst_search.errors import CstSearchError, RunError
 from cst_search.execution.task import Task
 from cst_search.execution.workers import SearchJob
 from cst_search.report.progress import Standing, View
@@ -76,6 +76,20 @@ def run_trials(jobs: Sequence[SearchJob], workers: WorkerSetup, view: View, go_o
     for job in jobs:
         job.session.end_launch()
     return interrupted
+
+
+def check_still_there(study: Study, go_on: Callable[[str], str]) -> None:
+    """Raise RunError if the file of the study was deleted or replaced while this launch ran.
+
+    Args:
+        go_on: returns the command that continues, by the URL of the copy.
+    """
+    url = study.rescued_url()
+    if url is not None:
+        raise RunError(
+            f"the file of the studies was deleted or replaced during the search, which therefore ended early; "
+            f"what is finished is in {url}; go on with:  {go_on(url)}"
+        )
 
 
 def follow(study: Study, record: MlflowRecord) -> Callable[[], Standing]:

@@ -52,6 +52,7 @@ class Launches:
         if self._storage is not None:
             log_ahead(self._storage.engine, on=True)
             self._study.set_user_attr(_BEAT + self.id, self._storage.now())
+            self._storage.watch()
             self._ended.clear()
             self._beat = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
             self._beat.start()
@@ -66,8 +67,11 @@ class Launches:
             self._beat.join(timeout=5)
         launch = self._study.user_attrs[_LAUNCH + self.id]
         self._study.set_user_attr(_LAUNCH + self.id, launch | {"ended": now()})
-        if self._storage is not None and not self.live():
-            log_ahead(self._storage.engine, on=False)
+        if self._storage is not None:
+            is_last = not self.live()
+            self._storage.unwatch()
+            if is_last and self._storage.rescued is None:
+                log_ahead(self._storage.engine, on=False)
 
     def _keep_beating(self) -> None:
         assert self._storage is not None

@@ -25,6 +25,7 @@ from optuna.trial import Trial, TrialState
 from cst_search.errors import RunError, StudyError
 from cst_search.redaction import shown_address, without_password
 from cst_search.study.fast_reads import StoredTrial, dont_wait_for_the_disk, is_of_optuna
+from cst_search.study.watched_file import WatchedFile, unwatch_file, watch_file
 
 WAIT_SECONDS = 900  # maximum wait for an unreachable server; an operating system update takes less
 _KINDS = ("sqlite", "postgresql")
@@ -86,15 +87,19 @@ class Storage(optuna.storages.RDBStorage):
 
     Attributes:
         say: called once with a message when the server is unreachable, and once when it is back.
+        rescued: copy that this storage uses since its SQLite file was deleted or replaced; see `watch`. None: it has
+            its file.
 
     Raises (every call):
-        RunError: the server stayed unreachable, or SQLite cannot write because its disk is full.
+        RunError: the server stayed unreachable, or SQLite cannot write because its disk is full or its file damaged.
     """
 
     def __init__(self, url: str) -> None:
         self.shown = check_storage(url)
         self.say: Callable[[str], None] = lambda line: None
         self._gave_up = self._said_away = False
+        self.rescued: Path | None = None
+        self._watched: WatchedFile | None = None
         sqlite = is_sqlite(url)
         # SQLite: several processes write, so wait for the lock rather than fail
         connect_args: dict[str, Any] = {"timeout": 60} if sqlite else {"connect_timeout": 10}
@@ -102,6 +107,43 @@ class Storage(optuna.storages.RDBStorage):
         super().__init__(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True, **pool})
         if sqlite:
             sqlalchemy.event.listen(self.engine, "connect", dont_wait_for_the_disk)
+            sqlalchemy.event.listen(self.engine, "do_connect", self._choose_file)
+
+    # --- a file that vanishes ---------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Go on with a copy, `rescued`, once a SQLite file is deleted or replaced; `say` is told. End it by `unwatch`.
+
+        Without it SQLite would go on writing where nobody can read it.
+        """
+        path = self.engine.url.database
+        if self.engine.dialect.name == "sqlite" and path and Path(path).is_file():
+            self._watched = watch_file(Path(path))
+
+    def unwatch(self) -> None:
+        """End what `watch` began."""
+        if self._watched is not None:
+            unwatch_file(self._watched)
+            self._watched = None
+
+    def _follow_file(self) -> None:
+        watched = self._watched
+        if watched is None or self.rescued is not None:
+            return
+        if watched.rescued is None and (fate := watched.fate()) is not None:
+            copy = watched.rescue()
+            self.say(f"the storage {self.shown} was {fate}; all that was in it is in {copy}, and so is what still ends")
+        if watched.rescued is not None:
+            self.rescued = watched.rescued
+            self.engine.dispose()
+
+    def _choose_file(self, dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+        """Give a new connection the copy in place of the file; SQLite would make an empty one."""
+        self._follow_file()
+        if self.rescued is not None:
+            arguments[0] = str(self.rescued)
+
+    # --- calls ------------------------------------------------------------------------------------------------------
 
     def _reason(self, error: BaseException) -> str:
         return without_password(_first_line(error), self.url)
@@ -111,8 +153,12 @@ class Storage(optuna.storages.RDBStorage):
         begun, said, pause = time.monotonic(), False, 0.2
         while True:
             try:
-                result = call()
+                with nullcontext() if self._watched is None else self._watched.lock:
+                    self._follow_file()
+                    result = call()
             except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+                if self._watched is not None and self.rescued is None and self._watched.fate() is not None:
+                    continue  # without its log, SQLite does not write to a deleted file
                 if not _is_away(error):
                     reason = _first_line(error)
                     if "disk" in reason:  # SQLite's "database or disk is full", "disk I/O error"

@@ -144,6 +144,11 @@ class Study:
         """Return the underlying Optuna study, for reading only. A trial told to it directly is not one of ours."""
         return self._study
 
+    def rescued_url(self) -> str | None:
+        """Return the URL of the copy that is used since the study's file vanished; None: the file is there."""
+        path = None if self.storage is None else self.storage.rescued
+        return None if path is None else f"sqlite:///{path}"
+
     # --- launches ---------------------------------------------------------------------------------------------------
 
     def launches(self) -> tuple[LaunchRecord, ...]:

@@ -23,8 +23,8 @@ from cst_search.redaction import DATABASES_OF_MLFLOW, shown_address, without_pas
 from cst_search.study.fast_reads import check_connection
 from cst_search.tracking.views import TAG
 
-for noisy in ("mlflow", "alembic"):
-    logging.getLogger(noisy).setLevel(logging.ERROR)
+for noisy in ("mlflow", "alembic"):  # MLflow logs each failed call with SQL and traceback; ours is one line
+    logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 _PAUSE_SECONDS = 3.0  # before a failed call is repeated
 
