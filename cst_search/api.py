@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
+    from cst_search.commands.estimate import Estimated
     from cst_search.commands.options import LaunchOptions
     from cst_search.config.loading import RecipeLike, Settings, SpaceLike
     from cst_search.config.recipe import Recipe
@@ -149,6 +150,17 @@ class Search:
 
     def __repr__(self) -> str:
         return f"<Search {self.name!r}: {len(self.info.trials)} trials>"
+
+    def _repr_html_(self) -> str:
+        """Return the front as a table, for a notebook."""
+        from rich.text import Text
+
+        from cst_search.report.notebook import html
+        from cst_search.report.tables import front_table
+
+        info = self.info
+        said = f"Study {info.name}: {len(info.trials)} trials, hypervolume {info.hypervolume():.3f}"
+        return html([Text(said), front_table(info, width=200)])
 
     @property
     def info(self) -> StudyInfo:
@@ -354,6 +366,20 @@ def predict(
     return detect(Path(run), [Path(path) for path in paths], drawn, score=score, device=device, max_pixels=limit)
 
 
+class Prediction(dict[str, Any]):
+    """Content of ``cst-search estimate --json``. A notebook shows it as the tables that the command prints."""
+
+    def __init__(self, found: Estimated) -> None:
+        super().__init__(found.report())
+        self._found = found
+
+    def _repr_html_(self) -> str:
+        from cst_search.commands.estimate import tables
+        from cst_search.report.notebook import html
+
+        return html(tables(self._found))
+
+
 def estimate(
     recipe: RecipeLike = "resnet50",
     settings: Settings | None = None,
@@ -366,6 +392,8 @@ def estimate(
     tasks: str | None = None,
 ) -> dict[str, Any]:
     """Predict the memory and parameters of training a recipe; returns the content of ``cst-search estimate --json``.
+
+    A notebook shows the result as the command's tables.
 
     Args:
         n_classes: number of classes without background.
@@ -383,16 +411,18 @@ def estimate(
     """
     from cst_search.commands.estimate import estimate as run
 
-    return run(
-        recipe,
-        settings or (),
-        n_classes=n_classes,
-        max_boxes=max_boxes,
-        fit=fit,
-        device=device,
-        compare=compare,
-        tasks=tasks,
-    ).report()
+    return Prediction(
+        run(
+            recipe,
+            settings or (),
+            n_classes=n_classes,
+            max_boxes=max_boxes,
+            fit=fit,
+            device=device,
+            compare=compare,
+            tasks=tasks,
+        )
+    )
 
 
 def build_detector(recipe: RecipeLike, n_classes: int, class_names: Sequence[str] = ()) -> nn.Module:
