@@ -12,7 +12,7 @@ from rich.text import Text
 
 
 def html(parts: Iterable[RenderableType]) -> str:
-    """Return tables, groups of them and sentences as HTML, in their order. A string is rich markup, as on a terminal."""
+    """Return tables, groups of them and sentences as HTML, in their order. Strings are rich markup."""
     return "".join(_part(part) for part in parts)
 
 
