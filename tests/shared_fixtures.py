@@ -92,6 +92,16 @@ def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def traps(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder of modules with the names of libraries, and the file that one of them writes when it is imported."""
+    folder, sprung = tmp_path / "traps", tmp_path / "sprung"
+    folder.mkdir()
+    for name in ("torch", "numpy", "PIL", "pycocotools", "cst_search", "sqlalchemy"):
+        (folder / f"{name}.py").write_text(f"open({str(sprung)!r}, 'a').write(__name__)\nraise ImportError(__file__)\n")
+    return folder, sprung
+
+
+@pytest.fixture
 def place(tmp_path: Path, fault_flags: Callable[..., list[str]], mlflow_tables: Path) -> Place:
     shutil.copy(mlflow_tables, tmp_path)
     return Place(tmp_path, fault_flags)

@@ -15,6 +15,7 @@ from typing import NoReturn
 from cst_search.cli.app import app, complain
 from cst_search.cli.completion import as_bash_asked
 from cst_search.errors import CstSearchError
+from cst_search.import_path import leave_working_folder
 
 # each adds its commands to `app`, and --help lists them in this order
 # isort: off
@@ -66,6 +67,7 @@ def run() -> NoReturn:
 
     What must be seen to is: threads that are waited for, what was registered for the end, and the output.
     """
+    leave_working_folder()
     code: object = None
     try:
         main()

@@ -77,6 +77,7 @@ def ui(
 ) -> None:
     """Serve MLflow with the record of the studies."""
     import os
+    import sysconfig
 
     from cst_search.errors import ConfigError, StudyError
 
@@ -92,6 +93,7 @@ def ui(
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # its job runner would add seven processes and 1.5 GB that a viewer does not need
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "UVICORN_APP_DIR": sysconfig.get_path("stdlib"),  # else its server puts the working folder first on its path
     }
     from cst_search.tracking.connection import (
         newest_fronts,  # the server imports MLflow too, by then from the page cache

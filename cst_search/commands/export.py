@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,6 +19,7 @@ from cst_search.commands.output import Say
 from cst_search.config.loading import make_recipe, write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.errors import ConfigError, RunError, StudyError
+from cst_search.import_path import program
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
 from cst_search.study.wording import format_quality, over_seeds_words
@@ -154,9 +154,6 @@ def _telling(what: str, say: Say) -> Iterator[None]:
         teller.join()
 
 
-_MEASURE = "import sys; sys.path[:] = {path!r}; from cst_search.trial.measure import main; main()"
-
-
 def verify(info: StudyInfo, record: TrialRecord, home: Path) -> dict[str, Any]:
     """Train a configuration for a few steps in a fresh process, on the worst batch of the study's dataset.
 
@@ -180,7 +177,7 @@ def verify(info: StudyInfo, record: TrialRecord, home: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="cst-search-") as folder:
         file = Path(folder) / "recipe.json"
         file.write_text(json.dumps(recipe.to_dict()), encoding="utf-8")
-        command = [sys.executable, "-c", _MEASURE.format(path=sys.path), str(file), *inputs]
+        command = [*program("cst_search.trial.measure", "main"), str(file), *inputs]
         if budget is not None:
             command += ["--budget-mem", f"{budget}B"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")

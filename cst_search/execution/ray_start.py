@@ -32,10 +32,17 @@ from cst_search.redaction import shown_address
 
 
 def init_ray(address: str, **options: Any) -> None:
-    """Call `ray.init` with passwords hidden, as Ray shows the driver's command line to all users of the cluster."""
-    from ray._private import utils
+    """Call `ray.init` with passwords hidden, as Ray shows the driver's command line to all users of the cluster.
 
-    with patch.object(utils, "get_entrypoint_name", lambda: " ".join(map(shown_address, sys.argv))):
+    Workers get an import path without the working folder, which Ray puts first on it unless a job brings its own.
+    """
+    from ray._private import utils
+    from ray.job_config import JobConfig
+
+    with (
+        patch.object(utils, "get_entrypoint_name", lambda: " ".join(map(shown_address, sys.argv))),
+        patch.object(JobConfig, "_runtime_env_has_working_dir", lambda self: True),
+    ):
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
 
 

@@ -16,6 +16,7 @@ from cst_search.data.density import with_detections
 from cst_search.data.disk_cache import Cache, default_bound
 from cst_search.data.options import ReadOptions
 from cst_search.errors import UserError
+from cst_search.import_path import leave_working_folder
 from cst_search.trial.device import check_bound, choose_device
 from cst_search.trial.run import run_trial
 from cst_search.units import parse_bytes
@@ -23,6 +24,7 @@ from cst_search.units import parse_bytes
 
 def main() -> None:
     """Run the trial that the command line describes; print a line of JSON per epoch, then the result."""
+    leave_working_folder()
     import yaml  # only this command needs PyYAML
 
     parser = argparse.ArgumentParser(description="Run one trial without ray, optuna or mlflow and print its result.")

@@ -13,7 +13,6 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from typing import Any
 from cst_search.config.catalog import default_home
 from cst_search.config.recipe import Recipe
 from cst_search.errors import UserError
+from cst_search.import_path import program
 from cst_search.memory.correction import Correction
 from cst_search.memory.estimate import worst_input
 from cst_search.memory.gpu_costs import GENERIC, GpuCosts
@@ -58,7 +58,7 @@ def in_own_process(recipe: Recipe) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.json"
         file.write_text(json.dumps(recipe.to_dict()), encoding="utf-8")
-        command = [sys.executable, "-m", "cst_search.trial.measure", str(file), "--no-weights", "--device", "cuda"]
+        command = [*program("cst_search.trial.measure", "main"), str(file), "--no-weights", "--device", "cuda"]
         command += ["--n-classes", str(N_CLASSES), "--boxes", str(N_BOXES)]
         done = subprocess.run(command, capture_output=True, text=True)
     try:

@@ -21,7 +21,6 @@ import select
 import signal
 import struct
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,10 @@ from typing import Any
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import Cache
+from cst_search.import_path import program
 from cst_search.trial.result import Outcome
 from cst_search.units import format_bytes
 
-_START = "import sys; sys.path[:] = {path!r}; from cst_search.trial.isolated_process import serve; serve()"
 _HEADER = struct.Struct("<QQ")  # header of a request: its length and the memory limit, both in bytes
 # The first byte of a message on the server's standard input. Each report is answered with one byte; the answer for a
 # trial that died in the meantime is read between two requests.
@@ -101,7 +100,7 @@ class _Server:
         # OpenBLAS would start threads when numpy is imported; more arenas of glibc would blur the peak
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START.format(path=sys.path)],
+            program("cst_search.trial.isolated_process", "serve"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -19,12 +19,15 @@ import pytest
 import torch
 from pages import browse
 from PIL import Image
+from searches import Place
 from studies import Ran, make_study, run_cli, run_one, scored
 
+import cst_search
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import load_data
 from cst_search.data.images import CocoImages
+from cst_search.import_path import leave_working_folder, program
 from cst_search.redaction import shown_address, without_password
 
 SECRET = "hunter2%40x"  # percent-encoded, as a password with an @ must be
@@ -94,6 +97,36 @@ def test_weights_run_nothing(
         ran = run_cli(*command)
         assert ran.code == 2 and "cannot be read" in ran.message, ran
     assert not trap.exists()
+
+
+# --- modules in the working folder ------------------------------------------------------------------------------------
+
+
+def test_no_worker_imports_from_the_working_folder(
+    place: Place, traps: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, sprung = traps
+    monkeypatch.chdir(folder)
+    place.run("--workers", "1", trials=1)
+    assert len(place.notes()) == 2 and not sprung.exists()
+
+
+def test_no_process_of_ours_imports_from_the_working_folder(
+    traps: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the command line, a trial's process and the check of an export begin with."""
+    folder, sprung = traps
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", f":{Path(cst_search.__file__).parents[1]}:")
+    monkeypatch.setattr(sys, "path", ["", str(folder), ".", *sys.path])
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    done = subprocess.run([*program("numpy", "show_config")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    leave_working_folder()
+    assert str(folder) not in map(os.path.abspath, sys.path)
+    done = subprocess.run([sys.executable, "-c", "import numpy"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not sprung.exists()
 
 
 # --- files that would be read from elsewhere ------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from studies import make_study, run_one, scored
 
+import cst_search
 from cst_search.commands.report_files import export_best, write_report
 from cst_search.study.records import StudyInfo
 from cst_search.tracking.connection import default_tracking_uri
@@ -85,8 +86,12 @@ def looked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Looked]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "cst_search.cli", "ui", "--home", str(home), "--port", str(port)]
+    there = home / "working-folder"
+    there.mkdir()
+    (there / "numpy.py").write_text("open('imported', 'w')\nraise ImportError\n")
+    environment = os.environ | {"PYTHONPATH": str(Path(cst_search.__file__).parents[1])}
     with (home / "ui.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ, start_new_session=True)
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=there, start_new_session=True)
     try:
         base = f"http://127.0.0.1:{port}"
         _wait_for(f"{base}/health", server)
@@ -123,6 +128,10 @@ def names_of_rows(page: Any) -> list[str]:
     links = page.locator(".ag-row a[href*='/runs/']")
     links.first.wait_for()
     return [link.inner_text() for link in sorted(links.all(), key=lambda link: link.bounding_box()["y"])]
+
+
+def test_the_server_imports_nothing_from_the_working_folder(looked: Looked) -> None:
+    assert os.listdir(looked.said.parent / "working-folder") == ["numpy.py"]
 
 
 def test_the_view_of_the_front_shows_exactly_the_front(looked: Looked) -> None:

@@ -166,7 +166,7 @@ serve()
 def test_a_crash_counts_as_running_out_when_the_limit_was_near(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that uses what it was refused: a segmentation fault, seen in 6 of 450 trials."""
     trial_process.stop()
-    monkeypatch.setattr(trial_process, "_START", FAKE)
+    monkeypatch.setattr(trial_process, "program", lambda *_: [sys.executable, "-c", FAKE.format(path=sys.path)])
     try:
         full, empty = run(100, lr=0.95), run(100, lr=0.3)
     finally:
