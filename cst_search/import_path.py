@@ -14,7 +14,7 @@ def safe_path() -> list[str]:
     """Return ``sys.path`` without the working folder, unless PYTHONPATH names it or this package lies in it."""
     here = os.path.realpath(os.curdir)
     named = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    kept = {os.path.realpath(folder) for folder in (*named, Path(__file__).parents[1])}
+    kept = {os.path.realpath(folder) for folder in [*named, str(Path(__file__).parents[1])]}
     return [folder for folder in sys.path if os.path.realpath(folder or os.curdir) != here or here in kept]
 
 

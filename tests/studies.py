@@ -26,7 +26,7 @@ from cst_search.search.session import SearchSession
 from cst_search.study.launch_registry import DEAD_SECONDS
 from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.records import Budget, StudyInfo, StudySpec, TrialRecord
-from cst_search.study.study import Study
+from cst_search.study.study import Study, default_storage
 
 
 @sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "connect")
@@ -106,7 +106,7 @@ def shorter_rungs() -> Iterator[None]:
 
 def make_study(home: Path, name: str = "made", **changes: Any) -> SearchSession:
     """A session of a study where ``--home`` looks for it."""
-    return SearchSession(Study.create(f"sqlite:///{home / 'studies.db'}", name, make_spec(**changes)))
+    return SearchSession(Study.create(default_storage(home), name, make_spec(**changes)))
 
 
 def open_session(url: str, name: str) -> SearchSession:

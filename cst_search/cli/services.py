@@ -96,10 +96,11 @@ def ui(
         "UVICORN_APP_DIR": sysconfig.get_path("stdlib"),  # else its server puts the working folder first on its path
     }
     from cst_search.tracking.connection import (
+        default_tracking_uri,
         newest_fronts,  # the server imports MLflow too, by then from the page cache
     )
 
-    uri, base = f"sqlite:///{(folder / 'mlflow.db').absolute()}", f"http://{host}:{port}"
+    uri, base = default_tracking_uri(folder), f"http://{host}:{port}"
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1",
         "--backend-store-uri", uri, "--default-artifact-root", (folder / "artifacts").absolute().as_uri(),

@@ -262,7 +262,7 @@ def sync(
     from cst_search.tracking.connection import default_tracking_uri
     from cst_search.tracking.mlflow_record import MlflowRecord
 
-    check_tracking(tracking_uri)
+    check_tracking(tracking_uri, home_of(home), storage)
     check_folder("--home", home_of(home))
     files = write_report(info, home_of(home) / info.name)
     uri = tracking_uri or default_tracking_uri(home_of(home))

@@ -17,6 +17,7 @@ from cst_search.errors import ConfigError, StudyError
 from cst_search.petl import get_method
 from cst_search.redaction import DATABASES_OF_MLFLOW, shown_address
 from cst_search.search.samplers import check_sampler
+from cst_search.study.database_urls import check_apart, sqlite_url
 from cst_search.study.objectives import Objective, choose_objectives
 from cst_search.study.records import StudyInfo
 from cst_search.study.storage import check_storage
@@ -46,17 +47,28 @@ def check_request(options: LaunchOptions) -> Request:
         check_sampler(options.sampler, objectives)
     storage = options.storage or default_storage(options.home)
     shown_storage = check_storage(storage)
-    check_tracking(options.tracking_uri)
+    check_tracking(options.tracking_uri, options.home, options.storage)
     check_folder("--home", options.home)
     if options.study is not None:
         check_name(options.study)
     return Request(tuple(objectives), storage, shown_storage)
 
 
-def check_tracking(uri: str | None) -> None:
-    """Raise UserError if MLflow does not accept the address. The server need not answer: a study is kept without it."""
-    if uri is None:
-        return
+def check_tracking(uri: str | None, home: Path, storage: str | None = None) -> None:
+    """Raise UserError if MLflow does not accept the address, or would write into the storage of the studies.
+
+    The server need not answer: a study is kept without it.
+
+    Args:
+        uri: None: the database in ``home``.
+        storage: database of the studies; None: that in ``home``.
+    """
+    if uri is not None:
+        _check_address(uri)
+    check_apart(storage or default_storage(home), uri or sqlite_url(home / "mlflow.db"))
+
+
+def _check_address(uri: str) -> None:
     try:
         parts = urlsplit(uri)
         kind, server = parts.scheme.partition("+")[0], bool(parts.hostname) and (parts.port is None or parts.port > 0)

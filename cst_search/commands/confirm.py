@@ -75,7 +75,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console, *, verbose:
     begun = time.monotonic()
     say = line_printer(console)
     check_folder("--home", options.home)
-    check_tracking(options.tracking_uri)
+    check_tracking(options.tracking_uri, options.home, options.storage)
     info = study.info()
     quality(info)
     epochs = choose_epochs(info, options.epochs)

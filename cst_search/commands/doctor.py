@@ -72,7 +72,7 @@ def examine(
         ("plug-ins", _plugins),
         ("home", lambda: _home(home)),
         ("storage", lambda: _storage(storage)),
-        ("MLflow", lambda: _mlflow(tracking_uri)),
+        ("MLflow", lambda: _mlflow(tracking_uri, storage)),
     ]
     if address is not None:
         checks.append(("cluster", lambda: _cluster(address, storage)))
@@ -229,11 +229,6 @@ def _folder_for(path: Path) -> Path:
     return there
 
 
-def _file_of(url: str) -> Path:
-    """Return the file of a SQLite URL."""
-    return Path(url.partition(":///")[2].partition("?")[0])
-
-
 def _home(home: Path) -> Iterator[Finding]:
     there = _folder_for(home)
     free = shutil.disk_usage(there).free
@@ -246,13 +241,14 @@ def _home(home: Path) -> Iterator[Finding]:
 
 
 def _storage(url: str) -> Iterator[Finding]:
+    from cst_search.study.database_urls import sqlite_file
     from cst_search.study.storage import try_storage
 
     begun = time.perf_counter()
     n_studies = try_storage(url)
     seconds = time.perf_counter() - begun
     if n_studies is None:
-        _folder_for(_file_of(url))
+        _folder_for(sqlite_file(url) or Path())
         yield Finding("storage", "ok", f"{shown_address(url)}: made by the first launch")
         return
     text = f"{shown_address(url)}: {n_studies} studies, writable ({1000 * seconds:.0f} ms)"
@@ -260,15 +256,17 @@ def _storage(url: str) -> Iterator[Finding]:
     yield Finding("storage", "ok", text, several)
 
 
-def _mlflow(uri: str) -> Iterator[Finding]:
+def _mlflow(uri: str, storage: str) -> Iterator[Finding]:
+    from cst_search.study.database_urls import check_apart, sqlite_file
     from cst_search.tracking.connection import try_tracking
 
+    check_apart(storage, uri)
     begun = time.perf_counter()
     found = try_tracking(uri)
     seconds = time.perf_counter() - begun
     own, shown = version("mlflow"), shown_address(uri)
     if found is None:
-        _folder_for(_file_of(uri))
+        _folder_for(sqlite_file(uri) or Path())
         yield Finding("MLflow", "ok", f"MLflow {own}, {shown}: made by the first launch")
         return
     answers = (

@@ -60,7 +60,7 @@ def train(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     recipe = _checked_recipe(given, settings, device, data, reading)
-    check_tracking(tracking_uri)
+    check_tracking(tracking_uri, home)
     checkpoint = folder / "checkpoint.pt"
     _check_free(folder, checkpoint)
     check_folder("--home", home)

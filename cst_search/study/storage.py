@@ -24,6 +24,7 @@ from optuna.trial import Trial, TrialState
 
 from cst_search.errors import RunError, StudyError
 from cst_search.redaction import shown_address, without_password
+from cst_search.study.database_urls import is_sqlite, sqlite_file
 from cst_search.study.fast_reads import StoredTrial, dont_wait_for_the_disk, is_of_optuna
 from cst_search.study.watched_file import WatchedFile, unwatch_file, watch_file
 
@@ -53,10 +54,6 @@ def check_storage(url: str, flag: str = "--storage", kinds: Collection[str] = _K
             f"{hint if made.get_backend_name() == 'postgresql' else ''}"
         ) from None
     return shown_address(url)
-
-
-def is_sqlite(url: str) -> bool:
-    return sqlalchemy.make_url(url).get_backend_name() == "sqlite"
 
 
 def _is_away(error: BaseException | None) -> bool:
@@ -315,13 +312,13 @@ def _make(url: str, n_tries: int = 8) -> Storage:
 def open_storage(url: str, *, make: bool = False) -> Storage:
     """Open a storage; ``make`` creates one that does not exist. Raises StudyError with the reason if it is unusable."""
     shown = check_storage(url)
-    path = sqlalchemy.make_url(url).database if is_sqlite(url) else None
+    path = sqlite_file(url)
     try:
-        if path and path != ":memory:" and not path.startswith("file:") and not Path(path).exists():
+        if path is not None and not path.exists():
             if not make:  # SQLite would create an empty database at a misspelt path
                 raise StudyError(f"the storage {shown} does not exist; `cst-search launch` makes it")
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        elif path and not is_of_optuna(Path(path)):  # Optuna would add its tables to another program's
+            path.parent.mkdir(parents=True, exist_ok=True)
+        elif path is not None and not is_of_optuna(path):  # Optuna would add its tables to another program's
             raise StudyError(f"{shown} is not a storage of studies but another database; choose another file")
         return _make(url) if make else Storage(url)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError, OSError) as error:
@@ -335,8 +332,8 @@ def try_storage(url: str) -> int | None:
     Raises StudyError if the storage cannot be used.
     """
     check_storage(url)
-    path = sqlalchemy.make_url(url).database if is_sqlite(url) else None
-    if path and not Path(path).is_file():
+    path = sqlite_file(url)
+    if path is not None and not path.is_file():
         return None
     storage = open_storage(url)
     name = f"cst-search doctor {uuid.uuid4().hex}"

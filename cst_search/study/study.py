@@ -6,7 +6,6 @@ and result, so anyone with the storage URL can continue, report or rebuild. Read
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import optuna
 from cst_search.config.recipe import stored_fields
 from cst_search.config.search_space import Space, renamed_dimensions
 from cst_search.errors import StudyError, did_you_mean
+from cst_search.study.database_urls import sqlite_url
 from cst_search.study.launch_registry import Launches, now
 from cst_search.study.objectives import BOUNDS, OBJECTIVES
 from cst_search.study.reader import TrialReader
@@ -222,4 +222,4 @@ def open_study(name: str | None, home: Path, storage: str | None = None) -> Stud
 
 def default_storage(home: Path) -> str:
     """Return the URL of the SQLite database in ``home``, beside the records of the studies."""
-    return f"sqlite:///{os.fspath((home / 'studies.db').absolute())}"
+    return sqlite_url(home / "studies.db")

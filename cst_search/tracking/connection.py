@@ -20,6 +20,7 @@ from mlflow.utils.rest_utils import http_request
 
 from cst_search.errors import RunError
 from cst_search.redaction import DATABASES_OF_MLFLOW, shown_address, without_password
+from cst_search.study.database_urls import sqlite_file, sqlite_url
 from cst_search.study.fast_reads import check_connection
 from cst_search.tracking.views import TAG
 
@@ -31,7 +32,7 @@ _PAUSE_SECONDS = 3.0  # before a failed call is repeated
 
 def default_tracking_uri(home: Path) -> str:
     """Return the address of the SQLite database beside the studies, ``<home>/mlflow.db``."""
-    return f"sqlite:///{os.fspath((home / 'mlflow.db').absolute())}"
+    return sqlite_url(home / "mlflow.db")
 
 
 def try_tracking(uri: str) -> str | None:
@@ -44,8 +45,8 @@ def try_tracking(uri: str) -> str | None:
     Raises:
         RunError: there is no answer.
     """
-    path = uri.removeprefix("sqlite:///")
-    if path != uri and not Path(path).exists():
+    path = sqlite_file(uri) if uri.startswith("sqlite") else None
+    if path is not None and not path.exists():
         return None
     try:
         if uri.startswith(DATABASES_OF_MLFLOW):
@@ -127,13 +128,13 @@ def _make_database(uri: str) -> None:
     MLflow creates its tables one by one, which takes seconds. A launch killed in between would leave a file that MLflow
     never accepts again ("table review_queues already exists").
     """
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or "?" in uri or path.exists():
+    path = sqlite_file(uri) if uri.startswith("sqlite") and "?" not in uri else None
+    if path is None or path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     part.unlink(missing_ok=True)
-    MlflowClient(tracking_uri=f"sqlite:///{part}").search_experiments(max_results=1)
+    MlflowClient(tracking_uri=sqlite_url(part)).search_experiments(max_results=1)
     with contextlib.suppress(FileExistsError):  # another launch was faster
         os.link(part, path)
     part.unlink()
