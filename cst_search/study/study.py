@@ -147,7 +147,7 @@ class Study:
     def rescued_url(self) -> str | None:
         """Return the URL of the copy that is used since the study's file vanished; None: the file is there."""
         path = None if self.storage is None else self.storage.rescued
-        return None if path is None else f"sqlite:///{path}"
+        return None if path is None else sqlite_url(path)
 
     # --- launches ---------------------------------------------------------------------------------------------------
 
