@@ -30,6 +30,7 @@ DETECTORS = tuple(USED_STAGES)
 # detectors with BatchNorm2d in body, pyramid or heads; the others have FrozenBatchNorm2d in a pre-trained body
 BATCH_NORM_DETECTORS = ("fasterrcnn_v2", "retinanet_v2")
 GROUP_NORM_DETECTORS = ("fcos", "retinanet_v2")  # in the towers of their heads
+FIXED_TOWER_DETECTORS = ("fasterrcnn", "fasterrcnn_v2", "retinanet", "retinanet_v2")  # `head_convs` changes nothing
 # detectors with weights trained on COCO, all on a full ResNet-50: torchvision's builder, which has them as COCO_V1
 COCO_DETECTORS = {
     "fasterrcnn": "fasterrcnn_resnet50_fpn",
@@ -168,7 +169,7 @@ class Recipe:
     class_init: str = "match"  # class layers: match (copy the rows of classes that the detector knows by name) | new
     fpn_channels: int = 256  # channels of every pyramid level
     anchor_scale: float = 1.0  # multiplies torchvision's anchor sizes; below 1 for small objects or small images
-    head_convs: int = 4  # convolutions in each FCOS tower; RetinaNet (4) and Faster R-CNN have theirs fixed
+    head_convs: int = 4  # convolutions in each FCOS tower; the others have theirs fixed
 
     data: str = "demo"  # a folder in COCO's, YOLO's or Pascal VOC's format, or demo
     # boxes lie on the picture as shown (EXIF orientation applied) | as stored | auto: as the sizes in the file say

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cst_search.config.recipe import FORMER_NAMES, READING_FIELDS, Recipe, renamed_fields
+from cst_search.config.recipe import FIXED_TOWER_DETECTORS, FORMER_NAMES, READING_FIELDS, Recipe, renamed_fields
 from cst_search.errors import ConfigError, did_you_mean
 
 _FIELDS = {f.name for f in fields(Recipe)} - {
@@ -57,7 +57,8 @@ def fit_space(
     """Return a search space as it is for one recipe, and a note on dimensions that it leaves out.
 
     ``times: [0.5, 1]`` becomes a choice among that many times the recipe's value, rounded to whole numbers for a field
-    that holds one. ``neck`` and ``head`` are left out if the recipe's weights leave them random.
+    that holds one. ``neck`` and ``head`` are left out if the recipe's weights leave them random, and what decides the
+    shapes of tensors if the weights fix these.
 
     Args:
         starts_trained: False if a weights file proved to hold a body alone.
@@ -66,7 +67,7 @@ def fit_space(
         ConfigError: ``times`` stands at something that is no number of the recipe.
     """
     fitted: dict[str, Any] = {}
-    starts_trained = starts_trained and recipe.has_trained_detector
+    reasons = _unvaried(recipe, starts_trained and recipe.has_trained_detector)
     left_out: set[str] = set()
     for section, rules in content.items():
         fitted[section] = rules
@@ -74,15 +75,30 @@ def fit_space(
             continue
         fitted[section] = dict(rules)
         for name, rule in rules.items():
-            if name in ("neck", "head") and not starts_trained:
+            if name in reasons:
                 left_out.add(name)
                 del fitted[section][name]
             elif isinstance(rule, Mapping) and "times" in rule:
                 fitted[section][name] = {"choice": _multiples(recipe, name, rule, f"{where}: {section}.{name}")}
-    if not left_out:
-        return fitted, []
-    names = " and ".join(name for name in ("neck", "head") if name in left_out)
-    return fitted, [f"{names} not varied: weights {recipe.weights_kind} leave neck and heads random, all is trained"]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        if name in left_out:
+            by_reason.setdefault(reason, []).append(name)
+    return fitted, [f"{' and '.join(names)} not varied: {reason}" for reason, names in by_reason.items()]
+
+
+def _unvaried(recipe: Recipe, starts_trained: bool) -> dict[str, str]:
+    """Return the fields that a search from this recipe cannot vary, each with the reason."""
+    weights, found = recipe.weights_kind, {}
+    if weights not in ("COCO", "IMAGENET", "none"):  # one file, which fits one network
+        found = dict.fromkeys(("backbone", "width"), f"weights {weights} are of one backbone")
+    if not starts_trained:
+        found |= dict.fromkeys(("neck", "head"), f"weights {weights} leave neck and heads random, all is trained")
+        if recipe.detector in FIXED_TOWER_DETECTORS:
+            found["head_convs"] = f"the heads of {recipe.detector} have a fixed number of convolutions"
+        return found
+    fixed = ("fpn_channels", "head_convs") if weights == "COCO" else ("detector", "fpn_channels", "head_convs")
+    return found | dict.fromkeys(fixed, f"weights {weights} are a trained detector, which keeps its neck and heads")
 
 
 def _multiples(recipe: Recipe, name: str, rule: Mapping[str, Any], where: str) -> list[float]:

@@ -220,6 +220,37 @@ def test_neck_and_head_are_left_out_where_they_start_random() -> None:
     assert notes == ["neck and head not varied: weights IMAGENET leave neck and heads random, all is trained"]
 
 
+SHAPES = {
+    "methods": ["head"],
+    "shared": {
+        "fpn_channels": {"choice": [64, 128]},
+        "head_convs": {"choice": [2, 4]},
+        "width": {"choice": [0.5, 1.0]},
+        "lr": {"float": [1e-3, 1e-2]},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "varied", "says"),
+    [
+        ({"weights": "none", "detector": "fcos"}, {"fpn_channels", "head_convs", "width"}, []),
+        ({"weights": "none", "detector": "retinanet"}, {"fpn_channels", "width"}, ["head_convs not varied: the heads"]),
+        ({"weights": "COCO"}, {"width"}, ["fpn_channels and head_convs not varied: weights COCO are a trained"]),
+        ({"weights": "body.pt"}, set(), ["width not varied", "fpn_channels and head_convs not varied"]),
+    ],
+)
+def test_shapes_vary_only_where_no_weights_fix_them(fields: dict[str, Any], varied: set[str], says: list[str]) -> None:
+    fitted, notes = fit_space(SHAPES, Recipe(**fields), "space")
+    assert set(Space.from_dict(fitted).keys()) - {"method"} == varied | {"lr"}
+    assert len(notes) == len(says) and all(text in note for text, note in zip(says, notes, strict=True))
+
+
+def test_a_body_file_leaves_neck_and_heads_free() -> None:
+    fitted, _ = fit_space(SHAPES, Recipe(weights="body.pt", detector="fcos"), "space", starts_trained=False)
+    assert set(Space.from_dict(fitted).keys()) - {"method"} == {"fpn_channels", "head_convs", "lr"}
+
+
 @pytest.mark.parametrize(
     ("name", "rule", "says"),
     [
