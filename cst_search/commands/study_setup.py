@@ -13,6 +13,7 @@ from cst_search.commands.checks import Request, check_space, new_name
 from cst_search.commands.dataset import dataset_inputs, load_dataset, settle_detections
 from cst_search.commands.options import LaunchOptions, declared
 from cst_search.commands.output import Say
+from cst_search.commands.references import METHODS as REFERENCES
 from cst_search.commands.worker_setup import Machines, WorkerSetup
 from cst_search.config.catalog import own_path
 from cst_search.config.loading import (
@@ -131,7 +132,7 @@ def base_recipe(options: LaunchOptions, device: Any) -> Recipe:
 
 
 def open_or_make_study(options: LaunchOptions, request: Request, setup: SearchSetup) -> Study:
-    """Open the study of a launch, or create it with the recipe as its first configuration. Raises StudyError."""
+    """Open the study of a launch, or create it with its first configurations. Raises StudyError."""
     recipe = setup.recipe
     name = options.study or new_name(request.storage, "demo" if options.data is None else Path(recipe.data).name)
     reference = reference_point(setup.survey, options.budget)
@@ -151,7 +152,8 @@ def open_or_make_study(options: LaunchOptions, request: Request, setup: SearchSe
     )
     study = Study.create(request.storage, name, spec)
     if not study.info().trials:
-        enqueue(study, default_config(setup.space, recipe))
+        for config in first_configs(setup.space, recipe):
+            enqueue(study, config, reference=True)
     return study
 
 
@@ -188,13 +190,24 @@ def reference_point(survey: Survey, budget: Budget) -> dict[str, float]:
     return reference
 
 
-def default_config(space: Space, recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as a configuration of its method, or of the space's first method if the space lacks that one.
+def first_configs(space: Space, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return the configurations that a search tries first, as far as its space has their methods.
 
-    It is the first trial, so that a search does not end below its recipe. Only one method starts this way: with all
-    twelve as first trials, searches ended worse.
+    The recipe comes first, so that a search does not end below it. The two ends of fine-tuning follow, which every
+    other method is compared with: the most thorough, `full`, and the cheapest, `head`. They also test what the sampler
+    knows from other data. One that is over the budget is refused as any other.
     """
-    method = get_method(recipe.method if recipe.method in space.methods else space.methods[0])
+    own = recipe.method if recipe.method in space.methods else space.methods[0]
+    references = [name for name in REFERENCES if name in space.methods and name != own]
+    return [default_config(space, recipe, name) for name in (own, *references)]
+
+
+def default_config(space: Space, recipe: Recipe, name: str | None = None) -> dict[str, Any]:
+    """Return the recipe as a configuration of a method: by default its own, or the space's first if that is not in it.
+
+    Another method than the recipe's has its own default options and learning rate.
+    """
+    method = get_method(name or (recipe.method if recipe.method in space.methods else space.methods[0]))
     own = method.name == recipe.method
     made = method.make_options(recipe.options if own else {})
     config = {key: value for key, value in vars(recipe).items() if key not in ("options", "origin")}

@@ -42,6 +42,9 @@ _CHANGES = 0.5, 0.25, 0.125  # mutation rates: shares of parameters that change
 _MOST_PRICED = 4096  # cached known costs, one per structure
 # one suggestion in so many is random, to guard against model errors [Hutter2011]
 _CYCLE = 8
+# One in so many is after the costly objective alone. The hypervolume hardly counts what is near the reference point of
+# a cost, so it never asks what the costliest configurations reach, which is what a budget that is not tight pays for.
+_EVERY_BEST = 4
 _FINALISTS = 4  # candidates that are compared by exact known values
 # The model is one of many fits that a few trials allow, and more confident than all of them together. Its standard
 # deviation is multiplied by this factor when it ranks; less the more trials there are per column (docs/benchmarks.md).
@@ -147,7 +150,8 @@ class ParetoSampler(BaseSampler):
             return self._layout.params(self._any_feasible())
         # more threads are not faster on matrices of this size, and take CPU time from the trials
         with _blas().limit(limits=1):
-            return self._layout.params(self._best(points, signs))
+            costs_count = len(points) % _EVERY_BEST != _EVERY_BEST - 1
+            return self._layout.params(self._best(points, signs, costs_count))
 
     # --- what is known ---
 
@@ -250,8 +254,12 @@ class ParetoSampler(BaseSampler):
 
     # --- what is best ---
 
-    def _best(self, points: Sequence[Observation], signs: Floats) -> Floats:
-        """Return the candidate with the largest expected hypervolume improvement."""
+    def _best(self, points: Sequence[Observation], signs: Floats, costs_count: bool) -> Floats:
+        """Return the candidate with the largest expected hypervolume improvement.
+
+        Args:
+            costs_count: False: the improvement of the costly objective alone, at any known costs that are feasible.
+        """
         told = self._some([point for point in points if point.curve])
         everyone = told + [point for point in points if not point.curve]
         for point in everyone:
@@ -271,12 +279,13 @@ class ParetoSampler(BaseSampler):
         candidates = self._anywhere(n, n_priced)
         if len(candidates) == 0:  # nothing feasible has been drawn yet
             return self._any_feasible()
-        reference = self._reference_point(smooth, costs, front, signs)
+        n_costs = costs.shape[1] if costs_count else 0
+        reference = self._reference_point(smooth, costs, front, signs)[: 1 + n_costs]
         bold = 1 + (_BOLD - 1) * min(1.0, self._layout.n_encoded / len(everyone))
 
         def gain(candidates: Floats, dear: Floats) -> Floats:
             mean, std = predict(candidates)
-            found = ehvi(mean, bold * std, dear, smooth[front], costs[front], reference)
+            found = ehvi(mean, bold * std, dear[:, :n_costs], smooth[front], costs[front, :n_costs], reference)
             return np.where([row.tobytes() in taken for row in candidates], -1.0, found)
 
         def as_dear_as(parents: Floats, candidates: Floats) -> Floats:

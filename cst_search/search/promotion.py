@@ -47,11 +47,14 @@ class Promotion:
         self._due_is_known = False
 
     def goes_on(self, number: int, suggested: Suggested, entry: Mapping[str, Any]) -> bool:
-        """Store the values at a rung of a trial of this launch; return whether it goes on. A repeat always does."""
+        """Store the values at a rung of a trial of this launch; return whether it goes on.
+
+        A repeat and a reference always do. A repeat's values are not stored.
+        """
         if suggested.repeat is not None:
             return True
         self.reach(number, suggested.estimate, entry)
-        return self._table.goes_on(number, entry["epoch"])
+        return suggested.reference or self._table.goes_on(number, entry["epoch"])
 
     def hold(self, number: int, trial: Trial) -> None:
         """Keep a stopped trial until it is promoted or stopped for good."""

@@ -27,6 +27,7 @@ from cst_search.units import format_bytes
 if TYPE_CHECKING:
     from cst_search.memory.estimate import Estimate
 
+REFERENCE = "reference"  # user attribute of an enqueued trial
 _MOST_KNOWN = 10  # duplicate suggestions in a row before a configuration is drawn at random
 
 
@@ -99,7 +100,7 @@ class Suggester:
             cost = self._cost(config)
             suggested = Suggested(
                 config=config, estimate=asdict(cost), correction=asdict(self._outcomes.correction()),
-                launch=self._study.launch_registry.id, at=now(),
+                launch=self._study.launch_registry.id, at=now(), reference=trial.user_attrs.get(REFERENCE, False),
             )  # fmt: skip
             if not is_alone():
                 self._optuna.tell(trial, state=OptunaState.FAIL, skip_if_finished=True)
@@ -145,9 +146,14 @@ class Suggester:
             self._corrected_by = factor
 
 
-def enqueue(study: Study, config: Mapping[str, Any]) -> None:
-    """Enqueue a configuration to be tried first, as far as the study's space contains it."""
-    study.optuna_study().enqueue_trial(params_of(study.space, config), skip_if_exists=True)
+def enqueue(study: Study, config: Mapping[str, Any], *, reference: bool = False) -> None:
+    """Enqueue a configuration to be tried first, as far as the study's space contains it.
+
+    Args:
+        reference: it is never stopped early, because others are compared with it.
+    """
+    params, marks = params_of(study.space, config), {REFERENCE: True} if reference else None
+    study.optuna_study().enqueue_trial(params, user_attrs=marks, skip_if_exists=True)
 
 
 def _key(config: Mapping[str, Any]) -> str:

@@ -48,6 +48,7 @@ class Suggested:
         repeat: the repeat that the trial is; None for a trial of the search.
         again: number of times that a later launch, or this one, resumed the trial.
         lost: True if its worker once ended without a result.
+        reference: True if others are compared with it, so that it is never stopped early.
     """
 
     config: Mapping[str, Any]
@@ -58,6 +59,7 @@ class Suggested:
     repeat: Repeat | None = None
     again: int = 0
     lost: bool = False
+    reference: bool = False
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> Suggested | None:
@@ -75,6 +77,7 @@ class Suggested:
             repeat=None if of is None else Repeat(of, plain["seed"], plain["epochs"]),
             again=plain.get("again", 0),
             lost=plain.get("lost", False),
+            reference=plain.get("reference", False),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +94,8 @@ class Suggested:
             plain["again"] = self.again
         if self.lost:
             plain["lost"] = True
+        if self.reference:
+            plain["reference"] = True
         return _plain(plain)
 
     @property

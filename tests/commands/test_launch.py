@@ -27,7 +27,7 @@ from studies import Ran, run_cli, scored
 from cst_search.commands import launch as launch_module
 from cst_search.commands.budget_survey import Survey, augmentation_note, expected_sharers
 from cst_search.commands.dataset import dataset_inputs, image_sizes
-from cst_search.commands.study_setup import default_config, reference_point
+from cst_search.commands.study_setup import default_config, first_configs, reference_point
 from cst_search.commands.worker_setup import memory_limit_of
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
@@ -408,6 +408,23 @@ def test_the_recipe_is_tried_first(method: str, expected: str, tiny_recipe: Call
         assert (config["lst.reduction"], config["lr"]) == (16, 0.123)
     else:
         assert config["lr"] == get_method("head").lr
+
+
+@pytest.mark.parametrize(
+    ("method", "space", "expected"),
+    [
+        ("cst", ["cst", "head", "conv_lora", "full"], ["cst", "full", "head"]),
+        ("head", ["cst", "head", "full"], ["head", "full"]),
+        ("cst", ["conv_lora", "cst"], ["cst"]),
+    ],
+)
+def test_references_follow_the_recipe(
+    method: str, space: list[str], expected: list[str], tiny_recipe: Callable[..., Recipe]
+) -> None:
+    dimensions: dict[str, Any] = {"methods": space, "shared": {"lr": SPACE["shared"]["lr"]}}
+    configs = first_configs(Space.from_dict(dimensions, where="test"), tiny_recipe(method=method, lr=0.123))
+    assert [config["method"] for config in configs] == expected
+    assert [config["lr"] for config in configs] == [0.123, *(get_method(name).lr for name in expected[1:])]
 
 
 # --- searches that are cut off --------------------------------------------------------------------------------------

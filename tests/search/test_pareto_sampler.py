@@ -211,8 +211,20 @@ def test_suggestions_at_a_time_differ() -> None:
     sampler = ParetoSampler(known, SPACE, n_startup=6, n_priced=60, n_candidates=120, seed=2)
     study = run(sampler, 8)
     asked = [study.ask(SPACE).params for _ in range(4)]
-    distances = [max(abs(a[k] - b[k]) for k in ("x", "z")) for i, a in enumerate(asked) for b in asked[:i]]
+    distances = [
+        max(abs(a["x"] - b["x"]), abs(a["z"] - b["z"]), a["kind"] != b["kind"])
+        for i, a in enumerate(asked)
+        for b in asked[:i]
+    ]
     assert min(distances) > 0.02
+
+
+def test_some_suggestions_are_after_the_costly_objective_alone() -> None:
+    """Its best is at the bound of the cost, where the hypervolume up to that bound hardly grows."""
+    sampler = ParetoSampler(known, SPACE, reference=(-1.0, 0.82), n_startup=4, n_priced=60, n_candidates=120, seed=2)
+    study = run(sampler, 16)
+    assert max(trial.values[0] for trial in study.trials if trial.number % 4 == 3) > 0.75
+    assert max(trial.values[0] for trial in study.trials if trial.number % 4 != 3) < 0.75
 
 
 def test_a_discrete_space_is_not_tried_twice() -> None:

@@ -33,6 +33,7 @@ from cst_search.config.recipe import Recipe
 from cst_search.errors import StudyError
 from cst_search.search.samplers import SAMPLERS
 from cst_search.search.session import SearchSession
+from cst_search.search.suggester import enqueue
 from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.records import Budget
 from cst_search.study.study import Study
@@ -726,6 +727,15 @@ def complete(session: SearchSession, number: int, *quality: float) -> Any:
     for epoch, value in enumerate(quality, 5 - len(quality)):
         assert reaches(session, number, epoch, value)
     return session.tell(number, scored(quality[-1], history=list(session.study.record(number).history)))
+
+
+def test_a_reference_is_never_stopped_early() -> None:
+    session = with_rungs()
+    enqueue(session.study, {"method": "head", "lr": 0.003}, reference=True)
+    reference = ask(session).trial
+    assert begin(session, 0.5) == (reference + 1, True) and begin(session, 0.3) == (reference + 2, False)
+    assert reaches(session, reference, 1, 0.1) and reaches(session, reference, 2, 0.1)
+    assert complete(session, reference, 0.1, 0.1).state == "complete"
 
 
 def test_stopped_trials_are_promoted_once_they_rank_among_the_best() -> None:
