@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from cst_search.commands.study_setup import default_config
+from cst_search.commands.study_setup import first_configs
 from cst_search.config.loading import load_recipe, load_space
 from cst_search.memory.estimate import worst_input
 from cst_search.search.early_stopping import Rungs, rung_epochs
@@ -237,7 +237,10 @@ def optuna_search(
     eta: int = 0,
     first: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Search with an Optuna sampler by ask and tell; with ``eta``, trials are stopped and promoted at rungs."""
+    """Search with an Optuna sampler by ask and tell; with ``eta``, trials are stopped and promoted at rungs.
+
+    Those in ``first`` run to their end, as the references of a launch do.
+    """
     study = optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=sampler)
     for params in first:
         study.enqueue_trial(params)
@@ -264,7 +267,7 @@ def optuna_search(
             if at in rungs.epochs:
                 curves.setdefault(number, {})[at] = float(noisy[at - 1])
                 rungs.report(number, at, [noisy[at - 1], cost.device_bytes, cost.trainable_params], 0.0)
-                if not rungs.goes_on(number, at):
+                if number >= len(first) and not rungs.goes_on(number, at):
                     open_trials[number] = trial, config, noisy, at
                     break
         else:
@@ -352,7 +355,7 @@ def searches(world: World) -> dict[str, Callable[[Ledger, int, int], None]]:
             sampler = pareto_sampler(
                 world.spec, world.space, world.cost, lambda t: curves.get(t.number, {}), seed, prior
             )
-            first = [params_of(world.space, default_config(world.space, world.recipe))]
+            first = [params_of(world.space, config) for config in first_configs(world.space, world.recipe)]
             optuna_search(world, ledger, sampler, budget, curves, eta, first)
 
         return run

@@ -21,7 +21,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +32,7 @@ import numpy as np
 import optuna
 from search import OBJECTIVES, Table, run_all
 
-from cst_search.commands.study_setup import default_config
+from cst_search.commands.study_setup import first_configs
 from cst_search.search.early_stopping import Rungs, rung_epochs
 from cst_search.search.optuna_space import pick
 from cst_search.search.samplers import pareto_sampler
@@ -98,9 +98,13 @@ class Replay:
 
 def replay(
     pool: Pool, sampler: optuna.samplers.BaseSampler, curves: dict[int, dict[int, float]], eta: int, constrained: bool,
-    first: dict[str, Any] | None,
+    first: Sequence[dict[str, Any]] = (),
 ) -> Replay:  # fmt: skip
-    """Search until the pool is empty; with ``eta``, trials are stopped and promoted at rungs."""
+    """Search until the pool is empty; with ``eta``, trials are stopped and promoted at rungs.
+
+    Those in ``first`` run to their end, as the references of a launch do.
+    """
+    references: set[int] = set()
     study = optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=sampler)
     rungs = Rungs(OBJECTIVES, rung_epochs(pool.epochs, eta) if eta else (), eta or ETA)
     run = Replay(pool, set(range(len(pool.configs))))
@@ -110,9 +114,12 @@ def replay(
         if number is not None:
             trial, row, at = stopped.pop(number)
         else:
-            trial, row = _ask(study, pool, run.left, first if len(run.left) == len(pool.configs) else None)
+            n_asked = len(pool.configs) - len(run.left)
+            trial, row = _ask(study, pool, run.left, first[n_asked] if n_asked < len(first) else None)
             run.left.discard(row)
             at, number = 0, trial.number
+            if n_asked < len(first):
+                references.add(number)
         cost, over = pool.costs[row], float(pool.over[row])
         if constrained and at == 0:
             trial.set_constraint("memory", over)
@@ -126,7 +133,7 @@ def replay(
             if at in rungs.epochs:
                 curves.setdefault(number, {})[at] = y
                 rungs.report(number, at, [y, cost.device_bytes, cost.trainable_params], 0.0)
-                if not rungs.goes_on(number, at):
+                if number not in references and not rungs.goes_on(number, at):
                     stopped[number] = trial, row, at
                     break
         else:
@@ -157,13 +164,13 @@ def _ours(eta: int, with_prior: bool) -> Search:
         curves: dict[int, dict[int, float]] = {}
         prior = pool.prior if with_prior else None
         sampler = pareto_sampler(pool.spec, pool.space, pool.cost, lambda t: curves.get(t.number, {}), seed, prior)
-        return replay(pool, sampler, curves, eta, True, default_config(pool.space, pool.recipe))
+        return replay(pool, sampler, curves, eta, True, first_configs(pool.space, pool.recipe))
 
     return run
 
 
 def _stock(make: Callable[[int], optuna.samplers.BaseSampler], *, constrained: bool = True, eta: int = 0) -> Search:
-    return lambda pool, seed: replay(pool, make(seed), {}, eta, constrained, None)
+    return lambda pool, seed: replay(pool, make(seed), {}, eta, constrained)
 
 
 def _tpe(seed: int) -> optuna.samplers.BaseSampler:
