@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cst_search.api import (
         Search,
+        allocate,
         build_detector,
         estimate,
         launch,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Search",
     "__version__",
+    "allocate",
     "build_detector",
     "estimate",
     "launch",

@@ -425,6 +425,48 @@ def estimate(
     )
 
 
+def allocate(
+    studies: Sequence[str | Search],
+    *,
+    budget_storage: str | None = None,
+    budget_flops: str | None = None,
+    maximise: str = "mean",
+    weights: Mapping[str, float] | None = None,
+    out: str | Path | None = None,
+    home: str | Path | None = None,
+    storage: str | None = None,
+) -> dict[str, Any]:
+    """Divide a budget among tasks, one point of each study; returns the content of ``cst-search allocate --json``.
+
+    `train` takes the recipes that it writes to ``out``, and ``cst-search pack`` the runs.
+
+    Args:
+        studies: one for each task; a name is read from ``home`` or ``storage``.
+        budget_storage: what the trained tensors of all tasks may take together, e.g. ``"20MB"``.
+        budget_flops: operations on an image for all tasks together, e.g. ``"200GFLOP"``.
+        maximise: ``"mean"`` mAP of the tasks, or the ``"worst"``.
+        weights: weight of a study in the mean; 1 if not named.
+        out: folder for the recipes, one for each study.
+
+    >>> import cst_search
+    >>> plan = cst_search.allocate(["first"], budget_storage="50MB")
+    >>> list(plan["tasks"])
+    ['first']
+    """
+    from cst_search.commands import allocate as command
+    from cst_search.errors import check_choice
+
+    check_choice("maximise", maximise, command.GOALS)
+    opened = [one if isinstance(one, Search) else open_study(one, home=home, storage=storage) for one in studies]
+    infos = list({search.name: search.info for search in opened}.values())
+    names = [info.name for info in infos]
+    weighed = command.read_weights([f"{name}={value}" for name, value in (weights or {}).items()], names)
+    bounds = command.parse_bounds(budget_storage, budget_flops)
+    found = command.allocate_studies(infos, bounds, maximise, weighed)  # type: ignore[arg-type]
+    files = {} if out is None else command.write_recipes(infos, found.plan, Path(out))
+    return command.plan_report(infos, found, maximise, files)  # type: ignore[arg-type]
+
+
 def build_detector(recipe: RecipeLike, n_classes: int, class_names: Sequence[str] = ()) -> nn.Module:
     """Build the detector of a recipe with its method applied, ready to train, with torchvision's interface.
 

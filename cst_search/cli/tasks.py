@@ -88,27 +88,16 @@ def allocate(
 ) -> None:  # fmt: skip
     """Divide a budget among tasks: one point of each study, exactly the best choice."""
     from cst_search.commands import allocate as command
-    from cst_search.errors import ConfigError
-    from cst_search.study.allocation import Bounds
-    from cst_search.units import parse_bytes, parse_flops
 
     check_choice("--maximise", maximise, command.GOALS)
     names = list(dict.fromkeys(studies))
     weights = command.read_weights(weight or (), names)
-    bounds = Bounds(
-        None if budget_storage is None else parse_bytes(budget_storage),
-        None if budget_flops is None else parse_flops(budget_flops),
-    )
-    if bounds == Bounds():
-        raise ConfigError(
-            "give what the tasks may take together: --budget-storage 20MB, --budget-flops 200GFLOP, or both"
-        )
+    bounds = command.parse_bounds(budget_storage, budget_flops)
     infos = [open_study(name, home, storage).info() for name in names]
     found = command.allocate_studies(infos, bounds, maximise, weights)  # type: ignore[arg-type]
-    report = command.plan_report(infos, found, maximise)  # type: ignore[arg-type]
     folder = output or (Path("plan") if train else None)
     files = {} if folder is None else command.write_recipes(infos, found.plan, folder)
-    report["recipes"] = {name: str(path) for name, path in files.items()}
+    report = command.plan_report(infos, found, maximise, files)  # type: ignore[arg-type]
     if not json_:
         _show_plan(infos, found, bounds, maximise)
     if train and folder is not None:

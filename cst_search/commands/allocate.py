@@ -15,7 +15,7 @@ from cst_search.errors import ConfigError, StudyError
 from cst_search.study.allocation import Bounds, Goal, Plan, Point, allocate, cheapest_better, curve, point_of
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
-from cst_search.units import format_bytes, format_flops
+from cst_search.units import format_bytes, format_flops, parse_bytes, parse_flops
 
 GOALS = ("mean", "worst")
 # fields of a recipe on which the features of an image depend while its body is frozen
@@ -43,6 +43,18 @@ def _body_of(info: StudyInfo, record: TrialRecord) -> str:
     """
     values = {**info.recipe, **record.config}
     return json.dumps([values.get(name) for name in _OF_BODY])
+
+
+def parse_bounds(budget_storage: str | None, budget_flops: str | None) -> Bounds:
+    """Return the bounds given as texts, such as ``20MB`` and ``200GFLOP``. Raises ConfigError."""
+    if budget_storage is None and budget_flops is None:
+        raise ConfigError(
+            "give what the tasks may take together: --budget-storage 20MB, --budget-flops 200GFLOP, or both"
+        )
+    return Bounds(
+        None if budget_storage is None else parse_bytes(budget_storage),
+        None if budget_flops is None else parse_flops(budget_flops),
+    )
 
 
 def read_weights(pairs: Sequence[str], names: Sequence[str]) -> dict[str, float]:
@@ -131,8 +143,12 @@ def write_recipes(infos: Sequence[StudyInfo], plan: Plan, folder: Path) -> dict[
     return files
 
 
-def plan_report(infos: Sequence[StudyInfo], found: Allocation, goal: Goal) -> dict[str, Any]:
-    """Return a plan, and what other budgets would give, as a dict ready for JSON."""
+def plan_report(infos: Sequence[StudyInfo], found: Allocation, goal: Goal, files: Mapping[str, Path]) -> dict[str, Any]:
+    """Return a plan, and what other budgets would give, as a dict ready for JSON.
+
+    Args:
+        files: the recipes that `write_recipes` wrote.
+    """
     plan = found.plan
     records = {info.name: info.by_number(plan.points[info.name].trial) for info in infos}
     return {
@@ -148,6 +164,7 @@ def plan_report(infos: Sequence[StudyInfo], found: Allocation, goal: Goal) -> di
             {**_brief(other), "trials": {name: point.trial for name, point in other.points.items()}}
             for other in found.curve
         ],
+        "recipes": {name: str(path) for name, path in files.items()},
     }  # fmt: skip
 
 

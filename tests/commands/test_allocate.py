@@ -12,9 +12,11 @@ import pytest
 import yaml
 from studies import make_study, run_cli, run_one, scored
 
+import cst_search
 from cst_search.commands import train as train_module
 from cst_search.config.recipe import Recipe
 from cst_search.detector.bundle import Bundle
+from cst_search.errors import UserError
 from cst_search.trial.result import Outcome, TrialResult
 
 
@@ -44,6 +46,18 @@ def test_the_storage_goes_where_it_gains_most(home: Path) -> None:
     assert [(plan["total_bytes"], round(plan["value"], 3)) for plan in report["curve"]] == [
         (8800, 0.35), (11600, 0.45), (14400, 0.46)
     ]  # fmt: skip
+
+
+def test_python_gives_what_the_command_gives(home: Path, tmp_path: Path) -> None:
+    arguments = ("--budget-storage", "12kB", "--weight", "cards=2", "--home", str(home), "--json")
+    command = json.loads(ran("allocate", "cells", "cards", *arguments)[1])
+    studies = ["cells", cst_search.open_study("cards", home=home)]
+    found = cst_search.allocate(studies, budget_storage="12kB", weights={"cards": 2}, home=home, out=tmp_path / "plan")
+    recipes = found.pop("recipes")
+    assert set(recipes) == {"cells", "cards"} and all(Path(path).is_file() for path in recipes.values())
+    assert json.loads(json.dumps(found)) == {key: value for key, value in command.items() if key != "recipes"}
+    with pytest.raises(UserError, match="give what the tasks may take together"):
+        cst_search.allocate(studies, home=home)
 
 
 def test_the_plan_is_printed_and_its_recipes_are_written(home: Path, tmp_path: Path) -> None:
