@@ -306,8 +306,8 @@ def test_every_third_party_import_is_declared() -> None:
 def test_public_names() -> None:
     """What `import cst_search` gives: the functions of `cst_search.api`, loaded when they are used."""
     assert cst_search.__all__ == [
-        "Search", "__version__", "build_detector", "estimate", "launch", "load_trained", "open_study", "predict",
-        "train",
+        "Search", "__version__", "allocate", "build_detector", "estimate", "launch", "load_trained", "open_study",
+        "predict", "train",
     ]  # fmt: skip
     known = {"import_module", "TYPE_CHECKING", "Any", *cst_search.__all__}
     names = [name for name in vars(cst_search) if not name.startswith("_") and f"cst_search.{name}" not in MODULES]
