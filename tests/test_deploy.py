@@ -7,6 +7,7 @@ below; here the fields that they use stand as a list, so that a new one is looke
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ import pytest
 import yaml
 from mlflow.cli import cli as mlflow_cli
 from ray_machines import ROOT, lines_of_readme
+from studies import command_of
+
+from cst_search.cli import app
 
 KUBERAY: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "ray-cluster.yaml").read_text(encoding="utf-8"))
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
+SEARCH: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "search.yaml").read_text(encoding="utf-8"))
 HEAD, WORKERS = KUBERAY["spec"]["headGroupSpec"], KUBERAY["spec"]["workerGroupSpecs"]
 PODS = [group["template"]["spec"] for group in (HEAD, *WORKERS)]
 
@@ -43,6 +48,7 @@ FIELDS_OF_COMPOSE = """
     services.*.configs.source services.*.configs.target services.*.ports services.*.volumes services.*.command
     services.*.healthcheck.test services.*.healthcheck.interval services.*.healthcheck.timeout
     services.*.healthcheck.retries services.*.build.dockerfile_inline services.*.depends_on.*.condition
+    services.*.build.context services.*.build.dockerfile services.*.entrypoint services.*.shm_size
 """
 
 
@@ -72,7 +78,7 @@ def unknown(value: Any, fields: str) -> set[str]:
 
 
 def test_every_field_is_one() -> None:
-    assert unknown(COMPOSE, FIELDS_OF_COMPOSE) == set()
+    assert unknown(COMPOSE, FIELDS_OF_COMPOSE) == set() == unknown(SEARCH, FIELDS_OF_COMPOSE)
     for pod in PODS:
         assert unknown(pod, FIELDS_OF_PODS) == set()
     without_pods = yaml.safe_load(yaml.safe_dump(KUBERAY))
@@ -97,6 +103,10 @@ def test_what_ray_is_told_is_what_it_takes() -> None:
         assert group["rayStartParams"].keys() <= options and "block" not in group["rayStartParams"]
     for kind in ("head", "node"):
         assert set(re.findall(r"--([a-z-]+)", lines_of_readme()[kind])) <= options
+    ray = SEARCH["services"]["ray"]
+    verb, *words = ray["command"]
+    assert (ray["entrypoint"], verb) == (["ray"], "start")
+    assert {word.removeprefix("--").partition("=")[0] for word in words} <= options
 
 
 def test_ray_has_the_same_settings_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +119,9 @@ def test_ray_has_the_same_settings_everywhere(monkeypatch: pytest.MonkeyPatch) -
     for pod in PODS:
         (container,) = pod["containers"]
         assert {entry["name"]: entry["value"] for entry in container["env"]} == wanted
+    said = SEARCH["services"]["ray"]["environment"]
+    assert {name: value for name, value in said.items() if "AUTH" not in name} == wanted
+    assert said["RAY_AUTH_MODE"] == "token" and said["RAY_AUTH_TOKEN"].startswith("${CLUSTER_TOKEN:?")
     binary = (Path(ray.__file__).parent / "_raylet.so").read_bytes()
     assert b"memory_monitor_refresh_ms" in binary  # its own settings are RAY_ and their name
     for name, value in wanted.items():
@@ -142,3 +155,57 @@ def test_the_services_are_on_loopback_and_no_password_is_written_down() -> None:
     # each has a database of its own: both keep the version of their tables in `alembic_version`
     assert COMPOSE["configs"]["mlflow-database"]["content"] == "CREATE DATABASE mlflow;"
     assert "@postgres:5432/mlflow" in COMPOSE["services"]["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"]
+
+
+def test_containers_find_each_other() -> None:
+    """`search.yaml` is laid over `compose.yaml`: what one names, one of them has."""
+    services = COMPOSE["services"] | {"ray": SEARCH["services"]["ray"]}
+    ray = services["ray"]
+    assert set(ray["depends_on"]) <= services.keys() and SEARCH["services"].keys() <= services.keys()
+    assert {config["source"] for config in ray["configs"]} <= SEARCH["configs"].keys()
+    assert {volume.partition(":")[0] for volume in ray["volumes"]} - {"${DATA"} <= SEARCH["volumes"].keys()
+    # the study's database is not MLflow's, on the server and for the user of compose.yaml
+    url = SEARCH["configs"]["storage-url"]["content"]
+    postgres = services["postgres"]["environment"]
+    assert url.startswith(f"postgresql+psycopg://{postgres['POSTGRES_USER']}:${{POSTGRES_PASSWORD:?")
+    assert url.endswith(f"@postgres:5432/{postgres['POSTGRES_DB']}")
+    # MLflow answers to the name that the search calls it by
+    assert "mlflow:*" in SEARCH["services"]["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert "ports" not in ray  # Ray's ports stay within the network of the containers
+
+
+def test_the_searchs_line_is_one_that_the_program_takes() -> None:
+    text = (ROOT / "deploy" / "search.yaml").read_text(encoding="utf-8")
+    line = re.sub(r"\\\n# *", "", text).partition("exec ray cst-search ")[2].partition("\n")[0]
+    verb, *words = line.replace("@/storage.url", "postgresql+psycopg://a:b@c/d").split()
+    command = command_of(app).commands[verb]
+    parameters = command.make_context(verb, words).params
+    assert parameters["address"] == "auto" and parameters["data"] == ["/data/SET"]
+    assert "/data:ro" in SEARCH["services"]["ray"]["volumes"][1]
+
+
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_the_image_gets_all_that_the_wheel_is_built_from() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    metadata = project["project"]
+    needed = {"pyproject.toml", metadata["readme"], *metadata["license-files"]}
+    needed |= {*wheel["packages"], *wheel["force-include"]}
+    copied = {word for line in re.findall(r"^COPY (.*) \S+$", DOCKERFILE, flags=re.M) for word in line.split()}
+    assert copied == needed
+    ignored = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied and "*" in ignored
+    (extra,) = re.findall(r'"\.\[(\w+)\]"', DOCKERFILE)
+    assert extra in metadata["optional-dependencies"]
+
+
+def test_the_image_has_a_version_a_user_and_the_programs_name() -> None:
+    lines = [line.partition(" ")[::2] for line in DOCKERFILE.splitlines() if line and not line.startswith("#")]
+    said = dict(lines)
+    assert re.fullmatch(r"python:3\.\d+-slim", said["FROM"]) and said["USER"] == "1000"
+    assert set(said) == {"FROM", "WORKDIR", "COPY", "RUN", "USER", "ENV", "VOLUME", "ENTRYPOINT", "CMD"}
+    assert said["ENTRYPOINT"] == '["cst-search"]' and said["ENV"] == f"CST_SEARCH_HOME={said['VOLUME']}"
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    assert said["FROM"].removeprefix("python:").removesuffix("-slim") == python.removeprefix(">=")

@@ -191,7 +191,7 @@ def test_every_command_of_a_text_is_understood(page: Path, tmp_path: Path, monke
 # of other programs
 FOREIGN = {
     "metrics.md": {"--config", "--config.file"},
-    "README.md": {"--num-cpus"},
+    "README.md": {"--num-cpus", "--gpus"},
     "operations.md": {"--install-completion"},
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import email
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -61,6 +63,18 @@ def test_a_wheel_holds_one_package_and_all_its_files(built: dict[str, Path], nam
     assert {f"cst_search/{name}" for name in names} <= set(files)
     assert f"{info}/licenses/LICENSE" in files
     assert not [file for file in files if file.endswith((".pyc", ".db")) or "cst-runs" in file or "tests/" in file]
+
+
+@needs_build
+def test_a_package_index_gets_what_it_shows(built: dict[str, Path]) -> None:
+    with zipfile.ZipFile(built["wheel"]) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        said = email.message_from_bytes(archive.read(name))
+    assert said["Description-Content-Type"] == "text/markdown" and said["License-Expression"] == "Apache-2.0"
+    assert said.get_payload().startswith("# cst-search\n")
+    versions = [c.rpartition(" ")[2] for c in said.get_all("Classifier", []) if re.search(r":: 3\.\d+$", c)]
+    assert said["Requires-Python"] == f">={versions[0]}"  # the tests ran on this one
+    assert "Typing :: Typed" in said.get_all("Classifier", [])  # py.typed, as above
 
 
 @needs_build
