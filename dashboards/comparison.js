@@ -17,7 +17,7 @@ function describe(i) {
 }
 
 const scatter = new Scatter(byId("front"), {
-  n, columns, metrics, spread, visible, active: visible, describe, budgets: data.budgets,
+  n, columns, metrics, spread, visible, active: visible, describe, budgets: data.budgets, references: [],
   paint: (i) => looks[data.study[i]],
   trained: () => true,
   lines: () => data.studies.map((name, k) => ({ members: data.study.flatMap((s, i) => (s === k && !hidden.has(k) ? [i] : [])), colour: looks[k].colour, dash: looks[k].dash, label: name })),

@@ -66,16 +66,24 @@ const frontMembers = () => {
   return found;
 };
 const members = frontMembers();
+const untrained = data.references.filter((one) => one.trial === null);
+
+/* The knee, what a search is compared with if it was trained, and the trials that are shown or compared. */
+function rings() {
+  const names = new Map([current, ...pinned].map((i) => [i, []]));
+  for (const [trial, name] of [[data.knee, "knee"], ...data.references.map((one) => [one.trial, one.label])]) {
+    const i = trials.trial.indexOf(trial);
+    names.set(i, [...(names.get(i) ?? []), name]);
+  }
+  return [...names].filter(([i]) => i >= 0 && visible(i)).map(([i, said]) => ({ i, label: `${said.join(", ")}${said.length ? ": " : ""}trial ${trials.trial[i]}` }));
+}
+
 const scatter = new Scatter(byId("front"), {
-  n, columns, metrics: quantities, spread, visible, active, describe, budgets: data.budgets,
+  n, columns, metrics: quantities, spread, visible, active, describe, budgets: data.budgets, references: untrained,
   paint: (i) => looks[groupOf(i).key],
   trained: (i) => data.columns.map[i] !== null,
   lines: () => (hidden.has("front") || !scatter.metric(scatter.x).goal || !scatter.metric(scatter.y).goal ? [] : [{ members, colour: colour("accent"), dash: [] }]),
-  rings: () => {
-    const knee = trials.trial.indexOf(data.knee), rings = hidden.has("front") || knee < 0 ? [] : [{ i: knee, label: `knee: trial ${data.knee}` }];
-    for (const i of new Set([current, ...pinned])) if (i >= 0 && i !== knee && visible(i)) rings.push({ i, label: `trial ${trials.trial[i]}` });
-    return rings;
-  },
+  rings,
   start: () => (current >= 0 ? current : members[0]),
   say: (i) => (byId("spoken").textContent = describe(i).join("; ")),
   pick: (i, adds) => open(i, adds),
@@ -137,6 +145,13 @@ function notes() {
     if (!plane.has(key)) continue;
     const [low, high] = scatter.view[key === x ? 0 : 1];
     if (budget.value < low || budget.value > high) said.push(`The ${budget.label} is ${budget.value > high ? "above" : "below"} this view.`);
+  }
+  for (const { label, values } of untrained) {
+    for (const key of plane) {
+      if (values[key] === undefined) continue;
+      const [low, high] = scatter.view[key === x ? 0 : 1], where = values[key] > high ? ", above this view" : values[key] < low ? ", below this view" : "";
+      said.push(`No trial of ${label} was completed within the budget; its ${scatter.metric(key).label} is predicted: ${format(scatter.metric(key).kind, values[key])}${where}.`);
+    }
   }
   const choices = [x, y].map((key) => scatter.metric(key)).filter((quantity) => quantity.kind === "choice");
   if (choices.length) said.push(`Trials of one ${choices.map((quantity) => quantity.label).join(" and ")} are spread so that they do not cover each other.`);

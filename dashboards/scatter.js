@@ -5,7 +5,7 @@ const STRIP = 26; // px, for trials without one of the two metrics
 
 /* options: n; columns {key: values}; metrics, or quantities.js, [{key, label, kind, goal, log, labels}]; spread(i, key);
    paint(i) {shape, colour, filled, faint, rank}; visible(i); active(i); lines() [{members, colour, dash, label}]; rings() [{i, label}]; budgets {key:
-   {value, label}}; trained(i): decides the first view; lines of a tooltip describe(i); pick(i, adds); select(set or
+   {value, label}}; references [{label, values by key}]: what was not trained; trained(i): decides the first view; lines of a tooltip describe(i); pick(i, adds); select(set or
    null); viewed(). */
 class Scatter {
   constructor(root, options) {
@@ -56,6 +56,7 @@ class Scatter {
     const budget = at(this.budgets[key]?.value);
     const near = all.map(at).filter((v) => v >= low - span && v <= high + span);
     if (budget >= low - span && budget <= high + span) near.push(budget);
+    for (const { values } of this.references) if (at(values[key]) >= low - 2 * span && at(values[key]) <= high + 2 * span) near.push(at(values[key]));
     [low, high] = extent([low, high, ...near]);
     const pad = 0.07 * (high - low || span);
     return [back(Math.max(low >= 0 && !log ? 0 : -Infinity, low - pad)), back(high + 1.4 * pad)];
@@ -180,6 +181,7 @@ class Scatter {
     c.fillStyle = page;
     if (this.noY) c.fillRect(box.left, box.bottom + 6, box.right - box.left, STRIP);
     if (this.noX) c.fillRect(box.left - STRIP - 6, box.top, STRIP, box.bottom - box.top);
+    this.shadeOverBudget(c);
     c.strokeStyle = grid;
     c.lineWidth = 1;
     c.beginPath();
@@ -204,9 +206,10 @@ class Scatter {
       c.fillText(this.without("x"), 0, 0);
       c.restore();
     }
-    this.drawBudgets(c);
     this.drawFront(c);
     this.drawPoints(c);
+    this.drawBudgets(c);
+    this.drawReferences(c);
     this.drawNames(c);
     this.drawRings(c, ink);
     this.drawTop();
@@ -226,27 +229,54 @@ class Scatter {
     c.restore();
   }
 
+  /* Shade what is over a budget, to the right of it or above it. */
+  shadeOverBudget(c) {
+    const { box } = this, [x, y] = [this.budgets[this.x], this.budgets[this.y]];
+    c.fillStyle = colour("page");
+    if (x && this.toX(x.value) < box.right) c.fillRect(Math.max(box.left, this.toX(x.value)), box.top, box.right - Math.max(box.left, this.toX(x.value)), box.bottom - box.top);
+    if (y && this.toY(y.value) > box.top) c.fillRect(box.left, box.top, box.right - box.left, Math.min(box.bottom, this.toY(y.value)) - box.top);
+  }
+
   drawBudgets(c) {
-    const { box } = this;
+    for (const [key, { value, label }] of Object.entries(this.budgets)) this.drawLimit(c, { [key]: value }, label, "limit", [7, 5], "bold");
+  }
+
+  /* Costs of what was not trained, dotted; their labels one below the other. */
+  drawReferences(c) {
+    this.references.forEach(({ values, label }, k) => this.drawLimit(c, values, label, "muted", [2, 4], "italic", 14 + 17 * k));
+  }
+
+  /* A line at a value of the x or the y axis with its label: above the plot or at the end of the line, or down px in it. */
+  drawLimit(c, values, label, tone, dash, style, down = 0) {
+    const { box } = this, x = values[this.x] === undefined ? NaN : this.toX(values[this.x]), y = values[this.y] === undefined ? NaN : this.toY(values[this.y]);
+    const upright = x >= box.left && x <= box.right;
+    if (!upright && !(y >= box.top && y <= box.bottom)) return;
     c.save();
-    c.strokeStyle = c.fillStyle = colour("limit");
+    c.strokeStyle = c.fillStyle = colour(tone);
     c.lineWidth = 2;
-    c.setLineDash([7, 5]);
-    c.font = `bold ${narrow.matches ? 11 : 13}px system-ui, sans-serif`;
-    for (const [key, budget] of Object.entries(this.budgets)) {
-      const x = key === this.x ? this.toX(budget.value) : NaN, y = key === this.y ? this.toY(budget.value) : NaN;
-      c.beginPath();
-      if (x >= box.left && x <= box.right) {
-        c.moveTo(x, box.top); c.lineTo(x, box.bottom); c.stroke();
-        const half = c.measureText(budget.label).width / 2; // the whole label stays inside
-        c.textAlign = "center";
-        c.fillText(budget.label, Math.max(box.left + half, Math.min(x, box.right - half)), box.top - 6);
-      } else if (y >= box.top && y <= box.bottom) {
-        c.moveTo(box.left, y); c.lineTo(box.right, y); c.stroke();
-        c.textAlign = "right";
-        c.fillText(budget.label, box.right, y - 6);
-      }
-    }
+    c.setLineDash(dash);
+    c.font = `${style} ${narrow.matches ? 11 : 13}px system-ui, sans-serif`;
+    c.beginPath();
+    c.moveTo(...(upright ? [x, box.top] : [box.left, y]));
+    c.lineTo(...(upright ? [x, box.bottom] : [box.right, y]));
+    c.stroke();
+    const wide = c.measureText(label).width, half = wide / 2; // the whole label stays inside
+    c.textAlign = "center";
+    if (!upright) this.rimmed(c, label, box.right - half, y - 6);
+    else if (!down) this.rimmed(c, label, Math.max(box.left + half, Math.min(x, box.right - half)), box.top - 6);
+    else this.rimmed(c, label, x + 6 + wide > box.right ? x - 6 - half : x + 6 + half, box.top + down);
+    c.restore();
+  }
+
+  /* Text with a rim, which keeps it readable over points. */
+  rimmed(c, text, x, y, most) {
+    c.save();
+    c.setLineDash([]);
+    c.strokeStyle = colour("card");
+    c.lineWidth = 4;
+    c.lineJoin = "round";
+    c.strokeText(text, x, y, most);
+    c.fillText(text, x, y, most);
     c.restore();
   }
 
@@ -268,14 +298,11 @@ class Scatter {
     c.restore();
   }
 
-  /* Name of a line at its end, moved down if another is there; a rim keeps it readable over points. */
+  /* Name of a line at its end, moved down if another is there. */
   drawNames(c) {
     const flip = this.metric(this.x).goal === "max", taken = [];
     c.save();
     c.font = "bold 12px system-ui, sans-serif";
-    c.strokeStyle = colour("card");
-    c.lineWidth = 4;
-    c.lineJoin = "round";
     for (const line of this.lines()) {
       const members = line.label ? this.frontier(line.members) : [], i = members[flip ? 0 : members.length - 1];
       if (i === undefined || Number.isNaN(this.px[i])) continue;
@@ -286,8 +313,7 @@ class Scatter {
       taken.push({ x, y, wide });
       c.fillStyle = line.colour;
       c.textAlign = "left";
-      c.strokeText(line.label, x, y, 220);
-      c.fillText(line.label, x, y, 220);
+      this.rimmed(c, line.label, x, y, 220);
     }
     c.restore();
   }
@@ -356,12 +382,8 @@ class Scatter {
       c.lineTo(x + dx, y + dy);
       c.stroke();
       c.textAlign = dx < 0 ? "right" : "left";
-      c.lineJoin = "round";
-      c.lineWidth = 4; // a rim keeps the text readable over points
-      c.strokeStyle = colour("card");
-      c.strokeText(label, x + dx, y + dy + (dy < 0 ? -4 : 13));
       c.fillStyle = ink;
-      c.fillText(label, x + dx, y + dy + (dy < 0 ? -4 : 13));
+      this.rimmed(c, label, x + dx, y + dy + (dy < 0 ? -4 : 13));
     }
     c.restore();
   }

@@ -24,6 +24,7 @@ from cst_search.report.labels import (
     lasting_notes,
     over_seeds,
     plain,
+    reference_marks,
     size_of,
 )
 from cst_search.study.objectives import OBJECTIVES, Objective
@@ -38,6 +39,7 @@ _UNITS: dict[str, tuple[tuple[str, float], ...]] = {
 }  # fmt: skip
 SMALLEST, LARGEST, STRIP = 8.0, 24.0, 9.0  # marker diameters, pt
 INK, MUTED, GREY, GRID, ACCENT, LIMIT = "#1b2330", "#5d6878", "#7a8696", "#e4e8ee", "#0b6bcb", "#b3261e"  # as page.css
+OVER = "#f5f7fa"  # what is over the budget
 
 
 def picture(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def picture(report: Mapping[str, Any]) -> dict[str, Any]:
     ``line``: corners of the front from left to right. ``x_range``, ``y_range``: initial ranges of the axes, or None.
     ``x_log``: True for a logarithmic x axis.
     ``budget``: position of the budget's line; None if there is none, or if it is too far out.
+    ``references``: marks of what a search is compared with: ``label``, ``x``, ``trained``.
     ``notes``: sentences of the caption.
     """
     report = plain(report)
@@ -72,7 +75,10 @@ def picture(report: Mapping[str, Any]) -> dict[str, Any]:
     envelope = front([(p["y"], p["x"]) for p in points["front"]], [Objective(y_name, "max"), Objective(x_name, "min")])
     limit = budget_lines(report).get(x_name)
     budget, text = (limit["value"] / x_unit, limit["label"]) if limit else (None, "")
-    x_range, budget_fits = _x_range(everything, budget, log)
+    marks = [{"label": mark["label"], "x": mark["values"][x_name] / x_unit, "trained": mark["trial"] is not None}
+             for mark in reference_marks(report) if mark["values"].get(x_name)]  # fmt: skip
+    untrained = [mark["x"] for mark in marks if not mark["trained"]]
+    x_range, budget_fits = _x_range(everything, budget, untrained, log)
     knee = next((p for p in points["front"] if p["trial"] == report["knee"]), None)
     # the label goes to the upper left, which is always free, except at the left edge
     at_left = knee is not None and x_range is not None and _place(knee["x"], x_range, log) < 0.2
@@ -88,6 +94,7 @@ def picture(report: Mapping[str, Any]) -> dict[str, Any]:
         "groups": [{"key": key, "name": GROUPS[key][0], "points": group} for key, group in points.items() if group],
         "line": sorted([points["front"][i]["x"], points["front"][i]["y"]] for i in envelope),
         "knee": {**knee, "label": f"knee: trial {knee['trial']}", "side": 1 if at_left else -1} if knee else None,
+        "references": [mark for mark in marks if x_range and x_range[0] <= mark["x"] <= x_range[1]],
         "budget": _budget_line(budget, text, x_range, log) if budget and budget_fits and x_range else None,
         "sizes": sizes,
         "notes": _notes(report, everything, x_range, None if budget_fits else budget, text, x_label),
@@ -151,20 +158,26 @@ def _padded(values: Sequence[float], above: float = 0.08, least: float = 0.0) ->
     return [max(least, low - 0.08 * span), high + above * span]
 
 
-def _x_range(points: Sequence[Mapping[str, Any]], budget: float | None, log: bool) -> tuple[list[float] | None, bool]:
+def _x_range(
+    points: Sequence[Mapping[str, Any]], budget: float | None, references: Sequence[float], log: bool
+) -> tuple[list[float] | None, bool]:
     """Return the initial range of the x axis, and True if the budget is inside it.
 
-    The trained points set the range. The budget may double it, and untrained points may widen it by another half, so
-    that one far value does not squeeze all others into a corner. On a logarithmic axis all of this is in its powers.
+    The trained points set the range. The budget may double it, a reference may triple it, and untrained points may
+    widen it by another half, so that one far value does not squeeze all others into a corner. On a logarithmic axis all
+    of this is in its powers.
     """
     if log:
         powers = [{**point, "x": math.log10(point["x"])} for point in points]
-        found, fits = _range(powers, math.log10(budget) if budget else None, -math.inf)
+        far = [math.log10(x) for x in references]
+        found, fits = _range(powers, math.log10(budget) if budget else None, far, -math.inf)
         return [10**end for end in found] if found else None, fits
-    return _range(points, budget, 0.0)
+    return _range(points, budget, references, 0.0)
 
 
-def _range(points: Sequence[Mapping[str, Any]], budget: float | None, least: float) -> tuple[list[float] | None, bool]:
+def _range(
+    points: Sequence[Mapping[str, Any]], budget: float | None, references: Sequence[float], least: float
+) -> tuple[list[float] | None, bool]:
     trained = [point["x"] for point in points if point["y"] is not None]
     if not trained:
         shown = [point["x"] for point in points] + ([budget] if budget is not None and points else [])
@@ -172,8 +185,9 @@ def _range(points: Sequence[Mapping[str, Any]], budget: float | None, least: flo
     low, high = min(trained), max(trained)
     span = (high - low) or high * 0.5 or 1.0
     fits = budget is not None and low - span <= budget <= high + span
-    if budget is not None and fits:
-        low, high = min(low, budget), max(high, budget)
+    wanted = [budget] if budget is not None and fits else []
+    wanted += [x for x in references if low - 2 * span <= x <= high + 2 * span]
+    low, high = min([low, *wanted]), max([high, *wanted])
     reach = 0.5 * max(span, high - low)
     near = [point["x"] for point in points if low - reach <= point["x"] <= high + reach]
     return _padded([low, high, *near], least=least), fits or budget is None
@@ -217,6 +231,7 @@ def paint(report: Mapping[str, Any], drawn: Mapping[str, Any], path: Path) -> No
     """Write the image, 1600 x 1000 px. It avoids pyplot, whose global state is not thread-safe."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(16, 10), dpi=100, facecolor="white")
@@ -250,14 +265,9 @@ def paint(report: Mapping[str, Any], drawn: Mapping[str, Any], path: Path) -> No
             knee["label"], (knee["x"], knee["y"]), (55 * knee["side"], 42), textcoords="offset points",
             fontsize=15, color=INK, weight="bold", ha="center",
             arrowprops={"arrowstyle": "-", "color": INK, "shrinkB": knee["size"] / 2 + 5},
+            path_effects=[withStroke(linewidth=4, foreground="white")],
         )  # fmt: skip
-    if limit := drawn["budget"]:
-        for axes in (plot, strip):
-            axes.axvline(limit["x"], color=LIMIT, linewidth=2, linestyle=(0, (6, 4)))
-        plot.annotate(
-            limit["label"], (limit["x"], 1), (0, 6), xycoords=("data", "axes fraction"), textcoords="offset points",
-            ha=limit["align"], va="bottom", fontsize=14, color=LIMIT, weight="bold",
-        )  # fmt: skip
+    _draw_limits(plot, strip, drawn)
     if drawn["x_range"]:
         plot.set_xlim(*drawn["x_range"])
     if drawn["y_range"]:
@@ -271,6 +281,26 @@ def paint(report: Mapping[str, Any], drawn: Mapping[str, Any], path: Path) -> No
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # names may use scripts that the font lacks
         figure.savefig(path)
+
+
+def _draw_limits(plot: Any, strip: Any, drawn: Mapping[str, Any]) -> None:
+    """Draw the budget with what is over it shaded, and dotted what the search is compared with."""
+    if limit := drawn["budget"]:
+        for axes in (plot, strip):
+            axes.axvline(limit["x"], color=LIMIT, linewidth=2, linestyle=(0, (6, 4)))
+            axes.axvspan(limit["x"], drawn["x_range"][1], color=OVER, zorder=0)
+        plot.annotate(
+            limit["label"], (limit["x"], 1), (0, 6), xycoords=("data", "axes fraction"), textcoords="offset points",
+            ha=limit["align"], va="bottom", fontsize=14, color=LIMIT, weight="bold",
+        )  # fmt: skip
+    for place, mark in enumerate(drawn["references"]):
+        for axes in (plot, strip):
+            axes.axvline(mark["x"], color=MUTED, linewidth=1.8, linestyle=(0, (1, 2.5)), zorder=1)
+        right = _place(mark["x"], drawn["x_range"], drawn["x_log"]) < 0.8
+        plot.annotate(
+            mark["label"], (mark["x"], 1), (6 if right else -6, -18 - 20 * place), xycoords=("data", "axes fraction"),
+            textcoords="offset points", ha="left" if right else "right", fontsize=13, color=MUTED, style="italic",
+        )  # fmt: skip
 
 
 def _logarithmic(plot: Any, low: float, high: float) -> None:
@@ -290,6 +320,8 @@ def _scatter(axes: Any, key: str, points: Sequence[Mapping[str, Any]]) -> None:
         look = {"facecolors": ACCENT, "edgecolors": "white", "linewidths": 1.2, "zorder": 3}
     elif key == TrialState.FAILED:
         look = {"color": GREY, "linewidths": 1.6, "zorder": 2}  # a cross has no face
+    elif key == TrialState.INFEASIBLE:
+        look["alpha"] = 0.5
     size = [point["size"] ** 2 for point in points]
     axes.scatter([p["x"] for p in points], [p["y"] for p in points], s=size, marker=GROUPS[key][1], **look)
     bars = [point for point in points if point["spread"] is not None]
@@ -334,5 +366,5 @@ def _words(figure: Any, report: Mapping[str, Any], drawn: Mapping[str, Any]) -> 
     figure.text(0.07, 0.94, title_line, fontsize=24, weight="bold", **{**text, "color": INK})
     figure.text(0.07, 0.9, line if len(line) <= 150 else line[:147] + "...", fontsize=13, **text)
     figure.text(0.97, 0.94, words["started"], fontsize=13, ha="right", **text)
-    caption = textwrap.wrap(" ".join(drawn["notes"]), 165)[:4]
-    figure.text(0.07, 0.105, "\n".join(caption), fontsize=12, va="top", linespacing=1.4, **text)
+    caption = textwrap.wrap(" ".join(drawn["notes"]), 174)[:4]
+    figure.text(0.07, 0.105, "\n".join(caption), fontsize=11.5, va="top", linespacing=1.4, **text)

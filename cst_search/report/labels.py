@@ -171,6 +171,7 @@ def plain(value: Any) -> Any:
 
 
 _NAMED = {"full": "full fine-tuning", "head": "the head alone"}
+_SETTINGS = {"image_size_px": "at {} px instead of {} px", "batch_size": "with batches of {} instead of {}"}
 
 
 def headline(report: Mapping[str, Any], point: Mapping[str, Any]) -> str:
@@ -183,13 +184,24 @@ def headline(report: Mapping[str, Any], point: Mapping[str, Any]) -> str:
     words = [f"{over_seeds(point, 'map')[0]:.3f} mAP in {format_bytes(point['working_bytes'])}{beyond}"]
     budget = report["budget"]["memory_bytes"]
     for one in report.get("references", ()):
-        text = f"{_NAMED[one['method']]} needs {format_bytes(one['working_bytes'])}"
+        differing = " and ".join(_SETTINGS[name].format(*pair) for name, pair in one["differs"].items())
+        text = _NAMED[one["method"]] + (f", {differing}," if differing else "")
+        text += f" needs {format_bytes(one['working_bytes'])}"
         if budget is not None and one["device_bytes"] > budget:
             text += ", above the budget"
         if one["map"] is not None:
             text += f" and reaches {one['map']:.3f}"
         words.append(text)
     return "; ".join(words)
+
+
+def reference_marks(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the references to mark in a plot: ``label``, ``trial`` (None: not trained), ``values`` by metric."""
+    return [
+        {"label": _NAMED[one["method"]].removeprefix("the "), "trial": one["trial"],
+         "values": {name: one[name] for name in METRICS if one.get(name) is not None}}
+        for one in report.get("references", ())
+    ]  # fmt: skip
 
 
 def _started(iso: str) -> str:

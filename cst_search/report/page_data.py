@@ -23,6 +23,7 @@ from cst_search.report.labels import (
     lasting_notes,
     over_seeds,
     plain,
+    reference_marks,
     size_of,
 )
 from cst_search.study import pareto
@@ -62,6 +63,7 @@ def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
         "objectives": compared,
         "axes": {"x": x, "y": y, "size": size_of(report)},
         "budgets": budget_lines(report),
+        "references": reference_marks(report),
         "knee": report["knee"],
         "notes": lasting_notes(report),
         "worker": worker(report),

@@ -32,7 +32,21 @@ def test_a_method_that_was_trained_has_its_map() -> None:
     info = drawn_info()
     trials = tuple(replace(r, config={"method": "head"}) if r.trial in (13, 14, 16) else r for r in info.trials)
     (head,) = references(replace(info, trials=trials))  # this study has no inputs, so that no cost can be predicted
-    assert head == {"method": "head", "working_bytes": 400, "device_bytes": 400, "map": 0.5}  # not 16, over the budget
+    wanted = {"method": "head", "trial": 13, "working_bytes": 400, "device_bytes": 400, "map": 0.5, "differs": {}}
+    assert head == head | wanted  # not 16, over the budget
+    assert head["trainable_params"] == info.by_number(13).trainable_params  # type: ignore[union-attr]
+
+
+def test_a_trained_method_is_compared_at_the_same_image_size() -> None:
+    """Trial 13 has the better mAP, but at another size; only without a trial of the same size is it taken, and said."""
+    info = drawn_info(recipe=RECIPE.to_dict())
+    sizes = {14: {}, 13: {"image_size_px": 512, "batch_size": 8}}  # 14: the recipe's, as the best point
+    changed = {number: {"method": "head", **size} for number, size in sizes.items()}
+    trials = tuple(replace(r, config=changed.get(r.trial, r.config)) for r in info.trials)
+    (head,) = references(replace(info, trials=trials))
+    assert (head["trial"], head["differs"]) == (14, {})
+    (head,) = references(replace(info, trials=tuple(r for r in trials if r.trial != 14)))
+    assert (head["trial"], head["differs"]) == (13, {"image_size_px": [512, 256], "batch_size": [8, 2]})
 
 
 def test_without_a_front_there_is_nothing_to_compare() -> None:

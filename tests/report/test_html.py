@@ -115,11 +115,16 @@ def test_the_headline_says_what_was_found_and_what_it_saves() -> None:
     point = {"map": 0.572, "working_bytes": 20_000_000, "n_seeds": 1}
     report = {"context_bytes": 665_000_000, "budget": {"memory_bytes": 700_000_000, "params": None}}
     assert headline(report, point) == "0.572 mAP in 20 MB beyond the fixed cost"
-    full = {"method": "full", "working_bytes": 65_000_000, "device_bytes": 730_000_000, "map": None}
-    head = {"method": "head", "working_bytes": 15_000_000, "device_bytes": 680_000_000, "map": 0.43}
+    full = {"method": "full", "working_bytes": 65_000_000, "device_bytes": 730_000_000, "map": None, "differs": {}}
+    head = {"method": "head", "working_bytes": 15_000_000, "device_bytes": 680_000_000, "map": 0.43, "differs": {}}
     assert headline(report | {"references": [full, head]}, point) == (
         "0.572 mAP in 20 MB beyond the fixed cost; full fine-tuning needs 65 MB, above the budget; "
         "the head alone needs 15 MB and reaches 0.430"
+    )
+    other = head | {"differs": {"image_size_px": [128, 256], "batch_size": [2, 4]}}
+    assert headline(report | {"references": [other]}, point) == (
+        "0.572 mAP in 20 MB beyond the fixed cost; the head alone, at 128 px instead of 256 px and with batches of 2 "
+        "instead of 4, needs 15 MB and reaches 0.430"
     )
     confirmed = point | {"n_seeds": 3, "map_mean": 0.5, "map_std": 0.01}
     assert headline(report | {"context_bytes": 0}, confirmed) == "0.500 mAP in 20 MB"
@@ -331,6 +336,22 @@ def test_a_budget_label_at_the_right_edge_is_not_cut_off():
     report["all"] = [trial for trial in report["all"] if trial["working_bytes"] <= 6e9]
     drawn = picture(report)
     assert drawn["budget"]["x"] > 0.85 * drawn["x_range"][1] and drawn["budget"]["align"] == "right"
+
+
+def test_what_a_search_is_compared_with_is_marked(tmp_path):
+    """Full fine-tuning far over the budget widens the view; what would squeeze the rest into a corner is left out."""
+    report, full = make_report(), {"method": "full", "trial": None, "map": None, "working_bytes": 9.6e9, "differs": {}}
+    plain_range = picture(report)["x_range"]
+    head = {"method": "head", "trial": 3, "map": 0.3, "working_bytes": 3.1e9, "device_bytes": 3.1e9, "differs": {}}
+    report["references"] = [full | {"device_bytes": 9.6e9}, head]
+    drawn = picture(report)
+    assert drawn["references"] == [
+        {"label": "full fine-tuning", "x": 9.6, "trained": False}, {"label": "head alone", "x": 3.1, "trained": True},
+    ]  # fmt: skip
+    assert drawn["x_range"][1] > 9.6 > plain_range[1]
+    write_front(report, tmp_path)
+    report["references"] = [full | {"working_bytes": 960e9, "device_bytes": 960e9}]
+    assert picture(report)["references"] == [] and picture(report)["x_range"] == plain_range
 
 
 def test_one_enormous_suggestion_does_not_squash_the_view():

@@ -46,7 +46,14 @@ def info() -> StudyInfo:
 
 @pytest.fixture(scope="module")
 def front(info: StudyInfo, no_picture: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_front(page_report(info), tmp_path_factory.mktemp("front"))["html"]
+    head = next(record for record in info.front() if record.config["method"] == "head")
+    compared = [
+        {"method": "full", "trial": None, "map": None, "working_bytes": 10**10, "device_bytes": 11 * 10**9},
+        {"method": "head", "trial": head.trial, "map": head.map, "working_bytes": head.working_bytes,
+         "device_bytes": head.device_bytes},
+    ]  # fmt: skip
+    report = page_report(info) | {"references": [one | {"differs": {}} for one in compared]}
+    return write_front(report, tmp_path_factory.mktemp("front"))["html"]
 
 
 @pytest.fixture
@@ -250,6 +257,12 @@ def test_any_dimension_as_axis_and_as_colour(show: Callable[..., Any], front: Pa
             .map((i) => [trials.trial[i], scatter.xText.labels[Math.round(scatter.fromX(scatter.px[i]))]]))"""
     )
     assert len(at) > 60 and all(info.by_number(int(t)).config["method"] == name for t, name in at.items())  # type: ignore[union-attr]
+    page.select_option("#x", "working_bytes")
+    drawn(page)
+    assert page.evaluate("scatter.view[0][1]") > 10e9  # full fine-tuning, which no trial is of, has its mark
+    assert "full fine-tuning was completed" in page.locator("#notes").text_content()
+    head = next(r.trial for r in info.front() if r.config["method"] == "head")
+    assert any(f"head alone: trial {head}" in label for label in page.evaluate("rings().map((ring) => ring.label)"))
     page.select_option("#x", "trainable_params")  # what the size showed
     drawn(page)
     assert page.input_value("#size") == "working_bytes"
