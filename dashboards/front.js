@@ -436,6 +436,7 @@ function refresh() {
   scatter.redraw();
   parallel.redrawFront();
   table.update();
+  byId("trials").classList.toggle("one-kind", byId("state").value !== ""); // its column would say the same in each row
   let count = 0;
   for (let i = 0; i < n; i++) count += activity[i];
   const all = trials.group.filter((g) => !hidden.has(data.groups[g].key)).length;

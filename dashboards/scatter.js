@@ -106,7 +106,7 @@ class Scatter {
       noX ||= xs[i] === null && ys[i] !== null;
       noY ||= ys[i] === null && xs[i] !== null;
     }
-    [this.xTicks, this.xText] = this.marks("x", vx, Math.max(2, this.width / 110));
+    [this.xTicks, this.xText] = this.marks("x", vx, Math.max(2, this.width / (narrow.matches ? 75 : 110)));
     [this.yTicks, this.yText] = this.marks("y", vy, Math.max(2, this.height / 62));
     const left = Math.max(44, 18 + 7 * Math.max(0, ...this.yText.labels.map((t) => t.length)), noY ? 18 + 7.5 * this.without("y").length : 0);
     const widest = 7 * Math.max(0, ...this.xText.labels.map((t) => t.length));

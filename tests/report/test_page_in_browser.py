@@ -666,6 +666,8 @@ def test_a_phone_needs_no_scrolling_sideways(show: Callable[..., Any], front: Pa
     path = front if n == N else write_front(page_report(made_info(n)), tmp_path)["html"]
     page = show(path, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     assert page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]") == [390, 390]
+    chart = page.locator("#front").bounding_box()
+    assert chart["y"] + chart["height"] < 844  # what was found and its picture are the first screen
     number = apart(page, page.evaluate("trials.trial"), 1)[0]
     page.touchscreen.tap(*place(page, number))
     assert page.locator("#detail-title").text_content() == f"Trial {number}"
