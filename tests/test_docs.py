@@ -213,8 +213,12 @@ def test_the_readme_has_its_two_commands_and_every_command_in_its_table() -> Non
     assert {name.partition(" ")[0] for name in COMMANDS} <= named
 
 
-def test_the_readme_is_short() -> None:
+def test_the_readme_is_short_and_lines_of_prose_end_at_120_characters() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        lines = [line for line in text.splitlines() if not line.startswith(("|", "    "))]  # tables, code
+        assert lines and max(map(len, lines)) <= 120, page.name
 
 
 # --- figures of the texts ---------------------------------------------------------------------------------------------
