@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from studies import FakeEstimate, make_spec
 from test_workers import Heard
@@ -19,6 +20,7 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import DetectionData
 from cst_search.execution import ray_tune as search
 from cst_search.execution.gpu_sharing import MARGIN, Fleet, Node, Placement, cpus_of_each
+from cst_search.execution.ray_start import init_ray, ray
 from cst_search.execution.task import Task
 from cst_search.execution.workers import SearchJob
 from cst_search.search.session import SearchSession
@@ -301,13 +303,18 @@ def make_trainable(folder: Path) -> Callable[..., None]:
 
 @pytest.fixture(scope="module")
 def ray_with_a_gpu() -> Iterator[None]:
-    import ray
-
-    ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    init_ray("local", num_cpus=4, num_gpus=1, include_dashboard=False)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def test_ray_starts_what_a_search_needs_alone(ray_with_a_gpu: None) -> None:
+    """No autoscaler, no job server, and nothing that passes the output of workers on: 3 processes less."""
+    started = {Path(word).name for child in psutil.Process().children() for word in child.cmdline()}
+    assert {"gcs_server", "raylet"} <= started
+    assert not started & {"monitor.py", "log_monitor.py", "dashboard.py"}
 
 
 def test_trials_share_the_gpu_by_their_prediction(
@@ -366,7 +373,7 @@ def test_a_real_trial_is_held_to_its_share(
     heard = Heard()
     task = Task(recipe, tiny_data, 1, "cpu", 1)
     fake = FakeEstimate(36 * 10**6, trainable_params=10)
-    search.Ray(2, 1.0, placement).run(SearchJob(session, task, 2, lambda _: fake, lambda: False, heard))  # type: ignore
+    search.Ray(1, 1.0, placement).run(SearchJob(session, task, 2, lambda _: fake, lambda: False, heard))  # type: ignore
     session.end_launch()
     out, well = sorted(heard.records, key=lambda record: record.trial)
     assert (out.state, well.state) == ("infeasible", "complete")

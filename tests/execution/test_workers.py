@@ -93,7 +93,7 @@ class Script:
     n_workers: int
     stopping: Heard  # another study, to 8, with early stopping, one trial at a time
     checkpoints: dict[int, list[str]]  # of that: those that there were when so many trials had ended
-    limited: Heard  # another study, to 4, each trial held to LIMIT_BYTES
+    limited: Heard  # another study, to 4, one trial at a time, each held to LIMIT_BYTES
     limited_url: str
     folder: Path  # of the caches: `cache`, and `limited` of the trials with a limit
 
@@ -123,12 +123,11 @@ def search_with(
             Study.create(url, "limited", make_spec(space=LIMITED_SPACE, budget=Budget(), recipe=recipe.to_dict()))
         )
         other.begin_launch()
-        # first one for each of Ray's two workers
         for i, batch_size in enumerate((8, 8, 1, 1)):
             other.enqueue({"method": "head", "batch_size": batch_size, "lr": 1e-3 * (i + 1)})
         heard = Heard()
         held = dataclasses.replace(task, memory_limit_bytes=LIMIT_BYTES, cache=Cache(folder / "limited", 10**8))
-        workers.run(SearchJob(other, held, 4, estimate, lambda: False, heard))  # type: ignore[arg-type]
+        alone.run(SearchJob(other, held, 4, estimate, lambda: False, heard))  # type: ignore[arg-type]
         heard.info = other.study.info()
         return heard
 
@@ -171,6 +170,18 @@ def search_with(
     )
 
 
+@pytest.fixture(scope="module")
+def ray_of_two() -> Iterator[None]:
+    """Ray, started once for the tests of this file: a search that finds it running leaves it running."""
+    from cst_search.execution.ray_start import init_ray, ray
+
+    init_ray("local", num_cpus=2, include_dashboard=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 @pytest.fixture(scope="module", params=["in-process", "ray"])
 def script(
     request: pytest.FixtureRequest,
@@ -178,21 +189,15 @@ def script(
     tiny_data: DetectionData,
     weights_file: Callable[[str, float], str],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Script]:
+) -> Script:
     recipe = tiny_recipe(method="head", weights=weights_file("resnet18", 0.125))
     folder = tmp_path_factory.mktemp("workers")
     if request.param == "in-process":
-        yield search_with(InProcess(), InProcess(), 1, recipe, tiny_data, folder)
-        return
-    import ray
-
+        return search_with(InProcess(), InProcess(), 1, recipe, tiny_data, folder)
     from cst_search.execution.ray_tune import Ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        yield search_with(Ray(2, cpus=1), Ray(1, cpus=1), 2, recipe, tiny_data, folder)
-    finally:
-        ray.shutdown()
+    request.getfixturevalue("ray_of_two")
+    return search_with(Ray(2, cpus=1), Ray(1, cpus=1), 2, recipe, tiny_data, folder)
 
 
 def test_so_many_trials_ran_in_the_end(script: Script) -> None:
@@ -462,7 +467,7 @@ def test_a_first_suggestion_made_ahead_is_the_first_handed_out(tmp_path: Path) -
 @pytest.mark.parametrize("kind", ["in-process", "ray"])
 def test_studies_take_turns_and_each_trial_is_of_its_own(
     kind: str, tiny_recipe: Callable[..., Recipe], tiny_data: DetectionData, weights_file: Callable[[str, float], str],
-    tmp_path: Path,
+    tmp_path: Path, request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     recipe = tiny_recipe(method="head", weights=weights_file("resnet18", 0.125))
     url = f"sqlite:///{tmp_path}/studies.db"
@@ -489,6 +494,7 @@ def test_studies_take_turns_and_each_trial_is_of_its_own(
     if kind == "ray":
         from cst_search.execution.ray_tune import Ray
 
+        request.getfixturevalue("ray_of_two")
         workers = Ray(1, cpus=1)
     workers.run(*jobs)
     assert started == ["cells", "cards", "cells", "cards", "cells", "cells"]
