@@ -18,6 +18,7 @@ from cst_search.cli.app import (
     StudyArgument,
     TrackingOption,
     app,
+    complain,
     err,
     open_study,
     out,
@@ -26,6 +27,7 @@ from cst_search.cli.app import (
     show_plot,
 )
 from cst_search.config.catalog import home_of
+from cst_search.errors import UserError
 from cst_search.study.states import TrialState
 
 if TYPE_CHECKING:
@@ -90,7 +92,13 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
 
     url = storage or default_storage(home_of(home))
     names = list_studies(url) if storage or (home_of(home) / "studies.db").exists() else []
-    infos = [Study.open(url, name).info() for name in names]
+    infos: list[StudyInfo] = []
+    damaged: dict[str, UserError] = {}
+    for name in names:
+        try:
+            infos.append(Study.open(url, name).info())
+        except UserError as error:  # the others can be shown
+            damaged[name] = error
     if json_:
         print_json(
             [
@@ -104,9 +112,10 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
                 }
                 for i in infos
             ]
+            + [{"study": name, "error": str(error)} for name, error in damaged.items()]
         )
         return
-    if not infos:
+    if not names:
         say(f"no studies in {home_of(home) if storage is None else 'this storage'} yet; `cst-search launch` makes one")
         return
     table = Table()
@@ -117,7 +126,12 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
             Text(i.name), i.started[:16].replace("T", " "), Text(i.data), str(i.counts()[TrialState.COMPLETE]),
             format_quality(i.best_map()), format_bytes(i.budget.memory_bytes),
         )  # fmt: skip
-    out.print(table)
+    if infos:
+        out.print(table)
+    for fault in damaged.values():
+        complain(fault)
+    if damaged:
+        raise typer.Exit(UserError.exit_code)
 
 
 @app.command()

@@ -19,7 +19,10 @@ import psutil
 import sqlalchemy
 from sqlalchemy import column, table
 
+from cst_search.study.stored_form import DamagedError
+
 _STUDIES = table("studies", column("study_id"), column("study_name"))
+_STUDY_ATTRIBUTES = table("study_user_attributes", column("study_id"), column("key"))
 _TRIALS = table("trials", column("trial_id"), column("study_id"), column("number"), column("state", sqlalchemy.String))
 _ATTRIBUTES = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
 
@@ -40,6 +43,16 @@ class StoredTrial:
     def is_finished(self) -> bool:
         """True once the trial can no longer change: Optuna refuses to write to a finished trial."""
         return self.state not in ("RUNNING", "WAITING")
+
+
+def read_study_names(engine: sqlalchemy.Engine, having: str) -> list[str]:
+    """Return the names of the studies that have a user attribute, whatever its value, in the order of creation."""
+    chosen = sqlalchemy.select(_STUDIES.c.study_name).join(
+        _STUDY_ATTRIBUTES, _STUDIES.c.study_id == _STUDY_ATTRIBUTES.c.study_id
+    )
+    with engine.connect() as connection:
+        named = chosen.where(_STUDY_ATTRIBUTES.c.key == having).order_by(_STUDIES.c.study_id)
+        return list(connection.execute(named).scalars())
 
 
 def read_trials(engine: sqlalchemy.Engine, study: str, after: int, also: Collection[int] = ()) -> list[StoredTrial]:
@@ -70,9 +83,16 @@ def read_trials(engine: sqlalchemy.Engine, study: str, after: int, also: Collect
             )
             for trial_id, key, value in rows:
                 if trial_id in attributes:  # otherwise the trial was created in between
-                    attributes[trial_id][key] = json.loads(value)
+                    attributes[trial_id][key] = _value(value, trial_id, key)
             found += [StoredTrial(row.trial_id, row.number, row.state, attributes[row.trial_id]) for row in trials]
     return sorted(found, key=lambda trial: trial.trial_id)
+
+
+def _value(text: str, trial_id: int, key: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, TypeError):
+        raise DamagedError(f"{key} of the trial with id {trial_id} is damaged: {text!r:.60} is not JSON") from None
 
 
 def log_ahead(engine: sqlalchemy.Engine, on: bool) -> None:

@@ -22,6 +22,7 @@ from cst_search.study.fast_reads import log_ahead
 from cst_search.study.records import LaunchRecord
 from cst_search.study.states import LaunchState
 from cst_search.study.storage import Storage
+from cst_search.study.stored_form import NUMBER, check_object, read_of
 
 _LAUNCH = "cst_launch:"
 _BEAT = "cst_beat:"  # time of a launch's last heartbeat, by the database's clock
@@ -112,23 +113,28 @@ class Launches:
         found = []
         for name, launch in self._all().items():
             if "settings" in launch:
+                with read_of(f"study {self._study.study_name!r}"):
+                    check_object(launch, _LAUNCH + name, kind=str, begun=str, settings=dict)
                 gone = LaunchState.ENDED if "ended" in launch else LaunchState.DIED
                 state = LaunchState.RUNNING if name in live and gone is LaunchState.DIED else gone
                 found.append(LaunchRecord(name, launch["kind"], launch["begun"], launch["settings"], state))
         return tuple(sorted(found, key=lambda launch: launch.begun))
 
     def _all(self) -> dict[str, Any]:
-        attrs = self._study.user_attrs
-        return {key.removeprefix(_LAUNCH): value for key, value in attrs.items() if key.startswith(_LAUNCH)}
+        with read_of(f"study {self._study.study_name!r}"):
+            return {
+                key.removeprefix(_LAUNCH): check_object(value, key, host=str, pid=int, created=NUMBER)
+                for key, value in self._study.user_attrs.items()
+                if key.startswith(_LAUNCH)
+            }
 
     def live(self) -> set[str]:
         """Return IDs of running launches: on this host by process, on other hosts by a recent heartbeat."""
         attrs = self._study.user_attrs
         found, clock = set(), None
-        for key, launch in attrs.items():
-            if not key.startswith(_LAUNCH) or "ended" in launch:
+        for name, launch in self._all().items():
+            if "ended" in launch:
                 continue
-            name = key.removeprefix(_LAUNCH)
             if launch["host"] == socket.gethostname():
                 is_alive = _process_lives(launch)
             elif self._storage is None:

@@ -9,7 +9,8 @@ import optuna
 from cst_search.study.fast_reads import StoredTrial, read_trials
 from cst_search.study.records import Budget, TrialRecord
 from cst_search.study.storage import Storage, trials_in_memory
-from cst_search.study.trial_attributes import Progress, Suggested, trial_record
+from cst_search.study.stored_form import read_of
+from cst_search.study.trial_attributes import Progress, Suggested, check_attributes, trial_record
 
 
 class TrialReader:
@@ -64,25 +65,31 @@ class TrialReader:
         """
         again = [t.trial_id for n, t in self.unfinished.items() if n not in self._held or n == number]
         for trial in self._stored(again):
-            self._last_id = max(self._last_id, trial.trial_id)
-            self.n_trials = max(self.n_trials, trial.number + 1)
-            if self._on_read is not None:
-                self._on_read(trial)
-            if not trial.is_finished:
-                self.unfinished[trial.number] = trial
-                continue
-            self.unfinished.pop(trial.number, None)
-            if Suggested.of(trial.user_attrs) is not None:
-                record = trial_record(trial, set(), self._full_epochs, self._budget)
-                self.finished.append(record)
-                self.n_ran += record.ran and record.repeat_of is None
+            with read_of(f"study {self._study.study_name!r}, trial {trial.number}"):
+                self._take(trial)
+
+    def _take(self, trial: StoredTrial) -> None:
+        self._last_id = max(self._last_id, trial.trial_id)
+        self.n_trials = max(self.n_trials, trial.number + 1)
+        if self._on_read is not None:
+            self._on_read(trial)
+        if not trial.is_finished:
+            check_attributes(trial.user_attrs)
+            self.unfinished[trial.number] = trial
+            return
+        self.unfinished.pop(trial.number, None)
+        if Suggested.of(trial.user_attrs) is not None:
+            record = trial_record(trial, set(), self._full_epochs, self._budget)
+            self.finished.append(record)
+            self.n_ran += record.ran and record.repeat_of is None
 
     def _stored(self, again: Collection[int]) -> list[StoredTrial]:
         last_id = self._last_id
         if self._storage is None:
             return trials_in_memory(self._study, last_id, again)
         engine, name = self._storage.engine, self._study.study_name
-        return self._storage.patiently(lambda: read_trials(engine, name, last_id, again))
+        with read_of(f"study {name!r}"):
+            return self._storage.patiently(lambda: read_trials(engine, name, last_id, again))
 
     def record(self, number: int, live_launches: Callable[[], Collection[str]]) -> TrialRecord:
         """Return the record of one trial as last read."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import random
 import time
 import uuid
@@ -25,7 +26,8 @@ from optuna.trial import Trial, TrialState
 from cst_search.errors import RunError, StudyError
 from cst_search.redaction import shown_address, without_password
 from cst_search.study.database_urls import is_sqlite, sqlite_file
-from cst_search.study.fast_reads import StoredTrial, dont_wait_for_the_disk, is_of_optuna
+from cst_search.study.fast_reads import StoredTrial, dont_wait_for_the_disk, is_of_optuna, read_study_names
+from cst_search.study.stored_form import DamagedError
 from cst_search.study.watched_file import WatchedFile, unwatch_file, watch_file
 
 WAIT_SECONDS = 900  # maximum wait for an unreachable server; an operating system update takes less
@@ -175,6 +177,8 @@ class Storage(optuna.storages.RDBStorage):
                     self.say(f"the storage {self.shown} is away ({self._reason(error)}); waiting for it")
                 time.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(pause * 1.5, 5.0)
+            except json.JSONDecodeError as error:  # Optuna's, of an attribute
+                raise DamagedError(f"an attribute in {self.shown} is damaged: it is not JSON: {error}") from None
             else:
                 self._gave_up = False
                 if said:
@@ -365,8 +369,7 @@ def experimental() -> Iterator[None]:
 
 def study_names(storage: Storage, having: str) -> list[str]:
     """Return the names of the studies that have a user attribute, in the order they were created."""
-    studies = storage.get_all_studies()  # study summaries would read every trial
-    return [study.study_name for study in sorted(studies, key=lambda s: s._study_id) if having in study.user_attrs]
+    return storage.patiently(lambda: read_study_names(storage.engine, having))
 
 
 def trials_in_memory(study: optuna.Study, after: int, also: Collection[int]) -> list[StoredTrial]:

@@ -6,9 +6,10 @@ and result, so anyone with the storage URL can continue, report or rebuild. Read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 
@@ -21,6 +22,15 @@ from cst_search.study.objectives import BOUNDS, OBJECTIVES
 from cst_search.study.reader import TrialReader
 from cst_search.study.records import Budget, LaunchRecord, StudyInfo, StudySpec, TrialRecord
 from cst_search.study.storage import Storage, alone, check_storage, experimental, open_storage, study_names
+from cst_search.study.stored_form import (
+    NUMBER,
+    NUMBER_OR_NONE,
+    DamagedError,
+    check_kind,
+    check_object,
+    check_optional,
+    read_of,
+)
 
 ETA = 2  # default of early stopping for a new study
 _FORMAT = 3  # version of the stored form; a reader refuses a newer one
@@ -59,17 +69,15 @@ class Study:
         self._study, self.url = study, url
         self.storage = storage if isinstance(storage, Storage) else None
         self.name = study.study_name
-        stored = study.user_attrs[_STUDY]
-        if stored["format"] > _FORMAT:
-            raise StudyError(
-                f"study {self.name!r} was written by cst-search {stored['version']}, which is newer; update cst-search"
-            )
-        spec = dict(stored["spec"])
-        spec["objectives"] = tuple(OBJECTIVES[name] for name in spec["objectives"])
-        spec["budget"] = Budget(**spec["budget"])
-        spec["eta"] = spec.get("eta") or 0
-        spec["recipe"] = stored_fields(spec["recipe"])
-        self.spec = StudySpec(**spec)
+        with read_of(f"study {self.name!r}"):
+            stored = check_object(study.user_attrs[_STUDY], _STUDY, format=int)
+            if stored["format"] > _FORMAT:
+                by = stored.get("version", "of a later version")
+                raise StudyError(
+                    f"study {self.name!r} was written by cst-search {by}, which is newer; update cst-search"
+                )
+            check_object(stored, _STUDY, started=str, spec=dict)
+            self.spec = _spec_of(stored["spec"])
         self.started: str = stored["started"]
         self.space = Space.from_dict(self.spec.space, where=f"space of study {self.name!r}")
         self.launch_registry = Launches(study, self.storage)
@@ -89,7 +97,9 @@ class Study:
                 else "it has none yet; `cst-search launch` makes one"
             )
             raise StudyError(f"there is no study {name!r} in {check_storage(url)}; {which}") from None
-        if _STUDY not in study.user_attrs:
+        with read_of(f"study {name!r}"):
+            is_ours = _STUDY in study.user_attrs
+        if not is_ours:
             raise StudyError(f"study {name!r} in {check_storage(url)} is not one of cst-search")
         return cls(study, url, storage)
 
@@ -157,8 +167,10 @@ class Study:
 
     def n_wanted(self) -> int | None:
         """Return the total trials that the last launch asked for; None: there was no launch."""
-        said = [launch.settings["trials"] for launch in self.launches() if launch.kind == "launch"]
-        return int(said[-1]) if said else None
+        said = [
+            n for each in self.launches() if each.kind == "launch" and isinstance(n := each.settings.get("trials"), int)
+        ]
+        return said[-1] if said else None
 
     def others_at_work(self) -> int:
         """Return the number of trials that other launches are running now."""
@@ -202,6 +214,30 @@ class Study:
             repeats=tuple(record for record in records if record.repeat_of is not None),
             launches=self.launches(),
         )
+
+
+def _spec_of(stored: Mapping[str, Any]) -> StudySpec:
+    """Read the settings of a study from their stored form. Raises DamagedError."""
+    kinds = {"budget": dict, "reference_point": dict, "recipe": dict, "space": dict, "objectives": list, "data": str,
+             "seed": int, "sampler": str, "target_device": str}  # fmt: skip
+    spec = check_object(stored, f"the spec in {_STUDY}", **kinds)
+    check_optional(spec, f"the spec in {_STUDY}", {"inputs": dict, "limit_bytes": NUMBER_OR_NONE})
+    for name, value in spec["reference_point"].items():
+        check_kind(value, f"{name!r} of the reference point", NUMBER)
+    for name, value in spec["budget"].items():
+        check_kind(value, f"{name!r} of the budget", NUMBER_OR_NONE)
+    unknown = [name for name in spec["objectives"] if name not in OBJECTIVES]
+    unknown += [name for name in spec["objectives"] if name not in spec["reference_point"]]
+    unknown += [name for name in spec["budget"] if name not in {f.name for f in fields(Budget)}]
+    unknown += [name for name in spec if name not in {f.name for f in fields(StudySpec)}]
+    if unknown or not spec["objectives"]:
+        raise DamagedError(f"the spec in {_STUDY} is damaged, with: {', '.join(map(repr, unknown)) or 'no objective'}")
+    spec["objectives"] = tuple(OBJECTIVES[name] for name in spec["objectives"])
+    spec["budget"] = Budget(**spec["budget"])
+    spec["eta"] = spec.get("eta") or 0
+    spec["recipe"] = stored_fields(spec["recipe"])
+    check_object(spec["recipe"], "the recipe", search_epochs=int, seed=int)
+    return StudySpec(**spec)
 
 
 def open_study(name: str | None, home: Path, storage: str | None = None) -> Study:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from types import NoneType
 from typing import Any
 
 from cst_search.config.recipe import renamed_fields
@@ -17,12 +18,27 @@ from cst_search.study.fast_reads import StoredTrial
 from cst_search.study.objectives import OF_INFERENCE
 from cst_search.study.records import Budget, TrialRecord
 from cst_search.study.states import TrialState
-from cst_search.trial.result import FIGURES, Outcome
+from cst_search.study.stored_form import (
+    NUMBER,
+    NUMBER_OR_NONE,
+    DamagedError,
+    check_object,
+    check_optional,
+)
+from cst_search.trial.result import FIGURES, Outcome, TrialFigures
 from cst_search.units import format_bytes
 
 SUGGESTED = "cst_suggested"
 PROGRESS = "cst_progress"
 RESULT = "cst_result"
+_STATES = frozenset(TrialState)
+# types of what is stored; keys that versions added later may be missing
+_ESTIMATE = dict.fromkeys(("device_bytes", "reserved_bytes", "active_bytes", "trainable_params", "petl_params"), NUMBER)
+_SUGGESTED = {"at": (str, NoneType), "correction": (dict, NoneType), "repeat_of": NUMBER_OR_NONE, "again": int}
+_BY_ANNOTATION = {"str": (str, NoneType), "Seq": (list, NoneType), "Map": (dict, NoneType)}
+_RESULT = {
+    f.name: _BY_ANNOTATION.get(str(f.type)[:3], NUMBER_OR_NONE) for f in fields(TrialFigures)
+}  # the types of the figures, as text
 _ADDED = ("memory_source", "ran", "waits")  # to the figures of a result by the study, under the record's names
 
 
@@ -64,10 +80,14 @@ class Suggested:
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> Suggested | None:
         """Read it from a trial's user attributes; None: the trial was asked for but has no configuration yet."""
-        plain = attributes.get(SUGGESTED)
-        if plain is None:
+        if attributes.get(SUGGESTED) is None:
             return None
+        plain = check_object(attributes[SUGGESTED], SUGGESTED, config=dict, estimate=dict, launch=(str, NoneType))
+        check_object(plain["estimate"], f"the estimate of {SUGGESTED}", **_ESTIMATE)
+        check_optional(plain, SUGGESTED, _SUGGESTED)
         of = plain.get("repeat_of")
+        if of is not None:
+            check_object(plain, SUGGESTED, seed=int, epochs=int)
         return cls(
             config=plain["config"],
             estimate=plain["estimate"],
@@ -145,7 +165,8 @@ class Progress:
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> Progress:
         """Read it from a trial's user attributes; a trial that has not reported has an empty history."""
-        plain = attributes.get(PROGRESS, {})
+        plain = check_object(attributes.get(PROGRESS, {}), PROGRESS)
+        _check_history(plain, PROGRESS)
         return cls(plain.get("history", ()), plain.get("stopped", False))
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,7 +198,14 @@ class Result:
     def of(cls, attributes: Mapping[str, Any]) -> Result | None:
         """Read it from a trial's user attributes; None: the trial has not ended, or ended without a result."""
         plain = attributes.get(RESULT)
-        return None if plain is None else cls(plain)
+        if plain is None:
+            return None
+        check_object(plain, RESULT, state=str)
+        if plain["state"] not in _STATES:
+            raise DamagedError(f"{RESULT} is damaged: there is no state {plain['state'][:60]!r}")
+        check_optional(plain, RESULT, _RESULT)
+        _check_history(plain, RESULT)
+        return cls(plain)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the stored form, JSON types only."""
@@ -223,6 +251,20 @@ class Result:
     def stopped_reason(self, full_epochs: int) -> str:
         """Return the reason for a trial that was stopped early."""
         return f"stopped after epoch {self.plain['epoch']} of {full_epochs}"
+
+
+def check_attributes(attributes: Mapping[str, Any]) -> None:
+    """Raise DamagedError if the attributes of a trial have not the form in which they were stored."""
+    for kind in (Suggested, Progress, Result):
+        kind.of(attributes)
+
+
+def _check_history(plain: Mapping[str, Any], name: str) -> None:
+    check_optional(plain, name, {"history": list})
+    for entry in plain.get("history", ()):
+        check_object(entry, f"an epoch of {name}", epoch=int)
+        if not all(isinstance(value, NUMBER_OR_NONE) for value in entry.values()):
+            check_optional(entry, f"an epoch of {name}", dict.fromkeys(entry, NUMBER_OR_NONE))
 
 
 def learning_curve(attributes: Mapping[str, Any], name: str) -> dict[int, float]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from searches import Place
+from studies import make_study, run_cli, run_one, scored
 
 
 @pytest.mark.parametrize("how", ["deleted with its home", "replaced"])
@@ -42,3 +45,67 @@ def test_the_file_of_the_studies_vanishes(place: Place, how: str) -> None:
         return
     place.run("--in-process", trials=12, command="resume")
     place.check(12, at_the_end)
+
+
+# table, key, its value, what the message says; `made` is the study, and has one trial
+DAMAGE = [
+    ("study", "cst_study", "null", "cst_study is damaged: it must be an object, and is null"),
+    ("study", "cst_study", '["spec"]', 'cst_study is damaged: it must be an object, and is ["spec"]'),
+    ("study", "cst_study", '{"format": 3, "version": "1"}', "cst_study is damaged, as it has no 'started'"),
+    ("study", "cst_study", "{broken", "is damaged: it is not JSON"),
+    ("study", "cst_study", '{"format": 99}', "was written by cst-search of a later version, which is newer; update"),
+    ("study", "cst_study", '{"format": "3"}', "'format' of cst_study is damaged: it must be a whole number"),
+    ("spec", "objectives", '["map", "beauty"]', "the spec in cst_study is damaged, with: 'beauty'"),
+    ("spec", "budget", '{"memory_bytes": "6GB"}', "'memory_bytes' of the budget is damaged: it must be a number"),
+    ("spec", "budget", '{"pages": 3}', "the spec in cst_study is damaged, with: 'pages'"),
+    ("spec", "recipe", '{"search_epochs": []}', "'search_epochs' of the recipe is damaged"),
+    ("spec", "space", "{}", "space of study 'made': `methods` must be a list"),
+    ("study", "cst_launch:%", "null", "is damaged: it must be an object, and is null"),
+    ("study", "cst_launch:%", '{"host": "here"}', "is damaged, as it has no 'pid'"),
+    ("trial", "cst_suggested", "[1]", "trial 0: cst_suggested is damaged: it must be an object, and is [1]"),
+    ("trial", "cst_suggested", "{}", "trial 0: cst_suggested is damaged, as it has no 'config'"),
+    ("trial", "cst_suggested", '{"config": {}, "estimate": {}, "launch": "a"}', "of cst_suggested is damaged, as"),
+    ("trial", "cst_result", "{broken", "cst_result of the trial with id 1 is damaged: '{broken' is not JSON"),
+    ("trial", "cst_result", '{"state": "lost"}', "trial 0: cst_result is damaged: there is no state 'lost'"),
+    ("trial", "cst_result", '{"state": "complete", "map": "high"}', "'map' of cst_result is damaged: it must be"),
+    ("trial", "cst_result", '{"state": "failed", "history": [{"epoch": 1, "loss": "low"}]}', "'loss' of an epoch of"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with the studies `made` and `other`, of one trial each."""
+    home = tmp_path_factory.mktemp("sound")
+    for name in ("made", "other"):
+        session = make_study(home, name)
+        session.begin_launch()
+        session.describe_launch({"trials": 1})
+        run_one(session, scored(0.5), cst__reduction=4, batch_size=2, lr=0.01)
+        session.end_launch()
+        assert session.study.storage is not None
+        session.study.storage.engine.dispose()
+    return home / "studies.db"
+
+
+@pytest.mark.parametrize(("where", "key", "value", "said"), DAMAGE, ids=[f"{row[1]} {row[2]}" for row in DAMAGE])
+def test_a_damaged_study_is_one_message_and_the_others_are_listed(
+    sound: Path, tmp_path: Path, where: str, key: str, value: str, said: str
+) -> None:
+    shutil.copy(sound, tmp_path)
+    with closing(sqlite3.connect(tmp_path / "studies.db")) as database, database:
+        if where == "spec":
+            (text,) = database.execute(
+                "SELECT value_json FROM study_user_attributes WHERE key = 'cst_study'"
+            ).fetchone()
+            stamp = json.loads(text)
+            stamp["spec"][key] = json.loads(value)
+            where, key, value = "study", "cst_study", json.dumps(stamp)
+        change = f"UPDATE {where}_user_attributes SET value_json = ? WHERE key LIKE ? AND {where}_id = 1"
+        assert database.execute(change, (value, key)).rowcount == 1
+    for command in (["status", "made"], ["resume", "made", "--in-process"], ["list"]):
+        ran = run_cli(*command, "--home", tmp_path)
+        assert (ran.code, ran.err.count("study 'made'")) == (2, 1), (command, ran)
+        assert said in ran.message, command
+    assert "other" in ran.out
+    listed = json.loads(run_cli("list", "--json", "--home", tmp_path).out)
+    assert [one["study"] for one in listed] == ["other", "made"] and said.split(": ")[-1] in listed[1]["error"]
