@@ -509,9 +509,9 @@ def load_trained(run: str | Path) -> Trained:
 
 def console(quiet: bool) -> Console:
     """Return the console for a function's output: a silent one if ``quiet``, else standard output."""
-    from rich.console import Console
+    from cst_search.report.console import PlainConsole
 
-    return Console(quiet=True, force_terminal=False) if quiet else Console()
+    return PlainConsole(quiet=True, force_terminal=False) if quiet else PlainConsole()
 
 
 def _frame(info: StudyInfo, records: Sequence[TrialRecord]) -> pandas.DataFrame:

@@ -23,6 +23,7 @@ from cst_search.backbone.lean_layers import constant_batch_norm
 from cst_search.backbone.recompute import recompute
 from cst_search.config.recipe import WEIGHTS_RULE
 from cst_search.errors import ConfigError
+from cst_search.input_file import check_stored
 from cst_search.memory.resnet_shapes import RESNETS, BackboneShape, resnet_planes, resnet_shape
 
 # children of the body in forward order, grouped: index 0 is the stem, i the stage that ends in C_{i+1}
@@ -200,6 +201,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"weights must be {WEIGHTS_RULE}; there is no file {str(path)!r}")
     try:
+        check_stored(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file  # imported here: not needed for `none` or downloads
 

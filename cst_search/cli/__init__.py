@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import atexit
 import errno
+import io
 import os
 import sys
 import threading
+from contextlib import suppress
 from typing import NoReturn
 
 from cst_search.cli.app import app, complain
@@ -68,6 +70,10 @@ def run() -> NoReturn:
     What must be seen to is: threads that are waited for, what was registered for the end, and the output.
     """
     leave_working_folder()
+    for stream in (sys.stdout, sys.stderr):  # a locale that has no letter for a name gets a replacement
+        if isinstance(stream, io.TextIOWrapper):  # not closed
+            with suppress(OSError):  # one whose file was changed below it
+                stream.reconfigure(errors="replace")
     code: object = None
     try:
         main()

@@ -17,6 +17,7 @@ from cst_search import __version__
 from cst_search.cli import completion
 from cst_search.cli.options import launch_option
 from cst_search.config.catalog import home_of
+from cst_search.report.console import PlainConsole
 
 if TYPE_CHECKING:
     from cst_search.study.records import StudyInfo
@@ -35,8 +36,8 @@ app.add_typer(job_app, name="job")
 data_app = typer.Typer(help="Look at a data set, or convert it, without a search.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 # not a terminal (a file, a pipe): room for the tables instead of 80 columns
-out = Console(width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+out = PlainConsole(width=None if sys.stdout.isatty() else 160)
+err = PlainConsole(stderr=True, width=None if sys.stderr.isatty() else 160)
 
 
 only_checking: ContextVar[bool] = ContextVar("only_checking", default=False)  # see `submit`
@@ -112,7 +113,7 @@ def say(text: str = "") -> None:
 
 def console_of(json_: bool, quiet: bool = False) -> Console:
     """Return the console for messages of a running command: with ``--json`` standard output is for the program."""
-    return Console(quiet=True, force_terminal=False) if quiet else err if json_ else out
+    return PlainConsole(quiet=True, force_terminal=False) if quiet else err if json_ else out
 
 
 def show_plot(infos: Sequence[StudyInfo], wanted: bool | None) -> None:

@@ -19,6 +19,7 @@ from cst_search.config import catalog
 from cst_search.config.recipe import Recipe, written_fields
 from cst_search.config.search_space import Space, fit_space, renamed_dimensions
 from cst_search.errors import ConfigError, did_you_mean
+from cst_search.input_file import MOST_TEXT_BYTES, read_regular
 
 # how a program gives what is a name or a path on the command line, and ``--set``
 RecipeLike = str | Path | Recipe
@@ -90,7 +91,7 @@ def _n_values(node: yaml.Node, known: dict[int, int]) -> int:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds one mapping. Raises ConfigError with the line of a syntax error."""
     try:
-        content = _parse(path.read_text(encoding="utf-8"))
+        content = _parse(read_regular(path, MOST_TEXT_BYTES).decode())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

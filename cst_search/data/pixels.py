@@ -30,6 +30,7 @@ from cst_search.data.decoding import (
 )
 from cst_search.data.options import ReadOptions
 from cst_search.data.saved import replace_file
+from cst_search.input_file import MOST_IMAGE_BYTES, check_regular
 
 _CACHE_VERSION = 2
 
@@ -149,6 +150,7 @@ def inspect_image(path: str, *, max_pixels: int = MAX_PIXELS, decode: bool = Tru
             training needs depend on them, and there is no digest.
     """
     try:
+        check_regular(Path(path), MOST_IMAGE_BYTES)
         data = Path(path).read_bytes() if decode else b""
         with open_image(io.BytesIO(data) if decode else Path(path)) as image:
             width, height = image.size

@@ -13,6 +13,8 @@ from typing import Never
 
 import psutil
 
+from cst_search.visible import visible
+
 GRACE_SECONDS = 15.0
 
 
@@ -70,7 +72,7 @@ def _watch(reader: int, go_on: str) -> None:
 
 def end_at_once(how: str, go_on: str, code: int = 130) -> Never:
     """Kill this process and all its children, after a last message."""
-    os.write(2, f"\n{how}; what is finished is kept; go on with:  {go_on}\n".encode())
+    os.write(2, visible(f"\n{how}; what is finished is kept; go on with:  {go_on}\n").encode(errors="replace"))
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()

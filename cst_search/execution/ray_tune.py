@@ -109,7 +109,12 @@ class StudySearcher(_Stays, Searcher):
 
     def _started(self, trial_id: str, handout: Handout) -> dict[str, Any]:
         self.running[trial_id] = handout
-        return {"task": handout.place, "trial": handout.suggestion.trial, "config": handout.suggestion.config}
+        suggestion = handout.suggestion
+        # as text, as Tune would take it for parts of the search space
+        recorded = json.dumps(handout.supply.job.session.recorded(suggestion.trial))
+        return {
+            "task": handout.place, "trial": suggestion.trial, "config": suggestion.config, "recorded": recorded
+        }  # fmt: skip
 
     def _is_over(self) -> bool:
         return self.fault is not None or self.turns.is_over()
@@ -227,7 +232,7 @@ def _trainable(config: Mapping[str, Any], tasks: Sequence[Task]) -> None:
             return False
         return True
 
-    result = execute(task, config["trial"], config["config"], report)
+    result = execute(task, config["trial"], config["config"], report, json.loads(config["recorded"]))
     if result["outcome"] == Outcome.STOPPED:
         sys.exit(0)  # as Tune requested; it ignores further reports
     tune.report({_RESULT: json.dumps(result)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,17 @@ class Task:
 
 
 def execute(
-    task: Task, trial: int, config: Mapping[str, Any], report: Callable[[dict[str, Any]], object]
+    task: Task,
+    trial: int,
+    config: Mapping[str, Any],
+    report: Callable[[dict[str, Any]], object],
+    recorded: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Run one trial, from its checkpoint if it has one. An error in the trial becomes a result with a reason."""
+    """Run one trial, from its checkpoint if it has one. An error in the trial becomes a result with a reason.
+
+    Args:
+        recorded: its history so far in the study, which the checkpoint must agree with.
+    """
     import torch
 
     from cst_search.trial.device import choose_device
@@ -57,6 +65,7 @@ def execute(
     options: dict[str, Any] = {
         "epochs": task.epochs, "memory_limit_bytes": limit, "report": report,
         "cache": task.cache, "rungs": task.rungs, "checkpoint": task.checkpoint(trial),
+        "recorded": recorded,
     }  # fmt: skip
     try:
         recipe = task.recipe.configured(config)

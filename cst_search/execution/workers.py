@@ -202,7 +202,10 @@ class InProcess(Workers):
     def _run_all(self, turns: Turns) -> None:
         while (handout := turns.next()) is not None:
             supply, trial = handout.supply, handout.suggestion.trial
-            result = execute(supply.job.task, trial, handout.suggestion.config, partial(supply.progressed, trial))
+            recorded = supply.job.session.recorded(trial)
+            result = execute(
+                supply.job.task, trial, handout.suggestion.config, partial(supply.progressed, trial), recorded
+            )
             supply.ended(trial, result)
 
     def _close(self) -> None:

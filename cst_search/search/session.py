@@ -270,6 +270,10 @@ class SearchSession:
         trial.set_user_attr(PROGRESS, Progress(history, stopped=not goes_on).to_dict())
         return goes_on
 
+    def recorded(self, number: int) -> list[dict[str, Any]]:
+        """Return the history so far of a trial that is handed out."""
+        return [dict(entry) for entry in Progress.of(self._live[number].user_attrs).history]
+
     def tell(self, number: int, result: Mapping[str, Any]) -> TrialRecord | None:
         """Store the result of a trial: `TrialResult.to_dict()`, or ``{"outcome": "failed", "reason": ...}``.
 

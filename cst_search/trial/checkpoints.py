@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from torch import Tensor, nn
 
 from cst_search.config.recipe import stored_fields
 from cst_search.detector.build import trained_tensors
+from cst_search.input_file import check_regular, check_stored
 
 _FORMAT = 1
+_AHEAD = 2  # epochs that a checkpoint may have more than the study's record: its worker waits for each to be taken
+_REST_BYTES = 64 * 10**6  # of a checkpoint beside tensors: history, states of random generators
 
 
 class Unusable(Exception):
@@ -67,14 +70,21 @@ def save(path: Path, identity: Mapping[str, Any], training: Training, found: Map
         part.unlink(missing_ok=True)
 
 
-def restore(path: Path, identity: Mapping[str, Any], training: Training) -> dict[str, Any]:
+def restore(
+    path: Path, identity: Mapping[str, Any], training: Training, recorded: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
     """Restore a freshly built trial from its checkpoint. Returns its results up to then.
+
+    Args:
+        recorded: history of the trial in the study, which the checkpoint must agree with; None: it has no record.
 
     Raises:
         Unusable: the checkpoint does not fit; the trial is unchanged.
     """
     try:
         stored = _read(path, identity, training)
+        found: dict[str, Any] = json.loads(stored["found"])
+        _check_history(found["history"], recorded)
     except Unusable:
         raise
     except Exception as error:  # a damaged file can raise almost any type
@@ -88,10 +98,12 @@ def restore(path: Path, identity: Mapping[str, Any], training: Training) -> dict
     torch.set_rng_state(stored["rng"])
     if stored["device_rng"] is not None:
         torch.cuda.set_rng_state(stored["device_rng"], training.device)
-    return json.loads(stored["found"])
+    return found
 
 
 def _read(path: Path, identity: Mapping[str, Any], training: Training) -> dict[str, Any]:
+    check_regular(path, 4 * sum(value.nbytes for value in trained_tensors(training.model).values()) + _REST_BYTES)
+    check_stored(path)
     with zipfile.ZipFile(path) as file:  # torch.load does not verify the checksums that torch.save wrote
         if file.testzip() is not None:
             raise Unusable("it is damaged")
@@ -106,7 +118,31 @@ def _read(path: Path, identity: Mapping[str, Any], training: Training) -> dict[s
               (stored["optimiser"], training.optimiser.state_dict())]  # fmt: skip
     if groups[0] != groups[1]:
         raise Unusable("its optimiser is not that of the model")
+    # torch would set whatever fields a state has: only those that training changes are taken
+    own = training.optimiser.state_dict()["param_groups"]
+    stored["optimiser"]["param_groups"] = [
+        group | {"lr": float(theirs["lr"])}
+        for group, theirs in zip(own, stored["optimiser"]["param_groups"], strict=True)
+    ]
+    schedule = stored["schedule"]
+    stored["schedule"] = training.schedule.state_dict() | {
+        "last_epoch": int(schedule["last_epoch"]),
+        "_step_count": int(schedule["_step_count"]),
+        "_last_lr": [float(lr) for lr in schedule["_last_lr"]],
+    }
     return stored
+
+
+def _check_history(history: Sequence[Mapping[str, Any]], recorded: Sequence[Mapping[str, Any]] | None) -> None:
+    """Raise Unusable if the scores so far are not those in the study, or of more epochs than the trial can have run."""
+    if [entry["epoch"] for entry in history] != list(range(1, len(history) + 1)):
+        raise Unusable("its history is not one of epochs")
+    if recorded is None:
+        return
+    pairs = zip(history, recorded, strict=False)
+    is_other = any(own.get(name) != theirs.get(name) for own, theirs in pairs for name in ("map", "map50"))
+    if is_other or len(history) > len(recorded) + _AHEAD:
+        raise Unusable("its history is not the one that the study has recorded")
 
 
 def _renamed(identity: str) -> str:

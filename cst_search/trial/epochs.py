@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +50,7 @@ class TrialSetup:
         store: disk cache of resized images and feature maps; None: no disk cache.
         rungs: epochs after which the trial is evaluated and writes its checkpoint, whatever the recipe says.
         checkpoint: file to write and to resume from; None: no checkpoint.
+        recorded: history of the trial in its study, which the checkpoint must agree with; None: it is in none.
         on_step: called after each batch with the epoch, the number of its batches so far, and how many it has.
     """
 
@@ -60,6 +61,7 @@ class TrialSetup:
     store: Store | None
     rungs: tuple[int, ...]
     checkpoint: Path | None
+    recorded: Sequence[Mapping[str, Any]] | None = None
     on_step: OnStep | None = None
 
     @cached_property
@@ -169,7 +171,7 @@ def run_epochs(progress: TrialProgress, model: nn.Module, setup: TrialSetup) -> 
         device=setup.device, precision=setup.precision,
     )  # fmt: skip
     training = Training(model, optimiser, lr_schedule, scaler, setup.device)
-    if setup.checkpoint is not None and _go_on(progress, setup.checkpoint, setup.identity(), training):
+    if _go_on(progress, setup, training):
         # the search may have been killed before it stored its decision on stopping here
         yield progress.history[-1]
     for epoch in range(len(progress.history) + 1, setup.epochs + 1):
@@ -240,12 +242,13 @@ def _write(
         progress.notes.append(f"its checkpoint could not be written: {str(error).splitlines()[0]}")
 
 
-def _go_on(progress: TrialProgress, path: Path, identity: dict[str, Any], training: Training) -> bool:
+def _go_on(progress: TrialProgress, setup: TrialSetup, training: Training) -> bool:
     """Resume a trial from its checkpoint. Returns False if there is none, or none that can be used."""
-    if not path.exists():
+    path = setup.checkpoint
+    if path is None or not path.exists():
         return False
     try:
-        found = restore(path, identity, training)
+        found = restore(path, setup.identity(), training, setup.recorded)
     except Unusable as error:
         progress.notes.append(f"began anew: {path.name} was left aside, as {error}")
         return False

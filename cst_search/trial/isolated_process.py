@@ -21,7 +21,7 @@ import select
 import signal
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ def run_in_own_process(
     cache: Cache | None = None,
     rungs: tuple[int, ...] = (),
     checkpoint: Path | None = None,
+    recorded: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Run `run.run_trial` on the CPU in a process of its own. Returns the result as `TrialResult.to_dict` gives it.
 
@@ -68,7 +69,7 @@ def run_in_own_process(
         stop()
     if _server is None:
         _server = _Server()
-    options = {"epochs": epochs, "cache": cache, "rungs": rungs, "checkpoint": checkpoint}
+    options = {"epochs": epochs, "cache": cache, "rungs": rungs, "checkpoint": checkpoint, "recorded": recorded}
     request = pickle.dumps((recipe, data, threads, options))
     try:
         return _server.run(request, memory_limit_bytes, report)

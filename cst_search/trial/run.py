@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +49,7 @@ def run_trial(
     cache: Cache | None = None,
     rungs: tuple[int, ...] = (),
     checkpoint: Path | None = None,
+    recorded: Sequence[Mapping[str, Any]] | None = None,
     on_step: OnStep | None = None,
 ) -> TrialResult:
     """Train a recipe on ``train`` and evaluate it on ``val``.
@@ -69,6 +70,7 @@ def run_trial(
         rungs: epochs after which it is evaluated whatever ``eval_every`` says, and its checkpoint is written.
         checkpoint: the file, written at every fifth of the epochs too. If it exists the trial goes on from it; one
             that cannot be used is noted in the result.
+        recorded: history of the trial in its study, which the checkpoint must agree with; None: it is in none.
         on_step: called after each batch; see `TrialSetup`.
 
     Returns:
@@ -81,7 +83,7 @@ def run_trial(
         torch.cuda.reset_peak_memory_stats(target)
     store = None if cache is None else Store(cache)
     length = recipe.epochs if epochs is None else epochs
-    setup = TrialSetup(recipe, data, length, target, store, rungs, checkpoint, on_step)
+    setup = TrialSetup(recipe, data, length, target, store, rungs, checkpoint, recorded, on_step)
     with memory_limit(target, without_context(memory_limit_bytes, setup.context_bytes)) as progress.limit:
         if progress.limit.kind == "process":  # one that loads images inherits it, and, refused a thread, never answers
             setup = replace(setup, recipe=replace(recipe, loader_workers=0))

@@ -166,10 +166,13 @@ def test_plot_is_shown_on_a_terminal_or_on_request(home: Path) -> None:
         assert "◆ knee" in run_cli(command, "one", "--home", home, "--plot").out
 
 
-def test_an_output_that_is_no_utf8_gets_ascii(home: Path) -> None:
-    command = [sys.executable, "-m", "cst_search.cli", "front", "one", "--home", str(home), "--plot"]
+def test_an_output_that_is_no_utf8_gets_ascii(tmp_path: Path) -> None:
+    """And a name that it has no letters for is no traceback."""
+    fill(make_study(tmp_path, "caf\u00e9 \u4e2d"), [(0.5, 300), (0.6, 600)])
+    command = [sys.executable, "-m", "cst_search.cli", "front", "--home", str(tmp_path), "--plot"]
     done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0 and done.stdout.isascii() and b"K knee" in done.stdout
+    assert b"Front of caf? ?" in done.stdout and b"caf\\xe9" not in done.stdout
 
 
 # --- several studies -------------------------------------------------------------------------------------------------

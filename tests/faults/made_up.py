@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def run_trial(
     folder: str, seconds: float, task: Task, trial: int, config: Mapping[str, Any],
-    report: Callable[[dict[str, Any]], object],
+    report: Callable[[dict[str, Any]], object], recorded: Any = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Takes the place of `execution.task.execute`."""
     from cst_search.trial.result import TrialResult

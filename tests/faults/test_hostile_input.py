@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import load_data
 from cst_search.data.images import CocoImages
 from cst_search.import_path import leave_working_folder, program
+from cst_search.input_file import check_regular, read_regular
 from cst_search.redaction import shown_address, without_password
 
 SECRET = "hunter2%40x"  # percent-encoded, as a password with an @ must be
@@ -190,6 +192,62 @@ def test_a_file_name_stays_in_its_folder(
     assert opened and str(picture) not in opened
 
 
+# --- what is no file --------------------------------------------------------------------------------------------------
+
+
+def test_only_regular_files_of_a_size_in_use_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"content")
+    assert read_regular(tmp_path / "file", 7) == b"content"
+    for path, most, why in (
+        (tmp_path / "pipe", 9, "a pipe"), (Path("/dev/zero"), 9, "a device"),
+        (tmp_path / "file", 6, "it has 7 bytes; at most 6 are read"),
+    ):  # fmt: skip
+        for read in (read_regular, check_regular):
+            with pytest.raises(OSError, match=why):
+                read(path, most)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "bomb"])
+def test_what_is_no_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outside: tuple[Path, Path], tiny_recipe: Callable[..., Recipe],
+    kind: str,
+) -> None:  # fmt: skip
+    """As a recipe, a search space, weights, annotations and an image, within the time and memory of a message."""
+    monkeypatch.chdir(tmp_path)
+    folder, _ = outside
+
+    def place(path: Path) -> Path:
+        path.unlink(missing_ok=True)
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        elif path.suffix == ".pt":
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("archive/data/0", bytes(10**6))
+        else:
+            path.touch()
+            os.truncate(path, 10**11)  # of which the disk holds nothing
+        return path
+
+    def refused(*command: Any) -> str:
+        ran = run_cli(*command)
+        assert ran.code == 2, ran
+        return ran.message
+
+    yaml, weights = place(tmp_path / "mine.yaml"), place(tmp_path / "mine.pt")
+    launch = ("launch", "--in-process", "--home", "home", "--data")
+    assert "mine.yaml" in refused(*launch, folder, "--recipe", yaml)
+    assert "mine.yaml" in refused(*launch, folder, "--space", yaml)
+    write_yaml(tmp_path / "recipe.yaml", tiny_recipe(weights=str(weights), method="head").to_dict(), "test")
+    assert "mine.pt" in refused(*launch, folder, "--recipe", "recipe.yaml")
+    place(folder / "train" / "0.png")
+    assert "0.png" in refused(*launch, folder)
+    place(folder / "val.json")
+    assert "val" in refused(*launch, folder)
+
+
 # --- names that would run in a page or on a terminal ----------------------------------------------------------------
 
 SCRIPTS = [
@@ -222,6 +280,31 @@ def test_names_are_text_in_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert tags and not [tag for tag in tags if "OWNED" in tag]  # in no attribute, in no tag of its own
     assert "&lt;script&gt;document.title='OWNED'&lt;/script&gt;" in dom  # it is shown, as text
     assert "{{7*7}}{%print(1)%}" in dom and "CONSOLE" not in log
+
+
+STEERING = "a\x1b]0;OWNED\x07\x1b[2J\x9b31m\b\r\u202ecba\u2066\u200f\x7f\u2028\udc80[bold]b[/nothing][link=x]c"
+
+
+def test_names_do_not_steer_a_terminal(tmp_path: Path) -> None:
+    """Of a study, its data, a recipe's field and a reason: shown in every table and message, and no markup of rich."""
+    name = STEERING.replace("\udc80", "")  # which no database takes
+    recipe = Recipe(detector="fcos", backbone="resnet18", weights=name).to_dict()
+    session = make_study(tmp_path, name, data=f"/data/{name}", recipe=recipe, target_device=name)
+    session.begin_launch()
+    run_one(session, scored(0.5, device_bytes=400), cst__reduction=4, batch_size=2, lr=0.01)
+    run_one(session, {"outcome": "failed", "reason": name}, cst__reduction=4, batch_size=2, lr=0.02)
+    session.end_launch()
+    where = ("--home", tmp_path)
+    for command in (
+        ("list", *where), ("status", name, *where), ("front", name, "--plot", *where), ("export", name, *where),
+        ("confirm", name, *where), ("resume", name, *where), ("sync", name, *where), ("front", "x", *where),
+        ("train", f"{tmp_path}/{STEERING}", "--out", tmp_path / "out"), ("doctor", "--no-ray", "--home", STEERING),
+    ):  # fmt: skip
+        ran = run_cli(*command)
+        said = ran.out + ran.err
+        assert not [sign for sign in said if sign != "\n" and not sign.isprintable()], ascii(said)
+        assert "x1b" in said and "Traceback" not in said, ran
+    assert "[bold]b[/nothing][link=x]c" in run_cli("front", name, *where).out
 
 
 def test_class_names_are_text(tmp_path: Path, outside: tuple[Path, Path], tiny_recipe: Callable[..., Recipe]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pickle
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,21 @@ def damaged(run: Run, how: str) -> None:
         del stored["optimiser"]
         torch.save(stored, path)
         return
+    elif how == "bytes without end":
+        path.unlink()
+        path.symlink_to("/dev/zero")
+        return
+    elif how == "a pipe":
+        path.unlink()
+        os.mkfifo(path)
+        return
+    elif how == "too large":
+        os.truncate(path, 10**9)
+        return
+    elif how == "compressed":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("archive/data/0", bytes(10**6))
+        return
     elif how == "a folder":
         path.unlink()
         path.mkdir()
@@ -192,7 +209,7 @@ def through(tiny_recipe: Make, tiny_data: DetectionData, tmp_path_factory: pytes
     "how",
     [
         "empty", "cut off", "not a checkpoint", "a bit turned in a tensor", "code", "a pickle", "another format",
-        "other tensors", "something is missing", "a folder",
+        "other tensors", "something is missing", "a folder", "bytes without end", "a pipe", "too large", "compressed",
     ],
 )  # fmt: skip
 def test_a_damaged_checkpoint_is_noticed_and_the_trial_begins_anew(
@@ -207,6 +224,43 @@ def test_a_damaged_checkpoint_is_noticed_and_the_trial_begins_anew(
     assert [note.startswith("its checkpoint could not be written") for note in ended.notes[1:]] == (
         [True] if how == "a folder" else []
     )
+
+
+@pytest.mark.parametrize(
+    ("why", "recorded", "is_taken"),
+    [
+        ("what it reached itself", lambda entry: [entry], True),
+        ("the search was killed before it was told", lambda entry: [], True),
+        ("it reached more than the checkpoint has", lambda entry: [entry, entry | {"epoch": 2, "map": 0.3}], True),
+        ("another score", lambda entry: [entry | {"map": 0.9}], False),
+        ("no score", lambda entry: [{"epoch": 1, "loss": 1.0}], False),
+    ],
+)
+def test_a_checkpoint_agrees_with_the_study(
+    stopped: Run, why: str, recorded: Callable[[dict[str, Any]], list[dict[str, Any]]], is_taken: bool
+) -> None:
+    entry = json.loads(torch.load(stopped.path, weights_only=True)["found"])["history"][0]
+    ended = stopped(stop_at=1, recorded=recorded(entry))
+    assert ended.resumed_epochs == int(is_taken)
+    assert is_taken or ended.notes[0].endswith("its history is not the one that the study has recorded")
+
+
+def test_a_checkpoint_is_not_of_epochs_that_were_not_run(stopped: Run) -> None:
+    stored = torch.load(stopped.path, weights_only=True)
+    found = json.loads(stored["found"])
+    for n_epochs, is_taken in ((2, True), (3, False)):
+        found["history"] = [found["history"][0] | {"epoch": epoch + 1} for epoch in range(n_epochs)]
+        torch.save(stored | {"found": json.dumps(found)}, stopped.path)
+        assert (stopped(recorded=[], stop_at=EPOCHS).notes == []) is is_taken, n_epochs
+
+
+def test_a_checkpoint_sets_nothing_but_what_training_changes(stopped: Run, through: dict[str, Any]) -> None:
+    stored = torch.load(stopped.path, weights_only=True)
+    stored["schedule"] |= {"base_lrs": [9.0], "lr_lambdas": [{"n_warm": 9}], "step": "no method", "optimizer": None}
+    stored["optimiser"]["param_groups"][0] |= {"weight_decay": 9.0, "maximize": True, "more": 1}
+    torch.save(stored, stopped.path)
+    ended = stopped()
+    assert ended.resumed_epochs == 1 and facts(ended) == through
 
 
 def test_no_damage_goes_unnoticed(stopped: Run, of_epoch_1: bytes, through: dict[str, Any]) -> None:

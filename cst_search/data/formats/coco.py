@@ -19,6 +19,7 @@ from cst_search.data.formats.source import (
     split_of,
 )
 from cst_search.errors import DataError
+from cst_search.input_file import read_regular
 
 _ROBOFLOW = "_annotations.coco.json"
 # the annotation file in the folder of its split: Roboflow's, FiftyOne's, and what else is in use
@@ -126,7 +127,7 @@ def _has_images(folder: Path) -> bool:
 def _is_document(path: Path) -> bool:
     """Return True if a JSON file is a COCO document, and no list of settings or results."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(document, dict) and "images" in document and "annotations" in document
@@ -135,7 +136,7 @@ def _is_document(path: Path) -> bool:
 def read(annotation_file: Path) -> Document:
     """Return a COCO file as it is. Raises DocumentError if it is not JSON, or a list is missing."""
     try:
-        document = json.loads(annotation_file.read_bytes())
+        document = json.loads(read_regular(annotation_file))
     except OSError as error:
         raise DocumentError(f"cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not text

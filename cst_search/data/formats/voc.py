@@ -25,6 +25,7 @@ from xml.parsers import expat
 
 from cst_search.data.formats.source import DataFormat, Document, SplitSource, child, is_image, split_of
 from cst_search.errors import DataError
+from cst_search.input_file import MOST_TEXT_BYTES, read_regular
 
 _XML_FOLDERS = ("Annotations", "xml", "xmls")
 _IMAGE_FOLDERS = ("JPEGImages", "images")
@@ -168,7 +169,7 @@ def _listed_parts(folder: Path) -> Iterator[tuple[str, _Part]]:
     for name, path in lists.items():
         if split := split_of(name):
             try:
-                lines = path.read_text(encoding="utf-8-sig").splitlines()
+                lines = read_regular(path).decode("utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{path} must list image names, one a line: {error}") from None
             stems = tuple(dict.fromkeys(_stem(line.strip(), xml_folder) for line in lines if line.strip()))
@@ -228,7 +229,7 @@ def _listed_classes(folder: Path) -> list[str]:
     for name in _CLASS_LISTS:
         if (path := folder / name).is_file():
             try:
-                lines = path.read_text(encoding="utf-8-sig").splitlines()
+                lines = read_regular(path).decode("utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{path} must list the classes, one a line: {error}") from None
             names = [line.rsplit(":", 3)[0] if name == "labelmap.txt" else line for line in lines]
@@ -288,7 +289,7 @@ def _root(file: Path) -> Element | str:
 
     parser.StartDoctypeDeclHandler = refuse
     try:
-        parser.Parse(file.read_bytes(), True)
+        parser.Parse(read_regular(file, MOST_TEXT_BYTES), True)
         return builder.close()
     except (OSError, ValueError, AssertionError, expat.ExpatError) as error:
         return f"is no XML: {error}" if isinstance(error, expat.ExpatError) else str(error)

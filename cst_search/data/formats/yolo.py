@@ -24,6 +24,7 @@ from typing import Any
 from cst_search.data.formats.source import DataFormat, Document, DocumentError, SplitSource, child, is_image
 from cst_search.data.pixels import shown_size
 from cst_search.errors import DataError
+from cst_search.input_file import read_regular
 
 _CONFIGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _CLASS_LIST = "classes.txt"  # Label Studio's export has a list instead of data.yaml
@@ -133,7 +134,7 @@ def _config(folder: Path) -> tuple[Path | None, dict[str, Any]]:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
+        return read_regular(file).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} must be there, and text: {error}") from None
 
@@ -145,7 +146,7 @@ def _yaml(path: Path, *, strict: bool) -> dict[str, Any]:
     except ImportError:
         raise DataError(f"{path} can only be read with PyYAML: pip install pyyaml") from None
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
+        content = yaml.load(read_regular(path).decode("utf-8-sig"), Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         if strict:
             raise DataError(f"{path} must be YAML: {' '.join(str(error).split())}") from None
@@ -220,7 +221,7 @@ def _read(settings: _Settings, places: list[Path], root: Path) -> Document:
 def _listed(file: Path, settings: _Settings) -> list[Path]:
     """Return the images that a text file lists, one a line, relative to it or to the data folder."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(file).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DocumentError(f"names {file.name}, which is no list of images: {error}") from None
     images = []
@@ -233,7 +234,7 @@ def _listed(file: Path, settings: _Settings) -> list[Path]:
 
 def _rows(file: Path) -> list[tuple[str, list[str]]]:
     """Return the place and the words of each row that is not empty."""
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
+    lines = read_regular(file).decode("utf-8-sig").splitlines()
     return [(f"{file.name} line {number}", line.split()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 

@@ -1,0 +1,17 @@
+"""Text that somebody else wrote, made safe to print: what would steer a terminal is shown instead.
+
+Standard library only. A study's name, a reason or a configuration may come from a database that others write to.
+"""
+
+from __future__ import annotations
+
+import re
+
+# control characters but tab and newline, marks of direction (bidi), further ends of lines, and halves of characters,
+# which stand for the bytes of a file name that is no text
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Return text with escapes in place of characters that move, hide or reorder others: ESC becomes ``\\x1b``."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
