@@ -23,9 +23,9 @@ from cst_search.memory.estimate import context_of
 from cst_search.search import session as suggest
 from cst_search.search.early_stopping import rung_epochs
 from cst_search.search.session import SearchSession
-from cst_search.study.launch_registry import DEAD_SECONDS
 from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.records import Budget, StudyInfo, StudySpec, TrialRecord
+from cst_search.study.storage import DEAD_SECONDS
 from cst_search.study.study import Study, default_storage
 
 

@@ -90,9 +90,9 @@ def confirm(study: Study, options: ConfirmOptions, console: Console, *, verbose:
     if repeats:
         workers, task = _set_up(info, repeats, epochs, options, study.url, say)
         session = SearchSession(study)
-        session.begin_launch(kind="confirm")
         if study.storage is not None:
             study.storage.say = say
+        session.begin_launch(kind="confirm")
         session.plan(repeats)
         workers.workers.prepare()
         run = _Confirmation(session, repeats, task, workers)

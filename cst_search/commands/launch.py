@@ -171,9 +171,9 @@ def _begin(
     verbose: bool,
 ) -> _Search:  # fmt: skip
     session = SearchSession(study)
-    session.begin_launch(workers.gpu_bytes, shares_machine=workers.machines.cluster is not None)
     if study.storage is not None:
         study.storage.say = say
+    session.begin_launch(workers.gpu_bytes, shares_machine=workers.machines.cluster is not None)
     return _Search(options, request, setup, session, workers, study.info().n_ran(), verbose)
 
 

@@ -23,10 +23,12 @@ last use without touching those in use, and a trial must run with torch, torchvi
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +47,7 @@ except ImportError:  # Windows has no flock: nothing is kept
 _FORMAT = 1  # part of every key; change it with the layout of the files
 _WORD = 8
 _BLOCK = 4096
+_LOCK_SECONDS = 60.0  # a lock is held for some milliseconds, unless its process was stopped
 _UNIT = 512  # bytes per unit of st_blocks, on any file system
 _MOST_BYTES = 10 * 10**9
 _SHARE_OF_DISK = 10  # one part in ten of the free space
@@ -250,9 +253,20 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _flock(fd: int, *, shared: bool = False, wait: bool = True) -> None:
+    """Lock a file. Raises OSError if it stays locked, e.g. by a process that was stopped: there is no cache then."""
     if fcntl is None:
         raise OSError("this system has no flock")
-    fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    deadline = time.monotonic() + (_LOCK_SECONDS if wait else 0.0)
+    while True:
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not wait:
+                raise
+            if time.monotonic() >= deadline:
+                raise TimeoutError(errno.ETIMEDOUT, f"another process has it locked for {_LOCK_SECONDS:g} s") from None
+            time.sleep(0.01)
 
 
 def _make_room(cache: Cache, path: Path, ends: np.ndarray, partly: bool) -> int | None:

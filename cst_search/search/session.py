@@ -101,17 +101,25 @@ class SearchSession:
         Raises:
             StudyError: another launch is running that this one may not join.
         """
+        while not self._enter(gpu_bytes, kind, shares_machine):
+            pass
+        assert self.launch_id is not None
+        return self.launch_id
+
+    def _enter(self, gpu_bytes: int | None, kind: str, shares_machine: bool) -> bool:
+        """Register this process. Returns False if the study's lock was lost meanwhile: another may have begun."""
         study = self.study
-        with alone(study.storage, study.name):
+        with alone(study.storage, study.name) as is_alone:
             study.launch_registry.check_others(kind, shares_machine)
+            if not is_alone():
+                return False
             study.launch_registry.enter(kind)
             bound = min((n for n in (study.spec.budget.memory_bytes, gpu_bytes) if n is not None), default=None)
             self._begin_anew(replace(study.spec.budget, memory_bytes=bound))
             study.reader.read()
             self.suggester.begin()
             self._take_over()
-        assert self.launch_id is not None
-        return self.launch_id
+        return True
 
     def _take_over(self) -> list[int]:
         """Take over trials of dead launches that were only half asked for, or stopped at a rung.

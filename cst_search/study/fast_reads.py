@@ -22,7 +22,7 @@ from sqlalchemy import column, table
 from cst_search.study.stored_form import DamagedError
 
 _STUDIES = table("studies", column("study_id"), column("study_name"))
-_STUDY_ATTRIBUTES = table("study_user_attributes", column("study_id"), column("key"))
+_STUDY_ATTRIBUTES = table("study_user_attributes", column("study_id"), column("key"), column("value_json"))
 _TRIALS = table("trials", column("trial_id"), column("study_id"), column("number"), column("state", sqlalchemy.String))
 _ATTRIBUTES = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
 
@@ -53,6 +53,14 @@ def read_study_names(engine: sqlalchemy.Engine, having: str) -> list[str]:
     with engine.connect() as connection:
         named = chosen.where(_STUDY_ATTRIBUTES.c.key == having).order_by(_STUDIES.c.study_id)
         return list(connection.execute(named).scalars())
+
+
+def read_study_value(engine: sqlalchemy.Engine, key: str) -> Any:
+    """Return a user attribute of the one study that has it; None: no study has it."""
+    with engine.connect() as connection:
+        chosen = sqlalchemy.select(_STUDY_ATTRIBUTES.c.value_json).where(_STUDY_ATTRIBUTES.c.key == key)
+        found = connection.execute(chosen).scalar()
+    return None if found is None else json.loads(found)
 
 
 def read_trials(engine: sqlalchemy.Engine, study: str, after: int, also: Collection[int] = ()) -> list[StoredTrial]:
@@ -114,6 +122,17 @@ def dont_wait_for_the_disk(connection: sqlite3.Connection, _: Any) -> None:
     """Relax syncing of a new connection in WAL mode. Syncs at checkpoints keep the file intact: sqlite.org/wal.html"""
     if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
         connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def dont_wait_for_the_frozen(connection: Any, _: Any) -> None:
+    """Have PostgreSQL end the transaction of a process that was stopped in it, and others wait for rows in short.
+
+    Otherwise they would wait for its rows as long as it sleeps.
+    """
+    with closing(connection.cursor()) as cursor:
+        cursor.execute("SET idle_in_transaction_session_timeout = '60s'")
+        cursor.execute("SET lock_timeout = '20s'")
+    connection.commit()
 
 
 def check_connection(url: str) -> None:

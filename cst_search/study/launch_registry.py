@@ -18,15 +18,16 @@ import optuna
 import psutil
 
 from cst_search.errors import CstSearchError, StudyError
+from cst_search.study import storage
 from cst_search.study.fast_reads import log_ahead
 from cst_search.study.records import LaunchRecord
 from cst_search.study.states import LaunchState
-from cst_search.study.storage import Storage
+from cst_search.study.storage import BEAT, Storage
 from cst_search.study.stored_form import NUMBER, check_object, read_of
+from cst_search.study.study_lock import is_stopped
 
 _LAUNCH = "cst_launch:"
-_BEAT = "cst_beat:"  # time of a launch's last heartbeat, by the database's clock
-BEAT_SECONDS, DEAD_SECONDS = 10.0, 60.0
+BEAT_SECONDS = 10.0
 
 
 class Launches:
@@ -51,8 +52,9 @@ class Launches:
             "kind": kind,
         }  # fmt: skip
         if self._storage is not None:
+            self._storage.launch = self.id
             log_ahead(self._storage.engine, on=True)
-            self._study.set_user_attr(_BEAT + self.id, self._storage.now())
+            self._study.set_user_attr(BEAT + self.id, self._storage.now())
             self._storage.watch()
             self._ended.clear()
             self._beat = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
@@ -78,7 +80,7 @@ class Launches:
         assert self._storage is not None
         while not self._ended.wait(BEAT_SECONDS):
             with suppress(CstSearchError):  # an unreachable storage ends the search elsewhere
-                self._study.set_user_attr(_BEAT + str(self.id), self._storage.now())
+                self._study.set_user_attr(BEAT + str(self.id), self._storage.now())
 
     def check_others(self, kind: str, shares_machine: bool) -> None:
         """Raise StudyError if a running launch rules out this one; see `SearchSession.begin_launch`."""
@@ -129,7 +131,11 @@ class Launches:
             }
 
     def live(self) -> set[str]:
-        """Return IDs of running launches: on this host by process, on other hosts by a recent heartbeat."""
+        """Return IDs of running launches: on this host by process, on other hosts by a recent heartbeat.
+
+        A process on this host that is stopped needs a recent heartbeat, too. One that runs does not: the clock may have
+        jumped.
+        """
         attrs = self._study.user_attrs
         found, clock = set(), None
         for name, launch in self._all().items():
@@ -137,11 +143,13 @@ class Launches:
                 continue
             if launch["host"] == socket.gethostname():
                 is_alive = _process_lives(launch)
-            elif self._storage is None:
-                is_alive = False
+                needs_beat = is_alive and is_stopped(launch["pid"])
             else:
+                is_alive = needs_beat = self._storage is not None
+            if needs_beat and self._storage is not None:
                 clock = self._storage.now() if clock is None else clock  # one shared clock instead of the hosts' own
-                is_alive = clock - attrs.get(_BEAT + name, 0.0) < DEAD_SECONDS
+                beat = attrs.get(BEAT + name)
+                is_alive = isinstance(beat, int | float) and clock - beat < storage.DEAD_SECONDS
             if is_alive:
                 found.add(name)
         return found

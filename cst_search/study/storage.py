@@ -10,27 +10,37 @@ import functools
 import hashlib
 import json
 import random
+import socket
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
-from filelock import FileLock, Timeout
 from optuna.trial import Trial, TrialState
 
 from cst_search.errors import RunError, StudyError
 from cst_search.redaction import shown_address, without_password
 from cst_search.study.database_urls import is_sqlite, sqlite_file
-from cst_search.study.fast_reads import StoredTrial, dont_wait_for_the_disk, is_of_optuna, read_study_names
+from cst_search.study.fast_reads import (
+    StoredTrial,
+    dont_wait_for_the_disk,
+    dont_wait_for_the_frozen,
+    is_of_optuna,
+    read_study_names,
+    read_study_value,
+)
 from cst_search.study.stored_form import DamagedError
+from cst_search.study.study_lock import AdvisoryLock, FileLock, Holder, is_stopped, wait_for
 from cst_search.study.watched_file import WatchedFile, unwatch_file, watch_file
 
 WAIT_SECONDS = 900  # maximum wait for an unreachable server; an operating system update takes less
+BEAT = "cst_beat:"  # study attribute: time of a launch's last heartbeat, by the database's clock
+DEAD_SECONDS = 60.0  # without a heartbeat
 _KINDS = ("sqlite", "postgresql")
 _T = TypeVar("_T")
 
@@ -86,6 +96,7 @@ class Storage(optuna.storages.RDBStorage):
 
     Attributes:
         say: called once with a message when the server is unreachable, and once when it is back.
+        launch: ID of this process's launch, by which others name it while it holds the lock; empty: it has none yet.
         rescued: copy that this storage uses since its SQLite file was deleted or replaced; see `watch`. None: it has
             its file.
 
@@ -97,16 +108,19 @@ class Storage(optuna.storages.RDBStorage):
         self.shown = check_storage(url)
         self.say: Callable[[str], None] = lambda line: None
         self._gave_up = self._said_away = False
+        self.launch = ""
         self.rescued: Path | None = None
         self._watched: WatchedFile | None = None
         sqlite = is_sqlite(url)
-        # SQLite: several processes write, so wait for the lock rather than fail
-        connect_args: dict[str, Any] = {"timeout": 60} if sqlite else {"connect_timeout": 10}
+        # SQLite: several processes write, so wait for the lock rather than fail; `patiently` waits longer, and says so
+        connect_args: dict[str, Any] = {"timeout": 10} if sqlite else {"connect_timeout": 10}
         pool = {} if sqlite else {"pool_size": 3, "max_overflow": 5}
         super().__init__(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True, **pool})
         if sqlite:
             sqlalchemy.event.listen(self.engine, "connect", dont_wait_for_the_disk)
             sqlalchemy.event.listen(self.engine, "do_connect", self._choose_file)
+        else:
+            sqlalchemy.event.listen(self.engine, "connect", dont_wait_for_the_frozen)
 
     # --- a file that vanishes ---------------------------------------------------------------------------------------
 
@@ -221,56 +235,37 @@ class Storage(optuna.storages.RDBStorage):
         Yields:
             A function that returns whether the lock is still held; a restart of the server releases it.
         """
-        if self.engine.dialect.name == "sqlite":
-            with self._file_lock():
-                yield lambda: True
-            return
-        key = int.from_bytes(hashlib.sha256(f"cst-search {study}".encode()).digest()[:8], "big", signed=True)
-        connection = self.patiently(lambda: self._lock(key))
-        try:
-            yield lambda: _answers(connection)
-        finally:
-            with suppress(sqlalchemy.exc.SQLAlchemyError):  # a broken connection holds no lock
-                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
-            with suppress(sqlalchemy.exc.SQLAlchemyError):
-                connection.close()
-
-    def _lock(self, key: int) -> sqlalchemy.Connection:
-        connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        try:
-            # poll instead of blocking, so that Ctrl-C works
-            while not connection.execute(sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
-                time.sleep(0.05)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    @contextmanager
-    def _file_lock(self) -> Iterator[None]:
+        me = Holder.here(self.launch)
         path = self.engine.url.database
-        if not path or not Path(path).is_file():
-            yield
-            return
-        lock = FileLock(f"{path}.lock")
-        while True:
-            try:
-                lock.acquire(timeout=1)
-                break
-            except Timeout:
-                continue
+        if self.engine.dialect.name == "sqlite":
+            if not path or not Path(path).is_file():
+                yield lambda: True
+                return
+            lock: FileLock | AdvisoryLock = FileLock(Path(f"{path}.lock"), me)
+            wait_for(lock, self._is_dead, self.say)
+        else:
+            key = int.from_bytes(hashlib.sha256(f"cst-search {study}".encode()).digest()[:8], "big", signed=True)
+            lock = self.patiently(lambda: self._advisory_lock(key, me))
         try:
-            yield
+            yield lock.is_held
         finally:
             lock.release()
 
+    def _advisory_lock(self, key: int, me: Holder) -> AdvisoryLock:
+        lock = AdvisoryLock(self.engine, key, me)
+        try:
+            wait_for(lock, self._is_dead, self.say)
+        except BaseException:
+            lock.close()
+            raise
+        return lock
 
-def _answers(connection: sqlalchemy.Connection) -> bool:
-    try:
-        connection.execute(sqlalchemy.text("SELECT 1"))
-    except sqlalchemy.exc.SQLAlchemyError:
-        return False
-    return True
+    def _is_dead(self, holder: Holder) -> bool:
+        """Return whether the holder of a lock gives no sign of life; on this host, if it is a stopped process, too."""
+        if holder.host == socket.gethostname() and not is_stopped(holder.pid):
+            return False
+        beat = read_study_value(self.engine, BEAT + holder.launch) if holder.launch else holder.since
+        return self.now() - (beat if isinstance(beat, int | float) else holder.since) > DEAD_SECONDS
 
 
 def _patient(name: str) -> Any:

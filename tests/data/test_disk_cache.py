@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cst_search.data import disk_cache
 from cst_search.data.disk_cache import Cache, Slots, Store, default_bound, open_cache, taken_bytes
 
 SIZES = [5000, 5001, 300_000, 0, 17]  # not multiples of 8 or of a block; one empty
@@ -194,6 +195,19 @@ def test_a_folder_that_cannot_be_made_is_a_note(tmp_path: Path) -> None:
     assert len(store.notes) == 1 and store.notes[0].startswith("cache off: ") and str(tmp_path) in store.notes[0]
     cache, line = open_cache(tmp_path / "file", 10**6, 1)
     assert cache is None and line.startswith("cache off: ")
+
+
+
+
+def test_a_lock_that_is_not_given_back_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a process which was stopped: trials go on without a cache."""
+    monkeypatch.setattr(disk_cache, "_LOCK_SECONDS", 0.05)
+    store = Store(Cache(tmp_path, 10**6))
+    with disk_cache._locked(tmp_path / "lock"):
+        assert store.open("images", {}, [10]) is None
+    assert store.notes == [f"cache off: {tmp_path} cannot be used (another process has it locked for 0.05 s); "
+                           f"nothing is kept"]  # fmt: skip
+    assert store.open("images", {}, [10]) is not None
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

@@ -87,8 +87,10 @@ def main() -> None:
     from cst_search import cli
     from cst_search.commands import study_setup
     from cst_search.execution import ray_cluster as cluster
+    from cst_search.study import launch_registry, storage
 
     cluster._GONE_SECONDS = 10.0
+    storage.DEAD_SECONDS, launch_registry.BEAT_SECONDS = 5.0, 1.0
 
     Carrier.notes_folder, Carrier.pace = sys.argv[1], float(sys.argv[2])
     sys.argv[1:] = sys.argv[3:]

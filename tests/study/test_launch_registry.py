@@ -15,7 +15,7 @@ from studies import fake_estimate, make_study, move, scored, stop_the_heart
 from cst_search.errors import StudyError
 from cst_search.search.session import SearchSession
 from cst_search.study import launch_registry as launches
-from cst_search.study.launch_registry import DEAD_SECONDS
+from cst_search.study.storage import DEAD_SECONDS
 
 
 def ask(session: SearchSession) -> Any:

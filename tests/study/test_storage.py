@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -94,36 +91,6 @@ def test_only_one_process_holds_the_study_lock(storage_url: str) -> None:
     for thread in threads:
         thread.join(60)
     assert most == 1 and len(done) == 3
-
-
-HOLDS = """
-    import sys, time
-    from cst_search.study.storage import open_storage
-    with open_storage(sys.argv[1]).alone("one study"):
-        print("inside", flush=True)
-        time.sleep(600)
-"""
-
-
-def test_a_killed_process_releases_the_study_lock(storage_url: str) -> None:
-    made = open_storage(storage_url, make=True)
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLDS), storage_url], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None and process.stdout.readline() == "inside\n"
-    entered = threading.Event()
-
-    def enter() -> None:
-        with made.alone("one study"):
-            entered.set()
-
-    thread = threading.Thread(target=enter, daemon=True)
-    thread.start()
-    assert not entered.wait(0.5)
-    process.kill()
-    process.wait()
-    assert entered.wait(30)
-    thread.join(30)
 
 
 # --- a server that goes away -----------------------------------------------------------------------------------------
