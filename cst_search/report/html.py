@@ -1,10 +1,8 @@
 """Write the Pareto report of a study: ``front.html`` to explore, ``front.png`` to show, ``front.json`` for a program.
 
 The page is one file that loads nothing from the network and stores nothing, so it also works in the sandboxed frame in
-which MLflow shows artifacts. Its charts are drawn on canvas by our own code (dashboards/*.js). plotly.js would add
-4.8 MB to every page and take ten times as long to dim some of 10,000 points, three times with WebGL
-(`benchmarks/page.py --plotly`, on two busy cores), and its parallel coordinates support neither absent dimensions nor
-the keyboard. This is the only module that imports Jinja2.
+which MLflow shows artifacts. Its charts are drawn on canvas by our own code (dashboards/*.js); docs/architecture.md has
+the comparison with chart libraries. This is the only module that imports Jinja2.
 """
 
 from __future__ import annotations

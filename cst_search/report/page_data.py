@@ -1,7 +1,7 @@
 """Make the data of the report page as compact columns: `page_data` for one study, `comparison_data` for several.
 
 For 10,000 trials, columns and codes take about a fifth of the space of one object per trial. Arithmetic only: the page
-draws the data (dashboards/front.js), `html` writes it.
+draws the data (dashboards/*.js, first front_data.js), `html` writes it.
 """
 
 from __future__ import annotations
