@@ -28,6 +28,8 @@ from cst_search.detector.build import build_detector
 from cst_search.petl import METHODS
 from cst_search.petl.modules.layers import OpenNorm
 
+pytestmark = pytest.mark.usefixtures("few_boxes")
+
 Make = Callable[..., Recipe]
 
 DETECTORS = ("fasterrcnn", "retinanet", "fcos")

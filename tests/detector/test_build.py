@@ -77,6 +77,7 @@ def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @methods
 @pytest.mark.parametrize(("detector", "base"), [("fasterrcnn", "file"), ("fcos", "none"), ("retinanet", "file")])
+@pytest.mark.usefixtures("few_boxes")
 def test_training_changes_trained_tensors_and_no_bit_of_others(
     tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str, base: str
 ) -> None:
@@ -122,6 +123,7 @@ def trained_in_body(method: str, base: str, names: Iterable[str]) -> set[str]:
     ("detector", "method"),
     [(detector, ("cst", "lst", "side_tuning")[i % 3]) for i, detector in enumerate((*DETECTORS, DETECTORS[0]))],
 )
+@pytest.mark.usefixtures("few_boxes")
 def test_the_side_network_has_trained_after_two_steps(
     tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str
 ) -> None:
@@ -167,6 +169,7 @@ class Saved:
         for b, base in enumerate(("file", "none"))
     ],
 )
+@pytest.mark.usefixtures("few_boxes")
 def test_side_methods_leave_no_graph_in_the_backbone(
     tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str, base: str, granularity: str
 ) -> None:
@@ -463,6 +466,7 @@ MERGED: list[tuple[str, dict[str, Any]]] = [
         for b, base in enumerate(("file", "none"))
     ],
 )
+@pytest.mark.usefixtures("few_boxes")
 def test_merged_and_unmerged_agree(
     tiny_recipe: Make, tiny_data: DetectionData, detector: str, base: str, method: str, options: dict[str, Any]
 ) -> None:
@@ -510,6 +514,7 @@ def test_ssf_after_a_block_cannot_be_merged(tiny_recipe: Make) -> None:
     ("detector", "method"),
     [(DETECTORS[(m + d) % len(DETECTORS)], name) for m, name in enumerate(sorted(METHODS)) for d in (0, 2)],
 )
+@pytest.mark.usefixtures("few_boxes")
 def test_an_image_without_boxes_trains(tiny_recipe: Make, tiny_data: DetectionData, detector: str, method: str) -> None:
     model = build_detector(tiny_recipe(detector=detector, method=method), 3)
     mixed = batches(tiny_data)[1]

@@ -77,6 +77,7 @@ def expected_trained(name: str, mode: str) -> bool:
 
 
 @each
+@pytest.mark.usefixtures("few_boxes")
 def test_training_moves_what_a_mode_trains_and_not_one_bit_else(
     make: Make, tiny_data: DetectionData, detector: str, neck: str, head: str
 ) -> None:
@@ -136,6 +137,7 @@ TRAINED = [("norm", "norm"), ("lora", "lora"), ("frozen", "predictor")]
         for m, modes in enumerate(TRAINED)
     ],
 )
+@pytest.mark.usefixtures("few_boxes")
 def test_lean_layers_give_the_same_gradients(
     make: Make, tiny_data: DetectionData, detector: str, neck: str, head: str, recompute: str
 ) -> None:
@@ -179,6 +181,7 @@ def kept_bytes(model: nn.Module, data: DetectionData) -> int:
 
 @families
 @pytest.mark.parametrize("method", ["cst", "head"])
+@pytest.mark.usefixtures("few_boxes")
 def test_the_less_is_trained_the_less_is_kept(make: Make, tiny_data: DetectionData, detector: str, method: str) -> None:
     """Without a side network nothing before the heads has a graph, so a frozen neck keeps nothing at all."""
 
@@ -197,6 +200,7 @@ def test_the_less_is_trained_the_less_is_kept(make: Make, tiny_data: DetectionDa
 @pytest.mark.parametrize(
     ("detector", "method"), [(detector, ("head", "conv_lora")[i % 2]) for i, detector in enumerate(DETECTORS)]
 )
+@pytest.mark.usefixtures("few_boxes")
 def test_merged_low_rank_updates_leave_a_plain_detector(
     make: Make, tiny_data: DetectionData, detector: str, method: str
 ) -> None:
@@ -221,6 +225,7 @@ def test_merged_low_rank_updates_leave_a_plain_detector(
     ("detector", "neck", "head"),
     [(detector, *TRAINED[(i + j) % 3]) for i, detector in enumerate(DETECTORS) for j in (0, 1)],
 )
+@pytest.mark.usefixtures("few_boxes")
 def test_saved_weights_load_back_to_the_same_detections(
     make: Make, tiny_data: DetectionData, tmp_path: Path, detector: str, neck: str, head: str
 ) -> None:

@@ -23,6 +23,8 @@ from cst_search.detector.weights import load_trained, save_trained
 from cst_search.errors import ConfigError, UserError
 from cst_search.petl import METHODS
 
+pytestmark = pytest.mark.usefixtures("few_boxes")
+
 Make = Callable[..., Recipe]
 CLASSES = ("square", "disc", "bar")
 
