@@ -29,12 +29,12 @@ _LANES = {
     "test_stock": "cluster",
     "test_gpu_sharing": "cluster",
 }
-# next, so that none is the tail: those of 15 CPU seconds and more, the longest first
+# next, so that none is the tail: those of 15 CPU seconds and more, the longest first; Ray's last, when lanes have ended
 _LONG = (
-    "test_build", "test_docs", "test_confirm", "test_session", "test_bad_input", "test_estimate", "test_launch",
-    "test_parts", "test_petl", "test_mlflow_record", "test_export", "test_feature_cache", "test_run",
-    "test_isolated_process", "test_hostile_input", "test_page_in_browser", "test_parity", "test_lean_layers",
-    "test_checkpoints", "test_coco_eval", "test_plugins", "test_mlflow_ui",
+    "test_build", "test_docs", "test_session", "test_bad_input", "test_estimate", "test_launch", "test_parts",
+    "test_petl", "test_mlflow_record", "test_export", "test_feature_cache", "test_run", "test_isolated_process",
+    "test_hostile_input", "test_page_in_browser", "test_parity", "test_lean_layers", "test_checkpoints",
+    "test_coco_eval", "test_mlflow_ui", "test_confirm", "test_plugins",
 )  # fmt: skip
 
 

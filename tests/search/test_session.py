@@ -6,8 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -662,10 +660,16 @@ DIES = """
 """
 
 
+def run_until_killed(script: str, home: Path) -> None:
+    """Run a script that kills itself, in a process of its own, with the folder of tests and the home as arguments."""
+    path = home / "dies.py"
+    path.write_text(textwrap.dedent(script))
+    process = warm.start([str(path), str(Path(__file__).parents[1]), str(home)], dict(os.environ))
+    assert process.wait(120) == -9
+
+
 def test_running_trials_of_a_killed_launch_are_handed_out_again(tmp_path: Path) -> None:
-    script = textwrap.dedent(DIES)
-    ended = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parents[1]), str(tmp_path)], timeout=120)
-    assert ended.returncode == -9
+    run_until_killed(DIES, tmp_path)
     session = make_study(tmp_path)
     before = session.study.info()
     open_before = [record for record in before.trials if record.state == "interrupted"]
@@ -885,9 +889,7 @@ STOPPED_AND_KILLED = """
 
 def test_rungs_are_rebuilt_after_a_kill(tmp_path: Path) -> None:
     """Who had stopped may still be promoted, and who ran goes on with what it had."""
-    script = textwrap.dedent(STOPPED_AND_KILLED)
-    ended = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parents[1]), str(tmp_path)], timeout=300)
-    assert ended.returncode == -9
+    run_until_killed(STOPPED_AND_KILLED, tmp_path)
     session = open_session(f"sqlite:///{tmp_path / 'studies.db'}", "made")
     assert [(r.state, r.waits) for r in session.study.info().trials] == [
         ("complete", False), ("pruned", True), ("pruned", True), ("interrupted", False),
