@@ -40,7 +40,7 @@ from cst_search.memory.allocator import CONFIG_VARIABLES, expands_segments
 from cst_search.memory.estimate import InputShape, estimate_of, worst_input
 from cst_search.memory.gpu_costs import GENERIC, GpuCosts
 from cst_search.petl import METHODS
-from cst_search.trial.cost import predict, predict_step
+from cst_search.trial.cost import predict, predict_step, with_former_recompute
 from cst_search.trial.device import choose_device
 from cst_search.trial.measure import measure, synthetic_batch
 
@@ -84,6 +84,7 @@ def draw(rng: random.Random, small: bool) -> tuple[Recipe, InputShape]:
         method=method,
         options={name: rng.choice(values) for name, values in OPTIONS.get(method, {}).items()},
     )
+    recipe = recipe.configured(with_former_recompute({}, recipe))  # a seed gives the same configurations as ever
     return recipe, worst_input(recipe, max_boxes=rng.choice((5, 50, 200)))
 
 
@@ -167,6 +168,7 @@ def predicted_again(path: Path) -> dict[str, list[dict[str, Any]]]:
         if not row["reserved"]:
             continue
         recipe = Recipe.from_dict({k: tuple(v) if isinstance(v, list) else v for k, v in row["recipe"].items()})
+        recipe = recipe.configured(with_former_recompute({}, recipe))  # so it ran
         for rule, rows in found.items():
             step = predict_step(recipe, N_CLASSES, InputShape(**row["shape"]), traced=rule == "simulated")
             guess = estimate_of(step, expandable=expandable)

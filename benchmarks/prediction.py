@@ -3,10 +3,13 @@
     python benchmarks/prediction.py --configs 240 --out benchmarks/results/prediction-cpu.json
 
 Draws random configurations of all methods (search_spaces/petl.yaml), detectors, ResNet depths, batch sizes, image
-sizes, precisions and memory-saving options. Each runs two steps of the real detector with AdamW under a dispatch mode
-that records every allocation and release of a storage. The second step, when the optimiser has its state, is compared
-with the prediction. CUDA's rules are checked separately, by what autograd keeps of fake tensors on that device, for
-every method and detector.
+sizes, precisions and memory-saving options. Each runs two steps of the real detector with AdamW under two witnesses
+that know nothing of each other: a dispatch mode, which sees every storage that an operation returns, and
+torch.profiler, which the allocator tells of every allocation and release, also of those inside an operation. The second
+step, when the optimiser has its state, is compared with the prediction. CUDA's rules are checked separately, by what
+autograd keeps of fake tensors on that device, for every method and detector.
+
+Rows are written to a journal beside --out as they are measured; the same command goes on where it ended.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import sigmoid_focal_loss
@@ -74,8 +78,12 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
 
-def real_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple[int, int]:
-    """Run a step of a real detector on the CPU. Returns (bytes kept of the forward pass, peak of active bytes)."""
+def real_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple[int, int, int]:
+    """Run a step of a real detector on the CPU.
+
+    Returns:
+        Bytes kept of the forward pass, peak of active bytes, and this peak by the allocator's events.
+    """
     torch.manual_seed(0)
     model = build_detector(recipe, n_classes, shapes_only=True).train()
     _calm(model)
@@ -88,8 +96,10 @@ def real_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple
     gc.collect()
     gc.disable()  # so that memory held by reference cycles shows
     try:
-        with live:
-            for _ in range(2):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler, live:
+            for step in range(2):
+                with record_function(f"step {step}"):  # marks where it begins
+                    pass
                 live.peak = live.live
                 images = [torch.rand(3, shape.height_px, shape.width_px) for _ in range(recipe.batch_size)]
                 corner = torch.rand(shape.max_boxes, 2) * torch.tensor([shape.width_px, shape.height_px]) * 0.6
@@ -109,7 +119,20 @@ def real_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple
                 del images, boxes, labels
     finally:
         gc.enable()
-    return kept, live.peak + sum(t.numel() * t.element_size() for t in own)
+    held = sum(t.numel() * t.element_size() for t in own)
+    return kept, live.peak + held, profiled_peak(profiler, "step 1") + held
+
+
+def profiled_peak(profiler: profile, mark: str) -> int:
+    """Return the peak of what the allocator held after a mark, above what it held when the profiler began."""
+    assert profiler.profiler is not None
+    now = peak = 0
+    marked = False
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        marked = marked or event.name() == mark
+        now += event.nbytes() if event.name() == "[memory]" else 0
+        peak = max(peak, now) if marked else 0
+    return peak
 
 
 def _calm(model: nn.Module) -> None:
@@ -183,7 +206,7 @@ def _dense_part(model: Any, recipe: Recipe, images: Tensor) -> None:
 def draw(rng: random.Random) -> tuple[Recipe, memory.InputShape]:
     """Draw a random configuration, small enough for a CPU."""
     detector, backbone = rng.choice(DETECTORS), rng.choice(("resnet18", "resnet34", "resnet50", "resnet101"))
-    height, width = rng.choice((96, 128, 192, 256)), rng.choice((96, 128, 160, 224, 320))
+    height, width = rng.choice((96, 128)), rng.choice((96, 128, 160))
     fixed = Recipe(
         detector=detector,
         backbone=backbone,
@@ -196,38 +219,52 @@ def draw(rng: random.Random) -> tuple[Recipe, memory.InputShape]:
         max_size_px=max(height, width),
         precision=rng.choice(("fp32", "fp32", "fp32", "bf16")),  # which a CPU only emulates
         memsave=rng.random() < 0.5,
-        recompute=rng.choice(("auto", "none", "neck", "all")),
+        recompute=rng.choice(("none", "neck", "all")),
         accumulate=rng.choice((1, 1, 1, 2)),
     )
-    drawn = load_space_for("petl", fixed)[0].sample(rng) | {"batch_size": rng.choice((1, 2, 3, 4))}
+    drawn = load_space_for("petl", fixed)[0].sample(rng) | {"batch_size": rng.choice((1, 2))}
     own = ("image_size_px", "recompute", "accumulate")  # not as a search varies them
     configured = fixed.configured({key: value for key, value in drawn.items() if key not in own})
     return configured, memory.InputShape(height, width, rng.choice((1, 5, 40)))
 
 
-def compare(n: int, seed: int) -> list[dict[str, Any]]:
-    """Return one row per configuration with its values, real and predicted bytes, and their ratios."""
+def compare(n: int, seed: int, journal: Path | None = None) -> list[dict[str, Any]]:
+    """Return one row per configuration with its values, real and predicted bytes, and their ratios.
+
+    Args:
+        journal: file that gets each row as it is measured; rows that it has already are not measured again.
+    """
     rng = random.Random(seed)
+    before = [json.loads(line) for line in journal.read_text().splitlines()] if journal and journal.exists() else []
     rows: list[dict[str, Any]] = []
     while len(rows) < n:
         recipe, shape = draw(rng)
         if recipe.weights == "none" and not METHODS[recipe.method].side and recipe.method not in ("full", "partial"):
             continue  # PETL inside a backbone of random weights is not a realistic configuration
-        begun = time.perf_counter()
-        kept, active = real_step(recipe, 3, shape)
+        if len(rows) < len(before):
+            rows.append(before[len(rows)])
+            continue
+        begun = time.process_time()
+        kept, active, profiled = real_step(recipe, 3, shape)
         guess_kept, guess_active = predicted_step(recipe, 3, shape)
         row = {
             "recipe": recipe.to_dict(),
             "shape": vars(shape),
             "kept": kept,
             "active": active,
+            "profiled": profiled,
             "predicted_kept": guess_kept,
             "predicted_active": guess_active,
             "kept_ratio": guess_kept / kept,
             "active_ratio": guess_active / active,
-            "seconds": time.perf_counter() - begun,
+            "profiled_ratio": guess_active / profiled,
+            "witness_ratio": profiled / active,
+            "seconds": time.process_time() - begun,
         }
         rows.append(row)
+        if journal:
+            with journal.open("a") as file:
+                file.write(json.dumps(row) + "\n")
         print(f"[{len(rows)}/{n}] {describe(row)}", flush=True)
     return rows
 
@@ -237,8 +274,11 @@ def predicted_anew(path: Path) -> list[dict[str, Any]]:
     rows = json.loads(path.read_text())["rows"]
     for row in rows:
         tuples = {name: tuple(v) if isinstance(v, list) else v for name, v in row["recipe"].items()}
-        kept, active = predicted_step(Recipe.from_dict(tuples), 3, memory.InputShape(**row["shape"]))
+        recipe = Recipe.from_dict(tuples)
+        recipe = recipe.configured(cost.with_former_recompute({}, recipe))  # so it ran
+        kept, active = predicted_step(recipe, 3, memory.InputShape(**row["shape"]))
         row |= {"predicted_kept": kept, "predicted_active": active}
+        row |= {"profiled_ratio": active / row["profiled"]} if "profiled" in row else {}
         row |= {"kept_ratio": kept / row["kept"], "active_ratio": active / row["active"]}
     return rows
 
@@ -254,6 +294,7 @@ def describe(row: dict[str, Any]) -> str:
         f"memsave {r['memsave']!s:5} recompute {Recipe.from_dict(r).recompute:4} x{r['accumulate']} "
         f"neck {r.get('neck', 'train')} head {r.get('head', 'train')} {options} | "
         f"{row['active'] / 1e6:7.1f} MB, active {row['active_ratio']:.3f}, kept {row['kept_ratio']:.3f}"
+        + (f", profiled {row['profiled_ratio']:.3f}" if "profiled" in row else "")
     )
 
 
@@ -286,13 +327,15 @@ def main() -> None:
     parser.add_argument("--again", type=Path, help="JSON of an earlier run: predict its configurations anew")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = predicted_anew(args.again) if args.again else compare(args.configs, args.seed)
+    journal = args.out and args.out.with_suffix(".jsonl")
+    rows = predicted_anew(args.again) if args.again else compare(args.configs, args.seed, journal)
     result: dict[str, Any] = {
         "date": date.today().isoformat(),
         "torch": torch.__version__,
         "configs": len(rows),
         "seed": args.seed,
         "active": errors(rows, "active_ratio"),
+        **{name: errors(rows, f"{name}_ratio") for name in ("profiled", "witness") if f"{name}_ratio" in rows[0]},
         "kept": errors(rows, "kept_ratio"),
         "seconds_for_1000_predictions": seconds_for_predictions(1000, args.seed),
     }
@@ -306,13 +349,16 @@ def main() -> None:
     result["kept_on_cuda"] = errors([{"ratio": ratio} for ratio in witness], "ratio") | {"configs": len(witness)}
     worst = sorted(rows, key=lambda row: -abs(row["active_ratio"] - 1))
     print("\nworst ten:", *(describe(row) for row in worst[:10]), sep="\n  ")
-    for key in ("active", "kept", "kept_on_cuda"):
+    for key in ("active", "profiled", "witness", "kept", "kept_on_cuda"):
+        if key not in result:
+            continue
         shares = {name: f"{100 * value:.2f} %" for name, value in result[key].items() if name != "configs"}
         print(f"{key:12}", shares)
     print(f"1,000 predictions (Faster R-CNN, ResNet-50, 800 px): {result['seconds_for_1000_predictions']:.1f} s")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n")
+        journal.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

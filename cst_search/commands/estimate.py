@@ -92,15 +92,24 @@ def estimate(
     budget = memory_budget(fit, card)
     from cst_search.memory.estimate import worst_input  # only now: a misspelt flag fails without these imports
     from cst_search.petl import get_method, method_names
-    from cst_search.trial.cost import predict, predict_inference
+    from cst_search.trial.cost import predict, predict_inference, recomputed_part, with_recompute
 
     methods = method_names()
     compared = None if compare is None else named(compare, methods)
 
     gpu = local_costs() if card is None else costs_of(card, local_costs())
 
-    def guess(wanted: Recipe) -> Estimate:
+    def priced(wanted: Recipe) -> Estimate:
         return predict(wanted, n_classes, worst_input(wanted, max_boxes=max_boxes), gpu=gpu)
+
+    def settled(wanted: Recipe) -> Recipe:
+        """Return the recipe with what it recomputes within the budget, if that is ``auto``."""
+        return wanted.configured(
+            with_recompute({}, wanted, lambda config: priced(wanted.configured(config)).device_bytes, budget)
+        )
+
+    def guess(wanted: Recipe) -> Estimate:
+        return priced(settled(wanted))
 
     def price(wanted: Recipe, holds_features: bool) -> InferenceCost:
         return predict_inference(wanted, n_classes, holds_features=holds_features)
@@ -108,6 +117,7 @@ def estimate(
     options = get_method(recipe.method).make_options(recipe.options)
     config = {"method": recipe.method} | {f"{recipe.method}.{k}": v for k, v in vars(options).items()}
     config |= {key: getattr(recipe, key) for key in parse_settings(settings) if "." not in key}
+    config |= {"recompute": recomputed_part(settled(recipe))}
     return Estimated(
         shown_name(given),
         recipe,
@@ -144,6 +154,9 @@ def tables(found: Estimated) -> Iterator[Table | Text]:
         f"trained, for an image: adds {format_bytes(guess.delta_bytes)} to storage, peak memory "
         f"{format_bytes(guess.inference_bytes)}, {format_flops(guess.flops)}"
     )
+    if fit is not None and recipe.recompute == "auto":
+        part = found.config["recompute"]
+        yield Text(f"recompute: auto is {part} here; within a budget each method recomputes no more than it has to")
     if found.compared is not None:
         yield Text()
         yield compare_table(title, found.compared, budget)

@@ -23,6 +23,7 @@ from cst_search.import_path import program
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
 from cst_search.study.wording import format_quality, over_seeds_words
+from cst_search.trial.cost import with_former_recompute
 from cst_search.trial.result import Outcome
 from cst_search.units import format_bytes, format_count, format_seconds
 
@@ -56,7 +57,8 @@ def pick_trial(info: StudyInfo, pick: str) -> TrialRecord:
 
 def exported_recipe(info: StudyInfo, record: TrialRecord) -> Recipe:
     """Return the study's recipe with the trial's configuration and its origin."""
-    recipe = make_recipe(info.recipe, f"recipe of study {info.name!r}").configured(record.config)
+    recipe = make_recipe(info.recipe, f"recipe of study {info.name!r}")
+    recipe = recipe.configured(with_former_recompute(record.config, recipe))
     origin: dict[str, Any] = {
         "study": info.name,
         "trial": record.trial,

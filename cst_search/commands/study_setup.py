@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,10 @@ from cst_search.memory.gpu_profile import choose_profile, local_costs
 from cst_search.petl import get_method
 from cst_search.search.samplers import default_sampler
 from cst_search.search.suggester import enqueue
-from cst_search.study.objectives import BOUNDS, OF_INFERENCE, choose_objectives
+from cst_search.study.objectives import BOUNDS, OF_INFERENCE, choose_objectives, spares_memory
 from cst_search.study.records import Budget, StudySpec
 from cst_search.study.study import Study, list_studies
-from cst_search.trial.cost import recomputed_part
+from cst_search.trial.cost import with_recompute
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,14 @@ def set_up_search(options: LaunchOptions, machines: Machines, say: Say) -> Searc
     for line in (start, *notes):
         say(line)
     bounded = [bound.objective for bound in BOUNDS if getattr(options.budget, bound.field) is not None]
-    wanted = {objective.name for objective in choose_objectives(options.objectives)}.union(bounded)
+    objectives = choose_objectives(options.objectives)
+    wanted = {objective.name for objective in objectives}.union(bounded)
     estimate = estimator(recipe, data, inference=not wanted.isdisjoint(OF_INFERENCE))
-    survey = survey_costs(space, recipe, estimate)
+    settled = partial(
+        with_recompute, recipe=recipe, device_bytes=lambda config: estimate(config).device_bytes,
+        budget_bytes=options.budget.memory_bytes, spares_memory=spares_memory(objectives),
+    )  # fmt: skip
+    survey = survey_costs(space, recipe, lambda config: estimate(settled(config)))
     show_budget(options.budget, survey, say)
     return SearchSetup(recipe, space, data, estimate, survey)
 
@@ -213,7 +219,7 @@ def default_config(space: Space, recipe: Recipe, name: str | None = None) -> dic
     config = {key: value for key, value in vars(recipe).items() if key not in ("options", "origin")}
     config |= {"method": method.name, "lr": (recipe.lr if own else None) or method.lr}
     config |= {f"{method.name}.{key}": value for key, value in vars(made).items()}
-    return config | {"recompute": recomputed_part(recipe.configured(config))}
+    return with_recompute(config, recipe, lambda choice: 0, None, spares_memory=True)
 
 
 def recorded_settings(study: Study, options: LaunchOptions, workers: WorkerSetup) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from cst_search.commands.budget_survey import estimator
 from cst_search.commands.checks import check_tracking
 from cst_search.commands.dataset import open_data, settle_detections
 from cst_search.commands.options import ReadingOptions
 from cst_search.config.catalog import check_folder, own_path
 from cst_search.config.loading import RecipeLike, Settings, apply_settings, load_recipe, shown_name, write_yaml
 from cst_search.config.recipe import Recipe
+from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import open_cache
 from cst_search.detector.build import check_weights
 from cst_search.detector.weights import save_trained
@@ -26,6 +28,7 @@ from cst_search.errors import ConfigError
 from cst_search.petl import get_method
 from cst_search.report.training import TrainingProgress
 from cst_search.study.wording import format_quality
+from cst_search.trial.cost import with_recompute
 from cst_search.trial.device import check_device, n_cores
 from cst_search.trial.result import TrialResult
 from cst_search.trial.run import run_trial
@@ -66,6 +69,7 @@ def train(
     check_folder("--home", home)
     detection = open_data(recipe, home, skip_bad=skip_bad, say=say, also=("test",))
     recipe = settle_detections(recipe, detection, say)
+    recipe = _settle_recompute(recipe, detection, device, say)
     start, _ = check_weights(recipe, detection.class_names)  # unsuitable weights fail before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     cache, line = open_cache(home, cache_bytes, n_trials=1)
@@ -99,6 +103,18 @@ def train(
         path.unlink()
     _record(recipe, metrics, folder, home, tracking_uri, say)
     return metrics
+
+
+def _settle_recompute(recipe: Recipe, data: DetectionData, device: str, say: Callable[[str], None]) -> Recipe:
+    """Return the recipe with what it recomputes to fit into the GPU that it trains on, if that is ``auto``."""
+    gpu = check_device(device)
+    if gpu.type != "cuda":
+        return recipe
+    estimate, n_bytes = estimator(recipe, data), torch.cuda.get_device_properties(gpu).total_memory
+    config = with_recompute({}, recipe, lambda choice: estimate(choice).device_bytes, n_bytes)
+    if config.get("recompute", "none") != "none":
+        say(f"recompute: auto is {config['recompute']}, to fit into the {format_bytes(n_bytes)} of the GPU")
+    return recipe.configured(config)
 
 
 def _set_threads(threads: int | None, device: str, say: Callable[[str], None]) -> None:

@@ -131,11 +131,6 @@ def written_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     return stored_fields(values) if values.get("origin") else renamed_fields(values)
 
 
-def resolve_recompute(recompute: str, has_side: bool) -> str:
-    """Return what ``auto`` stands for: ``neck`` with a side network, which is there to save memory; else ``none``."""
-    return recompute if recompute != "auto" else "neck" if has_side else "none"
-
-
 def _reading(default: Any) -> Any:
     """Declare a field that says how the data set is read: one of `READING_FIELDS`, which no search varies."""
     return field(default=default, metadata={"reading": True})
@@ -219,7 +214,7 @@ class Recipe:
     precision: str = "auto"  # auto | fp32 | bf16 | fp16 (auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU)
     memsave: bool = True  # frozen layers keep only what their backward pass reads; same gradients
     # computed again instead of kept: none; neck (side network, pyramid, heads); all (residual blocks too);
-    # auto: neck for methods with a side network, none for others
+    # auto: no more than the memory budget needs, none without a budget, see `trial.cost.with_recompute`
     recompute: str = "auto"
     eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated
     loader_workers: int = 0  # processes that load images; 0: in the trial's own
@@ -267,6 +262,16 @@ class Recipe:
             preset.scale_jitter if self.scale_jitter is None else self.scale_jitter,
             preset.photometric if self.photometric is None else self.photometric,
         )
+
+    def recomputed_part(self, has_side: bool) -> str:
+        """Return what is recomputed, with or without a side network, where no budget decides: none, neck or all.
+
+        What `cst-search export` writes has no ``auto``. Earlier versions wrote it and meant ``neck`` with a side
+        network.
+        """
+        if self.recompute != "auto":
+            return self.recompute
+        return "neck" if has_side and self.origin is not None else "none"
 
     @property
     def max_detections(self) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cst_search.backbone.lean_layers import FixedBatchNorm2d, save_memory
 from cst_search.backbone.recompute import once_norms
 from cst_search.backbone.resnet import STAGES, FrozenNorm
-from cst_search.config.recipe import Recipe, resolve_recompute
+from cst_search.config.recipe import Recipe
 from cst_search.detector.lean_heads import recompute_heads
 from cst_search.detector.parts import merge_low_rank, set_trained_parts
 from cst_search.detector.pretrained import Labels, Start, fix_norms, load_start, read_start
@@ -57,7 +57,7 @@ def build_detector(
     set_trained_parts(model, recipe, detector)
     if recipe.memsave:
         save_memory(backbone.body)
-    _recompute(model, backbone, recipe.recompute)
+    _recompute(model, backbone, recipe.recomputed_part(has_side=backbone.side is not None))
     return model
 
 
@@ -92,8 +92,7 @@ def prepare(model: nn.Module, recipe: Recipe, losses: Iterator[Tensor]) -> None:
 
 
 def _recompute(model: nn.Module, backbone: Backbone, what: str) -> None:
-    """Turn on recomputation in the backward pass for the parts named by a recipe's ``recompute``."""
-    what = resolve_recompute(what, has_side=backbone.side is not None)
+    """Turn on recomputation in the backward pass: ``none``, ``neck`` or ``all``."""
     if what == "none":
         return
     once_norms(model)

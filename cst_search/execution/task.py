@@ -56,6 +56,7 @@ def execute(
     """
     import torch
 
+    from cst_search.trial.cost import with_former_recompute
     from cst_search.trial.device import choose_device
     from cst_search.trial.isolated_process import fault, run_in_own_process
     from cst_search.trial.memory_limit import CPU_IS_LIMITED
@@ -68,7 +69,7 @@ def execute(
         "recorded": recorded,
     }  # fmt: skip
     try:
-        recipe = task.recipe.configured(config)
+        recipe = task.recipe.configured(with_former_recompute(config, task.recipe))
         if limit is not None and CPU_IS_LIMITED and choose_device(task.device).type == "cpu":
             return run_in_own_process(recipe, task.data, threads=task.threads, **options)
         if task.threads:

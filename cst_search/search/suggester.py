@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial
 from optuna.trial import TrialState as OptunaState
 
-from cst_search.config.recipe import renamed_fields
+from cst_search.config.recipe import Recipe, renamed_fields
 from cst_search.search.optuna_space import pick
 from cst_search.search.outcomes import Outcomes
 from cst_search.search.pareto_sampler import ParetoSampler
 from cst_search.search.samplers import make_sampler
 from cst_search.search.suggestion import Suggestion
 from cst_search.study.launch_registry import now
+from cst_search.study.objectives import spares_memory
 from cst_search.study.parameters import params_of
 from cst_search.study.records import Budget
 from cst_search.study.study import Study
 from cst_search.study.trial_attributes import SUGGESTED, Suggested, learning_curve
+from cst_search.trial.cost import with_former_recompute, with_recompute
 from cst_search.units import format_bytes
 
 if TYPE_CHECKING:
@@ -71,7 +74,7 @@ class Suggester:
 
     def note(self, config: Mapping[str, Any]) -> None:
         """Mark a configuration as tried, by any launch."""
-        self._chosen.add(_key(config))
+        self._chosen.add(_key(with_former_recompute(config, self._recipe) if self._is_auto(config) else config))
 
     def suggest(
         self, estimate: Callable[[dict[str, Any]], Estimate], max_rejects: int, is_alone: Callable[[], bool]
@@ -91,7 +94,8 @@ class Suggester:
         for _ in range(max_rejects + 1):
             self._forget_costs()
             trial = self._optuna.ask() if n_known < _MOST_KNOWN else self._ask_at_random()
-            config = self._study.space.configure(lambda dimension, trial=trial: pick(trial, dimension))  # type: ignore[misc]
+            drawn = self._study.space.configure(lambda dimension, trial=trial: pick(trial, dimension))  # type: ignore[misc]
+            config = self._settled(drawn, self._estimate)
             if _key(config) in self._chosen:
                 n_known += 1
                 self._optuna.tell(trial, state=OptunaState.FAIL)  # without `Suggested` it does not count as a trial
@@ -131,12 +135,30 @@ class Suggester:
             self._optuna.sampler = sampler
 
     def _cost(self, config: dict[str, Any]) -> Estimate:
-        return self._estimate(config).corrected(self._outcomes.correction())
+        return self._corrected(self._estimate, config)
 
     def _rough_cost(self, config: dict[str, Any]) -> Estimate:
-        roughly = getattr(self._estimate, "roughly", self._estimate)
-        found: Estimate = roughly(config)
-        return found.corrected(self._outcomes.correction())
+        return self._corrected(getattr(self._estimate, "roughly", self._estimate), config)
+
+    def _corrected(self, estimate: Callable[[dict[str, Any]], Estimate], config: dict[str, Any]) -> Estimate:
+        return estimate(self._settled(config, estimate)).corrected(self._outcomes.correction())
+
+    def _settled(self, config: dict[str, Any], estimate: Callable[[dict[str, Any]], Estimate]) -> dict[str, Any]:
+        """Return a configuration with what its recomputation is, if it is ``auto``."""
+        if not self._is_auto(config):
+            return config
+        correction = self._outcomes.correction()
+        return with_recompute(
+            config, self._recipe, lambda choice: estimate(choice).corrected(correction).device_bytes,
+            self.bounds.memory_bytes, spares_memory=spares_memory(self._study.spec.objectives),
+        )  # fmt: skip
+
+    def _is_auto(self, config: Mapping[str, Any]) -> bool:
+        return config.get("recompute", self._study.spec.recipe.get("recompute")) == "auto"
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        return Recipe.from_dict(self._study.spec.recipe)
 
     def _forget_costs(self) -> None:
         """Clear the sampler's cached costs once the correction of predicted memory has changed by more than 1 %."""

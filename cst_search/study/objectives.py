@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,3 +92,8 @@ def choose_objectives(text: str) -> tuple[Objective, ...]:
             f"--objectives takes different names from {', '.join(OBJECTIVES)}, with commas; got {text!r}{near}"
         )
     return tuple(OBJECTIVES[name] for name in names)
+
+
+def spares_memory(objectives: Iterable[Objective]) -> bool:
+    """Return whether less memory in training is one of the objectives."""
+    return any(objective.name == "device_bytes" for objective in objectives)

@@ -6,11 +6,12 @@ Joins what recipe, method and detector say of their shapes with the arithmetic o
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
-from cst_search.config.recipe import READING_FIELDS, Recipe, resolve_recompute
+from cst_search.config.recipe import READING_FIELDS, Recipe
 from cst_search.detector.base import images_evaluated_at_once
 from cst_search.detector.registry import get_detector
 from cst_search.memory.allocator import MIN_BLOCK_BYTES, expands_segments
@@ -98,7 +99,7 @@ def _shapes_of(recipe: Recipe) -> str:
     options = {name: value for name, value in recipe.options.items() if name not in method.shapeless}
     plain = replace(
         recipe, options=options, origin=None, accumulate=min(recipe.accumulate, 2),
-        weights=_start(recipe), **_SHAPELESS,
+        weights=_start(recipe), recompute=recomputed_part(recipe), **_SHAPELESS,
     )  # fmt: skip
     return json.dumps(plain.to_dict(), sort_keys=True)
 
@@ -231,8 +232,48 @@ def memory_plan(recipe: Recipe) -> MemoryPlan:
 
 
 def recomputed_part(recipe: Recipe) -> str:
-    """Return ``none``, ``neck`` or ``all``: the recipe's ``recompute``, or what ``auto`` stands for."""
-    return resolve_recompute(recipe.recompute, has_side=memory_plan(recipe).side is not None)
+    """Return what a recipe recomputes where no budget decides: ``none``, ``neck`` or ``all``."""
+    return recipe.recomputed_part(has_side=memory_plan(recipe).side is not None)
+
+
+def with_recompute(
+    config: Mapping[str, Any],
+    recipe: Recipe,
+    device_bytes: Callable[[dict[str, Any]], int],
+    budget_bytes: int | None,
+    *,
+    spares_memory: bool = False,
+) -> dict[str, Any]:
+    """Return a configuration of a recipe with what ``recompute: auto`` stands for; unchanged if it is not ``auto``.
+
+    It is the first of none, neck and all that is within the budget; if none is, the one that needs least.
+
+    Args:
+        device_bytes: predicted device memory of a configuration.
+        budget_bytes: None: no budget.
+        spares_memory: True if less memory is an aim of its own: then a side network, which is there to save memory, is
+            recomputed in any case.
+    """
+    configured = recipe.configured(config)
+    if configured.recompute != "auto" or configured.origin is not None:
+        return dict(config)
+    has_side = spares_memory and memory_plan(configured).side is not None
+    choices = [dict(config) | {"recompute": part} for part in ("none", "neck", "all")[has_side:]]
+    if budget_bytes is None:
+        return choices[0]
+    fitting = (choice for choice in choices if device_bytes(choice) <= budget_bytes)
+    return next(fitting, None) or min(choices, key=device_bytes)
+
+
+def with_former_recompute(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Return the configuration of a stored trial with what it recomputed.
+
+    Earlier versions did not store it where it was ``auto``: ``neck`` with a side network.
+    """
+    if config.get("recompute", recipe.recompute) != "auto":
+        return dict(config)
+    has_side = memory_plan(recipe.configured(config)).side is not None
+    return {**config, "recompute": "neck" if has_side else "none"}
 
 
 def describe(recipe: Recipe, n_classes: int, shape: InputShape) -> tuple[StepShape, MemoryPlan]:
