@@ -394,7 +394,7 @@ def test_front(home: Path) -> None:
             "petl_params", "delta_bytes", "inference_bytes", "flops", "marginal_flops",
             "n_seeds", "map_mean", "map_std", "map50_mean", "map50_std",
         ]  # fmt: skip
-        assert set(entry["config"]) == {"method", "cst.reduction", "cst.mtc_stages", "batch_size", "lr"}
+        assert set(entry["config"]) == {"method", "cst.reduction", "cst.mtc_stages", "batch_size", "lr", "recompute"}
     assert report["knee"] in (0, 1)
     text = run_cli("front", NAME, "--home", home)
     assert text.code == 0 and NAME in text.out and f"knee {report['knee']}" in text.out
