@@ -147,7 +147,8 @@ class World(Table):
 
     def __init__(self, table: dict[str, Any], surrogate: str) -> None:
         super().__init__(table)
-        self.prior = Prior.load(without=[self.data], refit=True)
+        others = Prior.load_each(without=[self.data], refit=True)
+        self.priors = [prior.over(self.space) for prior in others.values()]
         fit = {"gp": _process, "trees": _trees}[surrogate]
         x = np.stack([self._features(config) for config in self.configs])
         self.surrogate, self.residuals = fit(x, self.truth)
@@ -349,11 +350,11 @@ def moasha(world: World, ledger: Ledger, seed: int, budget: int) -> None:
 def searches(world: World) -> dict[str, Callable[[Ledger, int, int], None]]:
     """Return the searches by name: functions of (ledger, seed, epochs to spend)."""
 
-    def ours(eta: int, prior: Prior | None) -> Callable[[Ledger, int, int], None]:
+    def ours(eta: int, priors: Sequence[Callable[..., Any]]) -> Callable[[Ledger, int, int], None]:
         def run(ledger: Ledger, seed: int, budget: int) -> None:
             curves: dict[int, dict[int, float]] = {}
             sampler = pareto_sampler(
-                world.spec, world.space, world.cost, lambda t: curves.get(t.number, {}), seed, prior
+                world.spec, world.space, world.cost, lambda t: curves.get(t.number, {}), seed, priors
             )
             first = [params_of(world.space, config) for config in first_configs(world.space, world.recipe)]
             optuna_search(world, ledger, sampler, budget, curves, eta, first)
@@ -365,10 +366,10 @@ def searches(world: World) -> dict[str, Callable[[Ledger, int, int], None]]:
 
     samplers = optuna.samplers
     return {
-        "pareto, early stopping": ours(ETA, world.prior),
-        "pareto": ours(0, world.prior),
-        "pareto-no-prior, early stopping": ours(ETA, None),
-        "pareto-no-prior": ours(0, None),
+        "pareto, early stopping": ours(ETA, world.priors),
+        "pareto": ours(0, world.priors),
+        "pareto-no-prior, early stopping": ours(ETA, ()),
+        "pareto-no-prior": ours(0, ()),
         "Ray Tune + OptunaSearch": lambda ledger, seed, budget: stock_ray(world, ledger, seed, budget),
         "Optuna TPE": stock(
             lambda seed: samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)

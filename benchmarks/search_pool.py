@@ -54,7 +54,8 @@ class Pool(Table):
         self.over = np.array([self.violation(config) for config in self.configs])
         others = {t["data"]: [(r["config"], r["map"][-1]) for r in t["rows"] if r["map"]]
                   for t in tables if t["data"] != self.data}  # fmt: skip
-        self.prior = Prior(self.space, others) if others else None
+        priors = [Prior(self.space, {data: table}) for data, table in others.items()]
+        self.priors = [prior.over(self.space) for prior in priors]
         fixed = min(cost.device_bytes - cost.active_bytes for cost in self.costs)
         self.points = np.array([(-y, math.log(cost.device_bytes - fixed), math.log(cost.trainable_params))
                                 for y, cost in zip(self.truth[:, -1], self.costs, strict=True)])  # fmt: skip
@@ -162,8 +163,8 @@ Search = Callable[[Pool, int], Replay]
 def _ours(eta: int, with_prior: bool) -> Search:
     def run(pool: Pool, seed: int) -> Replay:
         curves: dict[int, dict[int, float]] = {}
-        prior = pool.prior if with_prior else None
-        sampler = pareto_sampler(pool.spec, pool.space, pool.cost, lambda t: curves.get(t.number, {}), seed, prior)
+        priors = pool.priors if with_prior else ()
+        sampler = pareto_sampler(pool.spec, pool.space, pool.cost, lambda t: curves.get(t.number, {}), seed, priors)
         return replay(pool, sampler, curves, eta, True, first_configs(pool.space, pool.recipe))
 
     return run

@@ -50,6 +50,7 @@ def launch(  # type: ignore[misc]  # the overloads leave out what does not decid
     device: str = "auto",
     objectives: str = "map,device_bytes,trainable_params",
     sampler: str | None = None,
+    prior: str | None = None,
     home: str | Path | None = None,
     storage: str | None = None,
     tracking_uri: str | None = None,

@@ -1,4 +1,4 @@
-"""Commands that read a study: `status`, `list`, `front`, `export`, `sync`."""
+"""Commands that read a study: `status`, `list`, `prior`, `front`, `export`, `sync`."""
 
 from __future__ import annotations
 
@@ -132,6 +132,29 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
         complain(fault)
     if damaged:
         raise typer.Exit(UserError.exit_code)
+
+
+@app.command()
+def prior(
+    study: NewestStudyArgument = None,
+    home: HomeOption = None,
+    storage: StorageOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show what a study learns from other data, and how far its trials agree."""
+    from cst_search.commands.prior import prior_report
+    from cst_search.report.tables import sources_table
+
+    report = prior_report(open_study(study, home, storage))
+    if json_:
+        print_json(report)
+        return
+    if not report["sources"]:
+        say(f"study {report['study']} learns from its own trials alone")
+        return
+    out.print(sources_table(report["sources"]))
+    say(f"study {report['study']} has {report['trials']} trials with a result; a source that puts half of their pairs "
+        "in the wrong order has no weight")  # fmt: skip
 
 
 @app.command()

@@ -382,6 +382,14 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
         completion=("pareto", "pareto-no-prior", "tpe", "nsga2", "gp", "random"),
         recorded=True,
     )
+    prior: str | None = _option(
+        "--prior",
+        "What a new study learns from: auto (shipped results and earlier studies in the same storage), none, or "
+        "studies, separated by commas (default: auto).",
+        SEARCH,
+        completion="studies",
+        recorded=True,
+    )
     seed: int = _option(
         "--seed", "Seed of the sampler and of every trial.", SEARCH, kind=int, default=0, least=0, most=2**31 - 1,
         recorded=True,

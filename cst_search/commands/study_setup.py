@@ -34,6 +34,7 @@ from cst_search.memory.estimate import Estimate
 from cst_search.memory.gpu_profile import choose_profile, local_costs
 from cst_search.petl import get_method
 from cst_search.search.samplers import default_sampler
+from cst_search.search.sources import choose_prior
 from cst_search.search.suggester import enqueue
 from cst_search.study.objectives import BOUNDS, OF_INFERENCE, choose_objectives, spares_memory
 from cst_search.study.records import Budget, StudySpec
@@ -155,12 +156,23 @@ def open_or_make_study(options: LaunchOptions, request: Request, setup: SearchSe
         limit_bytes=options.limit_mem,
         inputs=dataset_inputs(setup.data),
         eta=options.early_stopping_eta,
+        prior=_prior(options, request, name),
     )
     study = Study.create(request.storage, name, spec)
     if not study.info().trials:
         for config in first_configs(setup.space, recipe):
             enqueue(study, config, reference=True)
     return study
+
+
+def _prior(options: LaunchOptions, request: Request, name: str) -> tuple[str, ...] | None:
+    sampler = options.sampler or default_sampler(request.objectives)
+    if sampler == "pareto":
+        exists = name in list_studies(request.storage, make=True)  # and keeps what it has
+        return None if exists else choose_prior(options.prior, request.storage, name)
+    if options.prior is not None:
+        raise ConfigError(f"--prior is for --sampler pareto; got --sampler {sampler}")
+    return None
 
 
 def open_or_make_studies(

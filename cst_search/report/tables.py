@@ -121,6 +121,17 @@ def plan_table(infos: Sequence[StudyInfo], plan: Plan) -> Table:
     return table
 
 
+def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the sources of a study's prior, one row each; entries as in ``cst-search prior --json``."""
+    table = Table()
+    table.add_column("source")
+    for name in ("trials", "weight", "pairs in the wrong order"):
+        table.add_column(name, justify="right")
+    for source in sources:
+        table.add_row(Text(source["name"]), str(source["n"]), f"{source['weight']:.2f}", f"{source['misranked']:.0%}")
+    return table
+
+
 def comparison_table(infos: Sequence[StudyInfo]) -> Table:
     """Return a table with one row per study. Hypervolumes are comparable if all have the same reference point."""
     reference = common_reference(infos)

@@ -78,9 +78,9 @@ class ParetoSampler(BaseSampler):
         free: names of parameters that no known value depends on, so that known values are shared across them.
         reference: worst values that count, in the order of the objectives; None: the worst known values seen.
         curve: function from a trial to its learning curve, {epoch: value of the costly objective}.
-        prior: function from n configurations, ``n x p`` as in `ParameterLayout`, to the costly objective expected
-            before any trial, up to a constant, in its units. It weighs as much as three trials, and is trusted
-            according to its evidence. It is not used beyond 300 trials.
+        priors: functions from n configurations, ``n x p`` as in `ParameterLayout`, to the costly objective expected
+            before any trial, up to a constant, in its units. Their mean, weighed by how well each ranks the trials,
+            weighs as much as three trials and is trusted according to its evidence. It is not used beyond 300 trials.
         rough: cheaper approximation of ``known``, by which candidates are compared. The best few of them are compared
             again by ``known``, and what is suggested is feasible by both. None: ``known`` itself.
         n_priced: approximate number of calls of ``rough`` per suggestion; five times as many for the first, and while
@@ -101,7 +101,7 @@ class ParetoSampler(BaseSampler):
         free: Collection[str] = (),
         reference: Sequence[float] | None = None,
         curve: Callable[[FrozenTrial], Mapping[int, float]] | None = None,
-        prior: Callable[[Floats], Floats] | None = None,
+        priors: Sequence[Callable[[Floats], Floats]] = (),
         rough: Callable[[Params], KnownValues] | None = None,
         n_startup: int = 5,
         n_priced: int = 48,
@@ -111,12 +111,12 @@ class ParetoSampler(BaseSampler):
         self.known, self._rough = known, rough
         self._space, self._costly, self._reference = dict(space), costly, reference
         self._curve = curve or (lambda trial: trial.intermediate_values)
-        self._n_startup = 0 if prior else n_startup
+        self._n_startup = 0 if priors else n_startup
         self._n_priced, self._n_candidates = n_priced, n_candidates
         self._rng = np.random.default_rng(seed)
         self._independent = RandomSampler(seed)
         self._layout = ParameterLayout(space, conditions)
-        self._surrogate = Surrogate(self._layout, prior, self._rng)
+        self._surrogate = Surrogate(self._layout, priors, self._rng)
         self._free = self._layout.mask(free)
         self._priced: dict[bytes, tuple[Floats, KnownValues]] = {}  # by `rough`, and by `known` where it was asked
         self._exact: set[bytes] = set()  # keys of those by `known`

@@ -13,9 +13,10 @@ from cst_search.config.search_space import Space
 from cst_search.errors import StudyError
 from cst_search.search.optuna_space import conditions, distributions
 from cst_search.search.pareto_sampler import KnownValues, ParetoSampler
-from cst_search.search.transfer_prior import Prior
+from cst_search.search.sources import Source
 from cst_search.study.objectives import Objective
 from cst_search.study.parameters import value_of
+from cst_search.study.pareto import Floats
 from cst_search.study.records import StudySpec
 from cst_search.study.storage import experimental
 
@@ -50,15 +51,16 @@ def make_sampler(
     curve: Callable[[FrozenTrial], Mapping[int, float]],
     seed: int,
     rough_cost: Cost | None = None,
+    sources: Sequence[Source] = (),
 ) -> optuna.samplers.BaseSampler:
     """Return the sampler that a study names. Raises StudyError, as `check_sampler`.
 
     Args:
+        sources: what other data sets say, for the sampler ``pareto``.
         rough_cost: cheaper prediction of the same, to compare candidates by; None: ``cost`` itself.
     """
     if spec.sampler in ("pareto", NO_PRIOR):
-        prior = Prior.load(without=[spec.data]) if spec.sampler == "pareto" else None
-        return pareto_sampler(spec, space, cost, curve, seed, prior, rough_cost)
+        return pareto_sampler(spec, space, cost, curve, seed, [source.expected for source in sources], rough_cost)
     if spec.sampler == "nsga2":
         return optuna.samplers.NSGAIISampler(population_size=16, seed=seed)
     if spec.sampler == "random":
@@ -75,7 +77,7 @@ def pareto_sampler(
     cost: Cost,
     curve: Callable[[FrozenTrial], Mapping[int, float]],
     seed: int,
-    prior: Prior | None = None,
+    priors: Sequence[Callable[[Floats], Floats]] = (),
     rough_cost: Cost | None = None,
 ) -> ParetoSampler:
     """Return a `ParetoSampler` for a space within a budget. Raises StudyError, as `check_sampler`."""
@@ -100,7 +102,7 @@ def pareto_sampler(
         free={d.name for d in dimensions.values() if not depends_on(d.key)},
         reference=[spec.reference_point[o.name] for o in objectives],
         curve=curve,
-        prior=None if prior is None else prior.over(space),
+        priors=priors,
         rough=None if rough_cost is None else partial(known, rough_cost),
         seed=seed,
     )

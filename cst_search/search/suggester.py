@@ -17,6 +17,7 @@ from cst_search.search.optuna_space import pick
 from cst_search.search.outcomes import Outcomes
 from cst_search.search.pareto_sampler import ParetoSampler
 from cst_search.search.samplers import make_sampler
+from cst_search.search.sources import sources_of
 from cst_search.search.suggestion import Suggestion
 from cst_search.study.launch_registry import now
 from cst_search.study.objectives import spares_memory
@@ -65,8 +66,9 @@ class Suggester:
             return learning_curve(trial.user_attrs, name)
 
         return make_sampler(
-            replace(spec, budget=self.bounds), self._study.space, self._cost, curve, seed, self._rough_cost
-        )
+            replace(spec, budget=self.bounds), self._study.space, self._cost, curve, seed, self._rough_cost,
+            sources_of(self._study) if spec.sampler == "pareto" else (),
+        )  # fmt: skip
 
     def begin(self) -> None:
         """Set a new `sampler` on Optuna's study."""

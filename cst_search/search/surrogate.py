@@ -1,4 +1,10 @@
-"""Surrogate model of the costly objective, with or without a prior, chosen by evidence."""
+"""Surrogate model of the costly objective, with or without a prior, chosen by evidence.
+
+References.
+
+[Wistuba2018] M. Wistuba, N. Schilling, L. Schmidt-Thieme. Scalable Gaussian process-based transfer surrogates for
+    hyperparameter optimization. Machine Learning 107, 2018: TST-R, weights of sources by the pairs that they misrank.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +27,8 @@ MOST_MODELLED = 300  # most trials that the model is fitted to, so that a sugges
 # The model that suggests is drawn according to their evidence; each keeps at least the probability `_LEAST_BELIEF`.
 _FIRST_DOUBT = 3
 _LEAST_BELIEF = 0.1
+_COIN = 0.5  # share of misranked pairs at which a source says nothing
+_GIVEN, _AT_FIRST = 6, 0.25
 _FIRST_SPREAD = 0.1  # standard deviation of y around its prior while fewer than three y are known; on the scale of mAP
 
 
@@ -29,12 +37,12 @@ class Surrogate:
 
     Args:
         layout: layout of the configurations.
-        prior: expected y of n configurations, see `ParetoSampler`; None: no prior.
+        priors: expected y of n configurations by each source, see `ParetoSampler`; none: no prior.
         rng: random generator that draws which of the two predicts.
     """
 
-    def __init__(self, layout: ParameterLayout, prior: Prior | None, rng: np.random.Generator) -> None:
-        self._layout, self._prior, self._rng = layout, prior or _no_prior, rng
+    def __init__(self, layout: ParameterLayout, priors: Sequence[Prior], rng: np.random.Generator) -> None:
+        self._layout, self._priors, self._rng = layout, tuple(priors), rng
         self._models = Model(), Model()
 
     def _fitted(
@@ -49,10 +57,10 @@ class Surrogate:
             sign: -1 if the costly objective is minimised.
             believes: True to model the residual of y after regression on the prior.
         """
-        model, prior = self._models[believes], self._prior if believes else _no_prior
-        codes = np.stack([p.codes for p in points])
-        rows, priors = self._layout.encode(codes), sign * prior(codes)
+        model, codes = self._models[believes], np.stack([p.codes for p in points])
         y, variance = at_full_length(points[:n_told])
+        prior = mixed(self._priors, codes[:n_told], sign * y) if believes else _no_prior
+        rows, priors = self._layout.encode(codes), sign * prior(codes)
         start, slope, rest = 0.0, 0.0, 0.0
         if believes:
             spread = float(y.std()) if n_told > 2 else _FIRST_SPREAD
@@ -81,7 +89,7 @@ class Surrogate:
     ) -> Callable[[Floats], Prediction]:
         """Return the predictor with or without the prior, drawn according to their evidence; see `_fitted`."""
         fitted = partial(self._fitted, points, n_told, n, sign)
-        if self._prior is _no_prior or n > MOST_MODELLED:  # a prior that weighs as much as three trials
+        if not self._priors or n > MOST_MODELLED:  # a prior that weighs as much as three trials
             return fitted(False)[0]
         with_prior, evidence = fitted(True)
         if n_told < _FIRST_DOUBT:
@@ -90,6 +98,48 @@ class Surrogate:
         belief = 1 / (1 + math.exp(min(rival - evidence, 50.0)))
         belief = min(max(belief, _LEAST_BELIEF), 1 - _LEAST_BELIEF)
         return with_prior if self._rng.random() < belief else without
+
+
+def mixed(priors: Sequence[Prior], codes: Floats, y: Floats) -> Prior:
+    """Return the mean of priors, weighed by how well each ranks what was found.
+
+    Args:
+        codes, y: the n configurations found, ``n x p``, and their y in the units of the priors.
+    """
+    expected = [prior(codes) for prior in priors] if len(codes) else np.zeros((len(priors), 0))
+    weights = source_weights(np.asarray(expected), y)
+    believed = [(weight, prior) for weight, prior in zip(weights, priors, strict=True) if weight > 0]
+
+    def prior(rows: Floats) -> Floats:
+        return np.asarray(sum((weight * prior(rows) for weight, prior in believed), np.zeros(len(rows))))
+
+    return prior
+
+
+def source_weights(expected: Floats, y: Floats) -> Floats:
+    """Return the weights of s sources, none negative: their sum is 1, or 0 if every source is as bad as a coin.
+
+    The kernel of TST-R [Wistuba2018] over the share of pairs that a source misranks, `misranked`.
+
+    Args:
+        expected: values expected of n configurations by each source, ``s x n``.
+        y: their values.
+    """
+    weights = np.maximum(1 - (misranked(expected, y) / _COIN) ** 2, 0.0)
+    return np.asarray(weights / (weights.sum() or 1.0))
+
+
+def misranked(expected: Floats, y: Floats) -> Floats:
+    """Return the share of pairs of configurations that each of s sources puts in the wrong order, 0..1.
+
+    Half a pair counts where a source sees no difference. `_GIVEN` pairs with `_AT_FIRST` wrong are taken for granted,
+    so that a single result decides nothing. Arguments as in `source_weights`.
+    """
+    i, j = np.triu_indices(len(y), 1)
+    differ = y[i] != y[j]
+    order, told = np.sign(y[i] - y[j])[differ], np.sign(expected[:, i] - expected[:, j])[:, differ]
+    wrong = (1 - told * order).sum(axis=1) / 2
+    return np.asarray((wrong + _GIVEN * _AT_FIRST) / (differ.sum() + _GIVEN))
 
 
 def _no_prior(rows: Floats) -> Floats:

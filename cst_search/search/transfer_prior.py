@@ -1,9 +1,9 @@
 """Transfer-learning prior: expected mAP of a configuration, learned from trials on other datasets.
 
 Methods, gates, widths and learning rates that work on one dataset mostly work on another. The package ships results of
-random configurations of all methods on other datasets (`prior.json.gz`, by tools/prior.py), and a search begins with
-the predictions of a Gaussian process fitted to them. They serve as a prior mean [Golovin2017]: the sampler regresses a
-study's results on it, and if they disagree the slope goes to zero (see `pareto_sampler.ParetoSampler`).
+random configurations of all methods on other datasets (`prior.json.gz`, by tools/prior.py), and the studies of the same
+storage add theirs (`sources`). Each is a source with a Gaussian process of its own. What the sources expect, weighed by
+how well each ranks the study's own results, is a prior mean [Golovin2017] (see `surrogate.Surrogate`).
 
 References.
 
@@ -29,6 +29,7 @@ from cst_search.study.parameters import label, params_of
 from cst_search.study.pareto import Floats
 
 FILE = Path(__file__).with_name("prior.json.gz")
+Table = Sequence[tuple[Mapping[str, Any], float]]  # (configuration, mAP) of each trial
 
 
 class Prior:
@@ -38,39 +39,51 @@ class Prior:
         space: space from which the configurations were drawn.
         tables: by dataset: (configuration, final mAP) of each trial.
         theta: kernel parameters of `gaussian_process.Model`; None: fit them, which takes some seconds.
+
+    Attributes:
+        n: number of trials.
+        spread: standard deviation of mAP within a dataset.
     """
 
     def __init__(
         self,
         space: Space,
-        tables: Mapping[str, Sequence[tuple[Mapping[str, Any], float]]],
+        tables: Mapping[str, Table],
         theta: Sequence[float] | None = None,
     ) -> None:
         self.space = space
         self._layout = layout(space)
         self._model = Model(None if theta is None else np.asarray(theta))
-        spread = float(np.mean([np.std([y for _, y in table]) for table in tables.values()]))
+        self.n = sum(map(len, tables.values()))
+        self.spread = float(np.mean([np.std([y for _, y in table]) for table in tables.values()])) or 1e-6
         rows, centred = [], []
         for table in tables.values():
             y = np.array([y for _, y in table])
-            centred.append((y - y.mean()) / y.std() * spread)
+            centred.append((y - y.mean()) / (y.std() or 1.0) * self.spread)
             rows += [self._layout.row(params_of(space, config), partly=True) for config, _ in table]
         y = np.concatenate(centred)
         self._model.fit(self._layout.encode(np.stack(rows)), y, np.zeros(len(y)), tune=theta is None)
 
     @classmethod
-    def load(cls, path: Path = FILE, *, without: Collection[str] = (), refit: bool = False) -> Prior:
-        """Read the shipped prior.
+    def load_each(cls, path: Path = FILE, *, without: Collection[str] = (), refit: bool = False) -> dict[str, Prior]:
+        """Return a prior of each shipped table, by the name of its dataset; of further tables of one, ``NAME-2``.
 
         Args:
             without: names of datasets to leave out.
-            refit: leave them out of the lengthscales too, which are fitted to all datasets; it takes some seconds.
+            refit: fit the lengthscales to each alone, rather than those of all datasets; it takes some seconds.
         """
         with gzip.open(path, "rt") as file:
-            content = json.load(file)
-        tables = {t["data"]: [(r["config"], r["map"]) for r in t["rows"]] for t in content["tables"]}
-        kept = {data: rows for data, rows in tables.items() if data not in without}
-        return cls(Space.from_dict(content["space"]), kept, None if refit else content["theta"])
+            groups = json.load(file)["groups"]
+        found: dict[str, Prior] = {}
+        for group in groups:
+            space, theta = Space.from_dict(group["space"]), None if refit else group["theta"]
+            for table in group["tables"]:
+                data, rows = table["data"], [(row["config"], row["map"]) for row in table["rows"]]
+                if data in without:
+                    continue
+                n = sum(name == data or name.startswith(data + "-") for name in found)
+                found[f"{data}-{n + 1}" if n else data] = cls(space, {data: rows}, theta)
+        return found
 
     @property
     def theta(self) -> list[float]:

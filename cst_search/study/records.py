@@ -140,6 +140,7 @@ class StudySpec:
             (height, width). Needed to export on a machine without the dataset.
         eta: early stopping: one in eta of the trials that reach a rung goes on; 0: all do. None: `ETA` for a new
             study, the stored value for an existing one.
+        prior: what the sampler learns from, see `search.sources`; None in studies of earlier versions.
     """
 
     objectives: tuple[Objective, ...]
@@ -154,6 +155,7 @@ class StudySpec:
     limit_bytes: int | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
     eta: int | None = None
+    prior: tuple[str, ...] | None = None
 
     @property
     def full_epochs(self) -> int:

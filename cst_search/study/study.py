@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import optuna
@@ -221,7 +222,8 @@ def _spec_of(stored: Mapping[str, Any]) -> StudySpec:
     kinds = {"budget": dict, "reference_point": dict, "recipe": dict, "space": dict, "objectives": list, "data": str,
              "seed": int, "sampler": str, "target_device": str}  # fmt: skip
     spec = check_object(stored, f"the spec in {_STUDY}", **kinds)
-    check_optional(spec, f"the spec in {_STUDY}", {"inputs": dict, "limit_bytes": NUMBER_OR_NONE})
+    optional = {"inputs": dict, "limit_bytes": NUMBER_OR_NONE, "prior": (list, NoneType)}
+    check_optional(spec, f"the spec in {_STUDY}", optional)
     for name, value in spec["reference_point"].items():
         check_kind(value, f"{name!r} of the reference point", NUMBER)
     for name, value in spec["budget"].items():
@@ -235,6 +237,7 @@ def _spec_of(stored: Mapping[str, Any]) -> StudySpec:
     spec["objectives"] = tuple(OBJECTIVES[name] for name in spec["objectives"])
     spec["budget"] = Budget(**spec["budget"])
     spec["eta"] = spec.get("eta") or 0
+    spec["prior"] = None if spec.get("prior") is None else tuple(map(str, spec["prior"]))
     spec["recipe"] = stored_fields(spec["recipe"])
     check_object(spec["recipe"], "the recipe", search_epochs=int, seed=int)
     return StudySpec(**spec)

@@ -295,7 +295,7 @@ def test_a_suggestion_leaves_the_processor_to_the_trials() -> None:
         return rows[:, 0]
 
     before = [library["num_threads"] for library in ThreadpoolController().select(user_api="blas").info()]
-    run(ParetoSampler(known, SPACE, prior=prior, n_priced=12, n_candidates=30, seed=0), 3)
+    run(ParetoSampler(known, SPACE, priors=[prior], n_priced=12, n_candidates=30, seed=0), 3)
     assert threads and set(threads) == {1}
     assert [library["num_threads"] for library in ThreadpoolController().select(user_api="blas").info()] == before
 
@@ -445,7 +445,7 @@ def test_acquisition_uses_an_inflated_standard_deviation(
 
     monkeypatch.setattr(Model, "predict", predicted)
     monkeypatch.setattr(sampler_module, "ehvi", chosen)
-    run(ParetoSampler(known, SPACE, prior=prior, n_startup=3, n_priced=12, n_candidates=30, seed=0), n)
+    run(ParetoSampler(known, SPACE, priors=[prior], n_startup=3, n_priced=12, n_candidates=30, seed=0), n)
     assert seen["ratio"] == pytest.approx(ratio)  # four columns
 
 

@@ -1,4 +1,4 @@
-"""What a search expects before its first trial: the shipped one, other spaces, and a sampler that starts from it."""
+"""What a search expects before its first trial: shipped sources, other spaces, and a sampler that starts from them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from scipy.stats import spearmanr
-from studies import make_spec
 
-from cst_search.config.loading import load_space
+from cst_search.config.loading import load_recipe, load_space_for
 from cst_search.config.search_space import Space
 from cst_search.search import pareto_sampler as sampler_module
-from cst_search.search import samplers, surrogate
+from cst_search.search import surrogate
 from cst_search.search.encoding import ParameterLayout
 from cst_search.search.optuna_space import layout
 from cst_search.search.pareto_sampler import KnownValues, ParetoSampler
@@ -50,27 +49,33 @@ def expected(prior: Prior, space: Space, **params: Any) -> float:
     return float(prior.over(space)(layout(space).row(params, partly=True)[None])[0])
 
 
-# --- the shipped one --------------------------------------------------------------------------------------------------
+# --- shipped ones -----------------------------------------------------------------------------------------------------
 
 
-def test_prior_ranks_an_unseen_dataset_from_the_others() -> None:
+def test_sources_rank_an_unseen_dataset() -> None:
     """What the prior is for: the order of configurations on data that it has not seen."""
     with gzip.open(FILE, "rt") as file:
-        tables = {t["data"]: t["rows"] for t in json.load(file)["tables"]}
-    assert len(tables) >= 2
-    for data, rows in tables.items():
-        prior = Prior.load(without=[data])
-        codes = [layout(prior.space).row(params_of(prior.space, row["config"]), partly=True) for row in rows]
-        found = prior.over(prior.space)(np.stack(codes))
-        assert spearmanr(found, [row["map"] for row in rows])[0] > 0.6, data
+        groups = json.load(file)["groups"]
+    found: dict[str, float] = {}
+    for group in groups:
+        space = Space.from_dict(group["space"])
+        for table in group["tables"]:
+            others = Prior.load_each(without=[table["data"]]).values()
+            configs = [params_of(space, row["config"]) for row in table["rows"]]
+            codes = np.stack([layout(space).row(params, partly=True) for params in configs])
+            expected = sum(prior.over(space)(codes) / prior.spread for prior in others)
+            found[f"{table['data']} {len(codes)}"] = spearmanr(expected, [row["map"] for row in table["rows"]])[0]
+    # rice-pests is the lowest: nothing works there, and its order is mostly noise
+    assert len(found) == 9 and min(found.values()) > 0.2 and np.median(list(found.values())) > 0.7, found
 
 
 @pytest.mark.parametrize("name", ["petl", "cst", "lst", "head", "full", "conv_lora"])
 def test_shipped_spaces_are_understood(name: str) -> None:
-    space, rng = load_space(name), random.Random(0)
-    codes = [layout(space).row(params_of(space, space.sample(rng))) for _ in range(50)]
-    found = Prior.load().over(space)(np.stack(codes))
-    assert np.isfinite(found).all() and np.std(found) > 0.005
+    space, rng = load_space_for(name, load_recipe("small"))[0], random.Random(0)
+    codes = np.stack([layout(space).row(params_of(space, space.sample(rng))) for _ in range(50)])
+    each = {source: prior.over(space)(codes) / prior.spread for source, prior in Prior.load_each().items()}
+    assert all(np.isfinite(expected).all() and np.std(expected) > 0 for expected in each.values())
+    assert np.std(sum(each.values())) / len(each) > 0.05
 
 
 # --- other spaces -----------------------------------------------------------------------------------------------------
@@ -121,7 +126,9 @@ def truths(rows: np.ndarray) -> np.ndarray:
 
 def search(n: int, prior: Callable[[np.ndarray], np.ndarray] | None, seed: int) -> list[float]:
     """y of each trial of a search with one more objective, which is known."""
-    sampler = ParetoSampler(lambda p: KnownValues([p["x"]]), XZ, prior=prior, n_candidates=300, seed=seed)
+    sampler = ParetoSampler(
+        lambda p: KnownValues([p["x"]]), XZ, priors=[prior] if prior else [], n_candidates=300, seed=seed
+    )
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     for _ in range(n):
         trial = study.ask(XZ)
@@ -185,25 +192,8 @@ def test_a_large_study_does_without_the_prior(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_first_suggestions_do_not_wait_for_a_result() -> None:
     """With several workers nothing is known yet when the second trial is to begin."""
-    sampler = ParetoSampler(lambda p: KnownValues([p["x"]]), XZ, prior=truths, n_candidates=300, seed=0)
+    sampler = ParetoSampler(lambda p: KnownValues([p["x"]]), XZ, priors=[truths], n_candidates=300, seed=0)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     asked = [study.ask(XZ).params for _ in range(4)]
     assert all(p["kind"] == "a" and abs(p["z"] - 0.3) < 0.3 for p in asked[1:])
     assert len({tuple(p.values()) for p in asked}) == 4
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "knows"),
-    [("pareto", "/mine", {"demo", "bccd"}), ("pareto", "demo", {"bccd"}), ("pareto-no-prior", "demo", None)],
-)
-def test_prior_excludes_the_studys_own_dataset(
-    name: str, data: str, knows: set[str] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The demo's search knows nothing of the demo."""
-    made: list[set[str]] = []
-    monkeypatch.setattr(samplers.Prior, "__init__", lambda self, space, tables, theta=None: made.append(set(tables)))
-    monkeypatch.setattr(samplers.Prior, "over", lambda self, space: lambda rows: np.zeros(len(rows)))
-    spec = make_spec(sampler=name, data=data)
-    space = Space.from_dict(spec.space)
-    samplers.make_sampler(spec, space, lambda config: pytest.fail("nothing is priced yet"), lambda trial: {}, 0)
-    assert made == ([] if knows is None else [knows])
