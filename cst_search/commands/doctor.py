@@ -6,7 +6,6 @@ failed check becomes one line, never a traceback, and the other checks still run
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from cst_search.cores import n_cores
 from cst_search.errors import CstSearchError, RunError
 from cst_search.redaction import shown_address, without_password
 from cst_search.units import format_bytes
@@ -117,9 +117,8 @@ def _plugins() -> Iterator[Finding]:
 def _machine() -> Iterator[Finding]:
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     total = psutil.virtual_memory().total
-    text = f"Python {platform.python_version()}, {cores} core(s), {format_bytes(total)} of memory"
+    text = f"Python {platform.python_version()}, {n_cores()} core(s), {format_bytes(total)} of memory"
     yield Finding("machine", "ok", text)
     shared = Path("/dev/shm")
     if shared.is_dir():

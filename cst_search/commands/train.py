@@ -20,6 +20,7 @@ from cst_search.commands.options import ReadingOptions
 from cst_search.config.catalog import check_folder, own_path
 from cst_search.config.loading import RecipeLike, Settings, apply_settings, load_recipe, shown_name, write_yaml
 from cst_search.config.recipe import Recipe
+from cst_search.cores import n_cores
 from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import open_cache
 from cst_search.detector.build import check_weights
@@ -29,7 +30,7 @@ from cst_search.petl import get_method
 from cst_search.report.training import TrainingProgress
 from cst_search.study.wording import format_quality
 from cst_search.trial.cost import with_recompute
-from cst_search.trial.device import check_device, n_cores
+from cst_search.trial.device import check_device
 from cst_search.trial.result import TrialResult
 from cst_search.trial.run import run_trial
 from cst_search.units import format_bytes, format_count, format_seconds
@@ -119,8 +120,8 @@ def _settle_recompute(recipe: Recipe, data: DetectionData, device: str, say: Cal
 
 def _set_threads(threads: int | None, device: str, say: Callable[[str], None]) -> None:
     """Set the CPU threads of this process, and warn if other programs leave no core to them."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    # torch knows nothing of a container's CPU quota
+    torch.set_num_threads(threads or min(torch.get_num_threads(), n_cores()))
     if check_device(device).type != "cpu":
         return
     used, cores, load = torch.get_num_threads(), n_cores(), os.getloadavg()[0]

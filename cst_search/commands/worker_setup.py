@@ -11,12 +11,13 @@ from cst_search.commands.budget_survey import Survey
 from cst_search.commands.options import RunOptions
 from cst_search.commands.output import Say
 from cst_search.config.recipe import DEVICES, Recipe
+from cst_search.cores import n_cores
 from cst_search.data.dataset import DetectionData
 from cst_search.errors import ConfigError, check_choice
 from cst_search.execution.gpu_sharing import Fleet, Placement, cpus_of_each
 from cst_search.execution.workers import InProcess, Workers
 from cst_search.study.records import Budget
-from cst_search.trial.device import check_bound, check_device, n_cores
+from cst_search.trial.device import check_bound, check_device
 from cst_search.trial.memory_limit import MemoryLimit
 from cst_search.units import format_bytes
 

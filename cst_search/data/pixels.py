@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cst_search.config.recipe import MAX_PIXELS
+from cst_search.cores import n_cores
 from cst_search.data.decoding import (
     FORMATS,
     UPRIGHT,
@@ -114,7 +114,7 @@ def _inspected(paths: Iterable[str], options: ReadOptions, decode: bool) -> dict
     if not paths:
         return {}
     inspect = partial(inspect_image, max_pixels=options.max_pixels, decode=decode)
-    n_threads = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    n_threads = min(16, n_cores())
     Image.init()  # once, before the threads start
     # Pillow's warnings (large image, odd EXIF) would break up the progress display; those that matter are faults.
     with warnings.catch_warnings():

@@ -62,8 +62,3 @@ def without_context(bound_bytes: int | None, context_bytes: int) -> int | None:
     """Return what `memory_limit` takes, from a bound on the process and the CUDA context in it (0 on a CPU)."""
     # a bound below the context is no fault here: nothing fits into it
     return None if bound_bytes is None else max(1, bound_bytes - context_bytes)
-
-
-def n_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

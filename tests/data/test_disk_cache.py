@@ -197,8 +197,6 @@ def test_a_folder_that_cannot_be_made_is_a_note(tmp_path: Path) -> None:
     assert cache is None and line.startswith("cache off: ")
 
 
-
-
 def test_a_lock_that_is_not_given_back_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As that of a process which was stopped: trials go on without a cache."""
     monkeypatch.setattr(disk_cache, "_LOCK_SECONDS", 0.05)

@@ -92,7 +92,7 @@ def test_workers_on_gpus(
     monkeypatch: pytest.MonkeyPatch, n_gpus: int, smallest: int, cores: int, loaders: int, asked: int | None,
     trials: int, expected: int,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr("cst_search.commands.worker_setup.n_cores", lambda: cores)
     placement = Placement(n_gpus, 24 * GB)
     options = LaunchOptions(workers=asked)
     survey = Survey({"device_bytes": (smallest, 9 * smallest)})
