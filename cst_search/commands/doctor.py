@@ -286,11 +286,19 @@ def _ray() -> Iterator[Finding]:
     except PackageNotFoundError:
         yield Finding("Ray", "fault", "not installed", "pip install 'ray[tune]', or launch with --in-process")
         return
-    from cst_search.execution.ray_start import try_ray
+    from cst_search.execution.ray_files import is_open_to_others, private_folder, token_file
+    from cst_search.execution.ray_start import has_metrics, try_ray
 
-    begun = time.perf_counter()
+    begun, was_open = time.perf_counter(), is_open_to_others(token_file())
     try_ray()
     yield Finding("Ray", "ok", f"{text} starts and runs a task ({time.perf_counter() - begun:.1f} s)")
+    yield Finding("Ray's files", "ok", f"{private_folder()}: nobody else may enter")
+    if was_open:
+        text = f"{token_file()} could be read by others until now, and lets in whoever has it"
+        yield Finding("Ray's token", "note", text, "delete it while nothing runs; the next launch makes another")
+    if has_metrics():
+        text = "RAY_enable_metrics_collection is on: the load of this machine is open to the network, without a token"
+        yield Finding("Ray's metrics", "note", text, "unset it where nothing reads them")
 
 
 def _cluster(address: str, storage: str) -> Iterator[Finding]:

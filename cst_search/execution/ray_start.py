@@ -19,6 +19,8 @@ os.environ.setdefault("RAY_DEDUP_LOGS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray's handler in C++ prints a stack on SIGTERM before ours, which ends the search in an orderly way
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+# the figures of each node would be open to the network, on all addresses and without a token
+os.environ.setdefault("RAY_enable_metrics_collection", "0")
 # no CSV, JSON and TensorBoard files per trial, and no warning about a new output engine
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
@@ -29,6 +31,7 @@ os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
 import ray
 
 from cst_search.errors import RunError
+from cst_search.execution.ray_files import keep_token_private, private_folder
 from cst_search.redaction import shown_address
 
 # Methods of Ray's node that start what a search on this machine does not use: the autoscaler, the process that passes
@@ -42,11 +45,14 @@ def init_ray(address: str, **options: Any) -> None:
     Workers get an import path without the working folder, which Ray puts first on it unless a job brings its own.
 
     Args:
-        address: "local" starts Ray on this machine, with what a search needs alone.
+        address: "local" starts Ray on this machine, with what a search needs alone and files that nobody else can read.
     """
     from ray._private import node, utils
     from ray.job_config import JobConfig
 
+    if address == "local":
+        keep_token_private()
+        options["_temp_dir"] = str(private_folder() / "ray")
     with ExitStack() as patches:
         for owner, name, own in (
             (utils, "get_entrypoint_name", lambda: " ".join(map(shown_address, sys.argv))),
@@ -74,6 +80,11 @@ def _start(n_cpus: int, ready: Future[None]) -> None:
     except BaseException as error:
         ready.set_exception(error)
     threading.Event().wait()
+
+
+def has_metrics() -> bool:
+    """Return whether Ray's figures for Prometheus are served, which only the user can have asked for."""
+    return os.environ["RAY_enable_metrics_collection"].lower() in ("1", "true")
 
 
 def try_ray() -> None:

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import load_data
 from cst_search.data.images import CocoImages
+from cst_search.execution.ray_files import private_folder, token_file
 from cst_search.import_path import leave_working_folder, program
 from cst_search.input_file import check_regular, read_regular
 from cst_search.redaction import shown_address, without_password
@@ -107,10 +109,15 @@ def test_weights_run_nothing(
 def test_no_worker_imports_from_the_working_folder(
     place: Place, traps: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, sprung = traps
+    (folder, sprung), began = traps, time.time()
     monkeypatch.chdir(folder)
     place.run("--workers", "1", trials=1)
     assert len(place.notes()) == 2 and not sprung.exists()
+    # and what Ray wrote is nobody else's, and without the token that lets one in
+    session, token = (private_folder() / "ray" / "session_latest").resolve(), token_file()
+    assert session.stat().st_mtime > began and (token.stat().st_mode & 0o777) == 0o600
+    logs = [path.read_bytes() for path in session.rglob("*") if path.is_file()]
+    assert logs and not any(token.read_bytes() in log for log in logs)
 
 
 def test_no_process_of_ours_imports_from_the_working_folder(

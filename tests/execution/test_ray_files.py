@@ -1,0 +1,78 @@
+"""Ray's files are its user's alone."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cst_search.execution import ray_start
+from cst_search.execution.ray_files import keep_token_private, private_folder
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A folder for temporary files whose path leaves room for sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder:
+        monkeypatch.delenv("RAY_TMPDIR", raising=False)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def test_the_folder_is_private_and_stays_the_same(short: Path) -> None:
+    made = private_folder()
+    assert made == short / f"cst-ray-{os.geteuid()}" and mode(made) == 0o700
+    made.chmod(0o777)
+    assert private_folder() == made and mode(made) == 0o700
+
+
+def test_a_name_that_somebody_else_took_is_avoided(short: Path, tmp_path: Path) -> None:
+    for theirs in ("link", "file"):
+        place = short / f"cst-ray-{os.geteuid()}"
+        place.unlink(missing_ok=True)
+        place.symlink_to(tmp_path) if theirs == "link" else place.touch()
+        made = private_folder()
+        assert made.parent == short and made.name.startswith(f"{place.name}-") and mode(made) == 0o700
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_path_is_replaced(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(short / ("x" * 40)))
+    assert private_folder().parent == short
+    monkeypatch.setattr(tempfile, "tempdir", str(short / ("y" * 40)))
+    assert private_folder().parent == Path("/tmp")
+
+
+def test_the_token_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = tmp_path / "new" / "token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    keep_token_private()
+    assert not token.exists()
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    keep_token_private()
+    first = token.read_text()
+    assert mode(token) == 0o600 and len(first) == 64
+    token.chmod(0o644)
+    keep_token_private()
+    assert mode(token) == 0o600 and token.read_text() == first
+
+
+def test_ray_is_started_with_them(short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(ray_start.ray, "init", lambda address, **options: asked.update(options, address=address))
+    ray_start.init_ray("local", num_cpus=1)
+    assert asked["address"] == "local" and asked["_temp_dir"] == str(private_folder() / "ray")
+    assert mode(tmp_path / "token") == 0o600 and not ray_start.has_metrics()
+    asked.clear()
+    ray_start.init_ray("10.0.0.1:6379")
+    assert "_temp_dir" not in asked  # a cluster has its own
