@@ -89,17 +89,17 @@ def ui(
         raise ConfigError("--storage is for --optuna; MLflow has a record of its own")
     if not (folder / "mlflow.db").exists():
         raise StudyError(f"there is no record in {folder} yet; `cst-search launch` makes one, --home looks elsewhere")
+    from cst_search.tracking.connection import (
+        default_tracking_uri,
+        newest_fronts,  # the server imports MLflow too, by then from the page cache
+    )
+
     environment = os.environ | {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # its job runner would add seven processes and 1.5 GB that a viewer does not need
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "UVICORN_APP_DIR": sysconfig.get_path("stdlib"),  # else its server puts the working folder first on its path
     }
-    from cst_search.tracking.connection import (
-        default_tracking_uri,
-        newest_fronts,  # the server imports MLflow too, by then from the page cache
-    )
-
     uri, base = default_tracking_uri(folder), f"http://{host}:{port}"
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1",

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from cst_search.cores import n_cores
 from cst_search.errors import CstSearchError, RunError
+from cst_search.loopback import proxy_in_the_way
 from cst_search.redaction import shown_address, without_password
 from cst_search.units import format_bytes
 
@@ -120,6 +121,13 @@ def _machine() -> Iterator[Finding]:
     total = psutil.virtual_memory().total
     text = f"Python {platform.python_version()}, {n_cores()} core(s), {format_bytes(total)} of memory"
     yield Finding("machine", "ok", text)
+    if (proxy := proxy_in_the_way()) is not None:
+        yield Finding(
+            "proxy",
+            "note",
+            f"{shown_address(proxy)} would be asked for 127.0.0.1; what cst-search starts is told not to, by NO_PROXY",
+            "for your other programs: export NO_PROXY=127.0.0.1,localhost,::1",
+        )
     shared = Path("/dev/shm")
     if shared.is_dir():
         free = shutil.disk_usage(shared).free
@@ -291,8 +299,8 @@ def _ray() -> Iterator[Finding]:
 
     begun, was_open = time.perf_counter(), is_open_to_others(token_file())
     try_ray()
-    yield Finding("Ray", "ok", f"{text} starts and runs a task ({time.perf_counter() - begun:.1f} s)")
-    yield Finding("Ray's files", "ok", f"{private_folder()}: nobody else may enter")
+    files = f"its files in {private_folder()}, which nobody else may enter"
+    yield Finding("Ray", "ok", f"{text} starts and runs a task ({time.perf_counter() - begun:.1f} s); {files}")
     if was_open:
         text = f"{token_file()} could be read by others until now, and lets in whoever has it"
         yield Finding("Ray's token", "note", text, "delete it while nothing runs; the next launch makes another")

@@ -32,7 +32,10 @@ import ray
 
 from cst_search.errors import RunError
 from cst_search.execution.ray_files import keep_token_private, private_folder
+from cst_search.loopback import reach_loopback_directly
 from cst_search.redaction import shown_address
+
+reach_loopback_directly()
 
 # Methods of Ray's node that start what a search on this machine does not use: the autoscaler, the process that passes
 # workers' output to the driver, and the job server. Starting Ray then takes 3 s of CPU time instead of 5.

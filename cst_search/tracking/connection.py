@@ -19,11 +19,13 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from cst_search.errors import RunError
+from cst_search.loopback import reach_loopback_directly
 from cst_search.redaction import DATABASES_OF_MLFLOW, shown_address, without_password
 from cst_search.study.database_urls import sqlite_file, sqlite_url
 from cst_search.study.fast_reads import check_connection
 from cst_search.tracking.views import TAG
 
+reach_loopback_directly()
 for noisy in ("mlflow", "alembic"):  # MLflow logs each failed call with SQL and traceback; ours is one line
     logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
