@@ -21,6 +21,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
 # the figures of each node would be open to the network, on all addresses and without a token
 os.environ.setdefault("RAY_enable_metrics_collection", "0")
+# Ray starts an idle worker for each CPU, half a second and 80 MB each, and Tune's trials get workers of their own
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 # no CSV, JSON and TensorBoard files per trial, and no warning about a new output engine
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")

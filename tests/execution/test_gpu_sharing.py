@@ -311,10 +311,10 @@ def ray_with_a_gpu() -> Iterator[None]:
 
 
 def test_ray_starts_what_a_search_needs_alone(ray_with_a_gpu: None) -> None:
-    """No autoscaler, no job server, and nothing that passes the output of workers on: 3 processes less."""
-    started = {Path(word).name for child in psutil.Process().children() for word in child.cmdline()}
+    """No autoscaler, no job server, nothing that passes the output of workers on, and no worker before its trial."""
+    started = {Path(word).name for child in psutil.Process().children(recursive=True) for word in child.cmdline()}
     assert {"gcs_server", "raylet"} <= started
-    assert not started & {"monitor.py", "log_monitor.py", "dashboard.py"}
+    assert not started & {"monitor.py", "log_monitor.py", "dashboard.py", "default_worker.py", "ray::IDLE"}
 
 
 def test_trials_share_the_gpu_by_their_prediction(
