@@ -48,7 +48,7 @@ def test_a_study_shows_its_front(tmp_path: Path) -> None:
     assert "<td" in said and "0.500" in said and "<b>" not in said
 
 
-@pytest.mark.parametrize("more", [{}, {"fit": "3GB", "compare": "cst,full", "tasks": "1,5"}])
+@pytest.mark.parametrize("more", [{}, {"compare": "cst,full", "tasks": "1,5"}])
 def test_an_estimate_is_a_dict_that_shows_its_tables(more: dict[str, str]) -> None:
     found = cst_search.estimate("resnet50", **more)  # type: ignore[arg-type]
     assert json.loads(json.dumps(found))["device_bytes"] == found["device_bytes"] > 0
