@@ -49,19 +49,26 @@ class Table {
   draw() {
     const from = Math.max(0, Math.floor(this.root.scrollTop / ROW_PX) - SPARE);
     const to = Math.min(this.order.length, from + Math.ceil(this.root.clientHeight / ROW_PX) + 2 * SPARE);
+    const seen = [from, this.order.length, ...this.order.slice(from, to)].join();
+    if (seen === this.seen) return this.rows.forEach((row, k) => (row.className = this.looks(this.order[from + k]))); // cells do not change
+    this.seen = seen;
     const focused = this.body.contains(document.activeElement) ? document.activeElement.dataset.trial : undefined;
     const gap = (rows) => {
       const cell = make("td", { colspan: this.columns.length });
       cell.style.height = `${rows * ROW_PX}px`;
       return make("tr", { class: "gap", "aria-hidden": "true" }, cell);
     };
-    const rows = this.order.slice(from, to).map((i, k) => this.row(i, from + k));
-    this.body.replaceChildren(...(from ? [gap(from)] : []), ...rows, ...(to < this.order.length ? [gap(this.order.length - to)] : []));
+    this.rows = this.order.slice(from, to).map((i, k) => this.row(i, from + k));
+    this.body.replaceChildren(...(from ? [gap(from)] : []), ...this.rows, ...(to < this.order.length ? [gap(this.order.length - to)] : []));
     if (focused !== undefined) this.body.querySelector(`[data-trial="${focused}"]`)?.focus({ preventScroll: true });
   }
 
+  looks(i) {
+    return `${this.active(i) ? "" : "dim "}${this.marked(i)}`;
+  }
+
   row(i, place) {
-    const row = make("tr", { "aria-rowindex": place + 2, class: `${this.active(i) ? "" : "dim "}${this.marked(i)}` });
+    const row = make("tr", { "aria-rowindex": place + 2, class: this.looks(i) });
     for (const column of this.columns) {
       const shown = column.cell(i);
       row.append(make("td", { class: [column.number && "number", column.class].filter(Boolean).join(" ") || null, title: column.class === "config" ? shown : null }, shown));
