@@ -91,7 +91,7 @@ function notes() {
     for (const key of plane) {
       if (values[key] === undefined) continue;
       const [low, high] = scatter.view[key === x ? 0 : 1], where = values[key] > high ? ", above this view" : values[key] < low ? ", below this view" : "";
-      said.push(`No trial of ${label} was completed within the budget; its ${scatter.metric(key).label} is predicted: ${format(scatter.metric(key).kind, values[key])}${where}.`);
+      said.push(`No trial of ${label} was completed within the budget. Predicted ${scatter.metric(key).label}: ${format(scatter.metric(key).kind, values[key])}${where}.`);
     }
   }
   const choices = [x, y].map((key) => scatter.metric(key)).filter((quantity) => quantity.kind === "choice");
