@@ -58,9 +58,10 @@ def run_trials(jobs: Sequence[SearchJob], workers: WorkerSetup, view: View, go_o
     """Run jobs in their registered launches, then end the launches. Returns True if Ctrl-C ended them.
 
     Args:
-        go_on: command that continues the search, for the message when the head of the cluster is gone.
+        go_on: command that continues the search, for the message when the head of the cluster, or Ray here, is gone.
     """
     interrupted = False
+    workers.workers.go_on = go_on
     if workers.machines.cluster is not None:
         workers.machines.cluster.watch(go_on)
     try:

@@ -30,15 +30,18 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # A stopped trial ends when its process is reused. By default Ray waits 2 s for that, then loses the next trial.
 os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
 
+import psutil
 import ray
 
 from cst_search.errors import RunError
+from cst_search.execution.interrupt import end_at_once, is_ending
 from cst_search.execution.ray_files import keep_token_private, private_folder
 from cst_search.loopback import reach_loopback_directly
 from cst_search.redaction import shown_address
 
 reach_loopback_directly()
 
+_LOOK_SECONDS = 1.0  # between looks at Ray's own processes
 # Methods of Ray's node that start what a search on this machine does not use: the autoscaler, the process that passes
 # workers' output to the driver, and the job server. Starting Ray then takes 3 s of CPU time instead of 5.
 _UNUSED = ("start_monitor", "start_log_monitor", "start_api_server")
@@ -90,6 +93,33 @@ def _start(n_cpus: int, ready: Future[None]) -> None:
 def has_metrics() -> bool:
     """Return whether Ray's figures for Prometheus are served, which only the user can have asked for."""
     return os.environ["RAY_enable_metrics_collection"].lower() in ("1", "true")
+
+
+def watch_own_ray(go_on: str, left: threading.Event) -> None:
+    """End this process within 2 s if a process of the Ray started here dies. Ray itself would hang for minutes.
+
+    Args:
+        go_on: command that continues the search, for the last message.
+        left: set once Ray is to be shut down.
+    """
+    threading.Thread(target=_watch, args=(go_on, left), name="own ray", daemon=True).start()
+
+
+def _watch(go_on: str, left: threading.Event) -> None:
+    from ray._private import ray_constants, worker
+
+    vital = {ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER}
+    family: list[psutil.Process] = []
+    while not left.wait(_LOOK_SECONDS):
+        node = worker._global_node
+        if node is None:
+            return
+        dead = [kind for kind, _ in node.dead_processes() if kind in vital]
+        if dead and not left.is_set() and not is_ending.is_set():
+            # workers are children of the raylet, and are not ours any more if it has ended
+            how = f"Ray's own process {dead[0]} has ended (killed, or out of host memory)"
+            end_at_once(how, go_on, code=1, also=[process for process in family if process.is_running()])
+        family = psutil.Process().children(recursive=True)
 
 
 def try_ray() -> None:

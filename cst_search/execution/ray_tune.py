@@ -20,7 +20,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cst_search.execution.ray_start import start_beside  # first: it sets environment variables that Ray reads
+from cst_search.execution.ray_start import (  # first: it sets environment variables that Ray reads
+    start_beside,
+    watch_own_ray,
+)
 
 import ray  # isort: skip
 from ray import tune  # isort: skip
@@ -256,6 +259,7 @@ class Ray(Workers):
     ) -> None:
         self.n_workers, self.cpus, self.placement, self.cluster = n_workers, cpus, placement, cluster
         self._ready: Future[None] | None = None
+        self._left = threading.Event()  # set when Ray is to be shut down
         self._is_ours = False  # True if Ray was started here
         self._scratch: str | None = None  # folder of Tune's own files
 
@@ -291,6 +295,8 @@ class Ray(Workers):
         except Exception as error:
             raise RunError(f"Ray did not start: {error} --in-process runs the trials without it") from error
         self._is_ours = True
+        self._left.clear()
+        watch_own_ray(self.go_on, self._left)
 
     def _tuner(self, searcher: StudySearcher, scratch: str) -> tune.Tuner:
         cpus = self.cpus
@@ -323,6 +329,7 @@ class Ray(Workers):
         if self.cluster is not None:
             self.cluster.close()
         elif self._is_ours:
+            self._left.set()
             ray.shutdown()
             self._is_ours = False
         if self._scratch is not None:

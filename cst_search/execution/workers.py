@@ -62,7 +62,13 @@ class SearchJob:
 
 
 class Workers(ABC):
-    """Runs the trials of searches. Subclasses start, run and stop them; this class keeps the contract."""
+    """Runs the trials of searches. Subclasses start, run and stop them; this class keeps the contract.
+
+    Attributes:
+        go_on: command that continues the search, for a last message if the workers die with all their trials.
+    """
+
+    go_on = "cst-search resume"
 
     @abstractmethod
     def prepare(self) -> None:

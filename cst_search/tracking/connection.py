@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
 import os
 import queue
 import re
+import shlex
+import socket
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
@@ -29,6 +33,7 @@ reach_loopback_directly()
 for noisy in ("mlflow", "alembic"):  # MLflow logs each failed call with SQL and traceback; ours is one line
     logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
+_PART_SECONDS = 3600.0  # until a database that another host began to make counts as left behind
 _PAUSE_SECONDS = 3.0  # before a failed call is repeated
 
 
@@ -131,15 +136,30 @@ def _make_database(uri: str) -> None:
     never accepts again ("table review_queues already exists").
     """
     path = sqlite_file(uri) if uri.startswith("sqlite") and "?" not in uri else None
-    if path is None or path.exists():
+    if path is None:
+        return
+    _remove_left_parts(path)
+    if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    part.unlink(missing_ok=True)
-    MlflowClient(tracking_uri=sqlite_url(part)).search_experiments(max_results=1)
-    with contextlib.suppress(FileExistsError):  # another launch was faster
-        os.link(part, path)
-    part.unlink()
+    part = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        MlflowClient(tracking_uri=sqlite_url(part)).search_experiments(max_results=1)
+        with contextlib.suppress(FileExistsError):  # another launch was faster
+            os.link(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _remove_left_parts(path: Path) -> None:
+    """Remove what launches that were killed while they made the database have left of it."""
+    here = re.escape(socket.gethostname())
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part*"):  # with SQLite's journal
+        ours = re.search(rf"\.{here}-(\d+)-\d+\.part", left.name)
+        with contextlib.suppress(OSError):  # another launch is removing it
+            if psutil.pid_exists(int(ours[1])) if ours else time.time() - left.stat().st_mtime < _PART_SECONDS:
+                continue
+            left.unlink()
 
 
 class CallQueue:
@@ -153,11 +173,13 @@ class CallQueue:
         warn: receives the line that reports the first failure.
 
     Attributes:
+        studies: names of the studies whose records are queued.
         on_failure: functions that are called after every failed attempt.
     """
 
     def __init__(self, uri: str, warn: Callable[[str], None]) -> None:
         self._uri, self._warn = uri, warn
+        self.studies: set[str] = set()
         self.on_failure: list[Callable[[], None]] = []
         self._warned = False
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
@@ -172,6 +194,10 @@ class CallQueue:
         """Wait for the queued calls. Returns True if all of them were made in time and none failed."""
         self._jobs.put(None)
         self._thread.join(timeout_seconds)
+        if self._thread.is_alive():
+            names = shlex.join(sorted(self.studies))
+            rest = f"the rest is delivered by:  cst-search sync {names}" if names else "it lacks the rest"
+            self._warn(f"MLflow has not taken everything within {timeout_seconds:.0f} s; {rest}")
         return not self._thread.is_alive() and not self._warned
 
     def _work(self) -> None:

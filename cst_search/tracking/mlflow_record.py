@@ -41,6 +41,7 @@ class MlflowRecord:
     def start(self, info: StudyInfo, launch: LaunchRecord) -> None:
         """Create the run of this launch and the views of the experiment."""
         self._launch = launch.id
+        self._calls.studies.add(info.name)
         self._calls.put(lambda: self._mirror.start(info, launch))
 
     def add(self, study: str, finished: Sequence[TrialRecord], tally: Tally) -> None:
@@ -61,6 +62,7 @@ class MlflowRecord:
         Args:
             artifacts: files by folder, for the run of the last launch if it has not ended yet.
         """
+        self._calls.studies.add(info.name)
         finished, front, volumes = study_state(info)
         self._calls.put(lambda: self._mirror.sync(info, finished, front, volumes, artifacts or {}))
 

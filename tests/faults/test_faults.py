@@ -108,8 +108,31 @@ def test_a_first_signal_ends_it_in_time_and_a_second_at_once(place: Place, numbe
     place.check(12, before)
 
 
+def test_rays_own_processes_are_killed(place: Place) -> None:
+    """First the one, then the other; each time one message, and no process outlives the search by 2 s."""
+    before: dict[int, Any] = {}
+    for kind, command in (("raylet", "launch"), ("gcs_server", "resume")):
+        with place.search("--workers", "2", trials=10, command=command, seconds=0.1) as one:
+            n_wanted = len(before) + 2
+            one.until(lambda n=n_wanted: len(place.finished()) >= n)
+            (place.home / "hang").touch()
+            before = place.finished()
+            (victim,) = [process for process in one.relatives() if name_of(process).endswith(f"/{kind}")]
+            victim.kill()
+            begun = time.monotonic()
+            assert one.wait(20) == 1, one.output
+            assert time.monotonic() - begun < 10  # 2 s, where nothing else runs
+            time.sleep(2)
+            assert not [name for name in map(name_of, one.family.values()) if name]
+        assert f"Ray's own process {kind} has ended" in one.output
+        assert f"what is finished is kept; go on with:  cst-search resume faults --home {place.home}" in one.output
+        (place.home / "hang").unlink()
+    place.run("--in-process", trials=10, command="resume")
+    place.check(10, before)
+
+
 def test_a_confirmation_that_mlflow_does_not_answer_ends_in_time(place: Place) -> None:
-    """MLflow gets half of the time that there is, and all of it is over in 15 s."""
+    """MLflow gets half of the time that there is, and all of it is over in 15 s. SIGHUP is as good as SIGTERM."""
     place.run("--in-process", trials=2, seconds=None)
     before = place.finished()
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes calls and never answers
@@ -121,7 +144,7 @@ def test_a_confirmation_that_mlflow_does_not_answer_ends_in_time(place: Place) -
         try:
             one.until("trial 3 complete")
             begun = time.monotonic()
-            one.kill(signal.SIGTERM)
+            one.kill(signal.SIGHUP)
             assert one.wait(60) == 130, one.output
         finally:
             one.process.kill()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +25,9 @@ from cst_search.search.session import SearchSession
 from cst_search.study.pareto import hypervolume_by_trial
 from cst_search.study.tally import Tally
 from cst_search.study.trial_attributes import Repeat
+from cst_search.tracking import connection
 from cst_search.tracking import runs as run_entries
-from cst_search.tracking.connection import default_tracking_uri
+from cst_search.tracking.connection import CallQueue, default_tracking_uri
 from cst_search.tracking.mlflow_record import MlflowRecord
 
 SETTINGS = {"recipe": {"detector": "fcos", "lr": None}, "space": "cst", "trials": 8, "objectives": "map,device_bytes"}
@@ -573,6 +578,34 @@ def test_a_database_appears_whole_or_not_at_all(
     assert seen == [False]
     assert [file.name for file in path.parent.iterdir()] == ["mlflow.db"]
     assert tagged(f"sqlite:///{path}", session) == on_front(session)
+
+
+def test_what_a_killed_launch_left_of_a_database_is_removed(tmp_path: Path) -> None:
+    home, hour = socket.gethostname(), 3600
+    left = {f"{home}-4194305-1": 0, "4194305-1": 2 * hour, "elsewhere-1-1": 2 * hour}  # name -> seconds since
+    kept = {f"{home}-{os.getpid()}-1": 2 * hour, "elsewhere-1-2": 0}
+    for name, age in (left | kept).items():
+        part = tmp_path / f"mlflow.db.{name}.part"
+        part.touch()
+        os.utime(part, (time.time() - age,) * 2)
+    (tmp_path / f"mlflow.db.{home}-4194305-1.part-journal").touch()
+    (tmp_path / "mlflow.db").touch()
+    connection._make_database(default_tracking_uri(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", *(f"mlflow.db.{name}.part" for name in kept)}
+
+
+def test_a_close_that_runs_out_of_time_says_how_to_deliver_the_rest() -> None:
+    """And what MLflow logs of its own, SQL and tracebacks, is not printed."""
+    said: list[str] = []
+    go = threading.Event()
+    calls = CallQueue("http://nowhere", said.append)
+    calls.studies |= {"made", "of mine"}
+    calls.put(lambda: bool(go.wait(30)))
+    assert not calls.close(0.05)
+    go.set()
+    assert said == ["MLflow has not taken everything within 0 s; the rest is delivered by:  "
+                    "cst-search sync made 'of mine'"]  # fmt: skip
+    assert not logging.getLogger("mlflow.store.db.utils").isEnabledFor(logging.ERROR)
 
 
 # --- a server that is not there -------------------------------------------------------------------------------------
