@@ -174,6 +174,11 @@ class Storage(optuna.storages.RDBStorage):
                     continue  # without its log, SQLite does not write to a deleted file
                 if not _is_away(error):
                     reason = _first_line(error)
+                    if any(words in reason for words in ("malformed", "not a database", "no such table")):
+                        raise RunError(
+                            f"the storage {self.shown} is damaged, or another program has written into its file: "
+                            f"{reason}; restore it from a copy, then go on with `cst-search resume`"
+                        ) from error
                     if "disk" in reason:  # SQLite's "database or disk is full", "disk I/O error"
                         raise RunError(
                             f"the storage {self.shown} cannot be written: {reason}; what is finished is kept; "
@@ -264,7 +269,8 @@ class Storage(optuna.storages.RDBStorage):
         """Return whether the holder of a lock gives no sign of life; on this host, if it is a stopped process, too."""
         if holder.host == socket.gethostname() and not is_stopped(holder.pid):
             return False
-        beat = read_study_value(self.engine, BEAT + holder.launch) if holder.launch else holder.since
+        key = BEAT + holder.launch
+        beat = self.patiently(lambda: read_study_value(self.engine, key)) if holder.launch else holder.since
         return self.now() - (beat if isinstance(beat, int | float) else holder.since) > DEAD_SECONDS
 
 

@@ -68,6 +68,21 @@ def test_a_sign_of_life_notices_it_and_the_new_file_is_left_alone(
         assert new.execute("PRAGMA journal_mode").fetchone() == ("delete",)  # no log of the other file is beside it
 
 
+@pytest.mark.parametrize(
+    ("why", "content", "said"),
+    [("another program's", b"", "no such table"), ("no database", b"written over it " * 999, "not a database")],
+)
+def test_a_file_that_is_written_over_is_one_message(tmp_path: Path, why: str, content: bytes, said: str) -> None:
+    """As by `cp`: it is the same file, of which nothing is left to copy."""
+    session = make_study(tmp_path)
+    run_one(session, scored(0.5), **BEST)
+    assert session.study.storage is not None
+    session.study.storage.engine.dispose()
+    (tmp_path / "studies.db").write_bytes(content)
+    with pytest.raises(RunError, match=rf"is damaged, or another program has written into its file: .*{said}"):
+        session.study.info()
+
+
 def test_a_copy_that_cannot_be_made_beside_it_is_made_elsewhere_or_ends_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
