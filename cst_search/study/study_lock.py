@@ -80,15 +80,16 @@ class Lock(Protocol):
 
 def wait_for(lock: Lock, is_dead: Callable[[Holder], bool], say: Callable[[str], None]) -> None:
     """Take a lock, break that of a dead holder, and say once for whom it waits. Raises RunError after 15 minutes."""
-    begun, looked, said = time.monotonic(), 0.0, False
+    begun, looked, said, is_broken = time.monotonic(), 0.0, False, False
     while not lock.take():
         waited = time.monotonic() - begun
         if waited - looked >= _LOOK_SECONDS:
             looked, holder = waited, lock.holder()
             who = "another process" if holder is None else str(holder)
-            if holder is not None and is_dead(holder):
+            if holder is not None and not is_broken and is_dead(holder):
+                is_broken = True  # it may fail: PostgreSQL lets a user end connections of his own alone
                 lock.break_(holder)
-                say(f"note: the lock of the study was taken from {who}, which has given no sign of life since")
+                say(f"note: the lock of the study is taken from {who}, which has given no sign of life for long")
             elif waited >= SAY_SECONDS and not said:
                 said = True
                 say(f"waiting for the lock of the study, held by {who}")
@@ -216,7 +217,8 @@ class AdvisoryLock:
 
     def break_(self, holder: Holder) -> None:
         """End the holder's connection, which frees the lock."""
-        self._ask("SELECT pg_terminate_backend(:pid)", {"pid": int(holder.token)})
+        with suppress(sqlalchemy.exc.ProgrammingError):  # it is another user's
+            self._ask("SELECT pg_terminate_backend(:pid)", {"pid": int(holder.token)})
 
     def release(self) -> None:
         with suppress(sqlalchemy.exc.SQLAlchemyError):  # a broken connection holds no lock

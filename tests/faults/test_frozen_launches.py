@@ -64,7 +64,7 @@ def test_the_lock_of_a_process_that_waits_sleeps_or_dies(storage_url: str, monke
         process.send_signal(signal.SIGSTOP)
         assert entered.wait(30)
         thread.join(30)
-        assert f"taken from process {process.pid}" in said[-1]
+        assert f"is taken from process {process.pid}" in said[-1]
         process.send_signal(signal.SIGCONT)
         process.stdin.write("\n")
         process.stdin.flush()
