@@ -245,7 +245,7 @@ def test_a_run_and_its_second_start(command: list[str], tmp_path: Path, capsys: 
     assert cst["percent_of_full"]["trainable_params"] == 100 * cst["trainable_params"] / full["trainable_params"]
     assert cst["active_bytes"] < full["active_bytes"] and cst["memory_source"] == "predicted"
     assert cst["train_images_per_second"]["median"] > 0 and full["eval_images_per_second"]["median"] > 0
-    assert content["dataset"]["n_images"] == {"train": 8, "val": 4, "test": 2} and content["lr"]["full"] == 3e-4
+    assert content["dataset"]["n_images"] == {"train": 8, "val": 4, "test": 2} and content["lr"]["full"] == 1e-3
     assert str(tmp_path) not in out.read_text() and str(tmp_path) not in out.with_suffix(".jsonl").read_text()
 
     trial = next(r for r in content["results"] if r["row"] == "cst" and r["what"] == "seed 0")
