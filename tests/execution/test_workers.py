@@ -432,7 +432,7 @@ def test_how_a_trial_of_ray_ends(
     record = next(record for record in session.study.info().trials if record.config == config)
     if error:  # it is handed out again, though the study was to have one trial, and the next time it has failed
         assert heard.of(record.trial) == ["started", "left"] and session.study.info().n_ran() == 0
-        assert searcher.suggest("b") == {"task": 0, "trial": record.trial, "config": config}
+        assert searcher.suggest("b") == {"task": 0, "trial": record.trial, "config": config, "recorded": "[]"}
         searcher.on_trial_complete("b", result, error)
         assert heard.of(record.trial) == ["started", "left", "started", "finished"]
         record = next(record for record in session.study.info().trials if record.config == config)
@@ -457,7 +457,7 @@ def test_a_first_suggestion_made_ahead_is_the_first_handed_out(tmp_path: Path) -
     searcher = StudySearcher(Turns([supply]))
     searcher.look_ahead()
     (ahead,) = [record for record in session.study.info().trials if record.state == "running"]
-    assert searcher.suggest("a") == {"task": 0, "trial": ahead.trial, "config": ahead.config}
+    assert searcher.suggest("a") == {"task": 0, "trial": ahead.trial, "config": ahead.config, "recorded": "[]"}
     assert searcher.suggest("b")["trial"] != ahead.trial and searcher.suggest("c") is None
 
 
