@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import warm
 from studies import run_cli
 
@@ -30,6 +31,8 @@ import methods
 import methods_measure
 import methods_summary
 import methods_table
+import prediction
+import recompute
 import seven_tasks
 from methods_measure import Job
 
@@ -343,6 +346,43 @@ def test_errors_are_of_predicted_over_measured() -> None:
     found = memory_benchmark.errors(rows, "active")
     assert found["lowest"] == pytest.approx(-0.1) and found["highest"] == pytest.approx(0.1)
     assert found["median"] == pytest.approx(0.065)
+
+
+# --- predictions on a CPU, and recomputation -------------------------------------------------------------------------
+
+
+def test_the_allocators_peak_is_counted_from_the_mark() -> None:
+    options = {"activities": [torch.profiler.ProfilerActivity.CPU], "profile_memory": True, "acc_events": True}
+    with torch.profiler.profile(**options) as profiler:
+        held = torch.empty(1000, dtype=torch.uint8)
+        torch.empty(50_000, dtype=torch.uint8)  # gone before the mark
+        with torch.profiler.record_function("now"):
+            pass
+        torch.empty(2000, dtype=torch.uint8)
+        del held
+        torch.empty(2500, dtype=torch.uint8)
+    assert prediction.profiled_peak(profiler, "now") == pytest.approx(3000, abs=300)  # marks allocate a few bytes
+
+
+def test_a_journal_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Recipe] = []
+
+    def step(recipe: Recipe, n_classes: int, shape: Any) -> tuple[int, int, int]:
+        measured.append(recipe)
+        return 10, 100, 110
+
+    monkeypatch.setattr(prediction, "real_step", step)
+    monkeypatch.setattr(prediction, "predicted_step", lambda *args: (11, 99))
+    journal = tmp_path / "rows.jsonl"
+    prediction.compare(2, 5, journal)
+    whole = prediction.compare(4, 5, journal)
+    assert len(measured) == 4 and [row["recipe"] for row in whole] == [recipe.to_dict() for recipe in measured]
+    assert (whole[0]["active_ratio"], whole[0]["profiled_ratio"], whole[3]["witness_ratio"]) == (0.99, 0.9, 1.1)
+
+
+def test_ratios_of_recomputation_are_paired_by_round() -> None:
+    rounds = [{"cst none": 2.0, "head": 1.0}, {"cst none": 6.0, "head": 2.0}, {"cst none": 1.0, "head": 1.0}]
+    assert recompute.ratios(rounds, "cst none", "head") == [1.0, 2.0, 3.0]
 
 
 # --- COCO evaluation by two libraries --------------------------------------------------------------------------------

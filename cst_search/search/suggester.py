@@ -97,7 +97,7 @@ class Suggester:
             self._forget_costs()
             trial = self._optuna.ask() if n_known < _MOST_KNOWN else self._ask_at_random()
             drawn = self._study.space.configure(lambda dimension, trial=trial: pick(trial, dimension))  # type: ignore[misc]
-            config = self._settled(drawn, self._estimate)
+            config, _ = self._settled(drawn, self._estimate)
             if _key(config) in self._chosen:
                 n_known += 1
                 self._optuna.tell(trial, state=OptunaState.FAIL)  # without `Suggested` it does not count as a trial
@@ -143,17 +143,26 @@ class Suggester:
         return self._corrected(getattr(self._estimate, "roughly", self._estimate), config)
 
     def _corrected(self, estimate: Callable[[dict[str, Any]], Estimate], config: dict[str, Any]) -> Estimate:
-        return estimate(self._settled(config, estimate)).corrected(self._outcomes.correction())
+        settled, known = self._settled(config, estimate)
+        return known or estimate(settled).corrected(self._outcomes.correction())
 
-    def _settled(self, config: dict[str, Any], estimate: Callable[[dict[str, Any]], Estimate]) -> dict[str, Any]:
-        """Return a configuration with what its recomputation is, if it is ``auto``."""
+    def _settled(
+        self, config: dict[str, Any], estimate: Callable[[dict[str, Any]], Estimate]
+    ) -> tuple[dict[str, Any], Estimate | None]:
+        """Return a configuration with what its recomputation is, if it is ``auto``, and its cost if that was needed."""
         if not self._is_auto(config):
-            return config
-        correction = self._outcomes.correction()
-        return with_recompute(
-            config, self._recipe, lambda choice: estimate(choice).corrected(correction).device_bytes,
-            self.bounds.memory_bytes, spares_memory=spares_memory(self._study.spec.objectives),
+            return config, None
+        correction, costs = self._outcomes.correction(), {}
+
+        def device_bytes(choice: dict[str, Any]) -> int:
+            cost = costs[choice["recompute"]] = estimate(choice).corrected(correction)
+            return cost.device_bytes
+
+        settled = with_recompute(
+            config, self._recipe, device_bytes, self.bounds.memory_bytes,
+            spares_memory=spares_memory(self._study.spec.objectives),
         )  # fmt: skip
+        return settled, costs.get(settled.get("recompute"))
 
     def _is_auto(self, config: Mapping[str, Any]) -> bool:
         return config.get("recompute", self._study.spec.recipe.get("recompute")) == "auto"
