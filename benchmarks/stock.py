@@ -74,7 +74,7 @@ def main():
     data, _ = load_data(write_demo(args.home / "demo-data"))
     recipe = apply_settings(load_recipe("demo"), args.set, "demo")
     points = json.loads(args.points.read_text()) if args.points else None
-    ray.init(num_cpus=args.workers * args.threads)
+    ray.init("local", num_cpus=args.workers * args.threads)
     results = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(train, recipe=recipe, data=data, threads=args.threads), {"cpu": args.threads}

@@ -67,7 +67,7 @@ def test_a_configuration_is_read_in_lines_and_not_in_a_column_of_words(info: Stu
     beside = [line for line in lines if "│" in line and "lr 0." in line]
     below = [line for line in lines if line.startswith("trial 0: cst lr ")]
     assert (len(beside), len(below)) == ((0, 1) if width == 80 else (len(info.front()), 0))
-    assert lines[-1] == "in all of them: batch 2, reduction 4"
+    assert lines[-1] == "in all of them: batch 2, reduction 4, recompute neck"
 
 
 def test_status_names_the_best_trial_and_leaves_out_what_all_trials_share(home: Path) -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 from studies import drawn_info
 
-from cst_search.commands.launch import _deadline
+from cst_search.commands.launch import _end_of
 from cst_search.commands.options import LaunchOptions, ReadingOptions, ResumeOptions, declared, resumed
 from cst_search.commands.study_setup import base_recipe
 from cst_search.config.recipe import READING_FIELDS, Recipe
@@ -44,8 +44,8 @@ def test_a_resumed_launch_has_the_settings_of_its_study() -> None:
 
 def test_no_trial_starts_after_the_time_limit() -> None:
     now = time.monotonic()
-    assert _deadline(now - 10, 9.5)() and not _deadline(now, 60)()
-    assert not _deadline(now - 10**6, None)()
+    assert _end_of([], now - 10, 9.5)() and not _end_of([], now, 60)()
+    assert not _end_of([], now - 10**6, None)()
 
 
 def test_an_option_on_reading_sets_the_recipes_field_and_an_omitted_one_leaves_it() -> None:

@@ -445,7 +445,8 @@ def test_acquisition_uses_an_inflated_standard_deviation(
 
     monkeypatch.setattr(Model, "predict", predicted)
     monkeypatch.setattr(sampler_module, "ehvi", chosen)
-    run(ParetoSampler(known, SPACE, priors=[prior], n_startup=3, n_priced=12, n_candidates=30, seed=0), n)
+    priors = [] if prior is None else [prior]
+    run(ParetoSampler(known, SPACE, priors=priors, n_startup=3, n_priced=12, n_candidates=30, seed=0), n)
     assert seen["ratio"] == pytest.approx(ratio)  # four columns
 
 

@@ -238,7 +238,7 @@ def test_another_fault_is_not_waited_for(tmp_path: Path) -> None:
     with made.engine.connect() as connection:
         connection.exec_driver_sql("DROP TABLE studies")
         connection.commit()
-    with pytest.raises(optuna.exceptions.StorageInternalError):
+    with pytest.raises(RunError, match="is damaged, or another program has written into its file"):
         made.get_study_name_from_id(99)
     assert time.monotonic() - begun < 20
 

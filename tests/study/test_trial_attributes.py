@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from cst_search.study.fast_reads import StoredTrial
 from cst_search.study.objectives import OF_INFERENCE
 from cst_search.study.records import Budget
 from cst_search.study.trial_attributes import PROGRESS, RESULT, SUGGESTED, Progress, Suggested, trial_record
-from cst_search.trial.result import FIGURES, Outcome, TrialResult
+from cst_search.trial.result import FIGURES, Outcome, TrialFigures, TrialResult
 
 CONFIG = {"method": "cst", "batch_size": 2, "cst.reduction": 8}
 SUGGESTION = Suggested(config=CONFIG, estimate=asdict(fake_estimate(CONFIG)), launch="a")
@@ -24,8 +24,12 @@ def stored(state: str, **attributes: Any) -> StoredTrial:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_record_has_every_figure_of_the_result(name: str) -> None:
-    result = TrialResult(Outcome.COMPLETE, 10, 20).to_dict() | {"state": "complete", name: ["the figure"]}
-    assert getattr(trial_record(stored("COMPLETE", **{RESULT: result}), set(), 2, Budget()), name) == ["the figure"]
+    (kind,) = [str(field.type) for field in fields(TrialFigures) if field.name == name]
+    history = [{"epoch": 1}] if name == "history" else ["the figure"]
+    by_kind = {"str": "the figure", "Seq": history, "Map": {"the": "figure"}}
+    figure = by_kind.get(kind[:3], 99)
+    result = TrialResult(Outcome.COMPLETE, 10, 20).to_dict() | {"state": "complete", name: figure}
+    assert getattr(trial_record(stored("COMPLETE", **{RESULT: result}), set(), 2, Budget()), name) == figure
 
 
 def test_bytes_that_were_not_measured_are_the_predicted_ones() -> None:
