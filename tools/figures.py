@@ -36,7 +36,7 @@ POINTS: dict[str, tuple[str, tuple[int, int], str]] = {
     "full lr=0.002 image_size_px=192 max_size_px=192": ("full fine-tuning, 192 px", (0, -36), "center"),
     "full lr=0.002": ("full fine-tuning, 128 px", (0, -16), "center"),
     "cst image_size_px=192 max_size_px=192 batch_size=2 reduction=8 mtc_stages=[3,4,5] gate_init=-0.29 neck=lora "
-    "head=lora lr=0.003": ("found by the search (the knee), 192 px", (12, 1), "left"),
+    "head=lora lr=0.003": ("found by a search, 192 px", (12, 1), "left"),
     "cst": ("CST, 128 px", (12, -4), "left"),
     "cst reduction=8 neck=frozen head=lora lr=0.003 batch_size=2": (
         "CST, neck frozen, heads LoRA, 128 px", (12, -4), "left"),

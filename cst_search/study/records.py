@@ -129,6 +129,9 @@ class LaunchRecord:
     state: LaunchState = LaunchState.RUNNING
 
 
+KNEE_KEEPS = 0.8  # share of the best accuracy below which the knee is not suggested
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudySpec:
     """Settings that define a study; stored in it, and compared when it is continued.
@@ -273,11 +276,16 @@ class StudyInfo(StudySpec):
     def suggested_pick(self) -> str:
         """Return what to export when there is no reason for another point: ``knee``, or ``best``.
 
-        It is ``best`` if fewer than three points are on the front, or no cost tells them apart: the knee would give up
-        accuracy for next to nothing.
+        It is ``best`` if fewer than three points are on the front, or no cost tells them apart, or the knee keeps less
+        than `KNEE_KEEPS` of the best accuracy: the knee would give up accuracy for next to nothing.
         """
-        front = [self.values_of(record) for record in self.front()]
+        records = self.front()
+        front = [self.values_of(record) for record in records]
         if len(front) < 3:
+            return "best"
+        knee = next(values for values, record in zip(front, records, strict=True) if record.trial == self.knee())
+        goals = [i for i, objective in enumerate(self.objectives) if objective.goal == "max"]
+        if any(knee[i] < KNEE_KEEPS * max(values[i] for values in front) for i in goals):
             return "best"
         counts = pareto.tells_apart(front)
         return "knee" if any(counts[i] for i, o in enumerate(self.objectives) if o.goal == "min") else "best"

@@ -186,6 +186,7 @@ def test_working_memory_is_derived_from_what_is_stored(stored: dict[str, Any], w
     ("points", "pick"),
     [
         ([(0.3, 200), (0.5, 400), (0.6, 600)], "knee"),
+        ([(0.3, 200), (0.45, 250), (0.6, 600)], "best"),  # the knee keeps three quarters of mAP
         ([(0.3, 200), (0.6, 600)], "best"),  # each is the best of something
         ([(0.3, 1000), (0.5, 1004), (0.6, 1008)], "best"),  # memory tells nothing apart
         ([(0.5999, 200), (0.6, 400), (0.6001, 600)], "knee"),  # mAP does not either, but memory does
