@@ -168,8 +168,9 @@ def open_or_make_study(options: LaunchOptions, request: Request, setup: SearchSe
 def _prior(options: LaunchOptions, request: Request, name: str) -> tuple[str, ...] | None:
     sampler = options.sampler or default_sampler(request.objectives)
     if sampler == "pareto":
-        exists = name in list_studies(request.storage, make=True)  # and keeps what it has
-        return None if exists else choose_prior(options.prior, request.storage, name)
+        if options.prior in (None, "auto") and name in list_studies(request.storage, make=True):
+            return None  # as in the study
+        return choose_prior(options.prior, request.storage, name)
     if options.prior is not None:
         raise ConfigError(f"--prior is for --sampler pareto; got --sampler {sampler}")
     return None

@@ -136,12 +136,14 @@ class Study:
         bounds = [b.flag for b in BOUNDS if len({getattr(budget, b.field) for budget in budgets}) > 1]
         named = {"objectives": "--objectives", "budget": "/".join(bounds), "recipe": "--recipe",
                  "space": "--space", "data": "--data", "limit_bytes": "--limit-mem",
-                 "eta": "--stop-early/--eta",
+                 "eta": "--stop-early/--eta", "prior": "--prior",
                  "inputs": "--data (classes, most boxes or image sizes differ)"}  # fmt: skip
         for each in (new, old):
             each["space"] = renamed_dimensions(each["space"], f"space of study {self.name!r}")
         if spec.eta is None:
             new["eta"] = old["eta"]
+        if spec.prior is None:
+            new["prior"] = old["prior"]
         if not old["inputs"]:  # created before inputs were stored
             new["inputs"] = old["inputs"]
         differs = [flag for key, flag in named.items() if new[key] != old[key]]

@@ -117,6 +117,21 @@ def test_an_earlier_study_is_believed_as_far_as_it_ranks(tmp_path: Path) -> None
     assert "alike" in text and "1.00" in text and "study mine has 8 trials with a result" in text
 
 
+def test_sources_have_one_spread(tmp_path: Path) -> None:
+    study_of(tmp_path, "wide", 0.4)
+    study_of(tmp_path, "narrow", 0.04)
+    mine = make_study(tmp_path, "mine", prior=("wide", "narrow"))
+    wide, narrow = (np.std(source.expected(codes(mine, LRS))) for source in sources_of(mine.study))
+    assert wide == pytest.approx(narrow, rel=0.3)
+
+
+def test_another_prior_for_an_existing_study_is_refused(tmp_path: Path) -> None:
+    make_study(tmp_path, "mine", prior=(SHIPPED,))
+    make_study(tmp_path, "mine")  # as it is
+    with pytest.raises(StudyError, match="was made with another --prior"):
+        make_study(tmp_path, "mine", prior=())
+
+
 def test_a_study_that_is_gone_is_left_out(tmp_path: Path) -> None:
     study_of(tmp_path, "here", 0.1)
     mine = make_study(tmp_path, "mine", prior=("gone", "here"))
