@@ -25,7 +25,7 @@ from unittest.mock import patch
 os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")
 os.environ.setdefault("RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S", "5")
 
-from cst_search.execution.ray_start import init_ray  # first: it sets environment variables that Ray reads
+from cst_search.execution.ray_start import init_ray, leave_ray  # first: it sets environment variables that Ray reads
 
 import ray  # isort: skip
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # isort: skip
@@ -164,7 +164,7 @@ class Cluster:
     def close(self) -> None:
         """Disconnect from the cluster, which keeps running."""
         self._left.set()
-        ray.shutdown()
+        leave_ray()
 
     @contextmanager
     def driver_stays_here(self) -> Iterator[None]:

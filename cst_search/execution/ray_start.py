@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -90,6 +91,22 @@ def _start(n_cpus: int, ready: Future[None]) -> None:
     threading.Event().wait()
 
 
+def leave_ray() -> None:
+    """Call `ray.shutdown` while no garbage is collected.
+
+    Cyclic garbage holds Ray's references to objects and actors. If another thread happens to collect it while Ray shuts
+    down, Ray's C++ part ends this process with exit code 1 ("The core worker has already been shutdown").
+    """
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def has_metrics() -> bool:
     """Return whether Ray's figures for Prometheus are served, which only the user can have asked for."""
     return os.environ["RAY_enable_metrics_collection"].lower() in ("1", "true")
@@ -133,6 +150,6 @@ def try_ray() -> None:
         raise RunError(f"Ray does not work here: {(str(error).splitlines() or [''])[0]}") from error
     finally:
         if ours:
-            ray.shutdown()
+            leave_ray()
     if answer != 42:
         raise RunError("Ray does not work here: a task came back with another answer")

@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cst_search.execution.ray_start import (  # first: it sets environment variables that Ray reads
+    leave_ray,
     start_beside,
     watch_own_ray,
 )
@@ -330,7 +331,7 @@ class Ray(Workers):
             self.cluster.close()
         elif self._is_ours:
             self._left.set()
-            ray.shutdown()
+            leave_ray()
             self._is_ours = False
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)

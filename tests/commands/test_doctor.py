@@ -213,18 +213,22 @@ def test_the_driver_is_asked(
 
 def test_ray_that_works_and_ray_that_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a token that others could read, and ports that are open because somebody wants them to be."""
+    works, *_ = doctor._ray()
+    assert works.state == "ok" and "runs a task" in works.text and "nobody else may enter" in works.text
+    import ray
+
+    from cst_search.execution import ray_start
+
+    # Ray reads the token once in the life of a process: with another, the next Ray started here refuses this process
+    monkeypatch.setattr(ray_start, "try_ray", lambda: None)
     token = tmp_path / "token"
     token.write_text("x" * 64)
     token.chmod(0o644)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
     works, was_open = doctor._ray()
-    assert works.state == "ok" and "runs a task" in works.text and "nobody else may enter" in works.text
-    assert was_open.state == "note" and str(token) in was_open.text and "delete it" in was_open.remedy
-    import ray
-
-    from cst_search.execution import ray_start
-
-    monkeypatch.setattr(ray_start, "try_ray", lambda: None)
+    assert works.state == "ok" and was_open.state == "note"
+    assert str(token) in was_open.text and "delete it" in was_open.remedy
+    token.chmod(0o600)
     monkeypatch.setenv("RAY_enable_metrics_collection", "1")
     works, open_ports = doctor._ray()
     assert open_ports.state == "note" and "without a token" in open_ports.text

@@ -20,7 +20,7 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import DetectionData
 from cst_search.execution import ray_tune as search
 from cst_search.execution.gpu_sharing import MARGIN, Fleet, Node, Placement, cpus_of_each
-from cst_search.execution.ray_start import init_ray, ray
+from cst_search.execution.ray_start import init_ray, leave_ray
 from cst_search.execution.task import Task
 from cst_search.execution.workers import SearchJob
 from cst_search.search.session import SearchSession
@@ -307,7 +307,7 @@ def ray_with_a_gpu() -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        leave_ray()
 
 
 def test_ray_starts_what_a_search_needs_alone(ray_with_a_gpu: None) -> None:

@@ -75,9 +75,9 @@ def both(head: Machine) -> Machine:
 @pytest.fixture(autouse=True)
 def _leave() -> Iterator[None]:
     yield
-    import ray
+    from cst_search.execution.ray_start import leave_ray
 
-    ray.shutdown()
+    leave_ray()
 
 
 def quick_trial(joined: Path | None = None) -> Callable[..., None]:

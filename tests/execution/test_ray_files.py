@@ -1,10 +1,12 @@
-"""Ray's files are its user's alone."""
+"""Ray's files are its user's alone, and Ray is left in good order."""
 
 from __future__ import annotations
 
+import gc
 import os
 import stat
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +78,32 @@ def test_ray_is_started_with_them(short: Path, tmp_path: Path, monkeypatch: pyte
     asked.clear()
     ray_start.init_ray("10.0.0.1:6379")
     assert "_temp_dir" not in asked  # a cluster has its own
+
+
+class Held:
+    """In a cycle, as Tune's objects are."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_nothing_that_ray_knows_is_collected_while_it_shuts_down(
+    monkeypatch: pytest.MonkeyPatch, collects: bool
+) -> None:
+    """Ray ends a process that lets go of an object then; a thread may do so at any allocation."""
+    held = weakref.ref(Held())
+
+    def shutdown() -> None:
+        assert held() is None and not gc.isenabled()
+        raise OSError("the raylet is gone")
+
+    monkeypatch.setattr(ray_start.ray, "shutdown", shutdown)
+    was_on = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        with pytest.raises(OSError):
+            ray_start.leave_ray()
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if was_on else gc.disable)()

@@ -173,13 +173,13 @@ def search_with(
 @pytest.fixture(scope="module")
 def ray_of_two() -> Iterator[None]:
     """Ray, started once for the tests of this file: a search that finds it running leaves it running."""
-    from cst_search.execution.ray_start import init_ray, ray
+    from cst_search.execution.ray_start import init_ray, leave_ray
 
     init_ray("local", num_cpus=2, include_dashboard=False)
     try:
         yield
     finally:
-        ray.shutdown()
+        leave_ray()
 
 
 @pytest.fixture(scope="module", params=["in-process", "ray"])
