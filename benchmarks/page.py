@@ -27,10 +27,10 @@ from pages import chromium, made_info
 from wall import machine
 
 from cst_search.report.html import write_front
-from cst_search.report.importance import importance
 from cst_search.report.labels import plain
 from cst_search.report.page_data import page_data
 from cst_search.report.summary import page_report
+from cst_search.study.importance import importance
 
 # JavaScript that each action runs in a frame; k counts frames
 ACTIONS = {

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         load_trained,
         open_study,
         predict,
+        predict_video,
         train,
     )
 
@@ -38,6 +39,7 @@ __all__ = [
     "load_trained",
     "open_study",
     "predict",
+    "predict_video",
     "train",
 ]
 

@@ -7,7 +7,7 @@ numbers (bytes, parameters, seconds). A recipe is a shipped name, the path of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -365,6 +365,32 @@ def predict(
     drawn = None if out is None else Path(out)
     limit = None if max_pixels is None else parse_count(max_pixels)
     return detect(Path(run), [Path(path) for path in paths], drawn, score=score, device=device, max_pixels=limit)
+
+
+def predict_video(
+    run: str | Path,
+    video: str | Path,
+    *,
+    score: float = 0.5,
+    max_pixels: str | float | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> Iterator[dict[str, Any]]:
+    """Yield what ``cst-search predict`` prints of each frame of a video. Needs the extra ``video``.
+
+    Args:
+        run, score, max_pixels, device: as of `predict`.
+        out: folder for a copy with drawn detections, MP4; complete when all frames are taken. None: nothing is drawn.
+
+    >>> import cst_search
+    >>> frames = cst_search.predict_video("trained", "clip.mp4")  # nothing is read before a frame is asked for
+    """
+    from cst_search.commands.video import predict_videos
+    from cst_search.units import parse_count
+
+    limit = None if max_pixels is None else parse_count(max_pixels)
+    drawn = None if out is None else Path(out)
+    yield from predict_videos(Path(run), [Path(video)], drawn, score=score, device=device, max_pixels=limit)
 
 
 class Prediction(dict[str, Any]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +29,7 @@ from cst_search.cli.app import (
 from cst_search.cli.options import launch_option, takes
 from cst_search.commands.options import ReadingOptions, parse_cache
 from cst_search.config.catalog import home_of
+from cst_search.errors import ConfigError
 from cst_search.trial.result import Outcome
 from cst_search.units import parse_count
 
@@ -80,19 +83,23 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="RUN... IMAGE...",
-            help="Folders that `train` or `pack` wrote, or weights files; then images, or folders of images.",
+            help="Folders that `train` or `pack` wrote, or weights files; then images, folders of images, or videos.",
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the drawn pictures.")] = Path("predictions"),
+    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the drawn pictures or videos.")] = Path(
+        "predictions"
+    ),
     draw: Annotated[
-        bool, typer.Option("--draw/--no-draw", help="Draw boxes, classes and scores into PNG copies of the images.")
+        bool,
+        typer.Option("--draw/--no-draw", help="Draw boxes, classes, scores into copies of images or videos."),
     ] = True,
     score: Annotated[float, typer.Option("--score", min=0.0, max=1.0, help="Lowest score of a reported box.")] = 0.5,
     max_pixels: Annotated[str | None, launch_option("max_pixels")] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Detect objects with a trained recipe, or with several at once: JSON on stdout, pictures in a folder."""
+    from cst_search.commands.video import is_video
     from cst_search.detector.bundle import is_bundle
     from cst_search.trial.inference import predict as predict_one
     from cst_search.trial.multi_inference import predict_tasks, split_runs
@@ -100,6 +107,12 @@ def predict(
 
     runs, images = split_runs(paths)
     several = len(runs) > 1 or is_bundle(runs[0])
+    if any(map(is_video, images)):
+        if several or not all(map(is_video, images)):
+            raise ConfigError("a video takes one run, and no image beside it; use a command for each")
+        limit = None if max_pixels is None else parse_count(max_pixels)
+        _predict_videos(runs[0], images, output if draw else None, score=score, device=device, max_pixels=limit)
+        return
     with err.status("loading ...") if err.is_terminal else nullcontext() as status:
         options: dict[str, Any] = {
             "score": score,
@@ -120,6 +133,22 @@ def predict(
     if n_empty:
         what = "picture" if several else "image"
         err.print(f"{n_empty} of {len(found)} {what}(s) have nothing of --score {score:g} or more", highlight=False)
+
+
+def _predict_videos(run: Path, videos: Sequence[Path], output: Path | None, **options: Any) -> None:
+    """Print a line of JSON per frame, at once: a video may be longer than memory is large."""
+    from cst_search.commands.video import predict_videos
+
+    n_frames, copies = 0, dict[str, None]()
+    with err.status("loading ...") if err.is_terminal else nullcontext() as status:
+        if status is not None:
+            options["progress"] = lambda done, n: status.update(f"{done} of {n or 'unknown'} frames")
+        for found in predict_videos(run, videos, output, **options):
+            typer.echo(json.dumps(found))
+            n_frames += 1
+            copies[found["copy"]] = None
+    where = f" in {', '.join(copies)}" if output is not None else ""
+    err.print(f"{n_frames} frame(s){where}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -229,7 +258,7 @@ def cp(
     import shutil
 
     from cst_search.config import catalog
-    from cst_search.errors import ConfigError, did_you_mean
+    from cst_search.errors import did_you_mean
 
     kinds = [kind for kind in ("trials", "search_spaces") if name in catalog.names(kind)]
     if not kinds:

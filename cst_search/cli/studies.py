@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,7 @@ def status(
 ) -> None:
     """Show the progress of a study and the outcome of each trial."""
     from cst_search.report.tables import status_table
+    from cst_search.study.importance import importance, order_of
     from cst_search.study.wording import best_words, shared_values, shared_words
 
     info = open_study(study, home, storage).info()
@@ -58,7 +60,8 @@ def status(
     unfinished = [r for r in earlier if r.state in (TrialState.RUNNING, TrialState.INTERRUPTED)]
     shared = shared_values([record.config for record in info.trials])
     best = next(iter(info.front()), None)
-    out.print(status_table(info, [*unfinished, *last, *info.repeats], best, shared))
+    order = order_of(importance(info))
+    out.print(status_table(info, [*unfinished, *last, *info.repeats], best, shared, order))
     if shared:
         say(shared_words(shared))
     if n_left_out := len(earlier) - len(unfinished):
@@ -66,7 +69,7 @@ def status(
     counts = ", ".join(f"{n} {state}" for state, n in info.counts().items() if n and state != "total")
     say(f"{len(info.trials)} trials ({counts or 'none yet'}), hypervolume {info.hypervolume():.4f}")
     if best is not None:
-        say(best_words(best, info.over_seeds(best).mean, shared))
+        say(best_words(best, info.over_seeds(best).mean, shared, order))
     show_plot([info], plot)
 
 
@@ -182,28 +185,45 @@ def front(
     json_: JsonOption = False,
 ) -> None:
     """Show the Pareto front of a study, or compare those of several."""
-    from cst_search.report.summary import front_report, page_report
-    from cst_search.study.records import common_reference
-
     infos = [open_study(study, home, storage).info() for study in (dict.fromkeys(studies) if studies else [None])]
     if output is not None:
-        from cst_search.config.catalog import check_folder
-
-        check_folder("--output", output)
-        if len(infos) == 1:
-            from cst_search.commands.report_files import write_report
-
-            files = write_report(infos[0], output)
-        else:
-            from cst_search.report.html import write_comparison
-
-            files = write_comparison([page_report(info) for info in infos], output)
-        err.print(f"wrote {', '.join(str(path) for path in files.values())}", markup=False, highlight=False)
+        _write_pages(infos, output)
     if json_:
+        from cst_search.report.summary import front_report
+
         reports = [front_report(info) for info in infos]
         print_json(reports[0] if len(reports) == 1 else reports)
         return
+    _show_fronts(infos)
+    show_plot(infos, plot)
+    if len(infos) == 1 and infos[0].front():
+        from cst_search.commands.next_steps import next_steps
+
+        lines = next_steps(infos[0])
+        say(f"next:  {lines[0]}")
+        for line in lines[1:]:
+            say(f"       {line}")
+
+
+def _write_pages(infos: Sequence[StudyInfo], folder: Path) -> None:
+    from cst_search.config.catalog import check_folder
+
+    check_folder("--output", folder)
+    if len(infos) == 1:
+        from cst_search.commands.report_files import write_report
+
+        files = write_report(infos[0], folder)
+    else:
+        from cst_search.report.html import write_comparison
+        from cst_search.report.summary import page_report
+
+        files = write_comparison([page_report(info) for info in infos], folder)
+    err.print(f"wrote {', '.join(str(path) for path in files.values())}", markup=False, highlight=False)
+
+
+def _show_fronts(infos: Sequence[StudyInfo]) -> None:
     from cst_search.report.tables import comparison_table, front_table
+    from cst_search.study.records import common_reference
     from cst_search.study.wording import metric_words
 
     for info in infos:
@@ -216,14 +236,6 @@ def front(
         out.print(comparison_table(infos))
         if common_reference(infos) is None:
             say("their data or objectives differ, so there is no common hypervolume")
-    show_plot(infos, plot)
-    if len(infos) == 1 and infos[0].front():
-        from cst_search.commands.next_steps import next_steps
-
-        lines = next_steps(infos[0])
-        say(f"next:  {lines[0]}")
-        for line in lines[1:]:
-            say(f"       {line}")
 
 
 @app.command()

@@ -103,11 +103,7 @@ def allocate(
     if train and folder is not None:
         trained = _train(files, folder, settings or (), console_of(json_), device=device, skip_bad=skip_bad,
                          cache_size=cache_size, home=home, tracking_uri=tracking_uri)  # fmt: skip
-        report["bundle"] = {"folder": str(trained.bundle.folder), "total_bytes": trained.bundle.total_bytes()}
-        report["trained"] = {
-            name: {"run": str(run), "bytes": trained.bundle.tasks[name]["bytes"], **trained.metrics[name]["final"]}
-            for name, run in trained.runs.items()
-        }
+        report |= _trained_report(trained)
     if json_:
         print_json(report)
         return
@@ -138,6 +134,15 @@ def _show_plan(infos: Sequence[StudyInfo], found: Allocation, bounds: Bounds, go
             say(f"{more}: {better.value:.3f} in {takes(better)}")
         elif len(found.better) > 1:
             say(f"more {what} alone would not help")
+
+
+def _trained_report(trained: TrainedPlan) -> dict[str, Any]:
+    bundle = trained.bundle
+    runs = {
+        name: {"run": str(run), "bytes": bundle.tasks[name]["bytes"], **trained.metrics[name]["final"]}
+        for name, run in trained.runs.items()
+    }
+    return {"bundle": {"folder": str(bundle.folder), "total_bytes": bundle.total_bytes()}, "trained": runs}
 
 
 def _train(

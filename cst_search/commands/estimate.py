@@ -91,7 +91,7 @@ def estimate(
     card = None if device is None else find_card(device)
     budget = memory_budget(fit, card)
     from cst_search.memory.estimate import worst_input  # only now: a misspelt flag fails without these imports
-    from cst_search.petl import get_method, method_names
+    from cst_search.petl import method_names
     from cst_search.trial.cost import predict, predict_inference, recomputed_part, with_recompute
 
     methods = method_names()
@@ -114,20 +114,25 @@ def estimate(
     def price(wanted: Recipe, holds_features: bool) -> InferenceCost:
         return predict_inference(wanted, n_classes, holds_features=holds_features)
 
-    options = get_method(recipe.method).make_options(recipe.options)
-    config = {"method": recipe.method} | {f"{recipe.method}.{k}": v for k, v in vars(options).items()}
-    config |= {key: getattr(recipe, key) for key in parse_settings(settings) if "." not in key}
-    config |= {"recompute": recomputed_part(settled(recipe))}
     return Estimated(
         shown_name(given),
         recipe,
-        config,
+        _shown_config(recipe, settings) | {"recompute": recomputed_part(settled(recipe))},
         guess(recipe),
         None if compared is None else compare_methods(recipe, compared, guess),
         None if counts is None else compare_tasks(recipe, counts, price),
         None if budget is None else what_fits(recipe, methods, budget, lambda wanted: guess(wanted).device_bytes),
         card,
     )
+
+
+def _shown_config(recipe: Recipe, settings: Settings) -> dict[str, Any]:
+    """Return the method with its options, and the recipe's fields that were set."""
+    from cst_search.petl import get_method
+
+    options = get_method(recipe.method).make_options(recipe.options)
+    config = {"method": recipe.method} | {f"{recipe.method}.{k}": v for k, v in vars(options).items()}
+    return config | {key: getattr(recipe, key) for key in parse_settings(settings) if "." not in key}
 
 
 def _counts(text: str) -> list[int]:

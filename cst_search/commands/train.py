@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,23 +81,18 @@ def train(
     _set_threads(threads, device, say)
 
     weights = folder / "weights.safetensors"
-    try:
-        with TrainingProgress(console, recipe.epochs) as progress:
-            result = run_trial(
-                recipe,
-                detection,
-                device=device,
-                report=lambda entry: say(_epoch_line(entry, recipe.epochs)),
-                keep=lambda model: save_trained(model, recipe, detection.class_names, weights),
-                final_splits=("val", "test"),
-                cache=cache,
-                checkpoint=checkpoint,
-                on_step=progress,
-            )
-    except KeyboardInterrupt:
-        if checkpoint.exists():
-            say(f"the same command goes on from {checkpoint}")
-        raise
+    with _ending_with_advice(checkpoint, say), TrainingProgress(console, recipe.epochs) as progress:
+        result = run_trial(
+            recipe,
+            detection,
+            device=device,
+            report=lambda entry: say(_epoch_line(entry, recipe.epochs)),
+            keep=lambda model: save_trained(model, recipe, detection.class_names, weights),
+            final_splits=("val", "test"),
+            cache=cache,
+            checkpoint=checkpoint,
+            on_step=progress,
+        )
     metrics = result.to_dict()
     _write_files(folder, recipe, metrics)
     _say_result(result, weights, say)
@@ -104,6 +100,17 @@ def train(
         path.unlink()
     _record(recipe, metrics, folder, home, tracking_uri, say)
     return metrics
+
+
+@contextmanager
+def _ending_with_advice(checkpoint: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Say after Ctrl-C how the training goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            say(f"the same command goes on from {checkpoint}")
+        raise
 
 
 def _settle_recompute(recipe: Recipe, data: DetectionData, device: str, say: Callable[[str], None]) -> Recipe:

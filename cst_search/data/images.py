@@ -167,8 +167,7 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
         if is_flipped:
             pixels = pixels[:, :, ::-1]
             boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-        # numpy, which takes 1 ms where torch takes 16 ms, with equal bits (1066x800, two CPU cores, torch 2.15)
-        image = torch.from_numpy(np.divide(pixels, np.float32(255), dtype=np.float32, order="C"))
+        image = as_tensor(pixels)
         target = {
             "boxes": boxes,
             "labels": torch.tensor([entry.labels[n] for n in keep], dtype=torch.int64),
@@ -190,11 +189,21 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
 
 
 def _read_resized(entry: ImageEntry, size_hw: tuple[int, int]) -> np.ndarray:
-    image = decode(entry.path, (entry.width, entry.height), entry.decoding)
+    return resized(decode(entry.path, (entry.width, entry.height), entry.decoding), size_hw)
+
+
+def resized(image: Image.Image, size_hw: tuple[int, int]) -> np.ndarray:
+    """Return the pixels of an image in RGB at a size, uint8 (3, H, W)."""
     height, width = size_hw
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)  # Pillow's filters are antialiased
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """Return pixels (3, H, W) as float32 in 0..1."""
+    # numpy, which takes 1 ms where torch takes 16 ms, with equal bits (1066x800, two CPU cores, torch 2.15)
+    return torch.from_numpy(np.divide(pixels, np.float32(255), dtype=np.float32, order="C"))
 
 
 def collate(batch: list[tuple[torch.Tensor, dict[str, Any]]]) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:

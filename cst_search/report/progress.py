@@ -18,6 +18,7 @@ from rich.text import Text
 from cst_search.memory.estimate import context_of
 from cst_search.report.text_plot import live_plot
 from cst_search.search.suggestion import Suggestion
+from cst_search.study.importance import FEWEST, explained, order_of
 from cst_search.study.records import TrialRecord
 from cst_search.study.states import TrialState
 from cst_search.study.wording import (
@@ -44,6 +45,7 @@ _COLUMNS = {
 }  # fmt: skip
 _ROWS = 14  # finished trials shown in the live table
 _FRAME = 10  # lines of the live display besides those of its rows: titles, rules, progress, summary
+_ORDERED_EVERY = 5  # trials: how often the dimensions are put into order
 _PLOTTED = 200  # trials in the plot besides the front: it is drawn twice a second
 _PLOT = 6  # lines of the plot inside its axes; it is left out where the terminal is too low for it
 
@@ -165,6 +167,8 @@ class View:
         # kept up to date with each trial, as the cost per trial must not grow with their number
         self._complete: dict[_Key, TrialRecord] = {}
         self._bests: dict[str, TrialRecord] = {}  # by study
+        self._scored: dict[str, dict[int, tuple[Mapping[str, Any], float]]] = {}  # by study and trial
+        self._order: dict[str, list[str]] = {}  # by study: the dimensions that matter, once they are known
         self._common: Mapping[str, Any] = {}
         self._noted: set[_Key] = set()
         self.take_earlier(earlier)
@@ -241,6 +245,8 @@ class View:
             self.running.pop(key, None)
             self.ended[key] = record
             self._take(key, record)
+            if len(self._scored.get(study, ())) % _ORDERED_EVERY == 0:
+                self._find_order(study)
             self.standings[study] = standing
         shown = record.notes if self.verbose else [note for note in record.notes if not note.startswith(FOR_DEVELOPERS)]
         for note in shown:  # one per kind: other trials differ only in milliseconds
@@ -261,7 +267,8 @@ class View:
     def _say_new_best(self, record: TrialRecord, study: str) -> None:
         best = self._best(study)
         if best is not None and best.trial == record.trial:
-            self.say((f"{study}: " if study else "") + best_words(best, best.map, self._shared()))
+            words = best_words(best, best.map, self._shared(), self._order.get(study, ()))
+            self.say((f"{study}: " if study else "") + words)
 
     # --- drawing ----------------------------------------------------------------------------------------------------
 
@@ -269,12 +276,21 @@ class View:
         """Take trials that ended before this launch into account for the best one, and what all trials share."""
         for record in records:
             self._take((study, record.trial), record)
+        self._find_order(study)
+
+    def _find_order(self, study: str) -> None:
+        """Order the dimensions of a study by what matters, if enough trials have ended to say."""
+        scored = self._scored.get(study, {})
+        if len(scored) >= FEWEST:
+            self._order[study] = order_of(explained(list(scored.values())))
 
     def _take(self, key: _Key, record: TrialRecord) -> None:
         """Take a finished trial of the search into account for the best one, the plot, and what all trials share."""
         if record.repeat_of is not None:
             return
         self._note(key, record.config)
+        if record.feasible and record.map is not None and record.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            self._scored.setdefault(key[0], {})[key[1]] = record.config, record.map
         if record.state == TrialState.COMPLETE and record.feasible and record.map is not None:
             self._complete[key] = record
             best = self._best(key[0])
@@ -332,7 +348,7 @@ class View:
             progress.add_row(ProgressBar(total=max(1, self.n_trials), completed=n, width=30), self._summary(n))
             common = [Text(shared_words(shared), style="dim")] if shared else []
             only = best.get("")
-            below = [] if only is None else [Text(best_words(only, only.map, shared))]
+            below = [] if only is None else [Text(best_words(only, only.map, shared, self._order.get("", ())))]
             return Group(table, *common, *self._plot(table.row_count), progress, *below)
 
     def _plot(self, n_rows: int) -> list[Text]:
@@ -349,7 +365,8 @@ class View:
     def _finished_cells(
         self, key: _Key, record: TrialRecord, is_best: bool, shared: Collection[str]
     ) -> dict[str, str | Text]:
-        words = repeat_words(record.repeat_of, record.seed) + describe(record.config, leave_out=shared)
+        what = describe(record.config, leave_out=shared, order=self._order.get(key[0], ()))
+        words = repeat_words(record.repeat_of, record.seed) + what
         return {
             "study": Text(key[0]),
             "trial": f"best {record.trial}" if is_best else str(record.trial),
@@ -369,7 +386,9 @@ class View:
         return {
             "study": Text(key[0]),
             "trial": str(key[1]),
-            _CONFIGURATION: Text(again + describe(suggestion.config, leave_out=shared)),
+            _CONFIGURATION: Text(
+                again + describe(suggestion.config, leave_out=shared, order=self._order.get(key[0], ()))
+            ),
             "epoch": f"{entry.get('epoch', 0)}/{epochs}",
             "map": format_quality(entry.get("map")),
             "memory": _predicted_memory(suggestion),

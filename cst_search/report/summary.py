@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from cst_search import __version__
-from cst_search.report.importance import importance
 from cst_search.study import pareto
+from cst_search.study.importance import importance
 from cst_search.study.records import StudyInfo
 from cst_search.study.states import TrialState
 
@@ -28,14 +28,14 @@ def front_report(info: StudyInfo) -> dict[str, Any]:
         "knee": info.knee(),
         "suggested_pick": info.suggested_pick(),
         "front": [info.brief(record) for record in info.front()],
+        "importance": importance(info),
     }
 
 
 def page_report(info: StudyInfo) -> dict[str, Any]:
     """Return `front_report` with the additional content of the page.
 
-    That is every trial with its learning curve, the hypervolume after each, the study's settings, and the importance of
-    dimensions.
+    That is every trial with its learning curve, the hypervolume after each, and the study's settings.
     """
     on_front = {record.trial for record in info.front()}
     growth = pareto.hypervolume_by_trial(info.values(), info.objectives, info.reference)
@@ -54,7 +54,6 @@ def page_report(info: StudyInfo) -> dict[str, Any]:
             for record in info.trials
         ],
         "hypervolume_by_trial": [[record.trial, v] for record, v in zip(info.trials, growth, strict=True)],
-        "importance": importance(info),
         "space": dict(info.space),
         "recipe": dict(info.recipe),
         "data": info.data,

@@ -11,11 +11,13 @@ from rich.text import Text
 
 from cst_search.study import pareto
 from cst_search.study.allocation import Plan
+from cst_search.study.importance import importance, order_of
 from cst_search.study.records import StudyInfo, TrialRecord, common_reference
 from cst_search.study.wording import (
     cost_words,
     describe,
     format_quality,
+    mattered_words,
     memory_words,
     repeat_words,
     shared_values,
@@ -33,13 +35,16 @@ def seed_cells(entry: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def front_table(info: StudyInfo, width: int) -> Group:
-    """Return the front as a table, best mAP first, with the knee marked. Values that all points share are below it.
+    """Return the front as a table, best mAP first, with the knee marked.
+
+    Below it are the values that all points share, and the dimensions that mattered if that is known. These come first
+    in the configurations too.
 
     Args:
         width: terminal width in characters. On a narrow terminal the configurations are listed below the table, over
             the whole width.
     """
-    front, knee = info.front(), info.knee()
+    front, knee, found = info.front(), info.knee(), importance(info)
     shared = shared_values([record.config for record in front])
     sources = {record.memory_source for record in front}
     entries = [info.brief(record) for record in front]
@@ -54,7 +59,7 @@ def front_table(info: StudyInfo, width: int) -> Group:
         table.add_column(name, justify="left" if name == "configuration" else "right")
     below = Table.grid(padding=(0, 1))
     for record, entry in zip(front, entries, strict=True):
-        words = Text(describe(record.config, 20, shared))
+        words = Text(describe(record.config, 20, shared, order_of(found)))
         below.add_row(f"trial {record.trial}:", words)
         table.add_row(
             Text(f"{'knee ' if record.trial == knee else ''}{record.trial}"),
@@ -70,23 +75,30 @@ def front_table(info: StudyInfo, width: int) -> Group:
     parts: list[RenderableType] = [table] if beside else [table, below]
     if shared:
         parts.append(Text(shared_words(shared)))
+    if mattered := mattered_words(found):
+        parts.append(Text(mattered))
     return Group(*parts)
 
 
 def status_table(
-    info: StudyInfo, records: Sequence[TrialRecord], best: TrialRecord | None, shared: Mapping[str, Any]
+    info: StudyInfo,
+    records: Sequence[TrialRecord],
+    best: TrialRecord | None,
+    shared: Mapping[str, Any],
+    order: Sequence[str] = (),
 ) -> Table:
     """Return a table with a row for each trial, the best one marked.
 
     Args:
         shared: values that all trials have in common, which the rows leave out.
+        order: dimensions that come first; see `wording.describe`.
     """
     table = Table(title=f"Study {info.name}", title_justify="left")
     further, last = info.further_costs, "configuration or reason"
     for name in ("trial", "state", "map", "memory", "trainable", *(o.short for o in further), "time", last):
         table.add_column(name, no_wrap=name != last, justify="right" if name == "trial" else "left")
     for record in records:
-        words = repeat_words(record.repeat_of, record.seed) + describe(record.config, 8, shared)
+        words = repeat_words(record.repeat_of, record.seed) + describe(record.config, 8, shared, order)
         is_best = best is not None and record.trial == best.trial
         table.add_row(
             f"best {record.trial}" if is_best else str(record.trial),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cst_search.study.importance import that_matter
 from cst_search.study.objectives import Objective
 from cst_search.units import format_bytes, format_count, format_flops
 
@@ -14,14 +15,18 @@ if TYPE_CHECKING:
 
 # dimensions that a short description shows first: they tell most trials apart, and every method has them
 _FIRST = ("lr", "batch_size")
+_NAMED = 4  # dimensions that are named as those that mattered
 _SHORT = {"batch_size": "batch", "image_size_px": "image"}
 
 
-def describe(config: Mapping[str, Any], n_dimensions: int = 5, leave_out: Collection[str] = ()) -> str:
+def describe(
+    config: Mapping[str, Any], n_dimensions: int = 5, leave_out: Collection[str] = (), order: Sequence[str] = ()
+) -> str:
     """Return a short description, e.g. ``cst lr 0.003, batch 4, reduction 8``: learning rate and batch size first.
 
     Args:
         leave_out: dimensions that are not shown, as they are equal in all trials; see `shared_values`.
+        order: dimensions that come next, those that matter; see `importance.that_matter`.
     """
 
     def show(value: Any) -> str:
@@ -29,7 +34,7 @@ def describe(config: Mapping[str, Any], n_dimensions: int = 5, leave_out: Collec
             return f"[{','.join(map(str, value))}]"
         return f"{value:.2g}" if isinstance(value, float) else str(value)
 
-    keys = [*(key for key in _FIRST if key in config), *(key for key in config if key not in (*_FIRST, "method"))]
+    keys = [key for key in dict.fromkeys((*_FIRST, *order, *config)) if key in config and key != "method"]
     names = {key: _SHORT.get(key, key.rpartition(".")[2]) for key in keys if key not in leave_out}
     parts = [f"{name} {show(config[key])}" for key, name in names.items()]
     return " ".join([str(config.get("method", "?")), ", ".join(parts[:n_dimensions])]).strip()
@@ -72,17 +77,25 @@ def memory_words(working_bytes: float | None, device_bytes: float | None) -> str
     return whole if working_bytes in (None, device_bytes) else f"{format_bytes(working_bytes)} of {whole}"
 
 
-def best_words(record: TrialRecord, quality: float | None, shared: Collection[str]) -> str:
+def mattered_words(found: Mapping[str, Any]) -> str:
+    """Return the line about what mattered for mAP, of `importance`; empty text if nothing is known to."""
+    shares = [f"{row['key']} {row['share']:.0%}" for row in that_matter(found)[:_NAMED]]
+    return (
+        f"what mattered for mAP: {', '.join(shares)} (of the variance in rank, {found['n']} trials)" if shares else ""
+    )
+
+
+def best_words(record: TrialRecord, quality: float | None, shared: Collection[str], order: Sequence[str] = ()) -> str:
     """Return the line about the trial with the highest mAP so far.
 
     Args:
         quality: its mAP, the mean over seeds if it was confirmed.
-        shared: dimensions to leave out; see `shared_values`.
+        shared, order: dimensions to leave out, and those that come first; see `describe`.
     """
     return (
         f"best so far: trial {record.trial}, map {format_quality(quality)}, "
         f"{memory_words(record.working_bytes, record.device_bytes)}, "
-        f"{format_count(record.trainable_params)} trainable: {describe(record.config, leave_out=shared)}"
+        f"{format_count(record.trainable_params)} trainable: {describe(record.config, leave_out=shared, order=order)}"
     )
 
 

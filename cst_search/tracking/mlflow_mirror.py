@@ -128,6 +128,7 @@ class MlflowMirror:
         self.client: MlflowClient | None = None
         self.experiment: str | None = None
         self.launch: LaunchRecord | None = None  # the launch running in this process
+        self.charted: tuple[str, ...] = ()  # costs of detection that the study compares
         self.existing = ExistingRuns()
         # passed to `add` but not delivered yet
         self.waiting: dict[int, TrialRecord] = {}
@@ -158,7 +159,8 @@ class MlflowMirror:
 
     def start(self, info: StudyInfo, launch: LaunchRecord) -> None:
         """Create the run of this process's launch, and the views."""
-        self.launch = launch  # if the next line fails, a later call creates the run
+        self.launch = launch  # if a line below fails, a later call creates the run
+        self.charted = tuple(o.name for o in info.further_costs)
         self.open(info.name)
         self._write_views(info)
 
@@ -172,6 +174,7 @@ class MlflowMirror:
         `study_state` returns them.
         """
         existing = self.existing
+        self.charted = tuple(o.name for o in info.further_costs)
         own = None if self.launch is None else self.launch.id
         running = {launch.id for launch in info.launches if launch.state == LaunchState.RUNNING} - {own}
         finished = [record for record in finished if record.launch not in running]
@@ -262,9 +265,9 @@ class MlflowMirror:
             client.set_tag(existing.begun_trials[record.trial], "cst.pareto", str(on_front).lower())
         else:
             parent = existing.launches.get(record.launch or "", self.parent)
-            run = create_trial_run(client, experiment, study, record, on_front, parent)
+            run = create_trial_run(client, experiment, study, record, on_front, parent, self.charted)
             existing.begun_trials[record.trial] = run
-        fill_trial_run(client, existing.begun_trials[record.trial], record)
+        fill_trial_run(client, existing.begun_trials[record.trial], record, self.charted)
         existing.trials[record.trial] = existing.begun_trials.pop(record.trial)
         if on_front:
             existing.on_front.add(record.trial)

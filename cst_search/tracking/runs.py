@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from cst_search.trial.result import Outcome
 
 NOTE = "mlflow.note.content"  # tag with the description of a run or a model
 EPOCH_METRICS = ("map", "map50", "loss", "images_per_second")
-_COST_METRICS = ("device_bytes", "working_bytes", "active_bytes", "trainable_params", "petl_params", *OF_INFERENCE)
+_COST_METRICS = ("device_bytes", "working_bytes", "active_bytes", "trainable_params", "petl_params")
 RUN_STATUS = {
     TrialState.COMPLETE: "FINISHED", TrialState.INFEASIBLE: "FINISHED", TrialState.PRUNED: "FINISHED",
     TrialState.FAILED: "FAILED",
@@ -111,8 +111,13 @@ def create_launch_run(client: MlflowClient, experiment: str, study: str, launch:
     return str(run.info.run_id)
 
 
-def trial_tags(study: str, record: TrialRecord, on_front: bool) -> dict[str, str]:
-    """Return the tags of a trial's run; a repeat also has the trial it repeats and its seed."""
+def trial_tags(study: str, record: TrialRecord, on_front: bool, charted: Collection[str]) -> dict[str, str]:
+    """Return the tags of a trial's run; a repeat also has the trial it repeats and its seed.
+
+    Args:
+        charted: costs of detection that the study compares: they are metrics, see `fill_trial_run`. The others are
+            tags, as MLflow draws a chart of every metric.
+    """
     tags = {
         "cst.kind": "trial",
         "cst.study": study,
@@ -129,18 +134,21 @@ def trial_tags(study: str, record: TrialRecord, on_front: bool) -> dict[str, str
                  "cst.epochs": str(record.repeat_epochs)}  # fmt: skip
     if record.reason:
         tags["cst.reason"] = record.reason[:5000]
-    return tags
+    others = {name: getattr(record, name) for name in OF_INFERENCE if name not in charted}
+    return tags | {f"cst.{name}": str(value) for name, value in others.items() if value is not None}
 
 
 def create_trial_run(
-    client: MlflowClient, experiment: str, study: str, record: TrialRecord, on_front: bool, parent: str | None
-) -> str:
+    client: MlflowClient, experiment: str, study: str, record: TrialRecord, on_front: bool, parent: str | None,
+    charted: Collection[str],
+) -> str:  # fmt: skip
     """Create the run of a finished trial without parameters and metrics. Returns the run's id.
 
     Args:
         parent: run of the trial's launch.
+        charted: see `trial_tags`.
     """
-    tags = trial_tags(study, record, on_front)
+    tags = trial_tags(study, record, on_front, charted)
     if parent is not None:
         tags["mlflow.parentRunId"] = parent
     begin = _now_ms() - round((record.seconds or 0.0) * 1000)
@@ -148,10 +156,10 @@ def create_trial_run(
     return str(run.info.run_id)
 
 
-def fill_trial_run(client: MlflowClient, run_id: str, record: TrialRecord) -> None:
-    """Log a trial's parameters, metrics per epoch and costs, and end its run."""
+def fill_trial_run(client: MlflowClient, run_id: str, record: TrialRecord, charted: Collection[str]) -> None:
+    """Log a trial's parameters, metrics per epoch and costs, and end its run; ``charted`` as of `trial_tags`."""
     now, last = _now_ms(), len(record.history)
-    costs = {name: getattr(record, name) for name in _COST_METRICS}
+    costs = {name: getattr(record, name) for name in (*_COST_METRICS, *charted)}
     metrics = _epoch_metrics(record.history, now)
     metrics += [Metric(name, float(value), now, last) for name, value in costs.items() if value is not None]
     metrics += [Metric(name, value, now, last) for name, value in in_mb(record).items()]

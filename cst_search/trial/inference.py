@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from cst_search.config.catalog import check_folder
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import ImageEntry, Split
 from cst_search.data.decoding import FULL_RANGE
-from cst_search.data.images import Batches, CocoImages, loader
+from cst_search.data.images import Batches, CocoImages, as_tensor, loader, resized
 from cst_search.data.options import ReadOptions
 from cst_search.data.pixels import BadImage, inspect_images
+from cst_search.data.resize import resized_hw
 from cst_search.data.validation.image_check import white_level
 from cst_search.detector.trained_file import weights_file
 from cst_search.detector.weights import load_trained
@@ -76,6 +79,15 @@ class Predictor:
         """
         return image_entries(images, self.recipe)
 
+    def detect_image(self, image: Image.Image, score: float = 0.5) -> dict[str, Any]:
+        """Return ``width``, ``height`` and ``detections`` of an image in memory, in RGB, as `detect` does of a file."""
+        height, width = resized_hw(image.height, image.width, self.recipe.image_size_px, self.recipe.max_size_px)
+        target = {"image_id": 0, "scale_xy": (image.width / width, image.height / height)}
+        batch = [as_tensor(resized(image, (height, width)))], [target]
+        precision = choose_precision(self.recipe.precision, self.device)
+        [found] = detect(self.model, [batch], device=self.device, precision=precision)
+        return reported(image, found, self.class_names, score)
+
     def detect_entries(self, entries: tuple[ImageEntry, ...], score: float = 0.5) -> Iterator[dict[str, Any]]:
         """Yield what `detect` does, for images that `entries` has read."""
         precision = choose_precision(self.recipe.precision, self.device)
@@ -103,7 +115,9 @@ def image_batches(entries: tuple[ImageEntry, ...], recipe: Recipe, batch_size: i
     return loader(dataset, batch_size=batch_size, shuffle=False, seed=0)
 
 
-def reported(entry: ImageEntry, found: Detections, class_names: Sequence[str], score: float) -> dict[str, Any]:
+def reported(
+    entry: ImageEntry | Image.Image, found: Detections, class_names: Sequence[str], score: float
+) -> dict[str, Any]:
     """Return ``width``, ``height`` and ``detections`` of an image, as `predict` returns them."""
     return {
         "width": entry.width,

@@ -73,15 +73,23 @@ def picture_names(images: Sequence[Path]) -> list[Path]:
 def draw_detections(
     entry: ImageEntry, detections: Sequence[Mapping[str, Any]], class_names: Sequence[str], picture: Path
 ) -> None:
-    """Write an image with its detections, as `inference.reported` gives them, to a PNG.
-
-    A small image is enlarged by a whole factor. Of boxes that lie on each other only the best is drawn, whatever their
-    classes. Labels stand beside the boxes where there is room.
-    """
+    """Write an image with its detections to a PNG; a small image is enlarged by a whole factor."""
     picture.parent.mkdir(parents=True, exist_ok=True)
     image = decode(entry.path, (entry.width, entry.height), entry.decoding)
     scale = max(1, -(-_LEAST_PX // min(image.size)))
     image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC) if scale > 1 else image
+    draw_on(image, detections, class_names, scale)
+    image.save(picture)
+
+
+def draw_on(
+    image: Image.Image, detections: Sequence[Mapping[str, Any]], class_names: Sequence[str], scale: int = 1
+) -> None:
+    """Draw detections, as `inference.reported` gives them, on an image that is ``scale`` times as large as theirs.
+
+    Of boxes that lie on each other only the best is drawn, whatever their classes. Labels stand beside the boxes where
+    there is room.
+    """
     shown = distinct(detections)
     boxes = [_drawn_box(one["box"], scale) for one in shown]
     draw = ImageDraw.Draw(image)
@@ -98,7 +106,6 @@ def draw_detections(
         labels.append(label)
         draw.rectangle(label, fill=colour)
         draw.text((label.x1 + line - left, label.y1 + line - top), text, fill="black", font=font)
-    image.save(picture)
 
 
 def _drawn_box(corners: Sequence[float], scale: int) -> Box:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from mlflow import MlflowClient
-from rich.console import Console
+from pages import made_info
+from rich.console import Console, Group
 from studies import make_study, run_cli, run_one, scored
 
 from cst_search.cli import app
@@ -22,9 +25,10 @@ from cst_search.config import catalog
 from cst_search.config.recipe import Recipe
 from cst_search.petl import METHODS
 from cst_search.report.labels import telling_cost
-from cst_search.report.tables import front_table
+from cst_search.report.tables import front_table, status_table
 from cst_search.report.text_plot import front_plot
 from cst_search.search.session import SearchSession
+from cst_search.study.importance import importance, order_of
 from cst_search.study.records import StudyInfo
 from cst_search.study.study import Study
 from cst_search.tracking.views import TAG
@@ -68,6 +72,21 @@ def test_a_configuration_is_read_in_lines_and_not_in_a_column_of_words(info: Stu
     below = [line for line in lines if line.startswith("trial 0: cst lr ")]
     assert (len(beside), len(below)) == ((0, 1) if width == 80 else (len(info.front()), 0))
     assert lines[-1] == "in all of them: batch 2, reduction 4, recompute neck"
+
+
+def test_what_mattered_is_named_and_shown_first() -> None:
+    info = made_info(60)
+    trials = tuple(replace(r, map=0.8 if r.config["augment"] == "none" else 0.2) for r in info.trials)
+    info = replace(info, trials=trials, repeats=())
+    for table in (front_table(info, 200), status_table(info, info.trials, None, {}, order_of(importance(info)))):
+        console = Console(width=200, file=io.StringIO(), color_system=None)
+        console.print(table)
+        said = console.file.getvalue()  # type: ignore[attr-defined]
+        configurations = re.findall("lr [0-9].*augment none", said)
+        assert configurations
+        assert all(re.match(r"lr [^ ]+, batch \d+, augment none", one) for one in configurations)
+        if isinstance(table, Group):
+            assert said.count("what mattered for mAP: augment ") == 1
 
 
 def test_status_names_the_best_trial_and_leaves_out_what_all_trials_share(home: Path) -> None:

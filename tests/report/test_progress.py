@@ -114,6 +114,23 @@ def test_the_leader_is_marked_and_told_apart(height: int, is_plotted: bool) -> N
     assert "trial 3: began anew: gone" in said and "88%" not in said
 
 
+@pytest.mark.parametrize("n_earlier", [0, 40])
+def test_what_matters_comes_first_once_it_is_known(n_earlier: int) -> None:
+    """The first dimension does nothing; the second decides. Known during a launch, and from earlier ones."""
+    records = [
+        complete(i, 0.3 + 0.1 * (i % 2), 300_000_000, config={"method": "cst", "cst.x": i // 2 % 2, "cst.y": i % 2})
+        for i in range(40)
+    ]
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=140)
+    view = View(console, title="x", n_trials=80, n_workers=1, n_done=0, epochs=9, on_finished=Standing,
+                earlier=records[:n_earlier])  # fmt: skip
+    if not n_earlier:
+        for i, record in enumerate(records):
+            view.finished(record)
+            assert i < 3 or ("cst y" in drawn(view)) == (i >= 19), i  # two alike share a dimension
+    assert ": cst y 1, x 0" in drawn(view)  # of the best one
+
+
 def test_notes_for_developers_are_for_verbose() -> None:
     console = Console(file=io.StringIO(), width=140)
     view = View(console, title="x", n_trials=9, n_workers=1, n_done=0, epochs=9, on_finished=Standing, verbose=True)

@@ -22,6 +22,7 @@ from cst_search.commands.search_loop import follow
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.search.session import SearchSession
+from cst_search.study.objectives import OBJECTIVES
 from cst_search.study.pareto import hypervolume_by_trial
 from cst_search.study.tally import Tally
 from cst_search.study.trial_attributes import Repeat
@@ -116,8 +117,21 @@ def test_one_child_run_for_every_finished_trial(session: SearchSession, record: 
         assert run.data.metrics["working_bytes"] == trial.working_bytes
         assert run.data.metrics["working_mb"] == round((trial.working_bytes or 0) / 1e6, 3)
         assert {"active_bytes", "trainable_params", "petl_params"} <= set(run.data.metrics)
+        assert not {"delta_bytes", "flops"} & set(run.data.metrics)  # no objectives: MLflow would draw them
+        assert (tags["cst.delta_bytes"], tags["cst.flops"]) == (str(trial.delta_bytes), str(trial.flops))
         assert run.data.metrics.get("map") == trial.map
     assert {r.state for r in finished} == {"complete", "infeasible", "failed"}
+
+
+def test_a_cost_of_detection_is_a_metric_where_the_study_compares_it(tmp_path: Path, record: Any, uri: str) -> None:
+    session = make_study(tmp_path, "costs", objectives=(OBJECTIVES["map"], OBJECTIVES["flops"]))
+    session.begin_launch()
+    run_one(session, scored(0.4))
+    assert record(session) == []
+    run = runs(uri, session)[-1]
+    trial = session.study.info().trials[-1]
+    assert run.data.metrics["flops"] == trial.flops and "cst.flops" not in run.data.tags
+    assert run.data.tags["cst.delta_bytes"] == str(trial.delta_bytes) and "delta_bytes" not in run.data.metrics
 
 
 def test_runs_of_an_earlier_version_get_their_working_memory(
