@@ -160,7 +160,7 @@ class Search:
         from cst_search.report.tables import front_table
 
         info = self.info
-        said = f"Study {info.name}: {len(info.trials)} trials, hypervolume {info.hypervolume():.3f}"
+        said = f"Study {info.shown_name}: {len(info.trials)} trials, hypervolume {info.hypervolume():.3f}"
         return html([Text(said), front_table(info, width=200)])
 
     @property

@@ -12,6 +12,18 @@ import re
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
+_LINE = re.compile("[\t\n]")
+
+
 def visible(text: str) -> str:
     """Return text with escapes in place of characters that move, hide or reorder others: ESC becomes ``\\x1b``."""
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _STEERING.sub(_escaped, text)
+
+
+def in_line(text: str) -> str:
+    """Return `visible` text that is a part of a line, such as a name: an end of line in it is shown as ``\\n``."""
+    return _LINE.sub(_escaped, visible(text))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()

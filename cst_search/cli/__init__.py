@@ -64,14 +64,28 @@ def main() -> None:
         sys.exit(2)
 
 
+def _open_streams() -> None:
+    """Give this process the standard streams that it was started without (``>&-``): what is written goes nowhere.
+
+    Otherwise the next file that it opens, a database say, would have their number, and get what libraries write there.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest number that is free
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
 def run() -> NoReturn:
     """`main` as a program. It ends at once: to take torch, Ray and MLflow apart took 0.8 to 2 s of every command.
 
     What must be seen to is: threads that are waited for, what was registered for the end, and the output.
     """
     leave_working_folder()
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):  # a locale that has no letter for a name gets a replacement
-        if isinstance(stream, io.TextIOWrapper):  # not closed
+        if isinstance(stream, io.TextIOWrapper):
             with suppress(OSError):  # one whose file was changed below it
                 stream.reconfigure(errors="replace")
     code: object = None

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -18,6 +18,7 @@ from cst_search.cli import completion
 from cst_search.cli.options import launch_option
 from cst_search.config.catalog import home_of
 from cst_search.report.console import PlainConsole
+from cst_search.visible import in_line
 
 if TYPE_CHECKING:
     from cst_search.study.records import StudyInfo
@@ -35,9 +36,15 @@ job_app = typer.Typer(help="Jobs that `submit` started on a cluster.", no_args_i
 app.add_typer(job_app, name="job")
 data_app = typer.Typer(help="Look at a data set, or convert it, without a search.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-# not a terminal (a file, a pipe): room for the tables instead of 80 columns
-out = PlainConsole(width=None if sys.stdout.isatty() else 160)
-err = PlainConsole(stderr=True, width=None if sys.stderr.isatty() else 160)
+
+
+def _width(stream: TextIO | None) -> int | None:
+    """Return the width of a console; None: a terminal's own. In a file or a pipe tables get more than 80 columns."""
+    return None if stream is not None and stream.isatty() else 160
+
+
+out = PlainConsole(width=_width(sys.stdout))
+err = PlainConsole(stderr=True, width=_width(sys.stderr))
 
 
 only_checking: ContextVar[bool] = ContextVar("only_checking", default=False)  # see `submit`
@@ -134,7 +141,7 @@ def open_study(study: str | None, home: Path | None, storage: str | None) -> Stu
 
     opened = find(study, home_of(home), storage)
     if study is None:
-        err.print(f"the newest study, {opened.name}:", markup=False, highlight=False)
+        err.print(f"the newest study, {in_line(opened.name)}:", markup=False, highlight=False)
     return opened
 
 

@@ -20,6 +20,7 @@ from cst_search.cli.app import (
     say,
 )
 from cst_search.errors import check_choice
+from cst_search.visible import visible
 
 
 @app.command()
@@ -119,7 +120,7 @@ def job_logs(
     if json_:
         print_json(asdict(server.state(job)) | {"logs": server.logs(job)})
     elif not follow:
-        write_out(server.logs(job))
+        write_out(visible(server.logs(job)))
 
 
 @job_app.command("stop")

@@ -66,7 +66,7 @@ def _end_of_search(results: Sequence[LaunchResult], json_: bool) -> None:
         print_json(reports[0] if len(reports) == 1 else reports)
     if any(result.interrupted for result in results):
         raise typer.Exit(130)
-    without = [result.info.name for result in results if not result.info.front()]
+    without = [result.info.shown_name for result in results if not result.info.front()]
     if without:
         where = "" if len(results) == 1 else f" of {', '.join(without)}"
         complain(f"no trial{where} completed within the budget; see the reasons with `cst-search status`")

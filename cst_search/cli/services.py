@@ -20,6 +20,7 @@ from cst_search.cli.app import (
     say,
 )
 from cst_search.config.catalog import home_of
+from cst_search.visible import in_line
 
 
 @app.command()
@@ -107,7 +108,7 @@ def ui(
     ]  # fmt: skip
     say(f"MLflow on {base} in about ten seconds; Ctrl-C ends it")
     for study, link in newest_fronts(uri, base):
-        say(f"the front of {study}:  {link}")
+        say(f"the front of {in_line(study)}:  {link}")
     sys.stdout.flush()
     os.execve(command[0], command, environment)  # replaces this process, so no child outlives it
 

@@ -30,6 +30,7 @@ from cst_search.cli.app import (
 from cst_search.config.catalog import home_of
 from cst_search.errors import UserError
 from cst_search.study.states import TrialState
+from cst_search.visible import in_line
 
 if TYPE_CHECKING:
     from cst_search.study.records import StudyInfo
@@ -126,8 +127,8 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
         table.add_column(name)
     for i in infos:
         table.add_row(
-            Text(i.name), i.started[:16].replace("T", " "), Text(i.data), str(i.counts()[TrialState.COMPLETE]),
-            format_quality(i.best_map()), format_bytes(i.budget.memory_bytes),
+            Text(i.shown_name), i.started[:16].replace("T", " "), Text(in_line(i.data)),
+            str(i.counts()[TrialState.COMPLETE]), format_quality(i.best_map()), format_bytes(i.budget.memory_bytes),
         )  # fmt: skip
     if infos:
         out.print(table)
@@ -228,7 +229,7 @@ def _show_fronts(infos: Sequence[StudyInfo]) -> None:
 
     for info in infos:
         if not info.front():
-            say(f"study {info.name} has no feasible complete trial yet")
+            say(f"study {info.shown_name} has no feasible complete trial yet")
             continue
         out.print(front_table(info, out.width))
         say(f"hypervolume {info.hypervolume():.4f} of 1 (reference {metric_words(info.compared_reference)})")
@@ -324,4 +325,4 @@ def sync(
         counts = {"trials": len(info.trials), "repeats": len(info.repeats)}
         print_json({"study": info.name, "tracking_uri": shown_address(uri)} | counts)
     elif not quiet:
-        say(f"{shown_address(uri)} has study {info.name}: {len(info.trials)} trials, {len(info.repeats)} repeats")
+        say(f"{shown_address(uri)} has study {info.shown_name}: {len(info.trials)} trials, {len(info.repeats)} repeats")

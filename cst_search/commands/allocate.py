@@ -31,7 +31,7 @@ def points_of(info: StudyInfo) -> list[Point]:
     ]
     if not found:
         raise StudyError(
-            f"study {info.name!r} has no feasible complete trial yet; run `cst-search launch --study {info.name}`"
+            f"study {info.name!r} has no feasible complete trial yet; run `cst-search launch --study {info.shown_name}`"
         )
     return found
 

@@ -48,6 +48,7 @@ from cst_search.study.trial_attributes import Repeat
 from cst_search.study.verdicts import quality
 from cst_search.trial.checkpoint_folder import checkpoints_of
 from cst_search.units import format_seconds
+from cst_search.visible import in_line
 
 if TYPE_CHECKING:
     from cst_search.tracking.mlflow_record import MlflowRecord
@@ -83,7 +84,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console, *, verbose:
     repeats = missing(info, points, options.seeds, epochs)
     before = [record.trial for record in info.front()]
     say(
-        f"study {info.name}: {len(points)} point(s), {options.seeds} seeds each at {epochs} epochs; "
+        f"study {info.shown_name}: {len(points)} point(s), {options.seeds} seeds each at {epochs} epochs; "
         f"{len(repeats)} run(s) to do"
     )
     run = None
@@ -116,7 +117,9 @@ def confirm(study: Study, options: ConfirmOptions, console: Console, *, verbose:
     report |= {"seconds": time.monotonic() - begun, "interrupted": interrupted}
     done = {_as_repeat(r) for r in info.repeats if r.state == TrialState.COMPLETE}
     say_confirmation(report, files["html"], console)
-    check_still_there(study, lambda url: f"cst-search confirm {shlex.quote(study.name)} --storage {shlex.quote(url)}")
+    check_still_there(
+        study, lambda url: f"cst-search confirm {in_line(shlex.quote(study.name))} --storage {shlex.quote(url)}"
+    )
     return ConfirmResult(report, len(repeats), sum(repeat in done for repeat in repeats), interrupted)
 
 
@@ -144,7 +147,7 @@ def choose_points(info: StudyInfo, picks: str) -> list[TrialRecord]:
     front, of_search = info.front(), replace(info, repeats=()).front()
     if not front:
         raise StudyError(
-            f"study {info.name!r} has no feasible complete trial yet; run `cst-search launch --study {info.name}`"
+            f"study {info.name!r} has no feasible complete trial yet; run `cst-search launch --study {info.shown_name}`"
         )
     chosen: dict[int, TrialRecord] = {}
     for word in (word.strip() for word in picks.split(",")):
@@ -244,7 +247,7 @@ def _run(run: _Confirmation, record: MlflowRecord, console: Console, verbose: bo
 
     view = View(
         console,
-        title=f"{study.name} again with other seeds",
+        title=f"{in_line(study.name)} again with other seeds",
         n_trials=len(run.repeats),
         n_workers=run.workers.n_workers,
         n_done=0,

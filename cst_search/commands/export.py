@@ -47,7 +47,7 @@ def pick_trial(info: StudyInfo, pick: str) -> TrialRecord:
     front = info.front()
     if not front:
         raise StudyError(
-            f"study {info.name!r} has no feasible complete trial yet; run `cst-search launch --study {info.name}`"
+            f"study {info.name!r} has no feasible complete trial yet; run `cst-search launch --study {info.shown_name}`"
         )
     if pick == "best":
         return front[0]
@@ -93,9 +93,9 @@ def export(info: StudyInfo, pick: str, path: Path, verified: Mapping[str, Any] |
     confirmed = over_seeds_words(info.brief(record))
     header = (
         f"{train_command(info, path.name)}\n\n"
-        f"Trial {record.trial} of study {info.name}: map {format_quality(record.map)} after {len(record.history)} "
-        f"epochs, {confirmed + ', ' if confirmed else ''}{format_bytes(record.device_bytes)} ({record.memory_source}), "
-        f"{format_count(record.trainable_params)} trainable parameters."
+        f"Trial {record.trial} of study {info.shown_name}: map {format_quality(record.map)} after "
+        f"{len(record.history)} epochs, {confirmed + ', ' if confirmed else ''}{format_bytes(record.device_bytes)} "
+        f"({record.memory_source}), {format_count(record.trainable_params)} trainable parameters."
     )
     try:
         write_yaml(path, recipe.to_dict(), header)

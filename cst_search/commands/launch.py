@@ -45,6 +45,7 @@ from cst_search.study.storage import check_storage
 from cst_search.study.study import Study
 from cst_search.trial.checkpoint_folder import Checkpoints, checkpoints_of
 from cst_search.units import format_seconds
+from cst_search.visible import in_line
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def _job(
         view.epochs, view.on_finished = epochs, on_finished
         view.take_earlier(complete)
     else:
-        events = view.of(study.name, search.n_before, epochs, on_finished, complete)
+        events = view.of(before.shown_name, search.n_before, epochs, on_finished, complete)
     task = make_task(setup.recipe, setup.data, epochs, search.workers, cache, search.checkpoints, session.rungs)
     return SearchJob(session, task, options.trials, setup.estimate, stop, events)
 
@@ -217,9 +218,12 @@ def _finish(
         search.checkpoints.tidy()
     interrupted = interrupted or any(r.state == TrialState.INTERRUPTED for r in info.trials)
     if n_elsewhere:
-        say(f"{n_elsewhere} trial(s) are with other launches of study {study.name}, which go on")
+        say(f"{n_elsewhere} trial(s) are with other launches of study {info.shown_name}, which go on")
     elif not interrupted and not stop() and info.n_ran() < options.trials:
-        say(f"study {study.name}: the sampler found no further configuration within the budget; the search ends early")
+        say(
+            f"study {info.shown_name}: the sampler found no further configuration within the budget; "
+            f"the search ends early"
+        )
     files = write_report(info, options.home / study.name)
     end_run(record.mlflow, info, files, interrupted)
     return LaunchResult(info, interrupted, files, time.monotonic() - begun)
@@ -251,17 +255,17 @@ def _each_once(say: Say) -> Say:
 
 
 def _title(searches: Sequence[_Search]) -> str:
-    names = [search.study.name for search in searches]
+    names = [in_line(search.study.name) for search in searches]
     if len(names) > 1:
         return f"{len(names)} studies: {', '.join(names)}"
-    return f"{names[0]} on {searches[0].setup.recipe.data if searches[0].options.data else 'the demo'}"
+    return f"{names[0]} on {in_line(searches[0].setup.recipe.data) if searches[0].options.data else 'the demo'}"
 
 
 def _say_beginning(search: _Search, record: OpenRecord, say: Say) -> None:
     options, setup, workers = search.options, search.setup, search.workers
     machines = workers.machines
     say(
-        f"study {search.study.name}: {search.n_before} of {options.trials} trials done; "
+        f"study {in_line(search.study.name)}: {search.n_before} of {options.trials} trials done; "
         f"storage {search.request.shown_storage}; MLflow {shown_address(record.uri)}"
     )
     say(f"{workers}, {setup.recipe.search_epochs} epochs a trial")
@@ -304,7 +308,7 @@ def _flags(options: LaunchOptions) -> str:
 def resume_command(names: Sequence[str], options: LaunchOptions) -> str:
     """Return the command line that continues searches."""
     there = f" --address {options.address}" if options.address else ""
-    return f"cst-search resume {shlex.join(names)}{_flags(options)}{there}"
+    return f"cst-search resume {in_line(shlex.join(names))}{_flags(options)}{there}"
 
 
 def _say_end(
@@ -317,7 +321,7 @@ def _say_end(
     for info in infos:
         counts = info.counts()
         states = ", ".join(f"{n} {state}" for state, n in counts.items() if n and state != "total")
-        which = f"study {info.name}, " if len(results) > 1 else ""
+        which = f"study {info.shown_name}, " if len(results) > 1 else ""
         say(f"{which}{ended} after {format_seconds(results[-1].seconds)}: {counts['total']} trials ({states})")
     if interrupted:
         names = [result.info.name for result in results if result.interrupted]
@@ -339,7 +343,7 @@ def _say_next(result: LaunchResult, options: LaunchOptions, console: Console, sa
 
 
 def _say_next_of_several(infos: Sequence[StudyInfo], options: LaunchOptions, console: Console, say: Say) -> None:
-    flags, names = _flags(options), shlex.join(info.name for info in infos)
+    flags, names = _flags(options), in_line(shlex.join(info.name for info in infos))
     console.print(comparison_table(infos))
     say(f"pages {options.home / '*' / 'front.html'}")
     say(f"next:  cst-search front {names} -o comparison{flags}")

@@ -6,6 +6,7 @@ from shlex import quote
 
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.wording import format_quality, memory_words
+from cst_search.visible import in_line
 
 FOLDER = "trained"  # of the commands that are suggested
 
@@ -26,7 +27,7 @@ def next_steps(info: StudyInfo, flags: str = "", home: str = "") -> list[str]:
     knee = next((record for record in front if record.trial == info.knee()), front[0])
     chosen = knee if pick == "knee" else front[0]
     lines = [
-        f"cst-search export {quote(info.name)} --pick {pick} -o best.yaml{flags}",
+        f"cst-search export {in_line(quote(info.name))} --pick {pick} -o best.yaml{flags}",
         f"    {_point(info, pick, chosen)}",
     ]
     if chosen is not front[0]:
@@ -36,7 +37,7 @@ def next_steps(info: StudyInfo, flags: str = "", home: str = "") -> list[str]:
 
 def train_command(info: StudyInfo, recipe: str) -> str:
     """Return the command that trains an exported recipe at full length."""
-    data = "" if info.data == "demo" else f" --data {quote(info.data)}"
+    data = "" if info.data == "demo" else f" --data {in_line(quote(info.data))}"
     return f"cst-search train {quote(recipe)}{data} --out {FOLDER}"
 
 

@@ -53,20 +53,32 @@ def token_file() -> Path:
 
 
 def keep_token_private() -> None:
-    """Give Ray's token file to its owner alone; make it, where Ray would make one for all to read."""
-    path = token_file()
+    """Give Ray's token file to its owner alone; make it, where Ray would make one for all to read.
+
+    Where it cannot be made, as the user has no home folder, it is made in Ray's private folder and named to Ray.
+    """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
-    with suppress(OSError):  # a home that cannot be written: Ray says so, or needs no token
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            if is_open_to_others(path):
+    try:
+        _make_token(token_file())
+    except OSError:
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:  # otherwise Ray says what is wrong with it
+            path = private_folder() / "auth_token"
+            _make_token(path)
+            os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+
+
+def _make_token(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        if is_open_to_others(path):
+            with suppress(OSError):  # somebody else's, which only its owner can close
                 path.chmod(0o600)
-            return
-        with os.fdopen(made, "w") as file:
-            file.write(secrets.token_hex(32))
+        return
+    with os.fdopen(made, "w") as file:
+        file.write(secrets.token_hex(32))
 
 
 def is_open_to_others(path: Path) -> bool:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from cst_search.config.catalog import Kind, shipped_folder
 from cst_search.errors import ConfigError, RunError
 from cst_search.redaction import read_address, shown_address
+from cst_search.visible import visible
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -113,14 +114,15 @@ class Jobs:
         )  # fmt: skip
 
     def logs(self, job: str) -> str:
+        """Return a job's output so far, as it is; `visible` makes it safe to print."""
         return self._ask(job, self._client.get_job_logs)
 
     def follow(self, job: str, write: Callable[[str], object]) -> None:
-        """Write a job's output until the job ends."""
+        """Write a job's output until the job ends; what would steer a terminal is made visible."""
 
         async def read() -> None:
             async for lines in self._client.tail_job_logs(job):
-                write(lines)
+                write(visible(lines))
 
         self._ask(job, lambda _: asyncio.run(read()))
 

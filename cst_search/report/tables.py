@@ -24,6 +24,7 @@ from cst_search.study.wording import (
     shared_words,
 )
 from cst_search.units import format_bytes, format_count, format_seconds
+from cst_search.visible import in_line
 
 _BESIDE = 120  # least terminal width in characters for a column of configurations
 
@@ -49,7 +50,7 @@ def front_table(info: StudyInfo, width: int) -> Group:
     sources = {record.memory_source for record in front}
     entries = [info.brief(record) for record in front]
     confirmed = any(entry["n_seeds"] > 1 for entry in entries)
-    table = Table(title=f"Front of {info.name}", title_justify="left", title_style="bold")
+    table = Table(title=f"Front of {info.shown_name}", title_justify="left", title_style="bold")
     memory = f"memory ({sources.pop()})" if len(sources) == 1 else "memory"
     seeds = ("mean", "std", "seeds") if confirmed else ()
     beside = width >= _BESIDE
@@ -93,7 +94,7 @@ def status_table(
         shared: values that all trials have in common, which the rows leave out.
         order: dimensions that come first; see `wording.describe`.
     """
-    table = Table(title=f"Study {info.name}", title_justify="left")
+    table = Table(title=f"Study {info.shown_name}", title_justify="left")
     further, last = info.further_costs, "configuration or reason"
     for name in ("trial", "state", "map", "memory", "trainable", *(o.short for o in further), "time", last):
         table.add_column(name, no_wrap=name != last, justify="right" if name == "trial" else "left")
@@ -124,7 +125,7 @@ def plan_table(infos: Sequence[StudyInfo], plan: Plan) -> Table:
         record = info.by_number(point.trial)
         words = "" if record is None else describe(record.config, 20)
         table.add_row(
-            Text(info.name),
+            Text(info.shown_name),
             str(point.trial),
             format_quality(point.quality),
             format_bytes(point.delta_bytes),
@@ -140,7 +141,9 @@ def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
     for name in ("trials", "weight", "pairs in the wrong order"):
         table.add_column(name, justify="right")
     for source in sources:
-        table.add_row(Text(source["name"]), str(source["n"]), f"{source['weight']:.2f}", f"{source['misranked']:.0%}")
+        table.add_row(
+            Text(in_line(source["name"])), str(source["n"]), f"{source['weight']:.2f}", f"{source['misranked']:.0%}"
+        )
     return table
 
 
@@ -156,7 +159,7 @@ def comparison_table(infos: Sequence[StudyInfo]) -> Table:
         least = min(front, key=lambda record: record.working_bytes or 0, default=None)
         common = None if reference is None else pareto.hypervolume(info.values(), info.objectives, reference)
         table.add_row(
-            Text(info.name),
+            Text(info.shown_name),
             str(len(info.trials)),
             str(len(front)),
             format_quality(best),

@@ -50,7 +50,7 @@ def front_plot(infos: Sequence[StudyInfo], width: int, *, height: int = 12, asci
         words = [f"{_MARKS[kind][ascii_only]} {word}" for kind, word in (
             ("front", "front"), ("knee", "knee"), ("trial", "other complete trials"))]  # fmt: skip
     else:
-        words = [f"{letter} {info.name}" for letter, info in zip(_OF_STUDIES, infos, strict=False)]
+        words = [f"{letter} {info.shown_name}" for letter, info in zip(_OF_STUDIES, infos, strict=False)]
     return text.append(f"\n{'':{_LEFT}}{'   '.join(words)}") if text else text
 
 

@@ -15,6 +15,7 @@ from cst_search.study.objectives import BOUNDS, OBJECTIVES, OF_INFERENCE, Object
 from cst_search.study.seed_statistics import NOISY, Sample
 from cst_search.study.states import LaunchState, TrialState
 from cst_search.trial.result import TrialFigures
+from cst_search.visible import in_line
 
 
 @dataclass(frozen=True)
@@ -292,6 +293,11 @@ class StudyInfo(StudySpec):
 
     def hypervolume(self) -> float:
         return pareto.hypervolume(self.values(), self.objectives, self.reference)
+
+    @property
+    def shown_name(self) -> str:
+        """The name as part of a printed line."""
+        return in_line(self.name)
 
     def counts(self) -> dict[str, int]:
         counts = {"total": len(self.trials)} | {state.value: 0 for state in TrialState}

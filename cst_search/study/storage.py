@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import random
 import socket
 import time
@@ -328,7 +329,13 @@ def open_storage(url: str, *, make: bool = False) -> Storage:
         return _make(url) if make else Storage(url)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError, OSError) as error:
         # RuntimeError: created by another version of Optuna; its message says how to proceed
-        raise StudyError(f"the storage {shown} cannot be used: {without_password(_first_line(error), url)}") from None
+        reason = without_password(_first_line(error), url)
+        if path is not None and path.is_file() and "unable to open" in reason and not os.access(path.parent, os.W_OK):
+            reason += (
+                f"; a search was at work on it or was killed, and SQLite cannot write beside it there; copy it, and "
+                f"{path.name}-wal if there is one, to a folder of yours"
+            )
+        raise StudyError(f"the storage {shown} cannot be used: {reason}") from None
 
 
 def try_storage(url: str) -> int | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cst_search.study.importance import that_matter
 from cst_search.study.objectives import Objective
 from cst_search.units import format_bytes, format_count, format_flops
+from cst_search.visible import in_line
 
 if TYPE_CHECKING:
     from cst_search.study.records import TrialRecord
@@ -37,7 +38,7 @@ def describe(
     keys = [key for key in dict.fromkeys((*_FIRST, *order, *config)) if key in config and key != "method"]
     names = {key: _SHORT.get(key, key.rpartition(".")[2]) for key in keys if key not in leave_out}
     parts = [f"{name} {show(config[key])}" for key, name in names.items()]
-    return " ".join([str(config.get("method", "?")), ", ".join(parts[:n_dimensions])]).strip()
+    return in_line(" ".join([str(config.get("method", "?")), ", ".join(parts[:n_dimensions])]).strip())
 
 
 def shared_values(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ content of one run (parameters, metrics, tags, files), and `connection` reaches 
 
 MLflow reads these settings on import. By default one call to a server that is down retries for four minutes, which must
 not delay a search. A repeated request may be carried out twice and create a run twice, so the mirror looks before it
-repeats one. Telemetry stays off.
+repeats one. Telemetry stays off, and so do two lines that a server's client prints for each run.
 """
 
 import os
@@ -14,3 +14,4 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

@@ -366,6 +366,7 @@ def test_mlflows_server_goes_and_comes(place: Place) -> None:
             one.until(lambda: len(place.finished()) >= at + 5, 30)  # the search does not wait
             server = serve()
             assert one.wait() == 0
+        assert "View run" not in one.output
         place.check(40, {})
         assert place.runs(uri) == dict.fromkeys(place.finished(), 1)
     finally:

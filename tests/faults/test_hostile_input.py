@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import load_data
 from cst_search.data.images import CocoImages
+from cst_search.execution import ray_jobs
 from cst_search.execution.ray_files import private_folder, token_file
 from cst_search.import_path import leave_working_folder, program
 from cst_search.input_file import check_regular, read_regular
@@ -293,12 +294,19 @@ STEERING = "a\x1b]0;OWNED\x07\x1b[2J\x9b31m\b\r\u202ecba\u2066\u200f\x7f\u2028\u
 
 def test_names_do_not_steer_a_terminal(tmp_path: Path) -> None:
     """Of a study, its data, a recipe's field and a reason: shown in every table and message, and no markup of rich."""
-    name = STEERING.replace("\udc80", "")  # which no database takes
+    name = STEERING.replace("\udc80", "") + "\nFORGED\tLINE"  # no database takes half a character
     recipe = Recipe(detector="fcos", backbone="resnet18", weights=name).to_dict()
     session = make_study(tmp_path, name, data=f"/data/{name}", recipe=recipe, target_device=name)
     session.begin_launch()
     run_one(session, scored(0.5, device_bytes=400), cst__reduction=4, batch_size=2, lr=0.01)
-    run_one(session, {"outcome": "failed", "reason": name}, cst__reduction=4, batch_size=2, lr=0.02)
+    # a reason may have several lines, which stay in their cell
+    run_one(
+        session,
+        {"outcome": "failed", "reason": STEERING.replace("\udc80", "")},
+        cst__reduction=4,
+        batch_size=2,
+        lr=0.02,
+    )
     session.end_launch()
     where = ("--home", tmp_path)
     for command in (
@@ -310,7 +318,27 @@ def test_names_do_not_steer_a_terminal(tmp_path: Path) -> None:
         said = ran.out + ran.err
         assert not [sign for sign in said if sign != "\n" and not sign.isprintable()], ascii(said)
         assert "x1b" in said and "Traceback" not in said, ran
+        assert not re.search(r"^\W*FORGED", said, re.MULTILINE) and "\t" not in said, said
     assert "[bold]b[/nothing][link=x]c" in run_cli("front", name, *where).out
+
+
+def test_the_output_of_a_job_does_not_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps its lines. `submit` shows it by the same two functions."""
+
+    class Client:
+        def get_job_logs(self, job: str) -> str:
+            return f"first\n\t{STEERING}\nlast\n"
+
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            for line in self.get_job_logs(job).splitlines(keepends=True):
+                yield line
+
+    monkeypatch.setattr(ray_jobs.Jobs, "__init__", lambda self, address: vars(self).update(_client=Client()))
+    for more in ((), ("--follow",)):
+        ran = run_cli("job", "logs", "raysubmit_1", "--address", "http://head:8265", *more)
+        first, middle, last = ran.out.split("\n")[:3]
+        assert (first, last) == ("first", "last") and middle.startswith("\ta\\x1b]0;OWNED\\x07\\x1b[2J"), ran
+        assert middle[1:].isprintable()
 
 
 def test_class_names_are_text(tmp_path: Path, outside: tuple[Path, Path], tiny_recipe: Callable[..., Recipe]) -> None:
