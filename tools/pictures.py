@@ -58,10 +58,10 @@ def keep(page: Page, name: str, only: str = "") -> None:
 
 
 def small(image: Image.Image, path: Path, width: int = 1280) -> None:
-    """Write a PNG with 64 colours. Exits if it is still too large."""
+    """Write a PNG with few colours, which keep the colours of small marks apart. Exits if it is still too large."""
     plain = image.convert("RGB")
     plain.thumbnail((width, 4096))
-    plain.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    plain.quantize(160, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
     if path.stat().st_size > MOST_BYTES:
         sys.exit(f"{path} has {path.stat().st_size} bytes; at most {MOST_BYTES} are wanted")
     print(path, path.stat().st_size)

@@ -32,10 +32,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+# groups of commands in --help, in the order in which a person needs them
+SEARCHES, DETECTORS, BEFORE, SERVICES = "Search", "Use what was found", "Before a search", "Records and clusters"
 job_app = typer.Typer(help="Jobs that `submit` started on a cluster.", no_args_is_help=True)
-app.add_typer(job_app, name="job")
+app.add_typer(job_app, name="job", rich_help_panel=SERVICES)
 data_app = typer.Typer(help="Look at a data set, or convert it, without a search.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
+app.add_typer(data_app, name="data", rich_help_panel=BEFORE)
 
 
 def _width(stream: TextIO | None) -> int | None:

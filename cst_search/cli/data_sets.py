@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -32,7 +33,8 @@ def check(
     from cst_search.commands import data_sets
     from cst_search.report.data_tables import class_table, size_line, split_table
 
-    checked = data_sets.check(folder, ReadingOptions.read(**given), home_of(home), sheet)
+    reading = ReadingOptions.read(**given)
+    checked = data_sets.check(folder, reading, home_of(home), sheet)
     if json_:
         print_json(checked.to_dict())
     else:
@@ -47,6 +49,8 @@ def check(
             say("a search also needs a validation split: --val-fraction 0.2 (recipe field val_fraction) makes one")
         elif checked.missing:
             say("a search also needs a training split")
+        elif checked.is_sound and reading == ReadingOptions():  # a search would read it in the same way
+            say(f"next:  cst-search launch --data {quote(str(folder))} --budget-mem 6GB")
     if not checked.is_sound:
         raise typer.Exit(2)
 

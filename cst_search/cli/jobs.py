@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cst_search.cli.app import (
+    SERVICES,
     JobArgument,
     JobServerOption,
     JsonOption,
@@ -23,7 +24,7 @@ from cst_search.errors import check_choice
 from cst_search.visible import visible
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICES)
 def submit(
     words: Annotated[
         list[str], typer.Argument(metavar="-- COMMAND ...", help="launch, resume or confirm, with its options.")

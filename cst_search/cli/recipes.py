@@ -12,6 +12,8 @@ import typer
 
 from cst_search.cli import completion
 from cst_search.cli.app import (
+    BEFORE,
+    DETECTORS,
     CacheOption,
     DeviceOption,
     HomeOption,
@@ -34,7 +36,7 @@ from cst_search.trial.result import Outcome
 from cst_search.units import parse_count
 
 
-@app.command()
+@app.command(rich_help_panel=DETECTORS)
 @takes(ReadingOptions)
 def train(
     *,
@@ -77,7 +79,7 @@ def train(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=DETECTORS)
 def predict(
     paths: Annotated[
         list[Path],
@@ -151,7 +153,7 @@ def _predict_videos(run: Path, videos: Sequence[Path], output: Path | None, **op
     err.print(f"{n_frames} frame(s){where}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=BEFORE)
 def estimate(
     recipe: Annotated[
         str, typer.Option("--recipe", help="Recipe: a shipped name or a YAML file.", autocompletion=completion.recipes)
@@ -214,7 +216,7 @@ def estimate(
         out.print(part)
 
 
-@app.command()
+@app.command(rich_help_panel=BEFORE)
 def ls(json_: JsonOption = False) -> None:
     """List shipped recipes, search spaces and detectors, and methods, detectors and formats of other packages."""
     from cst_search import plugins
@@ -242,7 +244,7 @@ def ls(json_: JsonOption = False) -> None:
             say(f"  {plugin.name:<12} {plugin.kind.removesuffix('s')} of {plugin.source} ({plugin.value})")
 
 
-@app.command()
+@app.command(rich_help_panel=BEFORE)
 def cp(
     name: Annotated[
         str,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cst_search.cli.app import (
+    SEARCHES,
     JsonOption,
     QuietOption,
     StudiesArgument,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from cst_search.commands.launch import LaunchResult
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCHES)
 @takes(LaunchOptions)
 def launch(
     *, quiet: QuietOption = False, verbose: VerboseOption = False, json_: JsonOption = False, **given: Any
@@ -41,7 +42,7 @@ def launch(
     _end_of_search(launch_all(each, console_of(json_, quiet), verbose=verbose), json_)
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCHES)
 @takes(ResumeOptions)
 def resume(
     studies: StudiesArgument, quiet: QuietOption = False, verbose: VerboseOption = False, json_: JsonOption = False,
@@ -73,7 +74,7 @@ def _end_of_search(results: Sequence[LaunchResult], json_: bool) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCHES)
 @takes(ConfirmOptions)
 def confirm(
     study: StudyArgument, quiet: QuietOption = False, verbose: VerboseOption = False, json_: JsonOption = False,

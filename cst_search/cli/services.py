@@ -1,4 +1,4 @@
-"""Commands about the environment of a search: `doctor`, `ui`."""
+"""Commands about the environment of a search and its record: `doctor`, `ui`, `sync`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from typing import Annotated
 import typer
 
 from cst_search.cli.app import (
+    BEFORE,
+    SERVICES,
     AddressOption,
     HomeOption,
     JsonOption,
+    QuietOption,
     StorageOption,
+    StudyArgument,
     TrackingOption,
     app,
+    err,
+    open_study,
     out,
     print_json,
     say,
@@ -23,7 +29,7 @@ from cst_search.config.catalog import home_of
 from cst_search.visible import in_line
 
 
-@app.command()
+@app.command(rich_help_panel=BEFORE)
 def doctor(
     home: HomeOption = None,
     storage: StorageOption = None,
@@ -59,7 +65,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICES)
 def ui(
     home: HomeOption = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 5000,
@@ -111,6 +117,40 @@ def ui(
         say(f"the front of {in_line(study)}:  {link}")
     sys.stdout.flush()
     os.execve(command[0], command, environment)  # replaces this process, so no child outlives it
+
+
+@app.command(rich_help_panel=SERVICES)
+def sync(
+    study: StudyArgument,
+    tracking_uri: TrackingOption = None,
+    home: HomeOption = None,
+    storage: StorageOption = None,
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Backfill missing runs and artifacts of a study in MLflow: runs, front, page. It can be another MLflow server."""
+    info = open_study(study, home, storage).info()
+    from cst_search.commands.checks import check_tracking
+    from cst_search.commands.report_files import export_best, write_report
+    from cst_search.config.catalog import check_folder
+    from cst_search.redaction import shown_address
+    from cst_search.tracking.connection import default_tracking_uri
+    from cst_search.tracking.mlflow_record import MlflowRecord
+
+    check_tracking(tracking_uri, home_of(home), storage)
+    check_folder("--home", home_of(home))
+    files = write_report(info, home_of(home) / info.name)
+    uri = tracking_uri or default_tracking_uri(home_of(home))
+    record = MlflowRecord(uri, home_of(home) / "artifacts", warn=lambda line: err.print(line, markup=False))
+    pages = [files[kind] for kind in ("html", "png", "json")]
+    record.sync(info, {"pareto": pages, "export": export_best(info, files)})
+    if not record.close(timeout_seconds=3600):
+        raise typer.Exit(1)
+    if json_:
+        counts = {"trials": len(info.trials), "repeats": len(info.repeats)}
+        print_json({"study": info.name, "tracking_uri": shown_address(uri)} | counts)
+    elif not quiet:
+        say(f"{shown_address(uri)} has study {info.shown_name}: {len(info.trials)} trials, {len(info.repeats)} repeats")
 
 
 def _optuna_dashboard(home: Path, storage: str | None, host: str, port: int) -> None:

@@ -1,4 +1,4 @@
-"""Commands that read a study: `status`, `list`, `prior`, `front`, `export`, `sync`."""
+"""Commands that read a study: `status`, `list`, `prior`, `front`, `export`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import typer
 
 from cst_search.cli import completion
 from cst_search.cli.app import (
+    DETECTORS,
+    SEARCHES,
     HomeOption,
     JsonOption,
     NewestStudyArgument,
     PlotOption,
     QuietOption,
     StorageOption,
-    StudyArgument,
-    TrackingOption,
     app,
     complain,
     err,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _ROWS = 100  # trials that `status` shows: a table of ten thousand takes seconds to draw, and nobody reads it
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCHES)
 def status(
     study: NewestStudyArgument = None,
     all_: Annotated[bool, typer.Option("--all", help=f"Show every trial, not only the last {_ROWS}.")] = False,
@@ -84,7 +84,7 @@ def _status_report(info: StudyInfo) -> dict[str, Any]:
             "repeats": repeats}  # fmt: skip
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=SEARCHES)
 def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOption = False) -> None:
     """List the studies in a storage."""
     from rich.table import Table
@@ -138,7 +138,7 @@ def list_(home: HomeOption = None, storage: StorageOption = None, json_: JsonOpt
         raise typer.Exit(UserError.exit_code)
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCHES)
 def prior(
     study: NewestStudyArgument = None,
     home: HomeOption = None,
@@ -161,7 +161,7 @@ def prior(
         "in the wrong order has no weight")  # fmt: skip
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCHES)
 def front(
     studies: Annotated[
         list[str] | None,
@@ -239,7 +239,7 @@ def _show_fronts(infos: Sequence[StudyInfo]) -> None:
             say("their data or objectives differ, so there is no common hypervolume")
 
 
-@app.command()
+@app.command(rich_help_panel=DETECTORS)
 def export(
     study: NewestStudyArgument = None,
     pick: Annotated[
@@ -292,37 +292,3 @@ def export(
         f"{format_count(record.trainable_params)} trainable -> {output}"
     )
     say(f"next:  {train_command(info, str(output))}")
-
-
-@app.command()
-def sync(
-    study: StudyArgument,
-    tracking_uri: TrackingOption = None,
-    home: HomeOption = None,
-    storage: StorageOption = None,
-    quiet: QuietOption = False,
-    json_: JsonOption = False,
-) -> None:
-    """Backfill missing runs and artifacts of a study in MLflow: runs, front, page. It can be another MLflow server."""
-    info = open_study(study, home, storage).info()
-    from cst_search.commands.checks import check_tracking
-    from cst_search.commands.report_files import export_best, write_report
-    from cst_search.config.catalog import check_folder
-    from cst_search.redaction import shown_address
-    from cst_search.tracking.connection import default_tracking_uri
-    from cst_search.tracking.mlflow_record import MlflowRecord
-
-    check_tracking(tracking_uri, home_of(home), storage)
-    check_folder("--home", home_of(home))
-    files = write_report(info, home_of(home) / info.name)
-    uri = tracking_uri or default_tracking_uri(home_of(home))
-    record = MlflowRecord(uri, home_of(home) / "artifacts", warn=lambda line: err.print(line, markup=False))
-    pages = [files[kind] for kind in ("html", "png", "json")]
-    record.sync(info, {"pareto": pages, "export": export_best(info, files)})
-    if not record.close(timeout_seconds=3600):
-        raise typer.Exit(1)
-    if json_:
-        counts = {"trials": len(info.trials), "repeats": len(info.repeats)}
-        print_json({"study": info.name, "tracking_uri": shown_address(uri)} | counts)
-    elif not quiet:
-        say(f"{shown_address(uri)} has study {info.shown_name}: {len(info.trials)} trials, {len(info.repeats)} repeats")

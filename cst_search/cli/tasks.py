@@ -11,6 +11,7 @@ import typer
 
 from cst_search.cli import completion
 from cst_search.cli.app import (
+    DETECTORS,
     CacheOption,
     DeviceOption,
     HomeOption,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from cst_search.study.records import StudyInfo
 
 
-@app.command()
+@app.command(rich_help_panel=DETECTORS)
 def allocate(
     studies: Annotated[
         list[str],
@@ -164,7 +165,7 @@ def _train(
     return train_plan(files, settings, folder, train_one, line_printer(console))
 
 
-@app.command()
+@app.command(rich_help_panel=DETECTORS)
 def pack(
     runs: Annotated[
         list[Path] | None,

@@ -156,8 +156,8 @@ def tables(found: Estimated) -> Iterator[Table | Text]:
         f"method; predicted, {guess.target_device}"
     )
     yield Text(
-        f"trained, for an image: adds {format_bytes(guess.delta_bytes)} to storage, peak memory "
-        f"{format_bytes(guess.inference_bytes)}, {format_flops(guess.flops)}"
+        f"the trained detector adds {format_bytes(guess.delta_bytes)} to storage; detection in one image takes "
+        f"{format_bytes(guess.inference_bytes)} of memory at its peak, and {format_flops(guess.flops)}"
     )
     if fit is not None and recipe.recompute == "auto":
         part = found.config["recompute"]

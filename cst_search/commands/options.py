@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SEARCH, READING, BUDGET, TRIALS, RECORD = (
     "What is searched", "How data are read", "Budget and length", "Where trials run", "Where results go"
 )  # fmt: skip
-PANELS = (SEARCH, READING, BUDGET, TRIALS, RECORD)
+PANELS = (BUDGET, SEARCH, TRIALS, RECORD, READING)
 _LEAST_PARAMS = 1000  # the smallest head, of the demo's detector with one class, has some hundred thousand
 
 
@@ -269,7 +269,7 @@ class RunOptions(Options):
         TRIALS,
     )
     skip_bad: bool = _option(
-        "--skip-bad", "Drop broken images and boxes instead of stopping.", SEARCH, kind=bool, default=False
+        "--skip-bad", "Drop broken images and boxes instead of stopping.", READING, kind=bool, default=False
     )
     home: Path = _option(
         "--home", "Folder of studies and records (default: $CST_SEARCH_HOME, else ./cst-runs).", RECORD, kind=Path,

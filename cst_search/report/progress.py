@@ -315,15 +315,26 @@ class View:
         return self.n_done + len(self.ended)
 
     def _time_left(self) -> str:
-        if not self.ended:
+        mean, now = self._mean_seconds(), time.monotonic()
+        if mean is None:
             return "time left unknown"
-        mean = sum(r.seconds or 0.0 for r in self.ended.values()) / len(self.ended)
-        now = time.monotonic()
         # a trial near or past the mean time counts with a tenth of it
         running = [max(0.1 * mean, mean - (now - begun)) for _, begun, _ in self.running.values()]
         waiting = max(0, self.n_trials - self._n_finished() - len(running))
         left = max([(sum(running) + waiting * mean) / self.n_workers, *running])
         return f"about {format_seconds(left)} left"
+
+    def _mean_seconds(self) -> float | None:
+        """Return the mean time of a trial: of those that ended, else as far as epochs tell; None: nothing does yet."""
+        if self.ended:
+            return sum(r.seconds or 0.0 for r in self.ended.values()) / len(self.ended)
+        now = time.monotonic()
+        so_far = [
+            (now - begun) / epoch * (self.studies[key[0]].epochs if key[0] else self.epochs)
+            for key, (_, begun, entry) in self.running.items()
+            if (epoch := entry.get("epoch", 0))
+        ]
+        return sum(so_far) / len(so_far) if so_far else None
 
     def _render(self) -> Group:
         with self._lock:

@@ -302,6 +302,12 @@ def test_every_command_has_help(command: str, monkeypatch: pytest.MonkeyPatch) -
     assert short.out == ran.out
 
 
+def test_every_command_is_in_a_group() -> None:
+    """The help of 21 commands in a row is read by nobody."""
+    groups = [one.rich_help_panel for one in (*app.registered_commands, *app.registered_groups)]
+    assert set(groups) == {"Search", "Use what was found", "Before a search", "Records and clusters"}
+
+
 def test_help_names_every_command_and_needs_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['cst-search', '--help']\n"
@@ -381,7 +387,7 @@ def test_front(home: Path) -> None:
     report = json.loads(run_cli("front", NAME, "--home", home, "--json").out)
     assert set(report) == {
         "study", "objectives", "budget", "trials", "reference_point", "compared_reference", "context_bytes",
-        "hypervolume", "knee", "suggested_pick", "front",
+        "hypervolume", "knee", "suggested_pick", "front", "importance",
     }  # fmt: skip
     assert [set(objective) for objective in report["objectives"]] == [{"name", "goal"}] * 3
     assert report["budget"] == {"memory_bytes": 1000, "params": None, "delta_bytes": None, "flops": None}

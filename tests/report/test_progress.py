@@ -70,6 +70,10 @@ def test_the_time_left_is_not_over_before_the_last_trial_is(monkeypatch: pytest.
     view = View(console, title="x", n_trials=4, n_workers=2, n_done=0, epochs=9, on_finished=lambda: Standing(0.5))
     view.started(suggestion(0))
     assert view._time_left() == "time left unknown"
+    now[0] = 10.0
+    view.progressed(0, {"epoch": 3})
+    assert view._time_left() == "about 55s left"  # 30 s a trial: 20 s of this one and three more, on two workers
+    now[0] = 0.0
     view.finished(stopped(0, state="complete", seconds=100.0, waits=False))
     assert view._time_left() == "about 2m30s left"  # three of 100 s on two workers
     for trial in (1, 2, 3):
