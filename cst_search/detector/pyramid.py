@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
+from cst_search.backbone.lean_layers import LeanBatchNorm2d, LeanConv2d
 from cst_search.backbone.recompute import recompute
 from cst_search.backbone.resnet import Body
 from cst_search.config.recipe import Recipe
@@ -24,7 +25,8 @@ class Pyramid(FeaturePyramidNetwork):
 
     Attributes:
         recompute: True if levels keep only their inputs and are recomputed in the backward pass, large feature maps a
-            few images at a time, unless norms need the statistics of the whole batch.
+            few images at a time, unless norms need the statistics of the whole batch. A level that keeps no activation
+            anyway is not recomputed: its inputs would be held for nothing.
         p6_from_c5: see `detector.base.Detector`.
     """
 
@@ -47,7 +49,9 @@ class Pyramid(FeaturePyramidNetwork):
             else:
                 n = len(feature) if self._needs_batch() else images_at_once(feature[0].numel())
                 given = (feature.split(n), _split(states.get(key), feature, n), _split(above, feature, n))
-                parts = [recompute(self._level, index, calibrate, *each) for each in zip(*given, strict=True)]
+                level_of = partial(self._level, index, calibrate)
+                again = key in states or self._keeps_activations(index)
+                parts = [recompute(level_of, *x) if again else level_of(*x) for x in zip(*given, strict=True)]
                 above = _cat([inner for inner, _ in parts]) if index else None  # the finest level comes last
                 level = _cat([level for _, level in parts])
                 del parts
@@ -58,6 +62,10 @@ class Pyramid(FeaturePyramidNetwork):
 
     def _needs_batch(self) -> bool:
         return any(isinstance(module, nn.BatchNorm2d) and module.training for module in self.modules())
+
+    def _keeps_activations(self, index: int) -> bool:
+        layers = [*self.inner_blocks[index].modules(), *self.layer_blocks[index].modules()]
+        return any(not isinstance(x, LeanConv2d | LeanBatchNorm2d) for x in layers if not [*x.children()])
 
     def _level(
         self,

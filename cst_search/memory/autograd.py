@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,9 +28,9 @@ class Allocation:
         if tape.block > 1:
             nbytes = -(-nbytes // tape.block) * tape.block
         self.tape, self.nbytes, self.shared = tape, nbytes, False
-        tape.live += nbytes
-        if tape.live > tape.peak:
-            tape.peak = tape.live
+        live = tape.live = tape.live + nbytes
+        if live > tape.peak:
+            tape.peak = live
         if tape.trace is not None and nbytes:
             self.position = len(tape.trace)
             tape.trace.append(nbytes)
@@ -57,14 +58,11 @@ class ShapeTensor:
 
     @property
     def numel(self) -> int:
-        n = 1
-        for size in self.shape:
-            n *= size
-        return n
+        return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        return self.numel * self.width
+        return prod(self.shape) * self.width
 
 
 class Node:
@@ -72,15 +70,17 @@ class Node:
 
     __slots__ = ("edges", "frame", "grad", "key", "multiplies", "params", "passes", "saved", "slots", "transient")
 
-    def __init__(self) -> None:
-        self.edges: list[tuple[Node, int]] = []  # nodes of the inputs, and the bytes of their gradients
+    def __init__(
+        self, edges: list[tuple[Node, int]], passes: bool, params: int, key: str, transient: int, multiplies: bool
+    ) -> None:
+        self.edges = edges  # nodes of the inputs, and the bytes of their gradients
         self.saved: list[Allocation] = []
         self.grad: Allocation | None = None
-        self.passes = False  # the gradient is passed on unchanged (a sum, a view)
-        self.params = 0  # bytes of the parameter gradients made here
-        self.key = ""  # name of these parameters if they are shared
-        self.transient = 0  # further bytes while the operation's backward runs
-        self.multiplies = False  # cuBLAS multiplies matrices in it
+        self.passes = passes  # the gradient is passed on unchanged (a sum, a view)
+        self.params = params  # bytes of the parameter gradients made here
+        self.key = key  # name of these parameters if they are shared
+        self.transient = transient  # further bytes while the operation's backward runs
+        self.multiplies = multiplies  # cuBLAS multiplies matrices in it
         self.frame: _Frame | None = None
         self.slots: list[int] = []
 
@@ -160,10 +160,7 @@ class Recorder:
     # --- recording ----------------------------------------------------------------------------------------------------
 
     def tensor(self, *shape: int, width: int = 4) -> ShapeTensor:
-        n = width
-        for size in shape:
-            n *= size
-        return ShapeTensor(Allocation(self, n), shape, width)
+        return ShapeTensor(Allocation(self, prod(shape) * width), shape, width)
 
     @contextlib.contextmanager
     def no_grad(self, on: bool = True) -> Iterator[None]:
@@ -213,33 +210,32 @@ class Recorder:
         if multiplies:
             self.multiply()
         node = None
-        if self.recording and (params or any(t.node is not None for t in inputs)):
-            node = Node()
-            self._keep(node, save)
-        width = width or max(t.width for t in inputs)
-        if alias:
-            storage = inputs[0].storage
-        else:
-            n = width
-            for size in shape:
-                n *= size
-            storage = Allocation(self, n)
+        if self.recording:
+            edges = [(t.node, t.nbytes) for t in inputs if t.node is not None]
+            if edges or params:
+                node = Node(edges, passes, params, key, transient, multiplies)
+                if save:
+                    self._keep(node, save)
+        width = width or max([t.width for t in inputs])
+        storage = inputs[0].storage if alias else Allocation(self, prod(shape) * width)
         if transient_forward:
-            Allocation(self, transient_forward)
+            self.touch(transient_forward)
         out = ShapeTensor(storage, shape, width, node)
         if node is not None:
             if save_out:
                 self._keep(node, (out,))
-            node.edges = [(t.node, t.nbytes) for t in inputs if t.node is not None]
-            node.passes, node.params, node.key, node.transient = passes, params, key, transient
-            node.multiplies = multiplies
             if self._again is None:
                 self._nodes.append(node)
         return out
 
+    def touch(self, nbytes: int) -> None:
+        """Allocate bytes and release them at once."""
+        nbytes = -(-nbytes // self.block) * self.block
+        self.peak = max(self.peak, self.live + nbytes)
+        if self.trace is not None and nbytes:
+            self.trace += (nbytes, ~len(self.trace))
+
     def _keep(self, node: Node, tensors: Sequence[ShapeTensor | Allocation]) -> None:
-        if not tensors:
-            return
         storages = [t if isinstance(t, Allocation) else t.storage for t in tensors]
         if self._again is not None:
             self._again.found.extend(storages)  # type: ignore[union-attr]

@@ -134,22 +134,27 @@ class Tape(Recorder):
         )
 
     def frozen_norm(self, x: ShapeTensor, fused: bool = False) -> ShapeTensor:
-        """Record ``x * scale + shift``, both constant: two results, the first freed at once; it keeps nothing large.
+        """Record ``x * scale + shift``, both constant: two results, the first freed at once; it keeps the scale.
 
         Args:
-            fused: True for `backbone.lean_layers.constant_batch_norm`, which has one result.
+            fused: True for `backbone.lean_layers.constant_batch_norm`, which has one result and keeps buffers alone.
         """
         if fused:
             return self.op(x.shape, x)
-        return self.op(x.shape, self.op(x.shape, x), passes=True)
+        scale = [] if x.node is None else [Allocation(self, x.shape[1] * x.width)]
+        return self.op(x.shape, self.op(x.shape, x, save=scale), passes=True)
 
     def open_norm(self, x: ShapeTensor, weight: bool, fused: bool = False) -> ShapeTensor:
         """Record a `frozen_norm` with a trained shift; ``weight``: a trained scale too, whose gradient needs x."""
         c = x.shape[1]
         if fused:
             return self.op(x.shape, x, save=[x] if weight else [], params=8 * c if weight else 4 * c)
-        scaled = self.op(x.shape, x, save=[x] if weight else [], params=4 * c if weight else 0,
-                         transient=x.nbytes if weight else 0)  # fmt: skip
+        scale = Allocation(self, c * x.width)
+        if not weight:
+            scaled = self.op(x.shape, x, save=[scale])
+        else:  # the scale is the weight times the inverse deviation, which it keeps
+            scaled = self.op(x.shape, x, save=[x, scale, Allocation(self, 4 * c)], params=4 * c, transient=x.nbytes)
+        del scale
         return self.op(x.shape, scaled, passes=True, params=4 * c)
 
     def batch_norm(self, x: ShapeTensor, key: str = "") -> ShapeTensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -92,8 +92,15 @@ def _inference_figures(recipe: Recipe, n_classes: int, shape: InputShape) -> dic
     return {name: getattr(cost, name) for name in INFERENCE_FIGURES}
 
 
-def _shapes_of(recipe: Recipe) -> str:
-    """Return what a prediction depends on, as JSON: what does not change a shape must not cost another trace."""
+@dataclass(frozen=True)
+class _Shapes:
+    """What a prediction depends on; ``key`` is equal for equal shapes."""
+
+    key: str
+    recipe: Recipe = field(compare=False)  # without what changes no shape, which must not cost another trace
+
+
+def _shapes_of(recipe: Recipe) -> _Shapes:
     method = get_method(recipe.method)
     method.make_options(recipe.options)  # refuses what is wrong, also where it changes no shape
     options = {name: value for name, value in recipe.options.items() if name not in method.shapeless}
@@ -101,7 +108,7 @@ def _shapes_of(recipe: Recipe) -> str:
         recipe, options=options, origin=None, accumulate=min(recipe.accumulate, 2),
         weights=_start(recipe), recompute=recomputed_part(recipe), **_SHAPELESS,
     )  # fmt: skip
-    return json.dumps(plain.to_dict(), sort_keys=True)
+    return _Shapes(json.dumps(vars(plain), sort_keys=True, default=dict), plain)
 
 
 def _start(recipe: Recipe) -> str:
@@ -119,13 +126,12 @@ def depends_on(key: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _predict(
-    recipe_json: str, n_classes: int, shape: InputShape, n_detections: int | None, expandable: bool, gpu: GpuCosts
+    shapes: _Shapes, n_classes: int, shape: InputShape, n_detections: int | None, expandable: bool, gpu: GpuCosts
 ) -> Estimate:
     """Predict training, and evaluation with up to ``n_detections`` an image; None: there is none."""
-    recipe = Recipe.from_dict(json.loads(recipe_json))
-    step = predict_step(recipe, n_classes, shape, gpu=gpu, traced=True)
+    step = predict_step(shapes.recipe, n_classes, shape, gpu=gpu, traced=True)
     if n_detections is not None:
-        step = _evaluated(step, replace(recipe, detections_per_image=n_detections), n_classes, shape)
+        step = _evaluated(step, replace(shapes.recipe, detections_per_image=n_detections), n_classes, shape)
     return estimate_of(step, expandable=expandable, gpu=gpu)
 
 
@@ -139,14 +145,13 @@ def _evaluated(trained: StepBytes, recipe: Recipe, n_classes: int, shape: InputS
 
 
 @lru_cache(maxsize=4096)
-def _predict_roughly(recipe_json: str, n_classes: int, shape: InputShape, gpu: GpuCosts) -> Estimate:
-    return estimate_of(predict_step(Recipe.from_dict(json.loads(recipe_json)), n_classes, shape, gpu=gpu), gpu=gpu)
+def _predict_roughly(shapes: _Shapes, n_classes: int, shape: InputShape, gpu: GpuCosts) -> Estimate:
+    return estimate_of(predict_step(shapes.recipe, n_classes, shape, gpu=gpu), gpu=gpu)
 
 
 @lru_cache(maxsize=4096)
-def _predict_inference(recipe_json: str, n_classes: int, shape: InputShape, max_detections: int) -> InferenceCost:
-    recipe = Recipe.from_dict(json.loads(recipe_json))
-    return predict_inference(replace(recipe, detections_per_image=max_detections), n_classes, shape)
+def _predict_inference(shapes: _Shapes, n_classes: int, shape: InputShape, max_detections: int) -> InferenceCost:
+    return predict_inference(replace(shapes.recipe, detections_per_image=max_detections), n_classes, shape)
 
 
 def predict_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ import torch
 from test_build import batches, speak_up, train
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from cst_search.config.recipe import DETECTORS, HEAD_CHOICES, NECK_CHOICES, Recipe
 from cst_search.data.dataset import DetectionData
+from cst_search.detector import parts
 from cst_search.detector.build import build_detector, count_parameters, merge, trained_tensors
+from cst_search.detector.pyramid import Pyramid
 from cst_search.detector.registry import get_detector
 from cst_search.detector.weights import load_trained, save_trained
 from cst_search.errors import ConfigError
@@ -177,6 +182,35 @@ def kept_bytes(model: nn.Module, data: DetectionData) -> int:
         losses = model.train()(images, targets)
     assert losses
     return sum(sizes.values())
+
+
+@pytest.mark.parametrize(
+    ("neck", "normed", "lean", "is_held"),
+    [
+        ("frozen", False, True, False),  # convolutions keep their weights alone
+        ("norm", False, True, False),  # the gradient of a bias reads no input
+        ("frozen", True, True, False),
+        ("norm", True, True, True),  # that of a norm's scale does
+        ("lora", False, True, True),
+        ("train", False, True, True),
+        ("frozen", False, False, True),
+    ],
+)
+def test_a_recomputed_pyramid_holds_its_inputs_only_where_it_would_keep_others(
+    neck: str, normed: bool, lean: bool, is_held: bool
+) -> None:
+    fpn = Pyramid([8], 4, LastLevelMaxPool(), nn.BatchNorm2d if normed else None)
+    fpn.recompute = True
+    if neck != "train":
+        parts._set_trained([*fpn.modules()], neck, 2)
+    if lean and neck != "train":
+        parts._make_lean(fpn, [*fpn.modules()], relus=False)
+    feature = torch.rand(1, 8, 4, 4, requires_grad=True) * 2
+    storage = StorageWeakRef(feature.untyped_storage())
+    levels = fpn(OrderedDict(c5=feature))
+    del feature
+    assert storage.expired() != is_held
+    levels["0"].sum().backward()
 
 
 @families
