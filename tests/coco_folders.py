@@ -19,6 +19,13 @@ SOUND = {"bbox": [10, 20, 30, 40]}
 CLASSES = ({"id": 1, "name": "cat"}, {"id": 2, "name": "dog"})
 
 
+def picture(path: Path, width: int = 48, height: int = 32, seed: int = 0, **options: Any) -> None:
+    """Noise, so that every file is long enough to be cut and differs from the others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+
+
 def write_split(
     folder: Path,
     split: str,

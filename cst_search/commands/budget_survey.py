@@ -109,8 +109,8 @@ def augmentation_note(space: Space, recipe: Recipe) -> str | None:
     augmented = [r.augmentation.changes_images for r in _with_side(space, recipe)]
     if not any(augmented):
         return None
-    which = "no feature maps" if all(augmented) else "feature maps of trials without augmentation alone"
-    return f"the cache holds {which}, as augmentation changes the images in every epoch"
+    whose = "no trial" if all(augmented) else "trials without augmentation only"
+    return f"feature maps are cached for {whose}: augmentation changes the images in every epoch"
 
 
 def _with_side(space: Space, recipe: Recipe) -> list[Recipe]:

@@ -272,7 +272,7 @@ def test_number_of_trials_that_share_feature_maps(
 
 
 LR = {"lr": {"float": [1e-3, 1e-2]}}
-NO_MAPS = "the cache holds no feature maps, as augmentation changes the images in every epoch"
+NO_MAPS = "feature maps are cached for no trial: augmentation changes the images in every epoch"
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ NO_MAPS = "the cache holds no feature maps, as augmentation changes the images i
         (["cst", "full"], LR, "light", 1, NO_MAPS),
         (["full"], LR, "light", 1, None),  # it would share none anyway
         (["cst"], LR | {"scale_jitter": {"choice": [1.0]}, "photometric": {"choice": [0.0]}}, "light", 24, None),
-        (["cst"], {"augment": {"choice": ["none", "strong"]}}, "none", 12, "of trials without augmentation alone"),
+        (["cst"], {"augment": {"choice": ["none", "strong"]}}, "none", 12, "for trials without augmentation only"),
     ],
 )
 def test_augmented_trials_share_no_maps(
