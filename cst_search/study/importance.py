@@ -34,9 +34,9 @@ def importance(info: StudyInfo) -> dict[str, Any]:
     Returns:
         ``n``: number of trials used: trained, and within the budget; ``fewest``: number required. ``dimensions``: list
         from the most important on, with ``key``, ``share`` of the variance of the ranks of mAP (0..1, less what chance
-        explains on average), and ``methods`` (those that have the dimension; None: all). ``noise``: in 19 of 20 studies
-        with the mAPs shuffled, no dimension has a larger share. The list is empty with too few trials, or if all have
-        the same mAP.
+        explains on average), ``noise``, and ``methods`` (those that have the dimension; None: all). ``noise`` is what
+        the method, or the largest share of all others, stays below in 19 of 20 shufflings of the same mAPs. The list is
+        empty with too few trials, or if all have the same mAP.
     """
     scored = [(record.config, _quality(info, record)) for record in info.trials]
     return explained([(config, quality) for config, quality in scored if quality is not None])
@@ -44,7 +44,7 @@ def importance(info: StudyInfo) -> dict[str, Any]:
 
 def that_matter(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the dimensions of `importance` whose share is more than chance, the most important first."""
-    return [row for row in found["dimensions"] if row["share"] > found["noise"]]
+    return [row for row in found["dimensions"] if row["share"] > row["noise"]]
 
 
 def order_of(found: Mapping[str, Any]) -> list[str]:
@@ -55,35 +55,41 @@ def order_of(found: Mapping[str, Any]) -> list[str]:
 def explained(trials: Sequence[tuple[Mapping[str, Any], float]]) -> dict[str, Any]:
     """Return what `importance` does, of configurations with their mAP."""
     trials = trials[:: math.ceil(len(trials) / _MOST) or 1]
-    found: dict[str, Any] = {"n": len(trials), "fewest": FEWEST, "noise": 0.0, "dimensions": []}
+    found: dict[str, Any] = {"n": len(trials), "fewest": FEWEST, "dimensions": []}
     configs, maps = [config for config, _ in trials], np.array([quality for _, quality in trials])
     if len(trials) < FEWEST or np.ptp(maps) == 0:
         return found
-    # a row per trial; the first column has the study's own ranks, the others have them shuffled
+    methods, ranks = _groups([config.get(_METHOD) for config in configs]), _ranks(maps)
+    left = ranks - _means(ranks[:, None], methods)[methods, 0]
     rng = np.random.default_rng(0)
-    ranks = _ranks(maps)
-    columns = np.stack([ranks, *(rng.permutation(ranks) for _ in range(_N_SHUFFLES))], axis=1)
-    methods = _groups([config.get(_METHOD) for config in configs])
-    within = columns - _means(columns, methods)[methods]
+    # a row per trial; the first column has the study's own ranks, the others have them shuffled
+    whole, within = (np.stack([v, *(rng.permutation(v) for _ in range(_N_SHUFFLES))], 1) for v in (ranks, left))
     shares: dict[str, np.ndarray] = {}
     for key in dict.fromkeys(key for config in configs for key in config):
         has = np.array([key in config for config in configs])
         groups = _groups([config[key] for config in configs if key in config])
         if groups.max() > 0:
-            values = (columns if key == _METHOD else within)[has]
+            values = (whole if key == _METHOD else within)[has]
             means = _means(values - values.mean(0), groups)
-            shares[key] = (np.bincount(groups)[:, None] * means**2).sum(0) / (ranks**2).sum()
-    if not shares:
-        return found
-    by_chance = {key: values[1:].mean() for key, values in shares.items()}
-    largest = np.max([shares[key][1:] - by_chance[key] for key in shares], axis=0)
-    rows = [
-        {"key": key, "share": round(max(0.0, float(values[0] - by_chance[key])), 4), "methods": _having(key, configs)}
+            explained_by = (np.bincount(groups)[:, None] * means**2).sum(0) / (ranks**2).sum()
+            shares[key] = explained_by - explained_by[1:].mean()
+    noise = {key: _quantile([shares[key]]) for key in shares if key == _METHOD}
+    others = [values for key, values in shares.items() if key != _METHOD]
+    rows: list[dict[str, Any]] = [
+        {
+            "key": key,
+            "share": round(max(0.0, float(values[0])), 4),
+            "noise": noise[key] if key in noise else _quantile(others),
+            "methods": _having(key, configs),
+        }
         for key, values in shares.items()
     ]
-    found["noise"] = round(float(np.quantile(largest, _NOISE_QUANTILE)), 4)
-    found["dimensions"] = sorted(rows, key=lambda row: (-row["share"], row["key"]))
-    return found
+    return found | {"dimensions": sorted(rows, key=lambda row: (-row["share"], row["key"]))}
+
+
+def _quantile(shares: Sequence[np.ndarray]) -> float:
+    """Return what the largest share of some dimensions stays below in 19 of 20 shufflings."""
+    return round(float(np.quantile(np.max([values[1:] for values in shares], axis=0), _NOISE_QUANTILE)), 4)
 
 
 def _quality(info: StudyInfo, record: TrialRecord) -> float | None:
