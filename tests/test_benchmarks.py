@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import torch
 import warm
-from studies import run_cli
+from studies import drawn_info, run_cli
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -34,6 +37,8 @@ import methods_table
 import prediction
 import recompute
 import seven_tasks
+import slots
+import soak
 from methods_measure import Job
 
 from cst_search.config.loading import write_yaml
@@ -531,3 +536,69 @@ def test_several_tasks_from_search_to_table_and_what_is_whole_is_not_run_again(
     ran.clear()
     seven_tasks.main()
     assert set(ran) == {"allocate"}
+
+
+# --- load and soak ----------------------------------------------------------------------------------------------------
+
+
+def test_every_trial_in_flight_ends_once(tmp_path: Path) -> None:
+    """slots.py: no more at a time than there are slots, and one that lost its worker is handed out again."""
+    left, at_work, ended = list(range(40)), set[int](), list[int]()
+    most = n_lost = 0
+
+    class Supply:
+        def lost(self, trial: int) -> None:
+            nonlocal n_lost
+            n_lost += 1
+            at_work.remove(trial)
+            left.append(trial)
+
+        def progressed(self, trial: int, entry: dict[str, Any]) -> None:
+            assert trial in at_work and entry["epoch"] == 1
+
+        def ended(self, trial: int, result: dict[str, Any]) -> None:
+            assert result["outcome"] == "complete" and 0 < result["map"] < 1
+            at_work.remove(trial)
+            ended.append(trial)
+
+    class Turns:
+        def next(self) -> Any:
+            nonlocal most
+            if not left:
+                return None
+            at_work.add(trial := left.pop(0))
+            most = max(most, len(at_work))
+            return 0, Supply(), SimpleNamespace(trial=trial, estimate={"petl_params": 1000})
+
+    slots.Slots(str(tmp_path), "7", "0.2")._run_all(Turns())  # type: ignore[arg-type]
+    assert sorted(ended) == list(range(40)) and ended != sorted(ended)
+    assert most == 7 and n_lost and (tmp_path / "ended").stat().st_size == 40
+
+
+def test_the_soak_notices_what_is_lost(tmp_path: Path) -> None:
+    place = SimpleNamespace(launch=SimpleNamespace(poll=lambda: None), n_launches=1, output="",
+                            figures=lambda: {"launch": 1, "launch_bytes": 5, "open_files": 6, "threads": 7,
+                                             "processes": 8})  # fmt: skip
+    watch = soak.Watch(place, tmp_path / "soak.jsonl")  # type: ignore[arg-type]
+    info = drawn_info()
+    place.info = lambda: info
+    for minute in (1, 2, 3):
+        watch.look(minute, "worker killed", "of the trial that reported last")
+    assert watch.faults == [] and watch.rows[-1]["finished"] == 10  # what ran and ended
+    (span,) = watch.result()["launch_by_launch"]
+    assert span["minutes"] == 1 and span["launch_bytes"] == [5, 5]
+    trials = [replace(r, map=0.1) if r.trial == 10 else r for r in info.trials if r.trial != 12]
+    info = replace(info, trials=tuple(trials))
+    place.output = "Traceback (most recent call last):"
+    for minute in (4, 5):
+        watch.look(minute)
+    assert watch.faults == ["minute 4.0: trials [10, 12] are lost, or have changed", "launch 1 printed a traceback"]
+    assert len((tmp_path / "soak.jsonl").read_text().splitlines()) == 5
+
+
+def test_the_faults_of_a_soak_take_turns() -> None:
+    turns = soak.Faults(SimpleNamespace(server=None), random.Random(0)).in_turn()  # type: ignore[arg-type]
+    names = [next(turns).__name__ for _ in range(40)]
+    assert names[9::10] == ["launch_killed", "launch_terminated", "raylet_killed", "launch_hung_up"]
+    passing = Counter(name for n, name in enumerate(names, 1) if n % 10)
+    assert len(passing) == 5 and max(passing.values()) - min(passing.values()) <= 1

@@ -9,6 +9,7 @@ References.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,7 @@ class Model:
             tune: fit lengthscales and noise again, rather than keep those of the last fit.
             least_spread: lower bound of the standard deviation of y, in case a few y happen to be similar.
         """
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
@@ -49,7 +51,9 @@ class Model:
             kernel = kernel.clone_with_theta(self.theta)
         optimiser = _maximise if tune or self.theta is None else None
         self._gp = GaussianProcessRegressor(kernel, alpha=variances / self._scale**2 + 1e-8, optimizer=optimiser)
-        self._gp.fit(rows, (y - self._mean) / self._scale)
+        with warnings.catch_warnings():  # a length at its bound is no fault, and nothing that a user could change
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self._gp.fit(rows, (y - self._mean) / self._scale)
         self.theta = self._gp.kernel_.theta
         self.evidence = self._gp.log_marginal_likelihood_value_ - len(y) * math.log(self._scale)
 

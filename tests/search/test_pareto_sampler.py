@@ -13,8 +13,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from threadpoolctl import ThreadpoolController
 
+from cst_search.search import gaussian_process, surrogate
 from cst_search.search import pareto_sampler as sampler_module
-from cst_search.search import surrogate
 from cst_search.search.ehvi import ehvi, uncovered
 from cst_search.search.gaussian_process import Model
 from cst_search.search.observations import at_full_length, fit_line
@@ -110,6 +110,15 @@ def test_a_doubtful_observation_weighs_less() -> None:
     unsure.theta = sure.theta
     unsure.fit(rows, y, np.array([0.0, 100.0, 0.0]), tune=False)
     assert unsure.predict(rows[1:2])[0] < sure.predict(rows[1:2])[0] - 0.5
+
+
+def test_a_length_at_its_bound_is_not_warned_of(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Where the search prints, a warning of scikit-learn would stand between the trials."""
+    monkeypatch.setattr(gaussian_process, "_maximise", lambda _, theta, bounds: (bounds[:, 0], 0.0))
+    Model().fit(np.eye(4), np.arange(4.0), np.zeros(4), tune=True)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(
