@@ -38,15 +38,16 @@ from typing import Any
 import numpy as np
 import optuna
 
-from cst_search.commands.study_setup import first_configs
-from cst_search.config.loading import load_recipe, load_space
+from cst_search.commands.study_setup import default_config, first_configs
+from cst_search.config.loading import load_recipe, load_space, make_recipe, parse_settings
+from cst_search.config.search_space import Space
 from cst_search.memory.estimate import worst_input
 from cst_search.search.early_stopping import Rungs, rung_epochs
-from cst_search.search.gaussian_process import Model
+from cst_search.search.gaussian_process import Model, kernel
 from cst_search.search.optuna_space import layout, pick
 from cst_search.search.pareto_sampler import KnownValues, ParetoSampler
 from cst_search.search.samplers import pareto_sampler
-from cst_search.search.transfer_prior import Prior
+from cst_search.search.transfer_prior import Prior, expectations
 from cst_search.study.objectives import choose_objectives
 from cst_search.study.parameters import params_of
 from cst_search.study.records import Budget, StudySpec
@@ -55,6 +56,7 @@ from cst_search.trial.cost import depends_on, predict_step
 
 TABLE = Path("benchmarks/results/search-table.json.gz")
 OBJECTIVES = choose_objectives("map,device_bytes,trainable_params")
+SMALL = 20  # a table with fewer rows has no budget
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore")
@@ -82,16 +84,19 @@ class Table:
 
     def __init__(self, table: dict[str, Any]) -> None:
         self.data = table.get("data", "demo")
-        recipe = replace(load_recipe(table["recipe"]), **table["settings"])
-        self.space = load_space(table["space"], recipe)
-        self.recipe = recipe
+        named = isinstance(table["recipe"], str)
+        recipe = load_recipe(table["recipe"]) if named else make_recipe(table["recipe"], f"table of {self.data}")
+        self.recipe = recipe = replace(recipe, **table["settings"])
         self.configs = [row["config"] for row in table["rows"]]
+        self.space = _varied(load_space(table["space"], recipe), self.configs)
         rows = table["rows"]
         costs = [(row["device_bytes"], row["trainable_params"]) for row in rows]
-        self.budget = Budget(memory_bytes=int(statistics.median(cost[0] for cost in costs)))
+        # half of the configurations are within the budget; all of a small table
+        median = int(statistics.median(cost[0] for cost in costs))
+        self.budget = Budget(memory_bytes=None if len(rows) < SMALL else median)
         self.reference = {
             "map": 0.0,
-            "device_bytes": self.budget.memory_bytes,
+            "device_bytes": self.budget.memory_bytes or max(c[0] for c in costs) * 1.05,
             "trainable_params": max(c[1] for c in costs) * 1.05,
         }
         self.spec = StudySpec(
@@ -142,13 +147,59 @@ class Table:
         return max(0.0, self.budget.violations({"device_bytes": self.cost(config).device_bytes})["memory"])
 
 
+def _varied(space: Space, configs: Sequence[dict[str, Any]]) -> Space:
+    """Return a space without the dimensions that configurations lack: those of tables that are older than these."""
+    lacking = {d.key for d in space.dimensions() if d.key != Space.METHOD}
+    lacking -= {key for config in configs for key in config}
+    content: dict[str, Any] = {}
+    for name, section in space.source.items():
+        prefix = "" if name == "shared" else f"{name}."
+        content[name] = section if name == "methods" else {
+            key: rule for key, rule in section.items() if not {key, prefix + key} & lacking
+        }  # fmt: skip
+    return Space.from_dict(content)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Read a table of `search_table.py` (``.json.gz``), or one of `methods.py`: each row's mean over seeds."""
+    if path.suffix == ".gz":
+        with gzip.open(path, "rt") as file:
+            return json.load(file)
+    content = json.loads(path.read_text())
+    recipe, data = make_recipe(content["recipe"], str(path)), content["dataset"]
+    space = load_space("petl", recipe)
+    width, height = data["largest_image_px"]
+    table: dict[str, Any] = {
+        "data": data["name"].split()[0], "recipe": recipe.to_dict(), "space": "petl",
+        "settings": {"search_epochs": recipe.search_epochs},
+        "n_classes": data["n_classes"], "sizes": [[height, width]], "max_boxes": data["max_boxes"], "rows": [],
+    }  # fmt: skip
+    for row in content["rows"]:
+        found = [r["map"] for r in content["results"] if r["row"] == row["row"] and r.get("map") is not None]
+        method, *settings = row["row"].split()
+        config = default_config(space, recipe, method) | parse_settings(settings) | {"lr": content["lr"][row["row"]]}
+        configured = recipe.configured(config)
+        shape = worst_input(configured, ((height, width),), data["max_boxes"])
+        step = predict_step(configured, data["n_classes"], shape, workspaces=False)
+        table["rows"].append({
+            "config": config, "map": [statistics.mean(found)] * recipe.search_epochs,
+            "device_bytes": round(1.10 * step.active_bytes) + 564_000_000, "trainable_params": step.trainable_params,
+        })  # fmt: skip
+    return table
+
+
+def shipped_priors(table: Table) -> list[Callable[[np.ndarray], np.ndarray]]:
+    """Return what the shipped sources expect, without those of the table's data set, whose rows they must not know."""
+    others = Prior.load_each(without=[table.data], refit=True)
+    return expectations(list(others.values()), table.space)
+
+
 class World(Table):
     """A simulated search: a surrogate, fitted to a table, gives the result of any configuration of the space."""
 
     def __init__(self, table: dict[str, Any], surrogate: str) -> None:
         super().__init__(table)
-        others = Prior.load_each(without=[self.data], refit=True)
-        self.priors = [prior.over(self.space) for prior in others.values()]
+        self.priors = shipped_priors(self)
         fit = {"gp": _process, "trees": _trees}[surrogate]
         x = np.stack([self._features(config) for config in self.configs])
         self.surrogate, self.residuals = fit(x, self.truth)
@@ -183,16 +234,16 @@ def _process(x: np.ndarray, y: np.ndarray) -> tuple[Surrogate, np.ndarray]:
 
     Lengthscales and noise are those of the last epoch; leaving one out is exact [Rasmussen2006, 5.4.2].
     """
-    from sklearn.gaussian_process import GaussianProcessRegressor
-
     low, span = x.min(axis=0), np.maximum(np.ptp(x, axis=0), 1e-12)
     unit, mean, std = (x - low) / span, y.mean(axis=0), y.std(axis=0)
     model = Model()
     model.fit(unit, y[:, -1], np.zeros(len(y)), tune=True)
-    process = GaussianProcessRegressor(model.kernel, alpha=1e-8, optimizer=None).fit(unit, (y - mean) / std)
-    inverse = np.linalg.inv(model.kernel(unit) + 1e-8 * np.eye(len(unit)))
-    residuals = (inverse @ ((y - mean) / std)) / np.diag(inverse)[:, None] * std
-    return lambda rows: process.predict((rows - low) / span) * std + mean, residuals
+    theta = model.theta
+    assert theta is not None
+    inverse = np.linalg.inv(kernel(theta, unit, unit) + (math.exp(theta[-1]) + 1e-8) * np.eye(len(unit)))
+    weights = inverse @ ((y - mean) / std)
+    residuals = weights / np.diag(inverse)[:, None] * std
+    return lambda rows: kernel(theta, (rows - low) / span, unit) @ weights * std + mean, residuals
 
 
 def _of(config: dict[str, Any], key: str) -> Any:
@@ -394,8 +445,7 @@ def search(job: tuple[str, int, int, str, str]) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _world(table: str, surrogate: str) -> World:
-    with gzip.open(table, "rt") as file:
-        return World(json.load(file), surrogate)
+    return World(read_table(Path(table)), surrogate)
 
 
 # full trials; fewer if a suggestion takes a second

@@ -1,12 +1,17 @@
 """Replay searches on the trained configurations of tables alone: no surrogate answers.
 
-    python benchmarks/search_pool.py benchmarks/results/search-table-*.json.gz [--seeds 20] [--jobs 2]
+    python benchmarks/search_pool.py benchmarks/results/search-table*.json.gz benchmarks/results/methods-small-*.json \
+      [--seeds 10] [--jobs 2]
 
 Whatever a search asks for, it gets the nearest configuration of the pool that it has not had: of the same method while
 there is one, by the distance in the sampler's columns. It learns that configuration and its real mAPs, epoch by epoch.
 One over the memory budget costs no epoch, but counts as asked for. A search is judged by the hypervolume of its trials
 at full length, relative to the front of the whole pool, in a box from the best to the worst of that front; trainable
-parameters and working memory on a logarithmic scale. The prior of our sampler is that of the other data sets.
+parameters and working memory on a logarithmic scale. It ends at the last of `SHARES`. The sources of our sampler are
+the shipped ones without the pool's data set, each with lengthscales of its own.
+
+A pool of fewer than 20 configurations has no budget, and a search of it no references to begin with: they would be most
+of it. Figures are full trials: epochs over the length of a trial.
 
 `Ray Tune + OptunaSearch` is what Ray's searcher is inside: Optuna's default sampler, which is not told of constraints.
 It trains configurations over the budget as if memory sufficed, and they do not count.
@@ -15,7 +20,6 @@ It trains configurations over the budget as if memory sufficed, and they do not 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import statistics
@@ -30,13 +34,12 @@ from typing import Any
 import moocore
 import numpy as np
 import optuna
-from search import OBJECTIVES, Table, run_all
+from search import OBJECTIVES, SMALL, Table, read_table, run_all, shipped_priors
 
 from cst_search.commands.study_setup import first_configs
 from cst_search.search.early_stopping import Rungs, rung_epochs
 from cst_search.search.optuna_space import pick
 from cst_search.search.samplers import pareto_sampler
-from cst_search.search.transfer_prior import Prior
 from cst_search.study.parameters import params_of
 from cst_search.study.study import ETA
 
@@ -46,16 +49,14 @@ SHARES = (0.8, 0.9, 0.95)  # of the pool's hypervolume: how many epochs until a 
 class Pool(Table):
     """The configurations of a table, each to be had once."""
 
-    def __init__(self, table: dict[str, Any], tables: list[dict[str, Any]]) -> None:
+    def __init__(self, table: dict[str, Any]) -> None:
         super().__init__(table)
         self.columns = np.vstack([self.codes(config) for config in self.configs])
         self.methods = np.array([config["method"] for config in self.configs])
         self.costs = [self.cost(config) for config in self.configs]
         self.over = np.array([self.violation(config) for config in self.configs])
-        others = {t["data"]: [(r["config"], r["map"][-1]) for r in t["rows"] if r["map"]]
-                  for t in tables if t["data"] != self.data}  # fmt: skip
-        priors = [Prior(self.space, {data: table}) for data, table in others.items()]
-        self.priors = [prior.over(self.space) for prior in priors]
+        self.priors = shipped_priors(self)
+        self.first = [] if len(self.configs) < SMALL else first_configs(self.space, self.recipe)
         fixed = min(cost.device_bytes - cost.active_bytes for cost in self.costs)
         self.points = np.array([(-y, math.log(cost.device_bytes - fixed), math.log(cost.trainable_params))
                                 for y, cost in zip(self.truth[:, -1], self.costs, strict=True)])  # fmt: skip
@@ -66,7 +67,7 @@ class Pool(Table):
 
     def volume(self, rows: np.ndarray | list[int]) -> float:
         """Return the hypervolume of rows of the table, in the box of the pool's front (1.1 times its length)."""
-        unit = (self.points[list(rows)] - self.low) / (self.high - self.low)
+        unit = (self.points[list(rows)] - self.low) / np.where(self.high > self.low, self.high - self.low, 1.0)
         return float(moocore.hypervolume(unit.reshape(-1, 3), ref=np.full(3, 1.1)))
 
     def nearest(self, config: dict[str, Any], left: set[int]) -> int:
@@ -99,9 +100,9 @@ class Replay:
 
 def replay(
     pool: Pool, sampler: optuna.samplers.BaseSampler, curves: dict[int, dict[int, float]], eta: int, constrained: bool,
-    first: Sequence[dict[str, Any]] = (),
+    first: Sequence[dict[str, Any]] = (), until: float = math.inf,
 ) -> Replay:  # fmt: skip
-    """Search until the pool is empty; with ``eta``, trials are stopped and promoted at rungs.
+    """Search until a share of the pool's hypervolume, or all of the pool; with ``eta``, trials are stopped at rungs.
 
     Those in ``first`` run to their end, as the references of a launch do.
     """
@@ -110,7 +111,7 @@ def replay(
     rungs = Rungs(OBJECTIVES, rung_epochs(pool.epochs, eta) if eta else (), eta or ETA)
     run = Replay(pool, set(range(len(pool.configs))))
     stopped: dict[int, tuple[optuna.Trial, int, int]] = {}
-    while run.left:
+    while run.left and not (run.steps and run.steps[-1][1] >= until):
         number = rungs.promotable(list(stopped))
         if number is not None:
             trial, row, at = stopped.pop(number)
@@ -157,21 +158,21 @@ def _ask(study: optuna.Study, pool: Pool, left: set[int], first: dict[str, Any] 
     return trial, row
 
 
-Search = Callable[[Pool, int], Replay]
+Search = Callable[[Pool, int, float], Replay]
 
 
 def _ours(eta: int, with_prior: bool) -> Search:
-    def run(pool: Pool, seed: int) -> Replay:
+    def run(pool: Pool, seed: int, until: float = math.inf) -> Replay:
         curves: dict[int, dict[int, float]] = {}
         priors = pool.priors if with_prior else ()
         sampler = pareto_sampler(pool.spec, pool.space, pool.cost, lambda t: curves.get(t.number, {}), seed, priors)
-        return replay(pool, sampler, curves, eta, True, first_configs(pool.space, pool.recipe))
+        return replay(pool, sampler, curves, eta, True, pool.first, until)
 
     return run
 
 
 def _stock(make: Callable[[int], optuna.samplers.BaseSampler], *, constrained: bool = True, eta: int = 0) -> Search:
-    return lambda pool, seed: replay(pool, make(seed), {}, eta, constrained)
+    return lambda pool, seed, until=math.inf: replay(pool, make(seed), {}, eta, constrained, (), until)
 
 
 def _tpe(seed: int) -> optuna.samplers.BaseSampler:
@@ -193,42 +194,43 @@ SEARCHES: dict[str, Search] = {
 
 
 @lru_cache(maxsize=1)
-def _pool(path: str, paths: tuple[str, ...]) -> Pool:
-    tables = {one: json.loads(gzip.open(one, "rt").read()) for one in paths}
-    return Pool(tables[path], list(tables.values()))
+def _pool(path: str) -> Pool:
+    return Pool(read_table(Path(path)))
 
 
-def search(job: tuple[str, int, str, list[str]]) -> dict[str, Any]:
+def search(job: tuple[str, int, str]) -> dict[str, Any]:
     """Run one search with one seed on the pool of one table."""
-    name, seed, path, paths = job
+    name, seed, path = job
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     begun = time.process_time()
-    pool = _pool(path, tuple(paths))
-    run = SEARCHES[name](pool, seed)
+    pool = _pool(path)
+    run = SEARCHES[name](pool, seed, max(SHARES))
     seconds = round(time.process_time() - begun, 1)
-    return {"name": name, "seed": seed, "data": pool.data, "seconds": seconds, "steps": run.steps}
+    which = f"{pool.data}, {len(pool.configs)} configurations"
+    steps = [(epochs / pool.epochs, share) for epochs, share in run.steps]
+    return {"name": name, "seed": seed, "data": which, "seconds": seconds, "steps": steps}
 
 
-def epochs_until(steps: list[tuple[int, float]], share: float) -> float:
-    """Return the epochs that a search had spent when it reached a share of the pool's hypervolume."""
-    return next((epochs for epochs, reached in steps if reached >= share), math.inf)
+def trials_until(steps: Sequence[tuple[float, float]], share: float) -> float:
+    """Return the full trials that a search had spent when it reached a share of the pool's hypervolume."""
+    return next((trials for trials, reached in steps if reached >= share), math.inf)
 
 
 def report(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Print and return the median and quartiles of the epochs per data set, search and share."""
+    """Print and return the median and quartiles of the full trials per data set, search and share."""
     rows = []
     for data in dict.fromkeys(r["data"] for r in results):
-        print(f"\n{data}: epochs until a share of the pool's hypervolume, median of seeds (quartiles)\n")
+        print(f"\n{data}: full trials until a share of the pool's hypervolume, median of seeds (quartiles)\n")
         print("| search | seeds | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |")
         print("|---" * (len(SHARES) + 2) + "|")
         for name in dict.fromkeys(r["name"] for r in results):
             runs = [r["steps"] for r in results if (r["data"], r["name"]) == (data, name)]
             cells = []
             for share in SHARES:
-                found = sorted(epochs_until(steps, share) for steps in runs)
+                found = sorted(trials_until(steps, share) for steps in runs)
                 q1, q2, q3 = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
-                cells.append(f"{q2:.0f} ({q1:.0f} to {q3:.0f})")
-                rows.append({"data": data, "search": name, "share": share, "epochs": found})
+                cells.append(f"{q2:.3g} ({q1:.3g} to {q3:.3g})")
+                rows.append({"data": data, "search": name, "share": share, "trials": found})
             print(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
     return rows
 
@@ -236,7 +238,7 @@ def report(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="+")
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=100, help="the sampler was tuned on those below 100")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", help="names of searches, with semicolons")
@@ -244,7 +246,7 @@ def main() -> None:
     args = parser.parse_args()
     names = args.only.split(";") if args.only else list(SEARCHES)
     jobs = [
-        (name, seed, table, args.tables)
+        (name, seed, table)
         for table in args.tables
         for seed in range(args.first_seed, args.first_seed + args.seeds)
         for name in names

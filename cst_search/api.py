@@ -44,6 +44,7 @@ def launch(  # type: ignore[misc]  # the overloads leave out what does not decid
     settings: Settings | None = None,
     study: str | None = None,
     trials: int = 16,
+    until: str | None = None,
     time_limit: str | float | None = None,
     seed: int = 0,
     workers: int | None = None,
@@ -79,6 +80,7 @@ def launch(  # type: ignore[misc]  # the overloads leave out what does not decid
             read, ``{"exif": "shown"}``.
         study: name; an existing study is continued. With a list of folders each study is ``NAME-FOLDER``.
         trials: total trials in the study, including earlier launches.
+        until: ``"converged"``: end earlier, once further trials would gain less than the noise of seeds.
         in_process: run the trials one after the other in this process, without Ray.
         address: Ray cluster that runs the trials.
         quiet: show nothing of the search. Output of trials is never shown.
@@ -238,6 +240,7 @@ class Search:
         self,
         trials: int | None = None,
         *,
+        until: str | None = None,
         time_limit: str | float | None = None,
         workers: int | None = None,
         device: str = "auto",
@@ -250,6 +253,7 @@ class Search:
 
         Args:
             trials: total trials in the study, including earlier launches; None: unchanged.
+            until: ``"converged"`` or ``"trials"``, see `launch`; None: unchanged.
         """
         given = {name: value for name, value in locals().items() if name not in ("self", "quiet")}
         from cst_search.commands.launch import launch as run

@@ -257,7 +257,6 @@ def test_what_a_trial_can_do_without_is_imported_inside_functions(name: str) -> 
     ("library", "owners"),
     [
         ("optuna", ("study", "search")),
-        ("sklearn", ("search",)),
         ("scipy", ("search", "study.allocation")),
         ("sqlalchemy", ("study",)),
         ("ray", ("execution",)),
@@ -295,7 +294,7 @@ def test_every_third_party_import_is_declared() -> None:
     if not pyproject.is_file():
         pytest.skip("not a checkout")
     text = pyproject.read_text().lower()
-    names = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "optuna_dashboard": "optuna-dashboard",
+    names = {"PIL": "pillow", "yaml": "pyyaml", "optuna_dashboard": "optuna-dashboard",
              "faster_coco_eval": "faster-coco-eval"}  # fmt: skip
     used = {library for module in MODULES for library in third_party(module)}
     assert {lib for lib in used if f'"{names.get(lib, lib).lower()}' not in text} == set()

@@ -14,13 +14,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import search_pool
-from search_pool import SEARCHES, Pool, epochs_until
+from search_pool import SEARCHES, Pool, trials_until
 
 from cst_search.config.loading import load_recipe, load_space
 from cst_search.memory.estimate import worst_input
 from cst_search.trial.cost import predict_step
 
-EPOCHS, SIZES, N = 6, [[64, 96]], 12
+EPOCHS, SIZES, N = 6, [[64, 96]], 20
 SETTINGS = {"image_size_px": 64, "max_size_px": 96, "eval_every": 1, "search_epochs": EPOCHS}
 
 
@@ -43,7 +43,7 @@ def table(data: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def pool() -> Pool:
-    return Pool(table("a"), [table("a"), table("b")])
+    return Pool(table("a"))
 
 
 @pytest.mark.parametrize("name", ["pareto", "Optuna TPE", "random"])
@@ -73,13 +73,13 @@ def test_the_nearest_is_of_the_same_method_while_there_is_one(pool: Pool) -> Non
         assert pool.nearest(config, others) in (same or others)
 
 
-def test_epochs_until_a_share() -> None:
+def test_trials_until_a_share() -> None:
     steps = [(6, 0.5), (12, 0.9), (18, 1.0)]
-    assert [epochs_until(steps, share) for share in (0.4, 0.9, 0.95)] == [6, 12, 18]
-    assert epochs_until(steps[:1], 0.9) == math.inf
+    assert [trials_until(steps, share) for share in (0.4, 0.9, 0.95)] == [6, 12, 18]
+    assert trials_until(steps[:1], 0.9) == math.inf
 
 
 def test_the_report_has_quartiles(capsys: pytest.CaptureFixture[str]) -> None:
     runs = [{"name": "random", "data": "a", "seed": s, "steps": [(6 * s, 1.0)]} for s in (1, 2, 3)]
-    assert search_pool.report(runs)[0]["epochs"] == [6, 12, 18]
+    assert search_pool.report(runs)[0]["trials"] == [6, 12, 18]
     assert "| random | 3 | 12 (6 to 18) |" in capsys.readouterr().out

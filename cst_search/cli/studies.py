@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,6 +72,8 @@ def status(
     say(f"{len(info.trials)} trials ({counts or 'none yet'}), hypervolume {info.hypervolume():.4f}")
     if best is not None:
         say(best_words(best, info.over_seeds(best).mean, shared, order))
+    if (outlook := info.outlook()) is not None:
+        say(str(outlook))
     show_plot([info], plot)
 
 
@@ -80,8 +83,9 @@ def _status_report(info: StudyInfo) -> dict[str, Any]:
     rows = [info.brief(r) | {name: getattr(r, name) for name in more} for r in info.trials]
     again = ("repeat_of", "seed", "epochs", *more)
     repeats = [r.brief() | {name: getattr(r, name) for name in again} for r in info.repeats]
-    return {"study": info.name, "trials": info.counts(), "hypervolume": info.hypervolume(), "all": rows,
-            "repeats": repeats}  # fmt: skip
+    outlook = info.outlook()
+    return {"study": info.name, "trials": info.counts(), "hypervolume": info.hypervolume(),
+            "outlook": None if outlook is None else asdict(outlook), "all": rows, "repeats": repeats}  # fmt: skip
 
 
 @app.command("list", rich_help_panel=SEARCHES)

@@ -9,16 +9,17 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cst_search.commands.options import LaunchOptions
+from cst_search.commands.options import CONVERGED, LaunchOptions
 from cst_search.config.catalog import check_folder, own_path
 from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
 from cst_search.errors import ConfigError, StudyError
 from cst_search.petl import get_method
 from cst_search.redaction import DATABASES_OF_MLFLOW, shown_address
-from cst_search.search.samplers import check_sampler
+from cst_search.search.samplers import WITH_OUTLOOK, check_sampler, default_sampler
 from cst_search.study.database_urls import check_apart, sqlite_url
 from cst_search.study.objectives import Objective, choose_objectives
+from cst_search.study.outlook import LEAST_TRIALS
 from cst_search.study.records import StudyInfo
 from cst_search.study.storage import check_storage
 from cst_search.study.study import default_storage, list_studies
@@ -45,6 +46,8 @@ def check_request(options: LaunchOptions) -> Request:
     objectives = choose_objectives(options.objectives)
     if options.sampler is not None:
         check_sampler(options.sampler, objectives)
+    study = options.of_study
+    check_until(options, study.sampler if study else options.sampler or default_sampler(objectives))
     storage = options.storage or default_storage(options.home)
     shown_storage = check_storage(storage)
     check_tracking(options.tracking_uri, options.home, options.storage)
@@ -52,6 +55,22 @@ def check_request(options: LaunchOptions) -> Request:
     if options.study is not None:
         check_name(options.study)
     return Request(tuple(objectives), storage, shown_storage)
+
+
+def check_until(options: LaunchOptions, sampler: str) -> None:
+    """Raise ConfigError if ``--until converged`` cannot end a search with this sampler and these trials."""
+    if options.until != CONVERGED:
+        return
+    if sampler not in WITH_OUTLOOK:
+        raise ConfigError(
+            f"--until {CONVERGED} needs a sampler that says what further trials would bring, "
+            f"{' or '.join(WITH_OUTLOOK)}; got --sampler {sampler}"
+        )
+    if options.trials <= LEAST_TRIALS:
+        raise ConfigError(
+            f"--until {CONVERGED} ends a search after {LEAST_TRIALS} trials at the earliest, and --trials is the most "
+            f"that it takes; got --trials {options.trials}; give more"
+        )
 
 
 def check_tracking(uri: str | None, home: Path, storage: str | None = None) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from rich.console import Console
 
 from cst_search.commands.budget_survey import Survey, augmentation_note, expected_sharers
-from cst_search.commands.checks import Request, check_left, check_request, has_left, name_studies
+from cst_search.commands.checks import Request, check_left, check_request, check_until, has_left, name_studies
 from cst_search.commands.next_steps import next_steps
-from cst_search.commands.options import LaunchOptions
+from cst_search.commands.options import CONVERGED, LaunchOptions
 from cst_search.commands.output import Say, line_printer
 from cst_search.commands.report_files import close_in_time, end_run, write_report
 from cst_search.commands.search_loop import (
@@ -148,6 +148,8 @@ def _set_up(each: Sequence[LaunchOptions], say: Say, verbose: bool) -> list[_Sea
     )
     studies = open_or_make_studies(each, requests, setups)
     _check_some_left([(options, study.info()) for options, study in zip(each, studies, strict=True)])
+    for options, study in zip(each, studies, strict=True):
+        check_until(options, study.spec.sampler)
     searches: list[_Search] = []
     try:
         for options, request, setup, study, limit in zip(each, requests, setups, studies, limits, strict=True):
@@ -174,6 +176,7 @@ def _begin(
     session = SearchSession(study)
     if study.storage is not None:
         study.storage.say = say
+    session.until_converged = options.until == CONVERGED
     session.begin_launch(workers.gpu_bytes, shares_machine=workers.machines.cluster is not None)
     return _Search(options, request, setup, session, workers, study.info().n_ran(), verbose)
 
@@ -219,6 +222,8 @@ def _finish(
     interrupted = interrupted or any(r.state == TrialState.INTERRUPTED for r in info.trials)
     if n_elsewhere:
         say(f"{n_elsewhere} trial(s) are with other launches of study {info.shown_name}, which go on")
+    elif search.session.until_converged and search.session.has_converged():
+        say(f"study {info.shown_name} has converged; the search ends after {info.n_ran()} of {options.trials} trials")
     elif not interrupted and not stop() and info.n_ran() < options.trials:
         say(
             f"study {info.shown_name}: the sampler found no further configuration within the budget; "
@@ -336,6 +341,8 @@ def _say_next(result: LaunchResult, options: LaunchOptions, console: Console, sa
     info, flags = result.info, _flags(options)
     console.print(front_table(info, console.width))
     say(f"hypervolume {info.hypervolume():.4f}; page {result.files['html']}")
+    if (outlook := info.outlook()) is not None:
+        say(str(outlook))
     home = _flags(replace(options, storage=None))
     say(f"next:  cst-search ui{home}")
     for line in next_steps(info, flags, home):

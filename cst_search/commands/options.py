@@ -39,6 +39,8 @@ SEARCH, READING, BUDGET, TRIALS, RECORD = (
     "What is searched", "How data are read", "Budget and length", "Where trials run", "Where results go"
 )  # fmt: skip
 PANELS = (BUDGET, SEARCH, TRIALS, RECORD, READING)
+CONVERGED = "converged"
+UNTIL = ("trials", CONVERGED)
 _LEAST_PARAMS = 1000  # the smallest head, of the demo's detector with one class, has some hundred thousand
 
 
@@ -300,6 +302,15 @@ class ResumeOptions(RunOptions):
         "--trials", "Total trials in the study, including earlier launches (default: as before).", BUDGET, kind=int,
         least=1, recorded=True,
     )  # fmt: skip
+    until: str | None = _option(
+        "--until",
+        "End of the search: trials (when --trials have run), or converged (also when further trials would gain less "
+        "than other seeds change) (default: trials; for resume as in the last launch).",
+        BUDGET,
+        parse=partial(_choice, "--until", names=UNTIL),
+        completion=UNTIL,
+        recorded=True,
+    )
     time_limit: float | None = _option(
         "--time-limit", "Start no trial after this time, e.g. 30m or 8h.", BUDGET, parse=_seconds
     )
@@ -497,8 +508,10 @@ def resumed(info: StudyInfo, n_wanted: int | None, options: ResumeOptions) -> La
     n_trials = options.trials or n_wanted
     if n_trials is None:
         raise StudyError(f"study {info.name!r} does not say how many trials it shall have; give --trials N")
+    untils = [each.settings.get("until") for each in info.launches if each.kind == "launch"]
     given: dict[str, Any] = vars(options) | {
         "trials": n_trials,
+        "until": options.until or (untils[-1] if untils and untils[-1] in UNTIL else None),
         "study": info.name,
         "budget_mem": info.budget.memory_bytes,
         "budget_params": info.budget.params,

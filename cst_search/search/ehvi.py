@@ -24,6 +24,7 @@ import math
 import numpy as np
 from scipy.special import ndtr
 
+from cst_search.study.outlook import Outlook
 from cst_search.study.pareto import Floats, dominated_volume
 
 
@@ -51,6 +52,29 @@ def ehvi(mean: Floats, std: Floats, costs: Floats, front_y: Floats, front_costs:
     beyond = psi(levels)
     gained = np.diff(beyond, axis=1, prepend=0.0)
     return np.asarray((uncovered(costs, known, bound) * gained).sum(axis=1))
+
+
+def outlook(
+    mean: Floats, std: Floats, costs: Floats, front_y: Floats, front_costs: Floats, reference: Floats, noise: float
+) -> Outlook | None:
+    """Return what the best of n candidates would bring, as shares of the front's hypervolume; None: it has none.
+
+    With other seeds, y of each point of the front moves by the noise, and the hypervolume by that times the volume of
+    costs where this point is the best. Points move independently.
+
+    Args:
+        noise: standard deviation of y between seeds. Other arguments as in `ehvi`.
+    """
+    inside = (front_y > reference[0]) & (front_costs < reference[1:]).all(axis=1)
+    by = np.argsort(-front_y[inside], kind="stable")
+    y, known = front_y[inside][by], front_costs[inside][by]
+    if len(y) == 0 or len(mean) == 0:
+        return None
+    # alone[i]: the volume of costs that point i dominates, and none of the points with a higher y
+    alone = np.diag(uncovered(known, known, reference[1:]))
+    volume = float(alone @ (y - reference[0]))
+    gain = float(ehvi(mean, std, costs, y, known, reference).max())
+    return Outlook(gain / volume, noise * float(np.sqrt((alone**2).sum())) / volume)
 
 
 def uncovered(costs: Floats, taken: Floats, bound: Floats) -> Floats:

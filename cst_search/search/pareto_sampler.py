@@ -14,7 +14,6 @@ References.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,13 +24,15 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from threadpoolctl import ThreadpoolController
 
-from cst_search.search.ehvi import ehvi
+from cst_search.search.ehvi import ehvi, outlook
 from cst_search.search.encoding import ParameterLayout
-from cst_search.search.observations import END, Observation
+from cst_search.search.observations import Observation
+from cst_search.search.seen_trials import SeenTrials
 from cst_search.search.surrogate import MOST_MODELLED, Surrogate
+from cst_search.study.outlook import Outlook
 from cst_search.study.pareto import Floats, nondominated
 
 Params = dict[str, Any]
@@ -45,7 +46,7 @@ _CYCLE = 8
 # One in so many is after the costly objective alone. The hypervolume hardly counts what is near the reference point of
 # a cost, so it never asks what the costliest configurations reach, which is what a budget that is not tight pays for.
 _EVERY_BEST = 4
-_FINALISTS = 4  # candidates that are compared by exact known values
+_FINALISTS = 4  # most candidates that are compared by exact known values
 # The model is one of many fits that a few trials allow, and more confident than all of them together. Its standard
 # deviation is multiplied by this factor when it ranks; less the more trials there are per column (docs/benchmarks.md).
 _BOLD = 2.0
@@ -86,9 +87,13 @@ class ParetoSampler(BaseSampler):
         n_priced: approximate number of calls of ``rough`` per suggestion; five times as many for the first, and while
             nothing is known to be feasible.
         n_startup: number of results before the model is used; until then configurations are random. 0 with a prior.
-        n_candidates: number of configurations compared per suggestion. Beyond 300 trials half of them, and an eighth
+        n_candidates: number of configurations compared per suggestion. Beyond 300 trials half of them, and a quarter
             of ``n_priced``.
         seed: seed of all random draws.
+
+    Attributes:
+        outlook: what the next trials would bring, as of the last suggestion; None: it was random, or after the costly
+            objective alone, or there is no front yet.
     """
 
     def __init__(
@@ -104,13 +109,12 @@ class ParetoSampler(BaseSampler):
         priors: Sequence[Callable[[Floats], Floats]] = (),
         rough: Callable[[Params], KnownValues] | None = None,
         n_startup: int = 5,
-        n_priced: int = 48,
+        n_priced: int = 24,
         n_candidates: int = 1000,
         seed: int | None = None,
     ) -> None:
         self.known, self._rough = known, rough
         self._space, self._costly, self._reference = dict(space), costly, reference
-        self._curve = curve or (lambda trial: trial.intermediate_values)
         self._n_startup = 0 if priors else n_startup
         self._n_priced, self._n_candidates = n_priced, n_candidates
         self._rng = np.random.default_rng(seed)
@@ -120,7 +124,8 @@ class ParetoSampler(BaseSampler):
         self._free = self._layout.mask(free)
         self._priced: dict[bytes, tuple[Floats, KnownValues]] = {}  # by `rough`, and by `known` where it was asked
         self._exact: set[bytes] = set()  # keys of those by `known`
-        self._ended: dict[int, Observation | None] = {}
+        self._seen = SeenTrials(self._layout, costly, curve or (lambda trial: trial.intermediate_values), self._fits)
+        self.outlook: Outlook | None = None
 
     def reseed_rng(self) -> None:
         self._rng = np.random.default_rng()
@@ -130,7 +135,7 @@ class ParetoSampler(BaseSampler):
         """Clear the cached known values, so that ``known`` is called again for every configuration."""
         self._priced.clear()
         self._exact.clear()
-        self._ended.clear()
+        self._seen.forget()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._space
@@ -143,8 +148,9 @@ class ParetoSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
+        self.outlook = None
         signs = np.array([1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in study.directions])
-        points = self._points(study, trial.number, signs)
+        points = self._seen.read(study.get_trials(deepcopy=False), trial.number, signs)
         n_told = sum(bool(point.curve) for point in points)
         if n_told < self._n_startup or len(points) % _CYCLE == 0:
             return self._layout.params(self._any_feasible())
@@ -213,45 +219,6 @@ class ParetoSampler(BaseSampler):
         over = np.array([max(0.0, known.violation) for _, known in self._priced.values()])
         return list(self._priced.values())[self._rng.choice(np.flatnonzero(over == over.min()))][0]
 
-    # --- what was seen ---
-
-    def _points(self, study: Study, number: int, signs: Floats) -> list[Observation]:
-        """Return an observation for every other trial that has information, or will have."""
-        found = []
-        for trial in study.get_trials(deepcopy=False):
-            if trial.number == number:
-                continue
-            if trial.number not in self._ended:
-                point = self._point(trial, signs)
-                if trial.state.is_finished():
-                    self._ended[trial.number] = point
-            else:
-                point = self._ended[trial.number]
-            if point is not None:
-                found.append(point)
-        return found
-
-    def _point(self, trial: FrozenTrial, signs: Floats) -> Observation | None:
-        if trial.state in (TrialState.WAITING, TrialState.FAIL):
-            return None
-        try:
-            codes = self._layout.row(trial.params)
-        except KeyError:  # from another space, or about to be suggested by another process
-            return None
-        sign = signs[self._costly]
-        curve = {epoch: sign * y for epoch, y in self._curve(trial).items() if math.isfinite(y)}
-        if trial.state != TrialState.COMPLETE:
-            return Observation(codes, None, curve, trial.state == TrialState.RUNNING)
-        y = trial.values[self._costly]
-        if math.isfinite(y):
-            curve[END] = sign * y
-            counts = all(violation <= 0 for violation in trial.constraints.values())
-        elif not self._fits(codes):  # refused before it ran
-            return None
-        else:
-            curve, counts = {END: -math.inf}, False
-        return Observation(codes, -np.delete(signs * trial.values, self._costly), curve, counts)
-
     # --- what is best ---
 
     def _best(self, points: Sequence[Observation], signs: Floats, costs_count: bool) -> Floats:
@@ -260,33 +227,34 @@ class ParetoSampler(BaseSampler):
         Args:
             costs_count: False: the improvement of the costly objective alone, at any known costs that are feasible.
         """
-        told = self._some([point for point in points if point.curve])
+        told = self._seen.some([point for point in points if point.curve], MOST_MODELLED, self._rng)
         everyone = told + [point for point in points if not point.curve]
-        for point in everyone:
-            if point.costs is None:
+        for point in everyone:  # only what is needed: predictions for thousands that were stopped take minutes
+            if point.costs is None and (point.counts or self._reference is None):
                 point.costs = self._costs([self._price(point.codes)], signs)[0]
-        codes, costs = np.stack([p.codes for p in everyone]), np.array([p.costs for p in everyone])
+        unknown = np.full(len(signs) - 1, np.nan)
+        codes = np.stack([point.codes for point in everyone])
+        costs = np.array([unknown if point.costs is None else point.costs for point in everyone])
         predict = self._surrogate.predictor(everyone, len(told), len(points), signs[self._costly])
         # the front of the smoothed values, because the highest of many noisy values is partly luck
         smooth, _ = predict(codes)
         front = np.flatnonzero([point.counts for point in everyone])
         front = front[nondominated(np.column_stack([-smooth[front], costs[front]]))]
-        taken = {point.codes.tobytes() for point in points}
-
         # one third random, two thirds mutations of the best; fewer of each in a large, well-explored study
         late = len(points) > MOST_MODELLED
-        n, n_priced = self._n_candidates // (6 if late else 3), max(1, self._n_priced // (24 if late else 3))
+        n, n_priced = self._n_candidates // (6 if late else 3), max(1, self._n_priced // (12 if late else 3))
         candidates = self._anywhere(n, n_priced)
         if len(candidates) == 0:  # nothing feasible has been drawn yet
             return self._any_feasible()
         n_costs = costs.shape[1] if costs_count else 0
-        reference = self._reference_point(smooth, costs, front, signs)[: 1 + n_costs]
+        worst = self._worst(smooth, costs, signs)
+        reference = self._reference_point(smooth, front, worst)[: 1 + n_costs]
         bold = 1 + (_BOLD - 1) * min(1.0, self._layout.n_encoded / len(everyone))
 
         def gain(candidates: Floats, dear: Floats) -> Floats:
             mean, std = predict(candidates)
             found = ehvi(mean, bold * std, dear[:, :n_costs], smooth[front], costs[front, :n_costs], reference)
-            return np.where([row.tobytes() in taken for row in candidates], -1.0, found)
+            return np.where([row.tobytes() in self._seen.tried for row in candidates], -1.0, found)
 
         def as_dear_as(parents: Floats, candidates: Floats) -> Floats:
             return gain(candidates, self._costs(self._prices(parents), signs))
@@ -302,11 +270,35 @@ class ParetoSampler(BaseSampler):
             ranked, gains = np.vstack([ranked, candidates[feasible]]), np.append(gains, found[feasible])
             best = np.argsort(-gains, kind="stable")[:8]
             ranked, gains = ranked[best], gains[best]
-        finalists = [row for row in ranked[gains >= 0][: _FINALISTS if self._rough else 1] if self._fits(row)]
-        if len(finalists) < 2:
-            return finalists[0] if finalists else self._any_feasible()
-        exact = self._costs([self._price(row) for row in finalists], signs)
-        return finalists[np.argmax(gain(np.stack(finalists), exact))]
+        winner = self._winner(ranked[gains >= 0], gains[gains >= 0], lambda row, dear: float(gain(row, dear)[0]), signs)
+        if winner is None:
+            return self._any_feasible()
+        if costs_count:
+            exact = self._costs([self._price(winner)], signs)
+            self.outlook = outlook(
+                *predict(winner[None]), exact, smooth[front], costs[front], worst, self._surrogate.noise
+            )
+        return winner
+
+    def _winner(
+        self, ranked: Floats, gains: Floats, gain: Callable[[Floats, Floats], float], signs: Floats
+    ) -> Floats | None:
+        """Return the best candidate by exact known values that is feasible by them; None: there is none.
+
+        They are computed in the order of rough gains, until none is left that promises more than the best so far.
+
+        Args:
+            ranked, gains: candidates, and their improvement by rough known values, the largest first.
+            gain: (a candidate as a row, its costs) -> improvement.
+        """
+        best, most = None, -1.0
+        for row, promised in list(zip(ranked, gains, strict=True))[: _FINALISTS if self._rough else 1]:
+            if promised <= most or not self._fits(row):
+                continue
+            found = gain(row[None], self._costs([self._price(row)], signs)) if self._rough else promised
+            if found > most:
+                best, most = row, found
+        return best
 
     def _anywhere(self, n: int, n_priced: int) -> Floats:
         """Return up to n feasible configurations from those with known costs and ``n_priced`` new random ones."""
@@ -336,37 +328,27 @@ class ParetoSampler(BaseSampler):
             return best
         return np.vstack([best, self._layout.like(parents, change, self._rng, keep=~self._free)])
 
-    def _some(self, points: list[Observation]) -> list[Observation]:
-        """Return at most `MOST_MODELLED` observations: the front, the latest, and a random selection of others."""
-        if len(points) <= MOST_MODELLED:
-            return points
-        results = [i for i, point in enumerate(points) if point.counts and END in point.curve]
-        values = np.array([[-points[i].last, *points[i].costs] for i in results])  # type: ignore[misc]
-        front = np.asarray(results)[nondominated(values)]
-        latest = np.arange(len(points) - MOST_MODELLED // 4, len(points))
-        kept = np.union1d(front[: MOST_MODELLED // 2], latest)
-        rest = np.setdiff1d(np.arange(len(points)), kept)
-        others = self._rng.choice(rest, size=MOST_MODELLED - len(kept), replace=False)
-        return [points[i] for i in np.union1d(kept, others)]
+    def _worst(self, y: Floats, costs: Floats, signs: Floats) -> Floats:
+        """Return the worst y and costs that count: the given ones, or those seen."""
+        if self._reference is None:
+            return np.append(y.min(), costs.max(axis=0))
+        given = -signs * np.asarray(self._reference)
+        return np.append(-given[self._costly], np.delete(given, self._costly))
 
-    def _reference_point(self, y: Floats, costs: Floats, front: NDArray[np.intp], signs: Floats) -> Floats:
+    def _reference_point(self, y: Floats, front: NDArray[np.intp], worst: Floats) -> Floats:
         """Return the reference point (y, costs) for `ehvi`.
 
-        Cost bounds are the given ones, or the largest seen: with smaller ones, anything costlier than the whole front
-        would count for nothing. The bound of y is a tenth below the front's worst, or else cheap and poor
-        configurations would count for much.
+        Cost bounds are the worst that count: with smaller ones, anything costlier than the whole front would count for
+        nothing. The bound of y is a tenth below the front's worst, or else cheap and poor configurations would count
+        for much.
         """
-        bound = np.append((-y).max(), costs.max(axis=0))
-        if self._reference is not None:
-            given = -signs * np.asarray(self._reference)
-            bound = np.append(given[self._costly], np.delete(given, self._costly))
         seen = y[front] if len(front) > 1 else y
-        floor = max(float(seen.min() - 0.1 * (seen.max() - seen.min())) - 1e-12, -float(bound[0]))
-        return np.append(floor, bound[1:])
+        floor = max(float(seen.min() - 0.1 * (seen.max() - seen.min())) - 1e-12, float(worst[0]))
+        return np.append(floor, worst[1:])
 
 
 @cache
 def _blas() -> ThreadpoolController:
-    import sklearn.gaussian_process  # noqa: F401  # so that all BLAS libraries are loaded
+    import scipy.linalg  # noqa: F401  # so that all BLAS libraries are loaded
 
     return ThreadpoolController().select(user_api="blas")

@@ -27,6 +27,7 @@ Cost = Callable[[dict[str, Any]], "Estimate"]  # predicted cost of a configurati
 
 NO_PRIOR = "pareto-no-prior"
 SAMPLERS = ("pareto", NO_PRIOR, "tpe", "nsga2", "gp", "random")
+WITH_OUTLOOK = SAMPLERS[:2]  # those that say what further trials would bring
 
 
 def default_sampler(objectives: Sequence[Objective]) -> str:

@@ -18,6 +18,7 @@ from cst_search.search.repeats import Repeats
 from cst_search.search.suggester import NotAlone, Suggester, enqueue
 from cst_search.search.suggestion import Suggestion
 from cst_search.study.fast_reads import StoredTrial
+from cst_search.study.outlook import Outlook, has_converged
 from cst_search.study.records import Budget, LaunchRecord, TrialRecord
 from cst_search.study.storage import alone
 from cst_search.study.study import Study
@@ -40,6 +41,7 @@ class SearchSession:
 
     Attributes:
         rungs: epochs after which a trial may be stopped.
+        until_converged: True: `ask` suggests nothing more once the search has converged, see `study.outlook`.
 
     Raises:
         RuntimeError: the `Study` object has a session already. Another session of the same study needs an object of its
@@ -52,6 +54,7 @@ class SearchSession:
         self.study = study
         spec = study.spec
         self.rungs = rung_epochs(spec.full_epochs, spec.eta) if spec.eta else ()
+        self.until_converged = False
         self._live: dict[int, Trial] = {}  # running on workers of this launch
         self._histories: dict[int, list[Mapping[str, Any]]] = {}  # of running trials
         self._begin_anew(spec.budget)
@@ -63,6 +66,7 @@ class SearchSession:
         self.promotion = Promotion(self.study, self.rungs, self.outcomes)
         self.repeats = Repeats(self.study)
         self._returned: list[int] = []  # trials of this launch that lost their worker, see give_back
+        self._outlooks: dict[int, Outlook] = {}
         self.study.reader.restart(on_read=self._take_in)
 
     def _take_in(self, trial: StoredTrial) -> None:
@@ -74,6 +78,8 @@ class SearchSession:
         if trial.is_finished:
             progress = Progress(() if result is None else result.history)
         if suggested.repeat is None:
+            if suggested.outlook is not None:
+                self._outlooks[trial.number] = suggested.outlook
             self.suggester.note(suggested.config)
             for entry in progress.history:
                 self.promotion.reach(trial.number, suggested.estimate, entry)
@@ -188,6 +194,8 @@ class SearchSession:
                     return self._hand_out(self._take_up(self._returned.pop(0) if self._returned else orphans[0]))
                 if n_trials is not None and self._n_claimed() >= n_trials:
                     return None
+                if self.until_converged and self.has_converged():
+                    return None
                 try:
                     return self._hand_out(self.suggester.suggest(estimate, max_rejects, is_alone))
                 except NotAlone:
@@ -195,6 +203,11 @@ class SearchSession:
                 except optuna.exceptions.UpdateFinishedTrialError:
                     if is_alone():
                         raise  # otherwise another launch took our half-asked trial for one of a dead launch
+
+    def has_converged(self) -> bool:
+        """Return whether the search has converged, by what has been read of all launches; see `study.outlook`."""
+        by_trial = [self._outlooks[number] for number in sorted(self._outlooks)]
+        return has_converged(by_trial, self.study.reader.n_ran)
 
     def _hand_out(self, found: tuple[Trial, Suggestion] | None) -> Suggestion | None:
         if found is None:

@@ -12,7 +12,7 @@ from cst_search.errors import StudyError
 from cst_search.search.observations import END, Observation, at_full_length
 from cst_search.search.optuna_space import layout
 from cst_search.search.surrogate import misranked, source_weights
-from cst_search.search.transfer_prior import Prior, Table
+from cst_search.search.transfer_prior import Prior, Table, expectations
 from cst_search.study.parameters import params_of
 from cst_search.study.pareto import Floats
 from cst_search.study.records import StudyInfo, StudySpec
@@ -107,16 +107,8 @@ def sources_of(study: Study) -> list[Source]:
             continue
         space = Space.from_dict(info.space, where=f"space of study {name!r}")
         priors[name] = Prior(space, {name: table_of(info, _costly(study.spec))})
-    if not priors:
-        return []
-    spread = float(np.mean([prior.spread for prior in priors.values()]))
-    return [
-        Source(name, prior.n, _scaled(prior.over(study.space), spread / prior.spread)) for name, prior in priors.items()
-    ]
-
-
-def _scaled(expected: Callable[[Floats], Floats], factor: float) -> Callable[[Floats], Floats]:
-    return lambda rows: factor * expected(rows)
+    found = expectations(list(priors.values()), study.space)
+    return [Source(name, prior.n, expected) for (name, prior), expected in zip(priors.items(), found, strict=True)]
 
 
 def table_of(info: StudyInfo, objective: str) -> Table:

@@ -107,6 +107,7 @@ class Suggester:
             suggested = Suggested(
                 config=config, estimate=asdict(cost), correction=asdict(self._outcomes.correction()),
                 launch=self._study.launch_registry.id, at=now(), reference=trial.user_attrs.get(REFERENCE, False),
+                outlook=sampler.outlook if isinstance(sampler := self._optuna.sampler, ParetoSampler) else None,
             )  # fmt: skip
             if not is_alone():
                 self._optuna.tell(trial, state=OptunaState.FAIL, skip_if_finished=True)

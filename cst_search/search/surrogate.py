@@ -39,11 +39,15 @@ class Surrogate:
         layout: layout of the configurations.
         priors: expected y of n configurations by each source, see `ParetoSampler`; none: no prior.
         rng: random generator that draws which of the two predicts.
+
+    Attributes:
+        noise: standard deviation of y between seeds, by the model that predicts; 0 before there is one.
     """
 
     def __init__(self, layout: ParameterLayout, priors: Sequence[Prior], rng: np.random.Generator) -> None:
         self._layout, self._priors, self._rng = layout, tuple(priors), rng
         self._models = Model(), Model()
+        self.noise = 0.0
 
     def _fitted(
         self, points: Sequence[Observation], n_told: int, n: int, sign: float, believes: bool
@@ -89,15 +93,16 @@ class Surrogate:
     ) -> Callable[[Floats], Prediction]:
         """Return the predictor with or without the prior, drawn according to their evidence; see `_fitted`."""
         fitted = partial(self._fitted, points, n_told, n, sign)
-        if not self._priors or n > MOST_MODELLED:  # a prior that weighs as much as three trials
-            return fitted(False)[0]
-        with_prior, evidence = fitted(True)
-        if n_told < _FIRST_DOUBT:
-            return with_prior
-        without, rival = fitted(False)
-        belief = 1 / (1 + math.exp(min(rival - evidence, 50.0)))
-        belief = min(max(belief, _LEAST_BELIEF), 1 - _LEAST_BELIEF)
-        return with_prior if self._rng.random() < belief else without
+        believes = bool(self._priors) and n <= MOST_MODELLED  # a prior that weighs as much as three trials
+        predict, evidence = fitted(believes)
+        if believes and n_told >= _FIRST_DOUBT:
+            without, rival = fitted(False)
+            belief = 1 / (1 + math.exp(min(rival - evidence, 50.0)))
+            belief = min(max(belief, _LEAST_BELIEF), 1 - _LEAST_BELIEF)
+            if self._rng.random() >= belief:
+                predict, believes = without, False
+        self.noise = self._models[believes].noise if n_told else 0.0
+        return predict
 
 
 def mixed(priors: Sequence[Prior], codes: Floats, y: Floats) -> Prior:

@@ -91,36 +91,70 @@ class Prior:
         assert self._model.theta is not None
         return [float(value) for value in self._model.theta]
 
-    def over(self, space: Space) -> Callable[[Floats], Floats]:
+    def over(self, space: Space, encoder: Encoder | None = None) -> Callable[[Floats], Floats]:
         """Return a function to expected mAP, from n configurations of a space, ``n x p`` as in `optuna_space.layout`.
 
-        Anything that the spaces do not share (a method, an option, a non-numeric value) carries no information. A
-        number outside the range of the prior's space counts as the end of that range.
+        Args:
+            encoder: that of ``space`` for this prior's space, where priors share one.
         """
-        there, here = layout(space), self._layout
+        encode = encoder or Encoder(space, self.space)
+        return lambda rows: self._model.mean(encode(rows))
+
+
+class Encoder:
+    """Function from n configurations of a space, ``n x p`` as in `optuna_space.layout`, to a prior's model inputs.
+
+    Anything that the spaces do not share (a method, an option, a non-numeric value) carries no information. A number
+    outside the range of the prior's space counts as the end of that range. The last result is kept, because priors of
+    one space are asked for the same configurations one after the other.
+    """
+
+    def __init__(self, space: Space, of_prior: Space) -> None:
+        there, self._here = layout(space), layout(of_prior)
+        self._methods, self._known = space.methods, of_prior.methods
         # by method: (column there, column here, function from codes there to codes here)
-        places: dict[str, list[tuple[int, int, Callable[[Floats], Floats]]]] = {}
-        for method in set(space.methods) & set(self.space.methods):
-            known = {d.key: d for d in self.space.by_method[method]}
-            places[method] = [
-                (there.names.index(d.name), here.names.index(known[d.key].name), _translation(d, known[d.key]))
+        self._places: dict[str, list[tuple[int, int, Callable[[Floats], Floats]]]] = {}
+        for method in set(space.methods) & set(of_prior.methods):
+            known = {d.key: d for d in of_prior.by_method[method]}
+            self._places[method] = [
+                (there.names.index(d.name), self._here.names.index(known[d.key].name), _translation(d, known[d.key]))
                 for d in space.by_method[method]
                 if d.key in known
             ]
+        self._last: tuple[bytes, Floats] | None = None
 
-        def expected(rows: Floats) -> Floats:
-            found = np.full((len(rows), len(here.names)), np.nan)
-            for i, method in enumerate(space.methods):
-                of = np.flatnonzero(rows[:, 0] == i) if len(space.methods) > 1 else np.arange(len(rows))
-                if len(of) == 0 or method not in places:
-                    continue
-                if len(self.space.methods) > 1:
-                    found[of, 0] = self.space.methods.index(method)
-                for j, k, translate in places[method]:
-                    found[of, k] = translate(rows[of, j])
-            return self._model.mean(here.encode(found))
+    def __call__(self, rows: Floats) -> Floats:
+        key = rows.tobytes()
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._here.encode(self._translated(rows))
+        return self._last[1]
 
-        return expected
+    def _translated(self, rows: Floats) -> Floats:
+        found = np.full((len(rows), len(self._here.names)), np.nan)
+        for i, method in enumerate(self._methods):
+            of = np.flatnonzero(rows[:, 0] == i) if len(self._methods) > 1 else np.arange(len(rows))
+            if len(of) == 0 or method not in self._places:
+                continue
+            if len(self._known) > 1:
+                found[of, 0] = self._known.index(method)
+            for j, k, translate in self._places[method]:
+                found[of, k] = translate(rows[of, j])
+        return found
+
+
+def expectations(priors: Sequence[Prior], space: Space) -> list[Callable[[Floats], Floats]]:
+    """Return `Prior.over` of each, all with the same spread, the mean of theirs.
+
+    Priors of one space share their encoder.
+    """
+    encoders = {id(prior.space): Encoder(space, prior.space) for prior in priors}
+    spread = float(np.mean([prior.spread for prior in priors])) if priors else 0.0
+
+    def scaled(prior: Prior) -> Callable[[Floats], Floats]:
+        expected, factor = prior.over(space, encoders[id(prior.space)]), spread / prior.spread
+        return lambda rows: factor * expected(rows)
+
+    return [scaled(prior) for prior in priors]
 
 
 def _translation(of: Dimension, to: Dimension) -> Callable[[Floats], Floats]:

@@ -12,6 +12,7 @@ from typing import Any
 from cst_search.memory.estimate import CONTEXT_BYTES
 from cst_search.study import pareto
 from cst_search.study.objectives import BOUNDS, OBJECTIVES, OF_INFERENCE, Objective
+from cst_search.study.outlook import Outlook
 from cst_search.study.seed_statistics import NOISY, Sample
 from cst_search.study.states import LaunchState, TrialState
 from cst_search.trial.result import TrialFigures
@@ -73,6 +74,7 @@ class TrialRecord(TrialFigures):
         waits: True if it is pruned, but may still be promoted.
         repeat_of: for a repeat, the trial whose configuration it trains again, with ``seed``, for ``repeat_epochs``.
         launch: ID of the last launch that ran it.
+        outlook: what the sampler expected of the next trials when it suggested this one, if it has a model.
     """
 
     trial: int
@@ -94,6 +96,7 @@ class TrialRecord(TrialFigures):
     seed: int | None = None
     repeat_epochs: int | None = None
     launch: str | None = None
+    outlook: Outlook | None = None
 
     @property
     def working_bytes(self) -> int | None:
@@ -293,6 +296,10 @@ class StudyInfo(StudySpec):
 
     def hypervolume(self) -> float:
         return pareto.hypervolume(self.values(), self.objectives, self.reference)
+
+    def outlook(self) -> Outlook | None:
+        """Return what the next trials would bring, as of the last suggestion that says it; None: there is none."""
+        return next((record.outlook for record in reversed(self.trials) if record.outlook is not None), None)
 
     @property
     def shown_name(self) -> str:

@@ -16,6 +16,7 @@ from cst_search.config.recipe import renamed_fields
 from cst_search.memory.estimate import context_of
 from cst_search.study.fast_reads import StoredTrial
 from cst_search.study.objectives import OF_INFERENCE
+from cst_search.study.outlook import Outlook
 from cst_search.study.records import Budget, TrialRecord
 from cst_search.study.states import TrialState
 from cst_search.study.stored_form import (
@@ -65,6 +66,7 @@ class Suggested:
         again: number of times that a later launch, or this one, resumed the trial.
         lost: True if its worker once ended without a result.
         reference: True if others are compared with it, so that it is never stopped early.
+        outlook: what the sampler expected of the next trials when it suggested this one; None: it has no model.
     """
 
     config: Mapping[str, Any]
@@ -76,6 +78,7 @@ class Suggested:
     again: int = 0
     lost: bool = False
     reference: bool = False
+    outlook: Outlook | None = None
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> Suggested | None:
@@ -88,6 +91,9 @@ class Suggested:
         of = plain.get("repeat_of")
         if of is not None:
             check_object(plain, SUGGESTED, seed=int, epochs=int)
+        outlook = plain.get("outlook")
+        if outlook is not None:
+            check_object(outlook, f"the outlook of {SUGGESTED}", gain=NUMBER, noise=NUMBER)
         return cls(
             config=plain["config"],
             estimate=plain["estimate"],
@@ -98,6 +104,7 @@ class Suggested:
             again=plain.get("again", 0),
             lost=plain.get("lost", False),
             reference=plain.get("reference", False),
+            outlook=None if outlook is None else Outlook(outlook["gain"], outlook["noise"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,6 +123,8 @@ class Suggested:
             plain["lost"] = True
         if self.reference:
             plain["reference"] = True
+        if self.outlook is not None:
+            plain["outlook"] = asdict(self.outlook)
         return _plain(plain)
 
     @property
@@ -306,6 +315,7 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
         seed=None if repeat is None else repeat.seed,
         repeat_epochs=None if repeat is None else repeat.epochs,
         launch=suggested.launch,
+        outlook=suggested.outlook,
         **figures,
     )
 

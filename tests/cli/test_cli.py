@@ -354,7 +354,7 @@ def test_list_where_there_is_nothing(tmp_path: Path) -> None:
 
 def test_status(home: Path) -> None:
     content = json.loads(run_cli("status", NAME, "--home", home, "--json").out)
-    assert set(content) == {"study", "trials", "hypervolume", "all", "repeats"}
+    assert set(content) == {"study", "trials", "hypervolume", "outlook", "all", "repeats"}
     assert [entry["state"] for entry in content["all"]] == ["complete"] * 3 + ["failed", "running"]
     assert content["all"][3]["reason"] == "ValueError: [/bold] & <b>"
     text = run_cli("status", NAME, "--home", home)

@@ -12,6 +12,7 @@ from cst_search.commands.options import LaunchOptions, ReadingOptions, ResumeOpt
 from cst_search.commands.study_setup import base_recipe
 from cst_search.config.recipe import READING_FIELDS, Recipe
 from cst_search.errors import StudyError, UserError
+from cst_search.study.records import LaunchRecord
 from cst_search.study.study import ETA
 
 
@@ -40,6 +41,18 @@ def test_a_resumed_launch_has_the_settings_of_its_study() -> None:
     assert resumed(drawn_info(), None, ResumeOptions.read(trials=9)).data is None  # the demo
     with pytest.raises(StudyError, match="give --trials N"):
         resumed(info, None, ResumeOptions.read())
+
+
+def test_a_resumed_launch_ends_as_the_last_one_unless_an_option_differs() -> None:
+    def launch(kind: str, **settings: object) -> LaunchRecord:
+        return LaunchRecord("id", kind, "2026-01-01", settings)
+
+    last = launch("launch", until="converged")
+    info = drawn_info(launches=(launch("launch"), last, launch("confirm", until=None)))
+    assert resumed(info, 30, ResumeOptions.read()).until == "converged"
+    assert resumed(info, 30, ResumeOptions.read(until="trials")).until == "trials"
+    earlier = drawn_info(launches=(launch("launch"),))  # of a version without this option
+    assert resumed(earlier, 30, ResumeOptions.read()).until is None
 
 
 def test_no_trial_starts_after_the_time_limit() -> None:

@@ -29,10 +29,12 @@ from studies import (
 
 from cst_search.config.recipe import Recipe
 from cst_search.errors import StudyError
+from cst_search.search.pareto_sampler import ParetoSampler
 from cst_search.search.samplers import SAMPLERS
 from cst_search.search.session import SearchSession
 from cst_search.search.suggester import enqueue
 from cst_search.study.objectives import OBJECTIVES
+from cst_search.study.outlook import LEAST_TRIALS, Outlook
 from cst_search.study.records import Budget
 from cst_search.study.study import Study
 from cst_search.study.trial_attributes import Repeat
@@ -952,3 +954,41 @@ def test_a_study_object_has_one_session(tmp_path: Path) -> None:
     other = open_session(session.study.url, "made")
     other.study.reader.read()
     assert session.study.reader.n_ran == other.study.reader.n_ran == 2
+
+
+# --- knowing when to stop -------------------------------------------------------------------------------------------
+
+
+def with_outlook(monkeypatch: pytest.MonkeyPatch, outlook: Outlook) -> SearchSession:
+    """A session whose sampler suggests at random, and always expects the same."""
+
+    def suggest(self: ParetoSampler, *_: Any) -> dict[str, Any]:
+        self.outlook = outlook
+        return self._layout.params(self._layout.draw(1, self._rng)[0])
+
+    monkeypatch.setattr(ParetoSampler, "sample_relative", suggest)
+    return in_memory(sampler="pareto-no-prior", budget=Budget())
+
+
+def test_a_search_that_has_converged_suggests_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = with_outlook(monkeypatch, Outlook(gain=0.0001, noise=0.01))
+    for _ in range(LEAST_TRIALS):
+        session.until_converged = True
+        run_one(session, scored(0.5))
+    assert session.study.info().outlook() == Outlook(0.0001, 0.01)
+    assert ask(session) is None and session.has_converged()
+    study = session.study.optuna_study()
+    later = SearchSession(Study(study, "", study._storage))  # as another launch reads it
+    later.suggester.begin()
+    later.until_converged = True
+    assert ask(later) is None
+    later.until_converged = False
+    assert ask(later) is not None
+
+
+def test_a_search_goes_on_while_trials_gain_more_than_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = with_outlook(monkeypatch, Outlook(gain=0.01, noise=0.01))
+    session.until_converged = True
+    for _ in range(LEAST_TRIALS + 1):
+        run_one(session, scored(0.5))
+    assert not session.has_converged()

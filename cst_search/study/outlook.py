@@ -1,0 +1,49 @@
+"""What further trials would bring, as the sampler's model expected it at a suggestion. Arithmetic only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+NEXT = 10  # trials that an outlook speaks of
+LEAST_TRIALS = 20  # a search with fewer has not converged
+IN_A_ROW = 3  # outlooks that must be below the noise
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What the next trials would bring, as shares of the hypervolume so far.
+
+    Attributes:
+        gain: expected gain of the best next trial.
+        noise: standard deviation of the hypervolume if the front were trained again with other seeds.
+    """
+
+    gain: float
+    noise: float
+
+    @property
+    def most(self) -> float:
+        """Most that the next `NEXT` trials are expected to gain: none of them gains more than the best next one."""
+        return NEXT * self.gain
+
+    def __str__(self) -> str:
+        return (
+            f"the next {NEXT} trials are expected to add at most {_percent(self.most)} to the hypervolume; "
+            f"other seeds change it by {_percent(self.noise)}"
+        )
+
+
+def has_converged(outlooks: Sequence[Outlook], n_trials: int) -> bool:
+    """Return whether a search has converged: in the last three outlooks, ten trials gain less than the noise of seeds.
+
+    Args:
+        outlooks: by trial.
+        n_trials: finished trials that used a worker; `LEAST_TRIALS` are needed.
+    """
+    last = outlooks[-IN_A_ROW:]
+    return n_trials >= LEAST_TRIALS and len(last) == IN_A_ROW and all(one.most < one.noise for one in last)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share >= 0.001 else "less than 0.1 %"
