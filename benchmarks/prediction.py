@@ -22,6 +22,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Iterable
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,16 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
 
-def real_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple[int, int, int]:
+def real_step(
+    recipe: Recipe, n_classes: int, shape: memory.InputShape, *, with_events: bool = True
+) -> tuple[int, int, int]:
     """Run a step of a real detector on the CPU.
 
+    Args:
+        with_events: watch the allocator's events too, which takes longer than the step of a small detector.
+
     Returns:
-        Bytes kept of the forward pass, peak of active bytes, and this peak by the allocator's events.
+        Bytes kept of the forward pass, peak of active bytes, and this peak by the allocator's events (else 0).
     """
     torch.manual_seed(0)
     model = build_detector(recipe, n_classes, shapes_only=True).train()
@@ -93,10 +99,10 @@ def real_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple
     for group in optimiser.param_groups:
         group["foreach"] = True  # as on CUDA
     live = LiveBytes(own)
-    gc.collect()
     gc.disable()  # so that memory held by reference cycles shows
     try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler, live:
+        events = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+        with events if with_events else nullcontext(), live:
             for step in range(2):
                 with record_function(f"step {step}"):  # marks where it begins
                     pass
@@ -120,7 +126,7 @@ def real_step(recipe: Recipe, n_classes: int, shape: memory.InputShape) -> tuple
     finally:
         gc.enable()
     held = sum(t.numel() * t.element_size() for t in own)
-    return kept, live.peak + held, profiled_peak(profiler, "step 1") + held
+    return kept, live.peak + held, profiled_peak(events, "step 1") + held if with_events else 0
 
 
 def profiled_peak(profiler: profile, mark: str) -> int:
@@ -245,6 +251,7 @@ def compare(n: int, seed: int, journal: Path | None = None) -> list[dict[str, An
             rows.append(before[len(rows)])
             continue
         begun = time.process_time()
+        gc.collect()  # what the last row left
         kept, active, profiled = real_step(recipe, 3, shape)
         guess_kept, guess_active = predicted_step(recipe, 3, shape)
         row = {

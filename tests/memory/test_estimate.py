@@ -62,7 +62,7 @@ def real(make: Make, **changes: Any) -> Recipe:
 
 def compared(recipe: Recipe) -> tuple[float, float]:
     """Predicted over real: bytes that autograd keeps of the forward pass, and the peak of a step."""
-    kept, active, _ = prediction.real_step(recipe, 3, SHAPE)
+    kept, active, _ = prediction.real_step(recipe, 3, SHAPE, with_events=False)
     guess_kept, guess_active = prediction.predicted_step(recipe, 3, SHAPE)
     print(f"kept {guess_kept / kept:.3f}, active {guess_active / active:.3f} of {active / 1e6:.1f} MB")
     return guess_kept / kept, guess_active / active
