@@ -64,9 +64,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Return two processes more than there are cores, as those of the two lanes mostly wait; None: xdist decides."""
+    """Return one process more than there are cores, as the two lanes together take one core; None: xdist decides."""
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else n_cores + len({*_LANES.values()})
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else n_cores + 1
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

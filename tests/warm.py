@@ -130,7 +130,8 @@ def serve(requests: socket.socket) -> tuple[bytes, list[int]]:
             os._exit(0)
         if os.fork() == 0:
             requests.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number in (signal.SIGCHLD, signal.SIGHUP):  # of which `nohup pytest` has the second ignored
+                signal.signal(number, signal.SIG_DFL)
             _watch(pipes)
             return request, pipes
         for pipe in pipes:

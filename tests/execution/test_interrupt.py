@@ -12,9 +12,10 @@ from pathlib import Path
 from cst_search.execution.interrupt import ends_in_time
 
 SEARCH = """
-    import sys, time
+    import signal, sys, time
     from pathlib import Path
     from cst_search.execution.interrupt import ends_in_time
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup pytest` has it ignored
     with ends_in_time("resume"):
         try:
             print("ready", flush=True)
