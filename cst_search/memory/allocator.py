@@ -93,18 +93,25 @@ class _Pool:
         del self.free[bisect_left(self.free, key)]
         del self.by_key[key]
 
-    def best_fit(self, size: int) -> Block | None:
-        """Return the smallest free block of at least ``size`` bytes; None: there is none.
+    def has(self, size: int) -> bool:
+        """Return whether a free block has at least ``size`` bytes."""
+        return bool(self.free) and self.free[-1] >= size * _ADDRESSES
+
+    def take_best_fit(self, size: int) -> Block | None:
+        """Take the smallest free block of at least ``size`` bytes; None: there is none.
 
         The last block of an expandable segment counts with all that the segment can grow by (get_free_block), so any
         larger block goes before it.
         """
-        at = bisect_left(self.free, size * _ADDRESSES)
-        if at == len(self.free):
+        free, at = self.free, bisect_left(self.free, size * _ADDRESSES)
+        if at == len(free):
             return None
-        block = self.by_key[self.free[at]]
-        if block is self.last and at + 1 < len(self.free):
-            block = self.by_key[self.free[at + 1]]
+        block = self.by_key[free[at]]
+        if block is self.last and at + 1 < len(free):
+            at += 1
+            block = self.by_key[free[at]]
+        block.is_free = False
+        del self.by_key[free[at]], free[at]
         return block
 
 
@@ -124,15 +131,19 @@ class CachingAllocator:
         """Allocate at least one byte."""
         size = -(-nbytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
         pool = self._small if size <= _SMALL_BYTES else self._large
-        block = pool.best_fit(size)
-        if block is not None:
-            pool.take(block)
-        else:
+        block = pool.take_best_fit(size)
+        if block is None:
             block = self._extend(pool, size) if self.expandable else self._new_segment(pool, size)
         rest = block.size - size
         if rest >= pool.split_bytes:
             self._split(pool, block, rest)
         return block
+
+    def touch(self, nbytes: int) -> None:
+        """Allocate and free at once. Where a block is large enough, that leaves all as it was."""
+        size = -(-nbytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
+        if not (self._small if size <= _SMALL_BYTES else self._large).has(size):
+            self.free(self.allocate(nbytes))
 
     def free(self, block: Block) -> None:
         """Free an allocated block and merge it with free neighbours."""

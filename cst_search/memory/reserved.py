@@ -70,19 +70,25 @@ class _Run:
 
     def replay(self, trace: Sequence[int]) -> list[Block]:
         """Run a trace; return the blocks that it leaves allocated, without cuBLAS's workspaces."""
-        blocks: dict[int, Block] = {}
+        blocks: list[Block | None] = [None] * len(trace)
+        following = [*trace[1:], 0]
         allocate, free, n_multiplied = self.allocator.allocate, self.allocator.free, 0
         for position, event in enumerate(trace):
             if event > 0:
-                blocks[position] = allocate(event)
+                if following[position] == ~position:
+                    self.allocator.touch(event)
+                else:
+                    blocks[position] = allocate(event)
             elif event < 0:
-                free(blocks.pop(~event))
+                block, blocks[~event] = blocks[~event], None
+                if block is not None:
+                    free(block)
             else:
                 n_multiplied += 1
                 if n_multiplied > self._n_workspaces:
                     self._n_workspaces = n_multiplied
                     allocate(self._workspace_bytes)
-        return list(blocks.values())
+        return [block for block in blocks if block is not None]
 
     def update(self, trained: Sequence[int], *, is_first: bool) -> None:
         """Update by AdamW (foreach): two states of each parameter, made at the first update, and one temporary list."""

@@ -102,6 +102,23 @@ def test_live_blocks_never_overlap_and_everything_can_be_freed(expandable: bool,
     assert len(free) == 2 or not expandable  # one segment in each pool, whole again
 
 
+@kinds
+def test_to_touch_is_to_allocate_and_free_at_once(expandable: bool) -> None:
+    rng = random.Random(0)
+    touched, plain = (CachingAllocator(expandable=expandable) for _ in range(2))
+    live: dict[CachingAllocator, list[Block]] = {touched: [], plain: []}
+    for _ in range(400):
+        size, at = rng.choice((300, 9000, MIB, 3 * MIB, 25 * MIB)), rng.randrange(9)
+        touched.touch(size)
+        plain.free(plain.allocate(size))
+        for allocator, blocks in live.items():
+            if at < len(blocks):
+                allocator.free(blocks.pop(at))
+            blocks.append(allocator.allocate(size // 2))
+        assert touched.reserved_bytes == plain.reserved_bytes
+        assert touched._small.free == plain._small.free and touched._large.free == plain._large.free
+
+
 # --- a process -------------------------------------------------------------------------------------------------------
 
 
