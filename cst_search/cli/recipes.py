@@ -46,7 +46,7 @@ def train(
             help="Recipe: an exported file or a shipped name.", show_default=False, autocompletion=completion.recipes
         ),
     ],
-    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for weights, metrics and recipe.")],
+    output: Annotated[Path, typer.Option("--out", "--output", "-o", help="Folder for weights, metrics and recipe.")],
     data: Annotated[str | None, typer.Option("--data", help="Folder of the data set (default: the recipe's).")] = None,
     settings: Annotated[
         list[str] | None,
@@ -89,9 +89,9 @@ def predict(
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the drawn pictures or videos.")] = Path(
-        "predictions"
-    ),
+    output: Annotated[
+        Path, typer.Option("--out", "--output", "-o", help="Folder for drawn pictures or videos.")
+    ] = Path("predictions"),
     draw: Annotated[
         bool,
         typer.Option("--draw/--no-draw", help="Draw boxes, classes, scores into copies of images or videos."),

@@ -182,6 +182,7 @@ def front(
         Path | None,
         typer.Option(
             "--output",
+            "--out",
             "-o",
             help="Also write front.html, .png and .json to this folder; for several studies comparison.html and .json.",
         ),
@@ -202,9 +203,9 @@ def front(
     _show_fronts(infos)
     show_plot(infos, plot)
     if len(infos) == 1 and infos[0].front():
-        from cst_search.commands.next_steps import next_steps
+        from cst_search.commands.next_steps import next_steps, study_flags
 
-        lines = next_steps(infos[0])
+        lines = next_steps(infos[0], study_flags(home_of(home), storage), study_flags(home_of(home)))
         say(f"next:  {lines[0]}")
         for line in lines[1:]:
             say(f"       {line}")
@@ -252,7 +253,7 @@ def export(
             "--pick", help="Point of the front: knee, best (highest mAP) or trial=N.", autocompletion=completion.picks
         ),
     ] = "knee",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Recipe file to write.")] = Path("best.yaml"),
+    output: Annotated[Path, typer.Option("--output", "--out", "-o", help="Recipe file to write.")] = Path("best.yaml"),
     verify: Annotated[
         bool,
         typer.Option(
@@ -279,7 +280,7 @@ def export(
         print_json(info.brief(record) | {"recipe": str(output), "verified": verified})
     if json_ or quiet:
         return
-    from cst_search.commands.next_steps import train_command
+    from cst_search.commands.next_steps import study_flags, train_command
     from cst_search.study.wording import format_quality, memory_words, over_seeds_words
     from cst_search.units import format_bytes, format_count
 
@@ -295,4 +296,4 @@ def export(
         f"{memory_words(record.working_bytes, record.device_bytes)} ({record.memory_source}), "
         f"{format_count(record.trainable_params)} trainable -> {output}"
     )
-    say(f"next:  {train_command(info, str(output))}")
+    say(f"next:  {train_command(info, str(output))}{study_flags(home_of(home))}")

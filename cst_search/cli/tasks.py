@@ -67,7 +67,9 @@ def allocate(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for the recipes, one for each study (with --train default: plan)."),
+        typer.Option(
+            "--output", "--out", "-o", help="Folder for the recipes, one for each study (with --train default: plan)."
+        ),
     ] = None,
     train: Annotated[
         bool, typer.Option("--train", help="Train the recipes one after the other, and pack them into a bundle.")
@@ -178,7 +180,7 @@ def pack(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o",
+            "--output", "--out", "-o",
             help="Bundle: a new folder, or a bundle that gets more tasks. [bundle, without --mlflow and --onnx]",
             show_default=False,
         ),

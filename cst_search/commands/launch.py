@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cst_search.commands.budget_survey import Survey, augmentation_note, expected_sharers
 from cst_search.commands.checks import Request, check_left, check_request, check_until, has_left, name_studies
-from cst_search.commands.next_steps import next_steps
+from cst_search.commands.next_steps import next_steps, study_flags
 from cst_search.commands.options import CONVERGED, LaunchOptions
 from cst_search.commands.output import Say, line_printer
 from cst_search.commands.report_files import close_in_time, end_run, write_report
@@ -30,7 +30,6 @@ from cst_search.commands.search_loop import (
 )
 from cst_search.commands.study_setup import SearchSetup, open_or_make_studies, recorded_settings, set_up_searches
 from cst_search.commands.worker_setup import WorkerSetup, find_machines, memory_limit_of, set_up_workers
-from cst_search.config.catalog import default_home
 from cst_search.data.disk_cache import Cache, open_cache
 from cst_search.execution.interrupt import ends_in_time
 from cst_search.execution.workers import Events, SearchJob
@@ -41,7 +40,6 @@ from cst_search.search.session import SearchSession
 from cst_search.study.allocation import BYTES_PER_PARAMETER
 from cst_search.study.records import StudyInfo
 from cst_search.study.states import TrialState
-from cst_search.study.storage import check_storage
 from cst_search.study.study import Study
 from cst_search.trial.checkpoint_folder import Checkpoints, checkpoints_of
 from cst_search.units import format_seconds
@@ -304,16 +302,10 @@ def _say_early_stopping(options: LaunchOptions, setup: SearchSetup, session: Sea
         )
 
 
-def _flags(options: LaunchOptions) -> str:
-    """Options with which a command finds the study. Passwords are left out; the user has them."""
-    home = "" if options.home == default_home() else f" --home {shlex.quote(str(options.home))}"
-    return home + (f" --storage {shlex.quote(check_storage(options.storage))}" if options.storage else "")
-
-
 def resume_command(names: Sequence[str], options: LaunchOptions) -> str:
     """Return the command line that continues searches."""
     there = f" --address {options.address}" if options.address else ""
-    return f"cst-search resume {in_line(shlex.join(names))}{_flags(options)}{there}"
+    return f"cst-search resume {in_line(shlex.join(names))}{study_flags(options.home, options.storage)}{there}"
 
 
 def _say_end(
@@ -338,19 +330,19 @@ def _say_end(
 
 
 def _say_next(result: LaunchResult, options: LaunchOptions, console: Console, say: Say) -> None:
-    info, flags = result.info, _flags(options)
+    info, flags = result.info, study_flags(options.home, options.storage)
     console.print(front_table(info, console.width))
     say(f"hypervolume {info.hypervolume():.4f}; page {result.files['html']}")
     if (outlook := info.outlook()) is not None:
         say(str(outlook))
-    home = _flags(replace(options, storage=None))
+    home = study_flags(options.home)
     say(f"next:  cst-search ui{home}")
     for line in next_steps(info, flags, home):
         say(f"       {line}")
 
 
 def _say_next_of_several(infos: Sequence[StudyInfo], options: LaunchOptions, console: Console, say: Say) -> None:
-    flags, names = _flags(options), in_line(shlex.join(info.name for info in infos))
+    flags, names = study_flags(options.home, options.storage), in_line(shlex.join(info.name for info in infos))
     console.print(comparison_table(infos))
     say(f"pages {options.home / '*' / 'front.html'}")
     say(f"next:  cst-search front {names} -o comparison{flags}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from shlex import quote
 
+from cst_search.config.catalog import default_home
 from cst_search.study.records import StudyInfo, TrialRecord
+from cst_search.study.storage import check_storage
 from cst_search.study.wording import format_quality, memory_words
 from cst_search.visible import in_line
 
@@ -33,6 +36,12 @@ def next_steps(info: StudyInfo, flags: str = "", home: str = "") -> list[str]:
     if chosen is not front[0]:
         lines.append(f"    or {_point(info, 'best', front[0])}: --pick best")
     return [*lines, train_command(info, "best.yaml") + home]
+
+
+def study_flags(home: Path, storage: str | None = None) -> str:
+    """Return the options with which a command finds a study. Passwords are left out; the user has them."""
+    flags = "" if home == default_home() else f" --home {quote(str(home))}"
+    return flags + (f" --storage {quote(check_storage(storage))}" if storage else "")
 
 
 def train_command(info: StudyInfo, recipe: str) -> str:

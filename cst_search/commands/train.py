@@ -28,6 +28,7 @@ from cst_search.detector.build import check_weights
 from cst_search.detector.weights import save_trained
 from cst_search.errors import ConfigError
 from cst_search.petl import get_method
+from cst_search.report.progress import FOR_DEVELOPERS
 from cst_search.report.training import TrainingProgress
 from cst_search.study.wording import format_quality
 from cst_search.trial.cost import with_recompute
@@ -172,7 +173,8 @@ def _epoch_line(entry: dict[str, Any], n_epochs: int) -> str:
 
 def _say_result(result: TrialResult, weights: Path, say: Callable[[str], None]) -> None:
     for note in result.notes:
-        say(note)
+        if not note.startswith(FOR_DEVELOPERS):
+            say(note)
     for split, scores in result.final.items():
         say(f"{split}: {', '.join(f'{name} {format_quality(scores[name])}' for name in ('map', 'map50', 'map75'))}")
     if weights.exists():

@@ -23,7 +23,7 @@ _SHORT = {"batch_size": "batch", "image_size_px": "image"}
 def describe(
     config: Mapping[str, Any], n_dimensions: int = 5, leave_out: Collection[str] = (), order: Sequence[str] = ()
 ) -> str:
-    """Return a short description, e.g. ``cst lr 0.003, batch 4, reduction 8``: learning rate and batch size first.
+    """Return a short description, e.g. ``cst, lr 0.003, batch 4, reduction 8``: learning rate and batch size first.
 
     Args:
         leave_out: dimensions that are not shown, as they are equal in all trials; see `shared_values`.
@@ -38,7 +38,7 @@ def describe(
     keys = [key for key in dict.fromkeys((*_FIRST, *order, *config)) if key in config and key != "method"]
     names = {key: _SHORT.get(key, key.rpartition(".")[2]) for key in keys if key not in leave_out}
     parts = [f"{name} {show(config[key])}" for key, name in names.items()]
-    return in_line(" ".join([str(config.get("method", "?")), ", ".join(parts[:n_dimensions])]).strip())
+    return in_line(", ".join([str(config.get("method", "?")), *parts[:n_dimensions]]))
 
 
 def shared_values(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def shared_values(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def shared_words(shared: Mapping[str, Any]) -> str:
     """Return the line below a table that leaves out shared dimensions; empty text if there are none."""
-    return "in all of them: " + describe(shared, len(shared)).removeprefix("? ") if shared else ""
+    return "in all of them: " + describe(shared, len(shared)).removeprefix("?, ") if shared else ""
 
 
 def metric_words(values: Mapping[str, float]) -> str:

@@ -302,6 +302,18 @@ def test_every_command_has_help(command: str, monkeypatch: pytest.MonkeyPatch) -
     assert short.out == ran.out
 
 
+def test_what_is_written_has_one_option_in_every_command() -> None:
+    """A person who has typed ``train ... --out`` types ``pack ... --out``."""
+    found = {
+        name: set(parameter.opts)
+        for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+        for parameter in command.params
+        if {"--out", "--output"} & set(parameter.opts)
+    }
+    assert set(found) == {"allocate", "export", "front", "pack", "predict", "train"}
+    assert all(flags == {"--out", "--output", "-o"} for flags in found.values())
+
+
 def test_every_command_is_in_a_group() -> None:
     """The help of 21 commands in a row is read by nobody."""
     groups = [one.rich_help_panel for one in (*app.registered_commands, *app.registered_groups)]

@@ -110,8 +110,8 @@ def test_the_leader_is_marked_and_told_apart(height: int, is_plotted: bool) -> N
     view.finished(complete(3, 0.2, 400_000_000, notes=("features kept: 88% less", "began anew: gone")))
     text = drawn(view)
     (best,) = [line for line in text.splitlines() if "best 1" in line]
-    assert "cst lr 0.02, batch 3" in best and "reduction" not in best  # which all have
-    assert "best so far: trial 1, map 0.500, 400 MB, 1k trainable: cst lr 0.02, batch 3" in text
+    assert "cst, lr 0.02, batch 3" in best and "reduction" not in best  # which all have
+    assert "best so far: trial 1, map 0.500, 400 MB, 1k trainable: cst, lr 0.02, batch 3" in text
     assert "in all of them: reduction 8" in text
     assert ("working memory" in text) == is_plotted
     said = console.file.getvalue()  # type: ignore[attr-defined]
@@ -131,8 +131,8 @@ def test_what_matters_comes_first_once_it_is_known(n_earlier: int) -> None:
     if not n_earlier:
         for i, record in enumerate(records):
             view.finished(record)
-            assert i < 3 or ("cst y" in drawn(view)) == (i >= 19), i  # two alike share a dimension
-    assert ": cst y 1, x 0" in drawn(view)  # of the best one
+            assert i < 3 or ("cst, y" in drawn(view)) == (i >= 19), i  # two alike share a dimension
+    assert ": cst, y 1, x 0" in drawn(view)  # of the best one
 
 
 def test_notes_for_developers_are_for_verbose() -> None:
@@ -214,7 +214,7 @@ def plain(data: bytes) -> list[str]:
 def test_the_table_survives_a_narrower_window(tmp_path: Path) -> None:
     wide, narrow, wider = watch(tmp_path, [(40, 140), (40, 60), (40, 160)])
     clear = b"\x1b[2J"
-    assert clear not in wide and any("conv_adapter gamma 16, kernel 3" in line for line in plain(wide))
+    assert clear not in wide and any("conv_adapter, gamma 16, kernel 3" in line for line in plain(wide))
     # what is drawn wide and late may stand before it
     assert narrow.count(clear) == 1
     lines = plain(narrow.partition(clear)[2])

@@ -261,13 +261,13 @@ def test_objectives_keep_their_order() -> None:
 
 
 def test_a_configuration_in_words() -> None:
-    assert describe(drawn_info().trials[0].config) == "cst lr 0.012, reduction 8, mtc_stages [4,5]"
+    assert describe(drawn_info().trials[0].config) == "cst, lr 0.012, reduction 8, mtc_stages [4,5]"
     assert describe({}) == "?"
     config = {"method": "cst", "cst.reduction": 8, "cst.block": "3x3", "batch_size": 4, "lr": 0.1}
-    assert describe(config) == "cst lr 0.1, batch 4, reduction 8, block 3x3"
-    assert describe(config, 3) == "cst lr 0.1, batch 4, reduction 8"
-    assert describe(config, leave_out=("batch_size", "cst.block")) == "cst lr 0.1, reduction 8"
-    assert describe(config, 3, order=["method", "ssf.x", "cst.block", "lr"]) == "cst lr 0.1, batch 4, block 3x3"
+    assert describe(config) == "cst, lr 0.1, batch 4, reduction 8, block 3x3"
+    assert describe(config, 3) == "cst, lr 0.1, batch 4, reduction 8"
+    assert describe(config, leave_out=("batch_size", "cst.block")) == "cst, lr 0.1, reduction 8"
+    assert describe(config, 3, order=["method", "ssf.x", "cst.block", "lr"]) == "cst, lr 0.1, batch 4, block 3x3"
 
 
 def test_what_all_trials_share_does_not_tell_them_apart() -> None:
