@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import search_pool
+from search import Table, read_table
 from search_pool import SEARCHES, Pool, trials_until
 
 from cst_search.config.loading import load_recipe, load_space
@@ -83,3 +85,16 @@ def test_the_report_has_quartiles(capsys: pytest.CaptureFixture[str]) -> None:
     runs = [{"name": "random", "data": "a", "seed": s, "steps": [(6 * s, 1.0)]} for s in (1, 2, 3)]
     assert search_pool.report(runs)[0]["trials"] == [6, 12, 18]
     assert "| random | 3 | 12 (6 to 18) |" in capsys.readouterr().out
+
+
+def test_older_tables_and_comparisons_of_methods_are_read() -> None:
+    """A table without a dimension of today's space is searched without it; a small one has no budget."""
+    results = Path(search_pool.__file__).parent / "results"
+    older = Table(read_table(results / "search-table-bccd.json.gz"))
+    assert len(older.configs) == 101 and older.budget.memory_bytes is not None
+    assert {"neck", "accumulate"}.isdisjoint(d.key for d in older.space.dimensions())
+    small = Table(read_table(results / "methods-small-chess.json"))
+    assert (small.data, len(small.configs), small.budget.memory_bytes) == ("chess", 8, None)
+    assert small.truth[0, -1] == pytest.approx((0.5197 + 0.5244 + 0.5101) / 3, abs=1e-4)  # of three seeds
+    for one in (older, small):  # every configuration is one of the space
+        assert np.isfinite(np.vstack([one.codes(config) for config in one.configs])).all()
