@@ -24,14 +24,16 @@ TIMES = (0, 1, 2, 5, 6)  # of the frames, at 10 per second: two are missing, as 
 SIZE = (91, 60)  # an odd width, which 4:2:0 cannot have
 
 
-def make_video(path: Path, codec: str = "ffv1", pix_fmt: str = "bgr0", options: dict[str, str] | None = None) -> Path:
-    """Noise, without loss, so that a frame is known to the bit."""
+def make_video(
+    path: Path, codec: str = "ffv1", pix_fmt: str = "bgr0", options: dict[str, str] | None = None, noise: int = 256
+) -> Path:
+    """Pixels below ``noise`` at random, without loss, so that a frame is known to the bit."""
     rng = np.random.default_rng(0)
     with av.open(str(path), "w", options=options or {}) as file:
         stream = file.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = *SIZE, pix_fmt
         for time in TIMES:
-            frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (SIZE[1], SIZE[0], 3), np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, noise, (SIZE[1], SIZE[0], 3), np.uint8), format="rgb24")
             frame.pts, frame.time_base = time, Fraction(1, 10)
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
@@ -49,7 +51,7 @@ def frames_of(path: Path) -> tuple[list[Any], Fraction]:
 
 
 def test_every_frame_is_a_line_with_its_time_and_is_drawn(run: Path, tmp_path: Path) -> None:
-    video = make_video(tmp_path / "clip.mkv")
+    video = make_video(tmp_path / "clip.mkv", noise=8)  # nearly black, so that a lossy copy is too
     frames, rate = frames_of(video)
     ran = run_cli("predict", run, video, "--score", 0, "--out", tmp_path / "out", "--device", "cpu")
     assert ran.code == 0, ran.err
@@ -68,9 +70,7 @@ def test_every_frame_is_a_line_with_its_time_and_is_drawn(run: Path, tmp_path: P
     drawn, drawn_rate = frames_of(copy)
     assert [(f.width, f.height, round(f.time, 3)) for f in drawn] == [(*SIZE, t / 10) for t in TIMES]
     assert drawn_rate == pytest.approx(rate, rel=0.35)  # the rate of so few frames depends on how long the last one is
-    loss = [np.abs(a.to_ndarray(format="rgb24") - b.to_ndarray(format="rgb24").astype(int)).mean()
-            for a, b in zip(drawn, frames, strict=True)]  # fmt: skip
-    assert min(loss) > 5  # boxes are drawn
+    assert all(frame.to_ndarray(format="rgb24").max() > 100 for frame in drawn)  # boxes
 
 
 def test_no_more_than_a_frame_is_held(run: Path, tmp_path: Path) -> None:
