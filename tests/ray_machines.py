@@ -61,6 +61,8 @@ class Machine:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTHONPATH"))}
         environment |= {"CLUSTER_TOKEN": self.token, "HEAD_IP": HEAD, "NODE_IP": ip, "PATH": path}
+        # no processes that wait for work, a second of a core each, and no figures: as cst_search/execution/ray_start.py
+        environment |= {"RAY_prestart_worker_first_driver": "0", "RAY_enable_metrics_collection": "0"}
         environment |= {"OMP_NUM_THREADS": "1"}
         log = self.folder / f"{kind}-{len(self.processes)}.log"
         command = ["unshare", "--mount", "--propagation", "private"] if before else []
@@ -94,9 +96,9 @@ class Machine:
                 process.kill()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float, pause: float = 0.1) -> Any:
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "not in time"
-        time.sleep(0.1)
+        time.sleep(pause)
     return found

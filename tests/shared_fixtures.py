@@ -58,7 +58,7 @@ def fault_flags(
         path = folder / "-".join(["recipe", *(f"{key}{value}" for key, value in changes.items())])
         write_yaml(path, recipe.to_dict(), "test")
         return ["--data", str(data or tiny_folder), "--recipe", str(path), "--space", str(space),
-                "--home", str(home), "--device", "cpu"]  # fmt: skip
+                "--home", str(home), "--device", "cpu", "--sampler", "random"]  # fmt: skip
 
     return make
 

@@ -39,14 +39,14 @@ class NodeRequirements:
     """Requirements that a node must meet to run trials.
 
     Attributes:
-        recipe: each node downloads its weights itself if torchvision has them.
+        recipe: its weights are torchvision's, which each node downloads itself; None: there is nothing to download.
         versions: versions of torch and torchvision, without a suffix such as ``+cu126``.
         demo: folder in which the embedded demo is drawn if it is missing.
         token: small file by which a node finds out if its folder is shared; None: not checked.
     """
 
     files: tuple[RequiredFile, ...]
-    recipe: Recipe
+    recipe: Recipe | None
     versions: tuple[tuple[str, str], ...]
     on_gpus: bool
     demo: Path | None = None
@@ -84,9 +84,11 @@ def requirements_of(
             files.append(RequiredFile(f"an image of {name}", entry.path, size, entry.digest or _digest(entry.path)))
     from cst_search.detector.trained_file import lineage
 
-    files += [_file("the weights", path) for _, path in lineage(recipe) if path is not None]
+    sources = lineage(recipe)
+    files += [_file("the weights", path) for _, path in sources if path is not None]
+    to_fetch = recipe if any(source.weights_kind in ("COCO", "IMAGENET") for source, _ in sources) else None
     versions = tuple((name, _version(name)) for name in ("torch", "torchvision"))
-    return NodeRequirements(tuple(files), recipe, versions, on_gpus, demo, token)
+    return NodeRequirements(tuple(files), to_fetch, versions, on_gpus, demo, token)
 
 
 def inspect_node(wanted: NodeRequirements) -> NodeReport:
@@ -104,13 +106,8 @@ def inspect_node(wanted: NodeRequirements) -> NodeReport:
             return found
     if wanted.on_gpus:
         _look_at_gpus(found)
-    from cst_search.detector.pretrained import fetch_weights
-    from cst_search.errors import ConfigError
-
-    try:
-        fetch_weights(wanted.recipe)
-    except ConfigError as error:
-        found.faults.append(str(error))
+    if wanted.recipe is not None:
+        _fetch_weights(wanted.recipe, found)
     return found
 
 
@@ -168,6 +165,16 @@ def _look_at_gpus(found: NodeReport) -> None:
         return
     if not n_gpus:
         found.faults.append("Ray counts GPUs there, and torch sees none: check nvidia-smi, and that torch has CUDA")
+
+
+def _fetch_weights(recipe: Recipe, found: NodeReport) -> None:
+    from cst_search.detector.pretrained import fetch_weights
+    from cst_search.errors import ConfigError
+
+    try:
+        fetch_weights(recipe)
+    except ConfigError as error:
+        found.faults.append(str(error))
 
 
 def _file(what: str, path: Path) -> RequiredFile:

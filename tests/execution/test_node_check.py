@@ -75,7 +75,10 @@ def test_copies_are_as_good_as_a_shared_folder(wanted: NodeRequirements, tmp_pat
 def test_many_images_are_sampled(tiny_data: DetectionData, tiny_recipe: Callable[..., Recipe]) -> None:
     many = replace(tiny_data.splits["train"], images=tiny_data.splits["train"].images * 100)
     data = replace(tiny_data, splits={"train": many})
-    assert len(requirements_of(tiny_recipe(), data, on_gpus=False).files) == 1 + 20 + 1
+    wanted = requirements_of(tiny_recipe(), data, on_gpus=False)
+    assert len(wanted.files) == 1 + 20 + 1 and wanted.recipe is None
+    downloaded = replace(tiny_recipe(), weights="IMAGENET")
+    assert requirements_of(downloaded, data, on_gpus=False).recipe is downloaded
 
 
 def test_a_missing_demo_is_drawn(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -98,15 +101,17 @@ def test_other_versions_are_named(wanted: NodeRequirements, monkeypatch: pytest.
 
 
 def test_it_says_that_torch_is_missing(wanted: NodeRequirements, tmp_path: Path) -> None:
-    """In an interpreter without it: what looks must not need it."""
+    """In an interpreter without it: what looks must not need it, nor import what trials alone do."""
     code = f"""
 import sys, pickle
+from dataclasses import replace
 sys.modules["torch"] = None
 from cst_search.execution.node_check import inspect_node
-print(inspect_node(pickle.loads({__import__("pickle").dumps(wanted)!r})).faults)
+wanted = pickle.loads({__import__("pickle").dumps(wanted)!r})
+print(inspect_node(wanted).faults, inspect_node(replace(wanted, versions=())).faults)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert "torch cannot be imported" in ran.stdout
+    assert "torch cannot be imported" in ran.stdout and ran.stdout.endswith("] []\n")
 
 
 def test_weights_that_cannot_be_fetched(wanted: NodeRequirements, monkeypatch: pytest.MonkeyPatch) -> None:

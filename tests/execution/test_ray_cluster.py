@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from cst_search.commands.launch import launch
 from cst_search.commands.options import LaunchOptions
 from cst_search.config.recipe import Recipe
 from cst_search.errors import ConfigError
+from cst_search.execution import node_check
 from cst_search.execution import ray_cluster as cluster
 from cst_search.execution import ray_tune as search
 from cst_search.execution.gpu_sharing import Node
-from cst_search.execution.node_check import NodeReport, NodeRequirements
+from cst_search.execution.node_check import NodeReport, NodeRequirements, requirements_of
 from cst_search.redaction import read_address
 from cst_search.study.study import Study
 from cst_search.tracking import mlflow_record as record
@@ -116,6 +118,10 @@ def quick_trial(joined: Path | None = None) -> Callable[..., None]:
     return trainable
 
 
+def without_versions(*arguments: Any, **options: Any) -> NodeRequirements:
+    return replace(requirements_of(*arguments, **options), versions=())
+
+
 class NoRecord:
     """In place of MLflow, which takes seconds."""
 
@@ -127,10 +133,14 @@ class NoRecord:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials that do nothing, no page, and a study in SQLite although there are two nodes: only this process writes."""
+    """Trials that do nothing, no page, and a study in SQLite although there are two nodes: only this process writes.
+
+    Nor need the nodes import torch, 2 s each: they do for the trial of the search that is submitted.
+    """
     monkeypatch.setattr(record, "MlflowRecord", NoRecord)
     monkeypatch.setattr(launching, "write_report", lambda _, folder: dict.fromkeys(("html", "png", "json"), folder))
     monkeypatch.setattr(search, "_trainable", quick_trial())
+    monkeypatch.setattr(node_check, "requirements_of", without_versions)
     monkeypatch.setattr(cluster.Cluster, "check_storage", lambda *_: None)
 
 
@@ -249,19 +259,24 @@ def test_a_search_is_submitted_and_followed(head: Machine, tiny_recipe: Callable
     assert [record.state for record in study.trials] == ["complete"] and study.recipe["method"] == "head"
 
 
-def test_a_submitted_search_is_stopped(head: Machine, tmp_path: Path) -> None:
+def test_a_submitted_search_is_stopped(
+    head: Machine, tiny_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:  # fmt: skip
+    recipe = tiny_recipe(method="head", search_epochs=5000)  # hours
+    (tmp_path / "mine.yaml").write_text(json.dumps(recipe.to_dict()))
     ran = run_cli(
         "submit", "--no-wait", "--address", head.jobs, "--", "launch", "--budget-mem", "6GB", "--trials", 50,
-        "--set", "search_epochs=50", "--study", "long", "--home", tmp_path, "--device", "cpu",
+        "--recipe", tmp_path / "mine.yaml", "--data", recipe.data, "--study", "long", "--home", tmp_path,
+        "--device", "cpu", "--sampler", "random", "--no-stop-early",
     )  # fmt: skip
     assert ran.code == 0, ran
     name = ran.out.strip()
     try:
-        wait_for(lambda: "trial 0 started" in job(head, "logs", name).out, 180)
+        wait_for(lambda: "trial 0 started" in job(head, "logs", name).out, 180, 0.5)
     finally:  # it would go on for an hour and take the cores from all other tests
         told = job(head, "stop", name)
     assert "is told to end" in told.out
-    wait_for(lambda: json.loads(job(head, "status", name, "--json").out)["state"] == "STOPPED", 120)
+    wait_for(lambda: json.loads(job(head, "status", name, "--json").out)["state"] == "STOPPED", 120, 0.5)
     assert "what is finished is kept; go on with" in job(head, "logs", name).out  # it ended as by Ctrl-C
     assert "is over: stopped" in job(head, "stop", name).out
     for verb in ("status", "logs", "stop"):
@@ -345,6 +360,7 @@ def test_nodes_join_a_search(
 
     monkeypatch.undo()
     monkeypatch.setattr(cluster.Cluster, "check_storage", lambda *_: None)
+    monkeypatch.setattr(node_check, "requirements_of", without_versions)
     home = tmp_path / "again"
     home.mkdir()
     with pytest.raises(ConfigError) as raised:

@@ -8,13 +8,14 @@ A file FOLDER/hang has every trial sleep in its next epoch, deaf to all but sign
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import select
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,6 @@ def arrive(folder: str, seconds: float, values: dict[str, Any]) -> DetectionData
 
     This is `__main__`, whose functions Ray sends by value.
     """
-    import functools
     import importlib
     import sys
 
@@ -85,7 +85,8 @@ class Carrier(DetectionData):
 
 def main() -> None:
     from cst_search import cli
-    from cst_search.commands import study_setup
+    from cst_search.commands import confirm, study_setup
+    from cst_search.execution import node_check
     from cst_search.execution import ray_cluster as cluster
     from cst_search.study import launch_registry, storage
 
@@ -94,14 +95,17 @@ def main() -> None:
 
     Carrier.notes_folder, Carrier.pace = sys.argv[1], float(sys.argv[2])
     sys.argv[1:] = sys.argv[3:]
-    load = study_setup.load_dataset
 
-    def carried(*arguments: Any) -> DetectionData:
-        values = {f.name: getattr(data, f.name) for data in [load(*arguments)] for f in fields(DetectionData)}
+    def carried(load: Callable[..., DetectionData], *arguments: Any, **more: Any) -> DetectionData:
+        values = {f.name: getattr(data, f.name) for data in [load(*arguments, **more)] for f in fields(DetectionData)}
         arrive(Carrier.notes_folder, Carrier.pace, values)  # for trials in this process
         return Carrier(**values)
 
-    study_setup.load_dataset = carried
+    study_setup.load_dataset = functools.partial(carried, study_setup.load_dataset)
+    confirm.open_data = functools.partial(carried, confirm.open_data)
+    requirements_of = node_check.requirements_of
+    # nor do the nodes of a cluster import torch to look at its version
+    node_check.requirements_of = lambda *of, **more: replace(requirements_of(*of, **more), versions=())
     cli.main()
 
 

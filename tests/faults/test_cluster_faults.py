@@ -43,7 +43,7 @@ def there(place: Place, machine: Machine, postgres: Server) -> Place:
 
 
 def start_head(machine: Machine, n_cpus: int = 2) -> None:
-    machine.start("head", f"--num-cpus={n_cpus} --temp-dir={machine.folder}/ray")
+    machine.start("head", f"--include-dashboard=false --num-cpus={n_cpus} --temp-dir={machine.folder}/ray")
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -57,7 +57,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 def test_two_launches_on_one_study(there: Place, machine: Machine) -> None:
     """They begin at one moment, on an empty database, and share one cluster; a confirmation is refused meanwhile."""
     start_head(machine, 4)
-    flags = ["--address", machine.address, "--workers", "2", "--sampler", "random"]
+    flags = ["--address", machine.address, "--workers", "2"]
     hang = there.home / "hang"
     hang.touch()
     with there.search(*flags, trials=16, seconds=0.3) as first, there.search(*flags, trials=16, seconds=0.3) as second:
