@@ -2,8 +2,9 @@
 
 To import them takes 5 to 8 s of a core, most of what a search with made-up trials takes. So one process, the *server*,
 imports them once, and is forked for each program: a process like any other, with its own pid, signals and end.
+The processes of a test run that have one niceness, which a fork takes over, share a server.
 
-    python tests/warm.py FD     the server; programs are asked for on this socket
+    python tests/warm.py FD     the server; programs are asked for on connections to this socket
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
@@ -100,13 +103,37 @@ def run(command: list[str], *, stdout: IO[str], stderr: int, env: dict[str, str]
 
 @lru_cache
 def _server() -> socket.socket:
-    """The end of a socket whose other end the server of this process has; it ends when this one is closed."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    subprocess.Popen(
-        [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
-    )
-    theirs.close()
+    """A connection to the server, which is started by the first that asks and ends with its last connection."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    path = Path(tempfile.gettempdir(), f"cst-warm-{os.getuid()}", f"{run[:12]}-{os.nice(0)}")
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    ours = _socket()
+    with _locked(path):
+        try:
+            ours.connect(str(path))
+        except OSError:  # there is none, or it was killed
+            path.unlink(missing_ok=True)
+            with _socket() as theirs:
+                theirs.bind(str(path))
+                theirs.listen(64)
+                number = theirs.fileno()
+                subprocess.run([sys.executable, __file__, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL)
+            ours.connect(str(path))
     return ours
+
+
+def _socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """While nobody else connects to a server, starts one, or ends one."""
+    import fcntl  # Windows has none
+
+    with open(path.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 # --- the server -------------------------------------------------------------------------------------------------------
@@ -120,22 +147,41 @@ def _import_all() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in before}
 
 
-def serve(requests: socket.socket) -> tuple[bytes, list[int]]:
+def serve(listener: socket.socket) -> tuple[bytes, list[int]]:
     """Fork for each request. Returns in the processes of the programs alone, with the request."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that `_watch`
     gc.freeze()  # else every fork copies it all at its first collection
+    connections: set[socket.socket] = set()
     while True:
-        request, pipes, *_ = socket.recv_fds(requests, 2**20, 2)
-        if not request:
+        for ready in select.select([listener, *connections], [], [])[0]:
+            if ready is listener:
+                connections.add(listener.accept()[0])
+                continue
+            request, pipes, *_ = socket.recv_fds(ready, 2**20, 2)
+            if not request:
+                connections.remove(ready)
+                ready.close()
+                if not connections:
+                    _end(listener)
+                continue
+            if os.fork() == 0:
+                for one in (listener, *connections):
+                    one.close()
+                for number in (signal.SIGCHLD, signal.SIGHUP):  # of which `nohup pytest` has the second ignored
+                    signal.signal(number, signal.SIG_DFL)
+                _watch(pipes)
+                return request, pipes
+            for pipe in pipes:
+                os.close(pipe)
+
+
+def _end(listener: socket.socket) -> None:
+    """End, unless somebody has connected meanwhile."""
+    path = Path(listener.getsockname())
+    with _locked(path):
+        if not select.select([listener], [], [], 0)[0]:
+            path.unlink()
             os._exit(0)
-        if os.fork() == 0:
-            requests.close()
-            for number in (signal.SIGCHLD, signal.SIGHUP):  # of which `nohup pytest` has the second ignored
-                signal.signal(number, signal.SIG_DFL)
-            _watch(pipes)
-            return request, pipes
-        for pipe in pipes:
-            os.close(pipe)
 
 
 def _watch(pipes: list[int]) -> None:
@@ -159,6 +205,8 @@ def _take_folders(path: str) -> None:
 
 
 def main() -> None:
+    if os.fork():  # it is the child of nobody, as its programs are of several test processes
+        os._exit(0)
     defaults = _import_all()
     request, (output, status) = serve(socket.socket(fileno=int(sys.argv[1])))
     os.dup2(output, 1)

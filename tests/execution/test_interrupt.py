@@ -29,7 +29,12 @@ SEARCH = """
 def test_a_closed_terminal_ends_it_with_its_report(tmp_path: Path) -> None:
     ours, theirs = os.openpty()
     command = [sys.executable, "-c", textwrap.dedent(SEARCH), str(tmp_path / "report")]
-    process = subprocess.Popen(command, preexec_fn=lambda: os.login_tty(theirs), pass_fds=[theirs])
+
+    def begin() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may have been started with `nohup`
+        os.login_tty(theirs)
+
+    process = subprocess.Popen(command, preexec_fn=begin, pass_fds=[theirs])
     try:
         os.close(theirs)
         assert b"ready" in os.read(ours, 100)
