@@ -101,13 +101,17 @@ class Place:
                    str(self.folder / "artifacts")]  # fmt: skip
         server = psutil.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                               env=os.environ | _QUIET)  # fmt: skip
-        wait_for(lambda: is_answered(f"{self.tracking_uri}/health"), 120)
+        wait_for(lambda: is_answered(f"{self.tracking_uri}/health"), 600)
         return server
 
     def kill_mlflow(self) -> None:
         for process in [*self.mlflow.children(recursive=True), self.mlflow]:
             process.kill()
         self.mlflow.wait()
+
+    def is_at_work(self) -> bool:
+        """Return whether the launch has handed out a trial, or has ended."""
+        return " started" in self.output or self.launch.poll() is not None
 
     def family(self) -> list[psutil.Process]:
         """Return what the launch has started, at any depth."""
@@ -353,15 +357,17 @@ def disturb(place: Place, watch: Watch, minutes: float, seed: int) -> None:
     wait_for(lambda: (place.folder / "notes.jsonl").exists(), 300)
     begun, turns = time.monotonic(), Faults(place, random.Random(seed)).in_turn()
     watch.look(0)
-    for n in range(1, int(minutes) + 1):
-        time.sleep(max(0.0, begun + 60 * n - 30 - time.monotonic()))
+    while (now := time.monotonic()) < begun + 60 * minutes:
+        # one that begins is not disturbed: without its database it ends with a message, and nothing is begun
+        wait_for(place.is_at_work, 900)
+        time.sleep(30)
         fault = next(turns)
         try:
             detail = fault()
         except Exception as error:  # the others are to come all the same
             detail = f"{type(error).__name__}: {error}"
-            watch.faults.append(f"minute {n}: {fault.__name__}: {detail}")
-        time.sleep(max(0.0, begun + 60 * n - time.monotonic()))
+            watch.faults.append(f"minute {(now - begun) / 60:.1f}: {fault.__name__}: {detail}")
+        time.sleep(max(0.0, now + 60 - time.monotonic()))
         watch.look((time.monotonic() - begun) / 60, fault.__name__.replace("_", " "), detail)
 
 

@@ -59,7 +59,7 @@ class Promotion:
     def hold(self, number: int, trial: Trial) -> None:
         """Keep a stopped trial until it is promoted or stopped for good."""
         self.stopped[number] = trial
-        self._study.reader.hold(number)
+        self._study.hold(trial)
         self._due_is_known = False
 
     def adopt(self, number: int, trial: Trial, suggested: Suggested) -> None:
@@ -104,9 +104,10 @@ class Promotion:
         return closed
 
     def _release(self, number: int) -> Trial:
-        self._study.reader.release(number)
         self._due_is_known = False
-        return self.stopped.pop(number)
+        trial = self.stopped.pop(number)
+        self._study.release(trial)
+        return trial
 
 
 def _attributes(trial: Trial) -> tuple[Suggested, Progress]:

@@ -214,7 +214,15 @@ class SearchSession:
             return None
         trial, suggestion = found
         self._live[suggestion.trial] = trial
+        self.study.hold(trial)
         return suggestion
+
+    def _let_go(self, number: int) -> Trial:
+        """Forget a trial that was handed out."""
+        trial = self._live.pop(number)
+        self._histories.pop(number, None)
+        self.study.release(trial)
+        return trial
 
     def _n_claimed(self) -> int:
         """Return the number of trials that ran or are running, in any launch."""
@@ -238,8 +246,7 @@ class SearchSession:
                 return False
             trial.set_user_attr(SUGGESTED, replace(suggested, lost=True).to_dict())
             self._returned.append(number)
-        del self._live[number]
-        self._histories.pop(number, None)
+        self._let_go(number)
         return True
 
     def has_returned(self) -> bool:
@@ -303,8 +310,7 @@ class SearchSession:
         Returns:
             Its new record; None: another launch has resumed the trial, and this result does not count.
         """
-        trial = self._live.pop(number)
-        self._histories.pop(number, None)
+        trial = self._let_go(number)
         if not self.study.is_ours(number):
             return None
         suggested = _suggested(trial)

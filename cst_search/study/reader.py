@@ -57,13 +57,14 @@ class TrialReader:
         """Undo `hold`."""
         self._held.discard(number)
 
-    def read(self, number: int | None = None) -> None:
+    def read(self, number: int | None = None, *, held: bool = False) -> None:
         """Read trials created since the last call, and those that had not finished.
 
         Args:
             number: trial to read even if it is held.
+            held: read all that are held.
         """
-        again = [t.trial_id for n, t in self.unfinished.items() if n not in self._held or n == number]
+        again = [t.trial_id for n, t in self.unfinished.items() if held or n not in self._held or n == number]
         for trial in self._stored(again):
             with read_of(f"study {self._study.study_name!r}, trial {trial.number}"):
                 self._take(trial)

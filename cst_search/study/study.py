@@ -20,6 +20,7 @@ from cst_search.errors import StudyError, did_you_mean
 from cst_search.study.database_urls import sqlite_url
 from cst_search.study.launch_registry import Launches, now
 from cst_search.study.objectives import BOUNDS, OBJECTIVES
+from cst_search.study.optuna_cache import OptunaCache
 from cst_search.study.reader import TrialReader
 from cst_search.study.records import Budget, LaunchRecord, StudyInfo, StudySpec, TrialRecord
 from cst_search.study.storage import Storage, alone, check_storage, experimental, open_storage, study_names
@@ -89,7 +90,7 @@ class Study:
         """Open an existing study. Raises StudyError, which names the existing studies."""
         storage = open_storage(url)
         try:
-            study = optuna.load_study(study_name=name, storage=storage)
+            study = optuna.load_study(study_name=name, storage=_cached(storage))
         except KeyError:
             there = list_studies(url)
             which = (
@@ -117,7 +118,7 @@ class Study:
         directions = [_DIRECTION[o.goal] for o in spec.objectives]
         with alone(storage, name):  # another launch must not find it half created
             try:
-                study = optuna.create_study(storage=storage, study_name=name, directions=directions)
+                study = optuna.create_study(storage=_cached(storage), study_name=name, directions=directions)
             except optuna.exceptions.DuplicatedStudyError:
                 storage.engine.dispose()
                 found = cls.open(url, name)
@@ -188,6 +189,19 @@ class Study:
         self.reader.read(number)
         return self.reader.record(number, self.launch_registry.live)
 
+    def hold(self, trial: optuna.Trial) -> None:
+        """Mark an unfinished trial as changed by this launch only: it is not read again before each suggestion."""
+        self.reader.hold(trial.number)
+        self.reader.read(trial.number)  # as it is now: it may have waited in the queue
+        if isinstance(self._study._storage, OptunaCache):
+            self._study._storage.hold(trial._trial_id)
+
+    def release(self, trial: optuna.Trial) -> None:
+        """Undo `hold`."""
+        self.reader.release(trial.number)
+        if isinstance(self._study._storage, OptunaCache):
+            self._study._storage.release(trial._trial_id)
+
     def is_ours(self, number: int) -> bool:
         """Return whether a trial is still this launch's: one that seemed dead (its host slept) loses its trials."""
         self.reader.read(number)  # an Optuna trial caches what it once read
@@ -207,7 +221,7 @@ class Study:
 
     def info(self) -> StudyInfo:
         """Return the study as plain values, with trials ordered by number."""
-        self.reader.read()
+        self.reader.read(held=True)
         records = self.reader.records(self.launch_registry.live)
         return StudyInfo(
             **vars(self.spec),
@@ -217,6 +231,10 @@ class Study:
             repeats=tuple(record for record in records if record.repeat_of is not None),
             launches=self.launches(),
         )
+
+
+def _cached(storage: optuna.storages.BaseStorage) -> optuna.storages.BaseStorage:
+    return OptunaCache(storage) if isinstance(storage, Storage) else storage
 
 
 def _spec_of(stored: Mapping[str, Any]) -> StudySpec:

@@ -17,11 +17,12 @@ from studies import make_study, run_cli, run_one, scored
 
 @pytest.mark.parametrize("how", ["deleted with its home", "replaced"])
 def test_the_file_of_the_studies_vanishes(place: Place, how: str) -> None:
-    """The search ends with what it has in a copy, from which `resume` goes on."""
+    """The search ends with what it has in a copy, from which `resume` goes on; once on Ray."""
     folder = place.home / "database"
     folder.mkdir()
     place.storage = f"sqlite:///{folder / 'studies.db'}"
-    with place.search("--in-process", trials=12, seconds=0.2) as one:
+    workers = ["--workers", "2"] if how == "replaced" else ["--in-process"]
+    with place.search(*workers, trials=12, seconds=0.4 if how == "replaced" else 0.2) as one:
         one.until(lambda: len(place.finished()) >= 2)
         before = place.finished()
         if how != "replaced":
