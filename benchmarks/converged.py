@@ -46,7 +46,7 @@ def search(job: tuple[str, bool, int, int]) -> dict[str, Any]:
     )
     ledger = Ledger(world, np.random.default_rng(seed))
     outlooks: list[Outlook] = []
-    said: list[tuple[int, float, float]] = []  # (trials so far, most that ten more gain, noise)
+    said: list[tuple[int, float, float]] = []  # (trials so far, what ten more gain, noise)
     stop: list[int] = []
     suggest = sampler.sample_relative
 
@@ -55,7 +55,7 @@ def search(job: tuple[str, bool, int, int]) -> dict[str, Any]:
         n = ledger.epochs // world.epochs
         if sampler.outlook is not None:
             outlooks.append(sampler.outlook)
-            said.append((n, sampler.outlook.most, sampler.outlook.noise))
+            said.append((n, sampler.outlook.of_next, sampler.outlook.noise))
         if not stop and has_converged(outlooks, n):
             stop.append(n)
         return found
@@ -97,7 +97,7 @@ def report(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _calibration(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Return, by ranges of trials, medians of what ten more trials were to gain at most, and of what they gained."""
+    """Return, by ranges of trials, medians of what ten more trials were to gain, and of what they gained."""
     found = []
     for low, high in ((5, 20), (20, 40), (40, 90)):
         pairs = [
@@ -115,7 +115,7 @@ def _calibration(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--first-seed", type=int, default=300, help="seeds below 300 were looked at before")
+    parser.add_argument("--first-seed", type=int, default=400, help="the rule was chosen on seeds 300 to 305")
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--cases", default=";".join(CASES))
     parser.add_argument("--jobs", type=int, default=2)
