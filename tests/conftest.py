@@ -23,6 +23,7 @@ gc.disable()
 # gives its own up: those of a lane run one after the other, in one process, from the beginning.
 _LANES = {
     "test_faults": "one machine",
+    "test_environments": "one machine",
     "test_frozen_launches": "one machine",
     "test_lost_studies": "one machine",
     "test_workers": "one machine",
