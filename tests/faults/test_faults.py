@@ -20,7 +20,7 @@ import postgres as postgres_of_tests
 import psutil
 import pytest
 import warm
-from searches import Place, Search
+from searches import MADE_UP, Place, Search
 from studies import run_cli
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -42,7 +42,7 @@ def name_of(process: psutil.Process) -> str:
 
 
 def test_the_driver_is_killed_with_ray(place: Place) -> None:
-    with place.search("--workers", "2", trials=8) as one:
+    with place.search("--workers", "2", trials=8, seconds=0.3) as one:
         one.until(lambda: len(place.notes()) >= 7)
         one.kill()
         one.wait()
@@ -84,10 +84,10 @@ def test_a_trials_process_is_killed_and_it_is_tried_again(place: Place) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_first_signal_ends_it_in_time_and_a_second_at_once(place: Place, number: int) -> None:
     """Trials hang; the search does not wait for them. The study is as it was, and goes on."""
-    with place.search("--workers", "2", trials=12, seconds=0.4) as one:
+    with place.search("--workers", "1", trials=12, seconds=0.4) as one:
         one.until(lambda: len(place.finished()) >= 2)
         (place.home / "hang").touch()
-        one.until("trial 3 started")
+        one.until("trial 2 started")
         time.sleep(0.5)
         before, begun = place.finished(), time.monotonic()
         one.kill(number)
@@ -112,7 +112,7 @@ def test_rays_own_processes_are_killed(place: Place) -> None:
     """First the one, then the other; each time one message, and no process outlives the search by 2 s."""
     before: dict[int, Any] = {}
     for kind, command in (("raylet", "launch"), ("gcs_server", "resume")):
-        with place.search("--workers", "2", trials=10, command=command, seconds=0.1) as one:
+        with place.search("--workers", "1", trials=10, command=command, seconds=0.3) as one:
             n_wanted = len(before) + 2
             one.until(lambda n=n_wanted: len(place.finished()) >= n)
             (place.home / "hang").touch()
@@ -134,11 +134,11 @@ def test_rays_own_processes_are_killed(place: Place) -> None:
 
 def test_a_confirmation_that_mlflow_does_not_answer_ends_in_time(place: Place) -> None:
     """MLflow gets half of the time that there is, and all of it is over in 15 s. SIGHUP is as good as SIGTERM."""
-    place.run("--in-process", trials=2, seconds=None)
+    place.run("--in-process", trials=2)
     before = place.finished()
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes calls and never answers
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        command = ["-m", "cst_search.cli", "confirm", "faults", "--home", str(place.home), "--storage",
+        command = [str(MADE_UP), str(place.home), "0.3", "confirm", "faults", "--home", str(place.home), "--storage",
                    place.storage, "--device", "cpu", "--in-process", "--seeds", "100",
                    "--tracking-uri", uri]  # fmt: skip
         one = Search(command, place.env)
@@ -260,7 +260,7 @@ def test_postgresql_is_restarted(tmp_path: Path, place: Place) -> None:
         pytest.skip("PostgreSQL is not installed")
     with postgres_of_tests.server() as server:
         place.storage = server.database("studies")
-        with place.search("--workers", "2", trials=12, seconds=0.1) as one:
+        with place.search("--workers", "1", trials=12, seconds=0.2) as one:
             one.until(lambda: len(place.notes()) >= 6)
             command_lines = " ".join(word for process in one.relatives() for word in process.cmdline())
             sessions = {Path(found) for found in re.findall(r"/\S*/session_[\d_-]+(?=/logs)", command_lines)}
@@ -309,7 +309,7 @@ def full_disk(tmp_path: Path) -> Iterator[Callable[[bool], None]]:
 
 def test_the_disk_of_the_study_is_full(place: Place, full_disk: Callable[[bool], None]) -> None:
     place.storage = f"sqlite:///{place.home / 'small' / 'studies.db'}"
-    with place.search("--workers", "2", trials=12, seconds=0.2) as one:
+    with place.search("--workers", "1", trials=12, seconds=0.2) as one:
         one.until(lambda: len(place.notes()) >= 6)
         full_disk(True)
         assert one.wait() == 1
@@ -358,16 +358,23 @@ def test_mlflows_server_goes_and_comes(place: Place) -> None:
 
     server = serve()
     try:
-        with place.search("--in-process", "--tracking-uri", uri, trials=40, seconds=0.2) as one:
+        with place.search("--in-process", "--tracking-uri", uri, trials=20, seconds=0.4) as one:
             one.until("trial 4 started")
             end(server)
             at = len(place.finished())
             one.until("MLflow did not take a record", 60)
             one.until(lambda: len(place.finished()) >= at + 5, 30)  # the search does not wait
+            hang = place.home / "hang"
+            hang.touch()  # or a busy machine's search is over before the server is there again
             server = serve()
+            hang.unlink()
             assert one.wait() == 0
         assert "View run" not in one.output
-        place.check(40, {})
+        if "cst-search sync faults" in one.output:  # a busy machine's server has not taken all of it in a minute
+            where = ("--storage", place.storage, "--home", place.home, "--tracking-uri", uri)
+            ran = run_cli("sync", "faults", *where)
+            assert ran.code == 0, ran
+        place.check(20, {})
         assert place.runs(uri) == dict.fromkeys(place.finished(), 1)
     finally:
         end(server)
