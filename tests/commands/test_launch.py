@@ -42,6 +42,7 @@ from cst_search.search.samplers import check_sampler, default_sampler
 from cst_search.search.session import SearchSession
 from cst_search.study import reader
 from cst_search.study.objectives import choose_objectives
+from cst_search.study.outlook import Outlook
 from cst_search.study.records import Budget, StudyInfo
 from cst_search.study.study import Study
 from cst_search.tracking.connection import default_tracking_uri
@@ -555,6 +556,19 @@ def test_stopping_early_where_there_is_nothing_to_stop(tmp_path: Path, base: Cal
     ran = run_cli("launch", "--in-process", *base(tmp_path, "lr", method="head"), "--trials", 1, "--stop-early")
     assert ran.code == 0, ran
     assert "note: early stopping has nothing to stop, as trials are 1 epoch(s) long" in ran.out
+
+
+def test_a_search_that_has_converged_ends(
+    tmp_path: Path, base: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outlook = Outlook(gain=0.0123, noise=0.2)
+    monkeypatch.setattr("cst_search.search.session.has_converged", lambda _outlooks, n_trials: n_trials >= 2)
+    monkeypatch.setattr(StudyInfo, "outlook", lambda _info: outlook)
+    flags = ["--study", "enough", "--until", "converged", "--trials", 40]
+    ran = run_cli("launch", "--in-process", *base(tmp_path, "lr", method="head"), *flags)
+    assert ran.code == 0, ran
+    assert "study enough has converged; the search ends after 2 of 40 trials" in ran.out
+    assert str(outlook) in ran.out and read(tmp_path, "enough").n_ran() == 2
 
 
 def test_ctrl_c_ends_a_search_and_keeps_it(
