@@ -65,6 +65,8 @@ def _interrupt(terminals: Collection[int], number: int, _: object) -> None:
         for fd in terminals:
             os.dup2(nowhere, fd)
         os.close(nowhere)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a script started this with `&`
+        raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)
 
 

@@ -9,6 +9,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 from cst_search.execution.interrupt import ends_in_time
 
 SEARCH = """
@@ -26,12 +28,14 @@ SEARCH = """
 """
 
 
-def test_a_closed_terminal_ends_it_with_its_report(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ctrl_c", [signal.SIG_DFL, signal.SIG_IGN], ids=["foreground", "started with &"])
+def test_a_closed_terminal_ends_it_with_its_report(tmp_path: Path, ctrl_c: signal.Handlers) -> None:
     ours, theirs = os.openpty()
     command = [sys.executable, "-c", textwrap.dedent(SEARCH), str(tmp_path / "report")]
 
     def begin() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may have been started with `nohup`
+        signal.signal(signal.SIGINT, ctrl_c)
         os.login_tty(theirs)
 
     process = subprocess.Popen(command, preexec_fn=begin, pass_fds=[theirs])
