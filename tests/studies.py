@@ -105,8 +105,10 @@ def shorter_rungs() -> Iterator[None]:
 
 
 def make_study(home: Path, name: str = "made", **changes: Any) -> SearchSession:
-    """A session of a study where ``--home`` looks for it."""
-    return SearchSession(Study.create(default_storage(home), name, make_spec(**changes)))
+    """A session of a study where ``--home`` looks for it; its sampler is seeded, also before a launch begins."""
+    session = SearchSession(Study.create(default_storage(home), name, make_spec(**changes)))
+    session.suggester.begin()
+    return session
 
 
 def open_session(url: str, name: str) -> SearchSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import sqlite3
 import subprocess
@@ -165,7 +166,11 @@ def test_incremental_reads_agree_with_full_reads_while_others_write(tmp_path: Pa
     ]  # fmt: skip
     views = [make_study(tmp_path) for _ in range(3)]
     views[0].begin_launch()
-    for view in views:
+    for seed, view in enumerate(views):
+        spec = view.study.spec
+        view.study.spec = dataclasses.replace(spec, seed=seed)  # else they suggest the same
+        view.suggester.begin()
+        view.study.spec = spec
         view.study.launch_registry.id = views[0].launch_id  # so that what they hand out counts as running
     running: list[tuple[SearchSession, int]] = []
     for step in range(60):
