@@ -72,8 +72,8 @@ def status(
     say(f"{len(info.trials)} trials ({counts or 'none yet'}), hypervolume {info.hypervolume():.4f}")
     if best is not None:
         say(best_words(best, info.over_seeds(best).mean, shared, order))
-    if (outlook := info.outlook()) is not None:
-        say(str(outlook))
+    if (line := info.outlook_line()) is not None:
+        say(line)
     show_plot([info], plot)
 
 

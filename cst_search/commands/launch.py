@@ -333,8 +333,8 @@ def _say_next(result: LaunchResult, options: LaunchOptions, console: Console, sa
     info, flags = result.info, study_flags(options.home, options.storage)
     console.print(front_table(info, console.width))
     say(f"hypervolume {info.hypervolume():.4f}; page {result.files['html']}")
-    if (outlook := info.outlook()) is not None:
-        say(str(outlook))
+    if (line := info.outlook_line()) is not None:
+        say(line)
     home = study_flags(options.home)
     say(f"next:  cst-search ui{home}")
     for line in next_steps(info, flags, home):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 NEXT = 10  # trials that an outlook speaks of
+LEAST_SAID = 20  # of a search with fewer trials the model promises many times too much
 LEAST_TRIALS = 30  # a search with fewer has not converged
 # of ten times the gain of the best next trial. None of the ten gains more than the best next one, as improvements
 # overlap; their median was less than half of that (docs/benchmarks.md)

@@ -12,7 +12,7 @@ from typing import Any
 from cst_search.memory.estimate import CONTEXT_BYTES
 from cst_search.study import pareto
 from cst_search.study.objectives import BOUNDS, OBJECTIVES, OF_INFERENCE, Objective
-from cst_search.study.outlook import Outlook
+from cst_search.study.outlook import LEAST_SAID, Outlook
 from cst_search.study.seed_statistics import NOISY, Sample
 from cst_search.study.states import LaunchState, TrialState
 from cst_search.trial.result import TrialFigures
@@ -300,6 +300,11 @@ class StudyInfo(StudySpec):
     def outlook(self) -> Outlook | None:
         """Return what the next trials would bring, as of the last suggestion that says it; None: there is none."""
         return next((record.outlook for record in reversed(self.trials) if record.outlook is not None), None)
+
+    def outlook_line(self) -> str | None:
+        """Return the outlook as a sentence; None: there is none, or the search has fewer than `LEAST_SAID` trials."""
+        found = self.outlook()
+        return None if found is None or self.n_ran() < LEAST_SAID else str(found)
 
     @property
     def shown_name(self) -> str:

@@ -380,6 +380,8 @@ def test_status_says_what_further_trials_would_bring(tmp_path: Path, monkeypatch
     session.suggester.begin()
     for _ in range(2):
         run_one(session, scored(0.5))
+    assert "the next 10" not in run_cli("status", "made", "--home", tmp_path).out  # too few trials
+    monkeypatch.setattr("cst_search.study.records.LEAST_SAID", 2)
     said = run_cli("status", "made", "--home", tmp_path).out
     assert (
         "the next 10 trials are expected to add about 1.0 % to the hypervolume; other seeds change it by 2.0 %" in said

@@ -564,6 +564,7 @@ def test_a_search_that_has_converged_ends(
     outlook = Outlook(gain=0.0123, noise=0.2)
     monkeypatch.setattr("cst_search.search.session.has_converged", lambda _outlooks, n_trials: n_trials >= 2)
     monkeypatch.setattr(StudyInfo, "outlook", lambda _info: outlook)
+    monkeypatch.setattr("cst_search.study.records.LEAST_SAID", 2)
     flags = ["--study", "enough", "--until", "converged", "--trials", 40]
     ran = run_cli("launch", "--in-process", *base(tmp_path, "lr", method="head"), *flags)
     assert ran.code == 0, ran
