@@ -16,7 +16,7 @@ from threadpoolctl import ThreadpoolController
 from cst_search.search import pareto_sampler as sampler_module
 from cst_search.search import surrogate
 from cst_search.search.ehvi import ehvi, outlook, uncovered
-from cst_search.search.gaussian_process import Model
+from cst_search.search.gaussian_process import Model, _Data
 from cst_search.search.observations import at_full_length, fit_line
 from cst_search.search.pareto_sampler import KnownValues, ParetoSampler
 
@@ -107,6 +107,19 @@ def test_the_model_interpolates_and_is_unsure_elsewhere() -> None:
     mean, std = model.predict(np.array([[0.5, 0.5], [0.0, 1.0]]))
     assert mean[0] == pytest.approx(math.sin(1.5), abs=0.05)
     assert std[1] > 3 * std[0]
+
+
+def test_the_gradient_of_the_likelihood_is_that_of_small_steps() -> None:
+    rng = np.random.default_rng(0)
+    rows, theta = rng.random((12, 3)), np.log([1.3, 0.5, 0.9, 2.0, 0.05])
+    data = _Data(rows, rng.normal(size=12), rng.random(12) * 0.1)
+    _, gradient = data.likelihood_and_gradient(theta)
+    steps = 1e-5 * np.eye(5)
+    found = [
+        (data.likelihood_and_gradient(theta + step)[0] - data.likelihood_and_gradient(theta - step)[0]) / 2e-5
+        for step in steps
+    ]
+    assert gradient == pytest.approx(found, rel=1e-5, abs=1e-7)
 
 
 def test_evidence_is_that_of_unscaled_observations() -> None:
