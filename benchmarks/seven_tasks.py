@@ -5,9 +5,11 @@
 Everything is done by commands of the product: one `launch` of all data sets, `allocate --train` at three budgets, and a
 `train` with method full for each data set. Each of them goes on after a stop, and so does this script: the same command
 skips what is whole. The budgets are those at which the best plan has half, 85 % and all of the gain in mean mAP that
-storage buys. Compared are mAPs on ``val`` after full training, which also chose the points; the seed is one.
+storage buys; a point of several plans is trained once. Compared are mAPs on ``val`` after full training, which also
+chose the points; the seed is one.
 
---quick is a dry run of minutes: two trials of one epoch at 64 px.
+--set changes fields of the recipe for the searches, the plans and the full fine-tuning alike, as in
+``--set epochs=8 --set image_size_px=128``. --quick is a dry run of minutes: two trials of one epoch at 64 px.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 GAINS = (0.5, 0.85, 1.0)
-QUICK = ["--set", "epochs=1", "--set", "search_epochs=1", "--set", "image_size_px=64", "--set", "max_size_px=64"]
+QUICK = ["epochs=1", "search_epochs=1", "image_size_px=64", "max_size_px=64"]
 
 
 def run(*words: str, journal: Path) -> str:
@@ -37,6 +39,10 @@ def run(*words: str, journal: Path) -> str:
     return done.stdout
 
 
+def flags(settings: list[str]) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
 def chosen_budgets(curve: list[dict[str, Any]]) -> list[int]:
     """Return the bytes at which the best plan has each of `GAINS` of the gain from the smallest to the best plan."""
     low, high = curve[0]["value"], curve[-1]["value"]
@@ -47,7 +53,7 @@ def chosen_budgets(curve: list[dict[str, Any]]) -> list[int]:
 def fully_trained(folder: Path, out: Path, args: argparse.Namespace, journal: Path) -> dict[str, Any]:
     """Fine-tune all of the detector on a data set, unless that was done. Returns its val scores and bytes."""
     if not (out / "metrics.json").exists():
-        settings = ["--set", "method=full", "--set", f"lr={args.full_lr}", *(QUICK if args.quick else [])]
+        settings = flags([*args.settings, "method=full", f"lr={args.full_lr}"])
         run("train", args.recipe, "--data", str(folder), "--out", str(out), "--home", str(args.home), *settings,
             "--device", args.device, "--quiet", journal=journal)  # fmt: skip
     metrics = json.loads((out / "metrics.json").read_text())
@@ -63,15 +69,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     searched = args.home / f"searched-{args.trials}"  # written when the searches are complete
     if not searched.exists():
         data = [word for folder in args.data for word in ("--data", str(folder))]
-        settings = [*(QUICK if args.quick else []), *(["--in-process"] if args.in_process else [])]
+        settings = [*flags(args.settings), *(["--in-process"] if args.in_process else [])]
         run("launch", *data, "--study", "seven", "--recipe", args.recipe, "--space", args.space, *common, *settings,
             "--budget-mem", args.budget_mem, "--trials", str(args.trials), "--json", journal=journal)  # fmt: skip
         searched.touch()
     every = json.loads(run("allocate", *names, "--budget-storage", "1TB", *common, "--json", journal=journal))
     plans = []
     for budget in chosen_budgets(every["curve"]):
-        folder = args.home / f"plan-{budget}"
-        words = ["--budget-storage", f"{budget}B", "-o", str(folder), "--train", "--json"]
+        words = ["--budget-storage", f"{budget}B", "-o", str(args.home / "plan"), "--train", "--json"]
         report = json.loads(run("allocate", *names, *common, *words, journal=journal))
         tasks = {
             name: {"trial": report["tasks"][name]["trial"], "config": report["tasks"][name]["config"],
@@ -84,7 +89,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for name, folder in zip(names, args.data, strict=True)
     }
     return {"recipe": Path(args.recipe).name, "space": Path(args.space).name, "trials": args.trials,
-            "quick": args.quick, "curve": every["curve"], "plans": plans, "full": full,
+            "settings": args.settings, "curve": every["curve"], "plans": plans, "full": full,
             "journal": [json.loads(line) for line in journal.read_text().splitlines()]}  # fmt: skip
 
 
@@ -113,12 +118,13 @@ def main() -> None:
     parser.add_argument("--budget-mem", default="6GB")
     parser.add_argument("--trials", type=int, default=16, help="for each data set")
     parser.add_argument("--full-lr", type=float, default=1e-3, help="learning rate of full fine-tuning")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="NAME=VALUE")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--in-process", action="store_true")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     if args.quick:
-        args.trials = min(args.trials, 2)
+        args.trials, args.settings = min(args.trials, 2), [*QUICK, *args.settings]
     results = measure(args)
     if args.results is not None:
         args.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

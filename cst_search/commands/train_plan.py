@@ -1,6 +1,7 @@
 """Train the recipes of a plan one after the other, and pack what they trained into one bundle.
 
-A folder that holds the whole run of a recipe is left as it is, so the same command continues after a stop.
+A folder that holds the whole run of a recipe is left as it is, so the same command continues after a stop, and a plan
+of another budget trains only the points that it does not share with earlier plans.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cst_search.commands.output import Say
-from cst_search.commands.pack import pack
 from cst_search.config.loading import Settings, apply_settings, load_recipe
 from cst_search.config.recipe import Recipe
 from cst_search.detector.bundle import Bundle, check_task_name
@@ -34,7 +34,7 @@ class TrainedPlan(NamedTuple):
 
 
 def train_plan(files: Mapping[str, Path], settings: Settings, folder: Path, train: Train, say: Say) -> TrainedPlan:
-    """Train each recipe into ``FOLDER/runs/NAME`` unless that was done before, then pack ``FOLDER/bundle``.
+    """Train each recipe into ``FOLDER/runs/NAME/trial-N`` unless that was done before, then pack ``FOLDER/bundle``.
 
     Args:
         files: recipes by task.
@@ -46,7 +46,7 @@ def train_plan(files: Mapping[str, Path], settings: Settings, folder: Path, trai
         RunError: a training ended without a result; the others are done, and nothing was packed.
     """
     recipes = {name: apply_settings(load_recipe(path), settings, path.name) for name, path in files.items()}
-    runs = {name: folder / "runs" / name for name in files}
+    runs = {name: folder / "runs" / name / f"trial-{_trial(recipe)}" for name, recipe in recipes.items()}
     done = {name: metrics for name in files if (metrics := _whole_run(recipes[name], runs[name])) is not None}
     _check(recipes, done)
     failed = []
@@ -71,10 +71,19 @@ def train_plan(files: Mapping[str, Path], settings: Settings, folder: Path, trai
 def pack_plan(runs: Mapping[str, Path], folder: Path) -> Bundle:
     """Pack the runs of a plan, replacing tasks of an earlier plan. Returns the bundle."""
     bundle = Bundle(folder)
-    same = {name for name, task in bundle.tasks.items() if name in runs and bundle.holds(name, runs[name])}
-    gone = [name for name in bundle.tasks if name not in same]
-    added = [run for name, run in runs.items() if name not in same]
-    return pack(added, folder, gone) if added or gone else bundle
+    same = {name for name in bundle.tasks if name in runs and bundle.holds(name, runs[name])}
+    for name in [name for name in bundle.tasks if name not in same]:
+        bundle.drop(name)
+    for name, run in runs.items():
+        if name not in same:
+            bundle.add(name, run)
+    return bundle
+
+
+def _trial(recipe: Recipe) -> int:
+    """Return the trial of its study that a recipe is."""
+    assert recipe.origin is not None  # `allocate` wrote it
+    return int(recipe.origin["trial"])
 
 
 def _check(recipes: Mapping[str, Recipe], done: Mapping[str, Any]) -> None:

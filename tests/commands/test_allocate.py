@@ -128,7 +128,8 @@ def real(tmp_path: Path, tiny_folder: Path, tiny_recipe: Callable[..., Recipe]) 
         recipe = tiny_recipe(data=str(tiny_folder), epochs=1).to_dict()
         session = make_study(tmp_path, name, recipe=recipe, data=str(tiny_folder))
         run_one(session, scored(quality), method="cst", cst__reduction=8, batch_size=2)
-    command = ["allocate", "cells", "cards", "--budget-storage", "1MB", "--home", str(tmp_path), "--train",
+    run_one(session, scored(0.4), method="cst", cst__reduction=1, batch_size=2)  # of cards, 7.2 kB instead of 4.4
+    command = ["allocate", "cells", "cards", "--budget-storage", "9kB", "--home", str(tmp_path), "--train",
                "-o", str(tmp_path / "plan"), "--device", "cpu", "--cache-size", "0"]  # fmt: skip
     return tmp_path / "plan", command
 
@@ -143,22 +144,21 @@ def test_a_plan_is_trained_and_packed(real: tuple[Path, list[str]]) -> None:
     bundle = Bundle(plan / "bundle")
     bundle.check()
     assert list(bundle.tasks) == ["cells", "cards"]
-    written = {name: (plan / "runs" / name / "weights.safetensors").read_bytes() for name in bundle.tasks}
+    written = {name: (plan / "runs" / name / "trial-0" / "weights.safetensors").read_bytes() for name in bundle.tasks}
     assert {name: (plan / "bundle" / f"{name}.safetensors").read_bytes() for name in bundle.tasks} == written
 
-    # a whole run is not trained again, one that was cut off is, and its task is replaced in the bundle
-    (plan / "runs" / "cards" / "metrics.json").unlink()
-    (plan / "runs" / "cards" / "recipe.yaml").unlink()
-    (plan / "runs" / "cards" / "weights.safetensors").unlink()
-    before = (plan / "runs" / "cells" / "weights.safetensors").stat().st_mtime_ns
+    # more storage lets one task have another point: the other is not trained again
+    before = (plan / "runs" / "cells" / "trial-0" / "weights.safetensors").stat().st_mtime_ns
+    command[command.index("9kB")] = "1MB"
     code, text, errors = ran(*command, "--json")
     assert code == 0 and "cells (1 of 2): trained before" in errors and "cards (2 of 2): training into" in errors
-    assert (plan / "runs" / "cells" / "weights.safetensors").stat().st_mtime_ns == before
-    report = json.loads(text)
+    assert (plan / "runs" / "cells" / "trial-0" / "weights.safetensors").stat().st_mtime_ns == before
+    report, bundle = json.loads(text), Bundle(plan / "bundle")
     assert report["bundle"] == {"folder": str(plan / "bundle"), "total_bytes": bundle.total_bytes()}
     assert report["trained"]["cells"]["bytes"] == len(written["cells"])
+    assert bundle.holds("cards", plan / "runs" / "cards" / "trial-1")
     assert set(report["trained"]["cards"]) >= {"run", "bytes", "val", "test"}
-    Bundle(plan / "bundle").check()
+    bundle.check()
 
 
 def test_a_run_of_another_recipe_is_not_taken_for_trained(real: tuple[Path, list[str]]) -> None:
