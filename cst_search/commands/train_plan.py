@@ -72,11 +72,8 @@ def pack_plan(runs: Mapping[str, Path], folder: Path) -> Bundle:
     """Pack the runs of a plan, replacing tasks of an earlier plan. Returns the bundle."""
     bundle = Bundle(folder)
     same = {name for name in bundle.tasks if name in runs and bundle.holds(name, runs[name])}
-    for name in [name for name in bundle.tasks if name not in same]:
-        bundle.drop(name)
-    for name, run in runs.items():
-        if name not in same:
-            bundle.add(name, run)
+    gone = [name for name in bundle.tasks if name not in same]
+    bundle.change([(name, run) for name, run in runs.items() if name not in same], gone)
     return bundle
 
 

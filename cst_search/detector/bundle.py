@@ -14,13 +14,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cst_search.detector.build import start_of
-from cst_search.detector.pretrained import save_start, start_identity
+from cst_search.detector.pretrained import Start, save_start, start_identity
 from cst_search.detector.trained_file import TrainedFile, read_trained, weights_file
 from cst_search.errors import ConfigError
 
@@ -74,32 +74,66 @@ class Bundle:
         return sum(entry["bytes"] for entry in (*self.tasks.values(), *self.bases.values()))
 
     def add(self, name: str, run: Path) -> None:
-        """Copy a run into the bundle, and the detector that it starts from if the bundle lacks it.
+        """Copy a run into the bundle, and the detector that it starts from if the bundle lacks it; see `change`."""
+        self.change([(name, run)])
+
+    def change(self, runs: Sequence[tuple[str, Path]], drop: Sequence[str] = ()) -> None:
+        """Drop tasks, then add runs under names. Everything is checked first, so it is all done or nothing.
 
         Raises:
-            ConfigError: the name is taken or no file name, or the run or its base cannot be read.
+            ConfigError: a name is taken, unknown or no file name, or a run or its base cannot be read.
         """
-        check_task_name(name)
-        if name in self.tasks:
-            raise ConfigError(
-                f"{self.folder} has a task {name!r} already; drop it first, or rename the folder of the run"
-            )
-        trained = read_trained(weights_file(run))
-        start = start_of(trained.recipe)
-        base = None if start is None else f"base-{start_identity(start)}"
+        drop = list(dict.fromkeys(drop))
+        for name in drop:
+            self._check_known(name)
+        self._check_free([name for name, _ in runs], drop)
+        read: list[tuple[str, Path, dict[str, Any]]] = []
+        starts: dict[str, Start] = {}
+        for name, run in runs:
+            if is_bundle(run):
+                raise ConfigError(f"{run} is a bundle, and only runs can be added to one; name the runs it was made of")
+            trained = read_trained(weights_file(run))
+            start = start_of(trained.recipe)
+            base = None if start is None else f"base-{start_identity(start)}"
+            if start is not None and base is not None:
+                starts[base] = start
+            about = {"base": base, "classes": list(trained.class_names), "method": trained.recipe.method}
+            read.append((name, trained.path, about))
+        for name in drop:
+            self.drop(name)
+        for name, path, about in read:
+            self._put(name, path, about, starts)
+
+    def _put(self, name: str, path: Path, about: dict[str, Any], starts: Mapping[str, Start]) -> None:
+        """Copy a file of trained weights, and its base unless that is there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if start is not None and base is not None and base not in self.bases:
+        base = about["base"]
+        if base is not None and base not in self.bases:
             file = self.folder / f"{base}.safetensors"
-            save_start(start, file)
+            save_start(starts[base], file)
             self.bases[base] = _entry(file)
         file = self.folder / f"{name}.safetensors"
         part = file.with_suffix(".part")
-        shutil.copyfile(trained.path, part)
+        shutil.copyfile(path, part)
         os.replace(part, file)
-        self.tasks[name] = _entry(file) | {
-            "base": base, "classes": list(trained.class_names), "method": trained.recipe.method,
-        }  # fmt: skip
+        self.tasks[name] = _entry(file) | about
         self._write()
+
+    def _check_free(self, names: Sequence[str], drop: Sequence[str]) -> None:
+        """Raise ConfigError if new names are unsuitable, or not different; case does not count, as on some disks."""
+        for name in names:
+            check_task_name(name)
+        folded = [name.casefold() for name in names]
+        twice = [name for name in names if folded.count(name.casefold()) > 1]
+        if twice:
+            raise ConfigError(
+                f"runs of one bundle must be folders of different names; twice: {', '.join(dict.fromkeys(twice))}"
+            )
+        for name in self.tasks:
+            if name not in drop and name.casefold() in folded:
+                raise ConfigError(
+                    f"{self.folder} has a task {name!r} already; drop it first, or rename the folder of the run"
+                )
 
     def holds(self, name: str, run: Path) -> bool:
         """Return whether a task's file is the one of a run, whole. Raises ConfigError if the run has none."""
@@ -108,14 +142,17 @@ class Bundle:
 
     def drop(self, name: str) -> None:
         """Delete a task, and its base if no other task needs it. Raises ConfigError if there is none of that name."""
-        if name not in self.tasks:
-            raise ConfigError(f"{self.folder} has no task {name!r}; it has {', '.join(self.tasks) or 'none'}")
+        self._check_known(name)
         task = self.tasks.pop(name)
         unused = [base for base in self.bases if all(other["base"] != base for other in self.tasks.values())]
         files = [task["file"], *(self.bases.pop(base)["file"] for base in unused)]
         self._write()  # first: a file too many does no harm
         for file in files:
             (self.folder / file).unlink(missing_ok=True)
+
+    def _check_known(self, name: str) -> None:
+        if name not in self.tasks:
+            raise ConfigError(f"{self.folder} has no task {name!r}; it has {', '.join(self.tasks) or 'none'}")
 
     def check(self) -> None:
         """Raise ConfigError, naming every file that is missing or damaged."""

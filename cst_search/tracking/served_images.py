@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ def image_files(images: Sequence[str]) -> Iterator[list[Path]]:
 
 def _as_file(text: str, path: Path) -> Path:
     """Return the file of an image: the given path, or ``path`` after writing base64 data to it."""
-    if len(text) < 4096 and Path(text).is_file():
+    if os.path.isfile(text):  # False for base64 of any length, where Path.is_file refuses a name that is too long
         return Path(text)
     try:
         path.write_bytes(base64.b64decode(text.partition("base64,")[2] or text, validate=True))

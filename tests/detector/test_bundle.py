@@ -113,6 +113,26 @@ def test_tasks_come_and_go_and_the_files_of_others_stay(run: Callable[..., Path]
     assert len(Bundle(bundle.folder).bases) == 1
 
 
+def test_a_change_that_fails_at_one_run_changes_nothing(run: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = Bundle(tmp_path / "bundle")
+    bundle.add("one", run("one", **SHIPPED, **FROZEN))
+    before = {path.name: path.read_bytes() for path in bundle.folder.iterdir()}
+    two = run("two", **SHIPPED, **FROZEN)
+    for runs, drop, says in (
+        ([("two", two), ("three", tmp_path / "nothing")], ["one"], "nothing is neither a folder"),
+        ([("two", two)], ["one", "three"], "has no task 'three'"),
+        ([("two", two), ("One", two)], [], "has a task 'one' already"),  # one file where case does not count
+        ([("two", two), ("Two", two)], [], "twice: two, Two"),
+        ([("two", two), ("three", bundle.folder)], [], "is a bundle, and only runs can be added"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            bundle.change(runs, drop)
+        assert {path.name: path.read_bytes() for path in bundle.folder.iterdir()} == before
+    bundle.change([("One", two)], ["one", "one"])
+    assert list(Bundle(bundle.folder).tasks) == ["One"]
+    bundle.check()
+
+
 @pytest.fixture
 def packed(run: Callable[..., Path], tmp_path: Path) -> Path:
     bundle = Bundle(tmp_path / "bundle")

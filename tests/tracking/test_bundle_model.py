@@ -28,6 +28,7 @@ from trained_runs import FROZEN, SHIPPED, write_run
 from cst_search.config.recipe import Recipe
 from cst_search.detector.bundle import Bundle
 from cst_search.errors import ConfigError
+from cst_search.tracking.served_images import image_files
 from cst_search.trial.multi_inference import MultiPredictor
 
 SCORE = 0.05
@@ -67,6 +68,13 @@ def served(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Callable[..., 
     shutil.move(folder / "written", folder / "model")
     shutil.rmtree(folder / "runs")
     return Served(folder / "model", images, expected)
+
+
+def test_a_small_file_in_base64_is_not_taken_for_a_path() -> None:
+    """It may have no slash in 255 characters, which no file name may have."""
+    content = bytes(300)
+    with image_files([base64.b64encode(content).decode()]) as [file]:
+        assert file.read_bytes() == content
 
 
 def cards_of(expected: list[dict[str, Any]]) -> list[dict[str, Any]]:
