@@ -53,6 +53,12 @@ byId("pin").addEventListener("click", () => {
   detail();
   scatter.redraw();
 });
+for (const button of document.querySelectorAll("[data-method-trial]")) {
+  button.addEventListener("click", () => {
+    open(trials.trial.indexOf(Number(button.dataset.methodTrial)));
+    byId("detail-title").focus();
+  });
+}
 byId("copy").addEventListener("click", () => copy(byId("command"), byId("copied")));
 byId("csv-copy").addEventListener("click", () => copy(byId("csv-text"), byId("csv-copied")));
 

@@ -45,6 +45,8 @@ class Parallel {
       axis.x = pitch * (k + 0.32);
       axis.node.style.left = `${axis.x - 18}px`;
       axis.node.style.setProperty("--pitch", `${Math.min(pitch - 8, 0.68 * pitch + 18)}px`); // the last one ends at the edge
+      const last = k === this.shown.length - 1;
+      axis.node.style.setProperty("--tick", `${(last ? 0.68 * pitch : pitch - 9) - 9}px`); // up to the edge, or to the next axis
       axis.track.style.top = `${this.topPx}px`;
       axis.track.style.height = `${this.long}px`;
       this.place(axis);

@@ -210,16 +210,16 @@ class DrawnPlane extends Plane {
   drawRings(c, ink) {
     c.save();
     c.font = `bold ${narrow.matches ? 11 : 13}px system-ui, sans-serif`;
-    const taken = [];
-    for (const { i, label } of this.rings()) {
-      if (Number.isNaN(this.px[i])) continue;
+    const rings = this.rings().filter(({ i }) => !Number.isNaN(this.px[i]));
+    const taken = rings.map(({ i }) => ({ left: this.px[i] - this.radius[i] - 5, top: this.py[i] - this.radius[i] - 5, wide: 2 * this.radius[i] + 10, high: 2 * this.radius[i] + 10 }));
+    for (const { i, label } of rings) {
       const [x, y, r] = [this.px[i], this.py[i], this.radius[i] + 5], wide = c.measureText(label).width + 8;
       // for memory against mAP the upper left is always free; otherwise take any free corner
       const places = [[-34, -38], [34, -38], [-34, 38], [34, 38], [-60, -70], [60, 70], [60, -70], [-60, 70]].map(([dx, dy]) => ({ dx, dy, left: dx < 0 ? x + dx - wide : x + dx, top: y + dy - (dy < 0 ? 17 : 0) }));
       const free = (p) => p.left > this.box.left && p.left + wide < this.box.right && p.top > this.box.top && p.top + 17 < this.box.bottom;
-      const clear = (p) => taken.every((t) => p.left + wide < t.left || p.left > t.left + t.wide || Math.abs(p.top - t.top) > 18);
+      const clear = (p) => taken.every((t) => p.left + wide < t.left || p.left > t.left + t.wide || p.top + 18 < t.top || p.top > t.top + t.high + 1);
       const { dx, dy, left, top } = places.find((p) => free(p) && clear(p)) ?? places.find(free) ?? places[0];
-      taken.push({ left, top, wide });
+      taken.push({ left, top, wide, high: 17 });
       c.strokeStyle = ink;
       c.lineWidth = 2;
       c.beginPath();

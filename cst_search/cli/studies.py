@@ -170,7 +170,7 @@ def front(
     studies: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[STUDY]...",
+            metavar="STUDY...",
             help="Name of the study; several names compare them (default: the newest).",
             show_default=False,
             autocompletion=completion.studies,
@@ -184,6 +184,7 @@ def front(
             "--output",
             "--out",
             "-o",
+            metavar="DIR",
             help="Also write front.html, .png and .json to this folder; for several studies comparison.html and .json.",
         ),
     ] = None,
@@ -228,7 +229,8 @@ def _write_pages(infos: Sequence[StudyInfo], folder: Path) -> None:
 
 
 def _show_fronts(infos: Sequence[StudyInfo]) -> None:
-    from cst_search.report.tables import comparison_table, front_table
+    from cst_search.report.tables import comparison_table, front_table, methods_table
+    from cst_search.study.method_summary import by_method
     from cst_search.study.records import common_reference
     from cst_search.study.wording import metric_words
 
@@ -237,6 +239,8 @@ def _show_fronts(infos: Sequence[StudyInfo]) -> None:
             say(f"study {info.shown_name} has no feasible complete trial yet")
             continue
         out.print(front_table(info, out.width))
+        if methods := by_method(info):
+            out.print(methods_table(methods))
         say(f"hypervolume {info.hypervolume():.4f} of 1 (reference {metric_words(info.compared_reference)})")
     if len(infos) > 1:
         out.print(comparison_table(infos))
@@ -250,10 +254,15 @@ def export(
     pick: Annotated[
         str,
         typer.Option(
-            "--pick", help="Point of the front: knee, best (highest mAP) or trial=N.", autocompletion=completion.picks
+            "--pick",
+            metavar="POINT",
+            help="Point of the front: knee, best (highest mAP) or trial=N.",
+            autocompletion=completion.picks,
         ),
     ] = "knee",
-    output: Annotated[Path, typer.Option("--output", "--out", "-o", help="Recipe file to write.")] = Path("best.yaml"),
+    output: Annotated[
+        Path, typer.Option("--output", "--out", "-o", metavar="FILE", help="Recipe file to write.")
+    ] = Path("best.yaml"),
     verify: Annotated[
         bool,
         typer.Option(

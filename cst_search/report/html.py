@@ -19,6 +19,7 @@ from cst_search.report.figure import paint, picture
 from cst_search.report.labels import facts, headline, over_seeds, plain
 from cst_search.report.page_data import comparison_data, page_data, value_text, worker
 from cst_search.report.storage_curve import storage_curve
+from cst_search.study.states import TrialState
 from cst_search.study.wording import format_quality, metric_words
 from cst_search.units import format_bytes, format_count
 
@@ -84,6 +85,7 @@ def _front_html(report: Mapping[str, Any]) -> str:
         pick_map=over_seeds(pick, "map") if pick else None,
         headline=headline(report, report["front"][0]) if report["front"] else None,
         worker=worker(report),
+        picks=",".join(str(row["trial"]) for row in report["methods"] if row["state"] == TrialState.COMPLETE),
         study=shlex.quote(report["study"]),
         data=shlex.quote(str(report["data"])),
     )

@@ -8,6 +8,7 @@ from typing import Any
 from cst_search import __version__
 from cst_search.study import pareto
 from cst_search.study.importance import importance
+from cst_search.study.method_summary import by_method
 from cst_search.study.records import StudyInfo
 from cst_search.study.states import TrialState
 
@@ -28,6 +29,7 @@ def front_report(info: StudyInfo) -> dict[str, Any]:
         "knee": info.knee(),
         "suggested_pick": info.suggested_pick(),
         "front": [info.brief(record) for record in info.front()],
+        "methods": by_method(info),
         "importance": importance(info),
     }
 

@@ -13,6 +13,7 @@ from cst_search.study import pareto
 from cst_search.study.allocation import Plan
 from cst_search.study.importance import importance, order_of
 from cst_search.study.records import StudyInfo, TrialRecord, common_reference
+from cst_search.study.states import TrialState
 from cst_search.study.wording import (
     cost_words,
     describe,
@@ -79,6 +80,29 @@ def front_table(info: StudyInfo, width: int) -> Group:
     if mattered := mattered_words(found):
         parts.append(Text(mattered))
     return Group(*parts)
+
+
+def methods_table(entries: Sequence[Mapping[str, Any]]) -> Group:
+    """Return the best trial of each method (`method_summary.by_method`), and which methods no trial has tried."""
+    table = Table(title="Best of each method", title_justify="left", title_style="bold")
+    table.add_column("method")
+    for name in ("trials", "on the front", "best trial", "map", "memory", "trainable"):
+        table.add_column(name, justify="right")
+    for row in entries:
+        if not row["trials"]:
+            continue
+        stopped = ", stopped early" if row["state"] == TrialState.PRUNED else ""
+        table.add_row(
+            row["method"],
+            str(row["trials"]),
+            str(row["on_front"]),
+            "-" if row["trial"] is None else f"{row['trial']}{stopped}",
+            format_quality(row["map"]),
+            "over the budget" if row["trial"] is None else memory_words(row["working_bytes"], row["device_bytes"]),
+            format_count(row["trainable_params"]),
+        )
+    untried = [row["method"] for row in entries if not row["trials"]]
+    return Group(table, *([Text(f"not tried: {', '.join(untried)}")] if untried else []))
 
 
 def status_table(

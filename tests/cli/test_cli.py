@@ -399,7 +399,7 @@ def test_front(home: Path) -> None:
     report = json.loads(run_cli("front", NAME, "--home", home, "--json").out)
     assert set(report) == {
         "study", "objectives", "budget", "trials", "reference_point", "compared_reference", "context_bytes",
-        "hypervolume", "knee", "suggested_pick", "front", "importance",
+        "hypervolume", "knee", "suggested_pick", "front", "methods", "importance",
     }  # fmt: skip
     assert [set(objective) for objective in report["objectives"]] == [{"name", "goal"}] * 3
     assert report["budget"] == {"memory_bytes": 1000, "params": None, "delta_bytes": None, "flops": None}

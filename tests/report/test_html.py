@@ -101,6 +101,7 @@ def make_report(
         "front": [{name: t[name] for name in columns} for t in trials if t["on_front"]],
         "all": trials,
         "hypervolume_by_trial": [list(pair) for pair in enumerate(hypervolume_by_trial(rows, chosen, point))],
+        "methods": [],
         "importance": {"n": n, "fewest": 20, "dimensions": []},
         "space": {},
         "recipe": {"detector": "fasterrcnn", "backbone": "resnet50", "search_epochs": 4, "seed": 0},

@@ -17,6 +17,7 @@ from pages import EPOCHS, METHODS, chromium, made_info
 from cst_search.report import html as dashboard
 from cst_search.report.html import write_comparison, write_front
 from cst_search.report.summary import page_report
+from cst_search.study.method_summary import by_method
 from cst_search.study.records import StudyInfo
 from cst_search.units import format_bytes
 
@@ -673,6 +674,19 @@ def test_hours_and_hypervolume(show: Callable[..., Any], front: Path, info: Stud
     hours = sum(record.seconds or 0 for record in info.trials) / 3600
     spent = page.evaluate("data.columns.seconds.reduce((a, b) => a + (b ?? 0), 0) / 3600")
     assert spent == pytest.approx(hours, rel=1e-4)
+
+
+def test_which_method(show: Callable[..., Any], front: Path, info: StudyInfo) -> None:
+    """A row for each method that was tried, with its best trial, which a click shows; the others are named."""
+    page, rows = show(front), [row for row in by_method(info) if row["trials"]]
+    section = page.locator("section[aria-label=Methods]")
+    assert section.locator("tbody th").all_text_contents() == [row["method"] for row in rows]
+    chosen = rows[2]["trial"]
+    section.locator(f"[data-method-trial='{chosen}']").click()
+    assert page.locator("#detail-title").text_content() == f"Trial {chosen}"
+    picks = ",".join(str(row["trial"]) for row in rows if row["state"] == "complete")
+    said = section.locator(".caption").text_content()
+    assert f"confirm {info.name} --picks {picks}" in said and "Not tried: side_tuning, bitfit, ssf" in said
 
 
 def test_importance_is_a_table_or_says_why_not(show: Callable[..., Any], front: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def test_front_json_has_the_documented_keys() -> None:
         "compared_reference": {"map": "float", "working_bytes": "float"},
         "context_bytes": "int",
         "knee": "int",
+        "methods": [],
         "importance": {"n": "int", "fewest": "int", "dimensions": []},
         "suggested_pick": "str",
         "front": [
