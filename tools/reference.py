@@ -114,6 +114,10 @@ class Parameter:
         word = self.info.metavar or self.name.rstrip("_").upper()
         return f"{word}..." if get_origin(self.kind) is list and "..." not in word else word
 
+    @property
+    def usage(self) -> str:
+        return self.metavar if self.default is inspect.Parameter.empty else f"[{self.metavar}]"
+
     def value(self) -> str:
         words = {bool: "", int: "whole number", float: "number", str: "text", Path: "path"}
         word = words[(get_args(self.kind) or (self.kind,))[0]]
@@ -172,7 +176,7 @@ def commands_page() -> str:
     for name, function, parameters in commands():
         arguments = [p for p in parameters if not p.is_option]
         options = [p for p in parameters if p.is_option]
-        words = ["cst-search", name, *("[OPTIONS]" for _ in options[:1]), *(p.metavar for p in arguments)]
+        words = ["cst-search", name, *("[OPTIONS]" for _ in options[:1]), *(p.usage for p in arguments)]
         parts.append(f"## {name}\n\n{inspect.cleandoc(function.__doc__ or '')}\n\n    {' '.join(words)}\n")
         if arguments:
             rows = [(f"`{p.metavar}`", p.default_in_words(), p.meaning()) for p in arguments]

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from cst_search import __version__
 from cst_search.cli import completion
+from cst_search.cli.help_words import App
 from cst_search.cli.options import launch_option
 from cst_search.config.catalog import home_of
 from cst_search.report.console import PlainConsole
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from cst_search.study.records import StudyInfo
     from cst_search.study.study import Study
 
-app = typer.Typer(
+app = App(
     name="cst-search",
     help="Find the best parameter-efficient fine-tuning configuration of an object detector for the GPU you have.",
     no_args_is_help=True,
@@ -34,9 +35,9 @@ app = typer.Typer(
 )
 # groups of commands in --help, in the order in which a person needs them
 SEARCHES, DETECTORS, BEFORE, SERVICES = "Search", "Use what was found", "Before a search", "Records and clusters"
-job_app = typer.Typer(help="Jobs that `submit` started on a cluster.", no_args_is_help=True)
+job_app = App(help="Jobs that `submit` started on a cluster.", no_args_is_help=True)
 app.add_typer(job_app, name="job", rich_help_panel=SERVICES)
-data_app = typer.Typer(help="Look at a data set, or convert it, without a search.", no_args_is_help=True)
+data_app = App(help="Look at a data set, or convert it, without a search.", no_args_is_help=True)
 app.add_typer(data_app, name="data", rich_help_panel=BEFORE)
 
 
@@ -61,7 +62,10 @@ AddressOption = Annotated[str | None, launch_option("address")]
 SkipBadOption = Annotated[bool, launch_option("skip_bad")]
 CacheOption = Annotated[str | None, launch_option("cache_size")]
 JobServerOption = Annotated[
-    str, typer.Option("--address", help="Job server of the cluster, e.g. http://HEAD:8265.", show_default=False)
+    str,
+    typer.Option(
+        "--address", metavar="URL", help="Job server of the cluster, e.g. http://HEAD:8265.", show_default=False
+    ),
 ]
 JobArgument = Annotated[str, typer.Argument(help="Job id, as printed by `submit`.", show_default=False)]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]

@@ -23,7 +23,9 @@ def check(
     folder: FolderArgument,
     sheet: Annotated[
         Path | None,
-        typer.Option("--sheet", help="Draw images with their boxes into this new PNG file.", show_default=False),
+        typer.Option(
+            "--sheet", metavar="FILE", help="Draw images with their boxes into this new PNG file.", show_default=False
+        ),
     ] = None,
     home: HomeOption = None,
     json_: JsonOption = False,

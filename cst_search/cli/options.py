@@ -33,6 +33,7 @@ def typer_option(option: Option, panel: str | None = None) -> Any:
     return typer.Option(
         option.flag,
         help=option.help,
+        metavar=option.metavar or ("N" if option.kind is int else None),
         min=option.least,
         max=option.most,
         autocompletion=complete,

@@ -46,18 +46,28 @@ def train(
             help="Recipe: an exported file or a shipped name.", show_default=False, autocompletion=completion.recipes
         ),
     ],
-    output: Annotated[Path, typer.Option("--out", "--output", "-o", help="Folder for weights, metrics and recipe.")],
-    data: Annotated[str | None, typer.Option("--data", help="Folder of the data set (default: the recipe's).")] = None,
+    output: Annotated[
+        Path, typer.Option("--out", "--output", "-o", metavar="DIR", help="Folder for weights, metrics and recipe.")
+    ],
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DIR", help="Folder of the data set (default: the recipe's).")
+    ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a field: name=value. Repeatable.", autocompletion=completion.settings),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change a field: name=value. Repeatable.",
+            autocompletion=completion.settings,
+        ),
     ] = None,
     device: DeviceOption = "auto",
     skip_bad: SkipBadOption = False,
     tracking_uri: TrackingOption = None,
     cache_size: CacheOption = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads (default: torch's, one for each core).")
+        int | None,
+        typer.Option("--threads", metavar="N", min=1, help="CPU threads (default: torch's, one for each core)."),
     ] = None,
     home: HomeOption = None,
     quiet: QuietOption = False,
@@ -90,13 +100,15 @@ def predict(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--out", "--output", "-o", help="Folder for drawn pictures or videos.")
+        Path, typer.Option("--out", "--output", "-o", metavar="DIR", help="Folder for drawn pictures or videos.")
     ] = Path("predictions"),
     draw: Annotated[
         bool,
         typer.Option("--draw/--no-draw", help="Draw boxes, classes, scores into copies of images or videos."),
     ] = True,
-    score: Annotated[float, typer.Option("--score", min=0.0, max=1.0, help="Lowest score of a reported box.")] = 0.5,
+    score: Annotated[
+        float, typer.Option("--score", metavar="SCORE", min=0.0, max=1.0, help="Lowest score of a reported box.")
+    ] = 0.5,
     max_pixels: Annotated[str | None, launch_option("max_pixels")] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -156,32 +168,50 @@ def _predict_videos(run: Path, videos: Sequence[Path], output: Path | None, **op
 @app.command(rich_help_panel=BEFORE)
 def estimate(
     recipe: Annotated[
-        str, typer.Option("--recipe", help="Recipe: a shipped name or a YAML file.", autocompletion=completion.recipes)
+        str,
+        typer.Option(
+            "--recipe",
+            metavar="RECIPE",
+            help="Recipe: a shipped name or a YAML file.",
+            autocompletion=completion.recipes,
+        ),
     ] = "resnet50",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a value: name=value. Repeatable.", autocompletion=completion.settings),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change a value: name=value. Repeatable.",
+            autocompletion=completion.settings,
+        ),
     ] = None,
     n_classes: Annotated[
-        int, typer.Option("--classes", min=1, max=100_000, help="Number of classes, without background.")
+        int, typer.Option("--classes", metavar="N", min=1, max=100_000, help="Number of classes, without background.")
     ] = 80,
     max_boxes: Annotated[
-        int, typer.Option("--max-boxes", min=1, max=100_000, help="Largest number of boxes in an image.")
+        int, typer.Option("--max-boxes", metavar="N", min=1, max=100_000, help="Largest number of boxes in an image.")
     ] = 100,
     fit: Annotated[
         str | None,
         typer.Option(
-            "--fit", help="Also show the largest settings of each method that fit into this memory, e.g. 6GB."
+            "--fit",
+            metavar="SIZE",
+            help="Also show the largest settings of each method that fit into this memory, e.g. 6GB.",
         ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", help='Predict for a GPU by name and show what fits on it: "RTX 3060 12GB", T4 ...'),
+        typer.Option(
+            "--device",
+            metavar="GPU",
+            help='Predict for a GPU by name and show what fits on it: "RTX 3060 12GB", T4 ...',
+        ),
     ] = None,
     compare: Annotated[
         str | None,
         typer.Option(
             "--compare",
+            metavar="METHOD,...",
             help="Also compare methods side by side, e.g. cst,head,full (without a list: all).",
             autocompletion=completion.methods,
         ),
@@ -190,6 +220,7 @@ def estimate(
         str | None,
         typer.Option(
             "--tasks",
+            metavar="N,...",
             help="Also show storage, peak memory and operations of so many detectors at inference, e.g. 1,5,20.",
         ),
     ] = None,

@@ -68,9 +68,12 @@ def doctor(
 @app.command(rich_help_panel=SERVICES)
 def ui(
     home: HomeOption = None,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 5000,
+    port: Annotated[int, typer.Option("--port", metavar="N", min=1, max=65535, help="Port to listen on.")] = 5000,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; the default is reachable from this machine only.")
+        str,
+        typer.Option(
+            "--host", metavar="ADDRESS", help="Address to listen on; the default is reachable from this machine only."
+        ),
     ] = "127.0.0.1",
     optuna: Annotated[
         bool,

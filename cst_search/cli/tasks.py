@@ -50,25 +50,34 @@ def allocate(
     ],
     budget_storage: Annotated[
         str | None,
-        typer.Option("--budget-storage", help="What the trained tensors of all tasks may take together, such as 20MB."),
+        typer.Option(
+            "--budget-storage", metavar="SIZE", help="Storage of the trained tensors of all tasks together, e.g. 20MB."
+        ),
     ] = None,
     budget_flops: Annotated[
         str | None,
         typer.Option(
-            "--budget-flops",
-            help="Operations on an image for all tasks together, such as 200GFLOP; a shared pass counts once.",
+            "--budget-flops", metavar="FLOPS",
+            help="Operations on an image for all tasks together, e.g. 200GFLOP; a shared pass counts once.",
         ),
     ] = None,
     maximise: Annotated[
-        str, typer.Option("--maximise", help="mean: the mean mAP of the tasks; worst: the lowest of them.")
+        str,
+        typer.Option(
+            "--maximise", metavar="mean|worst", help="mean: the mean mAP of the tasks; worst: the lowest of them."
+        ),
     ] = "mean",
     weight: Annotated[
-        list[str] | None, typer.Option("--weight", help="Weight of a study in the mean, STUDY=2; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--weight", metavar="STUDY=NUMBER", help="Weight of a study in the mean, e.g. chess=2. Repeatable."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "--out", "-o", help="Folder for the recipes, one for each study (with --train default: plan)."
+            "--output", "--out", "-o", metavar="DIR",
+            help="Folder for the recipes, one for each study (with --train default: plan)."
         ),
     ] = None,
     train: Annotated[
@@ -77,7 +86,7 @@ def allocate(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="With --train: change a field of every recipe, name=value. Repeatable.",
+            "--set", metavar="NAME=VALUE", help="With --train: change a field of every recipe, name=value. Repeatable.",
             autocompletion=completion.settings,
         ),
     ] = None,
@@ -180,21 +189,21 @@ def pack(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "--out", "-o",
-            help="Bundle: a new folder, or a bundle that gets more tasks. [bundle, without --mlflow and --onnx]",
+            "--output", "--out", "-o", metavar="DIR",
+            help="New folder, or a bundle that gets more tasks (default: bundle; with --mlflow or --onnx none).",
             show_default=False,
         ),
     ] = None,
     drop: Annotated[
-        list[str] | None, typer.Option("--drop", help="Task to take out first; may be repeated.")
+        list[str] | None, typer.Option("--drop", metavar="TASK", help="Task to take out first. Repeatable.")
     ] = None,
     mlflow: Annotated[
         Path | None,
-        typer.Option("--mlflow", help="New folder for one MLflow model of all tasks."),
+        typer.Option("--mlflow", metavar="DIR", help="New folder for one MLflow model of all tasks."),
     ] = None,
     onnx: Annotated[
         Path | None,
-        typer.Option("--onnx", help="New ONNX file with all tasks; needs cst-search[onnx]."),
+        typer.Option("--onnx", metavar="FILE", help="New ONNX file with all tasks; needs the extra `onnx`."),
     ] = None,
     json_: JsonOption = False,
 ) -> None:  # fmt: skip

@@ -53,6 +53,7 @@ class Option:
         help: text in `--help`. It ends with "(default: ...)" if the default is not a fixed value.
         panel: group of options in `--help`.
         kind: type of the value on the command line; an option of kind `list` can be repeated.
+        metavar: what stands for the value in `--help`; None for a number: N.
         default: value if the option is not given, on the command line and in Python alike.
         parse: function that reads a text, a number or None; None: the value is used as it is.
         least, most: bounds of a number, both inclusive.
@@ -65,6 +66,7 @@ class Option:
     help: str
     panel: str
     kind: Any = str
+    metavar: str | None = None
     default: Any = None
     parse: Callable[[Any], Any] | None = None
     least: int | None = None
@@ -171,7 +173,7 @@ class Options:
 
 def _chosen(flag: str, help: str, panel: str, names: tuple[str, ...]) -> Any:
     """Declare an option that takes one of ``names``, which the shell completes."""
-    return _option(flag, help, panel, parse=partial(_choice, flag, names=names), completion=names)
+    return _option(flag, help, panel, metavar="MODE", parse=partial(_choice, flag, names=names), completion=names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +191,12 @@ class ReadingOptions(Options):
         EXIF_CHOICES,
     )
     max_pixels: int | None = _option(
-        "--max-pixels", "Largest width times height of an image, e.g. 200M (default: the recipe's, 89478485).", READING,
+        "--max-pixels",
+        "Largest width times height of an image, e.g. 200M (default: the recipe's, 89478485).",
+        READING,
+        metavar="COUNT",
         parse=_count,
-    )  # fmt: skip
+    )
     truncated: str | None = _chosen(
         "--truncated",
         "Image files that are cut off at their end: refuse, or use what is there (default: the recipe's, refuse).",
@@ -203,6 +208,7 @@ class ReadingOptions(Options):
         "Value of white in grey-scale images of more than 8 bits, e.g. 4095 for a camera of 12 bits (default: the "
         "recipe's, else 65535; 1 or 255 for floats).",
         READING,
+        metavar="VALUE",
         kind=float,
     )
     val_fraction: float | None = _option(
@@ -210,6 +216,7 @@ class ReadingOptions(Options):
         "Share of the training images to validate on, e.g. 0.2, for a set without a validation split (default: the "
         "recipe's, none).",
         READING,
+        metavar="SHARE",
         kind=float,
     )
     val_seed: int | None = _option(
@@ -258,8 +265,8 @@ class RunOptions(Options):
         recorded=True,
     )  # fmt: skip
     device: str = _option(
-        "--device", "Device of the trials: auto, cpu or cuda.", TRIALS, default="auto",
-        parse=partial(_choice, "--device", names=DEVICES),
+        "--device", "Device to run on; auto takes a GPU if there is one.", TRIALS, default="auto",
+        metavar="auto|cpu|cuda", parse=partial(_choice, "--device", names=DEVICES),
         completion=("auto", "cpu", "cuda"), recorded=True,
     )  # fmt: skip
     in_process: bool = _option(
@@ -269,22 +276,31 @@ class RunOptions(Options):
         "--address",
         "Ray cluster that runs the trials: auto, HOST:PORT or ray://HOST:PORT (default: this machine).",
         TRIALS,
+        metavar="ADDRESS",
     )
     skip_bad: bool = _option(
         "--skip-bad", "Drop broken images and boxes instead of stopping.", READING, kind=bool, default=False
     )
     home: Path = _option(
-        "--home", "Folder of studies and records (default: $CST_SEARCH_HOME, else ./cst-runs).", RECORD, kind=Path,
+        "--home",
+        "Folder of studies and records (default: $CST_SEARCH_HOME, else ./cst-runs).",
+        RECORD,
+        metavar="DIR",
+        kind=Path,
         parse=home_of,
-    )  # fmt: skip
+    )
     storage: str | None = _option(
-        "--storage", "Database URL of the studies, or @FILE that holds it (default: SQLite in --home).", RECORD,
+        "--storage",
+        "Database URL of the studies, or @FILE that holds it (default: SQLite in --home).",
+        RECORD,
+        metavar="URL",
         is_address=True,
-    )  # fmt: skip
+    )
     tracking_uri: str | None = _option(
         "--tracking-uri",
         "MLflow server or database, or @FILE that holds its address (default: SQLite in --home).",
         RECORD,
+        metavar="URL",
         is_address=True,
     )
 
@@ -307,18 +323,20 @@ class ResumeOptions(RunOptions):
         "End of the search: trials (when --trials have run), or converged (also when further trials would gain less "
         "than other seeds change) (default: trials; for resume as in the last launch).",
         BUDGET,
+        metavar="trials|converged",
         parse=partial(_choice, "--until", names=UNTIL),
         completion=UNTIL,
         recorded=True,
     )
     time_limit: float | None = _option(
-        "--time-limit", "Start no trial after this time, e.g. 30m or 8h.", BUDGET, parse=_seconds
+        "--time-limit", "Start no trial after this time, e.g. 30m or 8h.", BUDGET, metavar="TIME", parse=_seconds
     )
     cache_size: int | None = _option(
         "--cache-size",
         "Disk space in --home for what trials share (images, feature maps of frozen backbones), e.g. 20GB; 0: off "
         "(default: 10GB or a tenth of the free disk).",
         TRIALS,
+        metavar="SIZE",
         parse=parse_cache,
     )
 
@@ -337,22 +355,32 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
         of_study: the study to continue, whose recipe and space replace those given here; see `resumed`.
     """
 
-    budget_mem: int | None = _option("--budget-mem", "GPU memory budget per trial, e.g. 6GB or 6GiB.", BUDGET,
-                                     parse=_bytes)  # fmt: skip
-    budget_params: int | None = _option("--budget-params", "Budget of trainable parameters, e.g. 2M.", BUDGET,
-                                        parse=_params)  # fmt: skip
+    budget_mem: int | None = _option(
+        "--budget-mem", "GPU memory budget per trial, e.g. 6GB or 6GiB.", BUDGET, metavar="SIZE", parse=_bytes
+    )
+    budget_params: int | None = _option(
+        "--budget-params", "Budget of trainable parameters, e.g. 2M.", BUDGET, metavar="COUNT", parse=_params
+    )
     budget_delta: int | None = _option(
-        "--budget-delta", "Budget of what each training adds to storage, e.g. 4MB.", BUDGET, parse=_bytes
+        "--budget-delta",
+        "Budget of what each training adds to storage, e.g. 4MB.",
+        BUDGET,
+        metavar="SIZE",
+        parse=_bytes,
     )
     budget_flops: int | None = _option(
-        "--budget-flops", "Budget of the operations of one image, e.g. 5GFLOP, or 2.5GMAC (multiply-adds).", BUDGET,
+        "--budget-flops",
+        "Budget of the operations of one image, e.g. 5GFLOP, or 2.5GMAC (multiply-adds).",
+        BUDGET,
+        metavar="FLOPS",
         parse=_flops,
-    )  # fmt: skip
+    )
     data: str | None = _option(
         "--data",
         "Folder in COCO's, YOLO's or Pascal VOC's format. Repeatable: a study for each, on the same workers (default: "
         "the embedded demo).",
         SEARCH,
+        metavar="DIR",
         kind=list,
         parse=_one_folder,
         recorded=True,
@@ -362,26 +390,37 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
         "Settings that all trials share: a shipped name or a YAML file (default: demo; with --data, resnet50 on a GPU, "
         "small on a CPU).",
         SEARCH,
+        metavar="RECIPE",
         completion="recipes",
     )
     space: SpaceLike | None = _option(
-        "--space", "Search space: a shipped name or a YAML file (default: quick; with --data, cst).", SEARCH,
-        completion="spaces", recorded=True,
-    )  # fmt: skip
+        "--space",
+        "Search space: a shipped name or a YAML file (default: quick; with --data, cst).",
+        SEARCH,
+        metavar="SPACE",
+        completion="spaces",
+        recorded=True,
+    )
     settings: Settings | None = _option(
-        "--set", "Change a field of the recipe: name=value. Repeatable.", SEARCH, kind=list, completion="settings"
+        "--set",
+        "Change a field of the recipe: name=value. Repeatable.",
+        SEARCH,
+        metavar="NAME=VALUE",
+        kind=list,
+        completion="settings",
     )
     study: str | None = _option(
         "--study",
         "Name of the study; an existing one is continued. With several --data, each study is NAME-FOLDER.",
         SEARCH,
+        metavar="STUDY",
         completion="studies",
     )
     objectives: str = _option(
         "--objectives",
         "Comma-separated: map, device_bytes, trainable_params, map50, petl_params, delta_bytes, inference_bytes, "
         "flops, marginal_flops.",
-        SEARCH,
+        SEARCH, metavar="NAME,...",
         default="map,device_bytes,trainable_params", recorded=True,
     )  # fmt: skip
     sampler: str | None = _option(
@@ -389,6 +428,7 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
         "Sampler: pareto, pareto-no-prior, tpe, nsga2, gp or random (default: pareto, or tpe if pareto cannot optimise "
         "--objectives).",
         SEARCH,
+        metavar="NAME",
         parse=_sampler,
         completion=("pareto", "pareto-no-prior", "tpe", "nsga2", "gp", "random"),
         recorded=True,
@@ -398,6 +438,7 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
         "What a new study learns from: auto (shipped results and earlier studies in the same storage), none, or "
         "studies, separated by commas (default: auto).",
         SEARCH,
+        metavar="NAME,...",
         completion="studies",
         recorded=True,
     )
@@ -414,6 +455,7 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
         "Memory limit of each trial: device memory on a GPU (default: --budget-mem), growth of its process on a CPU "
         "(default: no limit).",
         BUDGET,
+        metavar="SIZE",
         parse=_bytes,
         recorded=True,
     )
@@ -478,15 +520,19 @@ class ConfirmOptions(RunOptions):
         "Epochs of a run: search (as many as the trials of the front), full (as many as `train`) or a number. Only "
         "runs of the search's length update the front; others are compared with one another.",
         SEARCH,
+        metavar="EPOCHS",
         default="search",
     )
     picks: str = _option(
         "--picks",
         "Points to confirm: front, knee, best, or numbers of complete trials, e.g. 3,7.",
         SEARCH,
+        metavar="POINTS",
         default="front",
     )
-    data: str | None = _option("--data", "Current folder of the study's dataset (default: as in the study).", SEARCH)
+    data: str | None = _option(
+        "--data", "Current folder of the study's dataset (default: as in the study).", SEARCH, metavar="DIR"
+    )
 
 
 def launches_of(**given: Any) -> list[LaunchOptions]:
