@@ -7,8 +7,9 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -35,6 +36,7 @@ import psutil
 import ray
 
 from cst_search.errors import RunError
+from cst_search.execution import ray_agent
 from cst_search.execution.interrupt import end_at_once, is_ending
 from cst_search.execution.ray_files import keep_token_private, private_folder
 from cst_search.loopback import reach_loopback_directly
@@ -46,6 +48,9 @@ _LOOK_SECONDS = 1.0  # between looks at Ray's own processes
 # Methods of Ray's node that start what a search on this machine does not use: the autoscaler, the process that passes
 # workers' output to the driver, and the job server. Starting Ray then takes 3 s of CPU time instead of 5.
 _UNUSED = ("start_monitor", "start_log_monitor", "start_api_server")
+# Nor are a node's agents, which serve the dashboard and make environments for workers: 2 s of CPU time, and the raylet
+# waits for them. A Ray job and a hook may ask for such an environment.
+_ASKS_FOR_ENVIRONMENTS = ("RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_RUNTIME_ENV_HOOK")
 
 
 def init_ray(address: str, **options: Any) -> None:
@@ -56,7 +61,7 @@ def init_ray(address: str, **options: Any) -> None:
     Args:
         address: "local" starts Ray on this machine, with what a search needs alone and files that nobody else can read.
     """
-    from ray._private import node, utils
+    from ray._private import utils
     from ray.job_config import JobConfig
 
     if address == "local":
@@ -68,9 +73,38 @@ def init_ray(address: str, **options: Any) -> None:
             (JobConfig, "_runtime_env_has_working_dir", lambda self: True),
         ):
             patches.enter_context(patch.object(owner, name, own))
-        for name in _UNUSED if address == "local" else ():
-            patches.enter_context(patch.object(node.Node, name, lambda *_, **__: None, create=True))
+        if address == "local":
+            patches.enter_context(_little_of_a_node())
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+@contextmanager
+def _little_of_a_node() -> Iterator[None]:
+    """Start a node without the processes that a search on this machine does not use."""
+    from ray._private import node, ray_constants, services, utils
+
+    agent, maker = ray_constants.PROCESS_TYPE_DASHBOARD_AGENT, ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT
+    can_stand_in = os.name == "posix"  # elsewhere a process does not learn that its parent has ended
+    unused = {
+        agent: can_stand_in and not has_metrics(),
+        maker: can_stand_in and not any(map(os.environ.get, _ASKS_FOR_ENVIRONMENTS)),
+    }
+    command = services._build_python_executable_command_memory_profileable
+
+    def start_of_command(component: str, *more: Any, **options: Any) -> list[str]:
+        if unused.get(component):
+            return [sys.executable, "-S", ray_agent.__file__, component]
+        return command(component, *more, **options)
+
+    with ExitStack() as patches:
+        for name in _UNUSED:
+            patches.enter_context(patch.object(node.Node, name, lambda *_, **__: None, create=True))
+        patches.enter_context(patch.object(services, command.__name__, start_of_command))
+        if unused[
+            ray_constants.PROCESS_TYPE_DASHBOARD_AGENT
+        ]:  # Ray would import its libraries to see if they are there
+            patches.enter_context(patch.object(utils, "get_dashboard_dependency_error", lambda: None))
+        yield
 
 
 def start_beside(n_cpus: int) -> Future[None]:

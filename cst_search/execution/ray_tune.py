@@ -16,9 +16,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from cst_search.execution.ray_start import (  # first: it sets environment variables that Ray reads
     leave_ray,
@@ -28,6 +29,7 @@ from cst_search.execution.ray_start import (  # first: it sets environment varia
 
 import ray  # isort: skip
 from ray import tune  # isort: skip
+from ray.tune.execution import class_cache  # isort: skip
 from ray.tune.schedulers import FIFOScheduler  # isort: skip
 from ray.tune.search import Searcher  # isort: skip
 
@@ -242,6 +244,23 @@ def _trainable(config: Mapping[str, Any], tasks: Sequence[Task]) -> None:
     tune.report({_RESULT: json.dumps(result)})
 
 
+@contextmanager
+def _without_environments() -> Iterator[None]:
+    """Start workers as they are, with the environment of this process, which Ray on this machine has anyway.
+
+    Tune asks for a variable of its own (of Lightning) and passes some on. Ray then starts each worker through a process
+    that imports Ray, half a second, and through an agent that this machine's Ray lacks (`ray_start`).
+    """
+
+    def get(self: Any, trainable: type) -> Any:
+        if trainable not in self._cache:
+            self._cache[trainable] = ray.remote(trainable)
+        return self._cache[trainable]
+
+    with patch.object(class_cache._ActorClassCache, "get", get):
+        yield
+
+
 class Ray(Workers):
     """Runs trials as Ray Tune trials, ``n_workers`` at a time; processes are reused from trial to trial.
 
@@ -280,7 +299,7 @@ class Ray(Workers):
         # hide messages about Tune's own files, which come with a traceback if it is interrupted
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         self._scratch = tempfile.mkdtemp(prefix="cst-search-ray-")
-        with nullcontext() if self.cluster is None else self.cluster.driver_stays_here():
+        with _without_environments() if self.cluster is None else self.cluster.driver_stays_here():
             self._tuner(searcher, self._scratch).fit()
         if searcher.fault is not None:
             raise searcher.fault

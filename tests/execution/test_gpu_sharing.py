@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -311,10 +312,34 @@ def ray_with_a_gpu() -> Iterator[None]:
 
 
 def test_ray_starts_what_a_search_needs_alone(ray_with_a_gpu: None) -> None:
-    """No autoscaler, no job server, nothing that passes the output of workers on, and no worker before its trial."""
-    started = {Path(word).name for child in psutil.Process().children(recursive=True) for word in child.cmdline()}
-    assert {"gcs_server", "raylet"} <= started
-    assert not started & {"monitor.py", "log_monitor.py", "dashboard.py", "default_worker.py", "ray::IDLE"}
+    """No autoscaler, job server, agents, nothing that passes the output of workers on, no worker before its trial."""
+    assert started_here() == Counter(gcs_server=1, raylet=1, **{"ray_agent.py": 2})
+
+
+def started_here() -> Counter[str]:
+    """What each process runs that this one started: a program, or the first file of an interpreter."""
+    lines = [child.cmdline() for child in psutil.Process().children(recursive=True)]
+    programs = [next((word for word in line if word.endswith(".py")), line[0]) for line in lines if line]
+    return Counter(Path(program).name for program in programs)
+
+
+@pytest.mark.parametrize("name", ["RAY_enable_metrics_collection", "RAY_RUNTIME_ENV_HOOK"])
+def test_an_agent_that_is_needed_is_rays_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one has the figures that a user asked for, the other makes environments for workers."""
+    from ray._private import services
+
+    def init(*_: Any, **__: Any) -> None:
+        for kind in ("dashboard_agent", "runtime_env_agent"):
+            words = services._build_python_executable_command_memory_profileable(kind, "")
+            own[kind] = words[-1] != kind
+
+    own: dict[str, bool] = {}
+    monkeypatch.setattr("ray.init", init)
+    init_ray("local")
+    assert own == {"dashboard_agent": False, "runtime_env_agent": False}
+    monkeypatch.setenv(name, "1")
+    init_ray("local")
+    assert own == {"dashboard_agent": "metrics" in name, "runtime_env_agent": "HOOK" in name}
 
 
 def test_trials_share_the_gpu_by_their_prediction(
