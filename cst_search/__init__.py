@@ -14,6 +14,8 @@ Importing the package costs nothing: what a name needs is imported when it is fi
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cst_search.uncompiled import import_torchvision_without_it as _import_torchvision_without_it
+
 if TYPE_CHECKING:
     from cst_search.api import (
         Search,
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
         predict_video,
         train,
     )
+
+_import_torchvision_without_it()
 
 __version__ = "0.1.0"
 __all__ = [

@@ -26,7 +26,8 @@ MODULES = {
 BELOW_TRIAL = ("config", "data", "memory", "backbone", "petl", "detector")
 FORMER = {"inference"}  # addresses that are kept for what was written earlier
 # wing: the wings that it may import, or single modules of them. `ROOT` may be used by all and uses nothing of ours.
-ROOT = {"errors", "units", "plugins", "redaction", "lazy", "import_path", "visible", "input_file", "cores", "loopback"}
+ROOT = {"errors", "units", "plugins", "redaction", "lazy", "import_path", "visible", "input_file", "cores", "loopback",
+        "uncompiled"}  # fmt: skip
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "config": (),
     "data": ("config",),
@@ -405,15 +406,16 @@ def test_reading_a_study_does_not_wait_for_torch() -> None:
     assert "optuna" in loaded and not loaded & {"torch", "torchvision", "ray", "mlflow", "sklearn", "matplotlib"}
 
 
-def test_a_trial_runs_where_there_is_nothing_but_torch(
+def test_a_trial_runs_where_there_is_nothing_but_torch_without_its_compiler(
     tiny_recipe: Callable[..., Recipe], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    """`python -m cst_search.trial` in an interpreter that refuses to find the services."""
+    """`python -m cst_search.trial` in an interpreter that refuses to find the services and torch's compiler."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "class Refuse:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.split('.')[0] in {sorted(SERVICES | {'moocore', 'jinja2', 'faster_coco_eval'})!r}:\n"
+        f"        if name.split('.')[0] in {sorted(SERVICES | {'moocore', 'jinja2', 'faster_coco_eval'})!r} "
+        "or name == 'torch._dynamo':\n"
         "            raise ModuleNotFoundError('blocked: ' + name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
     )

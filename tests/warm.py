@@ -101,6 +101,16 @@ def run(command: list[str], *, stdout: IO[str], stderr: int, env: dict[str, str]
     return process
 
 
+def finished(words: list[str], env: dict[str, str], seconds: float) -> tuple[int, str]:
+    """Run ``python WORDS`` to its end. Returns its exit code and its output, which is to be short."""
+    process = start(words, env)
+    assert process.stdout is not None
+    try:
+        return process.wait(seconds), process.stdout.read()
+    finally:
+        process.kill()
+
+
 @lru_cache
 def _server() -> socket.socket:
     """A connection to the server, which is started by the first that asks and ends with its last connection."""

@@ -21,7 +21,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cst_search.config.augmentation import PRESETS, Augmentation
-from cst_search.data.augmentation import augment
 from cst_search.data.dataset import ImageEntry, Split
 from cst_search.data.decoding import PLAIN, decode
 from cst_search.data.disk_cache import Slots, Store
@@ -162,6 +161,8 @@ class CocoImages(Dataset[tuple[torch.Tensor, dict[str, Any]]]):
         rng = np.random.default_rng((*self.seed_and_epoch, i))
         is_flipped = bool(rng.random() < 0.5) and self.hflip
         if self.augmentation.changes_images:
+            from cst_search.data.augmentation import augment  # its part of torchvision imports torch's compiler
+
             pixels, boxes, visible = augment(pixels, boxes, self.augmentation, rng)
             keep = [keep[n] for n in visible]
         if is_flipped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -67,6 +68,16 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     return Precision(dtype, scaled=name == "fp16")
 
 
+class _AdamW(torch.optim.AdamW):
+    """AdamW without torch's compiler: torch imports it as an optimiser is made, to keep it out of these functions."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+
+
 def make_optimiser(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
     """Make AdamW for the trainable parameters, with weight decay on weights but not on norms, biases and gates.
 
@@ -79,7 +90,7 @@ def make_optimiser(model: nn.Module, lr: float, weight_decay: float) -> torch.op
         if parameter.requires_grad:
             (plain if parameter.squeeze().ndim < 2 else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr)
+    return _AdamW([group for group in groups if group["params"]], lr=lr)
 
 
 def make_lr_schedule(

@@ -14,13 +14,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import warm
 from ray_machines import APART, HEAD, NODE, NODE_OPTIONS, ROOT, Machine, wait_for
 from rich.console import Console
 from studies import Ran, run_cli
@@ -35,6 +38,7 @@ from cst_search.execution import ray_cluster as cluster
 from cst_search.execution import ray_tune as search
 from cst_search.execution.gpu_sharing import Node
 from cst_search.execution.node_check import NodeReport, NodeRequirements, requirements_of
+from cst_search.execution.ray_jobs import Jobs
 from cst_search.redaction import read_address
 from cst_search.study.study import Study
 from cst_search.tracking import mlflow_record as record
@@ -215,38 +219,67 @@ def test_a_port_of_the_cluster_that_is_another_one(head: Machine, tmp_path: Path
 
 
 def test_another_token_is_not_let_in(head: Machine, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cst_search.cli", "launch", "--budget-mem", "6GB"]
-    environment = os.environ | {"RAY_AUTH_TOKEN": "x" * 48, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [*command, "--address", head.address, "--home", tmp_path], env=environment, capture_output=True, text=True,
-        timeout=60,
-    )  # fmt: skip
-    assert ran.returncode == 2 and "RAY_AUTH_TOKEN" in ran.stderr and "Traceback" not in ran.stderr
+    words = [
+        "-m",
+        "cst_search.cli",
+        "launch",
+        "--budget-mem",
+        "6GB",
+        "--address",
+        head.address,
+        "--home",
+        str(tmp_path),
+    ]
+    code, said = warm.finished(words, os.environ | {"RAY_AUTH_TOKEN": "x" * 48}, 60)
+    assert code == 2 and "RAY_AUTH_TOKEN" in said and "Traceback" not in said
 
 
 def job(machine: Machine, verb: str, *words: str) -> Ran:
     return run_cli("job", verb, *words, "--address", machine.jobs)
 
 
-def test_a_search_is_submitted_and_followed(head: Machine, tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    """A real, tiny trial, with a recipe of one's own and an address that nobody may see."""
+def stop_after(text: str, head: Machine) -> tuple[int, str]:
+    """Stop the job of a cluster once its output has a text, with the command of a process of its own."""
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(head.jobs)
+    (name,) = wait_for(lambda: [job.submission_id for job in client.list_jobs() if job.submission_id], 120)
+    try:
+        wait_for(lambda: text in client.get_job_logs(name), 240, 0.5)
+        return warm.finished(
+            ["-m", "cst_search.cli", "job", "stop", name, "--address", head.jobs], dict(os.environ), 60
+        )
+    finally:  # it would go on for long and take the cores from all other tests
+        client.stop_job(name)
+
+
+def test_a_search_is_submitted_and_followed_and_stopped(
+    head: Machine, tiny_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """Real, tiny trials, with a recipe of one's own and an address that nobody may see."""
     recipe = tiny_recipe(method="head")
     (tmp_path / "mine.yaml").write_text(json.dumps(recipe.to_dict()))
     (tmp_path / "heads.yaml").write_text("methods: [head]\nshared: {lr: {float: [0.001, 0.01]}}\n")
     # SQLite has no passwords, and takes no notice of this one
     secret = f"sqlite:///file:{tmp_path}/studies.db?uri=true&password=hidden7"
-    ran = run_cli(
-        "submit", "--address", head.jobs, "--", "launch", "--budget-mem", "6GB", "--trials", 1, "--study", "sent",
-        "--recipe", tmp_path / "mine.yaml", f"--space={tmp_path}/heads.yaml", "--data", recipe.data,
-        "--home", tmp_path / "home", "--storage", secret, "--no-stop-early",
-    )  # fmt: skip
-    assert ran.code == 0, ran
+    with ThreadPoolExecutor(1) as pool:
+        stopped = pool.submit(stop_after, "trial 0 complete", head)
+        ran = run_cli(
+            "submit", "--address", head.jobs, "--", "launch", "--budget-mem", "6GB", "--trials", 500, "--study", "sent",
+            "--recipe", tmp_path / "mine.yaml", f"--space={tmp_path}/heads.yaml", "--data", recipe.data,
+            "--home", tmp_path / "home", "--storage", secret, "--no-stop-early", "--sampler", "random",
+            "--workers", 1,
+        )  # fmt: skip
+        code, said = stopped.result()
+    assert code == 0 and "is told to end" in said
+    assert ran.code == 130, ran
     assert "INFO" not in ran.err  # of Ray, which tells of every package
-    assert "trial 0 complete" in ran.out and "done after" in ran.out
+    assert "trial 0 complete" in ran.out
+    assert "what is finished is kept; go on with" in ran.out  # it ended as by Ctrl-C
     (name,) = re.findall(r"job (raysubmit_\w+) on", ran.err)
     assert f"cst-search job logs --follow {name} --address {head.jobs}" in ran.message
     state = json.loads(job(head, "status", name, "--json").out)
-    assert state["state"] == "SUCCEEDED" and state["ended"] >= state["begun"]
+    assert state["state"] == "STOPPED" and state["ended"] >= state["begun"]
     assert "--recipe recipe-mine.yaml --space space-heads.yaml" in state["command"]
     assert "--storage @storage.address" in state["command"] and state["command"].endswith("--address auto")
     assert "trial 0 complete" in job(head, "logs", name).out
@@ -256,32 +289,39 @@ def test_a_search_is_submitted_and_followed(head: Machine, tiny_recipe: Callable
     told = [str(details) for details in JobSubmissionClient(head.jobs).list_jobs()]
     assert told and not [text for text in [*told, ran.out, ran.err] if "hidden7" in text]
     study = Study.open(f"sqlite:///{tmp_path}/studies.db", "sent").info()
-    assert [record.state for record in study.trials] == ["complete"] and study.recipe["method"] == "head"
-
-
-def test_a_submitted_search_is_stopped(
-    head: Machine, tiny_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:  # fmt: skip
-    recipe = tiny_recipe(method="head", search_epochs=5000)  # hours
-    (tmp_path / "mine.yaml").write_text(json.dumps(recipe.to_dict()))
-    ran = run_cli(
-        "submit", "--no-wait", "--address", head.jobs, "--", "launch", "--budget-mem", "6GB", "--trials", 50,
-        "--recipe", tmp_path / "mine.yaml", "--data", recipe.data, "--study", "long", "--home", tmp_path,
-        "--device", "cpu", "--sampler", "random", "--no-stop-early",
-    )  # fmt: skip
-    assert ran.code == 0, ran
-    name = ran.out.strip()
-    try:
-        wait_for(lambda: "trial 0 started" in job(head, "logs", name).out, 180, 0.5)
-    finally:  # it would go on for an hour and take the cores from all other tests
-        told = job(head, "stop", name)
-    assert "is told to end" in told.out
-    wait_for(lambda: json.loads(job(head, "status", name, "--json").out)["state"] == "STOPPED", 120, 0.5)
-    assert "what is finished is kept; go on with" in job(head, "logs", name).out  # it ended as by Ctrl-C
+    assert study.trials[0].state == "complete" and study.recipe["method"] == "head"
     assert "is over: stopped" in job(head, "stop", name).out
     for verb in ("status", "logs", "stop"):
         gone = job(head, verb, "raysubmit_none")
         assert gone.code == 2 and "there is no job 'raysubmit_none'" in gone.message
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "expected"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", None, 1), ("STOPPED", -15, 130)],
+)
+def test_submit_ends_as_its_job_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: str, exit_code: int | None, expected: int
+) -> None:
+    from ray.job_submission import JobStatus
+
+    class Client:
+        def submit_job(self, **_: Any) -> str:
+            return "raysubmit_1"
+
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield "done after 1 trial\n"
+
+        def get_job_info(self, job: str) -> SimpleNamespace:
+            return SimpleNamespace(status=JobStatus[status], message="it ended", start_time=1000, end_time=2000,
+                                   driver_exit_code=exit_code, entrypoint="python -m cst_search.cli")  # fmt: skip
+
+    monkeypatch.setattr(Jobs, "__init__", lambda self, address: vars(self).update(_client=Client(), address=address))
+    words = ("--address", "http://head:8265", "--", "launch", "--home", tmp_path, "--budget-mem", "6GB")
+    ran = run_cli("submit", *words)
+    assert (ran.code, ran.out) == (expected, "done after 1 trial\n"), ran
+    assert ("it ended" in ran.err) == (expected != 0)
+    assert run_cli("submit", "--no-wait", *words).out == "raysubmit_1\n"
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,14 @@ def estimate(config: Mapping[str, Any]) -> FakeEstimate:
 
 @dataclass
 class Heard:
-    """What a search said on its events, and the study when it ended."""
+    """What a search said on its events, and the study when it ended.
 
+    Attributes:
+        turns: of all searches that run together, the names in the order of their starts.
+    """
+
+    name: str = ""
+    turns: list[str] = field(default_factory=list)
     events: list[tuple[str, int]] = field(default_factory=list)
     entries: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
     records: list[TrialRecord] = field(default_factory=list)
@@ -65,6 +71,7 @@ class Heard:
 
     def started(self, suggestion: Suggestion) -> None:
         self.starts.append(suggestion)
+        self.turns.append(self.name)
         self.events.append(("started", suggestion.trial))
 
     def progressed(self, trial: int, entry: Mapping[str, Any]) -> None:
@@ -82,18 +89,25 @@ class Heard:
         return [kind for kind, number in self.events if number == trial]
 
 
+# Of the searches that run together the next worker goes to the one that had the fewest turns: the study with early
+# stopping has 12 stretches to run, that with a limit 4 trials, the one of the contract 3, and the last one none.
+TURNS = ["stopping", "limited", "contract"] * 3 + ["stopping", "limited"] + ["stopping"] * 8
+
+
 @dataclass
 class Script:
-    """The searches that one form ran, one after the other on one study."""
+    """The searches that one form ran: four studies together, one trial at a time; then one of them goes on alone."""
 
-    stopped_before: Heard
-    first: Heard  # to 3 trials
-    enough: Heard  # to 3 trials again
-    stopped: Heard  # to 20, stopped after one
+    stopped_before: Heard  # contract: no trial may start
+    first: Heard  # contract: to 3 trials
+    enough: Heard  # contract: to 3 trials again
+    stopped: Heard  # contract: to 20, with all workers, stopped after one
     n_workers: int
-    stopping: Heard  # another study, to 8, with early stopping, one trial at a time
+    stopping: Heard  # to 8, with early stopping
     checkpoints: dict[int, list[str]]  # of that: those that there were when so many trials had ended
-    limited: Heard  # another study, to 4, one trial at a time, each held to LIMIT_BYTES
+    limited: Heard  # to 4, each held to LIMIT_BYTES
+    none: Heard  # to none
+    turns: list[str]  # whose turn it was
     limited_url: str
     folder: Path  # of the caches: `cache`, and `limited` of the trials with a limit
 
@@ -103,68 +117,72 @@ def search_with(
 ) -> Script:
     """``alone`` runs one trial at a time."""
     url = f"sqlite:///{folder}/studies.db"
-    session = SearchSession(
-        Study.create(url, "contract", make_spec(space=SPACE, budget=Budget(300, None), recipe=recipe.to_dict()))
-    )
-    session.begin_launch()
-    for width, batch_size in ((0.125, 4), (0.25, 2), (0.125, 2), (0.125, 2)):
-        # trial 0 is over the budget, 1 raises, 2 and 3 are well
-        session.enqueue({"method": "head", "width": width, "batch_size": batch_size})
     task = Task(recipe, data, EPOCHS, "cpu", threads=1, cache=Cache(folder / "cache", 10**8))
+    turns: list[str] = []
 
-    def run(n_trials: int, stop: Callable[[Heard], bool]) -> Heard:
+    def never() -> bool:
+        return False
+
+    def make_job(name: str, queue: list[dict[str, Any]], spec: dict[str, Any], task: Task, n_trials: int,
+                 stop: Callable[[], bool] = never) -> SearchJob:  # fmt: skip
+        values: dict[str, Any] = {"space": SPACE, "budget": Budget(), "recipe": recipe.to_dict()}
+        session = SearchSession(Study.create(url, name, make_spec(**values | spec)))
+        session.begin_launch()
+        for config in queue:
+            session.enqueue({"method": "head", **config})
+        return SearchJob(session, task, n_trials, estimate, stop, Heard(name, turns))  # type: ignore[arg-type]
+
+    # trial 0 is over the budget, 1 raises, 2 and 3 are well
+    queue = [{"width": w, "batch_size": n} for w, n in ((0.125, 4), (0.25, 2), (0.125, 2), (0.125, 2))]
+    contract = make_job("contract", queue, {"budget": Budget(300, None)}, task, 3)
+
+    queue = [{"batch_size": n, "lr": 1e-3 * (i + 1)} for i, n in enumerate((8, 8, 1, 1))]
+    held = dataclasses.replace(task, memory_limit_bytes=LIMIT_BYTES, cache=Cache(folder / "limited", 10**8))
+    limited = make_job("limited", queue, {"space": LIMITED_SPACE}, held, 4)
+
+    checkpoints: dict[int, list[str]] = {}
+
+    def look() -> bool:
+        # first of all after a trial has ended, before another one of the study begins
+        names = sorted(path.name for path in (folder / "checkpoints").glob("*"))
+        checkpoints.setdefault(len(stopping.events.records), names)  # type: ignore[attr-defined]
+        return False
+
+    changed = dataclasses.replace(recipe, search_epochs=STOPPING_EPOCHS).to_dict()
+    spec = {"space": STOPPING_SPACE, "recipe": changed, "eta": 2, "objectives": (OBJECTIVES["device_bytes"],)}
+    kept = Task(recipe, data, STOPPING_EPOCHS, "cpu", threads=1, rungs=STOPPING_RUNGS,
+                checkpoints=Checkpoints(folder / "checkpoints"))  # fmt: skip
+    with shorter_rungs():
+        stopping = make_job("stopping", [{"batch_size": n} for n in range(3, 11)], spec, kept, 8, look)
+
+    none = make_job("none", [], {}, task, 0)
+
+    def run(runner: Workers, *jobs: SearchJob) -> Any:
+        """Returns what was heard of the first one."""
+        runner.run(*jobs)
+        for job in jobs:
+            job.events.info = job.session.study.info()  # type: ignore[attr-defined]
+        return jobs[0].events
+
+    def again(n_trials: int, stop: Callable[[Heard], bool]) -> SearchJob:
         heard = Heard()
-        workers.run(SearchJob(session, task, n_trials, estimate, lambda: stop(heard), heard))  # type: ignore[arg-type]
-        heard.info = session.study.info()
-        return heard
+        return dataclasses.replace(contract, n_trials=n_trials, stop=lambda: stop(heard), events=heard)
 
-    def limited() -> Heard:
-        other = SearchSession(
-            Study.create(url, "limited", make_spec(space=LIMITED_SPACE, budget=Budget(), recipe=recipe.to_dict()))
-        )
-        other.begin_launch()
-        for i, batch_size in enumerate((8, 8, 1, 1)):
-            other.enqueue({"method": "head", "batch_size": batch_size, "lr": 1e-3 * (i + 1)})
-        heard = Heard()
-        held = dataclasses.replace(task, memory_limit_bytes=LIMIT_BYTES, cache=Cache(folder / "limited", 10**8))
-        alone.run(SearchJob(other, held, 4, estimate, lambda: False, heard))  # type: ignore[arg-type]
-        heard.info = other.study.info()
-        return heard
-
-    def stopping() -> tuple[Heard, dict[int, list[str]]]:
-        changed = dataclasses.replace(recipe, search_epochs=STOPPING_EPOCHS)
-        spec = make_spec(space=STOPPING_SPACE, budget=Budget(), recipe=changed.to_dict(), eta=2,
-                         objectives=(OBJECTIVES["device_bytes"],))  # fmt: skip
-        with shorter_rungs():
-            other = SearchSession(Study.create(url, "stopping", spec))
-        other.begin_launch()
-        for batch_size in range(3, 11):
-            other.enqueue({"method": "head", "batch_size": batch_size})
-        heard, seen, there = Heard(), {}, folder / "checkpoints"
-        held = Task(
-            recipe, data, STOPPING_EPOCHS, "cpu", threads=1, rungs=STOPPING_RUNGS, checkpoints=Checkpoints(there)
-        )
-
-        def look() -> bool:
-            # first of all after a trial has ended, before another begins
-            seen.setdefault(len(heard.records), sorted(path.name for path in there.glob("*")))
-            return False
-
-        alone.run(SearchJob(other, held, 8, estimate, look, heard))  # type: ignore[arg-type]
-        seen[-1] = sorted(path.name for path in there.glob("*"))
-        heard.info = other.study.info()
-        return heard, seen
-
-    heard_stopping, checkpoints = stopping()
+    stopped_before = run(workers, again(3, lambda heard: True))
+    heard_stopping = run(alone, stopping, limited, none, contract)
+    checkpoints[-1] = sorted(path.name for path in (folder / "checkpoints").glob("*"))
+    events: Any = (limited.events, none.events, contract.events)
     return Script(
+        stopped_before=stopped_before,
+        first=events[2],
+        enough=run(workers, again(3, lambda heard: False)),
+        stopped=run(workers, again(20, lambda heard: bool(heard.records))),
+        n_workers=n_workers,
         stopping=heard_stopping,
         checkpoints=checkpoints,
-        stopped_before=run(3, lambda heard: True),
-        first=run(3, lambda heard: False),
-        enough=run(3, lambda heard: False),
-        stopped=run(20, lambda heard: bool(heard.records)),
-        n_workers=n_workers,
-        limited=limited(),
+        limited=events[0],
+        none=events[1],
+        turns=turns,
         limited_url=url,
         folder=folder,
     )
@@ -210,18 +228,26 @@ def test_so_many_trials_ran_in_the_end(script: Script) -> None:
 
 
 def test_what_is_heard_of_a_trial_is_in_order(script: Script) -> None:
-    for record in script.first.records:
-        n_epochs = EPOCHS if record.state == "complete" else 0
-        assert script.first.of(record.trial) == ["started", *["progressed"] * n_epochs, "finished"]
+    for heard in (script.first, script.stopped):
+        for record in heard.records:
+            n_epochs = EPOCHS if record.state == "complete" else 0
+            assert heard.of(record.trial) == ["started", *["progressed"] * n_epochs, "finished"]
 
 
 def test_progress_is_the_history_of_the_trial(script: Script) -> None:
-    for record in script.first.records:
-        heard = [entry for trial, entry in script.first.entries if trial == record.trial]
-        assert heard == list(record.history)
-        if record.state == "complete":
-            assert [entry["epoch"] for entry in heard] == [1, 2]
-            assert heard[-1]["map"] == record.map
+    for heard in (script.first, script.stopped):
+        for record in heard.records:
+            entries = [entry for trial, entry in heard.entries if trial == record.trial]
+            assert entries == list(record.history)
+            if record.state == "complete":
+                assert [entry["epoch"] for entry in entries] == [1, 2]
+                assert entries[-1]["map"] == record.map
+
+
+def test_studies_take_turns(script: Script) -> None:
+    """Each trial is of its own study: what is shown of each below it has by its own task."""
+    assert script.turns == TURNS
+    assert script.none.events == [] and script.none.info is not None and not script.none.info.trials
 
 
 def test_a_trial_that_raises_is_a_record_and_the_search_goes_on(script: Script) -> None:
@@ -462,48 +488,6 @@ def test_a_first_suggestion_made_ahead_is_the_first_handed_out(tmp_path: Path) -
 
 
 # --- several studies on the same workers ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["in-process", "ray"])
-def test_studies_take_turns_and_each_trial_is_of_its_own(
-    kind: str, tiny_recipe: Callable[..., Recipe], tiny_data: DetectionData, weights_file: Callable[[str, float], str],
-    tmp_path: Path, request: pytest.FixtureRequest,
-) -> None:  # fmt: skip
-    recipe = tiny_recipe(method="head", weights=weights_file("resnet18", 0.125))
-    url = f"sqlite:///{tmp_path}/studies.db"
-    started: list[str] = []
-
-    class Noted(Heard):
-        def started(self, suggestion: Suggestion) -> None:
-            super().started(suggestion)
-            started.append(self.name)
-
-    def job(name: str, n_trials: int, epochs: int, batch_size: int) -> SearchJob:
-        spec = make_spec(space=LIMITED_SPACE, budget=Budget(), recipe=recipe.to_dict())
-        session = SearchSession(Study.create(url, name, spec))
-        session.begin_launch()
-        for i in range(n_trials):
-            session.enqueue({"method": "head", "batch_size": batch_size, "lr": 1e-3 * (i + 1)})
-        heard = Noted()
-        heard.name = name  # type: ignore[attr-defined]
-        task = Task(recipe, tiny_data, epochs, "cpu", threads=1)
-        return SearchJob(session, task, n_trials, estimate, lambda: False, heard)  # type: ignore[arg-type]
-
-    jobs = [job("cells", 4, 1, 1), job("cards", 2, 2, 8), job("none", 0, 1, 1)]
-    workers: Workers = InProcess()
-    if kind == "ray":
-        from cst_search.execution.ray_tune import Ray
-
-        request.getfixturevalue("ray_of_two")
-        workers = Ray(1, cpus=1)
-    workers.run(*jobs)
-    assert started == ["cells", "cards", "cells", "cards", "cells", "cells"]
-    for name, n_trials, epochs, batch_size in (("cells", 4, 1, 1), ("cards", 2, 2, 8)):
-        records = Study.open(url, name).info().trials
-        assert [record.state for record in records] == ["complete"] * n_trials
-        assert {len(record.history) for record in records} == {epochs}
-        assert {record.config["batch_size"] for record in records} == {batch_size}
-    assert not Study.open(url, "none").info().trials
 
 
 def test_the_study_that_had_the_fewest_turns_is_next(tmp_path: Path) -> None:

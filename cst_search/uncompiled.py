@@ -1,0 +1,49 @@
+"""Import torchvision without torch's compiler, whose import takes 1.4 s of CPU time and which nothing here uses.
+
+`torchvision.ops.roi_align` imports it to ask what it supports, for a deterministic RoI Align on a GPU alone. It is
+asked then.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import ModuleType
+from typing import Any
+
+_ASKS, _COMPILER = "torchvision.ops.roi_align", "torch._dynamo.utils"
+
+
+def is_compile_supported(device_type: str) -> Any:
+    """Return whether torch compiles for a kind of device, as torch says."""
+    return import_module(_COMPILER).is_compile_supported(device_type)
+
+
+class _Loader(SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        sys.modules[_COMPILER] = stand_in = ModuleType(_COMPILER)
+        stand_in.is_compile_supported = is_compile_supported  # type: ignore[attr-defined]
+        try:
+            super().exec_module(module)
+        finally:
+            del sys.modules[_COMPILER]
+
+
+class _Finder:
+    """Finds that one module of torchvision, as long as nobody has imported the compiler."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != _ASKS or _COMPILER in sys.modules:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and type(spec.loader) is SourceFileLoader:
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+def import_torchvision_without_it() -> None:
+    """Begin to import torchvision without the compiler, in this process."""
+    sys.meta_path.insert(0, _Finder)
