@@ -207,6 +207,16 @@ class DrawnPlane extends Plane {
     c.stroke();
   }
 
+  /* The first of those places for a label, `wide` across, that hide the fewest points; one beside its line if there is. */
+  leastCovering(places, wide) {
+    const covered = places.map(({ left, top, moved }) => {
+      let count = moved ? 0.5 : 0;
+      for (let i = 0; i < this.n; i++) if (this.px[i] > left - 4 && this.px[i] < left + wide + 4 && this.py[i] > top - 4 && this.py[i] < top + 21) count++;
+      return count;
+    });
+    return places[covered.indexOf(Math.min(...covered))];
+  }
+
   drawRings(c, ink) {
     c.save();
     c.font = `bold ${narrow.matches ? 11 : 13}px system-ui, sans-serif`;
@@ -215,10 +225,14 @@ class DrawnPlane extends Plane {
     for (const { i, label } of rings) {
       const [x, y, r] = [this.px[i], this.py[i], this.radius[i] + 5], wide = c.measureText(label).width + 8;
       // for memory against mAP the upper left is always free; otherwise take any free corner
-      const places = [[-34, -38], [34, -38], [-34, 38], [34, 38], [-60, -70], [60, 70], [60, -70], [-60, 70]].map(([dx, dy]) => ({ dx, dy, left: dx < 0 ? x + dx - wide : x + dx, top: y + dy - (dy < 0 ? 17 : 0) }));
-      const free = (p) => p.left > this.box.left && p.left + wide < this.box.right && p.top > this.box.top && p.top + 17 < this.box.bottom;
+      const places = [[-34, -38], [34, -38], [-34, 38], [34, 38], [-60, -70], [60, 70], [60, -70], [-60, 70]].map(([dx, dy]) => {
+        const wanted = dx < 0 ? x + dx - wide : x + dx, left = Math.max(this.box.left, Math.min(this.box.right - wide, wanted));
+        return { dx, dy, left, moved: left !== wanted, top: y + dy - (dy < 0 ? 17 : 0) };
+      });
+      const free = (p) => p.top > this.box.top && p.top + 17 < this.box.bottom;
       const clear = (p) => taken.every((t) => p.left + wide < t.left || p.left > t.left + t.wide || p.top + 18 < t.top || p.top > t.top + t.high + 1);
-      const { dx, dy, left, top } = places.find((p) => free(p) && clear(p)) ?? places.find(free) ?? places[0];
+      const possible = [places.filter((p) => free(p) && clear(p)), places.filter(free), places].find((some) => some.length);
+      const { dx, dy, left, top } = this.leastCovering(possible, wide);
       taken.push({ left, top, wide, high: 17 });
       c.strokeStyle = ink;
       c.lineWidth = 2;
@@ -227,9 +241,9 @@ class DrawnPlane extends Plane {
       c.moveTo(x + 0.67 * r * Math.sign(dx), y + 0.75 * r * Math.sign(dy));
       c.lineTo(x + dx, y + dy);
       c.stroke();
-      c.textAlign = dx < 0 ? "right" : "left";
+      c.textAlign = "left";
       c.fillStyle = ink;
-      this.rimmed(c, label, x + dx, y + dy + (dy < 0 ? -4 : 13));
+      this.rimmed(c, label, left + 4, y + dy + (dy < 0 ? -4 : 13));
     }
     c.restore();
   }

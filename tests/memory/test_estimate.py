@@ -137,6 +137,7 @@ CUDA_STEPS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="even fake CUDA tensors need a torch built with CUDA")
 @pytest.mark.parametrize(("detector", "method", "options"), CUDA_STEPS)
 def test_on_cuda_fake_tensors_agree(tiny_recipe: Make, detector: str, method: str, options: dict[str, Any]) -> None:
     """Autocast has other rules there; an operation that would refuse its types on a GPU refuses them here."""

@@ -685,7 +685,7 @@ def test_which_method(show: Callable[..., Any], front: Path, info: StudyInfo) ->
     section.locator(f"[data-method-trial='{chosen}']").click()
     assert page.locator("#detail-title").text_content() == f"Trial {chosen}"
     picks = ",".join(str(row["trial"]) for row in rows if row["state"] == "complete")
-    said = section.locator(".caption").text_content()
+    said = " ".join(section.locator(".caption").all_text_contents())
     assert f"confirm {info.name} --picks {picks}" in said and "Not tried: side_tuning, bitfit, ssf" in said
 
 
