@@ -33,37 +33,18 @@ def launch(budget_mem: str | None = None, *, data: str | Path | None = None, **o
 @overload
 def launch(budget_mem: str | None = None, *, data: Sequence[str | Path], **options: Any) -> list[Search]: ...
 def launch(  # type: ignore[misc]  # the overloads leave out what does not decide the type
-    budget_mem: str | None = None,
-    *,
-    budget_params: str | float | None = None,
-    budget_delta: str | None = None,
-    budget_flops: str | None = None,
-    data: str | Path | Sequence[str | Path] | None = None,
-    recipe: RecipeLike | None = None,
-    space: SpaceLike | None = None,
-    settings: Settings | None = None,
-    study: str | None = None,
-    trials: int = 16,
-    until: str | None = None,
-    time_limit: str | float | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    device: str = "auto",
-    objectives: str = "map,device_bytes,trainable_params",
-    sampler: str | None = None,
-    prior: str | None = None,
-    home: str | Path | None = None,
-    storage: str | None = None,
-    tracking_uri: str | None = None,
-    skip_bad: bool = False,
-    in_process: bool = False,
-    address: str | None = None,
-    limit_mem: str | None = None,
-    cache_size: str | float | None = None,
-    stop_early: bool | None = None,
-    eta: int | None = None,
+    budget_mem: str | None = None, *,
+    budget_params: str | float | None = None, budget_delta: str | None = None, budget_flops: str | None = None,
+    data: str | Path | Sequence[str | Path] | None = None, recipe: RecipeLike | None = None,
+    space: SpaceLike | None = None, settings: Settings | None = None, study: str | None = None,
+    objectives: str = "map,device_bytes,trainable_params", sampler: str | None = None, prior: str | None = None,
+    trials: int = 16, until: str | None = None, time_limit: str | float | None = None, seed: int = 0,
+    stop_early: bool | None = None, eta: int | None = None,
+    workers: int | None = None, device: str = "auto", in_process: bool = False, address: str | None = None,
+    limit_mem: str | None = None, cache_size: str | float | None = None, skip_bad: bool = False,
+    home: str | Path | None = None, storage: str | None = None, tracking_uri: str | None = None,
     quiet: bool = True,
-) -> Search | list[Search]:
+) -> Search | list[Search]:  # fmt: skip
     """Search for the best configurations within a budget: ``cst-search launch``, with the same options.
 
     Args:

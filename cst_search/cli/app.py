@@ -60,6 +60,7 @@ TrackingOption = Annotated[str | None, launch_option("tracking_uri")]
 DeviceOption = Annotated[str, launch_option("device")]
 AddressOption = Annotated[str | None, launch_option("address")]
 SkipBadOption = Annotated[bool, launch_option("skip_bad")]
+SettingsOption = Annotated[list[str] | None, launch_option("settings")]
 CacheOption = Annotated[str | None, launch_option("cache_size")]
 JobServerOption = Annotated[
     str,

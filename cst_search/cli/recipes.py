@@ -19,6 +19,7 @@ from cst_search.cli.app import (
     HomeOption,
     JsonOption,
     QuietOption,
+    SettingsOption,
     SkipBadOption,
     TrackingOption,
     app,
@@ -52,15 +53,7 @@ def train(
     data: Annotated[
         str | None, typer.Option("--data", metavar="DIR", help="Folder of the data set (default: the recipe's).")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Change a field: name=value. Repeatable.",
-            autocompletion=completion.settings,
-        ),
-    ] = None,
+    settings: SettingsOption = None,
     device: DeviceOption = "auto",
     skip_bad: SkipBadOption = False,
     tracking_uri: TrackingOption = None,
@@ -165,6 +158,41 @@ def _predict_videos(run: Path, videos: Sequence[Path], output: Path | None, **op
     err.print(f"{n_frames} frame(s){where}", markup=False, highlight=False, soft_wrap=True)
 
 
+FitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fit",
+        metavar="SIZE",
+        help="Also show the largest settings of each method that fit into this memory, e.g. 6GB.",
+    ),
+]
+CardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="GPU",
+        help='Predict for a GPU by name and show what fits on it: "RTX 3060 12GB", T4 ...',
+    ),
+]
+CompareOption = Annotated[
+    str | None,
+    typer.Option(
+        "--compare",
+        metavar="METHOD,...",
+        help="Also compare methods side by side, e.g. cst,head,full (without a list: all).",
+        autocompletion=completion.methods,
+    ),
+]
+TasksOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tasks",
+        metavar="N,...",
+        help="Also show storage, peak memory and operations of so many detectors at inference, e.g. 1,5,20.",
+    ),
+]
+
+
 @app.command(rich_help_panel=BEFORE)
 def estimate(
     recipe: Annotated[
@@ -176,54 +204,17 @@ def estimate(
             autocompletion=completion.recipes,
         ),
     ] = "resnet50",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Change a value: name=value. Repeatable.",
-            autocompletion=completion.settings,
-        ),
-    ] = None,
+    settings: SettingsOption = None,
     n_classes: Annotated[
         int, typer.Option("--classes", metavar="N", min=1, max=100_000, help="Number of classes, without background.")
     ] = 80,
     max_boxes: Annotated[
         int, typer.Option("--max-boxes", metavar="N", min=1, max=100_000, help="Largest number of boxes in an image.")
     ] = 100,
-    fit: Annotated[
-        str | None,
-        typer.Option(
-            "--fit",
-            metavar="SIZE",
-            help="Also show the largest settings of each method that fit into this memory, e.g. 6GB.",
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            "--device",
-            metavar="GPU",
-            help='Predict for a GPU by name and show what fits on it: "RTX 3060 12GB", T4 ...',
-        ),
-    ] = None,
-    compare: Annotated[
-        str | None,
-        typer.Option(
-            "--compare",
-            metavar="METHOD,...",
-            help="Also compare methods side by side, e.g. cst,head,full (without a list: all).",
-            autocompletion=completion.methods,
-        ),
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            "--tasks",
-            metavar="N,...",
-            help="Also show storage, peak memory and operations of so many detectors at inference, e.g. 1,5,20.",
-        ),
-    ] = None,
+    fit: FitOption = None,
+    device: CardOption = None,
+    compare: CompareOption = None,
+    tasks: TasksOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Predict the memory and parameters that training a recipe needs, and what fits into a memory. Needs no GPU."""

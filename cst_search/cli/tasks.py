@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cst_search.cli import completion
 from cst_search.cli.app import (
     DETECTORS,
     CacheOption,
     DeviceOption,
     HomeOption,
     JsonOption,
+    SettingsOption,
     SkipBadOption,
     StorageOption,
+    StudiesArgument,
     TrackingOption,
     app,
     console_of,
@@ -39,40 +40,38 @@ if TYPE_CHECKING:
     from cst_search.study.records import StudyInfo
 
 
+BudgetStorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--budget-storage", metavar="SIZE", help="Storage of the trained tensors of all tasks together, e.g. 20MB."
+    ),
+]
+BudgetFlopsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--budget-flops",
+        metavar="FLOPS",
+        help="Operations on an image for all tasks together, e.g. 200GFLOP; a shared pass counts once.",
+    ),
+]
+WeightOption = Annotated[
+    list[str] | None,
+    typer.Option("--weight", metavar="STUDY=NUMBER", help="Weight of a study in the mean, e.g. chess=2. Repeatable."),
+]
+
+
 @app.command(rich_help_panel=DETECTORS)
 def allocate(
-    studies: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="STUDY...", help="Studies, one for each task.", show_default=False,
-            autocompletion=completion.studies,
-        ),
-    ],
-    budget_storage: Annotated[
-        str | None,
-        typer.Option(
-            "--budget-storage", metavar="SIZE", help="Storage of the trained tensors of all tasks together, e.g. 20MB."
-        ),
-    ] = None,
-    budget_flops: Annotated[
-        str | None,
-        typer.Option(
-            "--budget-flops", metavar="FLOPS",
-            help="Operations on an image for all tasks together, e.g. 200GFLOP; a shared pass counts once.",
-        ),
-    ] = None,
+    studies: StudiesArgument,
+    budget_storage: BudgetStorageOption = None,
+    budget_flops: BudgetFlopsOption = None,
     maximise: Annotated[
         str,
         typer.Option(
             "--maximise", metavar="mean|worst", help="mean: the mean mAP of the tasks; worst: the lowest of them."
         ),
     ] = "mean",
-    weight: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--weight", metavar="STUDY=NUMBER", help="Weight of a study in the mean, e.g. chess=2. Repeatable."
-        ),
-    ] = None,
+    weight: WeightOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -81,15 +80,9 @@ def allocate(
         ),
     ] = None,
     train: Annotated[
-        bool, typer.Option("--train", help="Train the recipes one after the other, and pack them into a bundle.")
+        bool, typer.Option("--train", help="Train the recipes, each with --set, and pack them into a bundle.")
     ] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME=VALUE", help="With --train: change a field of every recipe, name=value. Repeatable.",
-            autocompletion=completion.settings,
-        ),
-    ] = None,
+    settings: SettingsOption = None,
     device: DeviceOption = "auto",
     skip_bad: SkipBadOption = False,
     cache_size: CacheOption = None,
@@ -118,12 +111,11 @@ def allocate(
         report |= _trained_report(trained)
     if json_:
         print_json(report)
-        return
-    if train:
+    elif train:
         say(f"next:  cst-search predict {quote(str(trained.bundle.folder))} IMAGES")
-        return
-    for name, path in files.items():
-        say(f"next:  cst-search train {quote(str(path))} --out {quote(name)}")
+    else:
+        for name, path in files.items():
+            say(f"next:  cst-search train {quote(str(path))} --out {quote(name)}")
 
 
 def _show_plan(infos: Sequence[StudyInfo], found: Allocation, bounds: Bounds, goal: str) -> None:

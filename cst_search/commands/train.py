@@ -18,12 +18,13 @@ from cst_search.commands.budget_survey import estimator
 from cst_search.commands.checks import check_tracking
 from cst_search.commands.dataset import open_data, settle_detections
 from cst_search.commands.options import ReadingOptions
+from cst_search.commands.output import line_printer
 from cst_search.config.catalog import check_folder, own_path
 from cst_search.config.loading import RecipeLike, Settings, apply_settings, load_recipe, shown_name, write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.cores import n_cores
 from cst_search.data.dataset import DetectionData
-from cst_search.data.disk_cache import open_cache
+from cst_search.data.disk_cache import Cache, open_cache
 from cst_search.detector.build import check_weights
 from cst_search.detector.weights import save_trained
 from cst_search.errors import ConfigError
@@ -61,10 +62,7 @@ def train(
     Args:
         threads: CPU threads; None: torch's default, one for each core.
     """
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    say = line_printer(console)
     recipe = _checked_recipe(given, settings, device, data, reading)
     check_tracking(tracking_uri, home)
     checkpoint = folder / "checkpoint.pt"
@@ -82,8 +80,24 @@ def train(
     _set_threads(threads, device, say)
 
     weights = folder / "weights.safetensors"
+    result = _fit(recipe, detection, weights, checkpoint, device, cache, console)
+    metrics = result.to_dict()
+    _write_files(folder, recipe, metrics)
+    _say_result(result, weights, say)
+    for path in folder.glob(f"{checkpoint.name}*"):  # with half-written ones of a killed process
+        path.unlink()
+    _record(recipe, metrics, folder, home, tracking_uri, say)
+    return metrics
+
+
+def _fit(
+    recipe: Recipe, detection: DetectionData, weights: Path, checkpoint: Path, device: str, cache: Cache | None,
+    console: Console,
+) -> TrialResult:  # fmt: skip
+    """Train as a trial of a search does, write the weights, and show how far it is."""
+    say = line_printer(console)
     with _ending_with_advice(checkpoint, say), TrainingProgress(console, recipe.epochs) as progress:
-        result = run_trial(
+        return run_trial(
             recipe,
             detection,
             device=device,
@@ -94,13 +108,6 @@ def train(
             checkpoint=checkpoint,
             on_step=progress,
         )
-    metrics = result.to_dict()
-    _write_files(folder, recipe, metrics)
-    _say_result(result, weights, say)
-    for path in folder.glob(f"{checkpoint.name}*"):  # with half-written ones of a killed process
-        path.unlink()
-    _record(recipe, metrics, folder, home, tracking_uri, say)
-    return metrics
 
 
 @contextmanager
