@@ -15,6 +15,7 @@ The search of part g draws at random, since there is neither Optuna nor Ray here
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -67,8 +68,8 @@ AMPERE_WORKSPACE, AMPERE_WORKSPACE_BYTES = ":4096:2:16:8", 2 * (2 * 4096 + 8 * 1
 NATIVE = {name: "expandable_segments:False" for name in CONFIG_VARIABLES}
 N_SEARCHED, EPOCHS = 6, 3
 # a dry run's recipes
-TINY = {"backbone": "resnet18", "width": 0.125, "fpn_channels": 64, "weights": "none", "image_size_px": 64,
-        "max_size_px": 96, "batch_size": 2, "loader_workers": 0}  # fmt: skip
+TINY = {"detector": "fcos", "backbone": "resnet18", "width": 0.125, "fpn_channels": 64, "weights": "none",
+        "image_size_px": 64, "max_size_px": 96, "batch_size": 2, "loader_workers": 0}  # fmt: skip
 # the worst predicted ones that are known come first: (method, detector, backbone, precision, batch size)
 TRACED = (
     ("side_tuning", "fcos", "resnet50", "bf16", 4),
@@ -172,14 +173,17 @@ def replayed(events: Sequence[int], *, expandable: bool) -> int:
 
 
 def gpu_tests() -> dict[str, Any]:
-    """Run tests/test_gpu.py with the fixtures of trials alone."""
-    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(ROOT), "--noconftest", "-q"]
-    command += ["-p", "trial_fixtures", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_gpu.py")]
-    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    lines = (done.stdout + done.stderr).strip().splitlines()
-    if done.returncode == 0:
+    """Run tests/test_gpu.py in this process, with the fixtures of trials alone."""
+    import pytest
+
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    options = ["-c", os.devnull, "--rootdir", str(ROOT), "--noconftest", "-q", "-p", "trial_fixtures"]
+    printed = io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed):
+        code = pytest.main([*options, "-p", "no:cacheprovider", str(ROOT / "tests" / "test_gpu.py")])
+    lines = printed.getvalue().strip().splitlines()
+    if code == 0:
         return {"outcome": "complete", "found": lines[-1]}
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     return {"outcome": "failed", "reason": lines[-1] if lines else "no output", "failed": failed, "tail": lines[-60:]}
@@ -242,7 +246,7 @@ def configurations(
 ) -> list[Job]:
     rng = random.Random(seed)
     drawn = [memory_benchmark.draw(rng, small=session.small) for _ in range(session.few(n))]
-    fixed = {"steps": session.few(4, 2), "hold": hold and not session.small, "device": session.device, **more}
+    fixed = {"steps": session.few(4), "hold": hold and not session.small, "device": session.device, **more}
     return [
         Job(f"{part} {i}", memory_row, {"recipe": recipe.to_dict(), "shape": vars(shape), **fixed}, environment)
         for i, (recipe, shape) in enumerate(drawn)

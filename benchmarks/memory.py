@@ -65,13 +65,13 @@ OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
 
 
 def draw(rng: random.Random, small: bool) -> tuple[Recipe, InputShape]:
-    """Draw a random configuration; ``small``: of a size that a CPU trains in seconds."""
+    """Draw a random configuration; ``small``: of a size that a CPU trains within a second."""
     method = rng.choice(sorted(METHODS))
-    short = rng.choice((96, 128)) if small else rng.choice((480, 640, 800))
+    short = rng.choice((48, 64)) if small else rng.choice((480, 640, 800))
     recipe = Recipe(
         detector=rng.choice(DETECTORS),
         backbone=rng.choice(BACKBONES[:2] if small else BACKBONES),
-        width=0.25 if small else 1.0,
+        width=0.125 if small else 1.0,
         fpn_channels=64 if small else 256,
         weights="DEFAULT",  # only their shapes are used; no file is read
         image_size_px=short,

@@ -420,6 +420,7 @@ def outputs(recipe: Recipe) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]
 
 @starts
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+@pytest.mark.usefixtures("few_boxes")
 def test_step_0_is_the_pre_trained_detector(
     tiny_recipe: Make, plain_detector_of: Any, detector: str, method: str, options: dict[str, Any], backbone: str
 ) -> None:
