@@ -431,7 +431,7 @@ def test_step_0_is_the_pre_trained_detector(
     levels, found = outputs(recipe)
     plain_levels, plain_found = plain_detector_of(detector, backbone)
     assert all(torch.equal(levels[key], plain_levels[key]) for key in plain_levels)
-    assert_equal_detections(found, plain_found)
+    assert_equal_detections(found, plain_found, more_than=4)  # of few proposals
 
 
 # --- (6) merging -----------------------------------------------------------------------------------------------------
