@@ -187,7 +187,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        demo, _ = load_data(write_demo(Path(folder) / "demo"))
+        asks_for_demo = args.epochs or not args.data
+        demo = load_data(write_demo(Path(folder) / "demo"))[0] if asks_for_demo else None
         drawn = compare_on(load_data(args.data)[0] if args.data else demo, args.per_image, args.rounds)
         cache = Path(folder) / "cache"
         trial = time_trials(args.recipe, demo, args.epochs, args.rounds, cache) if args.epochs else None

@@ -64,6 +64,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.enable()
 
 
+@pytest.hookimpl(trylast=True)  # after the fixtures of the session
+def pytest_sessionfinish() -> None:
+    """Look for garbage once: as they end, pytest and Python each do so again, for a second in each process."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Return one process more than there are cores, as the two lanes together take one core; None: xdist decides."""
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

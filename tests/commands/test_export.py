@@ -256,7 +256,7 @@ def test_a_place_that_cannot_be_written_is_said_before_the_work(info: StudyInfo,
 def test_a_configuration_is_really_verified(
     tiny_recipe: Callable[..., Recipe], tiny_data: DetectionData, tmp_path: Path
 ) -> None:
-    """From a study with true figures, in a real process: what CI has of it, which is no GPU."""
+    """From a study with true figures, in a real process: what CI has of it, which is no GPU. It takes 4 s."""
     recipe = tiny_recipe(method="head", loader_workers=1)
     cost = predict(recipe, 3, worst_input(recipe, image_sizes(tiny_data), 3))
     session = make_study(
@@ -266,11 +266,9 @@ def test_a_configuration_is_really_verified(
         budget=Budget(cost.device_bytes, None),
         space={"methods": ["head"], "shared": {"lr": {"float": [1e-3, 2e-3]}}},
     )
-    for n_more in (0, 1):
-        suggestion = session.ask(lambda config, n=n_more: dataclasses.replace(  # type: ignore[misc]
-            cost, trainable_params=cost.trainable_params + n))  # fmt: skip
-        assert suggestion is not None
-        session.tell(suggestion.trial, scored(0.4 + n_more / 10))
+    suggestion = session.ask(lambda config: cost)
+    assert suggestion is not None
+    session.tell(suggestion.trial, scored(0.4))
     path = tmp_path / "best.yaml"
     ran = run_cli("export", "made", "--home", tmp_path, "--pick", "trial=0", "-o", path)
     assert ran.code == 0, ran
@@ -279,11 +277,6 @@ def test_a_configuration_is_really_verified(
     origin = load_recipe(str(path)).origin or {}
     assert (origin["memory_source"], origin["device_bytes"]) == ("predicted", cost.device_bytes)
     assert origin["verified"]["device_bytes"] == cost.device_bytes and origin["verified"]["loss"] > 0
-    before = path.read_text()
-    ran = run_cli("export", "made", "--home", tmp_path, "--pick", "trial=1", "-o", path)
-    n = cost.trainable_params
-    assert (ran.code, f"{n:,} trainable parameters, in the record {n + 1:,}" in ran.message) == (1, True), ran
-    assert path.read_text() == before
 
 
 # --- used -----------------------------------------------------------------------------------------------------------

@@ -899,7 +899,7 @@ def test_every_option_that_changes_a_shape_is_drawn() -> None:
 @pytest.mark.parametrize(
     ("method", "seed"),
     # the more there is to draw, the more often
-    [(method, seed) for method in sorted(METHODS) for seed in range(24 if len(DRAWN[method]) > 2 else 10)],
+    [(method, seed) for method in sorted(METHODS) for seed in range(16 if len(DRAWN[method]) > 2 else 8)],
 )
 def test_counted_parameters_equal_the_formula(method: str, seed: int) -> None:
     rng = random.Random(seed)

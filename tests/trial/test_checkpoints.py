@@ -53,10 +53,17 @@ class Run:
         )
 
 
+@pytest.fixture(scope="module")
+def half(tiny_data: DetectionData) -> DetectionData:
+    """Every second image of `tiny_data`: two batches an epoch."""
+    splits = {name: dataclasses.replace(split, images=split.images[::2]) for name, split in tiny_data.splits.items()}
+    return dataclasses.replace(tiny_data, splits=splits)
+
+
 @pytest.fixture
-def make(tiny_recipe: Make, tiny_data: DetectionData, tmp_path: Path) -> Callable[..., Run]:
+def make(tiny_recipe: Make, half: DetectionData, tmp_path: Path) -> Callable[..., Run]:
     def start(name: str = "7", **changes: Any) -> Run:
-        return Run(tiny_recipe(**{"method": "head", "lr": 1e-2} | changes), tiny_data, tmp_path / "new" / f"{name}.pt")
+        return Run(tiny_recipe(**{"method": "head", "lr": 1e-2} | changes), half, tmp_path / "new" / f"{name}.pt")
 
     return start
 
@@ -68,8 +75,8 @@ def facts(result: TrialResult) -> dict[str, Any]:
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     *[(f"cst with batch norm, {detector}", {"detector": detector, "method": "cst", "options": {"norm": "bn"},
-                                            "batch_size": 2, "accumulate": 3}) for detector in ("fasterrcnn", "fcos")],
-    ("batch norm of the body trains", {"method": "full", "accumulate": 2, "weights": "none"}),
+                                            "batch_size": 1, "accumulate": 3}) for detector in ("fasterrcnn", "fcos")],
+    ("batch norm of the body trains", {"method": "full", "accumulate": 2, "weights": "none", "batch_size": 1}),
     ("blocks that start as those of the body", {"method": "lst", "options": {"init": "prune_l1"}}),
     ("inside the backbone, without an evaluation of its own", {"method": "conv_lora", "eval_every": 99}),
     ("augmented images", {"augment": "strong"}),
@@ -182,9 +189,9 @@ def damaged(run: Run, how: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def of_epoch_1(tiny_recipe: Make, tiny_data: DetectionData, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def of_epoch_1(tiny_recipe: Make, half: DetectionData, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The checkpoint that ``make()`` leaves when it is stopped after its first epoch."""
-    run = Run(tiny_recipe(method="head", lr=1e-2), tiny_data, tmp_path_factory.mktemp("stopped") / "7.pt")
+    run = Run(tiny_recipe(method="head", lr=1e-2), half, tmp_path_factory.mktemp("stopped") / "7.pt")
     run(stop_at=1)
     return run.path.read_bytes()
 
@@ -199,9 +206,9 @@ def stopped(make: Callable[..., Run], of_epoch_1: bytes) -> Run:
 
 
 @pytest.fixture(scope="module")
-def through(tiny_recipe: Make, tiny_data: DetectionData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def through(tiny_recipe: Make, half: DetectionData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What ``make()`` gives when it is never stopped."""
-    run = Run(tiny_recipe(method="head", lr=1e-2), tiny_data, tmp_path_factory.mktemp("through") / "7.pt")
+    run = Run(tiny_recipe(method="head", lr=1e-2), half, tmp_path_factory.mktemp("through") / "7.pt")
     return facts(run())
 
 
@@ -283,7 +290,7 @@ def test_a_checkpoint_of_another_trial_is_left_aside(
     other = make(**{name: value for name, value in change.items() if name not in ("epochs", "data")})
     if "data" in change:
         train = other.data.splits["train"]
-        fewer = dataclasses.replace(train, images=train.images[:6])
+        fewer = dataclasses.replace(train, images=train.images[:3])
         other.data = dataclasses.replace(other.data, splits=other.data.splits | {"train": fewer})
     ended = other(epochs=change.get("epochs", EPOCHS))
     assert ended.resumed_epochs == 0 and other.epochs[0] == 1
