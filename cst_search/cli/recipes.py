@@ -134,8 +134,9 @@ def predict(
     print_json(results)
     found = [one for result in results for one in (result["tasks"].values() if several else [result])]
     if draw:
-        sheet = f"; {SHEET} shows them side by side" if len(results) > 1 else ""
-        err.print(f"{len(found)} picture(s) in {output}{sheet}", markup=False, highlight=False, soft_wrap=True)
+        where = f"{output}, a folder for each task" if several else str(output)
+        sheet = f"; {SHEET} {'in each ' * several}shows them side by side" if len(results) > 1 else ""
+        err.print(f"{len(found)} picture(s) in {where}{sheet}", markup=False, highlight=False, soft_wrap=True)
     n_empty = sum(not one["detections"] for one in found)
     if n_empty:
         what = "picture" if several else "image"

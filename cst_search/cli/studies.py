@@ -29,7 +29,7 @@ from cst_search.cli.app import (
     show_plot,
 )
 from cst_search.config.catalog import home_of
-from cst_search.errors import UserError
+from cst_search.errors import ConfigError, UserError
 from cst_search.study.states import TrialState
 from cst_search.visible import in_line
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from cst_search.study.records import StudyInfo
 
 _ROWS = 100  # trials that `status` shows: a table of ten thousand takes seconds to draw, and nobody reads it
+_PLANS = 6  # that `front` shows of what several studies may store together; the page has more
 
 
 @app.command(rich_help_panel=SEARCHES)
@@ -176,6 +177,7 @@ def front(
             autocompletion=completion.studies,
         ),
     ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Compare all studies of the storage.")] = False,
     home: HomeOption = None,
     storage: StorageOption = None,
     output: Annotated[
@@ -192,7 +194,8 @@ def front(
     json_: JsonOption = False,
 ) -> None:
     """Show the Pareto front of a study, or compare those of several."""
-    infos = [open_study(study, home, storage).info() for study in (dict.fromkeys(studies) if studies else [None])]
+    names = _names_of_all(studies, home, storage) if all_ else studies or []
+    infos = [open_study(name, home, storage).info() for name in (dict.fromkeys(names) if names else [None])]
     if output is not None:
         _write_pages(infos, output)
     if json_:
@@ -203,13 +206,21 @@ def front(
         return
     _show_fronts(infos)
     show_plot(infos, plot)
-    if len(infos) == 1 and infos[0].front():
-        from cst_search.commands.next_steps import next_steps, study_flags
+    from cst_search.commands.next_steps import allocate_command, next_steps, study_flags
 
-        lines = next_steps(infos[0], study_flags(home_of(home), storage), study_flags(home_of(home)))
-        say(f"next:  {lines[0]}")
-        for line in lines[1:]:
-            say(f"       {line}")
+    flags, home_flags = study_flags(home_of(home), storage), study_flags(home_of(home))
+    lines = next_steps(infos[0], flags, home_flags) if len(infos) == 1 else allocate_command(infos, flags)
+    for i, line in enumerate(lines):
+        say(f"{'       ' if i else 'next:  '}{line}")
+
+
+def _names_of_all(studies: Sequence[str] | None, home: Path | None, storage: str | None) -> list[str]:
+    """Return the names of all studies of a storage. Raises ConfigError if some were named, too."""
+    from cst_search.study.study import names_of_studies
+
+    if studies:
+        raise ConfigError(f"--all stands for every study; leave out {', '.join(studies)}, or --all")
+    return names_of_studies(home_of(home), storage)
 
 
 def _write_pages(infos: Sequence[StudyInfo], folder: Path) -> None:
@@ -229,12 +240,16 @@ def _write_pages(infos: Sequence[StudyInfo], folder: Path) -> None:
 
 
 def _show_fronts(infos: Sequence[StudyInfo]) -> None:
-    from cst_search.report.tables import comparison_table, front_table, methods_table
+    from cst_search.report.storage_curve import storage_curve
+    from cst_search.report.summary import page_report
+    from cst_search.report.tables import comparison_table, front_table, methods_table, storage_table
     from cst_search.study.method_summary import by_method
     from cst_search.study.records import common_reference
     from cst_search.study.wording import metric_words
 
-    for info in infos:
+    for i, info in enumerate(infos):
+        if i:
+            say()
         if not info.front():
             say(f"study {info.shown_name} has no feasible complete trial yet")
             continue
@@ -243,9 +258,13 @@ def _show_fronts(infos: Sequence[StudyInfo]) -> None:
             out.print(methods_table(methods))
         say(f"hypervolume {info.hypervolume():.4f} of 1 (reference {metric_words(info.compared_reference)})")
     if len(infos) > 1:
+        say()
         out.print(comparison_table(infos))
         if common_reference(infos) is None:
             say("their data or objectives differ, so there is no common hypervolume")
+        if (storage := storage_curve([page_report(info) for info in infos], n_plans=_PLANS)) is not None:
+            say()
+            out.print(storage_table(storage))
 
 
 @app.command(rich_help_panel=DETECTORS)

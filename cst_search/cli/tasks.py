@@ -162,7 +162,8 @@ def _train(
     def train_one(recipe: Recipe, run: Path) -> dict[str, Any]:
         return train(
             recipe, run, data=None, settings=(), device=device, skip_bad=skip_bad, home=home_of(home),
-            tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size), reading=ReadingOptions(), console=console,
+            tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size), reading=ReadingOptions(), is_alone=False,
+            console=console,
         )  # fmt: skip
 
     return train_plan(files, settings, folder, train_one, line_printer(console))

@@ -5,7 +5,6 @@ Mostly it is one search. Several data sets are searched in one launch, each in a
 
 from __future__ import annotations
 
-import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from cst_search.commands.budget_survey import Survey, augmentation_note, expected_sharers
 from cst_search.commands.checks import Request, check_left, check_request, check_until, has_left, name_studies
-from cst_search.commands.next_steps import next_steps, study_flags
+from cst_search.commands.next_steps import allocate_command, next_steps, study_flags
 from cst_search.commands.options import CONVERGED, LaunchOptions
 from cst_search.commands.output import Say, line_printer
 from cst_search.commands.report_files import close_in_time, end_run, write_report
@@ -37,7 +36,6 @@ from cst_search.redaction import shown_address
 from cst_search.report.progress import Standing, View
 from cst_search.report.tables import comparison_table, front_table
 from cst_search.search.session import SearchSession
-from cst_search.study.allocation import BYTES_PER_PARAMETER
 from cst_search.study.records import StudyInfo
 from cst_search.study.states import TrialState
 from cst_search.study.study import Study
@@ -346,7 +344,5 @@ def _say_next_of_several(infos: Sequence[StudyInfo], options: LaunchOptions, con
     console.print(comparison_table(infos))
     say(f"pages {options.home / '*' / 'front.html'}")
     say(f"next:  cst-search front {names} -o comparison{flags}")
-    knees = [record for info in infos if (number := info.knee()) is not None and (record := info.by_number(number))]
-    if len(knees) == len(infos):  # a budget at which each study has its knee
-        n_bytes = BYTES_PER_PARAMETER * sum(record.trainable_params or 0 for record in knees)
-        say(f"       cst-search allocate {names} --budget-storage {max(1, math.ceil(n_bytes / 1e6))}MB -o plan{flags}")
+    for line in allocate_command(infos, flags):
+        say(f"       {line}")

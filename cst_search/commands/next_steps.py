@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 
 from cst_search.config.catalog import default_home
+from cst_search.study.allocation import point_of
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.storage import check_storage
 from cst_search.study.wording import format_quality, memory_words
@@ -36,6 +39,16 @@ def next_steps(info: StudyInfo, flags: str = "", home: str = "") -> list[str]:
     if chosen is not front[0]:
         lines.append(f"    or {_point(info, 'best', front[0])}: --pick best")
     return [*lines, train_command(info, "best.yaml") + home]
+
+
+def allocate_command(infos: Sequence[StudyInfo], flags: str = "") -> list[str]:
+    """Return the command that divides a budget among studies, one at which each has its knee; none for equal data."""
+    knees = [info.by_number(number) for info in infos if (number := info.knee()) is not None]
+    if len({info.data for info in infos}) < len(infos) or len(knees) < len(infos):
+        return []
+    n_bytes = sum(point_of(info.brief(knee)).delta_bytes for info, knee in zip(infos, knees, strict=True) if knee)
+    names = in_line(join(info.name for info in infos))
+    return [f"cst-search allocate {names} --budget-storage {max(1, math.ceil(n_bytes / 1e6))}MB -o plan{flags}"]
 
 
 def study_flags(home: Path, storage: str | None = None) -> str:

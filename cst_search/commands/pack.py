@@ -36,8 +36,6 @@ def opened(runs: Sequence[Path]) -> Iterator[Bundle]:
         if len(runs) == 1 and is_bundle(runs[0]):
             bundle = Bundle(runs[0])
             bundle.check()
-            if not bundle.tasks:
-                raise ConfigError(f"{runs[0]} has no tasks; add runs to it first")
         else:
             bundle = pack(runs, Path(scratch) / "bundle")
         yield bundle

@@ -52,6 +52,7 @@ def train(
     cache_bytes: int | None = None,
     reading: ReadingOptions,
     threads: int | None = None,
+    is_alone: bool = True,
     console: Console,
 ) -> dict[str, Any]:
     """Train and write ``weights.safetensors``, ``metrics.json`` and ``recipe.yaml``. Returns the metrics.
@@ -61,6 +62,7 @@ def train(
 
     Args:
         threads: CPU threads; None: torch's default, one for each core.
+        is_alone: False if other trainings follow; then the next command is not suggested.
     """
     say = line_printer(console)
     recipe = _checked_recipe(given, settings, device, data, reading)
@@ -83,7 +85,7 @@ def train(
     result = _fit(recipe, detection, weights, checkpoint, device, cache, console)
     metrics = result.to_dict()
     _write_files(folder, recipe, metrics)
-    _say_result(result, weights, say)
+    _say_result(result, weights, say, is_alone)
     for path in folder.glob(f"{checkpoint.name}*"):  # with half-written ones of a killed process
         path.unlink()
     _record(recipe, metrics, folder, home, tracking_uri, say)
@@ -178,7 +180,7 @@ def _epoch_line(entry: dict[str, Any], n_epochs: int) -> str:
     return f"epoch {entry['epoch']}/{n_epochs}: loss {entry['loss']:.4f}, {speed}{scores}"
 
 
-def _say_result(result: TrialResult, weights: Path, say: Callable[[str], None]) -> None:
+def _say_result(result: TrialResult, weights: Path, say: Callable[[str], None], is_alone: bool) -> None:
     for note in result.notes:
         if not note.startswith(FOR_DEVELOPERS):
             say(note)
@@ -189,7 +191,8 @@ def _say_result(result: TrialResult, weights: Path, say: Callable[[str], None]) 
             f"{format_count(result.trainable_params)} trained parameters, "
             f"{format_bytes(weights.stat().st_size)} in {weights}, {format_seconds(result.seconds)}"
         )
-        say(f"next:  cst-search predict {shlex.quote(str(weights.parent))} IMAGE_OR_FOLDER --out pictures")
+        if is_alone:
+            say(f"next:  cst-search predict {shlex.quote(str(weights.parent))} IMAGE_OR_FOLDER --out pictures")
 
 
 def _record(

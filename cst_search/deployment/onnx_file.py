@@ -61,6 +61,7 @@ def write_onnx(bundle: Bundle, path: Path) -> None:
         model = _joined(_traced(groups, sizes), sizes)
         _describe(model, groups)
         _run_once(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString())
 
 

@@ -155,7 +155,9 @@ class Bundle:
             raise ConfigError(f"{self.folder} has no task {name!r}; it has {', '.join(self.tasks) or 'none'}")
 
     def check(self) -> None:
-        """Raise ConfigError, naming every file that is missing or damaged."""
+        """Raise ConfigError, naming every file that is missing or damaged, or if there is no task."""
+        if not self.tasks:
+            raise ConfigError(f"{self.folder} has no tasks; add runs to it first")
         faults = [fault for entry in (*self.tasks.values(), *self.bases.values()) if (fault := self._fault(entry))]
         if faults:
             raise ConfigError(f"bundle {self.folder}: {'; '.join(faults)}. Pack it again from the runs")

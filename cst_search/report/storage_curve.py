@@ -12,11 +12,12 @@ _MOST_STEPS = 20
 _GOALS: dict[Goal, str] = {"mean": "highest mean", "worst": "highest worst"}
 
 
-def storage_curve(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def storage_curve(reports: Sequence[Mapping[str, Any]], n_plans: int = _MOST_STEPS) -> dict[str, Any] | None:
     """Return the best plans at rising storage budgets, for both goals of `allocate`.
 
     Args:
         reports: results of `summary.page_report`, one for each study.
+        n_plans: about so many plans at most.
 
     Returns:
         ``goals``: for each goal ``key``, ``name`` and ``plans``, smallest first, each with ``bytes`` of all deltas
@@ -30,15 +31,15 @@ def storage_curve(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     return {
         "studies": list(tasks),
         "goals": [
-            {"key": goal, "name": name, "plans": [_as_row(plan) for plan in _thinned(curve(tasks, goal))]}
+            {"key": goal, "name": name, "plans": [_as_row(plan) for plan in _thinned(curve(tasks, goal), n_plans)]}
             for goal, name in _GOALS.items()
         ],
     }
 
 
-def _thinned(plans: Sequence[Plan]) -> list[Plan]:
-    """Return at most so many plans that a reader may look at them all: each gains a 20th of what all gain."""
-    step = (plans[-1].value - plans[0].value) / _MOST_STEPS
+def _thinned(plans: Sequence[Plan], n_plans: int) -> list[Plan]:
+    """Return at most so many plans that a reader may look at them all: each gains a fair part of what all gain."""
+    step = (plans[-1].value - plans[0].value) / n_plans
     found = [plans[0]]
     for plan in plans[1:]:
         if plan.value - found[-1].value >= step * (1 - 1e-9) or plan is plans[-1]:

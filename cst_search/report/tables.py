@@ -139,15 +139,17 @@ def status_table(
     return table
 
 
-def plan_table(infos: Sequence[StudyInfo], plan: Plan) -> Table:
-    """Return the points that `study.allocation` chose, one row for each study."""
+def plan_table(infos: Sequence[StudyInfo], plan: Plan) -> Group:
+    """Return the points that `study.allocation` chose, one row for each study, and below it what all have in common."""
+    records = {info.name: info.by_number(plan.points[info.name].trial) for info in infos}
+    shared = shared_values([record.config for record in records.values() if record is not None])
     table = Table()
     for name in ("study", "trial", "map", "adds", "configuration"):
         table.add_column(name, justify="left" if name in ("study", "configuration") else "right")
     for info in infos:
         point = plan.points[info.name]
-        record = info.by_number(point.trial)
-        words = "" if record is None else describe(record.config, 20)
+        record = records[info.name]
+        words = "" if record is None else describe(record.config, 20, shared)
         table.add_row(
             Text(info.shown_name),
             str(point.trial),
@@ -155,7 +157,7 @@ def plan_table(infos: Sequence[StudyInfo], plan: Plan) -> Table:
             format_bytes(point.delta_bytes),
             Text(words),
         )
-    return table
+    return Group(table, *([Text(shared_words(shared))] if shared else []))
 
 
 def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
@@ -168,6 +170,17 @@ def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             Text(in_line(source["name"])), str(source["n"]), f"{source['weight']:.2f}", f"{source['misranked']:.0%}"
         )
+    return table
+
+
+def storage_table(curve: Mapping[str, Any]) -> Table:
+    """Return what storage buys several tasks: the plans of the highest mean of `storage_curve`, one row each."""
+    table = Table(title="Together in one storage budget", title_justify="left", title_style="bold")
+    for name in ("all tasks", "mean map", "worst map", *(f"trial of {name}" for name in curve["studies"])):
+        table.add_column(Text(in_line(name)), justify="right")
+    for plan in next(goal["plans"] for goal in curve["goals"] if goal["key"] == "mean"):
+        quality = (format_quality(plan[name]) for name in ("mean", "worst"))
+        table.add_row(format_bytes(plan["bytes"]), *quality, *map(str, plan["trials"]))
     return table
 
 

@@ -268,15 +268,26 @@ def open_study(name: str | None, home: Path, storage: str | None = None) -> Stud
 
     Raises StudyError, which names existing studies.
     """
+    url = _existing_storage(home, storage)
+    return Study.open(url, names_of_studies(home, storage)[-1] if name is None else name)
+
+
+def names_of_studies(home: Path, storage: str | None = None) -> list[str]:
+    """Return the names of all studies in a storage, or in the one in ``home``; the one that was made last is last.
+
+    Raises StudyError if there is none.
+    """
+    url = _existing_storage(home, storage)
+    names = list_studies(url)
+    if not names:
+        raise StudyError(f"there are no studies in {check_storage(url)} yet; `cst-search launch` makes one")
+    return names
+
+
+def _existing_storage(home: Path, storage: str | None) -> str:
     if storage is None and not (home / "studies.db").exists():
         raise StudyError(f"there are no studies in {home} yet; `cst-search launch` makes one, --home looks elsewhere")
-    url = storage or default_storage(home)
-    if name is None:
-        names = list_studies(url)
-        if not names:
-            raise StudyError(f"there are no studies in {check_storage(url)} yet; `cst-search launch` makes one")
-        name = names[-1]
-    return Study.open(url, name)
+    return storage or default_storage(home)
 
 
 def default_storage(home: Path) -> str:

@@ -25,7 +25,7 @@ from cst_search.trial.device import check_device
 from cst_search.trial.engine import Detections, choose_precision, detect
 from cst_search.trial.pictures import draw_detections, picture_names, write_sheet
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2")
 
 
 def find_images(paths: list[Path]) -> list[Path]:

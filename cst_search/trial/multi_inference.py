@@ -222,6 +222,7 @@ def predict_tasks(
     if out is not None:
         check_folder("--out", out)
     images = find_images(paths)
+    _check_names(runs)
     detectors = MultiPredictor(device)
     for run in runs:
         if is_bundle(run):
@@ -244,6 +245,16 @@ def predict_tasks(
         if out is not None:
             write_sheet([(Path(one["picture"]), bool(one["detections"])) for one in found], out / name)
     return results
+
+
+def _check_names(runs: Sequence[Path]) -> None:
+    """Raise ConfigError if two tasks of runs and bundles have one name, before any of them is loaded."""
+    names = [name for run in runs for name in (Bundle(run).tasks if is_bundle(run) else [task_name(run)])]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ConfigError(
+            f"runs are named after their folders, and these names occur twice: {', '.join(twice)}; rename a folder"
+        )
 
 
 def task_name(run: Path) -> str:

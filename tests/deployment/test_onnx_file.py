@@ -175,7 +175,7 @@ def test_a_bundle_and_its_onnx_file_are_written_together(tmp_path: Path, tiny_re
     both = run_cli("pack", run, "-o", tmp_path / "bundle", "--onnx", tmp_path / "both.onnx", "--json")
     said = json.loads(both.out)
     assert (said["bundle"], said["onnx"]) == (str(tmp_path / "bundle"), str(tmp_path / "both.onnx"))
-    again = pack(tmp_path / "again.onnx", tmp_path / "bundle")
+    again = pack(tmp_path / "new" / "again.onnx", tmp_path / "bundle")
     assert described(again) == described(tmp_path / "both.onnx")
     assert [output.name for output in session(again).get_outputs()] == ["boxes", "scores", "labels"]
     refused = run_cli("pack", run, "--onnx", again)

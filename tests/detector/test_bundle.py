@@ -166,6 +166,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda folder: edit(folder, lambda c: c["tasks"]["one"].update(file="../secret")), "'../secret'"),
         (lambda folder: edit(folder, lambda c: c["tasks"]["one"].update(base="base-0")), "task 'one'"),
         (lambda folder: edit(folder, lambda c: c["bases"].clear()), "task 'one'"),
+        (lambda folder: edit(folder, lambda c: c["tasks"].clear()), "has no tasks; add runs to it first"),
     ],
 )  # fmt: skip
 def test_what_is_broken_is_named_and_nothing_is_loaded(packed: Path, harm: Callable[[Path], object], says: str) -> None:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from cst_search.backbone.resnet import FrozenNorm
 from cst_search.cli.app import app
 from cst_search.config.recipe import Recipe
+from cst_search.data.decoding import FORMATS
 from cst_search.detector.build import trained_tensors
 from cst_search.detector.weights import load_trained
 from cst_search.errors import ConfigError
@@ -176,7 +177,7 @@ def test_the_command_names_tasks_by_their_folders(run: Callable[..., Path], imag
         (["one"], "name images, or a folder of them, behind the run"),
         (["0.png", "1.png"], "cannot be read"),
         (["nothing", "1.png"], "neither a folder written by `cst-search train` nor its weights file"),
-        (["one", "copy/one", "0.png"], "'one' is taken"),
+        (["one", "copy/one", "0.png"], "these names occur twice: one; rename a folder"),
         (["one", "nothing.safetensors", "0.png"], "nothing.safetensors"),
     ],
 )
@@ -188,6 +189,15 @@ def test_the_command_says_what_is_missing(
     with pytest.raises(ConfigError, match=re.escape(says)):
         runs, rest = multi_inference.split_runs([tmp_path / path for path in paths])
         multi_inference.predict_tasks(runs, rest, None, score=0.5, device="cpu")
+
+
+def test_a_folder_gives_images_of_every_format_that_is_read(tmp_path: Path) -> None:
+    suffix = {"JPEG": "jpg", "PNG": "PNG", "BMP": "bmp", "GIF": "gif", "WEBP": "webp", "TIFF": "tif", "PPM": "ppm",
+              "JPEG2000": "jp2"}  # fmt: skip
+    files = [tmp_path / f"{format_}.{suffix[format_]}" for format_ in sorted(FORMATS)]
+    for path in (*files, tmp_path / "notes.txt"):
+        path.touch()
+    assert inference.find_images([tmp_path]) == files
 
 
 def test_only_the_named_tasks_run(run: Callable[..., Path], images: list[Path]) -> None:
