@@ -90,7 +90,7 @@ class Place:
 
     def go_on(self, *more: str) -> None:
         """Continue by the command that the last launch printed, or where it could not, by the one before."""
-        printed = re.findall(r"go on with:  cst-search (.*)", self.output)
+        printed = re.findall(r"continue with:  cst-search (.*)", self.output)
         if printed:
             self._go_on = shlex.split(printed[-1].replace(shown_address(self.storage), f"@{self._address}"))
         self.launch = self.start([*self._go_on, *more])

@@ -320,7 +320,7 @@ def _say_end(
         say(f"{which}{ended} after {format_seconds(results[-1].seconds)}: {counts['total']} trials ({states})")
     if interrupted:
         names = [result.info.name for result in results if result.interrupted]
-        say(f"what is finished is kept; go on with:  {resume_command(names, options)}")
+        say(f"finished trials are kept; continue with:  {resume_command(names, options)}")
     if len(results) > 1:
         _say_next_of_several(infos, options, console, say)
     elif infos[0].front():

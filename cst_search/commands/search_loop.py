@@ -89,7 +89,7 @@ def check_still_there(study: Study, go_on: Callable[[str], str]) -> None:
     if url is not None:
         raise RunError(
             f"the file of the studies was deleted or replaced during the search, which therefore ended early; "
-            f"what is finished is in {url}; go on with:  {go_on(url)}"
+            f"finished trials are in {url}; continue with:  {go_on(url)}"
         )
 
 

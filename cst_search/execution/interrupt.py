@@ -75,7 +75,7 @@ def _watch(reader: int, go_on: str) -> None:
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not select.select([reader], [], [], left)[0]:
-            end_at_once(f"not over {GRACE_SECONDS:.0f} s after the signal, so ended", go_on)
+            end_at_once(f"stopped, as it had not ended within {GRACE_SECONDS:.0f} s of the signal", go_on)
         numbers = os.read(reader, 64)
         if not numbers:
             return
@@ -95,7 +95,7 @@ def _watch(reader: int, go_on: str) -> None:
 def end_at_once(how: str, go_on: str, code: int = 130, also: Iterable[psutil.Process] = ()) -> Never:
     """Kill this process, all its children and ``also``, after a last message."""
     with suppress(OSError):  # the terminal may be closed
-        os.write(2, visible(f"\n{how}; what is finished is kept; go on with:  {go_on}\n").encode(errors="replace"))
+        os.write(2, visible(f"\n{how}; finished trials are kept; continue with:  {go_on}\n").encode(errors="replace"))
     for child in {*psutil.Process().children(recursive=True), *also}:
         with suppress(psutil.Error):
             child.kill()

@@ -152,7 +152,7 @@ class StudySearcher(_Stays, Searcher):
             return None
         if time.monotonic() - self._last_placed > _PATIENCE_SECONDS:
             self.fault = RunError(
-                "no node of the cluster that could run the next trial has come back; what is finished is kept, and "
+                "no node of the cluster that could run the next trial has come back; finished trials are kept, and "
                 "`cst-search resume` goes on"
             )
             return Searcher.FINISHED

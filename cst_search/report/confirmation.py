@@ -104,7 +104,7 @@ def say_confirmation(report: dict[str, Any], page: Path, console: Console) -> No
 
     say("")
     if report["interrupted"]:
-        say(f"stopped after {format_seconds(report['seconds'])}; the same command goes on, what is finished is kept")
+        say(f"stopped after {format_seconds(report['seconds'])}; the same command continues; finished runs are kept")
     console.print(confirm_table(report))
     if report["noise"] is not None:
         say(

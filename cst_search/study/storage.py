@@ -178,19 +178,19 @@ class Storage(optuna.storages.RDBStorage):
                     if any(words in reason for words in ("malformed", "not a database", "no such table")):
                         raise RunError(
                             f"the storage {self.shown} is damaged, or another program has written into its file: "
-                            f"{reason}; restore it from a copy, then go on with `cst-search resume`"
+                            f"{reason}; restore it from a copy, then continue with `cst-search resume`"
                         ) from error
                     if "disk" in reason:  # SQLite's "database or disk is full", "disk I/O error"
                         raise RunError(
-                            f"the storage {self.shown} cannot be written: {reason}; what is finished is kept; "
-                            f"make room, then go on with `cst-search resume`"
+                            f"the storage {self.shown} cannot be written: {reason}; finished trials are kept; "
+                            f"make room, then continue with `cst-search resume`"
                         ) from error
                     raise
                 if self._gave_up or time.monotonic() - begun > WAIT_SECONDS:
                     self._gave_up, self._said_away = True, False  # calls during shutdown must not wait as long
                     raise RunError(
                         f"the storage {self.shown} was away for {WAIT_SECONDS / 60:.0f} minutes "
-                        f"({self._reason(error)}); what is finished is kept; go on with `cst-search resume`"
+                        f"({self._reason(error)}); finished trials are kept; continue with `cst-search resume`"
                     ) from error
                 if not self._said_away and time.monotonic() - begun > 1:  # once, also if other threads wait
                     said = self._said_away = True

@@ -95,8 +95,8 @@ def wait_for(lock: Lock, is_dead: Callable[[Holder], bool], say: Callable[[str],
                 say(f"waiting for the lock of the study, held by {who}")
             elif waited >= MOST_SECONDS:
                 raise RunError(
-                    f"the lock of the study is held by {who}, for {waited / 60:.0f} minutes; what is finished is "
-                    f"kept; end that process, then go on with `cst-search resume`"
+                    f"the lock of the study is held by {who}, for {waited / 60:.0f} minutes; finished trials are "
+                    f"kept; end that process, then continue with `cst-search resume`"
                 )
         time.sleep(0.05)  # instead of blocking, so that Ctrl-C works
 

@@ -108,7 +108,7 @@ def test_ctrl_c_keeps_what_is_finished(stories: dict[str, Any]) -> None:
     cut: Ran = stories["cut"]
     assert cut.code == 130, cut
     assert "2 point(s), 3 seeds each at 2 epochs; 4 run(s) to do" in cut.out
-    assert "the same command goes on, what is finished is kept" in cut.out
+    assert "the same command continues; finished runs are kept" in cut.out
     assert seeds_of(stories["after_cut"]) == [(0, 1, "complete"), (1, 1, "interrupted")]
 
 

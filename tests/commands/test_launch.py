@@ -593,7 +593,7 @@ def test_ctrl_c_ends_a_search_and_keeps_it(
     finally:
         signal.signal(signal.SIGINT, before)
     assert ran.code == 130, ran
-    assert f"go on with:  cst-search resume cut --home {tmp_path}" in ran.out and "stopped after" in ran.out
+    assert f"continue with:  cst-search resume cut --home {tmp_path}" in ran.out and "stopped after" in ran.out
     stopped = read(tmp_path, "cut")
     assert [record.state for record in stopped.trials] == ["complete", "interrupted"]
     assert (tmp_path / "cut" / "front.html").exists()  # what there is is reported

@@ -96,7 +96,7 @@ def test_ctrl_c_ends_all_of_them_and_says_how_to_go_on(
     monkeypatch.setattr(worker_setup, "make_workers", lambda *_: (Stopped(), 1, 1))
     ran = run_cli("launch", *flags, "--study", "fleet", "--trials", "2")
     assert ran.code == 130
-    assert "go on with:  cst-search resume fleet-cells fleet-cards --home" in ran.out
+    assert "continue with:  cst-search resume fleet-cells fleet-cards --home" in ran.out
     monkeypatch.undo()
     home = ["--home", str(tmp_path / "home"), "--device", "cpu", "--in-process"]
     assert run_cli("resume", "fleet-cells", "fleet-cards", *home).code == 0

@@ -275,7 +275,7 @@ def test_a_search_is_submitted_and_followed_and_stopped(
     assert ran.code == 130, ran
     assert "INFO" not in ran.err  # of Ray, which tells of every package
     assert "trial 0 complete" in ran.out
-    assert "what is finished is kept; go on with" in ran.out  # it ended as by Ctrl-C
+    assert "finished trials are kept; continue with" in ran.out  # it ended as by Ctrl-C
     (name,) = re.findall(r"job (raysubmit_\w+) on", ran.err)
     assert f"cst-search job logs --follow {name} --address {head.jobs}" in ran.message
     state = json.loads(job(head, "status", name, "--json").out)

@@ -98,7 +98,7 @@ def test_nodes_go_and_come_and_then_the_head_goes(there: Place, machine: Machine
         begun = time.monotonic()
         assert one.wait(120) == 1, one.output
         assert time.monotonic() - begun < 90
-        assert "what is finished is kept" in one.output and "cst-search resume faults" in one.output
+        assert "finished trials are kept" in one.output and "cst-search resume faults" in one.output
     kill(node)
     machine.processes.clear()
     at_the_end = there.finished()

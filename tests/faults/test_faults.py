@@ -97,7 +97,7 @@ def test_a_first_signal_ends_it_in_time_and_a_second_at_once(place: Place, numbe
         assert one.wait(40) == 130
         took = time.monotonic() - begun
         assert took < (5 if number == signal.SIGTERM else 20), took
-        assert f"go on with:  cst-search resume faults --home {place.home}" in one.output
+        assert f"continue with:  cst-search resume faults --home {place.home}" in one.output
         assert "SIGTERM received at" not in one.output and "PC: @" not in one.output  # the stack of Ray's handler
         assert not [name for name in map(name_of, one.family.values()) if name]
     assert before.items() <= place.finished().items()
@@ -126,7 +126,7 @@ def test_rays_own_processes_are_killed(place: Place) -> None:
                 time.sleep(0.2)
             assert not [name for name in map(name_of, one.family.values()) if name]
         assert f"Ray's own process {kind} has ended" in one.output
-        assert f"what is finished is kept; go on with:  cst-search resume faults --home {place.home}" in one.output
+        assert f"finished trials are kept; continue with:  cst-search resume faults --home {place.home}" in one.output
         (place.home / "hang").unlink()
     place.run("--in-process", trials=10, command="resume")
     place.check(10, before)
@@ -151,7 +151,7 @@ def test_a_confirmation_that_mlflow_does_not_answer_ends_in_time(place: Place) -
             one.process.kill()
         assert time.monotonic() - begun < 15 + 5
     # on a busy machine the rest takes longer than the other half, and is cut off
-    assert "what is finished is kept" in one.output and "the same command" in one.output
+    assert "finished trials are kept" in one.output and "the same command" in one.output
     assert before.items() <= place.finished().items()
 
 
@@ -314,7 +314,7 @@ def test_the_disk_of_the_study_is_full(place: Place, full_disk: Callable[[bool],
         full_disk(True)
         assert one.wait() == 1
     assert "cannot be written: " in one.output and "full" in one.output
-    assert "make room, then go on with `cst-search resume`" in one.output
+    assert "make room, then continue with `cst-search resume`" in one.output
     full_disk(False)
     before = place.finished()
     assert before

@@ -34,7 +34,7 @@ def test_the_file_of_the_studies_vanishes(place: Place, how: str) -> None:
                 other.execute("CREATE TABLE other (text)")
             os.replace(folder / "other.db", folder / "studies.db")
         assert one.wait(60) == 1, one.output
-    copy = re.search(r"go on with:  cst-search resume faults .*--storage (\S+)", one.output)
+    copy = re.search(r"continue with:  cst-search resume faults .*--storage (\S+)", one.output)
     assert copy is not None, one.output
     if how == "replaced":
         with closing(sqlite3.connect(folder / "studies.db")) as other:  # it is left alone

@@ -191,7 +191,9 @@ def test_an_unreachable_server_ends_the_search_with_a_message(
     monkeypatch.setattr(storage, "WAIT_SECONDS", 1.0)
     restarting.stop()
     try:
-        with pytest.raises(RunError, match=r"was away for .* what is finished is kept; go on with `cst-search resume`"):
+        with pytest.raises(
+            RunError, match=r"was away for .* finished trials are kept; continue with `cst-search resume`"
+        ):
             session.ask(fake_estimate)  # type: ignore[arg-type]
         monkeypatch.setattr(storage, "WAIT_SECONDS", 60.0)
         begun = time.monotonic()
