@@ -34,7 +34,7 @@ class TrainedPlan(NamedTuple):
 
 
 def train_plan(files: Mapping[str, Path], settings: Settings, folder: Path, train: Train, say: Say) -> TrainedPlan:
-    """Train each recipe into ``FOLDER/runs/NAME/trial-N`` unless that was done before, then pack ``FOLDER/bundle``.
+    """Train each recipe into ``FOLDER/runs/trial-N/NAME`` unless that was done before, then pack ``FOLDER/bundle``.
 
     Args:
         files: recipes by task.
@@ -46,7 +46,7 @@ def train_plan(files: Mapping[str, Path], settings: Settings, folder: Path, trai
         RunError: a training ended without a result; the others are done, and nothing was packed.
     """
     recipes = {name: apply_settings(load_recipe(path), settings, path.name) for name, path in files.items()}
-    runs = {name: folder / "runs" / name / f"trial-{_trial(recipe)}" for name, recipe in recipes.items()}
+    runs = {name: folder / "runs" / f"trial-{_trial(recipe)}" / name for name, recipe in recipes.items()}
     done = {name: metrics for name in files if (metrics := _whole_run(recipes[name], runs[name])) is not None}
     _check(recipes, done)
     failed = []

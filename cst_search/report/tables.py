@@ -176,11 +176,10 @@ def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
 def storage_table(curve: Mapping[str, Any]) -> Table:
     """Return what storage buys several tasks: the plans of the highest mean of `storage_curve`, one row each."""
     table = Table(title="Together in one storage budget", title_justify="left", title_style="bold")
-    for name in ("all tasks", "mean map", "worst map", *(f"trial of {name}" for name in curve["studies"])):
-        table.add_column(Text(in_line(name)), justify="right")
+    for name in ("all tasks", "mean map", "worst map"):
+        table.add_column(name, justify="right")
     for plan in next(goal["plans"] for goal in curve["goals"] if goal["key"] == "mean"):
-        quality = (format_quality(plan[name]) for name in ("mean", "worst"))
-        table.add_row(format_bytes(plan["bytes"]), *quality, *map(str, plan["trials"]))
+        table.add_row(format_bytes(plan["bytes"]), format_quality(plan["mean"]), format_quality(plan["worst"]))
     return table
 
 

@@ -221,7 +221,7 @@ def test_a_common_hypervolume_needs_the_same_data(home: Path) -> None:
     assert "their data or objectives differ, so there is no common hypervolume" in ran.out
     # each is a task of its own then: what they cost together, and the command that divides a budget among them
     plans = ran.out.partition("Together in one storage budget")[2]
-    assert "trial of other" in plans and "cst-search allocate one other --budget-storage 1MB -o plan" in plans
+    assert "worst map" in plans and "cst-search allocate one other --budget-storage 1MB -o plan" in plans
     every = run_cli("front", "--all", "--home", home)
     assert every.out == run_cli("front", "one", "two", "other", "--home", home).out and "allocate" not in every.out
     both = run_cli("front", "one", "--all", "--home", home)

@@ -145,19 +145,19 @@ def test_a_plan_is_trained_and_packed(real: tuple[Path, list[str]]) -> None:
     bundle = Bundle(plan / "bundle")
     bundle.check()
     assert list(bundle.tasks) == ["cells", "cards"]
-    written = {name: (plan / "runs" / name / "trial-0" / "weights.safetensors").read_bytes() for name in bundle.tasks}
+    written = {name: (plan / "runs" / "trial-0" / name / "weights.safetensors").read_bytes() for name in bundle.tasks}
     assert {name: (plan / "bundle" / f"{name}.safetensors").read_bytes() for name in bundle.tasks} == written
 
     # more storage lets one task have another point: the other is not trained again
-    before = (plan / "runs" / "cells" / "trial-0" / "weights.safetensors").stat().st_mtime_ns
+    before = (plan / "runs" / "trial-0" / "cells" / "weights.safetensors").stat().st_mtime_ns
     command[command.index("9kB")] = "1MB"
     code, text, errors = ran(*command, "--json")
     assert code == 0 and "cells (1 of 2): trained before" in errors and "cards (2 of 2): training into" in errors
-    assert (plan / "runs" / "cells" / "trial-0" / "weights.safetensors").stat().st_mtime_ns == before
+    assert (plan / "runs" / "trial-0" / "cells" / "weights.safetensors").stat().st_mtime_ns == before
     report, bundle = json.loads(text), Bundle(plan / "bundle")
     assert report["bundle"] == {"folder": str(plan / "bundle"), "total_bytes": bundle.total_bytes()}
     assert report["trained"]["cells"]["bytes"] == len(written["cells"])
-    assert bundle.holds("cards", plan / "runs" / "cards" / "trial-1")
+    assert bundle.holds("cards", plan / "runs" / "trial-1" / "cards")
     assert set(report["trained"]["cards"]) >= {"run", "bytes", "val", "test"}
     bundle.check()
 
