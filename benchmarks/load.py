@@ -22,6 +22,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -64,6 +65,13 @@ class Place:
     storage: str
     flags: list[str] = field(default_factory=list)
     cluster: ray_machines.Machine | None = None
+    launch: psutil.Popen | None = None
+
+    def end(self) -> None:
+        """Kill the launch, if it runs."""
+        if self.launch is not None and self.launch.poll() is None:
+            self.launch.kill()
+            self.launch.wait()
 
     def n_ended(self) -> int:
         """Return the number of trials that ended, without a look at the database."""
@@ -120,7 +128,9 @@ def start(place: Place, args: argparse.Namespace, words: Sequence[str]) -> psuti
         program = [str(MADE_UP), str(place.home), str(args.seconds)]
         where += ["--workers", str(args.workers)]
     with (place.home / "output.txt").open("a") as output:
-        return psutil.Popen([sys.executable, *program, *words, *where], stdout=output, stderr=subprocess.STDOUT)
+        command = [sys.executable, *program, *words, *where]
+        place.launch = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    return place.launch
 
 
 def search(place: Place, args: argparse.Namespace, journal: Path | None) -> dict[str, Any]:
@@ -183,7 +193,9 @@ def made(args: argparse.Namespace) -> Iterator[Place]:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="load-")))
         if not args.nodes:
-            yield Place(home, default_storage(home))
+            place = Place(home, default_storage(home))
+            stack.callback(place.end)
+            yield place
             return
         server = stack.enter_context(postgres.server())
         # Ray's sockets have names of at most 107 bytes
@@ -196,7 +208,9 @@ def made(args: argparse.Namespace) -> Iterator[Place]:
         for n in range(1, args.nodes):
             cluster.start("node", n_cpus, f"127.0.0.{2 + n}")
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token}
-        yield Place(home, server.database(STUDY), ["--address", cluster.address], cluster)
+        place = Place(home, server.database(STUDY), ["--address", cluster.address], cluster)
+        stack.callback(place.end)
+        yield place
 
 
 def main() -> None:
@@ -212,6 +226,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     journal = None if args.out is None else args.out.with_suffix(".jsonl")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # with the cluster and its database
     with made(args) as place:
         found = {"machine": machine(), "load_before": os.getloadavg(), **vars(args)}
         del found["out"]

@@ -137,9 +137,9 @@ class SearchSession:
         live = self.study.launch_registry.live()
         optuna_study = self.study.optuna_study()
         for number, stored in list(self.study.reader.unfinished.items()):
-            suggested = Suggested.of(stored.user_attrs)
             if number in self._live or number in self.promotion.stopped or stored.state != "RUNNING":
                 continue
+            suggested = self.study.reader.suggested_of(number)
             if suggested is None:  # asked by a launch that died before it knew the configuration
                 optuna_study.tell(number, state=OptunaState.FAIL)
             elif suggested.launch in live:
@@ -230,8 +230,8 @@ class SearchSession:
         return self.study.reader.n_ran + sum(suggested.repeat is None for suggested in unfinished)
 
     def _take_up(self, number: int) -> tuple[Trial, Suggestion]:
-        stored = self.study.reader.unfinished[number]
-        suggested, trial = Suggested.of(stored.user_attrs), Trial(self.study.optuna_study(), stored.trial_id)
+        suggested = self.study.reader.suggested_of(number)
+        trial = Trial(self.study.optuna_study(), self.study.reader.unfinished[number].trial_id)
         assert suggested is not None
         taken = replace(suggested, launch=self.launch_id, again=suggested.again + 1)
         trial.set_user_attr(SUGGESTED, taken.to_dict())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
+from optuna.trial import FrozenTrial, TrialState
 
 # what changes a trial; its id is the first argument
 _WRITES = (
@@ -33,6 +35,18 @@ class OptunaCache(_CachedStorage):
     def release(self, trial_id: int) -> None:
         """Undo `hold`."""
         self._is_read.pop(trial_id, None)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return the trials in some states. Before each suggestion Optuna asks so for the queue, of all trials ever."""
+        if states is None or deepcopy or any(state in states for state in TrialState if state.is_finished()):
+            return super().get_all_trials(study_id, deepcopy, states)
+        self._read_trials_from_remote_storage(study_id)
+        with self._lock:
+            study = self._studies[study_id]
+            numbers = (self._trial_id_to_study_id_and_number[trial_id][1] for trial_id in study.unfinished_trial_ids)
+            return [trial for number in sorted(numbers) if (trial := study.trials[number]).state in states]
 
     def _read_trials_from_remote_storage(self, study_id: int) -> None:
         with self._lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import optuna
 
@@ -40,6 +40,8 @@ class TrialReader:
         self._on_read = on_read
         self.finished: list[TrialRecord] = []
         self.unfinished: dict[int, StoredTrial] = {}
+        self._suggested: dict[int, Suggested] = {}  # of the unfinished ones
+        self._at_work: set[int] = set()  # of those, trials of the search that were not stopped
         self.n_trials = self.n_ran = 0
         self._last_id = -1
         self._held: set[int] = set()
@@ -74,12 +76,20 @@ class TrialReader:
         self.n_trials = max(self.n_trials, trial.number + 1)
         if self._on_read is not None:
             self._on_read(trial)
+        suggested = Suggested.of(trial.user_attrs)
+        self._at_work.discard(trial.number)
         if not trial.is_finished:
             check_attributes(trial.user_attrs)
             self.unfinished[trial.number] = trial
+            if suggested is not None:
+                self._suggested[trial.number] = suggested
+            is_repeat = suggested is not None and suggested.repeat is not None
+            if not is_repeat and not Progress.of(trial.user_attrs).stopped:
+                self._at_work.add(trial.number)
             return
         self.unfinished.pop(trial.number, None)
-        if Suggested.of(trial.user_attrs) is not None:
+        self._suggested.pop(trial.number, None)
+        if suggested is not None:
             record = trial_record(trial, set(), self._full_epochs, self._budget)
             self.finished.append(record)
             self.n_ran += record.ran and record.repeat_of is None
@@ -102,29 +112,21 @@ class TrialReader:
     def records(self, live_launches: Callable[[], Collection[str]]) -> Sequence[TrialRecord]:
         """Return records of all trials and repeats as last read, by number."""
         live = live_launches() if self.unfinished else set()
-        asked = [trial for trial in self.unfinished.values() if Suggested.of(trial.user_attrs) is not None]
+        asked = [self.unfinished[number] for number in self._suggested]
         unfinished = [trial_record(trial, live, self._full_epochs, self._budget) for trial in asked]
         return sorted([*self.finished, *unfinished], key=lambda record: record.trial)
 
-    def suggested(self) -> dict[int, Suggested]:
+    def suggested(self) -> Mapping[int, Suggested]:
         """Return {number: `Suggested`} of the unfinished trials whose configuration is known."""
-        found = {number: Suggested.of(trial.user_attrs) for number, trial in self.unfinished.items()}
-        return {number: suggested for number, suggested in found.items() if suggested is not None}
+        return self._suggested
 
     def suggested_of(self, number: int) -> Suggested | None:
         """Return `Suggested` of an unfinished trial, or None if it has finished or its configuration is not known."""
-        trial = self.unfinished.get(number)
-        return None if trial is None else Suggested.of(trial.user_attrs)
+        return self._suggested.get(number)
 
     def first_running(self) -> int:
         """Return the number below which no trial is running, as last read: all have ended or were stopped.
 
         Repeats do not count: a launch does not resume what a confirmation left.
         """
-        at_work = []
-        for number, trial in self.unfinished.items():
-            suggested = Suggested.of(trial.user_attrs)
-            is_repeat = suggested is not None and suggested.repeat is not None
-            if not is_repeat and not Progress.of(trial.user_attrs).stopped:
-                at_work.append(number)
-        return min(at_work, default=self.n_trials)
+        return min(self._at_work, default=self.n_trials)
