@@ -12,6 +12,7 @@ import json
 import os
 import random
 import socket
+import sys
 import time
 import uuid
 import warnings
@@ -38,11 +39,13 @@ from cst_search.study.fast_reads import (
 from cst_search.study.stored_form import DamagedError
 from cst_search.study.study_lock import AdvisoryLock, FileLock, Holder, is_stopped, wait_for
 from cst_search.study.watched_file import WatchedFile, unwatch_file, watch_file
+from cst_search.visible import visible
 
 WAIT_SECONDS = 900  # maximum wait for an unreachable server; an operating system update takes less
 BEAT = "cst_beat:"  # study attribute: time of a launch's last heartbeat, by the database's clock
 DEAD_SECONDS = 60.0  # without a heartbeat
 _KINDS = ("sqlite", "postgresql")
+_ANSWERED: set[str] = set()  # URLs of servers that have answered this process: they are right
 _T = TypeVar("_T")
 
 
@@ -89,6 +92,10 @@ def _first_line(error: BaseException) -> str:
     return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
+def _say_aside(line: str) -> None:
+    print(visible(line), file=sys.stderr, flush=True)
+
+
 class Storage(optuna.storages.RDBStorage):
     """Optuna's storage with retries: calls are repeated while the server is unreachable, for at most `WAIT_SECONDS`.
 
@@ -96,7 +103,8 @@ class Storage(optuna.storages.RDBStorage):
     an empty one (see `SearchSession.begin_launch`); a trial that had already ended is checked.
 
     Attributes:
-        say: called once with a message when the server is unreachable, and once when it is back.
+        say: called with each line about a wait, once when it begins and once when the server is back; by default it
+            prints to standard error.
         launch: ID of this process's launch, by which others name it while it holds the lock; empty: it has none yet.
         rescued: copy that this storage uses since its SQLite file was deleted or replaced; see `watch`. None: it has
             its file.
@@ -107,7 +115,7 @@ class Storage(optuna.storages.RDBStorage):
 
     def __init__(self, url: str) -> None:
         self.shown = check_storage(url)
-        self.say: Callable[[str], None] = lambda line: None
+        self.say: Callable[[str], None] = _say_aside
         self._gave_up = self._said_away = False
         self.launch = ""
         self.rescued: Path | None = None
@@ -315,6 +323,30 @@ def _make(url: str, n_tries: int = 8) -> Storage:
     raise AssertionError
 
 
+def _connect(url: str, make: bool) -> Storage:
+    """Return a storage. A server that is starting, or has answered before, is waited for as in `Storage.patiently`.
+
+    Any other that does not answer may have a misspelt address.
+    """
+    begun, is_said = time.monotonic(), False
+    while True:
+        try:
+            storage = _make(url) if make else Storage(url)
+        except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
+            is_there = url in _ANSWERED or "the database system is " in _first_line(error)  # starting up, in recovery
+            if not is_there or not _is_away(error) or time.monotonic() - begun > WAIT_SECONDS:
+                raise
+            if not is_said:
+                reason = without_password(_first_line(error), url)
+                _say_aside(f"the storage {shown_address(url)} is away ({reason}); waiting for it")
+                is_said = True
+            time.sleep(1)
+        else:
+            if not is_sqlite(url):
+                _ANSWERED.add(url)
+            return storage
+
+
 def open_storage(url: str, *, make: bool = False) -> Storage:
     """Open a storage; ``make`` creates one that does not exist. Raises StudyError with the reason if it is unusable."""
     shown = check_storage(url)
@@ -326,7 +358,7 @@ def open_storage(url: str, *, make: bool = False) -> Storage:
             path.parent.mkdir(parents=True, exist_ok=True)
         elif path is not None and not is_of_optuna(path):  # Optuna would add its tables to another program's
             raise StudyError(f"{shown} is not a storage of studies but another database; choose another file")
-        return _make(url) if make else Storage(url)
+        return _connect(url, make)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError, OSError) as error:
         # RuntimeError: created by another version of Optuna; its message says how to proceed
         reason = without_password(_first_line(error), url)
@@ -335,6 +367,8 @@ def open_storage(url: str, *, make: bool = False) -> Storage:
                 f"; a search was at work on it or was killed, and SQLite cannot write beside it there; copy it, and "
                 f"{path.name}-wal if there is one, to a folder of yours"
             )
+        if path is None and _is_away(error):
+            reason += "; start its server, or give another --storage"
         raise StudyError(f"the storage {shown} cannot be used: {reason}") from None
 
 

@@ -9,9 +9,11 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from searches import Place
+from studies import make_study
 
 from cst_search.errors import RunError
 from cst_search.study import storage, study_lock
@@ -79,6 +81,24 @@ def test_the_lock_of_a_process_that_waits_sleeps_or_dies(storage_url: str, monke
     finally:
         process.kill()
         process.wait()
+
+
+def test_who_waits_as_a_study_is_made_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is on show yet that could: the line goes to standard error."""
+    monkeypatch.setattr(study_lock, "SAY_SECONDS", 0.05)
+    monkeypatch.setattr(study_lock, "_LOOK_SECONDS", 0.01)
+    holder = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", make=True)
+    with holder.alone("made"):
+        thread = threading.Thread(target=make_study, args=[tmp_path], daemon=True)
+        thread.start()
+        said, deadline = "", time.monotonic() + 60
+        while not said and time.monotonic() < deadline:
+            said = capsys.readouterr().err
+            time.sleep(0.01)
+    thread.join(60)
+    assert said.startswith(f"waiting for the lock of the study, held by process {os.getpid()} on "), said
 
 
 def test_a_launch_that_slept_finds_its_trials_taken(place: Place) -> None:

@@ -183,6 +183,39 @@ def test_losing_the_lock_while_choosing_repeats_the_choice(
     assert [r.state for r in info.trials] == ["complete"] * 2
 
 
+def test_a_server_that_was_there_is_waited_for_as_a_study_is_opened(
+    restarting: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A launch opens its database several times before it begins. One that never answered is refused at once."""
+    url = restarting.database("opening")
+    restarting.stop()
+    starter = threading.Timer(1.5, restarting.start)
+    try:
+        with pytest.raises(StudyError, match=r"cannot be used: .*; start its server, or give another --storage"):
+            list_studies(url, make=True)
+        assert capsys.readouterr().err == ""
+    finally:
+        starter.start()
+    monkeypatch.setattr(storage, "_ANSWERED", {url})
+    assert list_studies(url, make=True) == []
+    starter.join()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "is away" in said[0] and said[0].endswith("waiting for it") and PASSWORD not in said[0]
+
+    connect, n_tries = storage._make, 0
+
+    def starting(url: str) -> storage.Storage:
+        nonlocal n_tries
+        n_tries += 1
+        if n_tries == 1:
+            raise sqlalchemy.exc.OperationalError("", {}, Exception("FATAL:  the database system is starting up"))
+        return connect(url)
+
+    monkeypatch.setattr(storage, "_make", starting)
+    monkeypatch.setattr(storage, "_ANSWERED", set())
+    assert list_studies(url, make=True) == [] and n_tries == 2
+
+
 def test_an_unreachable_server_ends_the_search_with_a_message(
     restarting: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
