@@ -48,8 +48,7 @@ def test_the_driver_is_killed_with_ray(place: Place) -> None:
         one.wait()
         before = place.finished()
         deadline = time.monotonic() + 30
-        # Ray's agents, which hold no memory of trials and no GPU, take longer
-        while left := [name for name in map(name_of, one.family.values()) if name and "Agent" not in name]:
+        while left := list(filter(None, map(name_of, one.family.values()))):
             assert time.monotonic() < deadline, f"they outlive the search: {left}"
             time.sleep(0.1)
     assert before and place.info().counts()["interrupted"]
@@ -338,22 +337,24 @@ def test_mlflows_server_goes_and_comes(place: Place) -> None:
     port = postgres_of_tests.free_port()
     uri = f"http://127.0.0.1:{port}"
     backend = f"sqlite:///{place.home / 'mlflow.db'}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--port", str(port), "--host",
+    words = ["-m", "mlflow", "server", "--backend-store-uri", backend, "--port", str(port), "--host",
                "127.0.0.1", "--workers", "1", "--artifacts-destination", str(place.home / "artifacts")]  # fmt: skip
 
     without_jobs = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # for which it starts eight processes
 
-    def serve() -> psutil.Popen:
-        server = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=without_jobs)
+    def serve() -> Any:
+        with open(os.devnull, "w") as nowhere:
+            server = warm.start(words, without_jobs, nowhere)
         deadline = time.monotonic() + 60
         while subprocess.run(["curl", "-sf", f"{uri}/health"], capture_output=True).returncode:
             assert time.monotonic() < deadline
             time.sleep(0.2)
         return server
 
-    def end(server: psutil.Popen) -> None:
-        for process in [*server.children(recursive=True), server]:
+    def end(server: Any) -> None:
+        for process in psutil.Process(server.pid).children(recursive=True) if server.poll() is None else ():
             process.kill()
+        server.kill()
         server.wait()
 
     server = serve()
