@@ -18,7 +18,7 @@ def image_files(images: Sequence[str]) -> Iterator[list[Path]]:
     Raises ValueError for what is neither a file nor base64.
     """
     with tempfile.TemporaryDirectory(prefix="cst-search-") as folder:
-        yield [_as_file(text, Path(folder) / f"{i}.image") for i, text in enumerate(images)]
+        yield [_as_file(text, Path(folder) / f"inputs[{i}]") for i, text in enumerate(images)]
 
 
 def _as_file(text: str, path: Path) -> Path:

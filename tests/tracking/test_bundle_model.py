@@ -74,7 +74,7 @@ def test_a_small_file_in_base64_is_not_taken_for_a_path() -> None:
     """It may have no slash in 255 characters, which no file name may have."""
     content = bytes(300)
     with image_files([base64.b64encode(content).decode()]) as [file]:
-        assert file.read_bytes() == content
+        assert file.read_bytes() == content and file.name == "inputs[0]"  # so a message names its place in the request
 
 
 def cards_of(expected: list[dict[str, Any]]) -> list[dict[str, Any]]:
