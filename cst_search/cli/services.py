@@ -135,14 +135,15 @@ def sync(
     info = open_study(study, home, storage).info()
     from cst_search.commands.checks import check_tracking
     from cst_search.commands.report_files import export_best, write_report
-    from cst_search.config.catalog import check_folder
+    from cst_search.config.catalog import check_folder, study_folder
     from cst_search.redaction import shown_address
     from cst_search.tracking.connection import default_tracking_uri
     from cst_search.tracking.mlflow_record import MlflowRecord
 
     check_tracking(tracking_uri, home_of(home), storage)
-    check_folder("--home", home_of(home))
-    files = write_report(info, home_of(home) / info.name)
+    folder = study_folder(home_of(home), info.name)
+    check_folder("--home", folder)
+    files = write_report(info, folder)
     uri = tracking_uri or default_tracking_uri(home_of(home))
     record = MlflowRecord(uri, home_of(home) / "artifacts", warn=lambda line: err.print(line, markup=False))
     pages = [files[kind] for kind in ("html", "png", "json")]

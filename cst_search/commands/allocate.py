@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cst_search.commands.export import export
-from cst_search.config.catalog import check_folder
+from cst_search.config.catalog import check_folder, study_folder
 from cst_search.config.recipe import READING_FIELDS
 from cst_search.errors import ConfigError, StudyError
 from cst_search.study.allocation import Bounds, Goal, Plan, Point, allocate, cheapest_better, curve, point_of
@@ -137,7 +137,7 @@ def write_recipes(infos: Sequence[StudyInfo], plan: Plan, folder: Path) -> dict[
     """Write the recipe of each study's point to ``FOLDER/STUDY.yaml``. Raises ConfigError."""
     check_folder("--output", folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {info.name: folder / f"{info.name}.yaml" for info in infos}
+    files = {info.name: study_folder(folder, f"{info.name}.yaml") for info in infos}
     for info in infos:
         export(info, f"trial={plan.points[info.name].trial}", files[info.name])
     return files

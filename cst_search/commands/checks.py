@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cst_search.commands.options import CONVERGED, LaunchOptions
-from cst_search.config.catalog import check_folder, own_path
+from cst_search.config.catalog import check_folder, own_path, study_folder
 from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
 from cst_search.errors import ConfigError, StudyError
@@ -51,9 +51,10 @@ def check_request(options: LaunchOptions) -> Request:
     storage = options.storage or default_storage(options.home)
     shown_storage = check_storage(storage)
     check_tracking(options.tracking_uri, options.home, options.storage)
-    check_folder("--home", options.home)
-    if options.study is not None:
+    if options.study is not None and study is None:
         check_name(options.study)
+    # the page is written there at the end
+    check_folder("--home", options.home if options.study is None else study_folder(options.home, options.study))
     return Request(tuple(objectives), storage, shown_storage)
 
 
@@ -124,9 +125,10 @@ _TAKEN = ("studies.db", "mlflow.db", "artifacts", "demo-data", "checked-images.j
 def check_name(name: str) -> None:
     """Raise ConfigError if a study cannot have this name. The study's folder in --home has it too."""
     shows = name.isprintable() and len(name.encode()) <= 100  # file names end at 255 bytes, suffix included
-    if not shows or not _NAME.match(name) or name.strip(". ") == "" or name in _TAKEN:
+    if not shows or not _NAME.match(name) or name.startswith("-") or name.strip(". ") == "" or name in _TAKEN:
         raise ConfigError(
-            f"--study must be a name of 1 to 100 characters without slashes, and none of {', '.join(_TAKEN)}; "
+            f"--study must be a name of 1 to 100 characters without slashes, not beginning with -, and none of "
+            f"{', '.join(_TAKEN)}; "
             f"got {name!r}"
         )
 

@@ -25,7 +25,7 @@ from cst_search.commands.output import Say, line_printer
 from cst_search.commands.report_files import close_record, write_report
 from cst_search.commands.search_loop import check_still_there, make_task, open_record, run_trials
 from cst_search.commands.worker_setup import WorkerSetup, find_machines, set_up_workers
-from cst_search.config.catalog import check_folder, own_path
+from cst_search.config.catalog import check_folder, own_path, study_folder
 from cst_search.config.loading import make_recipe
 from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
@@ -75,7 +75,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console, *, verbose:
     """
     begun = time.monotonic()
     say = line_printer(console)
-    check_folder("--home", options.home)
+    check_folder("--home", study_folder(options.home, study.name))
     check_tracking(options.tracking_uri, options.home, options.storage)
     info = study.info()
     quality(info)
@@ -110,7 +110,7 @@ def confirm(study: Study, options: ConfirmOptions, console: Console, *, verbose:
 
         # even if there was nothing to run: an earlier confirmation may have died after its last run
         report = confirm_report(info, [record.trial for record in points], epochs, before)
-        folder = options.home / info.name
+        folder = study_folder(options.home, info.name)
         files = write_report(info, folder)
         (folder / "confirm.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         close_record(record.mlflow, info, files, interrupted, {"confirm": [folder / "confirm.json"]})

@@ -29,7 +29,9 @@ from cst_search.commands.search_loop import (
 )
 from cst_search.commands.study_setup import SearchSetup, open_or_make_studies, recorded_settings, set_up_searches
 from cst_search.commands.worker_setup import WorkerSetup, find_machines, memory_limit_of, set_up_workers
+from cst_search.config.catalog import study_folder
 from cst_search.data.disk_cache import Cache, open_cache
+from cst_search.errors import RunError
 from cst_search.execution.interrupt import ends_in_time
 from cst_search.execution.workers import Events, SearchJob
 from cst_search.redaction import shown_address
@@ -225,9 +227,22 @@ def _finish(
             f"study {info.shown_name}: the sampler found no further configuration within the budget; "
             f"the search ends early"
         )
-    files = write_report(info, options.home / study.name)
+    files = _write_report(info, options)
     end_run(record.mlflow, info, files, interrupted)
     return LaunchResult(info, interrupted, files, time.monotonic() - begun)
+
+
+def _write_report(info: StudyInfo, options: LaunchOptions) -> dict[str, Path]:
+    """Write the report of a study. Raises RunError, which says how to write it later."""
+    try:
+        return write_report(info, study_folder(options.home, info.name))
+    except OSError as error:
+        name = in_line(shlex.quote(info.name))
+        raise RunError(
+            f"the trials of study {info.shown_name} are kept, but its report cannot be written: "
+            f"{error.filename or options.home}: {error.strerror}; make room there, then write it with:  "
+            f"cst-search sync {name}{study_flags(options.home, options.storage)}"
+        ) from error
 
 
 def _end_of(searches: Sequence[_Search], begun: float, seconds: float | None) -> Callable[[], bool]:

@@ -69,6 +69,16 @@ def check_folder(flag: str, folder: Path) -> None:
         ) from error
 
 
+def study_folder(home: Path, study: str) -> Path:
+    """Return the folder of a study in ``home``. Raises ConfigError: a name that others wrote leads elsewhere."""
+    within, folder = (Path(os.path.normpath(path.absolute())) for path in (home, home / study))
+    if within not in folder.parents or "\0" in study:
+        raise ConfigError(
+            f"study {study!r} has a name that leads out of {home}, where its files go; nothing is written"
+        )
+    return home / study
+
+
 def home_of(home: Path | str | None) -> Path:
     """The folder of ``--home``, or the default one."""
     return default_home() if home is None else own_path(str(home))

@@ -193,6 +193,12 @@ class Storage(optuna.storages.RDBStorage):
                             f"the storage {self.shown} cannot be written: {reason}; finished trials are kept; "
                             f"make room, then continue with `cst-search resume`"
                         ) from error
+                    if any(words in reason for words in ("readonly", "read-only", "permission denied")):
+                        kind = RunError if self.launch else StudyError
+                        raise kind(
+                            f"the storage {self.shown} cannot be written: {self._reason(error)}; what is finished is "
+                            f"kept; give this user the right to write there, or choose another --storage"
+                        ) from error
                     raise
                 if self._gave_up or time.monotonic() - begun > WAIT_SECONDS:
                     self._gave_up, self._said_away = True, False  # calls during shutdown must not wait as long
@@ -228,7 +234,18 @@ class Storage(optuna.storages.RDBStorage):
                     return True
                 raise
 
-        return self.patiently(call)
+        with self._while_it_is_there():
+            return self.patiently(call)
+
+    @contextmanager
+    def _while_it_is_there(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyError:  # Optuna's, of a record that does not exist
+            raise RunError(
+                f"the study is not in the storage {self.shown} any more: another program, optuna-dashboard say, has "
+                f"deleted it; restore the database from a copy, or search anew"
+            ) from None
 
     def now(self) -> float:
         """Return the time of the database's clock, which all launches share, in seconds as Unix time."""
@@ -288,7 +305,9 @@ def _patient(name: str) -> Any:
 
     @functools.wraps(method)
     def call(self: Storage, *args: Any, **kwargs: Any) -> Any:
-        return self.patiently(lambda: method(self, *args, **kwargs))
+        # a name may never have been there
+        with nullcontext() if name == "get_study_id_from_name" else self._while_it_is_there():
+            return self.patiently(lambda: method(self, *args, **kwargs))
 
     return call
 

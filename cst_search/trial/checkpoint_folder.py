@@ -20,7 +20,9 @@ class Checkpoints:
         return self.folder / f"{trial}.pt"
 
     def drop(self, trial: int) -> None:
-        self.path(trial).unlink(missing_ok=True)
+        """Delete a checkpoint. One that stays, on a disk that is away or read-only, is of no use to other trials."""
+        with contextlib.suppress(OSError):
+            self.path(trial).unlink()
 
     def trim(self) -> None:
         """Delete the oldest checkpoints until the rest is within the bound.
@@ -29,19 +31,21 @@ class Checkpoints:
         """
         found = []
         for path in self.folder.glob("*.pt"):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 found.append((path.stat(), path))
         total = sum(facts.st_size for facts, _ in found)
         for facts, path in sorted(found, key=lambda each: each[0].st_mtime_ns):
             if total <= self.bound_bytes:
                 return
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
             total -= facts.st_size
 
     def tidy(self) -> None:
         """Delete half-written files of killed processes, and the folder if it is empty."""
         for part in self.folder.glob("*.part"):
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 

@@ -239,6 +239,12 @@ FLAGS: list[tuple[str, str, tuple[str, ...]]] = [
     ("more boxes than there can be", f"estimate --recipe {{recipe}} --max-boxes {10**30}", ("--max-boxes",)),
     ("a card and a memory that deny one another", "estimate --device T4 --fit 1TB", ("--fit must be within", "'1TB'")),
     ("a method twice", "estimate --compare cst,cst", ("--compare takes different methods", "'cst,cst'")),
+    (
+        "a file where the page would be",
+        "launch --study file --home {full} --recipe {recipe} --data {data}",
+        ("{file}", "cannot be written"),
+    ),
+    ("a flag for a name", "launch --study --in-process --home {gone}", ("not beginning with -", "'--in-process'")),
     ("an argument too many", "status made more --home {home}", ("unexpected extra argument", "more")),
     ("a flag of another command", "doctor --trials 3", ("No such option", "--trials")),
     ("a host without a record", "ui --host 0.0.0.0 --home {gone}", ("there is no record in", "--home")),

@@ -24,6 +24,7 @@ from searches import Place
 from studies import Ran, make_study, run_cli, run_one, scored
 
 import cst_search
+from cst_search.config.catalog import study_folder
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import load_data
@@ -197,6 +198,24 @@ def test_a_file_name_stays_in_its_folder(
         ran = run_cli("train", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--home", tmp_path / "home")
         assert ran.code == 2 and "file_name leaves the image folder [path-outside]" in ran.message
     assert opened and str(picture) not in opened
+
+
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "..", "."])
+def test_the_name_of_a_study_stays_in_the_home(tmp_path: Path, name: str) -> None:
+    """Others wrote it into a shared database; its page would be written, and old checkpoints deleted, elsewhere."""
+    home = tmp_path / "home"
+    session = make_study(home, name)
+    session.begin_launch()
+    run_one(session, scored(0.5, device_bytes=400), cst__reduction=4, batch_size=2, lr=0.01)
+    session.end_launch()
+    before = sorted(tmp_path.rglob("*"))
+    assert run_cli("status", name, "--home", home).code == 0
+    for command in ("sync", "confirm"):
+        ran = run_cli(command, name, "--home", home)
+        assert ran.code == 2 and "has a name that leads out of" in ran.message, ran
+    assert sorted(tmp_path.rglob("*")) == before
+    for usual in (Path("runs"), Path("../runs"), Path("x/../runs"), Path("/"), home):
+        assert study_folder(usual, "a study") == usual / "a study"
 
 
 # --- what is no file --------------------------------------------------------------------------------------------------

@@ -7,12 +7,20 @@ import os
 import re
 import shutil
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 
+import optuna
 import pytest
+import sqlalchemy
 from searches import Place
-from studies import make_study, run_cli, run_one, scored
+from studies import fake_estimate, make_study, run_cli, run_one, scored
+
+from cst_search.errors import RunError, StudyError
+from cst_search.search.session import SearchSession
+from cst_search.study import launch_registry
+from cst_search.study.study import Study, default_storage
 
 
 @pytest.mark.parametrize("how", ["deleted with its home", "replaced"])
@@ -46,6 +54,51 @@ def test_the_file_of_the_studies_vanishes(place: Place, how: str) -> None:
         return
     place.run("--in-process", trials=12, command="resume")
     place.check(12, at_the_end)
+
+
+def test_a_study_is_deleted_while_a_launch_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As optuna-dashboard can. Whatever the launch does next is the same message, its heartbeat too."""
+    faults: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", faults.append)
+    monkeypatch.setattr(launch_registry, "BEAT_SECONDS", 0.01)
+    session = make_study(tmp_path)
+    session.begin_launch()
+    trial = session.ask(fake_estimate)  # type: ignore[arg-type]
+    assert trial is not None
+    optuna.delete_study(study_name="made", storage=session.study.url)
+    for step in (lambda: session.progress(trial.trial, {"epoch": 1, "loss": 1.0}), session.study.info,
+                 lambda: session.tell(trial.trial, scored(0.4)), lambda: session.ask(fake_estimate),
+                 session.end_launch):  # fmt: skip
+        with pytest.raises(RunError, match=r"the study is not in the storage .* any more: another program"):
+            step()
+    assert faults == []
+
+
+def test_a_storage_that_can_only_be_read(tmp_path: Path) -> None:
+    """A file of another user's, a replica of PostgreSQL. A search on it does not begin; one that runs ends."""
+    make_study(tmp_path)
+    study = Study.open(default_storage(tmp_path), "made")
+    storage = study.storage
+    assert storage is not None
+    session = SearchSession(study)
+
+    def only_read(on: bool) -> None:
+        storage.engine.dispose()
+        act = sqlalchemy.event.listen if on else sqlalchemy.event.remove
+        act(storage.engine, "connect", query_only)
+
+    only_read(True)
+    with pytest.raises(StudyError, match=r"cannot be written: attempt to write a readonly database; .* the right"):
+        storage.set_study_user_attr(1, "key", "value")
+    only_read(False)
+    session.begin_launch()
+    only_read(True)
+    with pytest.raises(RunError, match=r"cannot be written: attempt to write a readonly database; .* is kept"):
+        session.ask(fake_estimate)  # type: ignore[arg-type]
+
+
+def query_only(connection: sqlite3.Connection, _: object) -> None:
+    connection.execute("PRAGMA query_only = ON")
 
 
 # table, key, its value, what the message says; `made` is the study, and has one trial

@@ -269,7 +269,7 @@ def test_another_fault_is_not_waited_for(tmp_path: Path) -> None:
     made = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", make=True)
     begun = time.monotonic()
     with pytest.raises(KeyError):
-        made.get_study_name_from_id(99)
+        made.get_study_id_from_name("nobody")
     with made.engine.connect() as connection:
         connection.exec_driver_sql("DROP TABLE studies")
         connection.commit()

@@ -362,3 +362,18 @@ def test_the_oldest_go_first_when_the_bound_is_reached(tmp_path: Path) -> None:
     kept.drop(9)
     kept.tidy()
     assert not kept.folder.exists()
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_changed_ends_no_search(tmp_path: Path) -> None:
+    """A network disk that is away, say, while the study is in PostgreSQL. Here a file is in its place."""
+    (tmp_path / "study").touch()
+    kept = Checkpoints(tmp_path / "study" / "checkpoints", bound_bytes=0)
+    kept.drop(1)
+    kept.trim()
+    kept.tidy()
+    kept = Checkpoints(tmp_path, bound_bytes=0)
+    kept.path(1).mkdir()  # nor can this be removed, as if it were a file
+    (tmp_path / "2.pt.part").mkdir()
+    kept.drop(1)
+    kept.trim()
+    kept.tidy()
