@@ -196,7 +196,7 @@ class Storage(optuna.storages.RDBStorage):
                     if any(words in reason for words in ("readonly", "read-only", "permission denied")):
                         kind = RunError if self.launch else StudyError
                         raise kind(
-                            f"the storage {self.shown} cannot be written: {self._reason(error)}; what is finished is "
+                            f"the storage {self.shown} cannot be written: {self._reason(error)}; finished trials are "
                             f"kept; give this user the right to write there, or choose another --storage"
                         ) from error
                     raise

@@ -93,7 +93,7 @@ def test_a_storage_that_can_only_be_read(tmp_path: Path) -> None:
     only_read(False)
     session.begin_launch()
     only_read(True)
-    with pytest.raises(RunError, match=r"cannot be written: attempt to write a readonly database; .* is kept"):
+    with pytest.raises(RunError, match=r"cannot be written: attempt to write a readonly database; .* are kept"):
         session.ask(fake_estimate)  # type: ignore[arg-type]
 
 
