@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +35,9 @@ from cst_search.config.catalog import home_of
 from cst_search.errors import ConfigError
 from cst_search.trial.result import Outcome
 from cst_search.units import parse_count
+from cst_search.visible import in_line
+
+_MOST_LINES = 20  # images that `predict` names on a terminal
 
 
 @app.command(rich_help_panel=DETECTORS)
@@ -104,8 +107,12 @@ def predict(
     ] = 0.5,
     max_pixels: Annotated[str | None, launch_option("max_pixels")] = None,
     device: DeviceOption = "auto",
+    json_: JsonOption = False,
 ) -> None:
-    """Detect objects with a trained recipe, or with several at once: JSON on stdout, pictures in a folder."""
+    """Detect objects with a trained recipe, or with several at once; draws pictures into a folder.
+
+    On a terminal it shows a line per image; in a pipe, a file or with --json the boxes as JSON.
+    """
     from cst_search.commands.video import is_video
     from cst_search.detector.bundle import is_bundle
     from cst_search.trial.inference import predict as predict_one
@@ -114,33 +121,50 @@ def predict(
 
     runs, images = split_runs(paths)
     several = len(runs) > 1 or is_bundle(runs[0])
+    limit = None if max_pixels is None else parse_count(max_pixels)
     if any(map(is_video, images)):
         if several or not all(map(is_video, images)):
             raise ConfigError("a video takes one run, and no image beside it; use a command for each")
-        limit = None if max_pixels is None else parse_count(max_pixels)
         _predict_videos(runs[0], images, output if draw else None, score=score, device=device, max_pixels=limit)
         return
     with err.status("loading ...") if err.is_terminal else nullcontext() as status:
         options: dict[str, Any] = {
             "score": score,
             "device": device,
-            "max_pixels": None if max_pixels is None else parse_count(max_pixels),
+            "max_pixels": limit,
             "progress": None if status is None else lambda done, n: status.update(f"{done} of {n} images"),
         }
         folder = output if draw else None
         results = predict_tasks(runs, images, folder, **options) if several else predict_one(
             runs[0], images, folder, **options
         )  # fmt: skip
-    print_json(results)
+    print_json(results) if json_ or not out.is_terminal else _say_detections(results)
     found = [one for result in results for one in (result["tasks"].values() if several else [result])]
     if draw:
-        where = f"{output}, a folder for each task" if several else str(output)
         sheet = f"; {SHEET} {'in each ' * several}shows them side by side" if len(results) > 1 else ""
+        where = f"{output}, a folder for each task" if several else str(output)
         err.print(f"{len(found)} picture(s) in {where}{sheet}", markup=False, highlight=False, soft_wrap=True)
+    _say_empty(found, "picture" if several else "image", score)
+
+
+def _say_empty(found: Sequence[Mapping[str, Any]], what: str, score: float) -> None:
     n_empty = sum(not one["detections"] for one in found)
     if n_empty:
-        what = "picture" if several else "image"
         err.print(f"{n_empty} of {len(found)} {what}(s) have nothing of --score {score:g} or more", highlight=False)
+
+
+def _say_detections(results: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line per image with classes and scores, for the first images: all boxes of a folder flood a terminal."""
+    lines = [
+        f"{result['image']}{f' ({task})' if task else ''}: "
+        + (", ".join(f"{each['class']} {each['score']:.2f}" for each in one["detections"]) or "nothing")
+        for result in results
+        for task, one in result.get("tasks", {"": result}).items()
+    ]
+    for line in lines[:_MOST_LINES]:
+        say(in_line(line))
+    if len(lines) > _MOST_LINES:
+        say(f"... and {len(lines) - _MOST_LINES} more; --json has all, with boxes")
 
 
 def _predict_videos(run: Path, videos: Sequence[Path], output: Path | None, **options: Any) -> None:

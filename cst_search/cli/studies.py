@@ -271,14 +271,14 @@ def _show_fronts(infos: Sequence[StudyInfo]) -> None:
 def export(
     study: NewestStudyArgument = None,
     pick: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--pick",
             metavar="POINT",
-            help="Point of the front: knee, best (highest mAP) or trial=N.",
+            help="Point of the front: knee, best (highest mAP) or trial=N (default: the one that `front` suggests).",
             autocompletion=completion.picks,
         ),
-    ] = "knee",
+    ] = None,
     output: Annotated[
         Path, typer.Option("--output", "--out", "-o", metavar="FILE", help="Recipe file to write.")
     ] = Path("best.yaml"),
@@ -303,7 +303,8 @@ def export(
         if not quiet:
             err.print(line, markup=False, highlight=False)
 
-    record, verified = export_verified(info, pick, output, home_of(home), verify_first=verify, say=tell)
+    chosen = info.suggested_pick() if pick is None else pick
+    record, verified = export_verified(info, chosen, output, home_of(home), verify_first=verify, say=tell)
     if json_:
         print_json(info.brief(record) | {"recipe": str(output), "verified": verified})
     if json_ or quiet:

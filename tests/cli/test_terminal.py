@@ -23,7 +23,9 @@ from studies import make_study, run_cli, run_one, scored
 from cst_search.cli import app
 from cst_search.config import catalog
 from cst_search.config.recipe import Recipe
+from cst_search.errors import UserError
 from cst_search.petl import METHODS
+from cst_search.report.console import PlainConsole
 from cst_search.report.labels import telling_cost
 from cst_search.report.tables import front_table, status_table
 from cst_search.report.text_plot import front_plot
@@ -317,9 +319,37 @@ print({name.split(".")[0] for name in sys.modules} & {"torch", "optuna", "pydant
 
 # --- programs --------------------------------------------------------------------------------------------------------
 
-# what prints nothing of its own, or is JSON anyway
-WITHOUT_JSON = {"predict", "ui"}
+WITHOUT_JSON = {"ui"}  # prints nothing of its own
 WORKS = {"launch", "resume", "confirm", "train", "export", "sync"}
+
+
+def test_predict_names_the_first_images_on_a_terminal_and_is_json_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        {"class": "ca\nt", "score": 0.91, "box": [1, 2, 3, 4]},
+        {"class": "dog", "score": 0.5, "box": [1, 2, 3, 4]},
+    ]
+    results = [{"image": f"{i}.png", "detections": found if i else []} for i in range(25)]
+    monkeypatch.setattr("cst_search.trial.multi_inference.split_runs", lambda paths: (paths[:1], paths[1:]))
+    monkeypatch.setattr("cst_search.trial.inference.predict", lambda *_, **__: results)
+    command = ("predict", "run", "images", "--no-draw")
+    assert json.loads(run_cli(*command).out) == results
+    monkeypatch.setattr(PlainConsole, "is_terminal", True)
+    first, second, *_, last = lines = run_cli(*command).out.splitlines()
+    assert (first, second) == ("0.png: nothing", r"1.png: ca\nt 0.91, dog 0.50") and len(lines) == 21
+    assert last == "... and 5 more; --json has all, with boxes"
+    assert json.loads(run_cli(*command, "--json").out) == results
+
+
+@pytest.mark.parametrize(("given", "chosen"), [((), "best"), (("--pick", "knee"), "knee"), (("--pick", ""), "")])
+def test_export_takes_the_point_that_front_suggests(
+    home: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], chosen: str
+) -> None:
+    def stop(info: StudyInfo, pick: str, *_: object, **__: object) -> None:
+        raise UserError(f"asked for {pick!r}")
+
+    monkeypatch.setattr("cst_search.commands.export.export_verified", stop)
+    monkeypatch.setattr(StudyInfo, "suggested_pick", lambda info: "best")
+    assert f"asked for {chosen!r}" in run_cli("export", "one", "--home", home, *given).message
 
 
 def test_every_command_that_prints_has_json() -> None:
