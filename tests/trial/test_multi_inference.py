@@ -157,6 +157,7 @@ def test_the_command_names_tasks_by_their_folders(run: Callable[..., Path], imag
     found = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "drawn"), "--device", "cpu"])
     assert found.exit_code == 0, found.output
     results = json.loads(found.stdout)
+    assert f"6 picture(s) in {tmp_path / 'drawn'}, a folder for each task; contact-sheet.png in each" in found.stderr
     assert [result["image"] for result in results] == list(map(str, images))
     for result in results:
         assert list(result["tasks"]) == ["one", "two"]
