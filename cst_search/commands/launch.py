@@ -135,7 +135,7 @@ def _set_up(each: Sequence[LaunchOptions], say: Say, verbose: bool) -> list[_Sea
     each = name_studies(each, requests[0].storage)
     first = each[0]
     machines = find_machines(first, requests[0].storage, first.budget, first.limit_mem, say)
-    setups = set_up_searches(each, machines, say)
+    setups = set_up_searches(each, machines, _each_once(say))
     limits = [memory_limit_of(options.budget, options.limit_mem, machines.device) for options in each]
     workers = set_up_workers(
         first,
