@@ -128,8 +128,7 @@ def check_name(name: str) -> None:
     if not shows or not _NAME.match(name) or name.startswith("-") or name.strip(". ") == "" or name in _TAKEN:
         raise ConfigError(
             f"--study must be a name of 1 to 100 characters without slashes, not beginning with -, and none of "
-            f"{', '.join(_TAKEN)}; "
-            f"got {name!r}"
+            f"{', '.join(_TAKEN)}; got {name!r}"
         )
 
 

@@ -17,6 +17,8 @@ import sqlalchemy
 from searches import Place
 from studies import fake_estimate, make_study, run_cli, run_one, scored
 
+from cst_search.commands import launch
+from cst_search.commands.options import LaunchOptions
 from cst_search.errors import RunError, StudyError
 from cst_search.search.session import SearchSession
 from cst_search.study import launch_registry
@@ -95,6 +97,15 @@ def test_a_storage_that_can_only_be_read(tmp_path: Path) -> None:
     only_read(True)
     with pytest.raises(RunError, match=r"cannot be written: attempt to write a readonly database; .* are kept"):
         session.ask(fake_estimate)  # type: ignore[arg-type]
+
+
+def test_a_report_that_cannot_be_written_can_be_later(tmp_path: Path) -> None:
+    """A disk is full at the end of a search of hours, say. Here a file is in the place of the study's folder."""
+    info = make_study(tmp_path).study.info()
+    (tmp_path / "made").touch()
+    said = rf"study made are kept, .* {tmp_path}/made: File exists; .*  cst-search sync made --home {tmp_path}$"
+    with pytest.raises(RunError, match=said):
+        launch._write_report(info, LaunchOptions(home=tmp_path))
 
 
 def query_only(connection: sqlite3.Connection, _: object) -> None:
