@@ -25,10 +25,15 @@ class _Loader(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         sys.modules[_COMPILER] = stand_in = ModuleType(_COMPILER)
         stand_in.is_compile_supported = is_compile_supported  # type: ignore[attr-defined]
+        asks_for_more = False
         try:
             super().exec_module(module)
+        except ImportError:
+            asks_for_more = True
         finally:
             del sys.modules[_COMPILER]
+        if asks_for_more:
+            super().exec_module(module)
 
 
 class _Finder:

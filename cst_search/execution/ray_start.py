@@ -49,7 +49,9 @@ _LOOK_SECONDS = 1.0  # between looks at Ray's own processes
 # workers' output to the driver, and the job server. Starting Ray then takes 3 s of CPU time instead of 5.
 _UNUSED = ("start_monitor", "start_log_monitor", "start_api_server")
 # Nor are a node's agents, which serve the dashboard and make environments for workers: 2 s of CPU time, and the raylet
-# waits for them. A Ray job and a hook may ask for such an environment.
+# waits for them. A Ray job and a hook may ask for such an environment. How an agent reports to its raylet is internal
+# to Ray, so that other versions than the one that this was tried on start their own agents.
+AGENTS_TRIED_ON = "2.60."
 _ASKS_FOR_ENVIRONMENTS = ("RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_RUNTIME_ENV_HOOK")
 
 
@@ -84,7 +86,8 @@ def _little_of_a_node() -> Iterator[None]:
     from ray._private import node, ray_constants, services, utils
 
     agent, maker = ray_constants.PROCESS_TYPE_DASHBOARD_AGENT, ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT
-    can_stand_in = os.name == "posix"  # elsewhere a process does not learn that its parent has ended
+    # posix: elsewhere a process does not learn that its parent has ended
+    can_stand_in = os.name == "posix" and ray.__version__.startswith(AGENTS_TRIED_ON)
     unused = {
         agent: can_stand_in and not has_metrics(),
         maker: can_stand_in and not any(map(os.environ.get, _ASKS_FOR_ENVIRONMENTS)),
@@ -100,9 +103,7 @@ def _little_of_a_node() -> Iterator[None]:
         for name in _UNUSED:
             patches.enter_context(patch.object(node.Node, name, lambda *_, **__: None, create=True))
         patches.enter_context(patch.object(services, command.__name__, start_of_command))
-        if unused[
-            ray_constants.PROCESS_TYPE_DASHBOARD_AGENT
-        ]:  # Ray would import its libraries to see if they are there
+        if unused[agent]:  # Ray would import the dashboard's libraries to see if they are there
             patches.enter_context(patch.object(utils, "get_dashboard_dependency_error", lambda: None))
         yield
 
