@@ -14,6 +14,7 @@ from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import Cache
 from cst_search.errors import CstSearchError, RunError
+from cst_search.execution.interrupt import is_ending
 from cst_search.execution.task import Task
 from cst_search.execution.workers import SearchJob
 from cst_search.report.progress import Standing, View
@@ -76,7 +77,7 @@ def run_trials(jobs: Sequence[SearchJob], workers: WorkerSetup, view: View, go_o
         raise
     for job in jobs:
         job.session.end_launch()
-    return interrupted
+    return interrupted or is_ending.is_set()  # Ray Tune ends its loop and raises nothing
 
 
 def check_still_there(study: Study, go_on: Callable[[str], str]) -> None:

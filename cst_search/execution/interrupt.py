@@ -33,12 +33,12 @@ def ends_in_time(go_on: str) -> Iterator[None]:
     Args:
         go_on: command that continues the search, for the last message.
     """
+    is_ending.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     # The handler of SIGINT changes, and a Python handler waits for the main thread, which may be busy in a library. But
     # Python's own handler, in C, writes the number of every signal into this pipe.
-    is_ending.clear()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     old_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)

@@ -7,11 +7,17 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from cst_search.execution.interrupt import ends_in_time
+from cst_search.commands.search_loop import run_trials
+from cst_search.execution.interrupt import ends_in_time, is_ending
 
 SEARCH = """
     import sys, time
@@ -58,3 +64,22 @@ def test_nohup_stays_nohup() -> None:
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_between_two_trials_is_an_interruption() -> None:
+    """Ray Tune then ends its loop as at the end of a search. A search of another thread is not concerned afterwards."""
+    session = SimpleNamespace(end_launch=lambda: None)
+    loop = SimpleNamespace(run=lambda *jobs: is_ending.set())
+    setup: Any = SimpleNamespace(workers=loop, machines=SimpleNamespace(cluster=None))
+    view: Any = nullcontext()
+    job: Any = SimpleNamespace(session=session)
+    with ends_in_time(""):
+        assert run_trials([job], setup, view, "")
+    loop.run = lambda *jobs: None
+    with ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(within, run_trials, [job], setup, view, "").result()
+
+
+def within(function: Callable[..., bool], *given: Any) -> bool:
+    with ends_in_time(""):
+        return function(*given)
