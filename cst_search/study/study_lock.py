@@ -120,7 +120,8 @@ class FileLock:
         fd = _open_locked(self._path)
         if fd is not None:
             os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(asdict(self._me)).encode(), 0)
+            with suppress(OSError):  # a full disk: held without a name
+                os.pwrite(fd, json.dumps(asdict(self._me)).encode(), 0)
             self._fd = fd
         return fd is not None
 
