@@ -190,17 +190,22 @@ class Search:
             frame.insert(place, name, values)
         return frame
 
-    def recipe(self, pick: str = "knee") -> Recipe:
-        """Return the self-contained recipe of a point: ``knee``, ``best`` (highest mAP) or ``trial=N``."""
+    def recipe(self, pick: str | None = None) -> Recipe:
+        """Return the self-contained recipe of a point.
+
+        Args:
+            pick: ``knee``, ``best`` (highest mAP) or ``trial=N``; None: the point that ``cst-search front`` suggests.
+        """
         from cst_search.commands.export import exported_recipe, pick_trial
 
         info = self.info
         return exported_recipe(info, pick_trial(info, pick))
 
-    def export(self, pick: str = "knee", path: str | Path = "best.yaml", verify: bool = True) -> Path:
+    def export(self, pick: str | None = None, path: str | Path = "best.yaml", verify: bool = True) -> Path:
         """Write the recipe of a point, as ``cst-search export``. Returns the path.
 
         Args:
+            pick: as in `recipe`.
             verify: True to train a few steps on the worst batch first, in a separate process, and to refuse a point
                 that differs from its record.
         """

@@ -1,7 +1,7 @@
 """Import torchvision without torch's compiler, whose import takes 1.4 s of CPU time and which nothing here uses.
 
-`torchvision.ops.roi_align` imports it to ask what it supports, for a deterministic RoI Align on a GPU alone. It is
-asked then.
+`torchvision.ops.roi_align` imports one function of the compiler, and calls it only for a deterministic RoI Align on a
+GPU. A stand-in for that function imports the compiler when it is called.
 """
 
 from __future__ import annotations

@@ -303,8 +303,7 @@ def export(
         if not quiet:
             err.print(line, markup=False, highlight=False)
 
-    chosen = info.suggested_pick() if pick is None else pick
-    record, verified = export_verified(info, chosen, output, home_of(home), verify_first=verify, say=tell)
+    record, verified = export_verified(info, pick, output, home_of(home), verify_first=verify, say=tell)
     if json_:
         print_json(info.brief(record) | {"recipe": str(output), "verified": verified})
     if json_ or quiet:

@@ -28,12 +28,13 @@ from cst_search.trial.result import Outcome
 from cst_search.units import format_bytes, format_count, format_seconds
 
 
-def pick_trial(info: StudyInfo, pick: str) -> TrialRecord:
-    """Return the trial that ``--pick`` names: ``knee``, ``best`` or ``trial=N``.
+def pick_trial(info: StudyInfo, pick: str | None) -> TrialRecord:
+    """Return the trial that ``--pick`` names: ``knee``, ``best`` or ``trial=N``; None: the one that `front` suggests.
 
     ``best`` has the highest mAP on the front, where confirmed points count with the mean over their seeds. Trial N must
     be complete. Raises ConfigError, StudyError.
     """
+    pick = info.suggested_pick() if pick is None else pick
     if pick.startswith("trial="):
         number = pick.removeprefix("trial=")
         record = info.by_number(int(number)) if number.isdecimal() and len(number) < 10 else None
@@ -77,7 +78,7 @@ def exported_recipe(info: StudyInfo, record: TrialRecord) -> Recipe:
     return make_recipe(recipe.to_dict() | {"origin": origin}, f"trial {record.trial} of {info.name!r}")
 
 
-def export(info: StudyInfo, pick: str, path: Path, verified: Mapping[str, Any] | None = None) -> TrialRecord:
+def export(info: StudyInfo, pick: str | None, path: Path, verified: Mapping[str, Any] | None = None) -> TrialRecord:
     """Write the recipe of the picked trial. Raises ConfigError, StudyError.
 
     Args:
@@ -105,8 +106,9 @@ def export(info: StudyInfo, pick: str, path: Path, verified: Mapping[str, Any] |
 
 
 def export_verified(
-    info: StudyInfo, pick: str, path: Path, home: Path, *, verify_first: bool = True, say: Say = lambda line: None
-) -> tuple[TrialRecord, dict[str, Any] | None]:
+    info: StudyInfo, pick: str | None, path: Path, home: Path, *, verify_first: bool = True,
+    say: Say = lambda line: None,
+) -> tuple[TrialRecord, dict[str, Any] | None]:  # fmt: skip
     """Verify the picked trial, then write its recipe. Returns the trial and the result of `verify`.
 
     Args:

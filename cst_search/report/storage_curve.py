@@ -17,7 +17,7 @@ def storage_curve(reports: Sequence[Mapping[str, Any]], n_plans: int = _MOST_STE
 
     Args:
         reports: results of `summary.page_report`, one for each study.
-        n_plans: about so many plans at most.
+        n_plans: about the largest number of plans of a goal.
 
     Returns:
         ``goals``: for each goal ``key``, ``name`` and ``plans``, smallest first, each with ``bytes`` of all deltas
@@ -38,7 +38,7 @@ def storage_curve(reports: Sequence[Mapping[str, Any]], n_plans: int = _MOST_STE
 
 
 def _thinned(plans: Sequence[Plan], n_plans: int) -> list[Plan]:
-    """Return at most so many plans that a reader may look at them all: each gains a fair part of what all gain."""
+    """Return about ``n_plans`` of the plans at most: each gains at least that share of what all of them gain."""
     step = (plans[-1].value - plans[0].value) / n_plans
     found = [plans[0]]
     for plan in plans[1:]:

@@ -340,15 +340,14 @@ def test_predict_names_the_first_images_on_a_terminal_and_is_json_elsewhere(monk
     assert json.loads(run_cli(*command, "--json").out) == results
 
 
-@pytest.mark.parametrize(("given", "chosen"), [((), "best"), (("--pick", "knee"), "knee"), (("--pick", ""), "")])
-def test_export_takes_the_point_that_front_suggests(
-    home: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], chosen: str
+@pytest.mark.parametrize(("given", "chosen"), [((), None), (("--pick", "knee"), "knee"), (("--pick", ""), "")])
+def test_export_hands_the_pick_on(  # None: the suggested point, see `pick_trial`
+    home: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], chosen: str | None
 ) -> None:
-    def stop(info: StudyInfo, pick: str, *_: object, **__: object) -> None:
+    def stop(info: StudyInfo, pick: str | None, *_: object, **__: object) -> None:
         raise UserError(f"asked for {pick!r}")
 
     monkeypatch.setattr("cst_search.commands.export.export_verified", stop)
-    monkeypatch.setattr(StudyInfo, "suggested_pick", lambda info: "best")
     assert f"asked for {chosen!r}" in run_cli("export", "one", "--home", home, *given).message
 
 

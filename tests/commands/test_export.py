@@ -64,6 +64,15 @@ def test_picks(info: StudyInfo, pick: str, trial: int) -> None:
     assert pick_trial(info, pick).trial == trial
 
 
+@pytest.mark.parametrize("suggested", ["knee", "best"])
+def test_without_a_pick_it_is_the_suggested_point(
+    info: StudyInfo, suggested: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StudyInfo, "suggested_pick", lambda info: suggested)
+    assert pick_trial(info, None) == pick_trial(info, suggested)
+    assert pick_trial(info, "knee") != pick_trial(info, "best")
+
+
 @pytest.mark.parametrize(
     ("pick", "said"),
     [
