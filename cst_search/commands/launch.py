@@ -284,7 +284,7 @@ def _say_beginning(search: _Search, record: OpenRecord, say: Say) -> None:
         f"study {in_line(search.study.name)}: {search.n_before} of {options.trials} trials done; "
         f"storage {search.request.shown_storage}; MLflow {shown_address(record.uri)}"
     )
-    say(f"{workers}, {setup.recipe.search_epochs} epochs a trial")
+    say(f"{workers}, {setup.recipe.search_epochs} epoch(s) a trial")
     if machines.cluster is not None:
         say(f"cluster {options.address}: {'; '.join(map(str, machines.cluster.nodes.values()))}")
     if machines.limit_bytes is not None and machines.cluster is None:

@@ -77,7 +77,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     cache, line = open_cache(home, cache_bytes, n_trials=1)
     say(line)
-    say(f"{recipe.detector} {recipe.backbone}, {recipe.method}, {recipe.epochs} epochs on {recipe.data}")
+    say(f"{recipe.detector} {recipe.backbone}, {recipe.method}, {recipe.epochs} epoch(s) on {recipe.data}")
     say(start)
     _set_threads(threads, device, say)
 

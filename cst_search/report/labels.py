@@ -108,7 +108,7 @@ def budget_lines(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             lines[bound.objective] = {"value": value, "label": label}
     context = report["context_bytes"]
     if "device_bytes" in lines and (memory := lines["device_bytes"]["value"]) > context:
-        label = lines["device_bytes"]["label"] + (f", {format_bytes(context)} of it fixed" if context else "")
+        label = lines["device_bytes"]["label"] + (f" ({format_bytes(context)} of it fixed)" if context else "")
         lines["working_bytes"] = {"value": memory - context, "label": label}
     return lines
 

@@ -227,7 +227,7 @@ def test_memory_is_drawn_without_the_context_and_the_budget_with_it():
     drawn = picture(make_report(context=800_000_000))
     x = {p["trial"]: p["x"] for group in drawn["groups"] for p in group["points"]}
     assert all(x[t["trial"]] == t["working_bytes"] / 1e9 for t in make_report(context=800_000_000)["all"])
-    assert drawn["budget"] == {"x": 5.2, "label": "budget 6 GB, 800 MB of it fixed", "align": "center"}
+    assert drawn["budget"] == {"x": 5.2, "label": "budget 6 GB (800 MB of it fixed)", "align": "center"}
     assert "Working memory excludes the CUDA context of 800 MB." in drawn["notes"]
     assert not any("CUDA context" in note for note in picture(make_report())["notes"])
 

@@ -292,7 +292,7 @@ def test_memory_is_said_with_the_device_memory_it_is_of(show: Callable[..., Any]
     lines = page.evaluate("(t) => describe(trials.trial.indexOf(t))", record.trial)
     assert f"memory {words} (measured)" in lines and not any(line.startswith("device memory") for line in lines)
     assert page.evaluate("scatter.budgets.working_bytes") == {
-        "value": 5_200_000_000, "label": "budget 6 GB, 800 MB of it fixed",
+        "value": 5_200_000_000, "label": "budget 6 GB (800 MB of it fixed)",
     }  # fmt: skip
     page.select_option("#x", "device_bytes")  # it can still be looked at
     drawn(page)
