@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from cst_search.commands.study_setup import default_config, first_configs
+from cst_search.commands.study_setup import first_configs
 from cst_search.config.loading import load_recipe, load_space, make_recipe, parse_settings
 from cst_search.config.search_space import Space
 from cst_search.memory.estimate import worst_input
@@ -53,6 +53,7 @@ from cst_search.study.parameters import params_of
 from cst_search.study.records import Budget, StudySpec
 from cst_search.study.study import ETA
 from cst_search.trial.cost import depends_on, predict_step
+from cst_search.trial.default_config import default_config
 
 TABLE = Path("benchmarks/results/search-table.json.gz")
 OBJECTIVES = choose_objectives("map,device_bytes,trainable_params")

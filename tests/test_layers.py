@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "trial": BELOW_TRIAL,
     "deployment": (*BELOW_TRIAL, "trial.multi_inference"),
     "study": ("config", "memory", "trial.result"),
-    "search": ("config", "memory", "study", "trial.cost", "trial.result"),
+    "search": ("config", "memory", "study", "trial.cost", "trial.default_config", "trial.result"),
     "execution": (*BELOW_TRIAL, "trial", "study", "search"),
     "tracking": ("config", "study", "trial.inference", "trial.multi_inference", "trial.result"),
     "report": ("config", "memory", "study", "search.suggestion", "trial.result"),

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from cst_search.commands.study_setup import default_config
 from cst_search.config.loading import load_space, load_space_for, make_recipe, parse_settings
 from cst_search.config.search_space import Space
 from cst_search.search.optuna_space import layout
 from cst_search.search.transfer_prior import FILE, Prior
 from cst_search.study.parameters import params_of
+from cst_search.trial.default_config import default_config
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from cst_search.study.objectives import BOUNDS, OF_INFERENCE, choose_objectives,
 from cst_search.study.records import Budget, StudySpec
 from cst_search.study.study import Study, list_studies
 from cst_search.trial.cost import with_recompute
+from cst_search.trial.default_config import default_config
 
 
 @dataclass(frozen=True)
@@ -219,20 +220,6 @@ def first_configs(space: Space, recipe: Recipe) -> list[dict[str, Any]]:
     own = recipe.method if recipe.method in space.methods else space.methods[0]
     references = [name for name in REFERENCES if name in space.methods and name != own]
     return [default_config(space, recipe, name) for name in (own, *references)]
-
-
-def default_config(space: Space, recipe: Recipe, name: str | None = None) -> dict[str, Any]:
-    """Return the recipe as a configuration of a method: by default its own, or the space's first if that is not in it.
-
-    Another method than the recipe's has its own default options and learning rate.
-    """
-    method = get_method(name or (recipe.method if recipe.method in space.methods else space.methods[0]))
-    own = method.name == recipe.method
-    made = method.make_options(recipe.options if own else {})
-    config = {key: value for key, value in vars(recipe).items() if key not in ("options", "origin")}
-    config |= {"method": method.name, "lr": (recipe.lr if own else None) or method.lr}
-    config |= {f"{method.name}.{key}": value for key, value in vars(made).items()}
-    return with_recompute(config, recipe, lambda choice: 0, None, spares_memory=True)
 
 
 def recorded_settings(study: Study, options: LaunchOptions, workers: WorkerSetup) -> dict[str, Any]:

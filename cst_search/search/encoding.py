@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,11 @@ class ParameterLayout:
         """Number d of columns that `encode` returns."""
         return sum(column.width for column in self._columns)
 
+    @property
+    def roots(self) -> list[int]:
+        """Columns that decide which others exist, and exist themselves in every configuration, such as ``method``."""
+        return sorted({i for i, _ in self._codes.values()} - set(self._codes))
+
     # --- one configuration ---
 
     def row(self, params: Mapping[str, Any], partly: bool = False) -> Floats:
@@ -65,6 +71,14 @@ class ParameterLayout:
                 row[j] = column.code(params[name])
         return row
 
+    def rows_inside(self, configs: Sequence[Mapping[str, Any]]) -> list[Floats]:
+        """Return the p codes of each configuration that is in the space."""
+        found = []
+        for params in configs:
+            with suppress(KeyError):
+                found.append(self.row(params))
+        return found
+
     def params(self, row: Floats) -> dict[str, Any]:
         """Return the configuration of a row of codes."""
         return {
@@ -78,6 +92,14 @@ class ParameterLayout:
     def draw(self, n: int, rng: np.random.Generator) -> Floats:
         """Return n random configurations, ``n x p``."""
         return self.like(np.full((n, len(self.names)), np.nan), 0.0, rng)
+
+    def one_of_each(self, rng: np.random.Generator) -> Floats:
+        """Return random configurations, one for each value of each of the `roots`, in random order."""
+        wanted = [(j, code) for j in self.roots for code in range(self._columns[j].n_choices)]
+        parents = np.full((len(wanted), len(self.names)), np.nan)
+        for i, (j, code) in zip(rng.permutation(len(wanted)), wanted, strict=True):
+            parents[i, j] = code
+        return self.like(parents, 0.0, rng)
 
     def like(
         self,
@@ -130,7 +152,7 @@ class _Choices:
     def __init__(self, distribution: CategoricalDistribution) -> None:
         self._choices = distribution.choices
         self._codes = {choice: float(i) for i, choice in enumerate(distribution.choices)}
-        n = len(self._choices)
+        n = self.n_choices = len(self._choices)
         self._cells, others = np.eye(n), 1.0 - np.eye(n)
         blank = np.full((1, n), 1 / n)
         step = others
@@ -168,7 +190,7 @@ def _shares(weights: Floats) -> Floats:
 
 
 class _Number:
-    width = 1
+    width, n_choices = 1, 0
 
     def __init__(self, distribution: FloatDistribution | IntDistribution) -> None:
         self._low, self._high, self._step = distribution.low, distribution.high, distribution.step

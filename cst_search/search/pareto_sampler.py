@@ -14,6 +14,7 @@ References.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -79,6 +80,8 @@ class ParetoSampler(BaseSampler):
         free: names of parameters that no known value depends on, so that known values are shared across them.
         reference: worst values that count, in the order of the objectives; None: the worst known values seen.
         curve: function from a trial to its learning curve, {epoch: value of the costly objective}.
+        defaults: configurations that random suggestions begin with, one of each method; those that are not in the space
+            are ignored.
         priors: functions from n configurations, ``n x p`` as in `ParameterLayout`, to the costly objective expected
             before any trial, up to a constant, in its units. Their mean, weighed by how well each ranks the trials,
             weighs as much as three trials and is trusted according to its evidence. It is not used beyond 300 trials.
@@ -106,6 +109,7 @@ class ParetoSampler(BaseSampler):
         free: Collection[str] = (),
         reference: Sequence[float] | None = None,
         curve: Callable[[FrozenTrial], Mapping[int, float]] | None = None,
+        defaults: Sequence[Params] = (),
         priors: Sequence[Callable[[Floats], Floats]] = (),
         rough: Callable[[Params], KnownValues] | None = None,
         n_startup: int = 5,
@@ -122,6 +126,7 @@ class ParetoSampler(BaseSampler):
         self._layout = ParameterLayout(space, conditions)
         self._surrogate = Surrogate(self._layout, priors, self._rng)
         self._free = self._layout.mask(free)
+        self._defaults = self._layout.rows_inside(defaults)
         self._priced: dict[bytes, tuple[Floats, KnownValues]] = {}  # by `rough`, and by `known` where it was asked
         self._exact: set[bytes] = set()  # keys of those by `known`
         self._seen = SeenTrials(self._layout, costly, curve or (lambda trial: trial.intermediate_values), self._fits)
@@ -153,7 +158,7 @@ class ParetoSampler(BaseSampler):
         points = self._seen.read(study.get_trials(deepcopy=False), trial.number, signs)
         n_told = sum(bool(point.curve) for point in points)
         if n_told < self._n_startup or len(points) % _CYCLE == 0:
-            return self._layout.params(self._any_feasible())
+            return self._layout.params(self._any_feasible(points))
         # more threads are not faster on matrices of this size, and take CPU time from the trials
         with _blas().limit(limits=1):
             costs_count = len(points) % _EVERY_BEST != _EVERY_BEST - 1
@@ -194,14 +199,17 @@ class ParetoSampler(BaseSampler):
         """Return known costs, ``n x m``, to be minimised."""
         return -np.delete(signs, self._costly) * np.array([known.values for known in prices]).reshape(len(prices), -1)
 
-    def _any_feasible(self) -> Floats:
+    def _any_feasible(self, points: Sequence[Observation]) -> Floats:
         """Return a random feasible configuration, else a feasible mutation of those with the least violation.
+
+        The method with the fewest trials comes first, and of each method its default, if that has not been tried: the
+        model soon asks for few methods alone, and a random learning rate may say nothing of a method.
 
         If no attempt is feasible, return one with the least violation. Five times as many are tried while nothing has
         been feasible.
         """
         tries = self._n_priced if not self._priced or self._feasible() else _FIRST_PRICED * self._n_priced
-        for drawn in self._layout.draw(tries // 2, self._rng):
+        for drawn in np.vstack([self._one_of_each_method(points), self._layout.draw(tries // 2, self._rng)]):
             if self._fits(drawn):
                 return drawn
         for change in self._rng.choice(_CHANGES, size=tries // 2):
@@ -209,6 +217,17 @@ class ParetoSampler(BaseSampler):
             if self._fits(drawn):
                 return drawn
         return self._least_over()
+
+    def _one_of_each_method(self, points: Sequence[Observation]) -> Floats:
+        """Return a configuration of each method, that of the fewest points first: the default if untried, else random.
+
+        A space without conditions has no methods; then only what is untried of the defaults is left.
+        """
+        untried = [row for row in self._defaults if row.tobytes() not in self._seen.tried]
+        rows = np.vstack([*untried, self._layout.one_of_each(self._rng)])
+        keys = [row.tobytes() for row in rows[:, self._layout.roots]]
+        tried = Counter(point.codes[self._layout.roots].tobytes() for point in points)
+        return rows[sorted({keys.index(key) for key in keys}, key=lambda i: (tried[keys[i]], i))]
 
     def _feasible(self) -> list[Floats]:
         """Return all cached configurations that are feasible."""
@@ -245,7 +264,7 @@ class ParetoSampler(BaseSampler):
         n, n_priced = self._n_candidates // (6 if late else 3), max(1, self._n_priced // (12 if late else 3))
         candidates = self._anywhere(n, n_priced)
         if len(candidates) == 0:  # nothing feasible has been drawn yet
-            return self._any_feasible()
+            return self._any_feasible(points)
         n_costs = costs.shape[1] if costs_count else 0
         worst = self._worst(smooth, costs, signs)
         reference = self._reference_point(smooth, front, worst)[: 1 + n_costs]
@@ -272,7 +291,7 @@ class ParetoSampler(BaseSampler):
             ranked, gains = ranked[best], gains[best]
         winner = self._winner(ranked[gains >= 0], gains[gains >= 0], lambda row, dear: float(gain(row, dear)[0]), signs)
         if winner is None:
-            return self._any_feasible()
+            return self._any_feasible(points)
         if costs_count:
             exact = self._costs([self._price(winner)], signs)
             self.outlook = outlook(

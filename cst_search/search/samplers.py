@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial
 
+from cst_search.config.recipe import Recipe
 from cst_search.config.search_space import Space
 from cst_search.errors import StudyError
 from cst_search.search.optuna_space import conditions, distributions
 from cst_search.search.pareto_sampler import KnownValues, ParetoSampler
 from cst_search.search.sources import Source
 from cst_search.study.objectives import Objective
-from cst_search.study.parameters import value_of
+from cst_search.study.parameters import params_of, value_of
 from cst_search.study.pareto import Floats
 from cst_search.study.records import StudySpec
 from cst_search.study.storage import experimental
@@ -82,12 +83,16 @@ def pareto_sampler(
     rough_cost: Cost | None = None,
 ) -> ParetoSampler:
     """Return a `ParetoSampler` for a space within a budget. Raises StudyError, as `check_sampler`."""
-    from cst_search.trial.cost import depends_on  # it loads torch, which takes seconds; reading a study needs none
+    # not before they are needed: reading a study needs neither
+    from cst_search.trial.cost import depends_on
+    from cst_search.trial.default_config import default_config
 
     objectives = spec.objectives
     check_sampler("pareto", objectives)
     costly = [objective.goal for objective in objectives].index("max")
     dimensions = {dimension.name: dimension for dimension in space.dimensions()}
+    recipe = Recipe.from_dict(spec.recipe)
+    defaults = [params_of(space, default_config(space, recipe, method)) for method in space.methods]
 
     def known(cost: Cost, params: dict[str, Any]) -> KnownValues:
         predicted = cost(space.configure(lambda d: value_of(d, params[d.name])))
@@ -104,6 +109,7 @@ def pareto_sampler(
         reference=[spec.reference_point[o.name] for o in objectives],
         curve=curve,
         priors=priors,
+        defaults=defaults,
         rough=None if rough_cost is None else partial(known, rough_cost),
         seed=seed,
     )

@@ -27,7 +27,7 @@ from studies import Ran, run_cli, scored
 from cst_search.commands import launch as launch_module
 from cst_search.commands.budget_survey import Survey, augmentation_note, expected_sharers
 from cst_search.commands.dataset import dataset_inputs, image_sizes
-from cst_search.commands.study_setup import default_config, first_configs, reference_point
+from cst_search.commands.study_setup import first_configs, reference_point
 from cst_search.commands.worker_setup import memory_limit_of
 from cst_search.config.loading import write_yaml
 from cst_search.config.recipe import Recipe
@@ -47,6 +47,7 @@ from cst_search.study.records import Budget, StudyInfo
 from cst_search.study.study import Study
 from cst_search.tracking.connection import default_tracking_uri
 from cst_search.trial.cost import predict
+from cst_search.trial.default_config import default_config
 from cst_search.trial.run import run_trial
 
 GB = 10**9

@@ -394,6 +394,34 @@ def test_conditional_parameters() -> None:
         study.tell(trial, [trial.params.get("a.x", 0.1), trial.params.get("a.x", 0.5)])
 
 
+def test_random_suggestions_take_the_default_of_every_feasible_method_first() -> None:
+    methods = ["a", "b", "c", "d", "over"]
+    space = {
+        "method": CategoricalDistribution(methods),
+        "x": FloatDistribution(0.0, 1.0),
+        "a.y": FloatDistribution(0.0, 1.0),
+    }
+    defaults = [{"method": "a", "x": 0.25, "a.y": 0.75}, {"method": "c", "x": 0.25}, {"method": "unknown", "x": 0.0}]
+    sampler = ParetoSampler(
+        lambda p: KnownValues([0.5], violation=1.0 if p["method"] == "over" else 0.0),
+        space,
+        conditions={"a.y": ("method", ["a"])},
+        defaults=defaults,
+        n_startup=8,
+        n_priced=12,
+        seed=0,
+    )
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    for _ in range(8):
+        trial = study.ask()
+        method = trial.suggest_categorical("method", methods)
+        trial.suggest_float("x", 0.0, 1.0), trial.suggest_float("a.y", 0.0, 1.0) if method == "a" else None
+        study.tell(trial, [0.5, 0.5])
+    asked = [trial.params for trial in study.trials]
+    assert sorted(p["method"] for p in asked[:4]) == sorted(p["method"] for p in asked[4:]) == methods[:4]
+    assert [p in defaults for p in asked] == [p["method"] in "ac" for p in asked[:4]] + [False] * 4
+
+
 def test_costs_are_not_predicted_again_for_free_parameters() -> None:
     asked: list[Any] = []
 
