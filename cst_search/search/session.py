@@ -137,7 +137,7 @@ class SearchSession:
         live = self.study.launch_registry.live()
         optuna_study = self.study.optuna_study()
         for number, stored in list(self.study.reader.unfinished.items()):
-            if number in self._live or number in self.promotion.stopped or stored.state != "RUNNING":
+            if number in self._live or number in self.promotion.stopped or not stored.is_running:
                 continue
             suggested = self.study.reader.suggested_of(number)
             if suggested is None:  # asked by a launch that died before it knew the configuration

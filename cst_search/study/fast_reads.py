@@ -40,6 +40,11 @@ class StoredTrial:
     user_attrs: dict[str, Any]
 
     @property
+    def is_running(self) -> bool:
+        """True for Optuna; the launch that ran the trial may be dead."""
+        return self.state == "RUNNING"
+
+    @property
     def is_finished(self) -> bool:
         """True once the trial can no longer change: Optuna refuses to write to a finished trial."""
         return self.state not in ("RUNNING", "WAITING")

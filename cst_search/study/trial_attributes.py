@@ -293,7 +293,7 @@ def trial_record(trial: StoredTrial, live_launches: Collection[str], full_epochs
     suggested, result = Suggested.of(trial.user_attrs), Result.of(trial.user_attrs)
     assert suggested is not None
     if result is None or not trial.is_finished:
-        is_running = trial.state == "RUNNING" and suggested.launch in live_launches
+        is_running = trial.is_running and suggested.launch in live_launches
         progress, state = Progress.of(trial.user_attrs), TrialState.RUNNING if is_running else TrialState.INTERRUPTED
         result = progress.so_far().with_(state=state, ran=True)
         if progress.stopped:

@@ -1,4 +1,4 @@
-"""Measure what CUDA takes on this machine's GPU, and how far predictions are off there. Runs by itself:
+"""Measure CUDA's own memory use on this machine's GPU, and the error of predictions there. Runs by itself:
 
     python -m cst_search.trial.calibrate --home cst-runs
 
@@ -29,6 +29,7 @@ from cst_search.memory.estimate import worst_input
 from cst_search.memory.gpu_costs import GENERIC, GpuCosts
 from cst_search.memory.gpu_profile import GpuProfile, write_profile
 from cst_search.trial.cost import predict
+from cst_search.trial.result import Outcome
 from cst_search.units import format_bytes
 
 N_CLASSES, N_BOXES = 20, 20
@@ -65,7 +66,7 @@ def in_own_process(recipe: Recipe) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        found = {"outcome": "failed", "reason": f"exit code {done.returncode}: {last[0]}"}
+        found = {"outcome": Outcome.FAILED, "reason": f"exit code {done.returncode}: {last[0]}"}
     return found
 
 
@@ -95,7 +96,7 @@ def calibrate(
     for n, recipe in enumerate(configs, start=1):
         found = measure(recipe)
         name = f"{recipe.method} {recipe.detector} {recipe.backbone} {recipe.precision}"
-        if found["outcome"] != "complete" or not found.get("reserved_bytes"):
+        if found["outcome"] != Outcome.COMPLETE or not found.get("reserved_bytes"):
             reasons.append(str(found.get("reason") or "no GPU was measured"))
             say(f"[{n}/{len(configs)}] {name}: left out: {reasons[-1]}")
             continue
@@ -157,7 +158,7 @@ def _error(rows: Iterable[dict[str, Any]], costs: GpuCosts) -> float | None:
 
 
 def summary(profile: GpuProfile) -> str:
-    """Return what a person should know of a profile."""
+    """Return what a user should know about a profile."""
     costs = profile.costs
     lines = [
         f"{costs.target}, PyTorch {profile.torch}: CUDA context {format_bytes(costs.context_bytes)}, with cuBLAS "
