@@ -51,7 +51,7 @@ BudgetFlopsOption = Annotated[
     typer.Option(
         "--budget-flops",
         metavar="FLOPS",
-        help="Operations on an image for all tasks together, e.g. 200GFLOP; a shared pass counts once.",
+        help="Operations per image for all tasks together, e.g. 200GFLOP; a shared pass counts once.",
     ),
 ]
 WeightOption = Annotated[
@@ -68,7 +68,7 @@ def allocate(
     maximise: Annotated[
         str,
         typer.Option(
-            "--maximise", metavar="mean|worst", help="mean: the mean mAP of the tasks; worst: the lowest of them."
+            "--maximise", metavar="mean|worst", help="mean: mean mAP over the tasks; worst: lowest mAP of any task."
         ),
     ] = "mean",
     weight: WeightOption = None,
@@ -80,7 +80,7 @@ def allocate(
         ),
     ] = None,
     train: Annotated[
-        bool, typer.Option("--train", help="Train the recipes, each with --set, and pack them into a bundle.")
+        bool, typer.Option("--train", help="Train the recipes (each with --set), and pack them into a bundle.")
     ] = False,
     settings: SettingsOption = None,
     device: DeviceOption = "auto",
@@ -91,7 +91,7 @@ def allocate(
     tracking_uri: TrackingOption = None,
     json_: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Divide a budget among tasks: one point of each study, exactly the best choice."""
+    """Divide a budget among tasks: the best choice of one point from each study, solved exactly."""
     from cst_search.commands import allocate as command
 
     check_choice("--maximise", maximise, command.GOALS)
@@ -136,8 +136,8 @@ def _show_plan(infos: Sequence[StudyInfo], found: Allocation, bounds: Bounds, go
         more = f"the next better plan by more {what}" if len(found.better) > 1 else "the next better plan"
         if better is not None:
             say(f"{more}: {better.value:.3f} in {takes(better)}")
-        elif len(found.better) > 1:
-            say(f"more {what} alone would not help")
+        else:
+            say(f"more {what}{' alone' if len(found.better) > 1 else ''} would not help")
 
 
 def _trained_report(trained: TrainedPlan) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def pack(
         list[Path] | None,
         typer.Argument(
             metavar="RUN...",
-            help="Folders that `train` wrote; each is a task of that name. With --mlflow or --onnx also a bundle.",
+            help="Folders that `train` wrote; each becomes a task of that name. With --mlflow or --onnx also a bundle.",
             show_default=False,
         ),
     ] = None,
@@ -183,12 +183,12 @@ def pack(
         Path | None,
         typer.Option(
             "--output", "--out", "-o", metavar="DIR",
-            help="New folder, or a bundle that gets more tasks (default: bundle; with --mlflow or --onnx none).",
+            help="New folder, or an existing bundle to add to (default: bundle; with --mlflow or --onnx none).",
             show_default=False,
         ),
     ] = None,
     drop: Annotated[
-        list[str] | None, typer.Option("--drop", metavar="TASK", help="Task to take out first. Repeatable.")
+        list[str] | None, typer.Option("--drop", metavar="TASK", help="Task to remove first. Repeatable.")
     ] = None,
     mlflow: Annotated[
         Path | None,
@@ -200,7 +200,7 @@ def pack(
     ] = None,
     json_: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Put trained detectors into one folder: what they start from once, and what each trained."""
+    """Pack trained detectors into one folder: the base they share once, and what each one trained."""
     from contextlib import nullcontext
 
     from cst_search.commands import pack as command

@@ -26,7 +26,7 @@ _BETTER = 1e-5  # of mAP: what a better plan has more; ten times the tolerance o
 
 @dataclass(frozen=True)
 class Point:
-    """A trial that a task may take.
+    """A trial that may be chosen for a task.
 
     Attributes:
         quality: mAP, over its seeds if it was confirmed; 0..1.
@@ -83,7 +83,7 @@ def point_of(brief: Mapping[str, Any], body: str = "") -> Point:
 
 
 def useful(points: Sequence[Point], with_flops: bool = False) -> list[Point]:
-    """Return the points that none is at least as good as and smaller, smallest first.
+    """Return the points that no smaller point equals in mAP, smallest first.
 
     Args:
         with_flops: True to keep also those that need fewer operations than any such point.
@@ -108,7 +108,7 @@ def allocate(
     """Return the best plan within the bounds, the smallest of equally good ones; None: none fits.
 
     Args:
-        tasks: by name, what each may take; at least one point each. With a bound of operations all have theirs.
+        tasks: candidate points by task, at least one each. With a bound on operations, all points need theirs.
         goal: ``mean``: the highest weighted mean of mAP. ``worst``: the highest mAP of the task that has the lowest,
             and of such plans the one with the highest mean.
         weights: by name, of the mean; 1 where none is given.
@@ -129,9 +129,9 @@ def cheapest_better(
     tasks: Mapping[str, Sequence[Point]], plan: Plan, of: Literal["storage_bytes", "flops"], bounds: Bounds,
     goal: Goal = "mean", weights: Mapping[str, float] = {},
 ) -> Plan | None:  # fmt: skip
-    """Return the better plan that takes least of one resource, within the bound of the other; None: there is none.
+    """Return the better plan that needs least of one resource, within the bound on the other; None: there is none.
 
-    It is what this bound costs: the plan that the next larger one would allow.
+    This is the price of the bound: the plan that the next larger bound would allow.
     """
     problem = _Problem(tasks, replace(bounds, **{of: None}), weights)
     if goal == "mean":
@@ -190,8 +190,6 @@ def _curve_of_worst(tasks: Mapping[str, Sequence[Point]]) -> list[Plan]:
         chosen = {name: min(points, key=lambda p: (p.delta_bytes, -p.quality)) for name, points in reaching.items()}
         plan = Plan(chosen, min(point.quality for point in chosen.values()))
         if not plans or plan.value > plans[-1].value + 1e-9:
-            if plans and plan.total_bytes <= plans[-1].total_bytes:
-                plans.pop()
             plans.append(plan)
     return plans
 

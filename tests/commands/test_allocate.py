@@ -74,6 +74,12 @@ def test_the_plan_is_printed_and_its_recipes_are_written(home: Path, tmp_path: P
     assert all(recipe["options"]["reduction"] == 8 for recipe in recipes.values())
 
 
+def test_a_budget_above_the_best_plan_is_said_to_be_enough(home: Path) -> None:
+    code, text, _ = ran("allocate", "cells", "cards", "--budget-storage", "1MB", "--home", str(home))
+    words = " ".join(text.split())
+    assert code == 0 and "mean map 0.460 in 14.4 kB of 1 MB" in words and "more storage would not help" in words
+
+
 def test_operations_can_be_the_budget(home: Path) -> None:
     """Each task has 1 GFLOP of its own; the shared pass takes 0.1 for reduction 8, and in these studies 0.8 for 1."""
     code, text, _ = ran(

@@ -134,6 +134,14 @@ def test_copies_of_an_original_stay_together(tmp_path: Path) -> None:
     assert not originals["train"] & originals["val"]
 
 
+def test_a_group_takes_the_room_of_all_its_images(tmp_path: Path) -> None:
+    """Four copies, of which one has an object, fill half of the room; the two images that are left go to the other."""
+    names = [f"photo_jpg.rf.{i:032x}.ppm" for i in range(4)] + ["rare.ppm", "seldom.ppm"]
+    folder = single(tmp_path, names, lambda number: {0: [3], 4: [5], 5: [8]}.get(number, []))
+    data, _ = load_data(folder, ReadOptions(val_fraction=0.5))
+    assert {image.file_name for image in data.splits["val"].images} == {"rare.ppm", "seldom.ppm"}
+
+
 def test_equal_files_stay_together(tmp_path: Path) -> None:
     folder = single(tmp_path, [f"{i}.ppm" for i in range(20)], lambda number: [3])
     for number in range(10, 20):

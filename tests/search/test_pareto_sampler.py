@@ -33,11 +33,13 @@ def volume(points: np.ndarray, reference: np.ndarray) -> float:
     return float(bound[0] - inside.min()) if len(bound) == 1 else float(moocore.hypervolume(inside, ref=bound))
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.25])  # at 0.25 some points of the front are below it
 @pytest.mark.parametrize("m", [0, 1, 2, 3])
-def test_ehvi_is_the_mean_of_the_improvement(m: int) -> None:
+def test_ehvi_is_the_mean_of_the_improvement(m: int, floor: float) -> None:
     rng = np.random.default_rng(m)
     front_y, front_costs = rng.random(6) * 0.6, rng.random((6, m)) * 1.1  # some beyond the reference, some dominated
-    reference = np.append(0.0, np.ones(m))
+    reference = np.append(floor, np.ones(m))
+    assert floor == 0 or (front_y < floor).any()
     mean, std, costs = np.array([0.2, 0.5, 0.6]), np.array([0.02, 0.1, 0.3]), rng.random((3, m))
     found = ehvi(mean, std, costs, front_y, front_costs, reference)
     front = np.column_stack([front_y, front_costs])

@@ -65,3 +65,18 @@ def test_a_running_repeat_does_not_hold_back_what_has_ended(tmp_path: Path) -> N
     reader.read()
     assert repeat.trial in reader.unfinished
     assert reader.first_running() == reader.n_trials > repeat.trial
+
+
+def test_no_trial_is_running_below_the_first_one_that_has_not_ended(tmp_path: Path) -> None:
+    session = make_study(tmp_path)
+    first, second = (session.ask(fake_estimate) for _ in range(2))  # type: ignore[arg-type]
+    assert first is not None and second is not None
+    reader = Study.open(session.study.url, "made").reader
+    reader.read()
+    assert reader.first_running() == first.trial
+    session.tell(first.trial, scored(0.4))
+    reader.read()
+    assert reader.first_running() == second.trial
+    session.tell(second.trial, scored(0.5))
+    reader.read()
+    assert reader.first_running() == reader.n_trials > second.trial

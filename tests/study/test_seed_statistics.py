@@ -224,6 +224,7 @@ def test_without_a_second_seed_nothing_is_said_of_noise() -> None:
 def test_identical_trials_are_both_on_the_front() -> None:
     info = make_info({})
     info = replace(info, trials=(*info.trials, replace(info.trials[A], trial=4)))
-    first, second = verdicts(info, [A, 4])
+    first, second, third = verdicts(info, [A, 4, D])
     assert (first.on_front, first.rival, second.on_front, second.rival) == (True, 4, True, A)
+    assert third.rival == A  # of equal ones the first
     assert first.difference == 0.0
