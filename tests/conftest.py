@@ -34,9 +34,10 @@ _LANES = {
 }
 # next, so that none is the tail: those of 15 CPU seconds and more, the longest first; Ray's last, when lanes have ended
 _LONG = (
-    "test_build", "test_docs", "test_session", "test_bad_input", "test_estimate", "test_launch", "test_parts",
-    "test_petl", "test_mlflow_record", "test_export", "test_feature_cache", "test_run", "test_isolated_process",
-    "test_hostile_input", "test_page_in_browser", "test_parity", "test_lean_layers", "test_checkpoints",
+    "test_build", "test_docs", "test_generated_input", "test_sessions_together", "test_estimate", "test_launch_cut_off",
+    "test_parts", "test_bad_files", "test_mlflow_sync", "test_export", "test_feature_cache", "test_run",
+    "test_isolated_process", "test_hostile_input", "test_page_in_browser", "test_plane_in_browser", "test_parity",
+    "test_pruned_starts", "test_bad_input", "test_promotion", "test_launch", "test_lean_layers", "test_checkpoints",
     "test_coco_eval", "test_mlflow_ui", "test_confirm", "test_plugins",
 )  # fmt: skip
 
