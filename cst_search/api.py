@@ -112,7 +112,7 @@ def open_study(name: str | None = None, *, home: str | Path | None = None, stora
 
 
 class Search:
-    """Study and the actions on it. Every access reads the study anew.
+    """A study, and what can be done with it. Every access rereads the study.
 
     Attributes:
         name: name of the study.
@@ -384,7 +384,7 @@ def predict_video(
 
 
 class Prediction(dict[str, Any]):
-    """Content of ``cst-search estimate --json``. A notebook shows it as the tables that the command prints."""
+    """Content of ``cst-search estimate --json``, shown in a notebook as the tables that the command prints."""
 
     def __init__(self, found: Estimated) -> None:
         super().__init__(found.report())
@@ -453,7 +453,7 @@ def allocate(
     home: str | Path | None = None,
     storage: str | None = None,
 ) -> dict[str, Any]:
-    """Divide a budget among tasks, one point of each study; returns the content of ``cst-search allocate --json``.
+    """Divide a budget among tasks: one point from each study; returns the content of ``cst-search allocate --json``.
 
     `train` takes the recipes that it writes to ``out``, and ``cst-search pack`` the runs.
 

@@ -1,7 +1,6 @@
-"""Reading files that somebody else wrote: only regular ones, and none larger than there is a use for.
+"""Read files that somebody else wrote: regular files only, up to a size limit.
 
-A pipe without a writer would be waited for without end, and ``/dev/zero`` read until memory is full. Standard library
-only.
+A pipe without a writer would block forever, and ``/dev/zero`` would fill memory. Standard library only.
 """
 
 from __future__ import annotations

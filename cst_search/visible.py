@@ -1,4 +1,4 @@
-"""Text that somebody else wrote, made safe to print: what would steer a terminal is shown instead.
+"""Make text that somebody else wrote safe to print: terminal control characters are escaped.
 
 Standard library only. A study's name, a reason or a configuration may come from a database that others write to.
 """

@@ -1,6 +1,6 @@
 """The command line. Every command imports what it needs inside itself: `--help` must not wait for torch.
 
-Exit codes: 0 done, 1 the run failed, 2 the person must change something, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 the run failed, 2 the user must change something, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cst_search.cli import jobs as jobs
 from cst_search.cli import services as services
 # isort: on
 
-# what the system says of a path that a person gave and of a disk that is full; anything else is a fault of ours
+# what the system says of a path that a user gave and of a disk that is full; anything else is a fault of ours
 _OF_A_PATH = {
     errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
     errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE,

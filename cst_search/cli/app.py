@@ -33,11 +33,11 @@ app = App(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# groups of commands in --help, in the order in which a person needs them
+# groups of commands in --help, in the order in which a user needs them
 SEARCHES, DETECTORS, BEFORE, SERVICES = "Search", "Use what was found", "Before a search", "Records and clusters"
 job_app = App(help="Jobs that `submit` started on a cluster.", no_args_is_help=True)
 app.add_typer(job_app, name="job", rich_help_panel=SERVICES)
-data_app = App(help="Look at a data set, or convert it, without a search.", no_args_is_help=True)
+data_app = App(help="Check or convert a data set, without a search.", no_args_is_help=True)
 app.add_typer(data_app, name="data", rich_help_panel=BEFORE)
 
 
@@ -73,7 +73,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing 
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Also print what the caches of images and feature maps decide, and why.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 PlotOption = Annotated[
     bool | None,
     typer.Option("--plot/--no-plot", help="Draw the front as text (default: on a terminal).", show_default=False),

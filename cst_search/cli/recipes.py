@@ -100,16 +100,16 @@ def predict(
     ] = Path("predictions"),
     draw: Annotated[
         bool,
-        typer.Option("--draw/--no-draw", help="Draw boxes, classes, scores into copies of images or videos."),
+        typer.Option("--draw/--no-draw", help="Draw boxes, classes and scores into copies of the images or videos."),
     ] = True,
     score: Annotated[
-        float, typer.Option("--score", metavar="SCORE", min=0.0, max=1.0, help="Lowest score of a reported box.")
+        float, typer.Option("--score", metavar="SCORE", min=0.0, max=1.0, help="Minimum score of a reported box.")
     ] = 0.5,
     max_pixels: Annotated[str | None, launch_option("max_pixels")] = None,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Detect objects with a trained recipe, or with several at once; draws pictures into a folder.
+    """Detect objects with a trained detector, or with several at once, and draw them into a folder.
 
     On a terminal it shows a line per image; in a pipe, a file or with --json the boxes as JSON.
     """
@@ -213,7 +213,7 @@ TasksOption = Annotated[
     typer.Option(
         "--tasks",
         metavar="N,...",
-        help="Also show storage, peak memory and operations of so many detectors at inference, e.g. 1,5,20.",
+        help="Also show storage, peak memory and operations of this many detectors at inference, e.g. 1,5,20.",
     ),
 ]
 
@@ -234,7 +234,7 @@ def estimate(
         int, typer.Option("--classes", metavar="N", min=1, max=100_000, help="Number of classes, without background.")
     ] = 80,
     max_boxes: Annotated[
-        int, typer.Option("--max-boxes", metavar="N", min=1, max=100_000, help="Largest number of boxes in an image.")
+        int, typer.Option("--max-boxes", metavar="N", min=1, max=100_000, help="Maximum number of boxes in an image.")
     ] = 100,
     fit: FitOption = None,
     device: CardOption = None,
@@ -242,7 +242,7 @@ def estimate(
     tasks: TasksOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Predict the memory and parameters that training a recipe needs, and what fits into a memory. Needs no GPU."""
+    """Predict the memory and parameters that training a recipe needs, and what fits on a GPU. Needs no GPU itself."""
     from cst_search.commands import estimate as estimates
 
     with err.status("predicting ...") if err.is_terminal else nullcontext():
@@ -303,7 +303,7 @@ def cp(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Copy a shipped recipe or search space in order to edit it."""
+    """Copy a shipped recipe or search space, to edit it."""
     import shutil
 
     from cst_search.config import catalog

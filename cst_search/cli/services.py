@@ -131,7 +131,7 @@ def sync(
     quiet: QuietOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Backfill missing runs and artifacts of a study in MLflow: runs, front, page. It can be another MLflow server."""
+    """Backfill missing runs and artifacts of a study in MLflow: runs, front, page. Any MLflow server will do."""
     info = open_study(study, home, storage).info()
     from cst_search.commands.checks import check_tracking
     from cst_search.commands.report_files import export_best, write_report

@@ -150,7 +150,7 @@ def prior(
     storage: StorageOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Show what a study learns from other data, and how far its trials agree."""
+    """Show what a study learns from other data sets, and how well its own trials agree with them."""
     from cst_search.commands.prior import prior_report
     from cst_search.report.tables import sources_table
 
@@ -177,7 +177,7 @@ def front(
             autocompletion=completion.studies,
         ),
     ] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Compare all studies of the storage.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Compare all studies in the storage.")] = False,
     home: HomeOption = None,
     storage: StorageOption = None,
     output: Annotated[

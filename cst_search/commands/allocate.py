@@ -74,7 +74,7 @@ def read_weights(pairs: Sequence[str], names: Sequence[str]) -> dict[str, float]
 
 @dataclass(frozen=True)
 class Allocation:
-    """The best plan within bounds, and what more would buy.
+    """The best plan within bounds, and the next better plan beyond each bound.
 
     Attributes:
         better: by bound, ``storage_bytes`` or ``flops``, the better plan that takes least of it; None: there is none.

@@ -1,4 +1,4 @@
-"""Look at a data set without a search, and write it in our layout."""
+"""Check a data set without a search, and convert it to our layout."""
 
 from __future__ import annotations
 

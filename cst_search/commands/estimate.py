@@ -1,6 +1,6 @@
 """Content of `cst-search estimate`: one prediction, the largest sizes that fit, methods side by side.
 
-The same content as tables for a person and as dicts for `--json`.
+The same content as tables for people and as dicts for `--json`.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _counts(text: str) -> list[int]:
 
 
 def tables(found: Estimated) -> Iterator[Table | Text]:
-    """Yield the tables and notes for a person, from top to bottom."""
+    """Yield the printed tables and notes, from top to bottom."""
     recipe, guess, fit = found.recipe, found.guess, found.fit
     title = f"{found.name}: {recipe.detector} {recipe.backbone}, {recipe.image_size_px} px, batch {recipe.batch_size}"
     budget = None if fit is None else fit.budget_bytes

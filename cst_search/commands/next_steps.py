@@ -1,4 +1,4 @@
-"""What to do with a finished search: the commands that launch, front and export suggest, always the same ones."""
+"""Next steps after a search: the commands that launch, front and export suggest, the same in all three."""
 
 from __future__ import annotations
 

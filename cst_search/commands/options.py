@@ -185,27 +185,27 @@ class ReadingOptions(Options):
 
     exif: str | None = _chosen(
         "--exif",
-        "Boxes of images with an EXIF orientation lie on the picture as shown, as stored, or as the sizes in the "
-        "annotation file say: auto (default: the recipe's, auto).",
+        "How boxes lie on images with an EXIF orientation: on the image as shown, as stored, or auto, whichever the "
+        "sizes in the annotation file match (default: the recipe's, auto).",
         READING,
         EXIF_CHOICES,
     )
     max_pixels: int | None = _option(
         "--max-pixels",
-        "Largest width times height of an image, e.g. 200M (default: the recipe's, 89478485).",
+        "Maximum width times height of an image, e.g. 200M (default: the recipe's, 89478485).",
         READING,
         metavar="COUNT",
         parse=_count,
     )
     truncated: str | None = _chosen(
         "--truncated",
-        "Image files that are cut off at their end: refuse, or use what is there (default: the recipe's, refuse).",
+        "Truncated image files: refuse them, or use what is there (default: the recipe's, refuse).",
         READING,
         TRUNCATED_CHOICES,
     )
     white_level: float | None = _option(
         "--white-level",
-        "Value of white in grey-scale images of more than 8 bits, e.g. 4095 for a camera of 12 bits (default: the "
+        "Pixel value of white in greyscale images of more than 8 bits, e.g. 4095 for a 12-bit camera (default: the "
         "recipe's, else 65535; 1 or 255 for floats).",
         READING,
         metavar="VALUE",
@@ -213,39 +213,39 @@ class ReadingOptions(Options):
     )
     val_fraction: float | None = _option(
         "--val-fraction",
-        "Share of the training images to validate on, e.g. 0.2, for a set without a validation split (default: the "
-        "recipe's, none).",
+        "Share of the training images to hold out for validation, e.g. 0.2, if the data set has no validation split "
+        "(default: the recipe's, none).",
         READING,
         metavar="SHARE",
         kind=float,
     )
     val_seed: int | None = _option(
-        "--val-seed", "Seed of the choice of these images (default: the recipe's, 0).", READING, kind=int, least=0,
+        "--val-seed", "Seed that picks the held-out images (default: the recipe's, 0).", READING, kind=int, least=0,
         most=2**31 - 1,
     )  # fmt: skip
     sizes: str | None = _chosen(
         "--sizes",
-        "Width and height of images: file (those of the annotation file, which must be right) or image (do not read "
-        "them) (default: the recipe's, file).",
+        "Source of the image sizes: file (the annotation file, whose sizes must be right) or image (the images "
+        "themselves) (default: the recipe's, file).",
         READING,
         SIZES_CHOICES,
     )
     boxes: str | None = _chosen(
         "--boxes",
-        f"Form of the boxes in the annotation file: {', '.join(BOX_FORMS)} (default: the recipe's, auto: COCO's xywh).",
+        f"Box format in the annotation file: {', '.join(BOX_FORMS)} (default: the recipe's, auto: COCO's xywh).",
         READING,
         BOX_FORMS,
     )
     crowd: str | None = _chosen(
         "--crowd",
-        "Objects with iscrowd 1: auto, ignore or as-objects (default: the recipe's, auto: ignored, but not if they are "
-        "most).",
+        "Objects with iscrowd 1: auto, ignore or as-objects (default: the recipe's, auto: ignored unless they are the "
+        "majority).",
         READING,
         CROWD_CHOICES,
     )
     rotated: str | None = _chosen(
         "--rotated",
-        "Boxes with a rotation: refuse, enclose (take the upright box around) or ignore (the rotation) (default: the "
+        "Rotated boxes: refuse, enclose (use the upright box around each) or ignore (drop the rotation) (default: the "
         "recipe's, refuse).",
         READING,
         ROTATED_CHOICES,
@@ -320,8 +320,8 @@ class ResumeOptions(RunOptions):
     )  # fmt: skip
     until: str | None = _option(
         "--until",
-        "End of the search: trials (when --trials have run), or converged (also when further trials would gain less "
-        "than other seeds change) (default: trials; for resume as in the last launch).",
+        "When to stop: trials (after --trials), or converged (also once further trials would gain less than the noise "
+        "between seeds) (default: trials; for resume as in the last launch).",
         BUDGET,
         metavar="trials|converged",
         parse=partial(_choice, "--until", names=UNTIL),
@@ -333,7 +333,7 @@ class ResumeOptions(RunOptions):
     )
     cache_size: int | None = _option(
         "--cache-size",
-        "Disk space in --home for what trials share (images, feature maps of frozen backbones), e.g. 20GB; 0: off "
+        "Disk space in --home for what trials share (images, feature maps of the frozen backbone), e.g. 20GB; 0: off "
         "(default: 10GB or a tenth of the free disk).",
         TRIALS,
         metavar="SIZE",
@@ -359,18 +359,18 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
         "--budget-mem", "GPU memory budget per trial, e.g. 6GB or 6GiB.", BUDGET, metavar="SIZE", parse=_bytes
     )
     budget_params: int | None = _option(
-        "--budget-params", "Budget of trainable parameters, e.g. 2M.", BUDGET, metavar="COUNT", parse=_params
+        "--budget-params", "Budget for trainable parameters, e.g. 2M.", BUDGET, metavar="COUNT", parse=_params
     )
     budget_delta: int | None = _option(
         "--budget-delta",
-        "Budget of what each training adds to storage, e.g. 4MB.",
+        "Budget for the storage that each trained detector adds to its base, e.g. 4MB.",
         BUDGET,
         metavar="SIZE",
         parse=_bytes,
     )
     budget_flops: int | None = _option(
         "--budget-flops",
-        "Budget of the operations of one image, e.g. 5GFLOP, or 2.5GMAC (multiply-adds).",
+        "Budget for the operations on one image, e.g. 5GFLOP, or 2.5GMAC (multiply-adds).",
         BUDGET,
         metavar="FLOPS",
         parse=_flops,
@@ -461,7 +461,7 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
     )
     stop_early: bool | None = _option(
         "--stop-early/--no-stop-early",
-        "Stop a trial part-way unless it is among the best 1/eta at that epoch (default: as in the study, else yes).",
+        "Stop a trial early unless it is among the best 1/eta at that epoch (default: as in the study, else yes).",
         BUDGET,
         kind=bool,
     )
@@ -507,7 +507,7 @@ class ConfirmOptions(RunOptions):
 
     seeds: int = _option(
         "--seeds",
-        "Total seeds per point. The trial of the search is one of them, so 3 means two more runs; with another "
+        "Total seeds per point. The search's own trial is one of them, so 3 means two more runs; with another "
         "--epochs it does not count.",
         SEARCH,
         kind=int,

@@ -1,4 +1,4 @@
-"""Put trained runs into a bundle, or take tasks out of it; write a bundle for other programs."""
+"""Add trained runs to a bundle, remove tasks from it, and export it to MLflow and ONNX."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pack(runs: Sequence[Path], folder: Path, drop: Sequence[str] = ()) -> Bundle
 
 @contextmanager
 def opened(runs: Sequence[Path]) -> Iterator[Bundle]:
-    """Give the bundle of some runs, which exists inside the ``with`` block only; or the one bundle that is named.
+    """Yield a temporary bundle of some runs, deleted after the ``with`` block, or the existing bundle that is named.
 
     Raises ConfigError as `pack` does, and if the named bundle is damaged or empty.
     """

@@ -1,4 +1,4 @@
-"""What a study learns from other data, and how far its trials agree."""
+"""Show what a study learns from other data sets, and how well its own trials agree with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search is compared with: full fine-tuning, and the head alone. Costs are exact, mAP is known where trained."""
+"""References of a search: full fine-tuning, and the head alone. Costs are exact; mAP is known once trained."""
 
 from __future__ import annotations
 

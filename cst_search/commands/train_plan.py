@@ -1,4 +1,4 @@
-"""Train the recipes of a plan one after the other, and pack what they trained into one bundle.
+"""Train the recipes of a plan one after the other, and pack the trained detectors into one bundle.
 
 A folder that holds the whole run of a recipe is left as it is, so the same command continues after a stop, and a plan
 of another budget trains only the points that it does not share with earlier plans.

@@ -18,7 +18,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def shipped_folder(kind: Kind) -> Path:
-    """The folder of one kind of shipped files."""
+    """Return the folder of one kind of shipped files."""
     for base in (_PACKAGE, _PACKAGE.parent):
         if (base / kind).is_dir():
             return base / kind
@@ -26,17 +26,17 @@ def shipped_folder(kind: Kind) -> Path:
 
 
 def shipped(kind: Kind, name: str) -> Path:
-    """The path of one shipped file, ``.yaml`` added where the name has no ending. It may not exist."""
+    """Return the path of a shipped file, adding ``.yaml`` to a name without a suffix. It may not exist."""
     return shipped_folder(kind) / (name if "." in name else f"{name}.yaml")
 
 
 def names(kind: Kind) -> list[str]:
-    """Names of the shipped YAML files of a kind, without ending, sorted."""
+    """Return the sorted names of the shipped YAML files of one kind, without suffix."""
     return sorted(path.stem for path in shipped_folder(kind).glob("*.yaml"))
 
 
 def find(kind: Kind, name: str) -> Path:
-    """A file of the person's own (a path) or a shipped one (a bare name). Raises ConfigError when there is neither."""
+    """Return the path of a user's own file (given as a path) or of a shipped one (a bare name). Raises ConfigError."""
     path = own_path(name)
     if path.is_file():
         return path
@@ -50,7 +50,7 @@ def find(kind: Kind, name: str) -> Path:
 
 
 def own_path(text: str) -> Path:
-    """A path as a person writes it, ``~`` for the home folder. Raises ConfigError: there is no such user."""
+    """Return a path as a user types it, with ``~`` expanded. Raises ConfigError if there is no such user."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -58,7 +58,7 @@ def own_path(text: str) -> Path:
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Raise ConfigError when nothing can be written into a folder, or where it would be made: before work is lost."""
+    """Raise ConfigError if a folder, or the place it would be created in, is not writable: before work is lost."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -70,7 +70,7 @@ def check_folder(flag: str, folder: Path) -> None:
 
 
 def study_folder(home: Path, study: str) -> Path:
-    """Return the folder of a study in ``home``. Raises ConfigError: a name that others wrote leads elsewhere."""
+    """Return the folder of a study in ``home``. Raises ConfigError if the name leads out of it."""
     within, folder = (Path(os.path.normpath(path.absolute())) for path in (home, home / study))
     if within not in folder.parents or "\0" in study:
         raise ConfigError(
@@ -80,7 +80,7 @@ def study_folder(home: Path, study: str) -> Path:
 
 
 def home_of(home: Path | str | None) -> Path:
-    """The folder of ``--home``, or the default one."""
+    """Return the folder of ``--home``, or the default one."""
     return default_home() if home is None else own_path(str(home))
 
 

@@ -1,4 +1,4 @@
-"""Reading what people write: recipes and search spaces in YAML, ``name=value`` on the command line.
+"""Read what users write: recipes and search spaces in YAML, ``name=value`` on the command line.
 
 All faults of a file are reported together, each with its place, the rule and the value.
 """
@@ -89,7 +89,7 @@ def _n_values(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds one mapping. Raises ConfigError with the line of a syntax error."""
+    """Return the mapping that a YAML file holds. Raises ConfigError with the line of a syntax error."""
     try:
         content = _parse(read_regular(path, MOST_TEXT_BYTES).decode())
     except OSError as error:
@@ -104,7 +104,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def write_yaml(path: Path, content: Mapping[str, Any], header: str) -> None:
-    """Write a mapping under comment lines, in one step: a reader sees the old file or the new one."""
+    """Write a mapping below comment lines, atomically: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
     part = path.with_name(path.name + ".part")
@@ -150,7 +150,7 @@ def _say(fault: Any) -> str:
 
 
 def load_recipe(name: RecipeLike) -> Recipe:
-    """A recipe by path, or a shipped one by name; one that is a value already as it is. Raises ConfigError."""
+    """Return the recipe at a path, or a shipped one by name; a `Recipe` is returned as it is. Raises ConfigError."""
     if isinstance(name, Recipe):
         return name
     path = catalog.find("trials", str(name))
@@ -163,7 +163,7 @@ def shown_name(given: RecipeLike | SpaceLike) -> str:
 
 
 def load_space(name: SpaceLike, recipe: Recipe | None = None) -> Space:
-    """A search space by path, or a shipped one by name; or the mapping that such a file holds. Raises ConfigError.
+    """Return the search space at a path, a shipped one by name, or the one of a mapping. Raises ConfigError.
 
     Args:
         recipe: what the space is for, see `search_space.fit_space`; None: the defaults.
@@ -183,12 +183,12 @@ def load_space_for(name: SpaceLike, recipe: Recipe, starts_trained: bool = True)
 
 
 def recipe_json_schema() -> dict[str, Any]:
-    """JSON Schema of a recipe, for completion in editors."""
+    """Return the JSON Schema of a recipe, for completion in editors."""
     return _RECIPE.json_schema()
 
 
 def apply_settings(recipe: Recipe, settings: Settings, name: str) -> Recipe:
-    """The recipe called ``name`` with ``--set`` values over it, checked. Raises ConfigError."""
+    """Return the recipe called ``name`` with the ``--set`` values applied, checked. Raises ConfigError."""
     config = parse_settings(settings)
     method = config.get("method", recipe.method)
     strange = [key for key in config if "." in key and key.partition(".")[0] != method]
@@ -198,9 +198,9 @@ def apply_settings(recipe: Recipe, settings: Settings, name: str) -> Recipe:
 
 
 def parse_settings(settings: Settings) -> dict[str, Any]:
-    """``["cst.reduction=8", "lr=1e-3"]`` -> a configuration; values are read as YAML. Raises ConfigError.
+    """Return the configuration of ``["cst.reduction=8", "lr=1e-3"]``; values are YAML. Raises ConfigError.
 
-    A mapping, ``{"cst.reduction": 8}``, is one already.
+    A mapping, ``{"cst.reduction": 8}``, is copied.
     """
     if isinstance(settings, Mapping):
         return dict(settings)

@@ -63,7 +63,7 @@ _FORMER_READING = {"exif": "stored", "boxes": "xywh", "crowd": "ignore", "rotate
 
 
 def wrong_kinds(owner: type[Any], values: Mapping[str, Any]) -> list[str]:
-    """Faults of values that are not of the kind of their field of the dataclass: a text for a number, say.
+    """Return the faults of values whose type does not match their dataclass field, e.g. text for a number.
 
     Ranges can only be checked once there are none.
     """
@@ -92,7 +92,7 @@ def wrong_kinds(owner: type[Any], values: Mapping[str, Any]) -> list[str]:
 
 
 def renamed_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by field name, as an earlier version wrote them, under the names that the fields have today.
+    """Return values that an earlier version may have written, under today's field names.
 
     Everything that holds recipe fields and comes from outside passes here: recipe files, ``--set``, search spaces,
     stored studies, saved weights and checkpoints. Order is kept; a name that is no former one stays as it is.
@@ -107,7 +107,7 @@ def renamed_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stored_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all fields of a recipe that this or an earlier version stored, by their names and meaning of today.
+    """Return all fields of a stored recipe, of this or an earlier version, with today's names and meaning.
 
     A recipe without ``neck`` is from before whole detectors could be loaded: its ``DEFAULT`` weights are IMAGENET. One
     without ``exif``, ``boxes``, ``crowd`` or ``rotated`` reads data as the versions before these fields did. Other
@@ -123,7 +123,7 @@ def stored_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def written_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields as a person wrote them, by their names of today; a recipe that a study exported is a stored one.
+    """Return fields that a user wrote, with today's names; a recipe that a study exported counts as stored.
 
     Raises:
         ConfigError: a field is given under both of its names.
@@ -140,7 +140,7 @@ _ONE_OF = "one of "  # begins the rule of a field that takes names
 
 
 def _nearest(value: Any, rule: str) -> str:
-    """Return which name may have been meant, for a rule that lists names."""
+    """Return a hint at the name that was probably meant, for a rule that lists names."""
     return did_you_mean(str(value), rule.removeprefix(_ONE_OF).split(", ")) if rule.startswith(_ONE_OF) else ""
 
 
@@ -233,7 +233,7 @@ class Recipe:
 
     @property
     def weights_kind(self) -> str:
-        """The weights that DEFAULT stands for, COCO or IMAGENET; any other value of ``weights`` unchanged."""
+        """Weights that DEFAULT stands for, COCO or IMAGENET; any other value of ``weights`` unchanged."""
         if self.weights != "DEFAULT":
             return self.weights
         return "COCO" if self.coco_detector else "IMAGENET"
@@ -246,17 +246,17 @@ class Recipe:
 
     @property
     def has_trained_detector(self) -> bool:
-        """True if neck and heads start trained, or may (from a file, which `detector.build` reads)."""
+        """True if neck and heads start trained, or may do so: `detector.build` reads that from the file."""
         return self.weights_kind not in ("IMAGENET", "none", "demo")
 
     @property
     def frozen_norm(self) -> bool:
-        """True if the body's norms are frozen ones, whose weight and bias are no parameters; else BatchNorm2d."""
+        """True if the body has FrozenBatchNorm2d, whose weight and bias are buffers; False for BatchNorm2d."""
         return self.weights_kind != "none" and self.detector not in BATCH_NORM_DETECTORS
 
     @property
     def augmentation(self) -> Augmentation:
-        """The jitter of training images: that of ``augment``, or what is given beside it."""
+        """Jitter of training images: the preset ``augment``, overridden by the fields given beside it."""
         preset = PRESETS[self.augment]
         return Augmentation(
             preset.scale_jitter if self.scale_jitter is None else self.scale_jitter,
@@ -275,12 +275,12 @@ class Recipe:
 
     @property
     def max_detections(self) -> int:
-        """The most detections of an image that a detector gives and that evaluation counts."""
+        """Maximum number of detections per image, for the detector and for evaluation."""
         return self.detections_per_image or DETECTIONS_PER_IMAGE
 
     @property
     def used_stages(self) -> tuple[int, ...]:
-        """The stages that the pyramid reads."""
+        """Stages of the body that the feature pyramid reads."""
         if self.detector in USED_STAGES:
             return USED_STAGES[self.detector]
         plugin = plugins.of_name("detectors", self.detector, ours=False)
@@ -380,7 +380,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], *, by_hand: bool = False) -> Recipe:
-        """The recipe of `to_dict`, also as an earlier version wrote it; ``by_hand``: one that a person wrote.
+        """Return the recipe that `to_dict` wrote, in this or an earlier version; ``by_hand``: one that a user wrote.
 
         Raises:
             ConfigError: a value is out of its range, or a field is given under both of its names.
@@ -391,7 +391,7 @@ class Recipe:
         return cls(**(written_fields(content) if by_hand else stored_fields(content)))
 
     def configured(self, config: Mapping[str, Any]) -> Recipe:
-        """This recipe with a configuration laid over it.
+        """Return this recipe with the values of a configuration in place of its own.
 
         Args:
             config: flat; keys are names of recipe fields, ``method``, or ``<method>.<option>``. Options of a method
@@ -423,7 +423,7 @@ class Recipe:
         return replace(self, **(values | {"method": method, "options": options}))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and scalars, ready for YAML or JSON."""
+        """Return plain dicts, lists and scalars, ready for YAML or JSON."""
         plain = asdict(self)
         plain["options"] = dict(self.options)
         if plain["origin"] is None:

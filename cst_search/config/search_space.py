@@ -118,13 +118,15 @@ _BEYOND = 2**63  # integers above are none for a database, and above 10**308 no 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One thing that varies.
+    """One dimension of a search space.
 
     Attributes:
-        name: unique, its name in the study: ``lr``, ``cst.reduction``; ``full.lr`` where a method has its own.
-        key: of the configuration: ``lr``, ``cst.reduction``.
-        choices: the values of a choice, else empty.
-        low, high, log, whole: of a range, both ends included.
+        name: unique name in the study: ``lr``, ``cst.reduction``; ``full.lr`` if a method has its own range.
+        key: name in a configuration: ``lr``, ``cst.reduction``.
+        choices: values to choose from; empty for a range.
+        low, high: ends of a range, both included.
+        log: True if the range is sampled on a logarithmic scale.
+        whole: True if the range holds whole numbers.
     """
 
     name: str
@@ -153,7 +155,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Space:
-    """Methods and dimensions. ``by_method[m]`` are those of a configuration with method m, in order."""
+    """Methods, and the dimensions of each. ``by_method[m]`` lists the dimensions of method m, in order."""
 
     methods: tuple[str, ...]
     by_method: Mapping[str, tuple[Dimension, ...]]
@@ -162,7 +164,7 @@ class Space:
     METHOD = "method"
 
     def configure(self, pick: Callable[[Dimension], Any]) -> dict[str, Any]:
-        """A configuration: the method first, then its dimensions, each value from ``pick``."""
+        """Return a configuration: the method first, then its dimensions, each value chosen by ``pick``."""
         method = pick(self.method_dimension) if len(self.methods) > 1 else self.methods[0]
         return {self.METHOD: method} | {dimension.key: pick(dimension) for dimension in self.by_method[method]}
 
@@ -174,7 +176,7 @@ class Space:
         return self.configure(lambda dimension: dimension.sample(rng))
 
     def ends(self) -> Iterator[dict[str, Any]]:
-        """Configurations in which every choice, and both ends of every range, stands once at least."""
+        """Yield configurations that together contain every choice and both ends of every range."""
         for method in self.methods:
             dimensions = self.by_method[method]
             values = {d.key: d.choices or (d.low, d.high) for d in dimensions}
@@ -183,12 +185,12 @@ class Space:
             yield from (first | {key: value} for key, several in values.items() for value in several[1:])
 
     def dimensions(self) -> list[Dimension]:
-        """All of them, the method first if it may vary."""
+        """Return all dimensions, the method first if it may vary."""
         method = [self.method_dimension] if len(self.methods) > 1 else []
         return list({d.name: d for d in [*method, *(d for dims in self.by_method.values() for d in dims)]}.values())
 
     def keys(self) -> list[str]:
-        """Every key that a configuration of this space can have, the method first."""
+        """Return every key that a configuration of this space can have, the method first."""
         keys = {self.METHOD: None} | {d.key: None for dims in self.by_method.values() for d in dims}
         return list(keys)
 

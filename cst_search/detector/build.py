@@ -107,7 +107,7 @@ def check_weights(recipe: Recipe, class_names: Sequence[str]) -> tuple[str, bool
     """Read the weights of a recipe, downloaded if need be.
 
     Returns:
-        What the detector starts from, as a line for the person, and whether pyramid and heads start trained.
+        What the detector starts from, as a line for the user, and whether pyramid and heads start trained.
 
     Raises:
         ConfigError: they cannot be had, or do not fit.

@@ -136,7 +136,7 @@ class Bundle:
                 )
 
     def holds(self, name: str, run: Path) -> bool:
-        """Return whether a task's file is the one of a run, whole. Raises ConfigError if the run has none."""
+        """Return whether a task's file is intact and equals that of a run. Raises ConfigError if the run has none."""
         task = self.tasks[name]
         return self._fault(task) is None and _sha256(weights_file(run)) == task["sha256"]
 

@@ -42,12 +42,13 @@ class Start(NamedTuple):
     """Tensors that a detector starts from.
 
     Attributes:
-        source: what they are, for the person.
-        tensors: by torchvision's names; those of the body below ``backbone.body.``, or bare where they are all.
+        source: description for the user.
+        tensors: tensors by torchvision's names; those of the body start with ``backbone.body.``, or have bare names if
+            there are no others.
         labels: names of the labels that the class layers know, the background first; empty: unknown.
-        norm_eps: of the body's frozen norms.
-        batch_norm: True if the body was trained with BatchNorm2d, which rounds otherwise than FrozenBatchNorm2d.
-        is_file: True if it is a person's own file, which may hold a detector of another architecture.
+        norm_eps: eps of the body's frozen norms.
+        batch_norm: True if the body was trained with BatchNorm2d, which rounds differently from FrozenBatchNorm2d.
+        is_file: True for a user's own file, which may hold a detector of another architecture.
     """
 
     source: str
@@ -59,7 +60,7 @@ class Start(NamedTuple):
 
     @property
     def outside(self) -> dict[str, Tensor]:
-        """The tensors of pyramid and heads; empty: there is a body alone."""
+        """Tensors of pyramid and heads; empty if there is only a body."""
         if not any(name.startswith(BODY) for name in self.tensors):
             return {}
         return {name: value for name, value in self.tensors.items() if not name.startswith(BODY)}
@@ -94,7 +95,7 @@ def read_start(recipe: Recipe, of_run: Callable[[TrainedFile], Start]) -> Start 
 
 
 def fetch_weights(recipe: Recipe) -> None:
-    """Download what torchvision has of a recipe's weights, if it is not there yet. Raises ConfigError."""
+    """Download the torchvision weights that a recipe needs, unless they are there already. Raises ConfigError."""
     for each, _ in lineage(recipe):
         if each.weights_kind == "COCO":
             fetch(coco_weights(each.detector), "COCO")
@@ -178,7 +179,7 @@ class Labels(NamedTuple):
 
 
 def load_start(model: nn.Module, detector: Detector, recipe: Recipe, start: Start | None, labels: Labels) -> None:
-    """Put weights into a freshly built detector; its backbone gets the hashes, and ``start``, a line for the person.
+    """Put weights into a freshly built detector; its backbone gets the hashes, and ``start``, a line for the user.
 
     Raises:
         ConfigError: they do not fit, or hold a body alone where the recipe needs neck and heads.

@@ -100,7 +100,7 @@ class Backbone(nn.Module):
         body_hash: identity of the body that was loaded, see `backbone.resnet.fingerprint`; empty: none was.
         base_hash: identity of all tensors that were loaded and that training may leave as they are: the body's, and
             those of neck and heads unless both are trained in full.
-        start: what the detector starts from, a line for the person.
+        start: what the detector starts from, as a line for the user.
         starts_trained: True if the weights held pyramid and heads too.
     """
 

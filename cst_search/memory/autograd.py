@@ -171,7 +171,7 @@ class Recorder:
             self.recording = before
 
     def multiply(self) -> None:
-        """Note a multiplication of matrices by cuBLAS."""
+        """Record a matrix multiplication by cuBLAS."""
         self.multiplies = True
         if self.trace is not None and self._backward not in self._multiplied:
             self._multiplied.add(self._backward)

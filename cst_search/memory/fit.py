@@ -82,7 +82,7 @@ class Fit:
 
     @property
     def is_hopeless(self) -> bool:
-        """True if no method fits, whatever is changed of batch, image, precision and recomputation."""
+        """True if no method fits, whatever the batch, image size, precision and recomputation."""
         return not any(row.fits or row.changes for row in self.methods)
 
     def cheapest(self) -> MethodFit:

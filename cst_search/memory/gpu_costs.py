@@ -21,7 +21,7 @@ class GpuCosts:
         context_bytes: CUDA's context with cuDNN's kernels.
         context_with_blas_bytes: with cuBLAS's too, which is loaded where matrices are multiplied.
         blas_workspace_bytes: cuBLAS's workspaces, those of the forward and the backward thread together.
-        target: the GPU's name, for the person.
+        target: name of the GPU, as shown to the user.
         reserved_factor: measured over predicted reserved bytes.
     """
 

@@ -106,7 +106,7 @@ def costs_of(card: Card, calibrated: GpuCosts) -> GpuCosts:
 
 
 def card_notes(card: Card, precision: str) -> list[str]:
-    """Return what a prediction for a card rests on and what a person with it should know.
+    """Return what a prediction for a card is based on, and what its owner should know.
 
     Args:
         precision: of the recipe.

@@ -60,7 +60,7 @@ class InferenceCost:
 
     @property
     def inference_bytes(self) -> int:
-        """Peak memory of the detector by itself."""
+        """Peak memory of one detector alone, in bytes."""
         return self.weights_bytes + self.peak_bytes
 
     @property

@@ -131,11 +131,11 @@ def table_of(info: StudyInfo, objective: str) -> Table:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far a study believes a source.
+    """How much a study trusts a source.
 
     Attributes:
         weight: its share of the prior, 0..1.
-        misranked: share of the pairs of the study's trials that it puts in the wrong order, 0..1; 0.5 is a coin's.
+        misranked: share of the pairs of the study's trials that it puts in the wrong order, 0..1; 0.5 is chance.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What each method of a search came to: its best trial within the budget, for the question "which method?"."""
+"""Summarise each method of a search by its best trial within the budget, to answer "which method?"."""
 
 from __future__ import annotations
 

@@ -59,13 +59,13 @@ OF_INFERENCE = ("delta_bytes", "inference_bytes", "flops", "marginal_flops")
 
 @dataclass(frozen=True)
 class Bound:
-    """A bound that a budget may have.
+    """One kind of bound in a budget.
 
     Attributes:
-        name: of the constraint, in reasons and in Optuna.
-        field: of `records.Budget`.
-        objective: what it bounds.
-        flag: option of `launch`.
+        name: name of the constraint in messages and in Optuna.
+        field: field of `records.Budget` that holds the bound.
+        objective: objective that is bounded.
+        flag: option of `launch` that sets the bound.
     """
 
     name: str

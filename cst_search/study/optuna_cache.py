@@ -1,4 +1,4 @@
-"""Optuna's cache in front of a storage, which does not read again what only this process changes."""
+"""Optuna's cache in front of a storage, without rereading trials that only this process changes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _WRITES = (
 class OptunaCache(_CachedStorage):
     """Optuna's cache, for hundreds of trials at a time.
 
-    Optuna's own reads all unfinished trials before each suggestion, a millisecond each. This one reads those again that
-    another process may have changed, or this one has.
+    Optuna's own cache rereads all unfinished trials before each suggestion, a millisecond each. This one rereads only
+    those that have changed here, or that another process may have changed.
     """
 
     def __init__(self, backend: RDBStorage) -> None:
@@ -39,7 +39,7 @@ class OptunaCache(_CachedStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Return the trials in some states. Before each suggestion Optuna asks so for the queue, of all trials ever."""
+        """Return the trials in some states. Optuna calls this for its queue before each suggestion, over all trials."""
         if states is None or deepcopy or any(state in states for state in TrialState if state.is_finished()):
             return super().get_all_trials(study_id, deepcopy, states)
         self._read_trials_from_remote_storage(study_id)

@@ -1,4 +1,4 @@
-"""What further trials would bring, as the sampler's model expected it at a suggestion. Arithmetic only."""
+"""Gain that the sampler's model expects of further trials at a suggestion. Arithmetic only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IN_A_ROW = 3  # outlooks that must be below the noise
 
 @dataclass(frozen=True)
 class Outlook:
-    """What the next trials would bring, as shares of the hypervolume so far.
+    """Expected gain of the next trials, as shares of the hypervolume so far.
 
     Attributes:
         gain: expected gain of the best next trial.
@@ -28,7 +28,7 @@ class Outlook:
 
     @property
     def of_next(self) -> float:
-        """What the next `NEXT` trials are expected to gain together."""
+        """Gain expected of the next `NEXT` trials together."""
         return _SHARE * NEXT * self.gain
 
     def __str__(self) -> str:

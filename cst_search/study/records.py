@@ -308,7 +308,7 @@ class StudyInfo(StudySpec):
 
     @property
     def shown_name(self) -> str:
-        """The name as part of a printed line."""
+        """Name of the study, safe to print within a line."""
         return in_line(self.name)
 
     def counts(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Checks of what a study has stored: another program, a hand or a broken disk may have changed it."""
+"""Check what a study has stored: another program, a person or a failing disk may have changed it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number
 
 
 class DamagedError(StudyError):
-    """A stored value has not the form in which it was stored."""
+    """A stored value no longer has the form in which it was written."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The lock by which one launch of a study at a time chooses what to run, in each kind of database.
+"""Locks that let one launch of a study at a time choose what to run, one for each kind of database.
 
 Who waits says for whom. A holder that is frozen (SIGSTOP, a suspended machine) does not block the others for as long as
 it sleeps: its lock is broken, and when it wakes it finds that it holds it no longer.
@@ -135,7 +135,7 @@ class FileLock:
             return None
 
     def break_(self, holder: Holder) -> None:
-        """Remove the file; the next one to come makes a new one."""
+        """Remove the file; the next holder creates a new one."""
         with _one_at_a_time(self._path.with_name(f"{self._path.name}.break")):
             if self.holder() == holder:
                 self._path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The SQLite file of a running launch: whether it is still the one that was opened, and a copy of it if it is not.
+"""Watch the SQLite file of a running launch, and copy it if it is deleted or replaced.
 
 A process goes on writing to a file that was deleted or replaced, where nobody else can read it. As long as the file is
 open, it can be copied with all that is in it.

@@ -327,7 +327,7 @@ class MlflowMirror:
         self._write_views(info)
 
     def _write_views(self, info: StudyInfo) -> None:
-        """Write our views that are missing or outdated; leave views that a person has changed."""
+        """Write our views that are missing or outdated; leave views that a user has changed."""
         assert self.client is not None and self.experiment is not None
         tags = self.client.get_experiment(self.experiment).tags
         for key, value in make_views(info).items():

@@ -1,4 +1,4 @@
-"""Images as a served model takes them: paths of files, or whole files in base64."""
+"""Read images that are sent to a served model: file paths, or whole files in base64."""
 
 from __future__ import annotations
 

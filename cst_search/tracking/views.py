@@ -40,7 +40,7 @@ def make_views(info: StudyInfo) -> dict[str, str]:
 
 
 def is_ours(value: str) -> bool:
-    """Return True if a view is as `make_views` wrote it, i.e. no person has changed it since."""
+    """Return True if a view is as `make_views` wrote it, i.e. nobody has changed it since."""
     try:
         view = json.loads(value)
         return bool(view["createdAt"] == view["updatedAt"])

@@ -1,4 +1,4 @@
-"""The two loops of a trial: train one epoch, evaluate. Everything they need is an argument."""
+"""The two loops of a trial: train for one epoch, evaluate. They take everything they need as arguments."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Task(NamedTuple):
 
 
 class MultiPredictor:
-    """Trained detectors under names, to which others can be added, and from which they can be dropped, at any time.
+    """Trained detectors by name, which can be added and dropped at any time.
 
     Each finds what `inference.Predictor` finds with its run, for equal batches to the last bit on a CPU.
 
@@ -99,7 +99,7 @@ class MultiPredictor:
         self.add_model(name, restored(file), recipe, file.class_names)
 
     def add_model(self, name: str, model: nn.Module, recipe: Recipe, class_names: tuple[str, ...]) -> None:
-        """Take a detector that is built already. Raises ConfigError if the name is taken."""
+        """Add a detector that is already built. Raises ConfigError if the name is taken."""
         if name in self.tasks:
             raise ConfigError(f"tasks must have different names; {name!r} is taken")
         model.eval()
@@ -109,13 +109,13 @@ class MultiPredictor:
         self.tasks[name] = Task(name, model, recipe, class_names, group)
 
     def drop(self, name: str) -> None:
-        """Forget a detector. Raises ConfigError if there is none of that name."""
+        """Remove a detector. Raises ConfigError if there is none of that name."""
         if name not in self.tasks:
             raise ConfigError(f"there is no task {name!r}; there are {', '.join(self.tasks) or 'none'}")
         del self.tasks[name]
 
     def groups(self) -> list[list[str]]:
-        """Return the names of the tasks that share passes through a body, a list for each body."""
+        """Return the names of the tasks that share each pass through the body, one list per body."""
         found: dict[str, list[str]] = {}
         for task in self.tasks.values():
             found.setdefault(task.group, []).append(task.name)

@@ -1,4 +1,4 @@
-"""Draw what a detector found: one picture for each image, and a contact sheet of them."""
+"""Draw detections: one picture per image, and a contact sheet of them all."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _drawn_box(corners: Sequence[float], scale: int) -> Box:
 
 
 def distinct(detections: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the detections, best first, without those that lie on a better one of any class."""
+    """Return the detections, best first, without those that overlap a better one of any class."""
     kept: list[Mapping[str, Any]] = []
     for one in sorted(detections, key=lambda one: -one["score"]):
         if all(Box(*one["box"]).iou(Box(*better["box"])) <= _MOST_OVERLAP for better in kept):

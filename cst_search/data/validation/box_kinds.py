@@ -1,4 +1,4 @@
-"""Forms that boxes are written in, and which one the boxes of a split are in by their statistics.
+"""Formats of boxes, and how the statistics of a split tell which one its boxes are in.
 
 COCO's is ``xywh``: x, y of the top left corner, width, height, in pixels. Files that were written by hand often have
 another, which shows in all boxes together and hardly in one.
@@ -51,7 +51,7 @@ def to_xywh(form: str, numbers: np.ndarray, sizes_wh: np.ndarray) -> np.ndarray:
 
 
 def fits(xywh: np.ndarray, sizes_wh: np.ndarray) -> np.ndarray:
-    """Return for each box whether it has an area and lies in its image but for rounding: (N,)."""
+    """Return for each box whether it has an area and lies inside its image, up to rounding: (N,)."""
     corner, sides = xywh[:, :2], xywh[:, 2:]
     with np.errstate(over="ignore"):
         inside = (corner >= -ROUNDING_PX - 1e-6) & (corner + sides <= sizes_wh + ROUNDING_PX + 1e-6)
@@ -87,7 +87,7 @@ def recognise(numbers: np.ndarray, sizes_wh: np.ndarray, areas: np.ndarray, n_im
 
 
 def contradicted(form: str, numbers: np.ndarray, sizes_wh: np.ndarray) -> Recognised | None:
-    """Return a fault if boxes do not fit the form that was given for them, and fit another one."""
+    """Return a fault if boxes do not fit the format given for them but do fit another one."""
     n, is_normalised = len(numbers), _within_1(numbers).mean() >= _NORMALISED_SHARE
     forms = [other for other in BOX_FORMS[1:] if other.startswith("normalised") == is_normalised]
     counts = _n_fitting({form, *forms}, numbers, sizes_wh)

@@ -1,4 +1,4 @@
-"""Place the boxes of a split: read them in the form that they are written in, hold them to their images, clip them."""
+"""Place the boxes of a split: convert them from their format, compare them with their images, clip them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_CROWD_SHARE = 0.5
 def place_boxes(split: ListedSplit, options: ReadOptions, faults: Findings, notes: Findings) -> None:
     """Append the valid boxes of each usable image to `boxes`.
 
-    Where the boxes of the split together are of a form that must be chosen first, there is one fault and no box.
+    If the box format of the split is ambiguous, there is one fault, and no box is appended.
     """
     pairs = [(image, box) for image in split.images if image.usable for box in image.written]
     if not pairs:

@@ -35,10 +35,10 @@ class Located:
     """The file that a name stands for.
 
     Attributes:
-        path: absolute, links resolved; never opened if there is a fault.
+        path: absolute path, links resolved; never opened if there is a fault.
         stamp: size in bytes, and mtime in ns.
-        kind: of the fault, or None.
-        said: how the name was understood if it is not that of a file as it is; with a fault, a hint.
+        kind: kind of the fault, or None.
+        said: how the name was interpreted if no file has exactly this name; with a fault, a hint.
     """
 
     path: str

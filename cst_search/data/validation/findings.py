@@ -136,7 +136,7 @@ class Counts(NamedTuple):
 
     @property
     def lost_share(self) -> float:
-        """The larger of the shares of images and boxes that are not kept, 0..1."""
+        """Share of images or of boxes that are dropped, whichever is larger, 0..1."""
         return max(
             1 - kept / listed if listed else 0.0
             for kept, listed in ((self.kept_images, self.images), (self.kept_boxes, self.boxes))
@@ -160,12 +160,12 @@ class DataReport:
 
     @property
     def n_images(self) -> int:
-        """Images listed in all splits."""
+        """Number of images listed in all splits."""
         return sum(counts.images for counts in self.counts.values())
 
     @property
     def n_boxes(self) -> int:
-        """Annotations listed in all splits."""
+        """Number of annotations listed in all splits."""
         return sum(counts.boxes for counts in self.counts.values())
 
     @property
@@ -174,7 +174,7 @@ class DataReport:
 
     @property
     def n_dropped_boxes(self) -> int:
-        """Boxes that are left out, those of dropped images included."""
+        """Number of boxes left out, including those of dropped images."""
         return sum(counts.boxes - counts.kept_boxes for counts in self.counts.values())
 
     def render(self) -> str:
