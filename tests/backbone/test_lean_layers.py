@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from cst_search.backbone.lean_layers import (
+    FixedBatchNorm2d,
     LeanBatchNorm2d,
     LeanConv2d,
     LeanMaxPool2d,
     LeanReLU,
+    fix_statistics,
     pack_bits,
     save_memory,
     unpack_bits,
@@ -170,6 +172,14 @@ def test_only_what_is_frozen_becomes_lean() -> None:
     body[0].weight.requires_grad_(False)
     save_memory(body)
     assert [type(m) for m in body] == [LeanConv2d, nn.BatchNorm2d, nn.Conv2d, nn.ReLU]
+
+
+def test_a_frozen_norm_with_fixed_statistics_becomes_lean() -> None:
+    norms = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    norms[0].requires_grad_(False)
+    fix_statistics(norms)
+    save_memory(norms)
+    assert [type(norm) for norm in norms] == [LeanBatchNorm2d, FixedBatchNorm2d]
 
 
 def test_a_frozen_norm_of_torchvision_keeps_nothing_anyway() -> None:
