@@ -29,6 +29,7 @@ from cst_search.search.samplers import check_sampler, default_sampler
 from cst_search.search.session import SearchSession
 from cst_search.study.objectives import choose_objectives
 from cst_search.study.records import Budget
+from cst_search.trial.default_config import default_config
 
 GB = 10**9
 
