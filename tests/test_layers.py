@@ -310,6 +310,27 @@ def test_a_library_has_one_owner(library: str, owners: tuple[str, ...]) -> None:
     assert {owner for owner in owners if not any(_is_in(name, (owner,)) for name in users)} == set()
 
 
+def private_names_of_optuna(tree: ast.AST) -> set[str]:
+    """Private modules and attributes of Optuna that a module uses; `self`'s own attributes are not Optuna's."""
+    nodes = list(ast.walk(tree))
+    modules = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    attributes = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self")
+    }
+    private = {name for name in modules if name.startswith("optuna.") and "._" in name}
+    return private | attributes & {"_storage", "_study_id", "_trial_id"}
+
+
+def test_private_names_of_optuna_have_two_owners() -> None:
+    assert private_names_of_optuna(ast.parse("study._storage.f(trial._trial_id); self._storage")) == {
+        "_storage", "_trial_id",
+    }  # fmt: skip
+    users = {_short(name) for name, path in MODULES.items() if private_names_of_optuna(ast.parse(path.read_text()))}
+    assert users == {"study.storage", "study.optuna_cache"}
+
+
 def test_every_third_party_import_is_declared() -> None:
     """Beside each dependency stands the file that uses it (pyproject.toml); so each has a line there."""
     pyproject = PACKAGE.parent / "pyproject.toml"

@@ -114,8 +114,12 @@ def allocate(
     elif train:
         say(f"next:  cst-search predict {quote(str(trained.bundle.folder))} IMAGES")
     else:
-        for name, path in files.items():
-            say(f"next:  cst-search train {quote(str(path))} --out {quote(name)}")
+        from cst_search.commands.next_steps import study_flags
+        from cst_search.config.catalog import home_of
+
+        for i, (name, path) in enumerate(files.items()):
+            say(f"{'       ' if i else 'next:  '}cst-search train {quote(str(path))} --out {quote(name)}"
+                f"{study_flags(home_of(home))}")  # fmt: skip
 
 
 def _show_plan(infos: Sequence[StudyInfo], found: Allocation, bounds: Bounds, goal: str) -> None:
@@ -130,7 +134,7 @@ def _show_plan(infos: Sequence[StudyInfo], found: Allocation, bounds: Bounds, go
 
     out.print(plan_table(infos, found.plan))
     say(f"{goal} map {found.plan.value:.3f} in {takes(found.plan, bounds.storage_bytes, bounds.flops)}, "
-        f"besides the detector that they start from")  # fmt: skip
+        f"plus the detector that they start from")  # fmt: skip
     for of, better in found.better.items():
         what = "storage" if of == "storage_bytes" else "operations"
         more = f"the next better plan by more {what}" if len(found.better) > 1 else "the next better plan"

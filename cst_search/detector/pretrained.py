@@ -302,6 +302,6 @@ def _named(recipe: Recipe, start: Start) -> str:
 def _rows(pairs: list[tuple[int, int]], labels: Labels) -> str:
     names = [labels.names[label - 1] for label, _ in pairs if label]
     if not names:
-        return "class layers made anew"
+        return "new class layers"
     shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
     return f"its rows for {len(names)} of {labels.n - 1} classes ({shown})"

@@ -169,7 +169,7 @@ class View:
         self._bests: dict[str, TrialRecord] = {}  # by study
         self._scored: dict[str, dict[int, tuple[Mapping[str, Any], float]]] = {}  # by study and trial
         self._order: dict[str, list[str]] = {}  # by study: the dimensions that matter, once they are known
-        self._common: Mapping[str, Any] = {}
+        self._common: dict[str | None, tuple[int, Mapping[str, Any]]] = {}  # by study, None for all: n, what they share
         self._noted: set[_Key] = set()
         self.take_earlier(earlier)
         self.standings: dict[str, Standing] = {}  # by study
@@ -267,7 +267,7 @@ class View:
     def _say_new_best(self, record: TrialRecord, study: str) -> None:
         best = self._best(study)
         if best is not None and best.trial == record.trial:
-            words = best_words(best, best.map, self._shared(), self._order.get(study, ()))
+            words = best_words(best, best.map, self._shared(study), self._order.get(study, ()))
             self.say((f"{study}: " if study else "") + words)
 
     # --- drawing ----------------------------------------------------------------------------------------------------
@@ -299,17 +299,19 @@ class View:
 
     def _note(self, key: _Key, config: Mapping[str, Any]) -> None:
         """Narrow what all trials share to what this one has too."""
-        if key not in self._noted:
-            self._common = shared_values([self._common if self._noted else config, config])
-            self._noted.add(key)
+        for of in () if key in self._noted else (None, key[0]):
+            n, common = self._common.get(of, (0, config))
+            self._common[of] = n + 1, shared_values([common, config])
+        self._noted.add(key)
 
     def _best(self, study: str = "") -> TrialRecord | None:
         """Return the complete trial within the budget that has the highest mAP; the first of several."""
         return self._bests.get(study)
 
-    def _shared(self) -> Mapping[str, Any]:
-        """Return the dimensions that are equal in all trials so far."""
-        return self._common if len(self._noted) > 1 else {}
+    def _shared(self, study: str | None = None) -> Mapping[str, Any]:
+        """Return the dimensions that are equal in all trials so far, of one study or of all."""
+        n, common = self._common.get(study, (0, {}))
+        return common if n > 1 else {}
 
     def _n_finished(self) -> int:
         return self.n_done + len(self.ended)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
+import optuna
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
 from optuna.trial import FrozenTrial, TrialState
@@ -80,3 +81,15 @@ def _noted(name: str) -> Any:
 
 for _name in _WRITES:
     setattr(OptunaCache, _name, _noted(_name))
+
+
+def hold_in_cache(study: optuna.Study, trial: optuna.Trial) -> None:
+    """Mark an unfinished trial as changed by this process only, if the study has a cache."""
+    if isinstance(study._storage, OptunaCache):
+        study._storage.hold(trial._trial_id)
+
+
+def release_in_cache(study: optuna.Study, trial: optuna.Trial) -> None:
+    """Undo `hold_in_cache`."""
+    if isinstance(study._storage, OptunaCache):
+        study._storage.release(trial._trial_id)

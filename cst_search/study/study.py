@@ -20,7 +20,7 @@ from cst_search.errors import StudyError, did_you_mean
 from cst_search.study.database_urls import sqlite_url
 from cst_search.study.launch_registry import Launches, now
 from cst_search.study.objectives import BOUNDS, OBJECTIVES
-from cst_search.study.optuna_cache import OptunaCache
+from cst_search.study.optuna_cache import OptunaCache, hold_in_cache, release_in_cache
 from cst_search.study.reader import TrialReader
 from cst_search.study.records import Budget, LaunchRecord, StudyInfo, StudySpec, TrialRecord
 from cst_search.study.storage import Storage, alone, check_storage, experimental, open_storage, study_names
@@ -193,14 +193,12 @@ class Study:
         """Mark an unfinished trial as changed by this launch only: it is not read again before each suggestion."""
         self.reader.hold(trial.number)
         self.reader.read(trial.number)  # as it is now: it may have waited in the queue
-        if isinstance(self._study._storage, OptunaCache):
-            self._study._storage.hold(trial._trial_id)
+        hold_in_cache(self._study, trial)
 
     def release(self, trial: optuna.Trial) -> None:
         """Undo `hold`."""
         self.reader.release(trial.number)
-        if isinstance(self._study._storage, OptunaCache):
-            self._study._storage.release(trial._trial_id)
+        release_in_cache(self._study, trial)
 
     def is_ours(self, number: int) -> bool:
         """Return whether a trial is still this launch's: one that seemed dead (its host slept) loses its trials."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from mlflow.models import Model
 from PIL import Image
 
 from cst_search import __version__
+
+logging.getLogger("mlflow.models.signature").setLevel(logging.CRITICAL)  # else a line for each model that is written
 
 
 def save_detector(folder: Path, weights: Path, logged_as: Model) -> None:

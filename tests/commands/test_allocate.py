@@ -69,6 +69,8 @@ def test_the_plan_is_printed_and_its_recipes_are_written(home: Path, tmp_path: P
     words = " ".join(text.split())
     assert words.count("reduction 8") == 1 and "in all of them:" in words, words
     assert "mean map 0.350 in 8.8 kB of 9 kB" in words and "the next better plan: 0.450 in 11.6 kB" in words
+    assert f"next: cst-search train {out}/cells.yaml --out cells --home {home}" in words
+    assert words.count("next:") == 1 and f"train {out}/cards.yaml --out cards --home {home}" in words
     recipes = {path.stem: yaml.safe_load(path.read_text()) for path in out.iterdir()}
     assert {name: recipe["origin"]["trial"] for name, recipe in recipes.items()} == {"cells": 0, "cards": 0}
     assert all(recipe["options"]["reduction"] == 8 for recipe in recipes.values())

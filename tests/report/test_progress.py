@@ -257,3 +257,17 @@ def test_trials_of_several_studies_are_told_apart(is_terminal: bool) -> None:
     if not is_terminal:
         assert "cells trial 0 started: head" in text and "cards trial 0 started (goes on after epoch 1): head" in text
         assert "cards trial 0 complete: map 0.250" in text and "3 of 8" in text
+
+
+def test_the_best_of_each_study_is_named_by_what_its_own_trials_do_not_share() -> None:
+    """Lines, without a table that says what all have in common: first trials of two studies are often equal."""
+    console = Console(file=io.StringIO(), width=140)
+    view = View(console, title="x", n_trials=4, n_workers=1, n_done=0, epochs=9, on_finished=Standing)
+    cells, cards = (view.of(name, 0, 9, Standing) for name in ("cells", "cards"))
+    config = {"method": "cst", "lr": 0.02, "batch_size": 3}
+    cells.finished(complete(0, 0.4, 300_000_000, config=config))
+    cards.finished(complete(0, 0.5, 300_000_000, config=config))
+    cards.finished(complete(1, 0.6, 300_000_000, config=config | {"lr": 0.01}))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    best = [line.partition("trainable: ")[2] for line in text.splitlines() if "best so far" in line]
+    assert best == ["cst, lr 0.02, batch 3", "cst, lr 0.02, batch 3", "cst, lr 0.01"]

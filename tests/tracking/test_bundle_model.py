@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -128,6 +129,7 @@ def test_a_bundle_becomes_a_model_and_what_is_there_stays(served: Served, tmp_pa
     assert list(mlflow.pyfunc.load_model(str(tmp_path / "again")).metadata.signature.params.params[1].default) == [
         "cells", "cards",
     ]  # fmt: skip
+    assert logging.getLogger("mlflow.models.signature").level == logging.CRITICAL  # of a line with date and module
     refused = run_cli("pack", bundle, "--mlflow", tmp_path / "again")
     assert refused.code == 2 and "again: exists; choose another name" in refused.message
     Bundle(tmp_path / "empty").add("one", bundle / "cells.safetensors")
