@@ -26,6 +26,7 @@ _LANES = {
     "test_environments": "one machine",
     "test_frozen_launches": "one machine",
     "test_lost_studies": "one machine",
+    "test_busy_machine": "one machine",
     "test_workers": "one machine",
     "test_ray_cluster": "cluster",
     "test_cluster_faults": "cluster",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,42 @@ def test_a_quota_counts_as_affinity_does(
     assert cores.n_cores() == expected
     monkeypatch.setattr(cores, "_MEMBERSHIP", tmp_path / "none")
     assert cores.n_cores() == 64
+
+
+def test_a_machine_is_busy_by_all_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The load in a container is that of the machine: its quota of 2 cores says nothing of it."""
+    monkeypatch.setattr(cores, "_quotas", lambda: iter([2.0]))
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    for load, expected in ((5.0, ""), (64.0, ""), (70.25, "load 70.2 on 64 cores")):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert cores.busy_words() == expected
+    monkeypatch.delattr("os.getloadavg")  # Windows
+    assert cores.busy_words() == ""
+
+
+# prints the policy when torch is looked for, or when the command line is about to run
+AS_TORCH_COMES = """
+import os, sys
+class Look:
+    def find_spec(self, name, *more):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"), flush=True)
+            os._exit(0)
+sys.meta_path.insert(0, Look())
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["import cst_search.trial.__main__",
+     "from cst_search import cli; cli.main = lambda: __import__('torch'); cli.run()"],
+)  # fmt: skip
+@pytest.mark.parametrize("policy", [None, "ACTIVE"])
+def test_threads_do_not_spin_unless_the_user_wants_it(
+    monkeypatch: pytest.MonkeyPatch, program: str, policy: str | None
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)  # the tests' own environment has it too
+    if policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    done = subprocess.run([sys.executable, "-c", AS_TORCH_COMES + program], capture_output=True, text=True)
+    assert done.stdout.strip() == (policy or "PASSIVE"), done

@@ -27,7 +27,7 @@ BELOW_TRIAL = ("config", "data", "memory", "backbone", "petl", "detector")
 FORMER = {"inference"}  # addresses that are kept for what was written earlier
 # wing: the wings that it may import, or single modules of them. `ROOT` may be used by all and uses nothing of ours.
 ROOT = {"errors", "units", "plugins", "redaction", "lazy", "import_path", "visible", "input_file", "cores", "loopback",
-        "uncompiled"}  # fmt: skip
+        "uncompiled", "waiting"}  # fmt: skip
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "config": (),
     "data": ("config",),

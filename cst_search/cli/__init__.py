@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from cst_search.cli.app import app, complain
 from cst_search.cli.completion import as_bash_asked
+from cst_search.cores import wait_passively
 from cst_search.errors import CstSearchError
 from cst_search.import_path import leave_working_folder
 
@@ -83,6 +84,7 @@ def run() -> NoReturn:
     What must be seen to is: threads that are waited for, what was registered for the end, and the output.
     """
     leave_working_folder()
+    wait_passively()
     _open_streams()
     for stream in (sys.stdout, sys.stderr):  # a locale that has no letter for a name gets a replacement
         if isinstance(stream, io.TextIOWrapper):

@@ -17,9 +17,11 @@ from cst_search import __version__
 from cst_search.cli import completion
 from cst_search.cli.help_words import App
 from cst_search.cli.options import launch_option
+from cst_search.commands.output import line_printer
 from cst_search.config.catalog import home_of
 from cst_search.report.console import PlainConsole
 from cst_search.visible import in_line
+from cst_search.waiting import Waiting
 
 if TYPE_CHECKING:
     from cst_search.study.records import StudyInfo
@@ -128,6 +130,11 @@ def say(text: str = "") -> None:
 def console_of(json_: bool, quiet: bool = False) -> Console:
     """Return the console for messages of a running command: with ``--json`` standard output is for the program."""
     return PlainConsole(quiet=True, force_terminal=False) if quiet else err if json_ else out
+
+
+def loading(console: Console = err) -> Waiting:
+    """Return the context of a command's slow imports: torch takes 2 s of a free core, minutes on a busy machine."""
+    return Waiting("the program to load", line_printer(console))
 
 
 def show_plot(infos: Sequence[StudyInfo], wanted: bool | None) -> None:

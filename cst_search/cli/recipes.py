@@ -25,6 +25,7 @@ from cst_search.cli.app import (
     app,
     console_of,
     err,
+    loading,
     out,
     print_json,
     say,
@@ -71,12 +72,14 @@ def train(
     **given: Any,
 ) -> None:
     """Train a recipe at full length and save the trained weights."""
-    from cst_search.commands.train import train as run
+    console = console_of(json_, quiet)
+    with loading(console):
+        from cst_search.commands.train import train as run
 
     result = run(
         recipe, output, data=data, settings=settings or (), device=device, skip_bad=skip_bad, home=home_of(home),
         tracking_uri=tracking_uri, cache_bytes=parse_cache(cache_size),
-        reading=ReadingOptions.read(**given), threads=threads, console=console_of(json_, quiet),
+        reading=ReadingOptions.read(**given), threads=threads, console=console,
     )  # fmt: skip
     if json_:
         print_json(result)
@@ -113,11 +116,12 @@ def predict(
 
     On a terminal it shows a line per image; in a pipe, a file or with --json the boxes as JSON.
     """
-    from cst_search.commands.video import is_video
-    from cst_search.detector.bundle import is_bundle
-    from cst_search.trial.inference import predict as predict_one
-    from cst_search.trial.multi_inference import predict_tasks, split_runs
-    from cst_search.trial.pictures import SHEET
+    with loading():
+        from cst_search.commands.video import is_video
+        from cst_search.detector.bundle import is_bundle
+        from cst_search.trial.inference import predict as predict_one
+        from cst_search.trial.multi_inference import predict_tasks, split_runs
+        from cst_search.trial.pictures import SHEET
 
     runs, images = split_runs(paths)
     several = len(runs) > 1 or is_bundle(runs[0])

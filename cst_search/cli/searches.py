@@ -17,6 +17,7 @@ from cst_search.cli.app import (
     app,
     complain,
     console_of,
+    loading,
     only_checking,
     open_study,
     print_json,
@@ -37,9 +38,11 @@ def launch(
     each = launches_of(**given)
     if only_checking.get():
         return
-    from cst_search.commands.launch import launch_all
+    console = console_of(json_, quiet)
+    with loading(console):
+        from cst_search.commands.launch import launch_all
 
-    _end_of_search(launch_all(each, console_of(json_, quiet), verbose=verbose), json_)
+    _end_of_search(launch_all(each, console, verbose=verbose), json_)
 
 
 @app.command(rich_help_panel=SEARCHES)
@@ -51,10 +54,12 @@ def resume(
     """Continue a search that ended or was killed, with the data, recipe, space and budget of its study; or several."""
     asked = ResumeOptions.read(**given)
     opened = [open_study(study, given["home"], given["storage"]) for study in dict.fromkeys(studies)]
-    from cst_search.commands.launch import launch_all
+    console = console_of(json_, quiet)
+    with loading(console):
+        from cst_search.commands.launch import launch_all
 
     each = [resumed(study.info(), study.n_wanted(), asked) for study in opened]
-    _end_of_search(launch_all(each, console_of(json_, quiet), verbose=verbose), json_)
+    _end_of_search(launch_all(each, console, verbose=verbose), json_)
 
 
 def _end_of_search(results: Sequence[LaunchResult], json_: bool) -> None:
@@ -82,10 +87,12 @@ def confirm(
 ) -> None:  # fmt: skip
     """Train the points of the front again with other seeds, and report which of them stay on it."""
     opened = open_study(study, given["home"], given["storage"])
-    from cst_search.commands.confirm import confirm as run
+    console = console_of(json_, quiet)
+    with loading(console):
+        from cst_search.commands.confirm import confirm as run
 
     options = ConfirmOptions.read(**given)
-    result = run(opened, options, console_of(json_, quiet), verbose=verbose)
+    result = run(opened, options, console, verbose=verbose)
     if json_:
         print_json(result.report)
     if result.interrupted:

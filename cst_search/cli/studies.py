@@ -21,7 +21,9 @@ from cst_search.cli.app import (
     StorageOption,
     app,
     complain,
+    console_of,
     err,
+    loading,
     open_study,
     out,
     print_json,
@@ -70,7 +72,8 @@ def status(
     if n_left_out := len(earlier) - len(unfinished):
         say(f"the last {_ROWS}; --all shows the {n_left_out} before them too")
     counts = ", ".join(f"{n} {state}" for state, n in info.counts().items() if n and state != "total")
-    say(f"{len(info.trials)} trials ({counts or 'none yet'}), hypervolume {info.hypervolume():.4f}")
+    total = "1 trial" if len(info.trials) == 1 else f"{len(info.trials)} trials"
+    say(f"{total} ({counts or 'none yet'}), hypervolume {info.hypervolume():.4f}")
     if best is not None:
         say(best_words(best, info.over_seeds(best).mean, shared, order))
     if (line := info.outlook_line()) is not None:
@@ -295,7 +298,8 @@ def export(
     json_: JsonOption = False,
 ) -> None:
     """Write a point of the front as a self-contained recipe."""
-    from cst_search.commands.export import export_verified
+    with loading(console_of(True, quiet)):  # standard output is for the result
+        from cst_search.commands.export import export_verified
 
     info = open_study(study, home, storage).info()
 

@@ -49,6 +49,7 @@ from cst_search.study.verdicts import quality
 from cst_search.trial.checkpoint_folder import checkpoints_of
 from cst_search.units import format_seconds
 from cst_search.visible import in_line
+from cst_search.waiting import Waiting
 
 if TYPE_CHECKING:
     from cst_search.tracking.mlflow_record import MlflowRecord
@@ -88,16 +89,17 @@ def confirm(study: Study, options: ConfirmOptions, console: Console, *, verbose:
         f"{len(repeats)} run(s) to do"
     )
     run = None
-    if repeats:
-        workers, task = _set_up(info, repeats, epochs, options, study.url, say)
-        session = SearchSession(study)
-        if study.storage is not None:
-            study.storage.say = say
-        session.begin_launch(kind="confirm")
-        session.plan(repeats)
-        workers.workers.prepare()
-        run = _Confirmation(session, repeats, task, workers)
-    record = open_record(options, say)
+    with Waiting("the runs to be set up", say):
+        if repeats:
+            workers, task = _set_up(info, repeats, epochs, options, study.url, say)
+            session = SearchSession(study)
+            if study.storage is not None:
+                study.storage.say = say
+            session.begin_launch(kind="confirm")
+            session.plan(repeats)
+            workers.workers.prepare()
+            run = _Confirmation(session, repeats, task, workers)
+        record = open_record(options, say)
     interrupted = False
     with ends_in_time(_SAME_COMMAND):
         if run is not None:

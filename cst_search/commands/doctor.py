@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cst_search.cores import n_cores
+from cst_search.cores import busy_words, n_cores
 from cst_search.errors import CstSearchError, RunError
 from cst_search.loopback import proxy_in_the_way
 from cst_search.redaction import shown_address, without_password
@@ -121,6 +121,8 @@ def _machine() -> Iterator[Finding]:
     total = psutil.virtual_memory().total
     text = f"Python {platform.python_version()}, {n_cores()} core(s), {format_bytes(total)} of memory"
     yield Finding("machine", "ok", text)
+    if busy := busy_words():
+        yield Finding("load", "note", f"other programs keep this machine busy ({busy})", "a search takes longer")
     if (proxy := proxy_in_the_way()) is not None:
         yield Finding(
             "proxy",

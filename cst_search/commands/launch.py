@@ -44,6 +44,7 @@ from cst_search.study.study import Study
 from cst_search.trial.checkpoint_folder import Checkpoints, checkpoints_of
 from cst_search.units import format_seconds
 from cst_search.visible import in_line
+from cst_search.waiting import Waiting
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,11 @@ def launch_all(each: Sequence[LaunchOptions], console: Console, *, verbose: bool
     """Run several searches on the same workers, in turn; see `launch`. They differ in their data, or are resumed."""
     begun = time.monotonic()
     say = line_printer(console)
-    searches = _set_up(each, say, verbose)
-    workers = searches[0].workers
-    workers.workers.prepare()
-    records = _open_records(searches, say)
+    with Waiting("the search to be set up", say):
+        searches = _set_up(each, say, verbose)
+        workers = searches[0].workers
+        workers.workers.prepare()
+        records = _open_records(searches, say)
     tell = say if len(searches) == 1 else _each_once(say)
     for search, record in zip(searches, records, strict=True):
         _say_beginning(search, record, tell)
@@ -332,7 +334,8 @@ def _say_end(
         counts = info.counts()
         states = ", ".join(f"{n} {state}" for state, n in counts.items() if n and state != "total")
         which = f"study {info.shown_name}, " if len(results) > 1 else ""
-        say(f"{which}{ended} after {format_seconds(results[-1].seconds)}: {counts['total']} trials ({states})")
+        trials = "1 trial" if counts["total"] == 1 else f"{counts['total']} trials"
+        say(f"{which}{ended} after {format_seconds(results[-1].seconds)}: {trials} ({states})")
     if interrupted:
         names = [result.info.name for result in results if result.interrupted]
         say(f"finished trials are kept; continue with:  {resume_command(names, options)}")

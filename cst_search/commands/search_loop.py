@@ -62,7 +62,7 @@ def run_trials(jobs: Sequence[SearchJob], workers: WorkerSetup, view: View, go_o
         go_on: command that continues the search, for the message when the head of the cluster, or Ray here, is gone.
     """
     interrupted = False
-    workers.workers.go_on = go_on
+    workers.workers.go_on, workers.workers.say = go_on, view.say
     if workers.machines.cluster is not None:
         workers.machines.cluster.watch(go_on)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from cst_search.commands.output import line_printer
 from cst_search.config.catalog import check_folder, own_path
 from cst_search.config.loading import RecipeLike, Settings, apply_settings, load_recipe, shown_name, write_yaml
 from cst_search.config.recipe import Recipe
-from cst_search.cores import n_cores
+from cst_search.cores import busy_words, n_cores
 from cst_search.data.dataset import DetectionData
 from cst_search.data.disk_cache import Cache, open_cache
 from cst_search.detector.build import check_weights
@@ -141,11 +140,11 @@ def _set_threads(threads: int | None, device: str, say: Callable[[str], None]) -
     torch.set_num_threads(threads or min(torch.get_num_threads(), n_cores()))
     if check_device(device).type != "cpu":
         return
-    used, cores, load = torch.get_num_threads(), n_cores(), os.getloadavg()[0]
-    say(f"on {cores} CPU core(s) with {used} thread(s)")
-    if load > cores:
+    used = torch.get_num_threads()
+    say(f"on {n_cores()} CPU core(s) with {used} thread(s)")
+    if busy := busy_words():
         advice = "; with --threads 1 its threads do not wait for one another" if used > 1 else ""
-        say(f"note: other programs keep this machine busy (load {load:.1f}), so it will take longer{advice}")
+        say(f"note: other programs keep this machine busy ({busy}), so it will take longer{advice}")
 
 
 def _write_files(folder: Path, recipe: Recipe, metrics: dict[str, Any]) -> None:

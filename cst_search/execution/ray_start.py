@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -25,6 +26,11 @@ os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
 os.environ.setdefault("RAY_enable_metrics_collection", "0")
 # Ray starts an idle worker for each CPU, half a second and 80 MB each, and Tune's trials get workers of their own
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+# Ray gives its workers niceness 15: beside any other program at 0 they get a thirtieth of a core, and a search that
+# takes 2 min took more than 10 min. Trials are what the search is for; `nice cst-search launch` makes room for others.
+os.environ.setdefault("RAY_worker_niceness", "0")
+# Ray kills a worker that has not come up in 60 s and starts another; on a busy machine that would never end
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
 # no CSV, JSON and TensorBoard files per trial, and no warning about a new output engine
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
@@ -35,6 +41,7 @@ os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
 import psutil
 import ray
 
+from cst_search.cores import wait_passively
 from cst_search.errors import RunError
 from cst_search.execution import ray_agent
 from cst_search.execution.interrupt import end_at_once, is_ending
@@ -43,8 +50,10 @@ from cst_search.loopback import reach_loopback_directly
 from cst_search.redaction import shown_address
 
 reach_loopback_directly()
+wait_passively()  # workers have this environment
 
 _LOOK_SECONDS = 1.0  # between looks at Ray's own processes
+_START_SECONDS = 600.0  # for Ray's node to appear; Ray itself gives up after 30 s, which a busy machine may need
 # Methods of Ray's node that start what a search on this machine does not use: the autoscaler, the process that passes
 # workers' output to the driver, and the job server. Starting Ray then takes 3 s of CPU time instead of 5.
 _UNUSED = ("start_monitor", "start_log_monitor", "start_api_server")
@@ -102,10 +111,34 @@ def _little_of_a_node() -> Iterator[None]:
     with ExitStack() as patches:
         for name in _UNUSED:
             patches.enter_context(patch.object(node.Node, name, lambda *_, **__: None, create=True))
+        patches.enter_context(patch.object(services, "get_node", _patient(services.get_node)))
         patches.enter_context(patch.object(services, command.__name__, start_of_command))
         if unused[agent]:  # Ray would import the dashboard's libraries to see if they are there
             patches.enter_context(patch.object(utils, "get_dashboard_dependency_error", lambda: None))
         yield
+
+
+def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a form of Ray's function that waits for the node as long as its process runs, up to 10 minutes."""
+
+    def wait_for_node(*arguments: Any) -> Any:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:  # it is not there yet
+                if time.monotonic() > deadline or not any(map(_is_raylet, psutil.Process().children())):
+                    raise
+            time.sleep(0.1)
+
+    return wait_for_node
+
+
+def _is_raylet(process: psutil.Process) -> bool:
+    try:
+        return process.name() == "raylet" and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def start_beside(n_cpus: int) -> Future[None]:

@@ -29,14 +29,17 @@ from cst_search.execution.ray_start import (  # first: it sets environment varia
 
 import ray  # isort: skip
 from ray import tune  # isort: skip
+from ray.tune import Callback  # isort: skip
 from ray.tune.execution import class_cache  # isort: skip
 from ray.tune.schedulers import FIFOScheduler  # isort: skip
 from ray.tune.search import Searcher  # isort: skip
 
+from cst_search.cores import busy_words
 from cst_search.errors import CstSearchError, RunError
 from cst_search.execution.task import Task, execute
 from cst_search.execution.workers import Handout, Turns, Workers
 from cst_search.trial.result import Outcome
+from cst_search.waiting import Waiting
 
 if TYPE_CHECKING:  # every worker imports this module, so imports cost time
     from concurrent.futures import Future
@@ -224,6 +227,25 @@ class StudyScheduler(_Stays, FIFOScheduler):
         return self.STOP
 
 
+class FirstSigns(_Stays, Callback):
+    """Says no more that the workers are waited for once the first one runs, and then once a trial has an epoch."""
+
+    def __init__(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+        self._has_begun = False
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            self._waiting.now_for("the first epoch of a trial", only_if_busy=True)
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+        self._waiting.over()
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._waiting.over()
+
+
 def _trainable(config: Mapping[str, Any], tasks: Sequence[Task]) -> None:
     task = tasks[config["task"]]
     if "limit_bytes" in config:  # its share of a GPU
@@ -259,6 +281,10 @@ def _without_environments() -> Iterator[None]:
 
     with patch.object(class_cache._ActorClassCache, "get", get):
         yield
+
+
+def _nobody(line: str) -> None:
+    """Takes the place of `Workers.say`."""
 
 
 class Ray(Workers):
@@ -299,8 +325,9 @@ class Ray(Workers):
         # hide messages about Tune's own files, which come with a traceback if it is interrupted
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         self._scratch = tempfile.mkdtemp(prefix="cst-search-ray-")
-        with _without_environments() if self.cluster is None else self.cluster.driver_stays_here():
-            self._tuner(searcher, self._scratch).fit()
+        start = _without_environments() if self.cluster is None else self.cluster.driver_stays_here()
+        with start, self._waiting("the workers to start") as waiting:
+            self._tuner(searcher, self._scratch, waiting).fit()
         if searcher.fault is not None:
             raise searcher.fault
 
@@ -311,14 +338,22 @@ class Ray(Workers):
             return
         searcher.look_ahead()  # if Ray fails to start, the next launch resumes it
         try:
-            ready.result()
+            with self._waiting("Ray to start"):
+                ready.result()
         except Exception as error:
-            raise RunError(f"Ray did not start: {error} --in-process runs the trials without it") from error
+            busy = f"this machine is busy ({words}), so try again later; " if (words := busy_words()) else ""
+            raise RunError(f"Ray did not start: {error} {busy}--in-process runs the trials without it") from error
         self._is_ours = True
         self._left.clear()
         watch_own_ray(self.go_on, self._left)
 
-    def _tuner(self, searcher: StudySearcher, scratch: str) -> tune.Tuner:
+    def _waiting(self, what: str) -> Waiting:
+        if self.cluster is not None:
+            return Waiting(f"{what} on the cluster", self.say or _nobody, "`ray status` there says why", is_here=False)
+        remedy = "Ctrl-C ends it, `cst-search doctor` tries Ray, and --in-process does without"
+        return Waiting(what, self.say or _nobody, remedy)
+
+    def _tuner(self, searcher: StudySearcher, scratch: str, waiting: Waiting) -> tune.Tuner:
         cpus = self.cpus
 
         def resources(config: Mapping[str, Any]) -> Any:
@@ -341,6 +376,7 @@ class Ray(Workers):
                 name="search",
                 storage_path=scratch,
                 verbose=0,
+                callbacks=[FirstSigns(waiting)],
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )

@@ -66,9 +66,11 @@ class Workers(ABC):
 
     Attributes:
         go_on: command that continues the search, for a last message if the workers die with all their trials.
+        say: prints a line; None: nobody listens.
     """
 
     go_on = "cst-search resume"
+    say: Callable[[str], None] | None = None
 
     @abstractmethod
     def prepare(self) -> None:

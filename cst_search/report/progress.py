@@ -318,6 +318,8 @@ class View:
 
     def _time_left(self) -> str:
         mean, now = self._mean_seconds(), time.monotonic()
+        if self._n_finished() >= self.n_trials and not self.running:
+            return "none left"
         if mean is None:
             return "time left unknown"
         # a trial near or past the mean time counts with a tenth of it

@@ -37,7 +37,7 @@ def seed_cells(entry: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def front_table(info: StudyInfo, width: int) -> Group:
-    """Return the front as a table, best mAP first, with the knee marked.
+    """Return the front as a table, best mAP first, with the suggested point marked: the knee, or the best one.
 
     Below it are the values that all points share, and the dimensions that mattered if that is known. These come first
     in the configurations too.
@@ -46,7 +46,8 @@ def front_table(info: StudyInfo, width: int) -> Group:
         width: terminal width in characters. On a narrow terminal the configurations are listed below the table, over
             the whole width.
     """
-    front, knee, found = info.front(), info.knee(), importance(info)
+    front, found, pick = info.front(), importance(info), info.suggested_pick()
+    suggested = info.knee() if pick == "knee" else next((record.trial for record in front), None)
     shared = shared_values([record.config for record in front])
     sources = {record.memory_source for record in front}
     entries = [info.brief(record) for record in front]
@@ -64,7 +65,7 @@ def front_table(info: StudyInfo, width: int) -> Group:
         words = Text(describe(record.config, 20, shared, order_of(found)))
         below.add_row(f"trial {record.trial}:", words)
         table.add_row(
-            Text(f"{'knee ' if record.trial == knee else ''}{record.trial}"),
+            Text(f"{pick} {record.trial}" if record.trial == suggested else str(record.trial)),
             *seed_cells(entry)[: len(seeds)],
             format_quality(record.map),
             format_quality(record.map50),
@@ -73,6 +74,7 @@ def front_table(info: StudyInfo, width: int) -> Group:
             format_count(record.petl_params),
             *(cost_words(o, getattr(record, o.name)) for o in further),
             *([words] if beside else []),
+            style="bold" if record.trial == suggested else None,
         )
     parts: list[RenderableType] = [table] if beside else [table, below]
     if shared:

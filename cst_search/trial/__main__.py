@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; see `cores.wait_passively`
 
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import load_data

@@ -88,7 +88,9 @@ def test_front(home: Path) -> None:
         assert set(entry["config"]) == {"method", "cst.reduction", "cst.mtc_stages", "batch_size", "lr", "recompute"}
     assert report["knee"] in (0, 1)
     text = run_cli("front", NAME, "--home", home)
-    assert text.code == 0 and NAME in text.out and f"knee {report['knee']}" in text.out
+    pick, best = report["suggested_pick"], report["front"][0]["trial"]
+    assert text.code == 0 and NAME in text.out
+    assert f"{pick} {report['knee'] if pick == 'knee' else best} " in text.out, "the suggested point is marked"
 
 
 def test_front_writes_a_page_in_which_a_hostile_name_is_text(home: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_each_data_set_has_its_study_and_they_take_turns(tmp_path: Path, sets: l
     assert starts == ["fleet-cells trial 0", "fleet-cards trial 0", "fleet-cells trial 1", "fleet-cards trial 1"]
     beginning = ran.out.partition("fleet-cells trial 0 started")[0].splitlines()
     assert sum(line.startswith("weights: ") for line in beginning) == 1  # what holds for both is said once
-    assert re.search(r"4 of 4, about 0s left, fleet-cells 2 \(best 0\.\d+\), fleet-cards 2 \(best 0\.\d+\)", ran.out)
+    assert re.search(r"4 of 4, none left, fleet-cells 2 \(best 0\.\d+\), fleet-cards 2 \(best 0\.\d+\)", ran.out)
     assert "cst-search front fleet-cells fleet-cards -o comparison" in ran.out
     assert "cst-search allocate fleet-cells fleet-cards --budget-storage 3MB -o plan" in ran.out
     client = MlflowClient(default_tracking_uri(tmp_path / "home"))

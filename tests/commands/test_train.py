@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -19,7 +20,8 @@ def threads() -> Iterator[int]:
 
 
 def said(load: float, threads: int | None, monkeypatch: pytest.MonkeyPatch, cores: int = 2) -> list[str]:
-    monkeypatch.setattr(train.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(train, "n_cores", lambda: cores)
     lines: list[str] = []
     train._set_threads(threads, "cpu", lines.append)
@@ -35,7 +37,9 @@ def test_threads_are_set_and_said(threads: int, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_busy_machine_is_warned_of(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     (_, note) = said(2.1, 2, monkeypatch)
-    assert note.startswith("note: other programs keep this machine busy (load 2.1)") and "--threads 1" in note
+    assert (
+        note.startswith("note: other programs keep this machine busy (load 2.1 on 2 cores)") and "--threads 1" in note
+    )
     (_, note) = said(2.1, 1, monkeypatch)
     assert "--threads" not in note  # it is so already
     assert len(said(2.0, 2, monkeypatch)) == 1  # as many as there are cores

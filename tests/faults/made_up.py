@@ -84,13 +84,14 @@ class Carrier(DetectionData):
 
 
 def main() -> None:
-    from cst_search import cli
+    from cst_search import cli, waiting
     from cst_search.commands import confirm, study_setup
     from cst_search.execution import node_check
     from cst_search.execution import ray_cluster as cluster
     from cst_search.study import launch_registry, storage
 
     cluster._GONE_SECONDS = 10.0
+    waiting.SAY_SECONDS = float(os.environ.get("SAY_SECONDS", waiting.SAY_SECONDS))
     storage.DEAD_SECONDS, launch_registry.BEAT_SECONDS = 5.0, 1.0
 
     Carrier.notes_folder, Carrier.pace = sys.argv[1], float(sys.argv[2])

@@ -83,6 +83,9 @@ def test_the_time_left_is_not_over_before_the_last_trial_is(monkeypatch: pytest.
     assert view._time_left() == "about 40s left"
     now[0] = 500.0  # both take longer than the others did
     assert view._time_left() == "about 10s left"
+    for trial in (2, 3):
+        view.finished(stopped(trial, state="complete", seconds=100.0, waits=False))
+    assert view._time_left() == "none left"
 
 
 def complete(trial: int, quality: float, memory: int, **more: Any) -> TrialRecord:
