@@ -19,7 +19,7 @@ def safe_path() -> list[str]:
 
 
 def program(module: str, function: str) -> list[str]:
-    """Return the command that calls a function of ours in a process of its own, which looks where this one does."""
+    """Return the command that calls one of our functions in a new process with this one's import path."""
     code = f"import sys; sys.path[:] = {safe_path()!r}; from {module} import {function}; {function}()"
     return [sys.executable, "-c", code]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cst_search.commands.export import export
 from cst_search.config.catalog import check_folder, study_folder
@@ -77,7 +77,7 @@ class Allocation:
     """The best plan within bounds, and the next better plan beyond each bound.
 
     Attributes:
-        better: by bound, ``storage_bytes`` or ``flops``, the better plan that takes least of it; None: there is none.
+        better: by bound, ``storage_bytes`` or ``flops``, the plan that the next larger one allows, see `next_better`.
         curve: plans that are best at some storage budget, smallest first, with no bound of operations.
     """
 
@@ -103,8 +103,24 @@ def allocate_studies(
     if plan is None:
         raise ConfigError(_nothing_fits(tasks, bounds))
     given = [of for of in ("storage_bytes", "flops") if getattr(bounds, of) is not None]
-    better = {of: cheapest_better(tasks, plan, of, bounds, goal, weights) for of in given}  # type: ignore[arg-type]
+    better = {of: next_better(tasks, plan, of, bounds, goal, weights) for of in given}  # type: ignore[arg-type]
     return Allocation(plan, better, curve(tasks, goal, weights))
+
+
+def next_better(
+    tasks: Mapping[str, Sequence[Point]], plan: Plan, of: Literal["storage_bytes", "flops"], bounds: Bounds, goal: Goal,
+    weights: Mapping[str, float],
+) -> Plan | None:  # fmt: skip
+    """Return the best plan under the smallest bound of three digits that allows a better one; None: no bound does.
+
+    Sizes are printed with three digits. Of several better plans that look equally large, this is the best.
+    """
+    least = cheapest_better(tasks, plan, of, bounds, goal, weights)
+    taken = None if least is None else least.total_bytes if of == "storage_bytes" else least.total_flops
+    if taken is None:
+        return None
+    digit = 10 ** max(0, len(str(taken)) - 3)
+    return allocate(tasks, replace(bounds, **{of: -(-taken // digit) * digit}), goal, weights)
 
 
 def _check_flops(tasks: Mapping[str, Sequence[Point]]) -> None:

@@ -178,7 +178,7 @@ def _chosen(flag: str, help: str, panel: str, names: tuple[str, ...]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions(Options):
-    """Options of every command that reads a data set anew; each sets the recipe's field of its name.
+    """Options of every command that reads a data set from its folder; each sets the recipe field of the same name.
 
     A study has them in its recipe, so commands that continue one do not take them.
     """

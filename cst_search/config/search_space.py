@@ -54,7 +54,7 @@ def renamed_dimensions(content: Mapping[str, Any], where: str) -> dict[str, Any]
 def fit_space(
     content: Mapping[str, Any], recipe: Recipe, where: str, starts_trained: bool = True
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return a search space as it is for one recipe, and a note on dimensions that it leaves out.
+    """Return a search space fitted to one recipe, and a note on the dimensions left out.
 
     ``times: [0.5, 1]`` becomes a choice among that many times the recipe's value, rounded to whole numbers for a field
     that holds one. ``neck`` and ``head`` are left out if the recipe's weights leave them random, and what decides the

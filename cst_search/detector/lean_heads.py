@@ -26,7 +26,7 @@ from cst_search.memory.plan import images_at_once
 
 
 def box_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Return torchvision's box_iou, (M, 4) and (N, 4) -> (M, N), computed for a few boxes at a time.
+    """Return torchvision's box_iou, (M, 4) and (N, 4) -> (M, N), computed in chunks of a few boxes.
 
     torchvision's box_iou holds 36 bytes per pair at once: 1 GB for the 270,000 anchors of an 800 px image and 100
     boxes. This one processes at most IOU_PAIRS pairs at once.

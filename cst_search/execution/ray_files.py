@@ -21,7 +21,7 @@ _MOST_BYTES = 107 - 69
 
 
 def private_folder() -> Path:
-    """Return the folder for the files of this user's Ray, which nobody else may enter; made if it is not there.
+    """Return the private folder for the files of this user's Ray, created if missing.
 
     It is below ``RAY_TMPDIR`` or the folder for temporary files, or below ``/tmp`` where that path is too long for
     sockets. A name that somebody else has taken there is avoided.

@@ -1,4 +1,4 @@
-"""What a process takes of a GPU beside its tensors: CUDA's context and cuBLAS's workspaces. Standard library only."""
+"""GPU memory of a process besides its tensors: CUDA's context and cuBLAS's workspaces. Standard library only."""
 
 from __future__ import annotations
 

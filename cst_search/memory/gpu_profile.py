@@ -1,4 +1,4 @@
-"""What `cst_search.trial.calibrate` found of a GPU: its costs, used instead of the H100's. Standard library only."""
+"""Costs of a GPU as `cst_search.trial.calibrate` measured them, used instead of the H100's. Standard library only."""
 
 from __future__ import annotations
 

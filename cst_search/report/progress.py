@@ -77,7 +77,7 @@ class _Live(Live):
 
 
 class Standing(NamedTuple):
-    """What a search has reached so far.
+    """Progress of a search so far.
 
     Attributes:
         n_rejected: number of suggestions rejected by predicted cost.

@@ -103,7 +103,7 @@ class Rungs:
             self._reached[epoch][trial] = (list(values), violation)
 
     def goes_on(self, trial: int, epoch: int) -> bool:
-        """Return whether a trial that was reported at an epoch goes on; True if that epoch is not a rung."""
+        """Return whether a trial continues after an epoch that it reported; True if that epoch is not a rung."""
         return epoch not in self._reached or trial in self._best(epoch)
 
     def promotable(self, stopped: Sequence[int]) -> int | None:

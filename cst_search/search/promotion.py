@@ -47,7 +47,7 @@ class Promotion:
         self._due_is_known = False
 
     def goes_on(self, number: int, suggested: Suggested, entry: Mapping[str, Any]) -> bool:
-        """Store the values at a rung of a trial of this launch; return whether it goes on.
+        """Store the values at a rung of a trial of this launch; return whether it continues.
 
         A repeat and a reference always do. A repeat's values are not stored.
         """
@@ -80,7 +80,7 @@ class Promotion:
         return self._due
 
     def promote(self) -> tuple[Trial, Suggestion, Progress] | None:
-        """Promote the trial that is due, to go on from its checkpoint; None: none is due, or another launch took it."""
+        """Promote the trial that is due, to resume from its checkpoint; None: none is due, or another launch has it."""
         number = self.due()
         if number is None:
             return None

@@ -32,7 +32,7 @@ class Repeats:
         self.are_planned, self._planned = True, list(repeats)
 
     def cut_off(self, repeat: Repeat, trial_id: int) -> None:
-        """Store a repeat that was running in a launch that died: its trial goes on if it is planned again."""
+        """Store a repeat that was running in a launch that died: its trial resumes if it is planned again."""
         self._cut[repeat] = trial_id
 
     def next(self) -> tuple[Trial, Suggestion] | None:

@@ -93,7 +93,7 @@ class SeenTrials:
         return Observation(codes, -np.delete(signs * trial.values, self._costly), curve, counts)
 
     def some(self, points: list[Observation], most: int, rng: np.random.Generator) -> list[Observation]:
-        """Return at most so many of the last observations read: the front, the latest, and a random choice of others.
+        """Return a limited number of the observations read: the front, the latest, and a random sample of the others.
 
         A model of all of them would take their number cubed; those near the front decide, and the rest of the space
         must stay known, too.

@@ -264,7 +264,7 @@ class SearchSession:
         return len(self.promotion.stopped)
 
     def promote(self) -> Suggestion | None:
-        """Promote the stopped trial that is due, to go on from its checkpoint; None: none is due."""
+        """Promote the stopped trial that is due, to resume from its checkpoint; None: none is due."""
         promoted = self.promotion.promote()
         if promoted is None:
             return None

@@ -18,7 +18,7 @@ _WRITES = (
 
 
 class OptunaCache(_CachedStorage):
-    """Optuna's cache, for hundreds of trials at a time.
+    """Optuna's cache, for hundreds of concurrent trials.
 
     Optuna's own cache rereads all unfinished trials before each suggestion, a millisecond each. This one rereads only
     those that have changed here, or that another process may have changed.

@@ -94,7 +94,7 @@ def _inference_figures(recipe: Recipe, n_classes: int, shape: InputShape) -> dic
 
 @dataclass(frozen=True)
 class _Shapes:
-    """What a prediction depends on; ``key`` is equal for equal shapes."""
+    """Inputs of a prediction; ``key`` is equal for equal shapes."""
 
     key: str
     recipe: Recipe = field(compare=False)  # without what changes no shape, which must not cost another trace

@@ -151,7 +151,7 @@ class _Split:
 
 
 def padded_sizes(images: CocoImages) -> list[tuple[int, int]]:
-    """Return the padded (height, width) of each image as a batch of its own."""
+    """Return the padded (height, width) of each image in a batch by itself."""
     return [(-(-height // _STRIDE) * _STRIDE, -(-width // _STRIDE) * _STRIDE) for height, width in images.sizes_hw]
 
 

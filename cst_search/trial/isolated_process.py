@@ -1,4 +1,4 @@
-"""Run a trial with a CPU memory limit in a process of its own.
+"""Run a trial with a CPU memory limit in a separate process.
 
 The limit applies to a whole process (`memory_limit`). In a worker's process it would also bind Ray's threads, and a
 refused allocation in one of those ends the worker. Nor does a process return all memory of a trial, so the next trial
@@ -57,7 +57,7 @@ def run_in_own_process(
     checkpoint: Path | None = None,
     recorded: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Run `run.run_trial` on the CPU in a process of its own. Returns the result as `TrialResult.to_dict` gives it.
+    """Run `run.run_trial` on the CPU in a separate process. Returns the result as `TrialResult.to_dict` gives it.
 
     No fault of the trial is raised: its exceptions and its death become results.
 

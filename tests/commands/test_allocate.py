@@ -14,9 +14,11 @@ from studies import make_study, run_cli, run_one, scored
 
 import cst_search
 from cst_search.commands import train as train_module
+from cst_search.commands.allocate import next_better
 from cst_search.config.recipe import Recipe
 from cst_search.detector.bundle import Bundle
 from cst_search.errors import UserError
+from cst_search.study.allocation import Bounds, Point, allocate
 from cst_search.trial.result import Outcome, TrialResult
 
 
@@ -80,6 +82,19 @@ def test_a_budget_above_the_best_plan_is_said_to_be_enough(home: Path) -> None:
     code, text, _ = ran("allocate", "cells", "cards", "--budget-storage", "1MB", "--home", str(home))
     words = " ".join(text.split())
     assert code == 0 and "mean map 0.460 in 14.4 kB of 1 MB" in words and "more storage would not help" in words
+
+
+def test_of_better_plans_that_look_equally_large_the_best_is_named() -> None:
+    """Both take 3.01 MB in three digits; the cheaper one gains a third of what the other does."""
+    tasks = {
+        "cells": [Point(0, 0.1, 1_000_000), Point(1, 0.2, 2_001_000)],
+        "cards": [Point(0, 0.1, 1_000_000), Point(1, 0.4, 2_005_000)],
+    }
+    bounds = Bounds(storage_bytes=2_500_000)
+    plan = allocate(tasks, bounds)
+    assert plan is not None and plan.total_bytes == 2_000_000
+    better = next_better(tasks, plan, "storage_bytes", bounds, "mean", {})
+    assert better is not None and better.total_bytes == 3_005_000 and better.value == pytest.approx(0.25)
 
 
 def test_operations_can_be_the_budget(home: Path) -> None:

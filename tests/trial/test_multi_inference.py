@@ -83,6 +83,16 @@ def test_every_method_finds_what_it_finds_alone(run: Callable[..., Path], images
     assert all(found.scores for found in expected["cst"])
 
 
+@pytest.mark.parametrize("n", [2, 20])  # five are below
+def test_any_number_of_tasks_find_what_they_find_alone(
+    n: int, run: Callable[..., Path], images: list[Path], unrounded: None
+) -> None:
+    runs = [run(f"task-{i}", method="cst", **FROZEN, seed=i) for i in range(n)]
+    expected = alone(runs, images[:1], 1)
+    assert together(runs, images[:1], 1) == expected
+    assert len({repr(found) for found in expected.values()}) == n  # each finds something else
+
+
 def test_many_tasks_run_their_body_once_and_hold_it_once(
     run: Callable[..., Path], images: list[Path], unrounded: None
 ) -> None:

@@ -134,7 +134,7 @@ def _is_document(path: Path) -> bool:
 
 
 def read(annotation_file: Path) -> Document:
-    """Return a COCO file as it is. Raises DocumentError if it is not JSON, or a list is missing."""
+    """Return the content of a COCO file. Raises DocumentError if it is not JSON, or a list is missing."""
     try:
         document = json.loads(read_regular(annotation_file))
     except OSError as error:
