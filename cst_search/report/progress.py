@@ -318,15 +318,13 @@ class View:
 
     def _time_left(self) -> str:
         mean, now = self._mean_seconds(), time.monotonic()
-        if self._n_finished() >= self.n_trials and not self.running:
-            return "none left"
         if mean is None:
             return "time left unknown"
         # a trial near or past the mean time counts with a tenth of it
         running = [max(0.1 * mean, mean - (now - begun)) for _, begun, _ in self.running.values()]
         waiting = max(0, self.n_trials - self._n_finished() - len(running))
         left = max([(sum(running) + waiting * mean) / self.n_workers, *running])
-        return f"about {format_seconds(left)} left"
+        return f"about {format_seconds(left)} left" if running or waiting else "none left"
 
     def _mean_seconds(self) -> float | None:
         """Return the mean time of a trial: of those that ended, else as far as epochs tell; None: nothing does yet."""
