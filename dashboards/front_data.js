@@ -15,7 +15,7 @@ const columns = { ...data.columns, ...Object.fromEntries(dimensions.map((d) => [
 const told = shown.filter((metric) => metric.key !== "device_bytes"); // in words it stands beside the working memory
 const hidden = new Set(); // kinds of trials that the legend hides
 let selection = null; // trials selected in the scatter plot, or null
-let current = trials.trial.indexOf(data.knee); // trial whose details are shown
+let current = trials.trial.indexOf(data.suggested); // trial whose details are shown
 const pinned = []; // trials whose curves are compared with it
 const MOST_PINNED = 6;
 

@@ -73,8 +73,7 @@ def write_comparison(reports: Sequence[Mapping[str, Any]], folder: Path) -> dict
 def _front_html(report: Mapping[str, Any]) -> str:
     data = page_data(report)
     groups = [{**group, "n": data["trials"]["group"].count(code)} for code, group in enumerate(data["groups"])]
-    wanted = report["knee"] if report["suggested_pick"] == "knee" else next((r["trial"] for r in report["front"]), None)
-    pick = next((row for row in report["front"] if row["trial"] == wanted), None)
+    pick = next((row for row in report["front"] if row["trial"] == data["suggested"]), None)
     return _render(
         "front.html.j2",
         report=report,

@@ -84,9 +84,12 @@ def test_where_the_knee_says_little_the_page_suggests_the_best(tmp_path):
     report = make_report() | {"suggested_pick": "best"}
     best = max(report["front"], key=lambda row: row["map"])
     report["front"].sort(key=lambda row: -row["map"])
-    text = " ".join(Page(write_front(report, tmp_path)["html"]).text.split())
+    assert report["knee"] != best["trial"]
+    written = write_front(report, tmp_path)["html"]
+    text = " ".join(Page(written).text.split())
     assert f"trial {best['trial']}the best mAP" in text and "--pick best -o best.yaml" in text
     assert "--pick knee" not in text
+    assert embedded(written)["suggested"] == best["trial"], "the trial whose details are shown first"
 
 
 def test_a_dollar_in_a_name_is_no_formula(tmp_path):
