@@ -47,9 +47,11 @@ def test_a_name_that_somebody_else_took_is_avoided(short: Path, tmp_path: Path) 
 
 
 def test_a_long_path_is_replaced(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", str(short / ("x" * 40)))
+    long = short / ("x" * 40)
+    long.mkdir()  # it could be used but for its length
+    monkeypatch.setenv("RAY_TMPDIR", str(long))
     assert private_folder().parent == short
-    monkeypatch.setattr(tempfile, "tempdir", str(short / ("y" * 40)))
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
     assert private_folder().parent == Path("/tmp")
 
 

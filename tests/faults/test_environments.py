@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,7 @@ from searches import Place
 from studies import make_study, run_cli, run_one, scored
 
 from cst_search.study.fast_reads import log_ahead
+from cst_search.study.study import default_storage
 
 # what another project set for itself
 OF_ANOTHER_PROJECT = {
@@ -83,3 +87,43 @@ def test_a_study_that_can_only_be_read(tmp_path: Path) -> None:
     finally:
         storage.engine.dispose()
         subprocess.run(["umount", "-l", str(there)], check=True)
+
+
+def test_a_home_with_any_name_behind_a_proxy_and_what_ray_leaves_open(place: Place, tmp_path: Path) -> None:
+    """Nothing is written beside the home, a proxy is passed by, and Ray's files and ports are closed to others."""
+    home = place.home / "a?b #c%41 d'\u00e9\""
+    home.mkdir()
+    before = {*os.listdir(place.home), "token"}
+    there = Place(home, place._flags, storage=default_storage(home))
+    token = tmp_path / "token"
+    there.env = {"http_proxy": "http://127.0.0.1:9", "all_proxy": "http://127.0.0.1:9",
+                 "RAY_AUTH_TOKEN_PATH": str(token)}  # fmt: skip
+    with there.search("--workers", "1", trials=3, seconds=0.3) as one:
+        one.until(lambda: len(there.notes()) >= 2)
+        words = " ".join(word for process in one.relatives() for word in process.cmdline())
+        (session,) = {Path(found) for found in re.findall(r"/\S*/session_[\d_-]+(?=/logs)", words)}
+        folders = {path: stat.S_IMODE(path.stat().st_mode) for path in (token, session.parents[1])}
+        assert one.wait() == 0, one.output
+    assert folders == {token: 0o600, session.parents[1]: 0o700}
+    there.check(3, {})
+    assert there.runs() == dict.fromkeys(there.finished(), 1)
+    assert set(os.listdir(place.home)) == before
+    assert {"studies.db", "mlflow.db"} <= set(os.listdir(home))
+
+
+def test_a_quota_of_cpu_time(tmp_path: Path) -> None:
+    """Of a control group of the kernel, as a container has one."""
+    group = Path(f"/sys/fs/cgroup/cpu/cst-search-test-{os.getpid()}")
+    try:
+        group.mkdir()
+        (group / "cpu.cfs_quota_us").write_text("100000")
+    except OSError:
+        pytest.skip("no control group can be made here")
+    try:
+        count = f"exec '{sys.executable}' -c 'from cst_search.cores import n_cores; print(n_cores())'"
+        done = subprocess.run(
+            ["bash", "-c", f"echo $$ > {group}/cgroup.procs && {count}"], capture_output=True, text=True
+        )
+        assert done.stdout.strip() == "1", done
+    finally:
+        group.rmdir()
