@@ -151,6 +151,8 @@ class Bundle:
             (self.folder / file).unlink(missing_ok=True)
 
     def _check_known(self, name: str) -> None:
+        if not is_bundle(self.folder):
+            raise ConfigError(f"{self.folder} is no bundle, so there is no task to drop; name its folder with -o")
         if name not in self.tasks:
             raise ConfigError(f"{self.folder} has no task {name!r}; it has {', '.join(self.tasks) or 'none'}")
 

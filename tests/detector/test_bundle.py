@@ -221,7 +221,7 @@ def test_the_command_packs_and_predict_reads_it(run: Callable[..., Path], image:
         (["runs/one", "copy/one"], "must be folders of different names; twice: one"),
         (["runs/one", "-o", "runs"], "must be a bundle or a new folder"),
         (["nothing"], "neither a folder written by `cst-search train` nor its weights file"),
-        (["--drop", "one"], "has no task 'one'; it has none"),
+        (["--drop", "one"], "is no bundle, so there is no task to drop; name its folder with -o"),
         (["runs/o n e"], "the name of a task must be of a-z"),
     ],
 )
