@@ -263,6 +263,9 @@ def benchmark(args: argparse.Namespace, argv: Sequence[str], start: Start) -> di
     found = {name: [records[job.key] for job in jobs if job.key in records] for name, jobs in trials.items()}
     clocks = {name: records.get(job.key, {}) for name, job in speeds.items()}
     table_rows = [summarise(name, asdict(estimates[name]), found[name], clocks[name]) for name in rows]
+    for row, recipe in zip(table_rows, rows.values(), strict=True):
+        spared = predict(replace(recipe, recompute="neck"), n_classes, worst_shape(recipe, clocked))
+        row["active_bytes_neck_recomputed"] = spared.active_bytes
     relate(table_rows)
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

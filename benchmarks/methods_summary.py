@@ -79,14 +79,16 @@ def accuracy(results: Sequence[SetResult], rows: Sequence[str]) -> list[list[str
 def costs(results: Sequence[SetResult], rows: Sequence[str]) -> list[list[str]]:
     """Return mAP50 (mean over the sets) and the costs of the first set, whose number of classes they depend on."""
     first = results[0]
-    lines = [["method", "mAP50, mean of sets", "trained", "saved file", "active memory", "training speed"]]
+    lines = [["method", "mAP50, mean of sets", "trained", "saved file", "active memory", "neck recomputed",
+              "training speed"]]  # fmt: skip
     for row in rows:
         found = first.rows[row]
         speed = next((s for r in results if (s := r.rows[row]["train_images_per_second"])), None)
         lines.append([
             f"`{row}`", f"{mean(result.rows[row]['map50_mean'] for result in results):.3f}",
             format_count(found["trainable_params"]), format_bytes(found["saved_bytes"]),
-            format_bytes(found["active_bytes"]), "-" if speed is None else f"{speed['percent_of_full']:.0f} %",
+            format_bytes(found["active_bytes"]), format_bytes(found["active_bytes_neck_recomputed"]),
+            "-" if speed is None else f"{speed['percent_of_full']:.0f} %",
         ])  # fmt: skip
     return lines
 
