@@ -91,28 +91,35 @@ def init_ray(address: str, **options: Any) -> None:
 
 @contextmanager
 def _little_of_a_node() -> Iterator[None]:
-    """Start a node without the processes that a search on this machine does not use."""
+    """Start a node without the processes that a search on this machine does not use.
+
+    Functions within Ray are replaced on the versions that this was tried on alone.
+    """
     from ray._private import node, ray_constants, services, utils
 
     agent, maker = ray_constants.PROCESS_TYPE_DASHBOARD_AGENT, ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT
-    # posix: elsewhere a process does not learn that its parent has ended
-    can_stand_in = os.name == "posix" and ray.__version__.startswith(AGENTS_TRIED_ON)
+    is_tried = ray.__version__.startswith(AGENTS_TRIED_ON)
+    can_stand_in = os.name == "posix" and is_tried  # elsewhere a process does not learn that its parent has ended
     unused = {
         agent: can_stand_in and not has_metrics(),
         maker: can_stand_in and not any(map(os.environ.get, _ASKS_FOR_ENVIRONMENTS)),
     }
-    command = services._build_python_executable_command_memory_profileable
 
-    def start_of_command(component: str, *more: Any, **options: Any) -> list[str]:
-        if unused.get(component):
-            return [sys.executable, "-S", ray_agent.__file__, component]
-        return command(component, *more, **options)
+    def start_of(command: Callable[..., list[str]]) -> Callable[..., list[str]]:
+        def start_of_command(component: str, *more: Any, **options: Any) -> list[str]:
+            if unused.get(component):
+                return [sys.executable, "-S", ray_agent.__file__, component]
+            return command(component, *more, **options)
+
+        return start_of_command
 
     with ExitStack() as patches:
         for name in _UNUSED:
             patches.enter_context(patch.object(node.Node, name, lambda *_, **__: None, create=True))
-        patches.enter_context(patch.object(services, "get_node", _patient(services.get_node)))
-        patches.enter_context(patch.object(services, command.__name__, start_of_command))
+        if is_tried:
+            command = services._build_python_executable_command_memory_profileable
+            patches.enter_context(patch.object(services, command.__name__, start_of(command)))
+            patches.enter_context(patch.object(services, "get_node", _patient(services.get_node)))
         if unused[agent]:  # Ray would import the dashboard's libraries to see if they are there
             patches.enter_context(patch.object(utils, "get_dashboard_dependency_error", lambda: None))
         yield
