@@ -98,7 +98,9 @@ def run() -> NoReturn:
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
-    atexit._run_exitfuncs()
+    starter = sys.modules.get("cst_search.execution.ray_start")
+    if starter is None or not starter.is_starting.is_set():
+        atexit._run_exitfuncs()
     if isinstance(code, str):
         print(code, file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):

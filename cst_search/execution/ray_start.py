@@ -53,6 +53,10 @@ reach_loopback_directly()
 wait_passively()  # workers have this environment
 
 _LOOK_SECONDS = 1.0  # between looks at Ray's own processes
+_TRIES = 3  # starts, if the environment changes meanwhile
+# Set until Ray has started or failed. A process that ends before must not take Ray down: a call of its C++ part on the
+# starting thread may then abort it (exit code -6). Ray's processes end with this one anyway.
+is_starting = threading.Event()
 _START_SECONDS = 600.0  # for Ray's node to appear; Ray itself gives up after 30 s, which a busy machine may need
 # Methods of Ray's node that start what a search on this machine does not use: the autoscaler, the process that passes
 # workers' output to the driver, and the job server. Starting Ray then takes 3 s of CPU time instead of 5.
@@ -152,6 +156,7 @@ def start_beside(n_cpus: int) -> Future[None]:
     """Start Ray on a thread and return at once. The future completes when Ray has started, or raises its error."""
     ready: Future[None] = Future()
     logging.getLogger("ray").setLevel(logging.ERROR)  # hides its message on leaving SIGTERM to us
+    is_starting.set()
     # a daemon: on Linux, processes that a thread has started end with it, so it must live as long as this process
     threading.Thread(target=_start, args=(n_cpus, ready), name="ray", daemon=True).start()
     return ready
@@ -159,10 +164,21 @@ def start_beside(n_cpus: int) -> Future[None]:
 
 def _start(n_cpus: int, ready: Future[None]) -> None:
     try:
-        init_ray("local", num_cpus=n_cpus, include_dashboard=False)  # "local" overrides RAY_ADDRESS
-        ready.set_result(None)
+        for n_left in reversed(range(_TRIES)):
+            try:
+                init_ray("local", num_cpus=n_cpus, include_dashboard=False)  # "local" overrides RAY_ADDRESS
+                break
+            except RuntimeError as error:
+                # Ray reads the environment while the main thread imports libraries that add to it
+                if not n_left or "changed size during iteration" not in str(error):
+                    raise
+                leave_ray()
     except BaseException as error:
+        is_starting.clear()
         ready.set_exception(error)
+    else:
+        is_starting.clear()
+        ready.set_result(None)
     threading.Event().wait()
 
 

@@ -66,12 +66,16 @@ def test_nohup_stays_nohup() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+class View(nullcontext[None]):
+    say = staticmethod(print)
+
+
 def test_a_signal_between_two_trials_is_an_interruption() -> None:
     """Ray Tune then ends its loop as at the end of a search. A search of another thread is not concerned afterwards."""
     session = SimpleNamespace(end_launch=lambda: None)
     loop = SimpleNamespace(run=lambda *jobs: is_ending.set())
     setup: Any = SimpleNamespace(workers=loop, machines=SimpleNamespace(cluster=None))
-    view: Any = nullcontext()
+    view: Any = View()
     job: Any = SimpleNamespace(session=session)
     with ends_in_time(""):
         assert run_trials([job], setup, view, "")

@@ -51,7 +51,7 @@ def test_ehvi_is_the_mean_of_the_improvement(m: int, floor: float) -> None:
     for i in range(3):
         drawn = mean[i] + std[i] * ndtri(at)
         gains = [volume(np.vstack([front, np.append(y, costs[i])]), reference) - before for y in drawn]
-        assert found[i] == pytest.approx(np.mean(gains), rel=2e-3, abs=1e-9)
+        assert found[i] == pytest.approx(np.mean(gains), rel=2e-3, abs=1e-7)  # quantiles miss the far tail
 
 
 def test_a_fixed_cost_changes_no_improvement() -> None:
