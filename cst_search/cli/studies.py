@@ -248,13 +248,13 @@ def _show_fronts(infos: Sequence[StudyInfo]) -> None:
     from cst_search.report.tables import comparison_table, front_table, methods_table, storage_table
     from cst_search.study.method_summary import by_method
     from cst_search.study.records import common_reference
-    from cst_search.study.wording import metric_words
+    from cst_search.study.wording import metric_words, no_trial_yet
 
     for i, info in enumerate(infos):
         if i:
             say()
         if not info.front():
-            say(f"study {info.shown_name} has no feasible complete trial yet")
+            say(no_trial_yet(info))
             continue
         out.print(front_table(info, out.width))
         if methods := by_method(info):

@@ -15,6 +15,7 @@ from cst_search.errors import ConfigError, StudyError
 from cst_search.study.allocation import Bounds, Goal, Plan, Point, allocate, cheapest_better, curve, point_of
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
+from cst_search.study.wording import no_trial_yet
 from cst_search.units import format_bytes, format_flops, parse_bytes, parse_flops
 
 GOALS = ("mean", "worst")
@@ -30,9 +31,7 @@ def points_of(info: StudyInfo) -> list[Point]:
         if record.state == TrialState.COMPLETE and record.feasible and record.trainable_params is not None
     ]
     if not found:
-        raise StudyError(
-            f"study {info.name!r} has no feasible complete trial yet; run `cst-search launch --study {info.shown_name}`"
-        )
+        raise StudyError(no_trial_yet(info))
     return found
 
 

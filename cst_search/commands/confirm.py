@@ -46,6 +46,7 @@ from cst_search.study.states import TrialState
 from cst_search.study.study import Study
 from cst_search.study.trial_attributes import Repeat
 from cst_search.study.verdicts import quality
+from cst_search.study.wording import no_trial_yet
 from cst_search.trial.checkpoint_folder import checkpoints_of
 from cst_search.units import format_seconds
 from cst_search.visible import in_line
@@ -148,9 +149,7 @@ def choose_points(info: StudyInfo, picks: str) -> list[TrialRecord]:
     complete = {r.trial: r for r in info.trials if r.state == TrialState.COMPLETE and r.feasible}
     front, of_search = info.front(), replace(info, repeats=()).front()
     if not front:
-        raise StudyError(
-            f"study {info.name!r} has no feasible complete trial yet; run `cst-search launch --study {info.shown_name}`"
-        )
+        raise StudyError(no_trial_yet(info))
     chosen: dict[int, TrialRecord] = {}
     for word in (word.strip() for word in picks.split(",")):
         if word == "front":

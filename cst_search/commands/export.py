@@ -22,7 +22,7 @@ from cst_search.errors import ConfigError, RunError, StudyError
 from cst_search.import_path import program
 from cst_search.study.records import StudyInfo, TrialRecord
 from cst_search.study.states import TrialState
-from cst_search.study.wording import format_quality, over_seeds_words
+from cst_search.study.wording import format_quality, no_trial_yet, over_seeds_words
 from cst_search.trial.cost import with_former_recompute
 from cst_search.trial.result import Outcome
 from cst_search.units import format_bytes, format_count, format_seconds
@@ -47,9 +47,7 @@ def pick_trial(info: StudyInfo, pick: str | None) -> TrialRecord:
         raise ConfigError(f"--pick takes knee, best or trial=N; got {pick!r}")
     front = info.front()
     if not front:
-        raise StudyError(
-            f"study {info.name!r} has no feasible complete trial yet; run `cst-search launch --study {info.shown_name}`"
-        )
+        raise StudyError(no_trial_yet(info))
     if pick == "best":
         return front[0]
     knee = info.knee()

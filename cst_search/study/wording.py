@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from cst_search.units import format_bytes, format_count, format_flops
 from cst_search.visible import in_line
 
 if TYPE_CHECKING:
-    from cst_search.study.records import TrialRecord
+    from cst_search.study.records import StudyInfo, TrialRecord
 
 
 # dimensions that a short description shows first: they tell most trials apart, and every method has them
@@ -132,3 +133,11 @@ def cost_words(objective: Objective, value: float | None) -> str:
     """Return the value of an objective with its unit; None -> ``-``."""
     formats = {"bytes": format_bytes, "count": format_count, "flops": format_flops, "share": format_quality}
     return formats[objective.kind](value)
+
+
+def no_trial_yet(info: StudyInfo) -> str:
+    """Return the message that a study has no point to take, with the command that continues it."""
+    return (
+        f"study {info.name!r} has no feasible complete trial yet; "
+        f"continue it with:  cst-search resume {shlex.quote(info.shown_name)}"
+    )

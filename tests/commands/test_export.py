@@ -100,7 +100,9 @@ def test_bad_picks(info: StudyInfo, pick: str, said: str) -> None:
 @pytest.mark.parametrize("pick", ["knee", "best"])
 def test_a_study_without_a_front(tmp_path: Path, pick: str) -> None:
     session = make_study(tmp_path, "empty")
-    with pytest.raises(StudyError, match=r"'empty' has no feasible complete trial yet; run `cst-search launch --study"):
+    with pytest.raises(
+        StudyError, match=r"'empty' has no feasible complete trial yet; continue it with:  cst-search resume"
+    ):
         pick_trial(session.study.info(), pick)
 
 

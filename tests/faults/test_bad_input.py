@@ -56,7 +56,7 @@ FLAGS: list[tuple[str, str, tuple[str, ...]]] = [
     ("a trial that is none", "export made --home {home} --pick trial=7", ("trial 7 does not exist", "[0]")),
     ("a trial without a number", "export made --home {home} --pick trial=x", ("--pick trial=x", "[0]")),
     ("a trial of many digits", f"export made --home {{home}} --pick trial={'9' * 5000}", ("does not exist", "[0]")),
-    ("nothing to export", "export empty --home {home}", ("no feasible complete trial yet", "cst-search launch")),
+    ("nothing to export", "export empty --home {home}", ("no feasible complete trial yet", "cst-search resume empty")),
     ("one seed", "confirm made --home {home} --seeds 1", ("--seeds", "equal to 2")),
     ("no epochs", "confirm made --home {home} --epochs 0", ("--epochs takes search, full or", "'0'")),
     (
@@ -66,7 +66,11 @@ FLAGS: list[tuple[str, str, tuple[str, ...]]] = [
     ),
     ("a point that is none", "confirm made --home {home} --picks 0,7", ("--picks takes front", "'7'", "[0]")),
     ("many digits of a point", f"confirm made --home {{home}} --picks {'9' * 5000}", ("--picks takes front", "[0]")),
-    ("nothing to confirm", "confirm empty --home {home}", ("no feasible complete trial yet", "cst-search launch")),
+    (
+        "nothing to confirm",
+        "confirm empty --home {home}",
+        ("no feasible complete trial yet", "cst-search resume empty"),
+    ),
     ("other data to confirm on", "confirm made --home {home} --data {gone} --device cpu", ("{gone}", "--data")),
     ("a device to confirm on", "confirm made --home {home} --device tpu", ("--device must be one of", "'tpu'")),
     ("no study of that name", "confirm nosuch --home {home}", ("there is no study 'nosuch'", "'made'")),
