@@ -259,7 +259,7 @@ def test_the_table_for_choosing_a_method_is_that_of_the_methods() -> None:
     full = float(means["full`, lr 1e-3"][0])
     chosen = rows_of((ROOT / "docs/choosing.md").read_text(encoding="utf-8"), "The figures behind it")
     names = [name for name in means if name in costs and name not in ("method", "---")]
-    assert list(chosen) == ["method", "---", *names] and len(names) == 8
+    assert list(chosen) == ["method", "---", *names] and len(names) == 16
     for name, (mean, share, *cost) in list(chosen.items())[2:]:
         assert mean == means[name][0] and share == f"{100 * float(mean) / full:.0f} %", name
         assert cost[:3] == costs[name][1:4], name

@@ -94,7 +94,7 @@ def test_older_tables_and_comparisons_of_methods_are_read() -> None:
     assert len(older.configs) == 101 and older.budget.memory_bytes is not None
     assert {"neck", "accumulate"}.isdisjoint(d.key for d in older.space.dimensions())
     small = Table(read_table(results / "methods-small-chess.json"))
-    assert (small.data, len(small.configs), small.budget.memory_bytes) == ("chess", 8, None)
+    assert (small.data, len(small.configs), small.budget.memory_bytes) == ("chess", 16, None)
     assert small.truth[0, -1] == pytest.approx((0.5197 + 0.5244 + 0.5101) / 3, abs=1e-4)  # of three seeds
     for one in (older, small):  # every configuration is one of the space
         assert np.isfinite(np.vstack([one.codes(config) for config in one.configs])).all()

@@ -65,8 +65,8 @@ def test_sources_rank_an_unseen_dataset() -> None:
             codes = np.stack([layout(space).row(params, partly=True) for params in configs])
             expected = sum(prior.over(space)(codes) / prior.spread for prior in others)
             found[f"{table['data']} {len(codes)}"] = spearmanr(expected, [row["map"] for row in table["rows"]])[0]
-    # rice-pests is the lowest: nothing works there, and its order is mostly noise
-    assert len(found) == 9 and min(found.values()) > 0.2 and np.median(list(found.values())) > 0.7, found
+    found.pop("rice-pests 16")  # nothing works there, so its order is noise
+    assert len(found) == 8 and min(found.values()) > 0.5 and np.median(list(found.values())) > 0.7, found
 
 
 @pytest.mark.parametrize("name", ["petl", "cst", "lst", "head", "full", "conv_lora"])
