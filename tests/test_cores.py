@@ -62,6 +62,7 @@ def test_a_machine_is_busy_by_all_its_cores(monkeypatch: pytest.MonkeyPatch) -> 
 # prints the policy when torch is looked for, or when the command line is about to run
 AS_TORCH_COMES = """
 import os, sys
+os.getloadavg = lambda: (float(sys.argv[1]), 0, 0)
 class Look:
     def find_spec(self, name, *more):
         if name == "torch":
@@ -76,12 +77,14 @@ sys.meta_path.insert(0, Look())
     ["import cst_search.trial.__main__",
      "from cst_search import cli; cli.main = lambda: __import__('torch'); cli.run()"],
 )  # fmt: skip
-@pytest.mark.parametrize("policy", [None, "ACTIVE"])
-def test_threads_do_not_spin_unless_the_user_wants_it(
-    monkeypatch: pytest.MonkeyPatch, program: str, policy: str | None
+@pytest.mark.parametrize(
+    ("load", "policy", "expected"), [("999", None, "PASSIVE"), ("0", None, "None"), ("999", "ACTIVE", "ACTIVE")]
+)
+def test_threads_do_not_spin_on_a_busy_machine_unless_the_user_wants_it(
+    monkeypatch: pytest.MonkeyPatch, program: str, load: str, policy: str | None, expected: str
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)  # the tests' own environment has it too
     if policy:
         monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    done = subprocess.run([sys.executable, "-c", AS_TORCH_COMES + program], capture_output=True, text=True)
-    assert done.stdout.strip() == (policy or "PASSIVE"), done
+    done = subprocess.run([sys.executable, "-c", AS_TORCH_COMES + program, load], capture_output=True, text=True)
+    assert done.stdout.strip() == expected, done

@@ -5,13 +5,15 @@ python -m cst_search.trial trials/demo.yaml --data DIR
 
 from __future__ import annotations
 
+# ruff: noqa: E402  # what is set here must be set before torch is imported
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; see `cores.wait_passively`
+from cst_search.cores import wait_passively
+
+wait_passively()
 
 from cst_search.config.recipe import Recipe
 from cst_search.data.dataset import load_data

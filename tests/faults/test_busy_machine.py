@@ -58,7 +58,7 @@ def test_who_waits_can_be_stopped(place: Place) -> None:
 
 
 def test_workers_are_not_below_other_programs(place: Place) -> None:
-    """Ray gives them niceness 15. And none of their threads spins while it waits: `cores.wait_passively`."""
+    """Ray gives them niceness 15. They also have the policy of the launch's threads: `cores.wait_passively`."""
     with place.search("--workers", "1", trials=50, seconds=0.2) as one:
         one.until(lambda: len(place.notes()) >= 2)
         worker = psutil.Process(place.notes()[-1]["pid"])
