@@ -54,7 +54,7 @@ def status(
     """Show the progress of a study and the outcome of each trial."""
     from cst_search.report.tables import status_table
     from cst_search.study.importance import importance, order_of
-    from cst_search.study.wording import best_words, shared_values, shared_words
+    from cst_search.study.wording import best_words, n_trials, shared_values, shared_words
 
     info = open_study(study, home, storage).info()
     if json_:
@@ -72,8 +72,7 @@ def status(
     if n_left_out := len(earlier) - len(unfinished):
         say(f"the last {_ROWS}; --all shows the {n_left_out} before them too")
     counts = ", ".join(f"{n} {state}" for state, n in info.counts().items() if n and state != "total")
-    total = "1 trial" if len(info.trials) == 1 else f"{len(info.trials)} trials"
-    say(f"{total} ({counts or 'none yet'}), hypervolume {info.hypervolume():.4f}")
+    say(f"{n_trials(len(info.trials))} ({counts or 'none yet'}), hypervolume {info.hypervolume():.4f}")
     if best is not None:
         say(best_words(best, info.over_seeds(best).mean, shared, order))
     if (line := info.outlook_line()) is not None:

@@ -45,13 +45,9 @@ def pick_trial(info: StudyInfo, pick: str | None) -> TrialRecord:
         return record
     if pick not in ("knee", "best"):
         raise ConfigError(f"--pick takes knee, best or trial=N; got {pick!r}")
-    front = info.front()
-    if not front:
+    if (picked := info.picked(pick)) is None:
         raise StudyError(no_trial_yet(info))
-    if pick == "best":
-        return front[0]
-    knee = info.knee()
-    return next(record for record in front if record.trial == knee)
+    return picked
 
 
 def exported_recipe(info: StudyInfo, record: TrialRecord) -> Recipe:

@@ -41,6 +41,7 @@ from cst_search.search.session import SearchSession
 from cst_search.study.records import StudyInfo
 from cst_search.study.states import TrialState
 from cst_search.study.study import Study
+from cst_search.study.wording import n_trials
 from cst_search.trial.checkpoint_folder import Checkpoints, checkpoints_of
 from cst_search.units import format_seconds
 from cst_search.visible import in_line
@@ -334,8 +335,7 @@ def _say_end(
         counts = info.counts()
         states = ", ".join(f"{n} {state}" for state, n in counts.items() if n and state != "total")
         which = f"study {info.shown_name}, " if len(results) > 1 else ""
-        trials = "1 trial" if counts["total"] == 1 else f"{counts['total']} trials"
-        say(f"{which}{ended} after {format_seconds(results[-1].seconds)}: {trials} ({states})")
+        say(f"{which}{ended} after {format_seconds(results[-1].seconds)}: {n_trials(counts['total'])} ({states})")
     if interrupted:
         names = [result.info.name for result in results if result.interrupted]
         say(f"finished trials are kept; continue with:  {resume_command(names, options)}")

@@ -36,11 +36,6 @@ _CURVE_DIGITS = {"map": 4, "loss": 4}
 _FEW = 12  # a dimension outside the space with at most this many different numbers is drawn as a choice
 
 
-def suggested_trial(report: Mapping[str, Any]) -> int | None:
-    """Return the trial that export takes unless told otherwise: the knee, or the best one; None: the front is empty."""
-    return report["knee"] if report["suggested_pick"] == "knee" else next((r["trial"] for r in report["front"]), None)
-
-
 def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the page's data for a report (`summary.page_report`, as `plain`). Index i is one trial in all columns.
 
@@ -70,7 +65,7 @@ def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
         "budgets": budget_lines(report),
         "references": reference_marks(report),
         "knee": report["knee"],
-        "suggested": suggested_trial(report),
+        "suggested": report["suggested"],
         "notes": lasting_notes(report),
         "worker": worker(report),
         "groups": [{"key": key, "name": words} for key, (words, _) in GROUPS.items()],

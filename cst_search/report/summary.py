@@ -17,6 +17,7 @@ def front_report(info: StudyInfo) -> dict[str, Any]:
     """Return the content of ``cst-search front STUDY --json``. Other tools rely on these keys."""
     counts = info.counts()
     counts[TrialState.RUNNING] += counts.pop(TrialState.INTERRUPTED)
+    suggested = info.suggested()
     return {
         "study": info.name,
         "objectives": [{"name": o.name, "goal": o.goal} for o in info.objectives],
@@ -28,6 +29,7 @@ def front_report(info: StudyInfo) -> dict[str, Any]:
         "context_bytes": info.context_bytes,
         "knee": info.knee(),
         "suggested_pick": info.suggested_pick(),
+        "suggested": None if suggested is None else suggested.trial,
         "front": [info.brief(record) for record in info.front()],
         "methods": by_method(info),
         "importance": importance(info),

@@ -46,8 +46,7 @@ def front_table(info: StudyInfo, width: int) -> Group:
         width: terminal width in characters. On a narrow terminal the configurations are listed below the table, over
             the whole width.
     """
-    front, found, pick = info.front(), importance(info), info.suggested_pick()
-    suggested = info.knee() if pick == "knee" else next((record.trial for record in front), None)
+    front, found, suggested = info.front(), importance(info), info.suggested()
     shared = shared_values([record.config for record in front])
     sources = {record.memory_source for record in front}
     entries = [info.brief(record) for record in front]
@@ -65,7 +64,7 @@ def front_table(info: StudyInfo, width: int) -> Group:
         words = Text(describe(record.config, 20, shared, order_of(found)))
         below.add_row(f"trial {record.trial}:", words)
         table.add_row(
-            Text(f"{pick} {record.trial}" if record.trial == suggested else str(record.trial)),
+            Text(f"{info.suggested_pick()} {record.trial}" if record == suggested else str(record.trial)),
             *seed_cells(entry)[: len(seeds)],
             format_quality(record.map),
             format_quality(record.map50),
@@ -74,7 +73,7 @@ def front_table(info: StudyInfo, width: int) -> Group:
             format_count(record.petl_params),
             *(cost_words(o, getattr(record, o.name)) for o in further),
             *([words] if beside else []),
-            style="bold" if record.trial == suggested else None,
+            style="bold" if record == suggested else None,
         )
     parts: list[RenderableType] = [table] if beside else [table, below]
     if shared:

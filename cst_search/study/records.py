@@ -294,6 +294,15 @@ class StudyInfo(StudySpec):
         counts = pareto.tells_apart(front)
         return "knee" if any(counts[i] for i, o in enumerate(self.objectives) if o.goal == "min") else "best"
 
+    def picked(self, pick: str) -> TrialRecord | None:
+        """Return the trial of a pick, ``knee`` or ``best`` (highest mAP); None: the front is empty."""
+        wanted = self.knee() if pick == "knee" else None
+        return next((record for record in self.front() if wanted in (None, record.trial)), None)
+
+    def suggested(self) -> TrialRecord | None:
+        """Return the trial of the `suggested_pick`; None: the front is empty."""
+        return self.picked(self.suggested_pick())
+
     def hypervolume(self) -> float:
         return pareto.hypervolume(self.values(), self.objectives, self.reference)
 

@@ -135,6 +135,11 @@ def cost_words(objective: Objective, value: float | None) -> str:
     return formats[objective.kind](value)
 
 
+def n_trials(n: int) -> str:
+    """Return e.g. ``1 trial`` or ``16 trials``."""
+    return "1 trial" if n == 1 else f"{n} trials"
+
+
 def no_trial_yet(info: StudyInfo) -> str:
     """Return the message that a study has no point to take, with the command that continues it."""
     return (

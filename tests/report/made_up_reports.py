@@ -85,6 +85,7 @@ def make_report(
         "hypervolume": hypervolume(rows, chosen, point),
         "knee": knee(rows, chosen),
         "suggested_pick": "knee",
+        "suggested": knee(rows, chosen),
         "front": [{name: t[name] for name in columns} for t in trials if t["on_front"]],
         "all": trials,
         "hypervolume_by_trial": [list(pair) for pair in enumerate(hypervolume_by_trial(rows, chosen, point))],

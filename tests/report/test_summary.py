@@ -39,6 +39,7 @@ def test_front_json_has_the_documented_keys() -> None:
         "methods": [],
         "importance": {"n": "int", "fewest": "int", "dimensions": []},
         "suggested_pick": "str",
+        "suggested": "int",
         "front": [
             {
                 "trial": "int",

@@ -164,6 +164,7 @@ def test_a_budget_below_the_context_leaves_an_empty_front_and_no_fault() -> None
     info = drawn_info(reference_point={"map": 0.0, "device_bytes": 5e8}, trials=())
     assert info.context_bytes == CONTEXT_BYTES and info.reference == [0.0, 1.0]
     assert info.hypervolume() == 0.0 and info.suggested_pick() == "best"
+    assert info.suggested() is None and info.picked("knee") is None
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,11 @@ def test_working_memory_is_derived_from_what_is_stored(stored: dict[str, Any], w
 def test_the_suggested_pick(points: list[tuple[float, int]], pick: str) -> None:
     made = drawn_info().trials[0]
     trials = tuple(replace(made, trial=i, map=q, device_bytes=used) for i, (q, used) in enumerate(points))
-    assert drawn_info(trials=trials).suggested_pick() == pick
+    info = drawn_info(trials=trials)
+    assert info.suggested_pick() == pick
+    trials_of_front = [record.trial for record in info.front()]
+    wanted = [info.knee()] if pick == "knee" else trials_of_front[:1]
+    assert [record.trial for record in (info.suggested(),) if record is not None] == wanted
 
 
 def test_no_cost_among_the_objectives_leaves_the_best() -> None:
