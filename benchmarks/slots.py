@@ -46,7 +46,7 @@ class Slots(Workers):
             with self.ended.open("ab") as ended:
                 ended.write(b".")
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Do nothing: there is nothing to end."""
 
 

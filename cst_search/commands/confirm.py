@@ -11,6 +11,7 @@ import json
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,33 +91,34 @@ def confirm(study: Study, options: ConfirmOptions, console: Console, *, verbose:
         f"{len(repeats)} run(s) to do"
     )
     run = None
-    with Waiting("the runs to be set up", say):
-        if repeats:
-            workers, task = _set_up(info, repeats, epochs, options, study.url, say)
-            session = SearchSession(study)
-            if study.storage is not None:
-                study.storage.say = say
-            session.begin_launch(kind="confirm")
-            session.plan(repeats)
-            workers.workers.prepare()
-            run = _Confirmation(session, repeats, task, workers)
-        record = open_record(options, say)
-    interrupted = False
-    with ends_in_time(_SAME_COMMAND):
-        if run is not None:
-            say(f"MLflow {shown_address(record.uri)}")
-            settings = {"seeds": options.seeds, "epochs": epochs, "points": [r.trial for r in points],
-                        "workers": workers.n_workers, "device": task.device, "data": task.recipe.data}  # fmt: skip
-            record.mlflow.start(info, session.describe_launch(settings))
-            interrupted = _run(run, record.mlflow, console, verbose)
-            info = study.info()
+    with ExitStack() as at_end:
+        with Waiting("the runs to be set up", say):
+            if repeats:
+                workers, task = _set_up(info, repeats, epochs, options, study.url, say)
+                session = SearchSession(study)
+                if study.storage is not None:
+                    study.storage.say = say
+                session.begin_launch(kind="confirm")
+                session.plan(repeats)
+                at_end.enter_context(workers.workers.prepared())
+                run = _Confirmation(session, repeats, task, workers)
+            record = open_record(options, say)
+        interrupted = False
+        with ends_in_time(_SAME_COMMAND):
+            if run is not None:
+                say(f"MLflow {shown_address(record.uri)}")
+                settings = {"seeds": options.seeds, "epochs": epochs, "points": [r.trial for r in points],
+                            "workers": workers.n_workers, "device": task.device, "data": task.recipe.data}  # fmt: skip
+                record.mlflow.start(info, session.describe_launch(settings))
+                interrupted = _run(run, record.mlflow, console, verbose)
+                info = study.info()
 
-        # even if there was nothing to run: an earlier confirmation may have died after its last run
-        report = confirm_report(info, [record.trial for record in points], epochs, before)
-        folder = study_folder(options.home, info.name)
-        files = write_report(info, folder)
-        (folder / "confirm.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        close_record(record.mlflow, info, files, interrupted, {"confirm": [folder / "confirm.json"]})
+            # even if there was nothing to run: an earlier confirmation may have died after its last run
+            report = confirm_report(info, [record.trial for record in points], epochs, before)
+            folder = study_folder(options.home, info.name)
+            files = write_report(info, folder)
+            (folder / "confirm.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            close_record(record.mlflow, info, files, interrupted, {"confirm": [folder / "confirm.json"]})
     report |= {"seconds": time.monotonic() - begun, "interrupted": interrupted}
     done = {_as_repeat(r) for r in info.repeats if r.state == TrialState.COMPLETE}
     say_confirmation(report, files["html"], console)

@@ -100,8 +100,15 @@ def launch_all(each: Sequence[LaunchOptions], console: Console, *, verbose: bool
     say = line_printer(console)
     with Waiting("the search to be set up", say):
         searches = _set_up(each, say, verbose)
-        workers = searches[0].workers
-        workers.workers.prepare()
+    with searches[0].workers.workers.prepared():
+        return _run(searches, begun, console, verbose)
+
+
+def _run(searches: Sequence[_Search], begun: float, console: Console, verbose: bool) -> list[LaunchResult]:
+    """Run searches that are set up, and report them."""
+    say = line_printer(console)
+    each, workers = [search.options for search in searches], searches[0].workers
+    with Waiting("MLflow to be opened", say):
         records = _open_records(searches, say)
     tell = say if len(searches) == 1 else _each_once(say)
     for search, record in zip(searches, records, strict=True):

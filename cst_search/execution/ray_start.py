@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from unittest.mock import patch
 
@@ -54,9 +54,11 @@ wait_passively()  # workers have this environment
 
 _LOOK_SECONDS = 1.0  # between looks at Ray's own processes
 _TRIES = 3  # starts, if the environment changes meanwhile
-# Set until Ray has started or failed. A process that ends before must not take Ray down: a call of its C++ part on the
-# starting thread may then abort it (exit code -6). Ray's processes end with this one anyway.
+# Set until Ray has started or failed. A process must not end before, nor take Ray down: a call of Ray's C++ part on the
+# starting thread may then abort it (exit code -6).
 is_starting = threading.Event()
+_is_given_up = threading.Event()
+_GIVE_UP_SECONDS = 5.0  # for a start to end that is given up
 _START_SECONDS = 600.0  # for Ray's node to appear; Ray itself gives up after 30 s, which a busy machine may need
 # Methods of Ray's node that start what a search on this machine does not use: the autoscaler, the process that passes
 # workers' output to the driver, and the job server. Starting Ray then takes 3 s of CPU time instead of 5.
@@ -138,7 +140,8 @@ def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 return get_node(*arguments)
             except RuntimeError:  # it is not there yet
-                if time.monotonic() > deadline or not any(map(_is_raylet, psutil.Process().children())):
+                is_over = _is_given_up.is_set() or time.monotonic() > deadline
+                if is_over or not any(map(_is_raylet, psutil.Process().children())):
                     raise
             time.sleep(0.1)
 
@@ -157,6 +160,7 @@ def start_beside(n_cpus: int) -> Future[None]:
     ready: Future[None] = Future()
     logging.getLogger("ray").setLevel(logging.ERROR)  # hides its message on leaving SIGTERM to us
     is_starting.set()
+    _is_given_up.clear()
     # a daemon: on Linux, processes that a thread has started end with it, so it must live as long as this process
     threading.Thread(target=_start, args=(n_cpus, ready), name="ray", daemon=True).start()
     return ready
@@ -180,6 +184,14 @@ def _start(n_cpus: int, ready: Future[None]) -> None:
         is_starting.clear()
         ready.set_result(None)
     threading.Event().wait()
+
+
+def give_up_start(ready: Future[None]) -> None:
+    """End a start of `start_beside` that nobody waits for any more, and leave Ray if it had just started."""
+    _is_given_up.set()
+    with suppress(TimeoutError):
+        if ready.exception(_GIVE_UP_SECONDS) is None:
+            leave_ray()
 
 
 def leave_ray() -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from cst_search.execution.ray_start import (  # first: it sets environment variables that Ray reads
+    give_up_start,
     leave_ray,
     start_beside,
     watch_own_ray,
@@ -333,17 +334,16 @@ class Ray(Workers):
 
     def _wait_for_ray(self, searcher: StudySearcher) -> None:
         """Wait until Ray has started, if it is started here, and make the first suggestion in the meantime."""
-        ready, self._ready = self._ready, None
-        if ready is None:
+        if self._ready is None:
             return
         searcher.look_ahead()  # if Ray fails to start, the next launch resumes it
         try:
             with self._waiting("Ray to start"):
-                ready.result()
+                self._ready.result()
         except Exception as error:
             busy = f"this machine is busy ({words}), so try again later; " if (words := busy_words()) else ""
             raise RunError(f"Ray did not start: {error} {busy}--in-process runs the trials without it") from error
-        self._is_ours = True
+        self._ready, self._is_ours = None, True
         self._left.clear()
         watch_own_ray(self.go_on, self._left)
 
@@ -381,7 +381,10 @@ class Ray(Workers):
             ),
         )
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        if self._ready is not None:
+            give_up_start(self._ready)
+            self._ready = None
         if self.cluster is not None:
             self.cluster.close()
         elif self._is_ours:

@@ -10,7 +10,8 @@ that; each kind of workers only runs trials.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -76,6 +77,15 @@ class Workers(ABC):
     def prepare(self) -> None:
         """Begin to start slow parts and return at once. Optional: `run` does it too."""
 
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Context in which slow parts start while a search is set up, which then calls `run`."""
+        try:
+            self.prepare()
+            yield
+        finally:
+            self.close()
+
     def run(self, *jobs: SearchJob) -> None:
         """Run the trials of one or more jobs, in turn, until all of them end."""
         turns = Turns([Supply(job) for job in jobs])
@@ -83,15 +93,15 @@ class Workers(ABC):
             self._run_all(turns)
             turns.close()
         finally:
-            self._close()
+            self.close()
 
     @abstractmethod
     def _run_all(self, turns: Turns) -> None:
         """Run trials until nothing is left to run."""
 
     @abstractmethod
-    def _close(self) -> None:
-        """Release the resources of a run; also called after a failure."""
+    def close(self) -> None:
+        """Release what `prepare` and `run` made; also called after a failure, and twice."""
 
 
 class Supply:
@@ -216,7 +226,7 @@ class InProcess(Workers):
             )
             supply.ended(trial, result)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         from cst_search.trial import isolated_process
 
         isolated_process.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class MadeUp:
 
             monkeypatch.setattr(place, name, counted)
 
-    def prepare(self) -> None: ...
+    def prepared(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def run(self, job: SearchJob) -> None:
         session, n_trials, estimate, events = job.session, job.n_trials, job.estimate, job.events

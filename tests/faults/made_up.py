@@ -107,7 +107,7 @@ def main() -> None:
     requirements_of = node_check.requirements_of
     # nor do the nodes of a cluster import torch to look at its version
     node_check.requirements_of = lambda *of, **more: replace(requirements_of(*of, **more), versions=())
-    cli.main()
+    cli.run()  # as the program, which does not take Ray apart while it starts
 
 
 if __name__ == "__main__":
