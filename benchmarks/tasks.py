@@ -1,7 +1,7 @@
 """Compare N detectors that share a frozen body with N full detectors and N merged LoRA detectors, on one CPU core.
 
     python benchmarks/tasks.py --out benchmarks/results/tasks.json            (small; minutes)
-    python benchmarks/tasks.py --case fcos-r50 --case fasterrcnn-r50 --images 3 --out benchmarks/results/tasks-r50.json
+    python benchmarks/tasks.py --case fcos-r50 --case fasterrcnn-r50 --images 2 --out benchmarks/results/tasks-r50.json
 
 All detectors of a side stand in one `MultiPredictor`, which holds equal tensors once. Trained tensors are their start
 and random numbers. Each side runs in a fresh process of its own: memory is the growth of its resident set, from the
