@@ -172,3 +172,33 @@ def test_the_fixture_has_the_norms_of_the_real_weights(pair: Pair) -> None:
         assert kinds == {(nn.BatchNorm2d, 1e-5)}
     else:
         assert kinds == {(FrozenBatchNorm2d, 1e-5 if pair.recipe.detector == "fcos" else 0.0)}
+
+
+def settings_of(model: Any) -> dict[str, Any]:
+    """Numbers of a detector that no tensor holds, and that a small image may not show."""
+    if not hasattr(model, "rpn"):
+        names = ("score_thresh", "nms_thresh", "topk_candidates")
+        return {"anchors": model.anchor_generator.sizes, "ratios": model.anchor_generator.aspect_ratios} | {
+            name: getattr(model, name) for name in names
+        }
+    rpn, heads = model.rpn, model.roi_heads
+    return {
+        "anchors": rpn.anchor_generator.sizes, "ratios": rpn.anchor_generator.aspect_ratios,
+        "proposals": (rpn._pre_nms_top_n, rpn._post_nms_top_n, rpn.nms_thresh, rpn.score_thresh),
+        "matching": (rpn.proposal_matcher.low_threshold, rpn.proposal_matcher.high_threshold),
+        "sampling": (rpn.fg_bg_sampler.batch_size_per_image, rpn.fg_bg_sampler.positive_fraction),
+        "detections": (heads.score_thresh, heads.nms_thresh, heads.detections_per_img),
+        "head matching": (heads.proposal_matcher.low_threshold, heads.proposal_matcher.high_threshold),
+        "head sampling": (heads.fg_bg_sampler.batch_size_per_image, heads.fg_bg_sampler.positive_fraction),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("detector", COCO_DETECTORS)
+def test_anchors_and_thresholds_are_torchvisions(detector: str) -> None:
+    """FCOS's threshold is ours: torchvision drops what is below 0.2, which COCO's evaluation would count."""
+    recipe = Recipe(detector=detector, weights="none", method="head", neck="train", head="train", width=0.25)
+    own = settings_of(build_detector(recipe, 90))
+    expected = settings_of(builder(detector)(weights=None, weights_backbone=None))
+    if detector == "fcos":
+        assert expected.pop("score_thresh") == 0.2 and own.pop("score_thresh") == 0.05
+    assert own == expected
