@@ -64,7 +64,7 @@ def test_the_token_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("RAY_AUTH_MODE")
     keep_token_private()
     first = token.read_text()
-    assert mode(token) == 0o600 and len(first) == 64
+    assert mode(token) == 0o600 and mode(token.parent) == 0o700 and len(first) == 64
     token.chmod(0o644)
     keep_token_private()
     assert mode(token) == 0o600 and token.read_text() == first
