@@ -2,12 +2,12 @@
 
     python benchmarks/stock.py --home DIR --trials 24    (draws DIR/demo-data where it is not there; JSON at the end)
 
-`wall.py` compares a launch with this script: same trial function, recipe, data, space (search_spaces/cst.yaml), workers
-and threads. OptunaSearch gets several metrics and a define-by-run space; its study stays in memory and its sampler is
-Optuna's default, as in Ray's example. MLflow writes to a SQLite file. Tune keeps its own files and tables. Actors are
-not reused: that is Tune's default, and its reference recommends reuse for experiments that start and stop actors often.
-`--reuse-actors` serves for comparison. There is no budget: OptunaSearch has no constraints, so every trial runs to its
-end.
+`wall.py` and `real.py` compare a launch with this script: same trial function, recipe, data, space
+(search_spaces/cst.yaml), workers and threads. OptunaSearch gets several metrics and a define-by-run space; its study
+stays in memory and its sampler is Optuna's default, as in Ray's example. MLflow writes to a SQLite file. Tune keeps its
+own files and tables. Actors are not reused: that is Tune's default, and its reference recommends reuse for experiments
+that start and stop actors often. `--reuse-actors` serves for comparison. There is no budget: OptunaSearch has no
+constraints, so every trial runs to its end.
 """
 
 import argparse
@@ -68,11 +68,14 @@ def main():
     parser.add_argument("--threads", type=int, default=1, help="of each trial")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the recipe")
+    parser.add_argument("--data", type=Path, help="folder of a data set instead of the demo")
+    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--seconds", type=float, help="after which Tune ends, whatever runs")
     parser.add_argument("--points", type=Path, help="JSON list of configurations to try first")
     parser.add_argument("--reuse-actors", action="store_true")
     args = parser.parse_args()
-    data, _ = load_data(write_demo(args.home / "demo-data"))
-    recipe = apply_settings(load_recipe("demo"), args.set, "demo")
+    data, _ = load_data(args.data or write_demo(args.home / "demo-data"))
+    recipe = apply_settings(load_recipe(args.recipe), args.set, args.recipe)
     points = json.loads(args.points.read_text()) if args.points else None
     ray.init("local", num_cpus=args.workers * args.threads)
     results = tune.Tuner(
@@ -84,6 +87,7 @@ def main():
                 space, metric=list(METRICS), mode=list(METRICS.values()), seed=args.seed, points_to_evaluate=points
             ),
             num_samples=args.trials,
+            time_budget_s=args.seconds,
             max_concurrent_trials=args.workers,
             reuse_actors=args.reuse_actors,
         ),

@@ -1,4 +1,4 @@
-"""benchmarks/stock.py, wall.py and overhead.py: what they compute, that the spaces are one, and that they run."""
+"""benchmarks/stock.py, wall.py, real.py, overhead.py: what they compute, that the spaces are one, and that they run."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from smaller_demo import use_smaller_demo
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import overhead
+import real
 import wall
 
 from cst_search.config.loading import load_recipe, load_space
@@ -125,6 +126,38 @@ def test_overhead_is_read_from_when_trials_began_and_ended() -> None:
         "startup_seconds": 6, "per_trial_seconds": 1, "start_seconds": 0.25, "start_seconds_high": 1.5,
         "end_seconds": 2, "total_seconds": 13,
     }  # fmt: skip
+
+
+def test_real_searches_are_compared_in_one_box() -> None:
+    launch = {"side": "launch", "seed": 0, "seconds": 61.2, "n_started": 4, "reference": [0.0, 100.0, 10.0],
+              "points": [[0.5, 50, 5], [0.4, 60, 6]]}  # fmt: skip
+    stock = {"side": "stock", "seed": 0, "seconds": 60.0, "n_started": 2, "points": [[0.6, 100, 5]]}
+    assert real.figures(launch, launch["reference"]) == {
+        "hypervolume": pytest.approx(0.5**3), "best map": 0.5, "front": 1, "complete": 2,
+    }  # fmt: skip
+    assert real.table([launch, stock]).splitlines()[2:] == [
+        "| 0 | launch | 61 | 4 | 2 | 0.125 | 0.500 | 1 |",
+        "| 0 | stock | 60 | 2 | 1 | 0.000 | 0.600 | 1 |",
+    ]
+    nothing = real.figures(stock | {"points": []}, launch["reference"])
+    assert nothing == {"hypervolume": 0.0, "best map": 0.0, "front": 0, "complete": 0}
+
+
+def test_the_plain_script_searches_as_long_as_the_launch_took(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def run_process(words: list[str], home: Path) -> tuple[str, float]:
+        seen.extend(words)
+        found = [
+            {"config": {}, "map": 0.3, "device_bytes": 900, "trainable_params": 7, "train_seconds": 1.0},
+            {"config": {}, "map": None, "device_bytes": None, "trainable_params": None, "train_seconds": None},
+        ]
+        return f"noise\n{json.dumps(found)}\nmore", 63.0  # fmt: skip
+
+    monkeypatch.setattr(real, "run_process", run_process)
+    run = real.run_stock(tmp_path, ["--recipe", "demo"], 5, {"seconds": 60.4, "context_bytes": 600})
+    assert seen[seen.index("--seconds") + 1] == "60" and seen[seen.index("--seed") + 1] == "5"
+    assert (run["n_started"], run["points"], run["seconds"]) == (2, [[0.3, 300, 7]], 63.0)
 
 
 # --- the scripts -----------------------------------------------------------------------------------------------------
