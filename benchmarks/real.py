@@ -18,16 +18,16 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from wall import printed_trials, run_process
 
 from cst_search.data.demo import write_demo
 from cst_search.study import pareto
@@ -37,32 +37,28 @@ from cst_search.study.study import Study
 
 HERE = Path(__file__).resolve().parent
 _CLI = "from cst_search.cli import run; run()"
-_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0"}  # no side sends telemetry
 OBJECTIVES = choose_objectives("map,device_bytes,trainable_params")
 
 
 # --- the sides -------------------------------------------------------------------------------------------------------
 
 
-def run_process(words: Sequence[str], home: Path) -> tuple[str, float]:
-    """Run a program of Python. Returns what it printed, and its seconds."""
-    with (home / "output.txt").open("w") as output:
-        begun = time.perf_counter()
-        code = subprocess.run(
-            [sys.executable, *words], stdout=output, stderr=subprocess.STDOUT, env=os.environ | _QUIET
-        ).returncode
-        seconds = time.perf_counter() - begun
-    said = (home / "output.txt").read_text()
-    if code != 0:
-        raise SystemExit(f"{words[:6]} ended with {code}:\n{said[-3000:]}")
-    return said, seconds
-
-
 def run_launch(home: Path, shared: Sequence[str], seed: int, seconds: float) -> dict[str, Any]:
     """Run a launch. Returns its complete trials, and the reference point of its study."""
     flags = ["--space", "cst", "--device", "cpu", "--study", "real", "--prior", "none", "--trials", "10000"]
-    words = ["-c", _CLI, "launch", *shared, *flags, "--seed", str(seed), "--time-limit", f"{seconds:g}s"]
-    _, took = run_process(words, home)
+    words = [
+        sys.executable,
+        "-c",
+        _CLI,
+        "launch",
+        *shared,
+        *flags,
+        "--seed",
+        str(seed),
+        "--time-limit",
+        f"{seconds:g}s",
+    ]
+    _, took = run_process("the launch", words, home)
     info = Study.open(f"sqlite:///{home}/studies.db", "real").info()
     complete = [record for record in info.trials if record.state == TrialState.COMPLETE]
     points = [[record.map, record.working_bytes, record.trainable_params] for record in complete]
@@ -74,9 +70,9 @@ def run_launch(home: Path, shared: Sequence[str], seed: int, seconds: float) -> 
 
 def run_stock(home: Path, shared: Sequence[str], seed: int, launch: Mapping[str, Any]) -> dict[str, Any]:
     """Run the plain script for as long as a launch took."""
-    words = [str(HERE / "stock.py"), *shared, "--trials", "10000", "--seed", str(seed)]
-    said, took = run_process([*words, "--seconds", f"{launch['seconds']:.0f}"], home)
-    trials = json.loads(said[said.rindex('[{"config"') :].splitlines()[0])  # Ray may print more after the last line
+    words = [sys.executable, str(HERE / "stock.py"), *shared, "--trials", "10000", "--seed", str(seed)]
+    said, took = run_process("stock.py", [*words, "--seconds", f"{launch['seconds']:.0f}"], home)
+    trials = printed_trials(said)
     points = [
         [trial["map"], trial["device_bytes"] - launch["context_bytes"], trial["trainable_params"]]
         for trial in trials

@@ -94,22 +94,29 @@ def as_points(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def run_process(name: str, words: Sequence[str], home: Path) -> tuple[str, float]:
+    """Run a side's program, whose output goes to a file in ``home``. Returns what it printed, and its seconds."""
+    with (home / "output.txt").open("w") as output:
+        begun = time.perf_counter()
+        code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=os.environ | _QUIET).returncode
+        seconds = time.perf_counter() - begun
+    said = (home / "output.txt").read_text()
+    if code != 0:
+        raise SystemExit(f"{name} ended with {code}:\n{said[-3000:]}")
+    return said, seconds
+
+
+def printed_trials(said: str) -> list[dict[str, Any]]:
+    """Return the trials that stock.py printed. Ray may print more after its last line."""
+    found: list[dict[str, Any]] = json.loads(said[said.rindex('[{"config"') :].splitlines()[0])
+    return found
+
+
 def run_side(side: str, home: Path, points: Path | None, args: argparse.Namespace) -> dict[str, Any]:
     """Run the search of one side from start to end."""
     load = os.getloadavg()[0]
-    with (home / "output.txt").open("w") as output:
-        begun = time.perf_counter()
-        code = subprocess.run(
-            command(side, home, points, args), stdout=output, stderr=subprocess.STDOUT, env=os.environ | _QUIET
-        ).returncode
-        wall = time.perf_counter() - begun
-    said = (home / "output.txt").read_text()
-    if code != 0:
-        raise SystemExit(f"{SIDES[side]} ended with {code}:\n{said[-3000:]}")
-    if side == "launch":
-        trials = trials_of_launch(home)
-    else:  # Ray may print more after the script's last line
-        trials = json.loads(said[said.rindex('[{"config"') :].splitlines()[0])
+    said, wall = run_process(SIDES[side], command(side, home, points, args), home)
+    trials = trials_of_launch(home) if side == "launch" else printed_trials(said)
     return shares(wall, trials, args.workers) | {"side": side, "load_before": load, "trials": trials}
 
 

@@ -146,7 +146,7 @@ def test_real_searches_are_compared_in_one_box() -> None:
 def test_the_plain_script_searches_as_long_as_the_launch_took(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[str] = []
 
-    def run_process(words: list[str], home: Path) -> tuple[str, float]:
+    def run_process(name: str, words: list[str], home: Path) -> tuple[str, float]:
         seen.extend(words)
         found = [
             {"config": {}, "map": 0.3, "device_bytes": 900, "trainable_params": 7, "train_seconds": 1.0},

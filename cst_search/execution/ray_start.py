@@ -54,8 +54,8 @@ wait_passively()  # workers have this environment
 
 _LOOK_SECONDS = 1.0  # between looks at Ray's own processes
 _TRIES = 3  # starts, if the environment changes meanwhile
-# Set until Ray has started or failed. A process must not end before, nor take Ray down: a call of Ray's C++ part on the
-# starting thread may then abort it (exit code -6).
+# Set until Ray has started or failed. Until then this process must neither take Ray down nor end as Python ends it: a
+# call of Ray's C++ part on the starting thread may abort it (exit code -6).
 is_starting = threading.Event()
 _is_given_up = threading.Event()
 _GIVE_UP_SECONDS = 5.0  # for a start to end that is given up

@@ -101,7 +101,7 @@ class Workers(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release what `prepare` and `run` made; also called after a failure, and twice."""
+        """Release what `prepare` and `run` made. May be called again, and after a failure."""
 
 
 class Supply:
