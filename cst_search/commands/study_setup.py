@@ -15,6 +15,7 @@ from cst_search.commands.dataset import dataset_inputs, load_dataset, settle_det
 from cst_search.commands.options import LaunchOptions, declared
 from cst_search.commands.output import Say
 from cst_search.commands.references import METHODS as REFERENCES
+from cst_search.commands.references import trained_parts
 from cst_search.commands.worker_setup import Machines, WorkerSetup
 from cst_search.config.catalog import own_path
 from cst_search.config.loading import (
@@ -214,12 +215,24 @@ def first_configs(space: Space, recipe: Recipe) -> list[dict[str, Any]]:
     """Return the configurations that a search tries first, as far as its space has their methods.
 
     The recipe comes first, so that a search does not end below it. The two ends of fine-tuning follow, which every
-    other method is compared with: the most thorough, `full`, and the cheapest, `head`. They also test what the sampler
-    knows from other data. One that is over the budget is refused as any other.
+    other method is compared with: the most thorough, `full` with neck and head on the largest images, and the cheapest,
+    the last layers of the `head` alone in the smallest batches. They also test what the sampler knows from other data.
+    One that is over the budget is refused as any other.
     """
     own = recipe.method if recipe.method in space.methods else space.methods[0]
-    references = [name for name in REFERENCES if name in space.methods and name != own]
-    return [default_config(space, recipe, name) for name in (own, *references)]
+    ends = [name for name in REFERENCES if name in space.methods and name != own]
+    return [
+        default_config(space, recipe, own),
+        *(default_config(space, recipe, name) | _end(space, name) for name in ends),
+    ]
+
+
+def _end(space: Space, method: str) -> dict[str, Any]:
+    """Return what makes a reference an end of fine-tuning, as far as it can be chosen in the space."""
+    found = trained_parts(space, method)
+    key, end = ("image_size_px", max) if method == "full" else ("batch_size", min)
+    found |= {d.key: round(end(d.choices or (d.low, d.high))) for d in space.by_method[method] if d.key == key}
+    return found
 
 
 def recorded_settings(study: Study, options: LaunchOptions, workers: WorkerSetup) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def _front_html(report: Mapping[str, Any]) -> str:
         facts=facts(report),
         pick=pick,
         pick_map=over_seeds(pick, "map") if pick else None,
-        headline=headline(report, report["front"][0]) if report["front"] else None,
+        headline=headline(report) if report["front"] else None,
         worker=worker(report),
         picks=",".join(str(row["trial"]) for row in report["methods"] if row["state"] == TrialState.COMPLETE),
         study=shlex.quote(report["study"]),

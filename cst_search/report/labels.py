@@ -174,16 +174,20 @@ _NAMED = {"full": "full fine-tuning", "head": "the head alone"}
 _SETTINGS = {"image_size_px": "at {} px instead of {} px", "batch_size": "with batches of {} instead of {}"}
 
 
-def headline(report: Mapping[str, Any], point: Mapping[str, Any]) -> str:
+def headline(report: Mapping[str, Any]) -> str:
     """Return what was found in one sentence: the mAP and memory of a point, beside full fine-tuning and the head alone.
 
     Args:
-        report: with ``references``, see `commands.references`; without them the sentence ends with the point.
+        report: with a front. With ``references`` (see `commands.references`) the point is the one that they are beside;
+            without them it is the best, and the sentence ends with it.
     """
+    references = report.get("references", ())
+    beside = references[0]["beside"] if references else report["front"][0]["trial"]
+    point = next(row for row in report["front"] if row["trial"] == beside)
     beyond = " beyond the fixed cost" if report["context_bytes"] else ""
     words = [f"{over_seeds(point, 'map')[0]:.3f} mAP in {format_bytes(point['working_bytes'])}{beyond}"]
     budget = report["budget"]["memory_bytes"]
-    for one in report.get("references", ()):
+    for one in references:
         differing = " and ".join(_SETTINGS[name].format(*pair) for name, pair in one["differs"].items())
         text = _NAMED[one["method"]] + (f", {differing}," if differing else "")
         text += f" needs {format_bytes(one['working_bytes'])}"

@@ -232,3 +232,28 @@ def test_references_follow_the_recipe(
     configs = first_configs(Space.from_dict(dimensions, where="test"), tiny_recipe(method=method, lr=0.123))
     assert [config["method"] for config in configs] == expected
     assert [config["lr"] for config in configs] == [0.123, *(get_method(name).lr for name in expected[1:])]
+
+
+def test_references_are_the_two_ends_of_the_space(tiny_recipe: Callable[..., Recipe]) -> None:
+    shared = {
+        "batch_size": {"choice": [8, 2, 4]},
+        "image_size_px": {"choice": [32, 96, 64]},
+        "neck": {"choice": ["lora", "train", "frozen"]},
+        "head": {"choice": ["predictor", "train"]},
+    }
+    space = Space.from_dict({"methods": ["cst", "full", "head"], "shared": shared}, where="test")
+    recipe = tiny_recipe(batch_size=4, image_size_px=64, head="predictor")
+    own, full, head = first_configs(space, recipe)
+    assert [own[name] for name in shared] == [4, 64, "train", "predictor"]
+    assert [full[name] for name in shared] == [4, 96, "train", "train"]
+    assert [head[name] for name in shared] == [2, 64, "frozen", "predictor"]
+
+
+def test_references_of_a_range_take_its_ends_and_of_a_space_without_a_choice_the_recipe(
+    tiny_recipe: Callable[..., Recipe],
+) -> None:
+    shared = {"image_size_px": {"int": [32, 96]}, "batch_size": {"int": [1, 8]}, "neck": {"choice": ["lora", "norm"]}}
+    space = Space.from_dict({"methods": ["cst", "full", "head"], "shared": shared}, where="test")
+    _, full, head = first_configs(space, tiny_recipe(batch_size=4, image_size_px=64))
+    assert (full["image_size_px"], full["batch_size"], full["neck"], full["head"]) == (96, 4, "train", "train")
+    assert (head["image_size_px"], head["batch_size"], head["neck"], head["head"]) == (64, 1, "train", "train")

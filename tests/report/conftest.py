@@ -43,7 +43,8 @@ def front(info: StudyInfo, no_picture: None, tmp_path_factory: pytest.TempPathFa
         {"method": "head", "trial": head.trial, "map": head.map, "working_bytes": head.working_bytes,
          "device_bytes": head.device_bytes},
     ]  # fmt: skip
-    report = page_report(info) | {"references": [one | {"differs": {}} for one in compared]}
+    beside = {"beside": info.front()[0].trial, "differs": {}}
+    report = page_report(info) | {"references": [one | beside for one in compared]}
     return write_front(report, tmp_path_factory.mktemp("front"))["html"]
 
 

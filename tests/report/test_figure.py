@@ -15,22 +15,25 @@ from cst_search.study.objectives import OBJECTIVES
 
 
 def test_the_headline_says_what_was_found_and_what_it_saves() -> None:
-    point = {"map": 0.572, "working_bytes": 20_000_000, "n_seeds": 1}
+    best = {"trial": 4, "map": 0.61, "working_bytes": 65_000_000, "n_seeds": 1}
+    point = {"trial": 3, "map": 0.572, "working_bytes": 20_000_000, "n_seeds": 1}
     report = {"context_bytes": 665_000_000, "budget": {"memory_bytes": 700_000_000, "params": None}}
-    assert headline(report, point) == "0.572 mAP in 20 MB beyond the fixed cost"
+    assert headline(report | {"front": [point]}) == "0.572 mAP in 20 MB beyond the fixed cost"
+    report["front"] = [best, point]
     full = {"method": "full", "working_bytes": 65_000_000, "device_bytes": 730_000_000, "map": None, "differs": {}}
     head = {"method": "head", "working_bytes": 15_000_000, "device_bytes": 680_000_000, "map": 0.43, "differs": {}}
-    assert headline(report | {"references": [full, head]}, point) == (
+    full, head = (one | {"beside": 3} for one in (full, head))
+    assert headline(report | {"references": [full, head]}) == (
         "0.572 mAP in 20 MB beyond the fixed cost; full fine-tuning needs 65 MB, above the budget; "
         "the head alone needs 15 MB and reaches 0.430"
     )
     other = head | {"differs": {"image_size_px": [128, 256], "batch_size": [2, 4]}}
-    assert headline(report | {"references": [other]}, point) == (
+    assert headline(report | {"references": [other]}) == (
         "0.572 mAP in 20 MB beyond the fixed cost; the head alone, at 128 px instead of 256 px and with batches of 2 "
         "instead of 4, needs 15 MB and reaches 0.430"
     )
     confirmed = point | {"n_seeds": 3, "map_mean": 0.5, "map_std": 0.01}
-    assert headline(report | {"context_bytes": 0}, confirmed) == "0.500 mAP in 20 MB"
+    assert headline(report | {"context_bytes": 0, "front": [confirmed]}) == "0.500 mAP in 20 MB"
 
 
 def test_every_trial_is_drawn_once_in_the_group_of_its_state():
@@ -189,6 +192,7 @@ def test_what_a_search_is_compared_with_is_marked(tmp_path):
     report, full = make_report(), {"method": "full", "trial": None, "map": None, "working_bytes": 9.6e9, "differs": {}}
     plain_range = picture(report)["x_range"]
     head = {"method": "head", "trial": 3, "map": 0.3, "working_bytes": 3.1e9, "device_bytes": 3.1e9, "differs": {}}
+    full, head = (one | {"beside": report["front"][0]["trial"]} for one in (full, head))
     report["references"] = [full | {"device_bytes": 9.6e9}, head]
     drawn = picture(report)
     assert drawn["references"] == [
