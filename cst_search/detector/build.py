@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cst_search.backbone.lean_layers import FixedBatchNorm2d, save_memory
+from cst_search.backbone.narrow_maps import guard
 from cst_search.backbone.recompute import once_norms
 from cst_search.backbone.resnet import STAGES, FrozenNorm
 from cst_search.config.recipe import Recipe
@@ -58,6 +59,7 @@ def build_detector(
     if recipe.memsave:
         save_memory(backbone.body)
     _recompute(model, backbone, recipe.recomputed_part(has_side=backbone.side is not None))
+    guard(model)
     return model
 
 
