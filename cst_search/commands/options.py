@@ -461,13 +461,13 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
     )
     stop_early: bool | None = _option(
         "--stop-early/--no-stop-early",
-        "Stop a trial early unless it is among the best 1/eta at that epoch (default: as in the study, else yes).",
+        "Stop a trial early if others that cost no more are clearly ahead of it (default: as in the study, else yes).",
         BUDGET,
         kind=bool,
     )
     eta: int | None = _option(
-        "--eta", "Early stopping: one in eta trials continues (default: as in the study, else 2).", BUDGET, kind=int,
-        least=2, recorded=True,
+        "--eta", "Early stopping: at least one in eta trials continues (default: as in the study, else 2).", BUDGET,
+        kind=int, least=2, recorded=True,
     )  # fmt: skip
     of_study: StudyInfo | None = None
 

@@ -1,10 +1,13 @@
-"""Early stopping: promotes trials at a rung by constrained non-dominated rank. Arithmetic only.
+"""Early stopping: compares trials at a rung with those that cost no more. Arithmetic only.
 
-Asynchronous successive halving [Li2020] with several objectives [Schmucker2021]: rungs divide the epochs, and a trial
-that reaches a rung goes on if it is among the best 1/eta of all trials that reached it so far. "Best" is a
-multi-objective order, so that a small cheap model competes with similar ones: feasible before infeasible [Deb2002],
-then by non-dominated front, and within a front by crowding distance, the outermost and least crowded first. A stopped
-trial may be promoted later, once enough others have reached the rung that it is among the best.
+Asynchronous successive halving [Li2020]: rungs divide the epochs, and a trial that reaches a rung goes on if it is
+among the best 1/eta of all trials that reached it so far. A stopped trial may be promoted later, once enough others
+have reached the rung that it is among the best.
+
+Several objectives [Schmucker2021] need an order. Ours uses that costs are known: what counts is by how much the mAP of
+a trial leads that of its rival, the best trial that costs no more in any respect. So a small cheap model competes with
+its like. And mAP at a rung is no final mAP: a trial within `TOLERANCE` of its rival goes on, too. Feasible trials come
+before infeasible ones [Deb2002]. Measured in docs/benchmarks.md, "Who goes on at a rung".
 
 References.
 
@@ -24,12 +27,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from cst_search.study.objectives import Objective
-from cst_search.study.pareto import Floats, as_costs, nondominated
 
 # No rung before this share of the full length, and none at the first epoch: the learning rate still rises there, and
 # mAP says little about the final mAP. Rank correlation with the final mAP by epoch, over 202 trials of 9 epochs: 0.44,
 # 0.66, 0.83, 0.87, 0.94; among the better half -0.16, 0.23, 0.58, 0.66, 0.84 (benchmarks/results/search-table.json.gz).
 _LEAST = 0.2
+TOLERANCE = 0.2  # share of the rival's mAP; 0.1 and 0.3 are compared with it in docs/benchmarks.md
 
 
 def rung_epochs(epochs: int, eta: int) -> tuple[int, ...]:
@@ -42,38 +45,41 @@ def rung_epochs(epochs: int, eta: int) -> tuple[int, ...]:
     return tuple(sorted(at for at in found if 1 < at < epochs))
 
 
-def order(values: Sequence[Sequence[float]], violations: Sequence[float], objectives: Sequence[Objective]) -> list[int]:
-    """Return the indices of n trials from best to worst.
+class _Rung:
+    """The trials that reached a rung, in the order in which they did.
 
-    Args:
-        values: ``n x m`` as in `pareto`; a NaN (no mAP because the loss was not finite) is the worst of its objective.
-        violations: n summed budget violations; <= 0 is feasible. Infeasible trials come last, least violation first.
+    Attributes:
+        quality: their mAPs, ``n x q``; a NaN (the loss was not finite) is 0.
+        rival: highest of each mAP among the others that cost no more in any respect, ``n x q``; 0 if there is none.
+        violation: summed budget violations, n numbers; <= 0 is feasible.
     """
-    table = as_costs(values, objectives)
-    for column in table.T:
-        unknown = np.isnan(column)
-        column[unknown] = column[~unknown].max() + 1 if not unknown.all() else 0.0
-    over = np.asarray(violations, dtype=float)
-    left = np.flatnonzero(over <= 0)
-    found: list[int] = []
-    while len(left):
-        first = left[nondominated(table[left])]
-        found += [int(i) for i in first[np.argsort(-_crowding(table[first]), kind="stable")]]
-        left = np.setdiff1d(left, first)
-    out = np.flatnonzero(over > 0)
-    return found + [int(i) for i in out[np.argsort(over[out], kind="stable")]]
 
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        self.trials: list[int] = []
+        self._is_quality = np.array([objective.goal == "max" for objective in objectives])
+        n_costs = int((~self._is_quality).sum())
+        self._costs, self.violation = np.empty((0, n_costs)), np.empty(0)
+        self.quality = self.rival = np.empty((0, len(objectives) - n_costs))
 
-def _crowding(table: Floats) -> Floats:
-    """Return the crowding distance of NSGA-II [Deb2002], n numbers; infinite for the extremes of each objective."""
-    distance = np.zeros(len(table))
-    for column in table.T:
-        by = np.argsort(column, kind="stable")
-        span = column[by[-1]] - column[by[0]]
-        distance[by[[0, -1]]] = np.inf
-        if span > 0:
-            distance[by[1:-1]] += (column[by[2:]] - column[by[:-2]]) / span
-    return distance
+    def add(self, trial: int, values: Sequence[float], violation: float) -> None:
+        table = np.asarray(values, dtype=float)
+        quality, costs = np.nan_to_num(table[self._is_quality]), table[~self._is_quality]
+        if violation <= 0:  # what cannot be had is no rival
+            dearer = (self._costs >= costs).all(axis=1)
+            self.rival[dearer] = np.maximum(self.rival[dearer], quality)
+        cheaper = (self._costs <= costs).all(axis=1) & (self.violation <= 0)
+        rival = self.quality[cheaper].max(axis=0, initial=0.0)
+        self.trials.append(trial)
+        self._costs, self.violation = np.vstack([self._costs, costs]), np.append(self.violation, violation)
+        self.quality, self.rival = np.vstack([self.quality, quality]), np.vstack([self.rival, rival])
+
+    def best(self, eta: int) -> list[int]:
+        """Return the trials that go on, best first: one in ``eta``, and feasible ones that are close to their rival."""
+        is_close = (self.quality >= (1 - TOLERANCE) * self.rival).any(axis=1) & (self.violation <= 0)
+        lead = (self.quality - self.rival).max(axis=1, initial=-np.inf)
+        order = np.lexsort((-lead, np.maximum(self.violation, 0.0)))
+        n = max(1, len(order) // eta)
+        return [self.trials[i] for place, i in enumerate(order) if place < n or is_close[i]]
 
 
 class Rungs:
@@ -82,46 +88,36 @@ class Rungs:
     Args:
         objectives: objectives of the study.
         epochs: epochs of the rungs, see `rung_epochs`.
-        eta: one in eta of the trials that reached a rung goes on.
+        eta: at least one in eta of the trials that reached a rung goes on.
     """
 
     def __init__(self, objectives: Sequence[Objective], epochs: Sequence[int], eta: int) -> None:
-        self.objectives, self.epochs, self.eta = tuple(objectives), tuple(epochs), eta
-        self._reached: dict[int, dict[int, tuple[list[float], float]]] = {at: {} for at in self.epochs}
+        self.epochs, self.eta = tuple(epochs), eta
+        self._rungs = {at: _Rung(objectives) for at in self.epochs}
 
     def has(self, trial: int, epoch: int) -> bool:
-        return trial in self._reached[epoch]
+        return trial in self._rungs[epoch].trials
 
     def report(self, trial: int, epoch: int, values: Sequence[float], violation: float) -> None:
-        """Store a trial's values after an epoch, if that epoch is a rung.
+        """Store a trial's values after an epoch, if that epoch is a rung that it had not reached.
 
         Args:
             values: its objectives, including this epoch's mAP.
             violation: summed budget violation; <= 0 is feasible.
         """
-        if epoch in self._reached:
-            self._reached[epoch][trial] = (list(values), violation)
+        if epoch in self._rungs and not self.has(trial, epoch):
+            self._rungs[epoch].add(trial, values, violation)
 
     def goes_on(self, trial: int, epoch: int) -> bool:
         """Return whether a trial continues after an epoch that it reported; True if that epoch is not a rung."""
-        return epoch not in self._reached or trial in self._best(epoch)
+        return epoch not in self._rungs or trial in self._rungs[epoch].best(self.eta)
 
     def promotable(self, stopped: Sequence[int]) -> int | None:
         """Return the stopped trial that would go on now: from the highest rung, the best first; None: there is none."""
         waiting = set(stopped)
         for epoch in reversed(self.epochs):
-            for trial in self._best(epoch):
-                if trial in waiting and self._last(trial) == epoch:
+            for trial in self._rungs[epoch].best(self.eta):
+                if trial in waiting:
                     return trial
+            waiting = waiting.difference(self._rungs[epoch].trials)  # only at its last rung is a trial waiting
         return None
-
-    def _last(self, trial: int) -> int:
-        return max(epoch for epoch, seen in self._reached.items() if trial in seen)
-
-    def _best(self, epoch: int) -> list[int]:
-        seen = self._reached[epoch]
-        if not seen:
-            return []
-        trials = list(seen)
-        places = order([seen[t][0] for t in trials], [seen[t][1] for t in trials], self.objectives)
-        return [trials[i] for i in places[: max(1, len(trials) // self.eta)]]

@@ -145,8 +145,8 @@ class StudySpec:
             belongs to the study because a trial that exceeds it is recorded as infeasible.
         inputs: properties of the dataset that memory and parameters depend on: ``n_classes``, ``max_boxes``, ``sizes``
             (height, width). Needed to export on a machine without the dataset.
-        eta: early stopping: one in eta of the trials that reach a rung goes on; 0: all do. None: `ETA` for a new
-            study, the stored value for an existing one.
+        eta: early stopping: at least one in eta of the trials that reach a rung goes on; 0: all do. None: `ETA` for a
+            new study, the stored value for an existing one.
         prior: what the sampler learns from, see `search.sources`; None in studies of earlier versions.
     """
 

@@ -122,7 +122,7 @@ def test_a_trial_due_for_promotion_is_not_closed() -> None:
     complete(session, first, 0.5, 0.5, 0.5)
     assert session.due() == second and session.close_stopped() == []
     promoted = session.promote()
-    assert promoted is not None and not reaches(session, second, 2, 0.4)  # again, at the next rung
+    assert promoted is not None and not reaches(session, second, 2, 0.3)  # again, at the next rung
     assert session.study.record(second).reason == "stopped after epoch 2 of 4"
     assert len(session.close_stopped()) == 3
 
@@ -150,7 +150,7 @@ def test_repeats_are_not_compared_at_rungs_and_promote_no_trial(tmp_path: Path) 
     session = open_session(session.study.url, session.study.name)
     session.begin_launch()
     assert (session.due(), session.n_stopped()) == (second, 3)
-    assert set(session.promotion._table._reached[1]) == {
+    assert set(session.promotion._table._rungs[1].trials) == {
         r.trial for r in session.study.info().trials
     }  # the repeat is not among them
 
@@ -203,9 +203,9 @@ def test_rungs_are_rebuilt_after_a_kill(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert session.study.info().n_ran() == 3
     session.begin_launch()
-    reached = session.promotion._table._reached
-    assert {at: {t: values for t, (values, _) in seen.items()} for at, seen in reached.items()} == {
-        1: {0: [0.5], 1: [0.3], 2: [0.1], 3: [0.6]}, 2: {0: [0.5], 3: [0.7]},
+    rungs = session.promotion._table._rungs
+    assert {at: dict(zip(rung.trials, rung.quality[:, 0].tolist(), strict=True)) for at, rung in rungs.items()} == {
+        1: {0: 0.5, 1: 0.3, 2: 0.1, 3: 0.6}, 2: {0: 0.5, 3: 0.7},
     }  # fmt: skip
     again = ask(session)
     assert (again.trial, again.again) == (3, True)
@@ -244,7 +244,8 @@ def test_stopped_trials_of_a_dead_launch_are_adopted_once(tmp_path: Path, monkey
         dead = make_study(tmp_path, eta=2)
         dead.begin_launch()
         suggestions = [ask(dead) for _ in range(2)]
-        goes_on = [dead.progress(s.trial, {"epoch": 1, "map": m}) for s, m in zip(suggestions, (0.5, 0.1), strict=True)]
+        epoch = {"epoch": 1, "device_bytes": 500}
+        goes_on = [dead.progress(s.trial, epoch | {"map": m}) for s, m in zip(suggestions, (0.5, 0.1), strict=True)]
         stopped = [s for s, on in zip(suggestions, goes_on, strict=True) if not on]
         assert stopped
         for suggestion in stopped:

@@ -135,7 +135,7 @@ def test_trials_that_were_stopped_early(tmp_path: Path, uri: str) -> None:
 
     trials = [session.ask(fake_estimate) for _ in range(4)]  # type: ignore[arg-type]
     numbers = [trial.trial for trial in trials if trial is not None]
-    assert [reach(number, 1, quality) for number, quality in zip(numbers, (0.5, 0.4, 0.1, 0.2), strict=True)] == [
+    assert [reach(number, 1, quality) for number, quality in zip(numbers, (0.5, 0.35, 0.1, 0.2), strict=True)] == [
         True, False, False, False,
     ]  # fmt: skip
     session.tell(numbers[0], scored(0.5, device_bytes=500))
