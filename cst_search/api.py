@@ -71,7 +71,9 @@ def launch(  # type: ignore[misc]  # the overloads leave out what does not decid
         KeyboardInterrupt: Ctrl-C. Finished trials are kept, and `Search.resume` goes on. Trials get 15 seconds to end.
 
     >>> import cst_search
-    >>> search = cst_search.launch("6GB", trials=2, settings={"search_epochs": 1}, study="first", in_process=True)
+    >>> search = cst_search.launch(
+    ...     "6GB", space="cst", trials=2, settings={"search_epochs": 1}, study="first", in_process=True
+    ... )
     >>> search.front()["trial"].tolist() == [record.trial for record in search.info.front()]
     True
     """

@@ -1,9 +1,9 @@
 """Right weight gradients of convolutions on narrow feature maps, in bf16 on a CPU.
 
-oneDNN leaves parts of such a gradient unwritten, the taps of a kernel that see nothing but padding: they hold whatever
-the memory held before. Seen with PyTorch 2.14 on a CPU with AVX-512 BF16, for strides above 1 and kernels above 3. An
-example is P7 of a 64 px image, a 3x3 convolution of stride 2 on one pixel. fp32 is right, and GPUs do not use oneDNN.
-`guard` makes these convolutions compute in fp32 where the map is that narrow.
+oneDNN leaves parts of such a gradient unwritten, taps of the kernel that see nothing but padding: they hold whatever
+the memory held before. Seen with PyTorch 2.14 on a CPU with AVX-512 BF16, where the map is narrower than the stride,
+and for kernels above 3. An example is P7 of a 64 px image, a 3x3 convolution of stride 2 on one pixel. fp32 is right,
+and GPUs do not use oneDNN. `guard` makes these convolutions compute in fp32 where the map is that narrow.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ def guard(model: nn.Module) -> None:
 def _conv_forward(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Replace the method of this name of a convolution, which every forward pass with a trained weight calls."""
     compute = type(conv)._conv_forward
-    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not _sees_padding_alone(conv, x):
+    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not _is_at_risk(conv, x):
         return compute(conv, x, weight, bias)
     with torch.autocast("cpu", enabled=False):
         y = compute(conv, x.float(), weight.float(), None if bias is None else bias.float())
     return y.to(torch.get_autocast_dtype("cpu"))
 
 
-def _sees_padding_alone(conv: nn.Conv2d, x: Tensor) -> bool:
-    return any(
-        has_unused_tap(x.shape[2 + side], conv.kernel_size[side], conv.stride[side], int(conv.padding[side]))
-        for side in (0, 1)
-    )
+def _is_at_risk(conv: nn.Conv2d, x: Tensor) -> bool:
+    for side in (0, 1):
+        size, kernel, stride = x.shape[2 + side], conv.kernel_size[side], conv.stride[side]
+        if size < stride or (kernel > 3 and has_unused_tap(size, kernel, stride, int(conv.padding[side]))):
+            return True
+    return False
 
 
 def has_unused_tap(size: int, kernel: int, stride: int, padding: int) -> bool:

@@ -32,7 +32,7 @@ from cst_search.study.objectives import Objective
 # mAP says little about the final mAP. Rank correlation with the final mAP by epoch, over 202 trials of 9 epochs: 0.44,
 # 0.66, 0.83, 0.87, 0.94; among the better half -0.16, 0.23, 0.58, 0.66, 0.84 (benchmarks/results/search-table.json.gz).
 _LEAST = 0.2
-TOLERANCE = 0.2  # share of the rival's mAP; 0.1 and 0.3 are compared with it in docs/benchmarks.md
+TOLERANCE = 0.2  # share of the rival's mAP; how it was chosen: docs/benchmarks.md
 
 
 def rung_epochs(epochs: int, eta: int) -> tuple[int, ...]:
@@ -59,7 +59,8 @@ class _Rung:
         self._is_quality = np.array([objective.goal == "max" for objective in objectives])
         n_costs = int((~self._is_quality).sum())
         self._costs, self.violation = np.empty((0, n_costs)), np.empty(0)
-        self.quality = self.rival = np.empty((0, len(objectives) - n_costs))
+        self.quality = np.empty((0, len(objectives) - n_costs))
+        self.rival = self.quality.copy()
 
     def add(self, trial: int, values: Sequence[float], violation: float) -> None:
         table = np.asarray(values, dtype=float)
