@@ -1,4 +1,4 @@
-"""Right weight gradients of convolutions on narrow feature maps, in bf16 on a CPU.
+"""Correct weight gradients for convolutions on narrow feature maps, in bf16 on a CPU.
 
 oneDNN leaves parts of such a gradient unwritten, taps of the kernel that see nothing but padding: they hold whatever
 the memory held before. Seen with PyTorch 2.14 on a CPU with AVX-512 BF16, where the map is narrower than the stride,
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def guard(model: nn.Module) -> None:
-    """Guard the convolutions of a model that need it, in place. Classes, tensors and names do not change."""
+    """Make convolutions run in fp32 on maps that are too narrow, in place. Classes, tensors and names do not change."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups == 1 and not isinstance(module.padding, str):
             kernel, stride = max(module.kernel_size), max(module.stride)
@@ -24,7 +24,7 @@ def guard(model: nn.Module) -> None:
 
 
 def _conv_forward(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Replace the method of this name of a convolution, which every forward pass with a trained weight calls."""
+    """Compute a convolution, in fp32 if it is at risk; stands in for `nn.Conv2d._conv_forward`."""
     compute = type(conv)._conv_forward
     if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not _is_at_risk(conv, x):
         return compute(conv, x, weight, bias)
@@ -42,7 +42,7 @@ def _is_at_risk(conv: nn.Conv2d, x: Tensor) -> bool:
 
 
 def has_unused_tap(size: int, kernel: int, stride: int, padding: int) -> bool:
-    """Return whether a place of a kernel never meets a pixel, along one side of a map of ``size`` pixels."""
+    """Return whether some tap of a kernel never meets a pixel, along one side of a map of ``size`` pixels."""
     if size >= kernel + stride:
         return False
     starts = range(-padding, size + padding - kernel + 1, stride)
