@@ -59,6 +59,15 @@ def test_who_is_close_to_the_best_of_what_costs_no_more_goes_on(reverse: bool) -
     assert [t for t, _ in trials if rungs.goes_on(t, 1)] == [0, 1, 3, 5]
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_is_over_the_budget_stops_nobody_whichever_comes_first(first: int) -> None:
+    rungs = Rungs(TWO, (1,), 100)
+    for trial in (first, 1 - first, 2):
+        values, over = [([0.3, 2.0], 0.0), ([0.9, 1.0], 0.5), ([0.5, 3.0], 0.0)][trial]
+        rungs.report(trial, 1, values, over)
+    assert [trial for trial in range(3) if rungs.goes_on(trial, 1)] == [0, 2]
+
+
 def test_several_costs_must_all_be_no_higher_for_a_rival() -> None:
     three = (*TWO, OBJECTIVES["trainable_params"])
     rungs = Rungs(three, (1,), 100)
