@@ -38,7 +38,7 @@ def launch(  # type: ignore[misc]  # the overloads leave out what does not decid
     data: str | Path | Sequence[str | Path] | None = None, recipe: RecipeLike | None = None,
     space: SpaceLike | None = None, settings: Settings | None = None, study: str | None = None,
     objectives: str = "map,device_bytes,trainable_params", sampler: str | None = None, prior: str | None = None,
-    trials: int = 16, until: str | None = None, time_limit: str | float | None = None, seed: int = 0,
+    trials: int | None = None, until: str | None = None, time_limit: str | float | None = None, seed: int = 0,
     stop_early: bool | None = None, eta: int | None = None,
     workers: int | None = None, device: str = "auto", in_process: bool = False, address: str | None = None,
     limit_mem: str | None = None, cache_size: str | float | None = None, skip_bad: bool = False,
@@ -60,7 +60,7 @@ def launch(  # type: ignore[misc]  # the overloads leave out what does not decid
         settings: fields of the recipe to change, ``{"search_epochs": 2}`` or ``["search_epochs=2"]``; also how data are
             read, ``{"exif": "shown"}``.
         study: name; an existing study is continued. With a list of folders each study is ``NAME-FOLDER``.
-        trials: total trials in the study, including earlier launches.
+        trials: total trials in the study, including earlier launches; None: 16, and 10 on the demo.
         until: ``"converged"``: end earlier, once further trials would gain less than the noise of seeds.
         in_process: run the trials one after the other in this process, without Ray.
         address: Ray cluster that runs the trials.

@@ -127,7 +127,7 @@ def test_the_reference_has_every_command(made: dict[str, str]) -> None:
     rows = rows_of(text, "launch")
     assert rows["--trials"] == [
         "whole number from 1 on",
-        "`16`",
+        "16; on the demo 10",
         "Total trials in the study, including earlier launches.",
     ]
     assert rows["--data"][1] == "the embedded demo" and rows["--stop-early`, `--no-stop-early"][0] == ""

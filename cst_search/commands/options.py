@@ -11,7 +11,7 @@ field by field. `study_setup.recorded_settings` finds here which settings a stud
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -41,6 +41,8 @@ SEARCH, READING, BUDGET, TRIALS, RECORD = (
 PANELS = (BUDGET, SEARCH, TRIALS, RECORD, READING)
 CONVERGED = "converged"
 UNTIL = ("trials", CONVERGED)
+N_TRIALS = 16
+N_DEMO_TRIALS = 10  # of at most 85 s, on two cores within five minutes
 _LEAST_PARAMS = 1000  # the smallest head, of the demo's detector with one class, has some hundred thousand
 
 
@@ -447,8 +449,9 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
         recorded=True,
     )  # fmt: skip
     trials: int = _option(
-        "--trials", "Total trials in the study, including earlier launches.", BUDGET, kind=int, default=16, least=1,
-        recorded=True,
+        "--trials",
+        f"Total trials in the study, including earlier launches (default: {N_TRIALS}; on the demo {N_DEMO_TRIALS}).",
+        BUDGET, kind=int, least=1, recorded=True,
     )  # fmt: skip
     limit_mem: int | None = _option(
         "--limit-mem",
@@ -478,7 +481,10 @@ class LaunchOptions(ResumeOptions, ReadingOptions):
             raise ConfigError(
                 f"--eta {eta} says how trials are stopped early, and --no-stop-early that none is; give one"
             )
-        return super().read(**given)
+        options = super().read(**given)
+        if options.trials is not None:
+            return options
+        return replace(options, trials=N_DEMO_TRIALS if options.data in (None, "demo") else N_TRIALS)
 
     @property
     def budget(self) -> Budget:

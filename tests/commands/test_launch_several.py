@@ -164,6 +164,12 @@ def test_options_of_each_launch_differ_in_their_data_alone() -> None:
         LaunchOptions.read(data=["a", "b"])
 
 
+def test_the_demo_has_fewer_trials_unless_they_are_given() -> None:
+    assert LaunchOptions.read().trials == LaunchOptions.read(data="demo").trials == 10
+    assert [one.trials for one in launches_of(data=["a", "demo"])] == [16, 10]
+    assert LaunchOptions.read(trials=16).trials == 16 and LaunchOptions.read(data="a", trials=1).trials == 1
+
+
 def test_a_list_of_folders_from_python(tmp_path: Path, sets: list[Path], tiny_recipe: Callable[..., Recipe]) -> None:
     searches = cst_search.launch(
         "6GB", data=sets, recipe=tiny_recipe(search_epochs=1), space=SPACE, trials=1, in_process=True,
