@@ -126,32 +126,6 @@ def test_columns() -> None:
     assert layout.encode(layout.row({"rank": 4}, partly=True)[None])[0, 1] == 0.5  # by rank: 2, 4, 8
 
 
-def test_numbers_of_one_name_share_a_column_if_no_configuration_has_both() -> None:
-    names = CategoricalDistribution(["x", "y"])
-    layout = ParameterLayout(
-        {
-            "kind": CategoricalDistribution(["a", "b", "c"]),
-            "a.lr": FloatDistribution(1e-4, 1e-2, log=True),
-            "b.lr": FloatDistribution(1e-3, 1e-1, log=True),
-            "ab.lr": FloatDistribution(0.0, 1.0),  # beside a.lr and b.lr in a configuration
-            "a.form": names,
-            "b.form": names,  # choices without an order mean something else in each
-        },
-        {"a.lr": ("kind", ["a"]), "b.lr": ("kind", ["b"]), "ab.lr": ("kind", ["a", "b"]), "a.form": ("kind", ["a"]),
-         "b.form": ("kind", ["b"])},
-    )  # fmt: skip
-    one = {"kind": "a", "a.lr": 1e-3, "ab.lr": 0.25, "a.form": "x"}
-    other = {"kind": "b", "b.lr": 1e-1, "ab.lr": 0.75, "b.form": "y"}
-    rows = np.stack([layout.row(one), layout.row(other), layout.row({"kind": "c"})])
-    half = [0.5, 0.5]
-    assert layout.encode(rows).tolist() == [
-        [1, 0, 0, 0.5, 0.25, 1, 0, *half],
-        [0, 1, 0, 1.0, 0.75, *half, 0, 1],
-        [0, 0, 1, 0.5, 0.50, *half, *half],
-    ]
-    assert layout.n_encoded == 9
-
-
 def test_a_dimension_of_one_value_never_changes() -> None:
     layout = ParameterLayout({"x": FloatDistribution(1.0, 1.0), "y": CategoricalDistribution([3])})
     rows = layout.draw(5, np.random.default_rng(0))
