@@ -7,6 +7,7 @@ momentum, stem and first stage frozen, COCO at up to 800 x 1333 px. Active bytes
 then with what those libraries do otherwise, one thing after the other:
 
     settings    our detector with their settings: 93 boxes in an image, as COCO has; one state per trained parameter;
+                gradients that stay, since `zero_grad` filled them with zeros then and did not drop them;
                 the stride in a stage's first 1x1 (caffe); BatchNorm2d in eval mode, which keeps its input (mmdetection)
     matching    overlaps of all anchors and boxes of an image at once, where ours works on a few boxes at a time
     loss        their loss over the classes: detectron2's takes all images at once, mmdetection's is one CUDA kernel
@@ -45,8 +46,7 @@ N_CLASSES = 80
 Heads = Callable[[Tape, StepShape, list[ShapeTensor]], list[ShapeTensor]]
 
 SMALL = "all but a few percent is explained; cuDNN's workspaces are left out"
-UNEXPLAINED = "the rest is unexplained; cuDNN's workspaces on a V100 are left out"
-UNEXPLAINED_LOSS = "the rest is unexplained; TorchScript's derivative of the loss may keep more than autograd's"
+TORCHSCRIPT = "the rest is unexplained; its loss is TorchScript, which needed more than autograd then"
 LATER = "published two years later, with a newer PyTorch; rounding alone is 3 %"
 
 
@@ -68,7 +68,7 @@ class Published:
     detector: str
     backbone: str
     gib: float
-    tolerance: float = 0.07
+    tolerance: float = 0.05
     why: str = SMALL
     batch_size: int = 2
     n_gpus: int = 8
@@ -84,16 +84,16 @@ class Published:
 
 
 ROWS = (
-    Published("detectron2", "caffe", "fasterrcnn", "resnet50", 3.0, 0.15, UNEXPLAINED),
-    Published("detectron2", "caffe", "fasterrcnn", "resnet101", 4.1, 0.15, UNEXPLAINED),
-    Published("detectron2", "caffe", "retinanet", "resnet50", 3.9, 0.15, UNEXPLAINED_LOSS),
-    Published("detectron2", "caffe", "retinanet", "resnet101", 5.1, 0.15, UNEXPLAINED_LOSS),
+    Published("detectron2", "caffe", "fasterrcnn", "resnet50", 3.0),
+    Published("detectron2", "caffe", "fasterrcnn", "resnet101", 4.1),
+    Published("detectron2", "caffe", "retinanet", "resnet50", 3.9, 0.1, TORCHSCRIPT),
+    Published("detectron2", "caffe", "retinanet", "resnet101", 5.1, 0.1, TORCHSCRIPT),
     Published("mmdetection", "caffe", "fasterrcnn", "resnet50", 3.8),
     Published("mmdetection", "pytorch", "fasterrcnn", "resnet50", 4.0),
     Published("mmdetection", "caffe", "fasterrcnn", "resnet101", 5.7),
     Published("mmdetection", "pytorch", "fasterrcnn", "resnet101", 6.0),
     Published("mmdetection", "pytorch", "retinanet", "resnet18", 1.7, 0.09, LATER),
-    Published("mmdetection", "pytorch", "retinanet", "resnet18", 5.0, 0.11, LATER, batch_size=8, n_gpus=1),
+    Published("mmdetection", "pytorch", "retinanet", "resnet18", 5.0, 0.09, LATER, batch_size=8, n_gpus=1),
     Published("mmdetection", "caffe", "retinanet", "resnet50", 3.5),
     Published("mmdetection", "pytorch", "retinanet", "resnet50", 3.8),
     Published("mmdetection", "caffe", "retinanet", "resnet101", 5.5),
@@ -102,9 +102,10 @@ ROWS = (
     Published("mmdetection", "caffe", "fcos", "resnet101", 5.5),
 )
 
-# bytes per pair of an anchor and a box that the overlaps take at once: detectron2's pairwise_iou holds two corners and
-# their difference; mmdetection's bbox_overlaps also their product, a sum of areas and the union
-PAIR_BYTES = {"detectron2": 24, "mmdetection": 36}
+# bytes per pair of an anchor and a box that the overlaps take at once, beside the four of the result. Of 2019, both
+# libraries hold two corners, their difference and its product (28) while they divide by the union (4); detectron2 also
+# a mask of one byte. Both sums, 37 and 36, were seen in a run on a CPU.
+PAIR_BYTES = {"detectron2": 33, "mmdetection": 32}
 
 
 def detectron2_retinanet(tape: Tape, step: StepShape, levels: list[ShapeTensor]) -> list[ShapeTensor]:
@@ -197,7 +198,7 @@ def predicted(row: Published) -> dict[str, float]:
     petl_params = method.petl_params(step.shape, method.make_options(recipe.options))
 
     def active(step: StepShape) -> StepBytes:
-        return step_bytes(step, plan, petl_params, half=False, accumulates=False, workspaces=False)
+        return step_bytes(step, plan, petl_params, half=False, accumulates=True, workspaces=False)
 
     stages = {"settings": active(step)}
     with mock.patch.multiple(dense_heads, IOU_PAIRS=10**12, BOX_IOU_PAIR=PAIR_BYTES[row.library]):
