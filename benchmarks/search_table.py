@@ -1,11 +1,11 @@
 """Train configurations of the all-methods space on a data set, and store the results that benchmarks/search.py replays.
 
-    python benchmarks/search_table.py --data DIR [--common 60] [--own 40] [--jobs 1] [--out FILE.json.gz]
+    python benchmarks/search_table.py --data DIR [--common 60] [--own 40] [--image-size 128] [--jobs 1] [--out FILE]
 
-Trials start from the shipped trained detector (recipe `small`, in bf16, images of at most 128 px). The first 60
-configurations are the same for every data set; 40 more are drawn for the data set by its name. Each is trained once at
-full length and evaluated after every epoch, so its mAP is known at every rung, on the schedule of a full-length trial.
-Each result is a line in `FILE.jsonl` as it ends; the same command resumes from there.
+Trials start from the shipped trained detector (recipe `small`, in bf16, images of at most 128 px by default). The first
+60 configurations are the same for every data set, at another image size too; 40 more are drawn for the data set by its
+name. Each is trained once at full length and evaluated after every epoch, so its mAP is known at every rung, on the
+schedule of a full-length trial. Each result is a line in `FILE.jsonl` as it ends; the same command resumes from there.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ RECIPE, SPACE = "small", "petl"
 SIDE_PX = 128  # the recipe's 240 px take four times as long, and a table has 100 trainings
 
 
-def settings(epochs: int, data: DetectionData) -> dict[str, Any]:
+def settings(epochs: int, data: DetectionData, side_px: int = SIDE_PX) -> dict[str, Any]:
     """Return the changed fields of the recipe: small images of the shape that the data's have, in bf16."""
     height, width = max(image_sizes(data), key=lambda hw: max(hw) / min(hw))
-    longest = math.ceil(SIDE_PX * max(height, width) / min(height, width))
+    longest = math.ceil(side_px * max(height, width) / min(height, width))
     return {
-        "image_size_px": SIDE_PX, "max_size_px": longest, "precision": "bf16", "eval_every": 1, "search_epochs": epochs
+        "image_size_px": side_px, "max_size_px": longest, "precision": "bf16", "eval_every": 1, "search_epochs": epochs
     }  # fmt: skip
 
 
@@ -53,6 +53,7 @@ class Job:
     key: str
     folder: Path
     epochs: int
+    side_px: int
     cache: Cache
 
 
@@ -60,7 +61,7 @@ def measure(job: Job) -> dict[str, Any]:
     """Train one configuration. Returns its costs and its mAP after every epoch."""
     torch.set_num_threads(1)
     data, _ = load_data(job.folder)
-    base = replace(load_recipe(RECIPE), **settings(job.epochs, data))
+    base = replace(load_recipe(RECIPE), **settings(job.epochs, data, job.side_px))
     config = load_space(SPACE, base).sample(random.Random(f"search table {job.key}"))
     recipe = base.configured(config)
     shape = worst_input(recipe, image_sizes(data), data.summary()["max_boxes"])
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--common", type=int, default=60, help="configurations that all tables share")
     parser.add_argument("--own", type=int, default=40, help="further configurations, of this data set alone")
+    parser.add_argument("--image-size", type=int, default=SIDE_PX, help="shortest side in pixels")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, a thread each")
     parser.add_argument("--cache", type=Path, default=Path("cst-runs/cache"), help="where features are cached")
     parser.add_argument("--out", type=Path, help="[default: benchmarks/results/search-table-NAME.json.gz]")
@@ -99,7 +101,7 @@ def main() -> None:
     data, _ = load_data(args.data)
     wanted = keys(name, args.common, args.own)
     cache = Cache(args.cache, 4 * 10**9, len(wanted))
-    jobs = [Job(key, args.data, args.epochs, cache) for key in wanted if key not in done]
+    jobs = [Job(key, args.data, args.epochs, args.image_size, cache) for key in wanted if key not in done]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool, lines.open("a") as kept:
         for row in pool.imap_unordered(measure, jobs):
             rows.append(row)
@@ -108,7 +110,7 @@ def main() -> None:
             print(
                 f"[{len(rows)}/{len(wanted)}] {row['config']['method']}: {last:.3f} in {row['seconds']} s", flush=True
             )
-    base = replace(load_recipe(RECIPE), **settings(args.epochs, data))
+    base = replace(load_recipe(RECIPE), **settings(args.epochs, data, args.image_size))
     stamp = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.processor() or platform.machine(),
@@ -116,7 +118,7 @@ def main() -> None:
         "space": dict(load_space(SPACE, base).source),
         "recipe": RECIPE,
         "data": name,
-        "settings": settings(args.epochs, data),
+        "settings": settings(args.epochs, data, args.image_size),
         "n_classes": len(data.class_names),
         "sizes": image_sizes(data),
         "max_boxes": data.summary()["max_boxes"],
