@@ -87,6 +87,14 @@ def test_the_report_has_quartiles(capsys: pytest.CaptureFixture[str]) -> None:
     assert "| random | 3 | 12 (6 to 18) |" in capsys.readouterr().out
 
 
+def test_what_sources_save_is_paired_by_seed() -> None:
+    rows = [{"data": "a", "search": name, "share": 0.95, "trials": trials}
+            for name, trials in (("pareto", [2, 3, 3]), ("pareto-no-prior", [5, math.inf, 2]))]  # fmt: skip
+    (found,) = search_pool.worth_of_sources(rows)
+    assert found["mean"] == pytest.approx((3 + 2 - 1) / 3)  # infinity counts as 5, the longest that got there
+    assert -1 <= found["low"] < found["mean"] < found["high"] <= 3
+
+
 def test_older_tables_and_comparisons_of_methods_are_read() -> None:
     """A table without a dimension of today's space is searched without it; a small one has no budget."""
     results = Path(search_pool.__file__).parent / "results"
