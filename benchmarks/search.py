@@ -47,7 +47,7 @@ from cst_search.search.gaussian_process import Model, kernel
 from cst_search.search.optuna_space import layout, pick
 from cst_search.search.pareto_sampler import KnownValues, ParetoSampler
 from cst_search.search.samplers import pareto_sampler
-from cst_search.search.transfer_prior import Prior, expectations
+from cst_search.search.transfer_prior import FILE, Prior, expectations
 from cst_search.study.objectives import choose_objectives
 from cst_search.study.parameters import params_of
 from cst_search.study.records import Budget, StudySpec
@@ -58,6 +58,7 @@ from cst_search.trial.default_config import default_config
 TABLE = Path("benchmarks/results/search-table.json.gz")
 OBJECTIVES = choose_objectives("map,device_bytes,trainable_params")
 SMALL = 20  # a table with fewer rows has no budget
+LEAST_SOURCE = 8  # configurations; as few as of a study that becomes a source
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore")
@@ -190,9 +191,27 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def shipped_priors(table: Table) -> list[Callable[[np.ndarray], np.ndarray]]:
-    """Return what the shipped sources expect, without those of the table's data set, whose rows they must not know."""
-    others = Prior.load_each(without=[table.data], refit=True)
-    return expectations(list(others.values()), table.space)
+    """Return what the shipped sources expect, as if neither the table's data set nor its configurations were there.
+
+    Lengthscales are fitted to each source alone, since the shipped ones know all sets. A source of which fewer than
+    `LEAST_SOURCE` configurations are left is dropped.
+    """
+    with gzip.open(FILE, "rt") as file:
+        groups = json.load(file)["groups"]
+    seen, found = {_digits(config) for config in table.configs}, []
+    for group in groups:
+        space = Space.from_dict(group["space"])
+        for source in group["tables"]:
+            rows = [(row["config"], row["map"]) for row in source["rows"] if _digits(row["config"]) not in seen]
+            if source["data"] != table.data and len(rows) >= LEAST_SOURCE:
+                found.append(Prior(space, {source["data"]: rows}))
+    return expectations(found, table.space)
+
+
+def _digits(config: dict[str, Any]) -> str:
+    """Return a configuration as text, numbers in the digits of the shipped sources."""
+    kept = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in config.items()}
+    return json.dumps(kept, sort_keys=True)
 
 
 class World(Table):

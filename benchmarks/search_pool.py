@@ -8,7 +8,8 @@ there is one, by the distance in the sampler's columns. It learns that configura
 One over the memory budget costs no epoch, but counts as asked for. A search is judged by the hypervolume of its trials
 at full length, relative to the front of the whole pool, in a box from the best to the worst of that front; trainable
 parameters and working memory on a logarithmic scale. It ends at the last of `SHARES`. The sources of our sampler are
-the shipped ones without the pool's data set, each with lengthscales of its own.
+the shipped ones without the pool's data set and without its configurations, each with lengthscales of its own. Since
+tables of different data sets share configurations, `--skip-common 20` leaves the first 20 of them to the sources.
 
 A pool of fewer than 20 configurations has no budget, and a search of it no references to begin with: they would be most
 of it. Figures are full trials: epochs over the length of a trial.
@@ -194,16 +195,18 @@ SEARCHES: dict[str, Search] = {
 
 
 @lru_cache(maxsize=1)
-def _pool(path: str) -> Pool:
-    return Pool(read_table(Path(path)))
+def _pool(path: str, skipped: int) -> Pool:
+    table = read_table(Path(path))
+    rows = [row for row in table["rows"] if not (row.get("key", "").isdigit() and int(row["key"]) < skipped)]
+    return Pool(table | {"rows": rows})
 
 
-def search(job: tuple[str, int, str]) -> dict[str, Any]:
-    """Run one search with one seed on the pool of one table."""
-    name, seed, path = job
+def search(job: tuple[str, int, str, int]) -> dict[str, Any]:
+    """Run one search with one seed on the pool of one table, without so many of the first rows of all tables."""
+    name, seed, path, skipped = job
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     begun = time.process_time()
-    pool = _pool(path)
+    pool = _pool(path, skipped)
     run = SEARCHES[name](pool, seed, max(SHARES))
     seconds = round(time.process_time() - begun, 1)
     which = f"{pool.data}, {len(pool.configs)} configurations"
@@ -260,12 +263,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=100, help="the sampler was tuned on those below 100")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--skip-common", type=int, default=0, help="rows that all tables share to leave to the sources")
     parser.add_argument("--only", help="names of searches, with semicolons")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/search-pool.json"))
     args = parser.parse_args()
     names = args.only.split(";") if args.only else list(SEARCHES)
     jobs = [
-        (name, seed, table)
+        (name, seed, table, args.skip_common)
         for table in args.tables
         for seed in range(args.first_seed, args.first_seed + args.seeds)
         for name in names

@@ -13,6 +13,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from cst_search.study.pareto import Floats
 
 _STEPS = 0.15, 0.05, 0.015  # standard deviations of mutations of a number, as shares of its range
+# Height of the column of a choice in the encoding. With 1, two choices were sqrt(2) apart and two numbers 0.4 on
+# average, so that what two methods share counted for next to nothing (docs/benchmarks.md).
+_HEIGHT = 0.3
 
 
 class ParameterLayout:
@@ -39,6 +42,7 @@ class ParameterLayout:
             i, j = self.names.index(other), self.names.index(name)
             assert i < j, f"{name} depends on {other}, which must come before it"
             self._codes[j] = i, np.array([self._columns[i].code(value) for value in values])
+        self._inputs = self._sharing()
 
     def mask(self, names: Collection[str]) -> NDArray[np.bool_]:
         """Return a mask over the p columns that is True for these parameters."""
@@ -47,7 +51,7 @@ class ParameterLayout:
     @property
     def n_encoded(self) -> int:
         """Number d of columns that `encode` returns."""
-        return sum(column.width for column in self._columns)
+        return sum(self._columns[together[0]].width for together in self._inputs)
 
     @property
     def roots(self) -> list[int]:
@@ -130,9 +134,32 @@ class ParameterLayout:
         """Return ``n x d`` model inputs for ``n x p`` codes.
 
         Numbers are scaled to 0..1, logarithmically if the distribution is. A categorical parameter with numeric choices
-        becomes one column, by rank; others have one column per choice. Missing parameters are encoded as the middle.
+        becomes one column, by rank; others have one column per choice, `_HEIGHT` for the one that is chosen, else 0.
+        Missing parameters are encoded as the middle.
+        Numbers of the same name that no configuration has together (``cst.lr``, ``full.lr``) are one column: what is
+        learned of the learning rate of one method is expected of the others, until their own trials say otherwise.
         """
-        return np.hstack([column.encode(rows[:, j]) for j, column in enumerate(self._columns)])
+        return np.hstack([self._input(rows, together) for together in self._inputs])
+
+    def _sharing(self) -> list[list[int]]:
+        """Return the parameters of each input or block of inputs of a model: columns of a row, in order."""
+        found: dict[tuple[str, int], list[int]] = {}
+        for j, name in enumerate(self.names):
+            parent, option = self._codes[j][0] if j in self._codes else -1, name.rpartition(".")[2]
+            others = found.get((option, parent), [])
+            alone = parent == -1 or self._columns[j].width > 1
+            if alone or any(np.isin(self._codes[j][1], self._codes[other][1]).any() for other in others):
+                option, others = name, []
+            found[option, parent] = [*others, j]
+        return list(found.values())
+
+    def _input(self, rows: Floats, together: list[int]) -> Floats:
+        first, *others = together
+        encoded = self._columns[first].encode(rows[:, first])
+        for j in others:
+            has = ~np.isnan(rows[:, j])
+            encoded[has] = self._columns[j].encode(rows[has, j])
+        return encoded
 
     def _is_without(self, params: Mapping[str, Any], name: str) -> bool:
         if name not in self._conditions:
@@ -153,8 +180,8 @@ class _Choices:
         self._choices = distribution.choices
         self._codes = {choice: float(i) for i, choice in enumerate(distribution.choices)}
         n = self.n_choices = len(self._choices)
-        self._cells, others = np.eye(n), 1.0 - np.eye(n)
-        blank = np.full((1, n), 1 / n)
+        self._cells, others = _HEIGHT * np.eye(n), 1.0 - np.eye(n)
+        blank = np.full((1, n), _HEIGHT / n)
         step = others
         if all(isinstance(choice, int | float) for choice in self._choices):
             rank = np.argsort(np.argsort(np.array(self._choices)))

@@ -121,9 +121,43 @@ def test_neighbours_change_the_given_share_and_keep_the_mask() -> None:
 def test_columns() -> None:
     layout = ParameterLayout({name: SPACE[name] for name in ("lr", "rank", "ab.norm", "a.n")})
     rows = np.stack([layout.row({"lr": 1e-3, "rank": 8, "ab.norm": "bn", "a.n": 1}), np.full(4, np.nan)])
-    assert layout.encode(rows)[0] == pytest.approx([0.5, 1.0, 0.0, 1.0, 0.0])
-    assert layout.encode(rows)[1] == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.5])  # inactive: in the middle
+    assert layout.encode(rows)[0] == pytest.approx([0.5, 1.0, 0.0, 0.3, 0.0])
+    assert layout.encode(rows)[1] == pytest.approx([0.5, 0.5, 0.15, 0.15, 0.5])  # inactive: in the middle
     assert layout.encode(layout.row({"rank": 4}, partly=True)[None])[0, 1] == 0.5  # by rank: 2, 4, 8
+
+
+def test_numbers_of_one_name_share_a_column_if_no_configuration_has_both() -> None:
+    names = CategoricalDistribution(["x", "y"])
+    layout = ParameterLayout(
+        {
+            "kind": CategoricalDistribution(["a", "b", "c"]),
+            "a.lr": FloatDistribution(1e-4, 1e-2, log=True),
+            "b.lr": FloatDistribution(1e-3, 1e-1, log=True),
+            "ab.lr": FloatDistribution(0.0, 1.0),  # beside a.lr and b.lr in a configuration
+            "a.form": names,
+            "b.form": names,  # choices without an order mean something else in each
+        },
+        {"a.lr": ("kind", ["a"]), "b.lr": ("kind", ["b"]), "ab.lr": ("kind", ["a", "b"]), "a.form": ("kind", ["a"]),
+         "b.form": ("kind", ["b"])},
+    )  # fmt: skip
+    one = {"kind": "a", "a.lr": 1e-3, "ab.lr": 0.25, "a.form": "x"}
+    other = {"kind": "b", "b.lr": 1e-1, "ab.lr": 0.75, "b.form": "y"}
+    rows = np.stack([layout.row(one), layout.row(other), layout.row({"kind": "c"})])
+    half = [0.15, 0.15]
+    assert layout.encode(rows).tolist() == [
+        [0.3, 0, 0, 0.5, 0.25, 0.3, 0, *half],
+        [0, 0.3, 0, 1.0, 0.75, *half, 0, 0.3],
+        [0, 0, 0.3, 0.5, 0.50, *half, *half],
+    ]
+    assert layout.n_encoded == 9
+
+
+def test_two_choices_are_no_further_apart_than_two_numbers() -> None:
+    """On average over random configurations: else the model sees little but which choices differ."""
+    layout = ParameterLayout({"x": FloatDistribution(0.0, 1.0), "y": CategoricalDistribution(["a", "b", "c", "d"])})
+    one, other = (layout.encode(layout.draw(2000, np.random.default_rng(seed))) for seed in (0, 1))
+    number, choice = (((one - other)[:, columns] ** 2).sum(axis=1).mean() for columns in (slice(1), slice(1, None)))
+    assert 0.5 < choice / number < 1.5
 
 
 def test_a_dimension_of_one_value_never_changes() -> None:

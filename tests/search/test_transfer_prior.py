@@ -66,7 +66,8 @@ def test_sources_rank_an_unseen_dataset() -> None:
             expected = sum(prior.over(space)(codes) / prior.spread for prior in others)
             found[f"{table['data']} {len(codes)}"] = spearmanr(expected, [row["map"] for row in table["rows"]])[0]
     found.pop("rice-pests 16")  # nothing works there, so its order is noise
-    assert len(found) == 8 and min(found.values()) > 0.5 and np.median(list(found.values())) > 0.7, found
+    assert found.pop("demo 202") > 0.3  # drawings, with a random neck and head: one of the fifteen sources is like it
+    assert len(found) == 14 and min(found.values()) > 0.5 and np.median(list(found.values())) > 0.7, found
 
 
 @pytest.mark.parametrize("name", ["petl", "cst", "lst", "head", "full", "conv_lora"])
