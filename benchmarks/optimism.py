@@ -118,7 +118,7 @@ def main() -> None:
         for line in pool.imap_unordered(train, jobs):
             done[line["table"], line["key"], line["seed"]] = line["map"]
             print(json.dumps(line), file=kept, flush=True)
-            print(f"{line['table']} {line['key']} seed {line['seed']}: {line['map']:.3f}", flush=True)
+            print(f"{line['table']}, row {line['key']!r}, seed {line['seed']}: {line['map']:.3f}", flush=True)
     found = []
     for name, (n_rows, points) in fronts.items():
         fresh = [[done[name, row["key"], seed] for seed in range(1, args.seeds + 1)] for row in points]
