@@ -65,18 +65,17 @@ class Prior:
         self._model.fit(self._layout.encode(np.stack(rows)), y, np.zeros(len(y)), tune=theta is None)
 
     @classmethod
-    def load_each(cls, path: Path = FILE, *, without: Collection[str] = (), refit: bool = False) -> dict[str, Prior]:
+    def load_each(cls, path: Path = FILE, *, without: Collection[str] = ()) -> dict[str, Prior]:
         """Return a prior of each shipped table, by the name of its dataset; of further tables of one, ``NAME-2``.
 
         Args:
             without: names of datasets to leave out.
-            refit: fit the lengthscales to each alone, rather than those of all datasets; it takes some seconds.
         """
         with gzip.open(path, "rt") as file:
             groups = json.load(file)["groups"]
         found: dict[str, Prior] = {}
         for group in groups:
-            space, theta = Space.from_dict(group["space"]), None if refit else group["theta"]
+            space, theta = Space.from_dict(group["space"]), group["theta"]
             for table in group["tables"]:
                 data, rows = table["data"], [(row["config"], row["map"]) for row in table["rows"]]
                 if data in without:
