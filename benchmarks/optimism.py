@@ -97,6 +97,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("cst-runs/cache"), help="where features are cached")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    if args.seeds <= N_CONFIRMING:
+        parser.error(f"--seeds must be at least {N_CONFIRMING + 1}: {N_CONFIRMING} confirm, the others judge")
     journal = args.out.with_suffix(".jsonl")
     lines = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
     done = {(line["table"], line["key"], line["seed"]): line["map"] for line in lines}

@@ -91,10 +91,15 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=SIDE_PX, help="shortest side in pixels")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, a thread each")
     parser.add_argument("--cache", type=Path, default=Path("cst-runs/cache"), help="where features are cached")
-    parser.add_argument("--out", type=Path, help="[default: benchmarks/results/search-table-NAME.json.gz]")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="[default: benchmarks/results/search-table-NAME.json.gz, of another image size NAME-SIZE]",
+    )
     args = parser.parse_args()
     name = args.data.name
-    out = args.out or Path(f"benchmarks/results/search-table-{name}.json.gz")
+    size = "" if args.image_size == SIDE_PX else f"-{args.image_size}"  # rows of two sizes must not meet in one file
+    out = args.out or Path(f"benchmarks/results/search-table-{name}{size}.json.gz")
     lines = out.with_suffix(".jsonl")
     rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     done = {row["key"] for row in rows}
